@@ -1,21 +1,22 @@
 """Where an engine's KV blocks lie in its memory, and how a block becomes one page.
 
-An engine registers regions of memory and, for each layer, a small arithmetic rule that says where the
-bytes of block b are: `segments` runs of `segment_bytes`, the s-th at region offset
+An engine registers regions of memory and, for each layer, a small arithmetic rule that says where
+the bytes of block b are: `segments` runs of `segment_bytes`, the s-th at region offset
 `offset + b * block_stride + s * segment_stride`. A page is the concatenation of these runs, over
-layers first, then over segments. Nothing but this rule ever travels; both ends do the same arithmetic.
+layers first, then over segments. Nothing but this rule ever travels; both ends do the same
+arithmetic.
 
-A layout comes from another process, so `fault` judges it before anybody copies a byte by it: every run
-inside its region, and no byte in two runs. The second is what keeps a load from overwriting a
-neighbour's block. It is decided by arithmetic for everything that nests (layers one after the other,
-layers interleaved inside a block, keys and values in separate planes) and by sorting all runs for the
-rest.
+A layout comes from another process, so `fault` judges it before anybody copies a byte by it: every
+run inside its region, and no byte in two runs. The second is what keeps a load from overwriting a
+neighbour's block. It is decided by arithmetic for everything that nests (layers one after the
+other, layers interleaved inside a block, keys and values in separate planes) and by sorting all
+runs for the rest.
 
-Two engines may exchange pages when `fingerprint` agrees. It covers what gives the page its meaning: the
-dtype, the name (which holds the order of the axes inside a run) and the length and number of the runs
-of each layer. It leaves out how many blocks there are and where they lie (region, offset, strides):
-an engine started again with more memory, or with its layers in another order in memory, still
-cuts the same pages.
+Two engines may exchange pages when `fingerprint` agrees. It covers what gives the page its meaning:
+the dtype, the name (which holds the order of the axes inside a run) and the length and number of
+the runs of each layer. It leaves out how many blocks there are and where they lie (region, offset,
+strides): an engine started again with more memory, or with its layers in another order in memory,
+still cuts the same pages.
 """
 
 from collections.abc import Iterator, Sequence
