@@ -1,0 +1,111 @@
+"""What every supervised actor has in common: hello, beat, neighbours, drain.
+
+A child says Hello, gets Welcome, learns of its neighbours and dials those that its kind talks to.
+It says Beat on its own clock; a child that cannot (stopped, or in an endless loop) is killed.
+"""
+
+from pegaflow.wire.control import (
+    BEAT_NS,
+    Beat,
+    Bye,
+    Counter,
+    Drain,
+    Gone,
+    Hello,
+    Neighbour,
+    Welcome,
+)
+from pegaflow.wire.message import Message
+from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
+
+from .actor import Actor, Dial, Effect, Hangup, Send, Sender, Stop
+
+
+class Child(Actor):
+    """An actor under the supervisor.  Subclasses extend the hooks below."""
+
+    DIALS: tuple[str, ...] = ()
+    """Names of the neighbours that this kind of actor dials."""
+
+    def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
+        super().__init__(address)
+        self.supervisor = supervisor  # constant: a child does not outlive its supervisor
+        self.hello = hello
+        self.welcome: Welcome | None = None  # set once; nothing is served before it
+        self.peers: dict[str, Address] = {}  # living neighbours that we dialled, by name
+        self.next_beat = 0  # when to say Beat again
+        self.draining = False
+        self.on(Welcome, self._on_welcome, SUPERVISOR)
+        self.on(Neighbour, self._on_neighbour, SUPERVISOR)
+        self.on(Gone, self._on_gone, SUPERVISOR)
+        self.on(Drain, self._on_drain, SUPERVISOR)
+
+    def start(self, now: int) -> list[Effect]:
+        """Say Hello to the supervisor."""
+        self.next_beat = now + BEAT_NS
+        return [Send(self.supervisor, self.hello)]
+
+    def wake_at(self) -> int | None:
+        """The next beat."""
+        return self.next_beat
+
+    def wake(self, now: int) -> list[Effect]:
+        """Say Beat when it is due."""
+        if now < self.next_beat:
+            return []
+        self.next_beat = now + BEAT_NS
+        numbers = {**self.counts, **self.gauges()}
+        beat = Beat(tuple(Counter(k, v) for k, v in sorted(numbers.items())))
+        return [Send(self.supervisor, beat), *self.beat(now)]
+
+    def beat(self, now: int) -> list[Effect]:
+        """Hook: what else to do at each beat."""
+        return []
+
+    def up(self, now: int) -> list[Effect]:
+        """Hook: Welcome has come."""
+        return []
+
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """Hook: a process of the group is proven dead."""
+        return []
+
+    def drain(self, now: int) -> list[Effect]:
+        """Hook: finish what is open; say `farewell` at once or later."""
+        return self.farewell()
+
+    def farewell(self) -> list[Effect]:
+        """The last effects of this life."""
+        return [Send(self.supervisor, Bye()), Stop()]
+
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """Hook: an answer to a question that has already ended.  Grants go back."""
+        return []
+
+    def peer(self, name: str) -> Address:
+        """The living neighbour of this name, or NOBODY."""
+        return self.peers.get(name, NOBODY)
+
+    def _on_welcome(self, sender: Sender, msg: Welcome, now: int) -> list[Effect]:
+        assert self.welcome is None
+        self.welcome = msg
+        return self.up(now)
+
+    def _on_neighbour(self, sender: Sender, msg: Neighbour, now: int) -> list[Effect]:
+        if msg.address.name not in self.DIALS:
+            return []
+        self.peers[msg.address.name] = msg.address
+        return [Dial(msg.address, msg.endpoint)]
+
+    def _on_gone(self, sender: Sender, msg: Gone, now: int) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.peers.get(msg.address.name) == msg.address:
+            del self.peers[msg.address.name]
+            effects.append(Hangup(msg.address))
+        return effects + self.gone(msg.address, now)
+
+    def _on_drain(self, sender: Sender, msg: Drain, now: int) -> list[Effect]:
+        if self.draining:
+            return []
+        self.draining = True
+        return self.drain(now)

@@ -1,0 +1,76 @@
+"""Allocator: who may fill which page.  Sessions and the index dial it.
+
+    session → allocator   Reserve   → Reserved     pages to fill, under stamps never used before
+    session → allocator   Return                   pages that were not sealed
+    session → allocator   Stock                    statement: up to this number I hold exactly these
+    allocator → index     Pressure  → Freed        evict enough for so many pages
+    index → allocator     Freed                    told unasked: these pages' records are void now
+    index → allocator     Fenced (control.py)      nothing of this dead process will be sealed
+
+A page that leaves a holder (Return, a Stock that omits it, Fenced) is free only if its ledger
+record, read after that word, is void; if it is sealed it belongs to the index.  A page of the index
+is free when Freed names it, or a periodic scan finds it, and its record is void.  So a lost Return
+is mended by the next Stock and a lost Freed by the next scan.
+
+Grants are numbered per holder.  A Reserved that the session no longer waits for is handed back with
+Return, not ignored.  A page granted later than the stated number is sent again.
+
+Who dies when: a session's death: Fenced, then all its pages come back by the rule above.  The
+allocator's or the index's death restarts both and the sessions on a new pool in this version.
+"""
+
+from .message import Message, message
+from .status import Status
+from .values import U64s
+
+
+@message(80)
+class Reserve(Message):
+    """So many pages of this size, all or none."""
+
+    page_size: int
+    count: int
+
+
+@message(81)
+class Reserved(Message):
+    """Grant `number`: these pages under these stamps; none unless status is OK."""
+
+    status: Status
+    number: int
+    pages: U64s
+    stamps: U64s
+
+
+@message(82)
+class Return(Message):
+    """I will never seal these pages."""
+
+    pages: U64s
+
+
+@message(83)
+class Stock(Message):
+    """Up to grant `upto` I hold exactly these pages."""
+
+    upto: int
+    pages: U64s
+
+
+@message(84)
+class Pressure(Message):
+    """Evict enough for `count` pages of this size.
+
+    `recut`: this size has no extent to take them from; empty an extent of another size.
+    """
+
+    page_size: int
+    count: int
+    recut: bool
+
+
+@message(85)
+class Freed(Message):
+    """The records of these pages are void now."""
+
+    pages: U64s

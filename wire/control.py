@@ -1,0 +1,160 @@
+"""Control: every process and its supervisor; and an engine at the front desk.
+
+A child dials the supervisor's socket with its own address as routing id.
+
+    child → supervisor   Hello          once, first: who I am and where my neighbours may dial me
+    supervisor → child   Welcome        once: where the pool is and how it is cut
+    supervisor → child   Neighbour      a process of the group is up and may be dialled
+    supervisor → child   Gone           a process is proven dead (its pidfd fired)
+    index → supervisor   (nothing)      it fences the dead process, then tells the allocator Fenced
+    child → supervisor   Beat           every BEAT_NS; silence of SILENT_NS is death by SIGKILL
+    supervisor → child   Drain          finish what you have, say Bye and exit
+    child → supervisor   Bye
+
+    client → supervisor  OpenSession  → SessionAt | Refused
+    client → supervisor  Inspect      → Report
+
+Death at each point.  A child that dies before Hello, or at any time later, is seen by its pidfd;
+its successor has a higher incarnation and is spawned only after that.  The supervisor's death kills
+every child (PDEATHSIG).  An engine whose OpenSession is unanswered asks again with the same
+generation and gets the same session, so a lost answer costs no second spare.  While an engine's
+session is being replaced the answer is Refused(NOT_READY): the new one is named only once the old
+one is proven dead.
+"""
+
+from .message import Message, message
+from .status import Status
+from .values import Address
+
+BEAT_NS = 500_000_000
+"""How often a child says it is alive: six chances within SILENT_NS."""
+
+SILENT_NS = 3_000_000_000
+"""Silence after which a child is killed: longer than any pause of a loaded machine we have seen."""
+
+
+@message(1)
+class Hello(Message):
+    """A child is up; neighbours may dial `endpoint`."""
+
+    pid: int
+    started: int  # start time of the process in clock ticks since boot: a pid is not an identity
+    endpoint: str
+
+
+@message(2)
+class Welcome(Message):
+    """Where the memory is: paths of pool and ledger, sizes in bytes."""
+
+    pool_path: str
+    ledger_path: str
+    pool_bytes: int
+    extent_bytes: int
+    run_dir: str
+
+
+@message(3)
+class Neighbour(Message):
+    """A process of the group that may be dialled."""
+
+    address: Address
+    endpoint: str
+    pid: int
+
+
+@message(4)
+class Gone(Message):
+    """A process is proven dead: nothing of it may be honoured any more."""
+
+    address: Address
+
+
+@message(5)
+class Fenced(Message):
+    """Index to allocator: nothing of this dead process reaches the ledger any more."""
+
+    address: Address
+
+
+@message(6)
+class Counter(Message):
+    """A named number; `name` is stable, counters only grow."""
+
+    name: str
+    value: int
+
+
+@message(7)
+class Beat(Message):
+    """I am alive, and this is what I counted."""
+
+    counters: tuple[Counter, ...]
+
+
+@message(8)
+class Drain(Message):
+    """Finish, say Bye, exit."""
+
+
+@message(9)
+class Bye(Message):
+    """I exit now, on purpose."""
+
+
+@message(10)
+class OpenSession(Message):
+    """An engine asks for its session.  The same (engine, generation) gets the same session."""
+
+    engine: str
+    generation: bytes  # 16 bytes, drawn anew for each life of the engine
+    pid: int
+    started: int
+    namespace: bytes  # what changes the meaning of bytes, layout excepted
+    probe: bytes = b""  # the engine's hash of a fixed block; differs if its hash seed differs
+
+
+@message(11)
+class SessionAt(Message):
+    """Dial this."""
+
+    address: Address
+    endpoint: str
+    pid: int
+
+
+@message(12)
+class Refused(Message):
+    """No, and why in one line for the engine's log."""
+
+    status: Status
+    why: str
+
+
+@message(13)
+class Inspect(Message):
+    """What is the state of the group?"""
+
+
+@message(14)
+class ProcessRow(Message):
+    """One process of the group."""
+
+    address: Address
+    pid: int
+    state: str  # starting, up, spare, draining, waiting (for its back-off)
+    restarts: int
+    engine: str  # sessions: the engine served, else empty
+    counters: tuple[Counter, ...]
+
+
+@message(15)
+class Report(Message):
+    """The state of the group."""
+
+    pool_path: str
+    ledger_path: str
+    pool_bytes: int
+    extent_bytes: int
+    started: int  # CLOCK_MONOTONIC ns at which the service started
+    version: str
+    processes: tuple[ProcessRow, ...]

@@ -1,0 +1,96 @@
+"""The envelope: what stands around every message.
+
+Two frames: `header | body` (a ROUTER puts the sender's routing id before them).  The header is one
+msgpack array:
+
+    magic, major, minor, sender name, sender incarnation, receiver name, receiver incarnation,
+    question, answer, deadline, tag
+
+* question: non-zero if an answer is expected; the answer quotes it as `answer`.  A message is
+  either told (both zero), asked, or an answer, never two of those.
+* deadline: absolute CLOCK_MONOTONIC in nanoseconds (one host; 0 = none).  A receiver may ignore a
+  question whose deadline has passed: its asker has already taken the expiry as the answer.
+* A frame from or to any other than the current incarnation is counted and dropped by the receiver.
+
+A different major is refused by name (`VersionMismatch`), a different minor is welcome.
+"""
+
+from dataclasses import dataclass
+
+import msgpack
+
+from .message import Message, WireError, decode, encode, unpack_array
+from .values import Address
+
+MAGIC = "pega"
+MAJOR = 1
+MINOR = 0
+
+HEADER_BYTES_MAX = 512
+"""Longest header: two names and seven numbers."""
+
+NAME_BYTES_MAX = 64
+"""Longest actor name."""
+
+_FIELDS = 11
+
+
+class VersionMismatch(WireError):
+    """The peer speaks another major version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message with its sender, its receiver and its place in a conversation."""
+
+    sender: Address
+    receiver: Address
+    message: Message
+    question: int = 0
+    answer: int = 0
+    deadline: int = 0
+
+
+def pack(envelope: Envelope) -> list[bytes]:
+    """The two frames of an envelope."""
+    e = envelope
+    header = msgpack.packb(
+        (MAGIC, MAJOR, MINOR, *e.sender, *e.receiver, e.question, e.answer, e.deadline)
+        + (e.message.TAG,)
+    )
+    return [header, encode(e.message)]
+
+
+def unpack(frames: list[bytes]) -> Envelope:
+    """The envelope in these two frames.
+
+    Raises:
+        VersionMismatch: another major version.
+        WireError: anything else that is not a well-formed envelope.
+    """
+    if len(frames) != 2:
+        raise WireError(f"{len(frames)} frames where 2 belong")
+    if len(frames[0]) > HEADER_BYTES_MAX:
+        raise WireError(f"header of {len(frames[0])} bytes")
+    raw = unpack_array(frames[0])
+    if len(raw) < 2 or raw[0] != MAGIC:
+        raise WireError("not an envelope")
+    if raw[1] != MAJOR:
+        raise VersionMismatch(f"protocol major {raw[1]!r}, ours is {MAJOR}")
+    if len(raw) < _FIELDS:
+        raise WireError(f"header of {len(raw)} fields")
+    names, numbers = (raw[3], raw[5]), (raw[2], raw[4], *raw[6:_FIELDS])
+    if any(type(n) is not str or len(n) > NAME_BYTES_MAX for n in names):
+        raise WireError("bad name in the header")
+    if any(type(n) is not int or n < 0 for n in numbers):
+        raise WireError("bad number in the header")
+    if raw[7] and raw[8]:
+        raise WireError("a question that is an answer")
+    return Envelope(
+        sender=Address(raw[3], raw[4]),
+        receiver=Address(raw[5], raw[6]),
+        message=decode(raw[10], frames[1]),
+        question=raw[7],
+        answer=raw[8],
+        deadline=raw[9],
+    )

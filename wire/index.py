@@ -1,0 +1,117 @@
+"""Index: who has which block, who may use it, who may publish it.  A session dials it.
+
+    session → index   Find      → Held       longest resident prefix, under a lease
+    session → index   Release                the lease of this number is not needed any more
+    session → index   Claim     → Claimed    which of these keys are new, and mine to save
+    session → index   EndClaim               I save nothing more under this claim
+    session → index   Seal      → Sealed     every shard of these blocks is in place: publish
+    session → index   Holding                statement: up to these numbers I hold exactly these
+
+Grants.  Leases and claims are numbered per holder by the index, from one up.  With each beat a
+session states what it holds: what is omitted up to the stated number is dropped, a lease granted
+later is sent again (Held, told).  A session that gets a lease it no longer waits for hands it back
+with Release.  So a lost grant and a lost release both mend themselves.
+
+A claim owns no memory and may expire by time (CLAIM_NS): a second engine may then save the block.
+A Seal under a claim that ended or expired is refused (STALE_CLAIM) block by block.
+
+Seal, the one place where bytes become visible: the index checks that sender and claim live, writes
+the record bodies, then each state word, then answers.  Until an index has answered, the session
+neither uses nor returns the pages.  A block that is already sealed with the same stamp is accepted
+again; one that is sealed with another is refused and the session returns its pages.
+
+Who dies when: a session's death reaches the index as Gone from the supervisor; frames of the dead
+that are still queued are dropped by their incarnation; its claims and leases end, and Fenced goes
+to the allocator after the last ledger write for it.  The index's death ends every session in this
+version (the group restarts on a new pool).
+"""
+
+from .message import Message, message
+from .status import Status
+from .values import Keys, U64s
+
+CLAIM_NS = 30_000_000_000
+"""Life of a claim: several times the slowest save we have seen."""
+
+
+@message(60)
+class Find(Message):
+    """The longest run of leading keys that is resident."""
+
+    namespace: bytes
+    keys: Keys
+
+
+@message(61)
+class Held(Message):
+    """Lease `number` holds these blocks: `shards` pages each, block-major.  0 blocks: no lease."""
+
+    number: int
+    shards: int
+    pages: U64s
+
+
+@message(62)
+class Release(Message):
+    """Give back a lease; unknown numbers are ignored."""
+
+    number: int
+
+
+@message(63)
+class Claim(Message):
+    """I would save these; which are new?"""
+
+    namespace: bytes
+    keys: Keys
+
+
+@message(64)
+class Claimed(Message):
+    """Positions of the keys that are new and claimed; none: nothing to save, no claim (0)."""
+
+    number: int
+    positions: U64s
+
+
+@message(65)
+class EndClaim(Message):
+    """What is still claimed under this number is free for others."""
+
+    number: int
+
+
+@message(66)
+class Seal(Message):
+    """Publish: key i has pages[i*shards : (i+1)*shards], granted under these stamps.
+
+    `parents[i]` is the key before keys[i] in its chain, all zero bytes for a first block.
+    """
+
+    claim: int
+    namespace: bytes
+    page_size: int
+    payload: int
+    shards: int
+    keys: Keys
+    parents: Keys
+    pages: U64s
+    stamps: U64s
+
+
+@message(67)
+class Sealed(Message):
+    """Positions of the keys that are published now; the pages of the others go back."""
+
+    status: Status
+    positions: U64s
+
+
+@message(68)
+class Holding(Message):
+    """Up to these numbers I hold exactly these leases and claims."""
+
+    lease_upto: int
+    leases: U64s
+    claim_upto: int
+    claims: U64s

@@ -1,0 +1,98 @@
+"""Device work and its completions, in the same typed form as messages.
+
+An actor asks its shell for device work with a job and gets a completion as its next input.  Both
+are declared like messages, so that an actor's inputs can be written to a file and replayed; they
+never cross a socket.
+"""
+
+from .message import Message, message
+from .status import Status
+from .values import Address, U64s
+
+
+@message(200)
+class Done(Message):
+    """A job is over.  `values` and `note` mean what the job says they mean."""
+
+    status: Status
+    note: str = ""
+    values: U64s = ()
+
+
+@message(201)
+class GrowExtent(Message):
+    """Make the file space of this extent really there.  Done: OK, or NO_SPACE with the reason."""
+
+    extent: int
+
+
+@message(202)
+class ReadRecords(Message):
+    """Which of these pages have a sealed record now?  Done.values: the sealed ones."""
+
+    pages: U64s
+
+
+@message(203)
+class OpenBounce(Message):
+    """Create the bounce file: `slots` slots of `page_size`.  Done.note: its path."""
+
+    slots: int
+    page_size: int
+
+
+@message(204)
+class FillPages(Message):
+    """Copy bounce slot i into the page at pool offset i, `length` bytes each."""
+
+    slots: U64s
+    offsets: U64s
+    length: int
+    page_size: int
+
+
+@message(205)
+class WatchProcess(Message):
+    """Done when this process is dead (or never was the one that started then)."""
+
+    pid: int
+    started: int
+
+
+@message(206)
+class Spawn(Message):
+    """Start a child process.  Done.values: its pid and start time; the exit comes as Exited."""
+
+    address: Address
+
+
+@message(207)
+class Exited(Message):
+    """A child is proven dead: its pidfd fired.  `code` is its exit status or 256 + signal."""
+
+    address: Address
+    code: int
+
+
+@message(208)
+class Kill(Message):
+    """SIGKILL a child; its death comes as Exited."""
+
+    address: Address
+
+
+@message(209)
+class MakePool(Message):
+    """A new pool and ledger.  Done.note: 'pool path\\nledger path'; values: pool bytes."""
+
+    generation: int
+
+
+@message(210)
+class NextIncarnation(Message):
+    """Bump the stored incarnation counter.  Done.values: the new number."""
+
+
+@message(211)
+class Stopping(Message):
+    """An operator asked us to stop (SIGINT, SIGTERM)."""

@@ -1,0 +1,85 @@
+"""The shared nouns: plain values that several conversations use.
+
+`Keys` and `U64s` are lists that travel as one bytes field each, because a lookup names a thousand
+blocks and a msgpack list of a thousand elements costs twenty times what one blob costs.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+
+class Address(NamedTuple):
+    """One life of one process.  Nothing that an earlier incarnation was granted is honoured."""
+
+    name: str
+    incarnation: int
+
+    def __str__(self) -> str:
+        return f"{self.name}.{self.incarnation}"
+
+    @property
+    def routing_id(self) -> bytes:
+        """The ZeroMQ routing id of this life."""
+        return str(self).encode()
+
+
+NOBODY = Address("", 0)
+"""No process: an address that is never given to one."""
+
+SUPERVISOR = "supervisor"
+ALLOCATOR = "allocator"
+INDEX = "index"
+SESSION = "session"
+CLIENT = "client"
+
+
+class Blob(NamedTuple):
+    """How an annotated list travels as one bytes field."""
+
+    pack: Callable[[tuple[object, ...]], bytes]
+    unpack: Callable[[bytes], tuple[object, ...]]
+
+
+KEY_BYTES_MAX = 64
+"""Longest block hash: sha512.  vLLM's are 32 (sha256) or 16 (xxhash128) bytes."""
+
+LIST_MAX = 65536
+"""Most elements in one list: a prompt of a million tokens in blocks of 16."""
+
+
+def _pack_keys(keys: tuple[object, ...]) -> bytes:
+    if not keys:
+        return b""
+    first = keys[0]
+    assert isinstance(first, bytes) and 1 <= len(first) <= KEY_BYTES_MAX
+    blob = b"".join(keys)  # type: ignore[arg-type]
+    assert len(set(map(len, keys))) == 1, "keys of one list have one length"  # type: ignore[arg-type]
+    return bytes((len(first),)) + blob
+
+
+def _unpack_keys(blob: bytes) -> tuple[object, ...]:
+    if not blob:
+        return ()
+    size = blob[0]
+    count, rest = divmod(len(blob) - 1, size) if size else (0, 1)
+    if rest or not 1 <= size <= KEY_BYTES_MAX or not 1 <= count <= LIST_MAX:
+        raise ValueError(f"{len(blob)} bytes are not a list of keys of {size} bytes")
+    return tuple([blob[at : at + size] for at in range(1, len(blob), size)])
+
+
+def _pack_u64s(numbers: tuple[object, ...]) -> bytes:
+    return b"".join([n.to_bytes(8, "little") for n in numbers])  # type: ignore[attr-defined]
+
+
+def _unpack_u64s(blob: bytes) -> tuple[object, ...]:
+    count, rest = divmod(len(blob), 8)
+    if rest or count > LIST_MAX:
+        raise ValueError(f"{len(blob)} bytes are not a list of at most {LIST_MAX} u64")
+    return tuple(memoryview(blob).cast("Q"))
+
+
+Keys = Annotated[tuple[bytes, ...], Blob(_pack_keys, _unpack_keys)]
+"""Block hashes of one length (1..64 bytes): a length byte, then the hashes end to end."""
+
+U64s = Annotated[tuple[int, ...], Blob(_pack_u64s, _unpack_u64s)]
+"""Little-endian unsigned 64-bit numbers end to end (page ids, stamps, offsets, positions)."""
