@@ -29,7 +29,7 @@ PAGE_ALIGN = 4096
 """Pages begin and end on this many bytes: what O_DIRECT asks of a buffer on every disk in use."""
 
 MAX_SORTED_RUNS = 1 << 21
-"""Runs that the sort-based check will look at: about two seconds; a layout beyond that is refused."""
+"""Runs that the sort-based check looks at, some two seconds; a layout with more is refused."""
 
 MAX_FIELD = 1 << 62
 """No field may exceed it, so that every sum fits the 64-bit integers of a message."""
