@@ -1,8 +1,8 @@
 """The one error that is for people.
 
-Whatever the user can put right (a flag, a directory, a size) is raised as `UserError` with one clear
-line; the command line prints that line without a traceback and exits with `UserError.exit_code`.
-Everything else that escapes is a bug of ours and keeps its traceback.
+Whatever the user can put right (a flag, a directory, a size) is raised as `UserError` with one
+clear line; the command line prints that line without a traceback and exits with
+`UserError.exit_code`. Everything else that escapes is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,0 +1,16 @@
+"""Every limit and default that more than one part needs, each with its reason.
+
+A limit that only one file uses stays in that file.  This module imports nothing, so every floor
+above the wire may use it.
+"""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# Large enough that hundreds of pages fit and a grant is rare, small enough that a pool on a laptop
+# still has dozens of them to share between page sizes.
+EXTENT_SIZE = 32 * MIB
+
+# One engine may register while the spare of the last one is still starting (about 135 ms).
+SPARES = 2

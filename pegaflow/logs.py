@@ -1,0 +1,139 @@
+"""Logging: one event name per line an operator may act on, to stderr.
+
+On a terminal a line is written for a person, elsewhere as one JSON object.  A process says once
+who it is (`configure(..., actor=, incarnation=)`) and every line of it carries that; an engine or
+a request is bound where it is known: `get_logger().bind(engine=...)`.
+
+Two rules are enforced here and not left to the caller.  Keys and payloads (any `bytes`) are shown
+only at debug; above it their number and length stand in their place.  And a line that carries
+`repeats=<key>` is rate-limited per (event, key): the first passes, the next ones within the
+interval are counted, and the line that passes after it says how many were `suppressed`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+# A person reads about that often; a dead neighbour repeats itself a thousand times a second.
+REPEAT_INTERVAL_S = 10.0
+# Keys that are remembered; the longest silent one is forgotten first, which costs one extra line.
+REPEAT_KEYS = 1024
+# Enough of a key to find it again, too little of a payload to flood the terminal.
+BYTES_SHOWN = 32
+
+
+class Repeats:
+    """Which repetitions of an event are worth a line; pure but for the clock it is given."""
+
+    def __init__(self, now: Callable[[], float], interval: float = REPEAT_INTERVAL_S) -> None:
+        self._now = now
+        self._interval = interval
+        #: (when the next line may pass, lines dropped since the last), longest silent first.
+        self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    def passes(self, event: str, key: Hashable) -> int | None:
+        """None if the line is to be dropped, else how many were dropped before it."""
+        now = self._now()
+        not_before, suppressed = self._seen.get((event, key), (now, 0))
+        if now < not_before:
+            self._seen[event, key] = (not_before, suppressed + 1)
+            return None
+        self._seen[event, key] = (now + self._interval, 0)
+        self._seen.move_to_end((event, key))
+        if len(self._seen) > REPEAT_KEYS:
+            self._seen.popitem(last=False)
+        return suppressed
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """As a structlog processor."""
+        if "repeats" not in event:
+            return event
+        suppressed = self.passes(str(event["event"]), event.pop("repeats"))
+        if suppressed is None:
+            raise structlog.DropEvent
+        if suppressed:
+            event["suppressed"] = suppressed
+        return event
+
+
+def configure(
+    level: str = "info",
+    format: str = "auto",
+    stream: TextIO | None = None,
+    now: Callable[[], float] = time.monotonic,
+    **who: object,
+) -> None:
+    """Sets logging up for this process; `who` (actor, incarnation) stands in every line."""
+    out = sys.stderr if stream is None else stream
+    on_terminal = format == "console" or (format == "auto" and out.isatty())
+
+    def stamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        return {**who, **event}
+
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        if on_terminal
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    )
+    structlog.configure(
+        processors=[
+            Repeats(now),
+            stamp,
+            structlog.processors.add_log_level,
+            hide_bytes,
+            structlog.processors.TimeStamper(fmt="iso", utc=not on_terminal),
+            *renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        # Loggers made before this call must obey it too.
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(**bound: object) -> FilteringBoundLogger:
+    """The process's logger with `bound` in every line."""
+    return cast(FilteringBoundLogger, structlog.get_logger(**bound))
+
+
+def enable_faulthandler() -> None:
+    """A crash in C code (a bad mapping, a lost file) leaves every thread's stack on stderr."""
+    faulthandler.enable(file=sys.stderr, all_threads=True)
+
+
+def hide_bytes(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Replaces keys and payloads: in full only at debug, and even there only their beginning."""
+    show = _beginning if method == "debug" else _stand_in
+    return {name: show(value) for name, value in event.items()}
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def _stand_in(value: Any) -> object:
+    if _is_bytes(value):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, list | tuple | set | frozenset) and any(map(_is_bytes, value)):
+        return f"<{len(value)} keys>"
+    return value
+
+
+def _beginning(value: Any) -> object:
+    if _is_bytes(value):
+        rest = "..." if len(value) > BYTES_SHOWN else ""
+        return bytes(value[:BYTES_SHOWN]).hex() + rest
+    if isinstance(value, list | tuple):
+        return [_beginning(item) for item in value]
+    return value

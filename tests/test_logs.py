@@ -1,0 +1,140 @@
+"""Log lines: their form, what is hidden in them, and how repeats are counted."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from pegaflow import logs
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def lines(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_json_lines_carry_the_process_and_what_is_bound() -> None:
+    out = io.StringIO()
+    log = logs.get_logger(engine="e1")
+    logs.configure(stream=out, actor="session", incarnation=7)
+    log.bind(request="r9").warning("load.late", after_ms=12)
+    (line,) = lines(out)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "actor": "session",
+        "incarnation": 7,
+        "engine": "e1",
+        "request": "r9",
+        "event": "load.late",
+        "level": "warning",
+        "after_ms": 12,
+    }
+
+
+def test_the_level_is_obeyed() -> None:
+    out = io.StringIO()
+    logs.configure(level="error", stream=out)
+    logs.get_logger().warning("no")
+    logs.get_logger().error("yes")
+    assert [line["event"] for line in lines(out)] == ["yes"]
+
+
+def test_a_terminal_gets_a_line_for_people() -> None:
+    out = Terminal()
+    logs.configure(stream=out, actor="index")
+    logs.get_logger().info("index.ready", pages=3)
+    assert "index.ready" in out.getvalue()
+    assert not out.getvalue().startswith("{")
+
+
+def test_the_form_can_be_forced() -> None:
+    terminal, pipe = Terminal(), io.StringIO()
+    logs.configure(format="json", stream=terminal)
+    logs.get_logger().info("a")
+    logs.configure(format="console", stream=pipe)
+    logs.get_logger().info("b")
+    assert lines(terminal)[0]["event"] == "a"
+    assert "b" in pipe.getvalue() and "\x1b" not in pipe.getvalue()
+
+
+def test_an_exception_is_in_its_json_line() -> None:
+    out = io.StringIO()
+    logs.configure(stream=out)
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logs.get_logger().exception("job.failed")
+    assert "ValueError: why" in lines(out)[0]["exception"]
+
+
+@pytest.mark.parametrize("method", ["info", "warning", "error", "critical"])
+def test_keys_and_payloads_are_not_shown_above_debug(method: str) -> None:
+    out = io.StringIO()
+    logs.configure(level="debug", stream=out)
+    getattr(logs.get_logger(), method)("x", key=b"secret", keys=[b"secret"] * 3, at=[1, 2])
+    (line,) = lines(out)
+    assert (line["key"], line["keys"], line["at"]) == ("<6 bytes>", "<3 keys>", [1, 2])
+
+
+def test_debug_shows_their_beginning() -> None:
+    out = io.StringIO()
+    logs.configure(level="debug", stream=out)
+    logs.get_logger().debug("x", keys=[b"\x01\x02"], data=memoryview(bytes(100)))
+    (line,) = lines(out)
+    assert line["keys"] == ["0102"]
+    assert line["data"] == "00" * 32 + "..."
+
+
+def test_repeats_are_counted_per_event_and_key() -> None:
+    clock = Clock()
+    repeats = logs.Repeats(clock, interval=10)
+    assert [repeats.passes("e", "a") for _ in range(3)] == [0, None, None]
+    assert repeats.passes("e", "b") == 0
+    assert repeats.passes("f", "a") == 0
+    clock.now += 10
+    assert repeats.passes("e", "a") == 2
+    clock.now += 10
+    assert repeats.passes("e", "a") == 0
+
+
+def test_forgetting_costs_one_extra_line() -> None:
+    repeats = logs.Repeats(Clock())
+    for key in range(logs.REPEAT_KEYS + 1):
+        assert repeats.passes("e", key) == 0
+    assert repeats.passes("e", 0) == 0
+    assert repeats.passes("e", logs.REPEAT_KEYS) is None
+
+
+def test_the_next_line_tells_how_many_were_suppressed() -> None:
+    out, clock = io.StringIO(), Clock()
+    logs.configure(stream=out, now=clock)
+    log = logs.get_logger()
+    for _ in range(5):
+        log.warning("frame.dropped", repeats="peer", why="stale")
+    clock.now += logs.REPEAT_INTERVAL_S
+    log.warning("frame.dropped", repeats="peer", why="stale")
+    log.warning("frame.dropped", why="each of these passes")
+    assert [line.get("suppressed") for line in lines(out)] == [None, 4, None]
+    assert "repeats" not in out.getvalue()
