@@ -6,8 +6,9 @@ A child dials the supervisor's socket with its own address as routing id.
     supervisor → child   Welcome        once: where the pool is and how it is cut
     supervisor → child   Neighbour      a process of the group is up and may be dialled
     supervisor → child   Gone           a process is proven dead (its pidfd fired)
-    index → supervisor   (nothing)      it fences the dead process, then tells the allocator Fenced
+    index → allocator    Fenced         after its last ledger write for a dead session
     child → supervisor   Beat           every BEAT_NS; silence of SILENT_NS is death by SIGKILL
+    supervisor → session Serve → Serving  a spare gets its engine; only then the engine may dial it
     supervisor → child   Drain          finish what you have, say Bye and exit
     child → supervisor   Bye
 
@@ -111,6 +112,22 @@ class OpenSession(Message):
     started: int
     namespace: bytes  # what changes the meaning of bytes, layout excepted
     probe: bytes = b""  # the engine's hash of a fixed block; differs if its hash seed differs
+
+
+@message(16)
+class Serve(Message):
+    """Supervisor to a spare session: this engine is yours."""
+
+    engine: str
+    generation: bytes
+    pid: int
+    started: int
+    namespace: bytes
+
+
+@message(17)
+class Serving(Message):
+    """It is: the engine may dial."""
 
 
 @message(11)

@@ -49,6 +49,8 @@ LEASE_IDLE_NS = 120_000_000_000
 class Attach(Message):
     """A rank's memory.  `region_bytes[i]` is the size of region i of the layout."""
 
+    pid: int
+    started: int  # start time in clock ticks since boot: with the pid it names one process
     rank: int
     world: int
     layout: Layout

@@ -1,0 +1,256 @@
+"""The allocator: grants pages to those who fill them, and takes them back.  See wire/allocator.py.
+
+It is the only writer of the slab.  A page that leaves its holder is free only if its ledger record,
+read after the holder's word, is void; a sealed one belongs to the index.  The ledger is read by a
+job, so that the actor stays a function of its inputs.
+
+Reservations that cannot be served wait: for an extent that is still being grown, or for the index
+to evict.  One Pressure is outstanding at a time; when it frees nothing and nothing grows, those who
+wait are told NO_SPACE.  A request that the whole pool could never hold is TOO_LARGE at once and
+evicts nothing.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.slab import Slab
+from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
+from pegaflow.wire.control import Fenced, Hello
+from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import INDEX, SESSION, Address
+
+from .actor import MS, Ask, Do, Effect, Reply, Send, Sender
+from .child import Child
+
+PRESSURE_NS = 500 * MS
+"""The index evicts in microseconds; an index that takes so long is about to be killed."""
+
+WAITING_MAX = 1024
+"""Reservations that may wait at once: several per session of the largest host."""
+
+SCAN_PAGES = 4096
+"""Pages whose records are looked at per beat, to mend a lost Freed: about 2 ms."""
+
+STAMP_SHIFT = 40
+"""A stamp is incarnation << 40 | counter: a million grants a second for twelve days per life."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    sender: Sender
+    page_size: int
+    count: int
+
+
+class Allocator(Child):
+    """Who may fill which page."""
+
+    def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
+        super().__init__(address, supervisor, hello)
+        self.slab: Slab | None = None  # there from Welcome on
+        self.index = Address(INDEX, 0)  # the index that dialled us
+        self._stamps = 0  # stamps given in this life
+        self._grants: dict[Address, int] = {}  # newest grant number per holder
+        self._unstated: dict[Address, dict[int, Reserved]] = {}  # grants later than the holder's upto
+        self._waiting: deque[_Waiting] = deque()  # reservations not answered yet, oldest first
+        self._pressing = False  # a Pressure is outstanding
+        self._growing = False  # a GrowExtent is outstanding
+        self._scan: list[int] = []  # left pages still to look at in this round
+        self.on(Reserve, self._on_reserve, SESSION, INDEX)
+        self.on(Return, self._on_return, SESSION, INDEX)
+        self.on(Stock, self._on_stock, SESSION, INDEX)
+        self.on(Freed, self._on_freed, INDEX)
+        self.on(Fenced, self._on_fenced, INDEX)
+
+    def up(self, now: int) -> list[Effect]:
+        """Start growing the pool, extent by extent, while already serving."""
+        assert self.welcome is not None
+        self.slab = Slab(Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes))
+        return self._grow(0)
+
+    def beat(self, now: int) -> list[Effect]:
+        """Look at the next few pages of the index, for one whose Freed was lost."""
+        if self.slab is None:
+            return []
+        if not self._scan:
+            self._scan = self.slab.left_pages()
+        chunk, self._scan = self._scan[:SCAN_PAGES], self._scan[SCAN_PAGES:]
+        return self._free_void(tuple(chunk))
+
+    def gauges(self) -> dict[str, int]:
+        """Where the bytes of the pool are."""
+        if self.slab is None:
+            return {}
+        t = self.slab.totals()
+        return {
+            "pool_capacity_bytes": t.total_bytes,
+            "pool_free_bytes": t.free_bytes,
+            "pool_held_bytes": t.granted_bytes,
+            "pool_sealed_bytes": t.left_bytes,
+            "pool_absent_bytes": t.absent_bytes,
+            "pool_waste_bytes": t.waste_bytes,
+        }
+
+    def check(self) -> None:
+        """The slab's books, and that every unstated grant is still booked."""
+        if self.slab is not None:
+            self.slab.check()
+        assert len(self._waiting) <= WAITING_MAX
+
+    def _grow(self, extent: int) -> list[Effect]:
+        assert self.slab is not None
+        self._growing = extent < self.slab.geometry.extents
+        if not self._growing:
+            return []
+
+        def grown(done: Done, now: int) -> list[Effect]:
+            assert self.slab is not None
+            if done.status is not Status.OK:
+                self._growing = False
+                self.counts["extents_not_grown"] += self.slab.geometry.extents - extent
+                return self._serve(now)
+            self.slab.grow(extent)
+            return self._grow(extent + 1) + self._serve(now)
+
+        return [Do(GrowExtent(extent), grown)]
+
+    def _on_reserve(self, sender: Sender, msg: Reserve, now: int) -> list[Effect]:
+        refusal = self._refusal(msg)
+        if refusal is not None:
+            self.counts[f"reserve_{refusal.name.lower()}"] += 1
+            return [Reply(sender, Reserved(refusal, 0, (), ()))]
+        self._waiting.append(_Waiting(sender, msg.page_size, msg.count))
+        return self._serve(now)
+
+    def _refusal(self, msg: Reserve) -> Status | None:
+        if self.slab is None:
+            return Status.NOT_READY
+        if msg.page_size <= 0 or msg.page_size % 4096 or not 0 < msg.count:
+            return Status.BAD_REQUEST
+        if not self.slab.can_ever_fit(msg.page_size, msg.count):
+            return Status.TOO_LARGE
+        return Status.BUSY if len(self._waiting) >= WAITING_MAX else None
+
+    def _serve(self, now: int) -> list[Effect]:
+        """Serve whoever waits; press the index for what is missing."""
+        assert self.slab is not None
+        effects: list[Effect] = []
+        left: deque[_Waiting] = deque()
+        for waiting in self._waiting:
+            if waiting.sender.deadline and waiting.sender.deadline <= now:
+                self.counts["reserve_expired"] += 1
+                continue
+            reserved = self._grant(waiting)
+            if reserved is None:
+                left.append(waiting)
+            else:
+                effects.append(Reply(waiting.sender, reserved))
+        self._waiting = left
+        if left and not self._growing and not self._pressing:
+            effects += self._press(left[0], now)
+        return effects
+
+    def _grant(self, waiting: _Waiting) -> Reserved | None:
+        assert self.slab is not None
+        holder = waiting.sender.address
+        number = self._grants.get(holder, 0) + 1
+        pages = self.slab.take(waiting.page_size, waiting.count, holder, number)
+        if pages is None:
+            return None
+        self._grants[holder] = number
+        first = (self.address.incarnation << STAMP_SHIFT) + self._stamps + 1
+        self._stamps += len(pages)
+        stamps = tuple(range(first, first + len(pages)))
+        reserved = Reserved(Status.OK, number, tuple(pages), stamps)
+        self._unstated.setdefault(holder, {})[number] = reserved
+        self.counts["pages_granted"] += len(pages)
+        return reserved
+
+    def _press(self, first: _Waiting, now: int) -> list[Effect]:
+        assert self.slab is not None
+        wanted = sum(w.count for w in self._waiting if w.page_size == first.page_size)
+        missing, recut = self.slab.shortage(first.page_size, wanted)
+        self._pressing = True
+
+        def pressed(answer: Message, now: int) -> list[Effect]:
+            if not isinstance(answer, Freed) or not answer.pages:
+                self._pressing = False
+                return self._refuse_first(now)
+            return self._free_void(answer.pages, pressure_over=True)
+
+        ask = Pressure(first.page_size, max(missing, 1), recut)
+        return [Ask(self.index, ask, now + PRESSURE_NS, pressed)]
+
+    def _refuse_first(self, now: int) -> list[Effect]:
+        """The index could free nothing: the one that pressed gets its answer, the others try."""
+        if not self._waiting:
+            return []
+        first = self._waiting.popleft()
+        self.counts["reserve_no_space"] += 1
+        return [Reply(first.sender, Reserved(Status.NO_SPACE, 0, (), ())), *self._serve(now)]
+
+    def _on_return(self, sender: Sender, msg: Return, now: int) -> list[Effect]:
+        return self._leave_holder(sender.address, msg.pages)
+
+    def _on_stock(self, sender: Sender, msg: Stock, now: int) -> list[Effect]:
+        """Take back what the holder does not name; send again what it may not have got."""
+        if self.slab is None:
+            return []
+        holder = sender.address
+        unstated = self._unstated.get(holder, {})
+        for number in [n for n in unstated if n <= msg.upto]:
+            del unstated[number]
+        named = set(msg.pages)
+        held = self.slab.held_by(holder)
+        omitted = [p for p, n in held.items() if n <= msg.upto and p not in named]
+        again: list[Effect] = [Send(holder, r) for r in unstated.values()]
+        return again + self._leave_holder(holder, tuple(omitted))
+
+    def _on_fenced(self, sender: Sender, msg: Fenced, now: int) -> list[Effect]:
+        self._grants.pop(msg.address, None)
+        self._unstated.pop(msg.address, None)
+        self._waiting = deque(w for w in self._waiting if w.sender.address != msg.address)
+        if self.slab is None:
+            return []
+        return self._leave_holder(msg.address, tuple(self.slab.held_by(msg.address)))
+
+    def _leave_holder(self, holder: Address, pages: tuple[int, ...]) -> list[Effect]:
+        """The holder has given its word (or is dead): sealed pages are the index's, void ones free."""
+        if self.slab is None or not pages:
+            return []
+        slab = self.slab
+
+        def read(done: Done, now: int) -> list[Effect]:
+            sealed = set(done.values)
+            for page in pages:
+                if slab.holder_of(page) != holder:
+                    self.counts["pages_not_held"] += 1
+                elif page in sealed:
+                    slab.leave(page)
+                else:
+                    slab.hand_back(page, holder)
+            return self._serve(now)
+
+        return [Do(ReadRecords(pages), read)]
+
+    def _on_freed(self, sender: Sender, msg: Freed, now: int) -> list[Effect]:
+        self.index = sender.address
+        return self._free_void(msg.pages)
+
+    def _free_void(self, pages: tuple[int, ...], pressure_over: bool = False) -> list[Effect]:
+        assert self.slab is not None
+        slab = self.slab
+
+        def read(done: Done, now: int) -> list[Effect]:
+            sealed = set(done.values)
+            for page in pages:
+                if page not in sealed and slab.is_left(page):
+                    slab.free(page)
+            if pressure_over:
+                self._pressing = False
+            return self._serve(now)
+
+        return [Do(ReadRecords(pages), read)] if pages else []
