@@ -54,7 +54,9 @@ class Allocator(Child):
         self.index = Address(INDEX, 0)  # the index that dialled us
         self._stamps = 0  # stamps given in this life
         self._grants: dict[Address, int] = {}  # newest grant number per holder
-        self._unstated: dict[Address, dict[int, Reserved]] = {}  # grants later than the holder's upto
+        self._unstated: dict[
+            Address, dict[int, Reserved]
+        ] = {}  # grants later than the holder's upto
         self._waiting: deque[_Waiting] = deque()  # reservations not answered yet, oldest first
         self._pressing = False  # a Pressure is outstanding
         self._growing = False  # a GrowExtent is outstanding

@@ -40,9 +40,7 @@ class Index(Child):
 
     DIALS = (ALLOCATOR,)
 
-    def __init__(
-        self, address: Address, supervisor: Address, hello: Hello, ledger: Ledger
-    ) -> None:
+    def __init__(self, address: Address, supervisor: Address, hello: Hello, ledger: Ledger) -> None:
         super().__init__(address, supervisor, hello)
         self.ledger = ledger  # in shared memory; nobody else writes it
         self.blocks = PrefixIndex()
