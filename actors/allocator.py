@@ -220,7 +220,7 @@ class Allocator(Child):
         return self._leave_holder(msg.address, tuple(self.slab.held_by(msg.address)))
 
     def _leave_holder(self, holder: Address, pages: tuple[int, ...]) -> list[Effect]:
-        """The holder has given its word (or is dead): sealed pages are the index's, void ones free."""
+        """The holder gave its word or is dead: sealed pages are the index's, void ones free."""
         if self.slab is None or not pages:
             return []
         slab = self.slab

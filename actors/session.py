@@ -1,7 +1,7 @@
 """The session: one engine's process.  See wire/session.py.
 
-A spare waits until the supervisor gives it an engine (Serve).  From then on it lives exactly as long
-as its engine: when a client process is proven dead, or the last client leaves, the session stops,
+A spare waits until the supervisor gives it an engine (Serve).  From then on it lives exactly as
+long as its engine: when a client process is proven dead, or the last client leaves, the session stops,
 and with one process all goes that the engine left behind.
 
 Its books: the leases it holds for the engine's requests (here), and the saves under way (saves.py).
@@ -41,12 +41,12 @@ from pegaflow.wire.session import (
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address
 
-from .actor import Ask, Do, Effect, NoAnswer, Reply, Send, Sender, Stop
+from .actor import Ask, Do, Effect, NoAnswer, Reply, Send, Sender
 from .child import Child
 from .saves import INDEX_NS, Saves
 
 BOUNCE_BYTES = 64 << 20
-"""Size of the bounce file: four batches of 256 KiB pages; a larger one only leaves the CPU cache."""
+"""Size of the bounce file: four batches of 256 KiB pages; more would only leave the CPU cache."""
 
 SLOTS_MAX = 1024
 """Slots of the bounce file: of small pages, more would never be under way at once."""
@@ -117,8 +117,8 @@ class Session(Child):
     def check(self) -> None:
         """Copies belong to leases; slots and pages add up."""
         running: dict[int, int] = {}
-        for _, lease in self.copies.values():
-            running[lease] = running.get(lease, 0) + 1
+        for _, leased in self.copies.values():
+            running[leased] = running.get(leased, 0) + 1
         for number, lease in self.leases.items():
             assert lease.copies == running.pop(number, 0)
             assert lease.copies or not lease.ended
@@ -180,6 +180,9 @@ class Session(Child):
         effects = self._watch(msg.pid, msg.started)
         if self.rank is not None and self.saves is not None:
             effects += self.saves.leave(self.rank.client, now)
+            if self.saves.saves:
+                busy = Refused(Status.NOT_READY, "earlier saves of this rank are still under way")
+                return [*effects, Reply(sender, busy)]
         rank = self.rank = _Rank(sender.address)
         page_size = layouts.page_size(msg.layout)
         slots = max(1, min(SLOTS_MAX, BOUNCE_BYTES // page_size))
@@ -222,12 +225,9 @@ class Session(Child):
         ).digest()
         geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
         effects: list[Effect] = []
-        if self.saves is not None and self.saves.saves:
-            return [Reply(sender, Refused(Status.NOT_READY, "earlier saves are still under way"))]
-        if self.saves is not None:
-            effects.append(Send(self.peer(ALLOCATOR), Return(tuple(self.saves.stock))))
         saves = Saves(namespace, page_size, layouts.page_bytes(msg.layout), slots)
         if self.saves is not None:
+            effects.append(Send(self.peer(ALLOCATOR), Return(tuple(self.saves.stock))))
             saves.granted_upto, saves.claimed_upto = (
                 self.saves.granted_upto,
                 self.saves.claimed_upto,
