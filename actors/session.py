@@ -1,8 +1,8 @@
 """The session: one engine's process.  See wire/session.py.
 
 A spare waits until the supervisor gives it an engine (Serve).  From then on it lives exactly as
-long as its engine: when a client process is proven dead, or the last client leaves, the session stops,
-and with one process all goes that the engine left behind.
+long as its engine: when a client process is proven dead, or the last client leaves, the session
+stops, and with one process all goes that the engine left behind.
 
 Its books: the leases it holds for the engine's requests (here), and the saves under way (saves.py).
 A lease is passed on to the index's Release only when no copy of it runs, whoever asked for it.

@@ -53,7 +53,7 @@ LATE_NS = 1000 * MS
 """Waking so much later than planned means that we were stopped ourselves."""
 
 SERVE_NS = 1000 * MS
-"""Patience with a spare that is given an engine; its loop is idle, so it answers in microseconds."""
+"""Patience with a spare that is given an engine: it is idle and answers in microseconds."""
 
 BACKOFF_NS = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
 """Delay before the nth restart in a row: a crash at start must not become a fork bomb."""
@@ -183,8 +183,10 @@ class Supervisor(Actor):
             pool, ledger = done.note.split("\n")
             size = done.values[0]
             self.pool = Welcome(pool, ledger, size, self.plan.extent_bytes, self.plan.run_dir)
+            if self.state in ("draining", "killing"):
+                return self._drain_on()
             if self.state == "regrouping":
-                self.state = "up"
+                self.state = "starting"
             return self._staff(now)
 
         return [Do(MakePool(self._pools), made)]

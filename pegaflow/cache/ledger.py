@@ -113,7 +113,8 @@ class Ledger:
 
     @staticmethod
     def format(buffer: mmap | bytearray | memoryview, header: Header) -> "Ledger":
-        """Makes an empty ledger: everything void, the facts, and the magic word last."""
+        """Makes a ledger of a new, zeroed file (all records are void): the facts, the magic word
+        last.  It touches nothing behind the header: the file is still full of holes."""
         assert len(header.pool_uuid) == UUID_BYTES
         assert 1 <= len(header.boot_id) <= MAX_BOOT_ID
         raw = memoryview(buffer).cast("B")
@@ -121,10 +122,6 @@ class Ledger:
         assert len(raw) >= size, (len(raw), size)
         words = raw[:16].cast("Q")
         words[0] = 0
-        zeros = bytes(1 << 20)
-        for start in range(0, size, len(zeros)):
-            end = min(start + len(zeros), size)
-            raw[start:end] = zeros[: end - start]
         facts = _FACTS.pack(
             VERSION,
             header.pool_uuid,

@@ -1,0 +1,1 @@
+"""The only files that touch hardware.  Each is one small class behind plain job records."""

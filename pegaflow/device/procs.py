@@ -1,0 +1,39 @@
+"""Processes as the kernel knows them: identity, proof of death, dying with the parent."""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_ticks(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 if there is none.
+
+    With the pid it names one process: pids are used again.  Source: field 22 of /proc/PID/stat.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return 0
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def open_pidfd(pid: int, started: int) -> int | None:
+    """A pidfd of exactly this process, readable once it is dead; None if it is dead already."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_ticks(pid) != started:
+        os.close(fd)
+        return None
+    return fd
+
+
+def die_with_parent(parent: int) -> bool:
+    """Be killed when the thread that spawned us ends; False if the parent is gone already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return os.getppid() == parent
