@@ -5,6 +5,8 @@ page is named in a Freed.  Leased blocks are out of the eviction order altogethe
 pressure nor a recut can reach them.
 """
 
+from collections.abc import Callable
+
 from pegaflow.cache.claims import ClaimTable
 from pegaflow.cache.eviction import Lru
 from pegaflow.cache.geometry import Geometry
@@ -40,9 +42,16 @@ class Index(Child):
 
     DIALS = (ALLOCATOR,)
 
-    def __init__(self, address: Address, supervisor: Address, hello: Hello, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        address: Address,
+        supervisor: Address,
+        hello: Hello,
+        open_ledger: Callable[[str], Ledger],
+    ) -> None:
         super().__init__(address, supervisor, hello)
-        self.ledger = ledger  # in shared memory; nobody else writes it
+        self._open_ledger = open_ledger  # maps the file that Welcome names
+        self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
         self.blocks = PrefixIndex()
         self.order = Lru()  # exactly the blocks without a lease
         self.leases = LeaseTable()
@@ -55,6 +64,18 @@ class Index(Child):
         self.on(Seal, self._on_seal, SESSION)
         self.on(Holding, self._on_holding, SESSION)
         self.on(Pressure, self._on_pressure, ALLOCATOR)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger; there from Welcome on."""
+        assert self._ledger is not None
+        return self._ledger
+
+    def up(self, now: int) -> list[Effect]:
+        """Map the ledger."""
+        assert self.welcome is not None
+        self._ledger = self._open_ledger(self.welcome.ledger_path)
+        return []
 
     def wake_at(self) -> int | None:
         """The next beat or the next claim to expire."""

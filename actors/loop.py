@@ -10,7 +10,6 @@ meanwhile before it decides that somebody was silent.
 """
 
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -49,11 +48,11 @@ class Loop:
         self.work = work
         self.context = zmq.Context()
         self.log = get_logger()
-        self._poll = select.poll()
+        self._poll = zmq.Poller()
         self._inbox: zmq.Socket[bytes] | None = None
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
         self._callers: dict[int, Callable[[], None]] = {}  # fd -> what to do when it is readable
-        self._sockets: dict[int, tuple[zmq.Socket[bytes], Address | None]] = {}  # fd -> socket
+        self._peers: dict[zmq.Socket[bytes], Address | None] = {}  # sockets; None: the inbox
         self._stop: str | None = None
         self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
 
@@ -81,7 +80,7 @@ class Loop:
     def watch(self, fd: int, call: Callable[[], None]) -> None:
         """Call this whenever the descriptor is readable."""
         self._callers[fd] = call
-        self._poll.register(fd, select.POLLIN)
+        self._poll.register(fd, zmq.POLLIN)
 
     def unwatch(self, fd: int) -> None:
         """Forget a descriptor."""
@@ -131,14 +130,13 @@ class Loop:
         timeout = None
         if wake is not None:
             timeout = max(0, -(-(wake - monotonic()) // 1_000_000))
-        pending = any(s.getsockopt(zmq.EVENTS) & zmq.POLLIN for s, _ in self._sockets.values())
-        for fd, _ in self._poll.poll(0 if pending else timeout):
-            call = self._callers.get(fd)
-            if call is not None:
-                call()
-        for socket, peer in list(self._sockets.values()):
-            if not socket.closed:
-                self._receive(socket, peer)
+        for ready, _ in self._poll.poll(timeout):
+            if isinstance(ready, int):
+                call = self._callers.get(ready)
+                if call is not None:
+                    call()
+            elif ready in self._peers:
+                self._receive(ready, self._peers[ready])
         wake = self.host.wake_at()
         now = monotonic()
         if wake is not None and wake <= now:
@@ -201,17 +199,15 @@ class Loop:
         return socket
 
     def _watch_socket(self, socket: "zmq.Socket[bytes]", peer: Address | None) -> None:
-        fd = socket.getsockopt(zmq.FD)
-        self._sockets[fd] = (socket, peer)
-        self._poll.register(fd, select.POLLIN)
+        self._peers[socket] = peer
+        self._poll.register(socket, zmq.POLLIN)
 
     def _hang_up(self, address: Address) -> None:
         link = self._links.pop(address, None)
         if link is None:
             return
-        fd = link.getsockopt(zmq.FD)
-        del self._sockets[fd]
-        self._poll.unregister(fd)
+        del self._peers[link]
+        self._poll.unregister(link)
         link.close(linger=0)
 
 

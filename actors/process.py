@@ -1,0 +1,212 @@
+"""Actors as processes: what each kind of child needs from its machine, and how it starts.
+
+A child is spawned by exec from the supervisor's main thread (PDEATHSIG fires when that *thread*
+ends), asks to die with it, ignores SIGINT and waits on SIGTERM for the supervisor's Drain.  It
+learns by command line only who it is and where the supervisor listens; the rest comes in Welcome.
+
+When an assertion kills an actor, its last inputs are written to the run directory (blackbox.py).
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pegaflow import logs
+from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.ledger import Ledger
+from pegaflow.device.bounce import Bounce
+from pegaflow.device.memory import Extents, SharedFile
+from pegaflow.device.procs import die_with_parent, open_pidfd, start_ticks
+from pegaflow.errors import UserError
+from pegaflow.wire.control import Hello, Welcome
+from pegaflow.wire.jobs import (
+    Done,
+    FillPages,
+    GrowExtent,
+    OpenBounce,
+    ReadRecords,
+    WatchProcess,
+)
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR, Address
+
+from . import blackbox
+from .allocator import Allocator
+from .asks import Host
+from .child import Child
+from .index import Index
+from .loop import Loop, Signals
+from .session import Session
+from .workers import Workers
+
+
+class _Device:
+    """The job records of one child, carried out."""
+
+    def __init__(self, actor: Child) -> None:
+        self.actor = actor
+        self.loop: Loop | None = None
+        self._pool: SharedFile | None = None
+        self._ledger: SharedFile | None = None
+        self._bounce: Bounce | None = None
+        self._extents: Extents | None = None
+        self._workers = Workers(1, self._slow)
+
+    def attach(self, loop: Loop) -> None:
+        """Deliver completions into this loop."""
+        self.loop = loop
+
+        def collect() -> None:
+            for number, done in self._workers.collect():
+                loop.complete(number, done)
+
+        loop.watch(self._workers.fd, collect)
+
+    def work(self, number: int, job: Message) -> Done | None:
+        """Do a job at once, or leave it to the worker thread."""
+        if isinstance(job, ReadRecords):
+            return self._read_records(job)
+        if isinstance(job, WatchProcess):
+            return self._watch(number, job)
+        self._workers.put(number, job)
+        return None
+
+    def _slow(self, job: Message) -> Done:
+        try:
+            if isinstance(job, GrowExtent):
+                why = self._space().grow(job.extent)
+                return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
+            if isinstance(job, OpenBounce):
+                return self._open_bounce(job)
+            assert isinstance(job, FillPages) and self._bounce is not None
+            pool = self._pool_file().array()
+            self._bounce.fill(pool, job.slots, job.offsets, job.length)
+            return Done(Status.OK)
+        except (OSError, UserError) as err:
+            return Done(Status.COPY_FAILED, str(err))
+
+    def _welcome(self) -> Welcome:
+        assert self.actor.welcome is not None
+        return self.actor.welcome
+
+    def _pool_file(self) -> SharedFile:
+        if self._pool is None:
+            self._pool = SharedFile.open(self._welcome().pool_path, write=True)
+        return self._pool
+
+    def _ledger_file(self) -> SharedFile:
+        if self._ledger is None:
+            self._ledger = SharedFile.open(self._welcome().ledger_path, write=True)
+        return self._ledger
+
+    def _space(self) -> Extents:
+        if self._extents is None:
+            w = self._welcome()
+            geometry = Geometry(w.pool_bytes, w.extent_bytes)
+            self._extents = Extents(self._pool_file(), self._ledger_file(), geometry)
+        return self._extents
+
+    def _read_records(self, job: ReadRecords) -> Done:
+        ledger = Ledger(self._ledger_file().map)
+        return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+
+    def _open_bounce(self, job: OpenBounce) -> Done:
+        w = self._welcome()
+        if self._bounce is not None:
+            self._bounce.file.unlink()
+        name = f"{self.actor.address}.{job.slots}x{job.page_size}.{os.urandom(4).hex()}.bounce"
+        stem = w.pool_path.removesuffix(".pool")
+        bounce = Bounce(f"{stem}.{name}", job.slots, job.page_size)
+        why = bounce.reserve()
+        if why:
+            bounce.file.unlink()
+            return Done(Status.NO_SPACE, f"no room for a bounce file in /dev/shm: {why}")
+        self._bounce = bounce
+        return Done(Status.OK, bounce.file.path)
+
+    def _watch(self, number: int, job: WatchProcess) -> Done | None:
+        fd = open_pidfd(job.pid, job.started)
+        if fd is None:
+            return Done(Status.OK)
+        loop = self.loop
+        assert loop is not None
+
+        def dead() -> None:
+            loop.unwatch(fd)
+            os.close(fd)
+            loop.complete(number, Done(Status.OK))
+
+        loop.watch(fd, dead)
+        return None
+
+    def close(self) -> None:
+        """Remove what only this process used."""
+        if self._bounce is not None:
+            self._bounce.file.unlink()
+
+
+def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, parent: int) -> int:
+    """The main function of `pegaflow actor`; returns the exit status."""
+    address = Address(name, incarnation)
+    logs.configure(actor=name, incarnation=incarnation)
+    logs.enable_faulthandler()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals = Signals(signal.SIGTERM)
+    if not die_with_parent(parent):
+        return 1
+    endpoint = str(run_dir / "actors" / f"{address}.sock")
+    hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
+    boss = Address(SUPERVISOR, supervisor)
+    actor = _make(name, address, boss, hello)
+    device = _Device(actor)
+    host = Host(actor)
+    loop = Loop(host, device.work)
+    device.attach(loop)
+    loop.watch(signals.fd, lambda: (signals.read(), None)[1])
+    loop.bind(endpoint)
+    loop.dial(boss, str(run_dir / "pegaflow.sock"))
+    log = logs.get_logger()
+    log.debug("actor_started")
+    try:
+        reason = loop.run()
+    except AssertionError:
+        path = blackbox.write(host, run_dir)
+        log.exception("actor_broken", inputs=str(path))
+        return 1
+    finally:
+        device.close()
+        Path(endpoint).unlink(missing_ok=True)
+    if reason:
+        log.error("actor_stopped", why=reason)
+    return 1 if reason else 0
+
+
+def _make(name: str, address: Address, supervisor: Address, hello: Hello) -> Child:
+    if name == INDEX:
+        return Index(address, supervisor, hello, _open_ledger)
+    return {ALLOCATOR: Allocator, SESSION: Session}[name](address, supervisor, hello)
+
+
+def _open_ledger(path: str) -> Ledger:
+    return Ledger(SharedFile.open(path, write=True).map)
+
+
+def child_command(address: Address, run_dir: str, supervisor: int) -> list[str]:
+    """The command line of a child."""
+    return [
+        sys.executable,
+        "-m",
+        "pegaflow",
+        "actor",
+        address.name,
+        "--incarnation",
+        str(address.incarnation),
+        "--supervisor",
+        str(supervisor),
+        "--parent",
+        str(os.getpid()),
+        "--run-dir",
+        run_dir,
+    ]

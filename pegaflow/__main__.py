@@ -1,0 +1,5 @@
+"""`python -m pegaflow`: the command line."""
+
+from pegaflow.cli import main
+
+main()
