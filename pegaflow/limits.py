@@ -14,3 +14,6 @@ EXTENT_SIZE = 32 * MIB
 
 # One engine may register while the spare of the last one is still starting (about 135 ms).
 SPARES = 2
+
+# An engine costs about ten descriptors per process that talks to it; this serves hundreds.
+OPEN_FILES = 65536

@@ -10,9 +10,10 @@ import os
 import resource
 import signal
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
-from pegaflow import __version__, limits, logs, poolsize, rundir, sizes
+from pegaflow import limits, logs, poolsize, rundir, sizes
 from pegaflow.actors.asks import Host
 from pegaflow.actors.loop import Loop, Signals
 from pegaflow.actors.process import child_command
@@ -143,7 +144,9 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     house = _House(settings, chosen.size)
     house.adopt_counter()
     address = Address(SUPERVISOR, house.supervisor)
-    plan = Plan(chosen.size, settings.extent_size, settings.spares, str(run_dir), __version__)
+    plan = Plan(
+        chosen.size, settings.extent_size, settings.spares, str(run_dir), version("pegaflow")
+    )
     signals = Signals(signal.SIGINT, signal.SIGTERM)
     loop = Loop(Host(Supervisor(address, plan)), house.work)
     house.loop = loop
@@ -158,7 +161,7 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     log.info(
         "serving",
         endpoint=front_desk,
-        pool=sizes.format_size(chosen.size),
+        pool=sizes.show(chosen.size),
         reason=chosen.reason,
         incarnation=house.supervisor,
     )

@@ -1,1 +1,9 @@
-""""""
+"""What runs inside an engine, or any program: see `Client`.
+
+It imports wire and nothing else of ours, so an engine's environment stays small.
+"""
+
+from pegaflow.client.client import Client, inspect
+from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
+
+__all__ = ["Client", "Done", "Lease", "LoadDone", "LookupDone", "SaveDone", "inspect"]

@@ -1,0 +1,146 @@
+"""The command line: `pegaflow serve | status | replay | demo | actor`.
+
+Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command line was wrong.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pegaflow import config, logs, rundir, sizes
+from pegaflow.errors import UserError
+from pegaflow.wire.control import Report
+
+app = typer.Typer(
+    name="pegaflow",
+    help="An external KV-cache service for LLM inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunDir = Annotated[
+    str | None, typer.Option(help="Where sockets, lock and crash records are.", metavar="DIR")
+]
+
+
+@app.command()
+def serve(
+    run_dir: RunDir = None,
+    pool_size: Annotated[
+        str | None, typer.Option(help="Host memory of the pool, for example 30GiB.")
+    ] = None,
+    extent_size: Annotated[
+        str | None, typer.Option(help="Unit in which page sizes share the pool.")
+    ] = None,
+    spares: Annotated[
+        int | None, typer.Option(help="Sessions kept ready for the next engine.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, console, json.")] = None,
+    config_file: Annotated[
+        str | None, typer.Option("--config", help="A TOML file of settings.")
+    ] = None,
+) -> None:
+    """Run the cache service in the foreground (SIGINT or SIGTERM stops it)."""
+    from pegaflow import serve as service
+
+    flags = {
+        "run_dir": run_dir,
+        "pool_size": pool_size,
+        "extent_size": extent_size,
+        "spares": spares,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    settings = config.load(flags, os.environ, config_file)
+    logs.configure(settings.log_level, settings.log_format, actor="supervisor")
+    logs.enable_faulthandler()
+    os.environ["PEGAFLOW_LOG_LEVEL"] = settings.log_level
+    os.environ["PEGAFLOW_LOG_FORMAT"] = settings.log_format
+    raise typer.Exit(service.serve(settings))
+
+
+@app.command()
+def actor(
+    name: Annotated[str, typer.Argument(help="allocator, index or session")],
+    incarnation: Annotated[int, typer.Option()],
+    supervisor: Annotated[int, typer.Option(help="The supervisor's incarnation.")],
+    parent: Annotated[int, typer.Option(help="The supervisor's pid.")],
+    run_dir: Annotated[str, typer.Option()],
+) -> None:
+    """Run one actor under a supervisor that listens in the run directory."""
+    from pegaflow.actors import process
+    from pegaflow.roster import SPECS
+
+    if name not in SPECS:
+        raise UserError(f"there is no actor {name!r}: choose one of {', '.join(SPECS)}")
+    code = process.run_child(name, incarnation, Path(run_dir), supervisor, parent)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    run_dir: RunDir = None,
+    format: Annotated[str, typer.Option(help="table or json")] = "table",
+) -> None:
+    """Show processes, incarnations, pool, blocks, sessions and hit rate."""
+    from pegaflow.client import inspect
+
+    where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
+    report = inspect(rundir.front_desk(where))
+    if report is None:
+        raise UserError(f"no service answers in {where}: start one with `pegaflow serve`")
+    if format == "json":
+        json.dump(asdict(report), sys.stdout, default=_plain)
+        print()
+        return
+    _show(report)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else repr(value)
+
+
+def _show(report: Report) -> None:
+    console = Console()
+    table = Table("process", "pid", "state", "restarts", "engine", box=None)
+    for row in report.processes:
+        table.add_row(
+            str(row.address), str(row.pid), row.state, str(row.restarts), row.engine or "-"
+        )
+    console.print(table)
+    numbers = {c.name: c.value for row in report.processes for c in row.counters}
+    asked, hit = numbers.get("blocks_asked", 0), numbers.get("blocks_hit", 0)
+    used = numbers.get("pool_sealed_bytes", 0) + numbers.get("pool_held_bytes", 0)
+    console.print(
+        f"pool {sizes.show(report.pool_bytes)} at {report.pool_path}, {sizes.show(used)} in use; "
+        f"{numbers.get('blocks_resident', 0)} blocks, "
+        f"{sum(bool(r.engine) for r in report.processes)} engines; "
+        + (
+            f"hit rate {100 * hit / asked:.1f} % of {asked} blocks"
+            if asked
+            else "nothing asked yet"
+        )
+    )
+
+
+def main() -> None:
+    """Entry point of `pegaflow`."""
+    try:
+        app()
+    except UserError as err:
+        print(f"pegaflow: {err}", file=sys.stderr)
+        raise SystemExit(UserError.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

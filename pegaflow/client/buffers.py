@@ -1,0 +1,94 @@
+"""The engine's memory, and the copies between it and the service's files.
+
+Each layer becomes one strided numpy view per region, shape (blocks, segments, segment_bytes), so
+that a block's layer is one assignment; numpy releases the GIL while it copies.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.wire.layout import Layout, fault, page_bytes
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class FileView:
+    """A shared file mapped whole."""
+
+    def __init__(self, path: str, write: bool) -> None:
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+            self._map = mmap.mmap(fd, 0, mmap.MAP_SHARED, access)
+        finally:
+            os.close(fd)
+        self.path = path
+        self.bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
+
+
+class EngineMemory:
+    """Registered regions, cut by their layout.
+
+    Raises:
+        ValueError: the layout does not fit the buffers.
+    """
+
+    def __init__(
+        self, layout: Layout, buffers: Sequence[npt.NDArray[Any] | memoryview | bytearray]
+    ) -> None:
+        regions = [np.frombuffer(b, dtype=np.uint8) for b in buffers]
+        self.region_bytes = tuple(int(r.nbytes) for r in regions)
+        why = fault(layout, self.region_bytes)
+        if why:
+            raise ValueError(why)
+        self.layout = layout
+        self.payload = page_bytes(layout)
+        self._layers = [
+            self._view(regions[la.region], layout, i) for i, la in enumerate(layout.layers)
+        ]
+        self.writable = all(r.flags.writeable for r in regions)
+
+    @staticmethod
+    def _view(region: Bytes, layout: Layout, at: int) -> Bytes:
+        la = layout.layers[at]
+        shape = (layout.blocks, la.segments, la.segment_bytes)
+        strides = (la.block_stride, la.segment_stride or la.segment_bytes, 1)
+        return np.lib.stride_tricks.as_strided(region[la.offset :], shape, strides)
+
+    def load(self, page: Bytes, block: int) -> None:
+        """Write a page's payload into a block."""
+        at = 0
+        for view in self._layers:
+            target = view[block]
+            end = at + target.size
+            target[:] = page[at:end].reshape(target.shape)
+            at = end
+
+    def save(self, block: int, page: Bytes) -> None:
+        """Write a block into a page."""
+        at = 0
+        for view in self._layers:
+            source = view[block]
+            end = at + source.size
+            page[at:end].reshape(source.shape)[:] = source
+            at = end
+
+    def copy(
+        self,
+        step: Callable[[Bytes, int], None],
+        file: Bytes,
+        offsets: Sequence[int],
+        blocks: Sequence[int],
+        go_on: Callable[[], bool],
+    ) -> bool:
+        """`step` for each block and its place in a file; False as soon as `go_on` says stop."""
+        for offset, block in zip(offsets, blocks, strict=True):
+            if not go_on():
+                return False
+            step(file[offset : offset + self.payload], block)
+        return go_on()
