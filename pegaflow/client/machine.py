@@ -248,7 +248,7 @@ class Machine:
         return ticket, [self._ask(ask, deadline, saved)]
 
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
-        """The copy of a batch of a save has stopped: Keep if the blocks were the keys' all along."""
+        """The copy of a batch has stopped: Keep if the blocks were the keys' all along."""
         operation = self.operations.get(ticket)
         if operation is None:
             return []
