@@ -1,0 +1,98 @@
+"""Which blocks may not go: leases, by holder and number.
+
+A lease keeps blocks in place until its holder says that it is done, or is proven dead. Time never
+ends one. Since any message may be lost, the holder says from time to time "up to number n I hold
+exactly these": what is omitted up to n was released and the word was lost; what is later than n was
+granted and the grant may have been lost, so it is sent again.
+
+The table counts leases in the blocks themselves (`Block.leases`). Every verb that ends leases
+returns them; the caller unpins their blocks, and those that some other lease still names stay
+pinned.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from pegaflow.cache.prefix_index import Block
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease:
+    """Blocks that stay in place for one holder."""
+
+    holder: Hashable
+    number: int  # 1, 2, ... per holder
+    blocks: tuple[Block, ...]  # in chain order
+    since: int  # when it was granted, in nanoseconds; to report old ones, never to end them
+
+
+class LeaseTable:
+    """All leases that were granted and have not ended."""
+
+    def __init__(self) -> None:
+        self._leases: dict[Hashable, dict[int, Lease]] = {}  # holder -> number -> lease, ascending
+        self._last: dict[Hashable, int] = {}  # highest number ever granted to each unfenced holder
+
+    def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
+        """The caller pins the blocks."""
+        number = self._last.get(holder, 0) + 1
+        self._last[holder] = number
+        lease = Lease(holder, number, tuple(blocks), now)
+        self._leases.setdefault(holder, {})[number] = lease
+        for block in lease.blocks:
+            block.leases += 1
+        return lease
+
+    def release(self, holder: Hashable, number: int) -> Lease | None:
+        """Ends the lease; None if there is none of that number, which a repeated word finds."""
+        held = self._leases.get(holder)
+        lease = held.pop(number, None) if held else None
+        if lease is None:
+            return None
+        if not held:
+            del self._leases[holder]
+        self._end(lease)
+        return lease
+
+    def statement(
+        self, holder: Hashable, upto: int, numbers: Sequence[int]
+    ) -> tuple[list[Lease], list[Lease]]:
+        """The holder has heard of all grants up to `upto` and holds `numbers` of them. Returns the
+        leases that this ended, and those to be sent to it again."""
+        held = self._leases.get(holder, {})
+        stated = set(numbers)
+        omitted = [n for n in held if n <= upto and n not in stated]
+        dropped = [lease for n in omitted if (lease := self.release(holder, n))]
+        return dropped, [lease for n, lease in held.items() if n > upto]
+
+    def fence(self, holder: Hashable) -> list[Lease]:
+        """The holder is proven dead: ends all it had. Its name is never heard again."""
+        self._last.pop(holder, None)
+        leases = list(self._leases.pop(holder, {}).values())
+        for lease in leases:
+            self._end(lease)
+        return leases
+
+    def held(self, holder: Hashable) -> list[Lease]:
+        """The holder's leases, the oldest first."""
+        return list(self._leases.get(holder, {}).values())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._leases.values()))
+
+    def _end(self, lease: Lease) -> None:
+        for block in lease.blocks:
+            block.leases -= 1
+            assert block.leases >= 0, block
+
+    def check(self) -> None:
+        counts: dict[Block, int] = {}
+        for holder, held in self._leases.items():
+            assert held, "an empty holder stayed"
+            assert list(held) == sorted(held) and max(held) <= self._last[holder]
+            for number, lease in held.items():
+                assert (lease.holder, lease.number) == (holder, number)
+                for block in lease.blocks:
+                    counts[block] = counts.get(block, 0) + 1
+        for block, count in counts.items():
+            assert block.leases == count, (block, count)
