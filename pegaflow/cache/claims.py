@@ -1,0 +1,140 @@
+"""Who is about to save which keys: claims, so that two engines never copy the same block.
+
+A claim is taken before the copy starts and ended after the seal. It owns no memory, so unlike a
+lease or a grant it may end by time: a holder that is stopped must not keep every other engine from
+saving a block. What it had claimed is then refused when it tries to seal it, for another may have
+claimed it.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from sortedcontainers import SortedDict
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer: which of the keys the holder should save."""
+
+    number: int  # 1, 2, ... per holder
+    new: tuple[int, ...]  # positions in the keys asked for, ascending
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    """A claim that has neither ended nor expired."""
+
+    holder: Hashable
+    number: int
+    namespace: bytes
+    keys: tuple[bytes, ...]  # those it owns; at least one
+    due: tuple[int, int]  # (when it expires, serial): its place in the order of expiry
+
+
+class ClaimTable:
+    """All open claims. A claim in which nothing was new is not kept."""
+
+    def __init__(self, ttl: int) -> None:
+        assert ttl > 0
+        self._ttl = ttl  # nanoseconds that a claim lasts
+        self._open: dict[Hashable, dict[int, _Open]] = {}  # holder -> number -> claim; none empty
+        self._owner: dict[bytes, dict[bytes, _Open]] = {}  # namespace -> key -> claim; none empty
+        self._due: SortedDict = SortedDict()  # (when, serial) -> claim
+        self._last: dict[Hashable, int] = {}  # highest number given to each unfenced holder
+        self._serial = 0  # counts claims, so that no two are due at the same place
+
+    def claim(self, holder: Hashable, namespace: bytes, keys: Sequence[bytes], now: int) -> Claim:
+        """Claims those of the keys that no open claim owns, the holder's own ones included."""
+        self.expire(now)
+        number = self._last.get(holder, 0) + 1
+        self._last[holder] = number
+        owners = self._owner.get(namespace, {})
+        new: dict[bytes, int] = {}
+        for position, key in enumerate(keys):
+            if key not in owners:
+                new.setdefault(key, position)
+        if new:
+            self._serial += 1
+            due = (now + self._ttl, self._serial)
+            taken = _Open(holder, number, namespace, tuple(new), due)
+            self._open.setdefault(holder, {})[number] = taken
+            self._owner.setdefault(namespace, owners).update(dict.fromkeys(new, taken))
+            self._due[due] = taken
+        return Claim(number, tuple(new.values()))
+
+    def owns(self, holder: Hashable, number: int, namespace: bytes, key: bytes) -> bool:
+        """Whether this claim is open and has this key. Anything else must not be sealed."""
+        owner = self._owner.get(namespace, {}).get(key)
+        return owner is not None and (owner.holder, owner.number) == (holder, number)
+
+    def expire(self, now: int) -> int:
+        """Ends the claims that are due; returns how many."""
+        ended = 0
+        while self._due and self._due.peekitem(0)[0][0] <= now:
+            self._drop(self._due.peekitem(0)[1])
+            ended += 1
+        return ended
+
+    def wake_at(self) -> int | None:
+        """When the next claim is due."""
+        return int(self._due.peekitem(0)[0][0]) if self._due else None
+
+    def end(self, holder: Hashable, number: int) -> bool:
+        """Ends the claim; False if it is not open, which a repeated word finds."""
+        claim = self._open.get(holder, {}).get(number)
+        if claim is None:
+            return False
+        self._drop(claim)
+        return True
+
+    def statement(self, holder: Hashable, upto: int, numbers: Sequence[int]) -> int:
+        """The holder has heard of all claims up to `upto` and still saves under `numbers`: ends the
+        others; returns how many."""
+        stated = set(numbers)
+        omitted = [n for n in self._open.get(holder, {}) if n <= upto and n not in stated]
+        for number in omitted:
+            self.end(holder, number)
+        return len(omitted)
+
+    def fence(self, holder: Hashable) -> int:
+        """The holder is proven dead: ends its claims; returns how many. Its name is never heard
+        again."""
+        self._last.pop(holder, None)
+        claims = list(self._open.get(holder, {}).values())
+        for claim in claims:
+            self._drop(claim)
+        return len(claims)
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def _drop(self, claim: _Open) -> None:
+        held = self._open[claim.holder]
+        del held[claim.number]
+        if not held:
+            del self._open[claim.holder]
+        owners = self._owner[claim.namespace]
+        for key in claim.keys:
+            del owners[key]
+        if not owners:
+            del self._owner[claim.namespace]
+        del self._due[claim.due]
+
+    def check(self) -> None:
+        every = {
+            (holder, number): claim
+            for holder, held in self._open.items()
+            for number, claim in held.items()
+        }
+        assert all(self._open.values()) and all(self._owner.values()), "an empty dict stayed"
+        assert set(every.values()) == set(self._due.values())
+        keys = 0
+        for (holder, number), claim in every.items():
+            assert (claim.holder, claim.number) == (holder, number)
+            assert number <= self._last[holder]
+            assert self._due[claim.due] is claim
+            assert claim.keys
+            for key in claim.keys:
+                assert self._owner[claim.namespace][key] is claim
+            keys += len(claim.keys)
+        assert keys == sum(map(len, self._owner.values())), "a key is owned by an ended claim"
