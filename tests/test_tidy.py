@@ -1,0 +1,348 @@
+"""The rules of the house as a test: import floors, purity, size, and what must not be written.
+
+Each rule is a function from one `Source` (or all of them) to complaints, so that it can also be fed
+a small bad source: a rule that cannot fail is no rule.  Everything is read with `ast`; nothing is
+imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FILE_LINES = 450  # a file is read in one sitting; 400 is the goal
+FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
+LINE_LENGTH = 100
+
+# Floor -> what it may import of ours, besides itself.  The longest matching prefix decides.
+WIRE, CACHE, CLIENT = "pegaflow.wire", "pegaflow.cache", "pegaflow.client"
+CONTRACT, LIMITS = "pegaflow.actors.actor", "pegaflow.limits"
+FLOORS: dict[str, set[str]] = {
+    WIRE: set(),
+    LIMITS: set(),
+    CACHE: {WIRE, LIMITS},
+    CONTRACT: {WIRE, CACHE, LIMITS},
+    "pegaflow.actors": {WIRE, CACHE, LIMITS},
+    "pegaflow.device": {WIRE, CACHE, CONTRACT, LIMITS},
+    CLIENT: {WIRE},
+    "pegaflow.vllm": {WIRE, CLIENT},
+    "pegaflow.connector": {"pegaflow.vllm"},
+    # It may start a service as a subprocess: then it has to say where, how large, and what failed.
+    "pegaflow.replay": {
+        WIRE,
+        CLIENT,
+        LIMITS,
+        "pegaflow.errors",
+        "pegaflow.sizes",
+        "pegaflow.rundir",
+    },
+}
+# The shell and the command line, which join everything: `pegaflow.<name>` and these.
+SHELL = {f"pegaflow.actors.{name}" for name in ("loop", "workers", "process")}
+# Files on a floor with sockets or clocks that are pure themselves.
+PURE_FLOORS = (WIRE, CACHE, LIMITS, CONTRACT, "pegaflow.actors", "pegaflow.client.machine")
+IMPURE = set(
+    "time socket threading random zmq cupy pyverbs os subprocess select signal mmap ctypes asyncio"
+    " multiprocessing secrets uuid datetime logging structlog".split()
+)
+# Its resource tracker unlinks what another process still uses; the others run what they read.
+NOWHERE = {"multiprocessing.shared_memory", "pickle", "cloudpickle", "dill", "shelve", "marshal"}
+# Boundaries that must swallow everything: nothing of ours may end an engine.
+CATCH_ALL: set[str] = {"pegaflow/vllm/connector.py"}
+
+UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
+MACHINE_PATH = re.compile(
+    "|".join(("/" + "work/", "/" + "root/", "/" + "tmp/v" + r"\b", "/" + "home/[a-z]"))
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Python file: where it is, what it is called, and its text."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, self.path)
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.endswith("__init__.py")
+
+    @property
+    def module(self) -> str:
+        """`actors/loop.py` is `pegaflow.actors.loop`, as the packaging maps it."""
+        parts = list(Path(self.path).with_suffix("").parts)
+        if parts[0] in ("actors", "wire"):
+            parts.insert(0, "pegaflow")
+        return ".".join(parts[:-1] if self.is_package else parts)
+
+    @property
+    def is_shipped(self) -> bool:
+        return self.module.split(".")[0] == "pegaflow"
+
+    @cached_property
+    def imports(self) -> set[tuple[int, str]]:
+        """(line, dotted name); `from a import b` gives a and a.b, since b may be a module."""
+        found = set()
+        here = self.module.split(".") + (["__init__"] if self.is_package else [])
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {(node.lineno, alias.name) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                base = here[: -node.level] if node.level else []
+                name = ".".join(base + ([node.module] if node.module else []))
+                found |= {(node.lineno, name)}
+                found |= {(node.lineno, f"{name}.{alias.name}") for alias in node.names}
+        return found
+
+
+Complaints = Iterator[str]
+
+
+def below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def floor_of(module: str) -> str | None:
+    """The floor a module stands on; None for the shell and the command line."""
+    if module in SHELL or not below(module, "pegaflow"):
+        return None
+    return max((floor for floor in FLOORS if below(module, floor)), key=len, default=None)
+
+
+def imports_point_down(source: Source) -> Complaints:
+    floor = floor_of(source.module)
+    if floor is None:
+        return
+    for line, name in source.imports:
+        if name.startswith("pegaflow.") and not may_import(floor, name):
+            yield f"{source.path}:{line}: {floor} must not import {name}"
+
+
+def may_import(floor: str, name: str) -> bool:
+    if name in SHELL:
+        return False
+    target = floor_of(name)
+    if target == floor or (floor, target) == ("pegaflow.actors", CONTRACT):
+        return True
+    # `from pegaflow.actors import actor` also names the package above, which holds nothing.
+    return any(below(name, allowed) or below(allowed, name) for allowed in FLOORS[floor])
+
+
+def pure_floors_are_pure(source: Source) -> Complaints:
+    module = source.module
+    if module in SHELL or not any(below(module, floor) for floor in PURE_FLOORS):
+        return
+    for line, name in source.imports:
+        if name.split(".")[0] in IMPURE:
+            yield f"{source.path}:{line}: {module} is pure and must not import {name}"
+
+
+def nothing_banned(source: Source) -> Complaints:
+    for line, name in source.imports:
+        if any(below(name, banned) for banned in NOWHERE):
+            yield f"{source.path}:{line}: {name} is used nowhere here"
+
+
+def no_catch_all(source: Source) -> Complaints:
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        if node.type is None:
+            yield f"{source.path}:{node.lineno}: bare except"
+            continue
+        names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+        if names & {"Exception", "BaseException"} and source.path not in CATCH_ALL:
+            yield f"{source.path}:{node.lineno}: catches everything; name what is expected"
+
+
+def is_short(source: Source) -> Complaints:
+    lines = source.text.splitlines()
+    if len(lines) >= FILE_LINES:
+        yield f"{source.path}: {len(lines)} lines"
+    for number, line in enumerate(lines, 1):
+        if len(line) > LINE_LENGTH:
+            yield f"{source.path}:{number}: {len(line)} columns"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length >= FUNCTION_LINES:
+                yield f"{source.path}:{node.lineno}: {node.name} has {length} lines"
+
+
+def has_a_docstring(source: Source) -> Complaints:
+    if not ast.get_docstring(source.tree) and not (source.is_package and not source.is_shipped):
+        yield f"{source.path}: no docstring"
+
+
+def no_sleep_in_tests(source: Source) -> Complaints:
+    if source.module.split(".")[0] != "tests":
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "sleep"):
+            yield f"{source.path}:{node.lineno}: sleeps; wait for what is expected"
+
+
+def every_module_is_used(sources: Iterable[Source]) -> Complaints:
+    """Imported by something shipped, named in a string (a roster), or an entry point."""
+    sources = list(sources)
+    used = entry_points() | {"pegaflow.__main__"}
+    for source in sources:
+        if source.is_shipped:
+            used |= {name for _, name in source.imports if name != source.module}
+            used |= {
+                node.value
+                for node in ast.walk(source.tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+    for source in sources:
+        if source.is_shipped and not source.is_package and source.module not in used:
+            yield f"{source.path}: nothing imports it"
+
+
+def entry_points() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["scripts"], *project["entry-points"].values()]
+    # Named by the user in --kv-transfer-config.
+    return {point.split(":")[0] for group in groups for point in group.values()} | {
+        "pegaflow.connector"
+    }
+
+
+def is_finished(path: str, text: str) -> Complaints:
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := UNFINISHED.search(line):
+            yield f"{path}:{number}: {found[0]}"
+        if found := MACHINE_PATH.search(line):
+            yield f"{path}:{number}: {found[0]} is a path of one machine"
+
+
+PER_FILE: list[Callable[[Source], Complaints]] = [
+    imports_point_down,
+    pure_floors_are_pure,
+    nothing_banned,
+    no_catch_all,
+    is_short,
+    has_a_docstring,
+    no_sleep_in_tests,
+]
+
+
+def python_sources() -> list[Source]:
+    paths = [
+        path
+        for top in ("pegaflow", "actors", "wire", "tests", "perf")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        if not path.is_relative_to(ROOT / "pegaflow" / "actors")
+        and not path.is_relative_to(ROOT / "pegaflow" / "wire")
+    ]
+    return [Source(str(path.relative_to(ROOT)), path.read_text()) for path in paths]
+
+
+def text_files() -> Iterator[tuple[str, str]]:
+    """Every file that git would keep, as far as its folder and ending tell."""
+    skipped = {".git", ".tox", "venv", "build", "dist", "__pycache__", ".hypothesis"}
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in skipped and not name.endswith(("_cache", ".egg-info"))
+        ]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix not in (".gz", ".pyc", ".bin") and path.is_file():
+                yield str(path.relative_to(ROOT)), path.read_text()
+
+
+@pytest.mark.parametrize("rule", PER_FILE)
+def test_every_source(rule: Callable[[Source], Complaints]) -> None:
+    assert [complaint for source in python_sources() for complaint in rule(source)] == []
+
+
+def test_no_dead_module() -> None:
+    assert list(every_module_is_used(python_sources())) == []
+
+
+def test_every_text_is_finished_and_at_home_anywhere() -> None:
+    assert [c for path, text in text_files() for c in is_finished(path, text)] == []
+
+
+BAD: list[tuple[Callable[[Source], Complaints], str, str]] = [
+    (imports_point_down, "wire/x.py", "from pegaflow.cache import slab"),
+    (imports_point_down, "wire/x.py", "from ..actors import loop"),
+    (imports_point_down, "pegaflow/cache/x.py", "import pegaflow.actors.actor"),
+    (imports_point_down, "actors/x.py", "from .loop import run"),
+    (imports_point_down, "actors/x.py", "import pegaflow.device.shm"),
+    (imports_point_down, "actors/x.py", "from pegaflow import config"),
+    (imports_point_down, "actors/actor.py", "from .index import Index"),
+    (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors import index"),
+    (imports_point_down, "pegaflow/client/x.py", "from pegaflow.cache import slab"),
+    (imports_point_down, "pegaflow/client/x.py", "from pegaflow import rundir"),
+    (imports_point_down, "pegaflow/vllm/x.py", "def f():\n    import pegaflow.cache.slab"),
+    (imports_point_down, "pegaflow/replay/x.py", "from pegaflow.cli import main"),
+    (pure_floors_are_pure, "wire/x.py", "import time"),
+    (pure_floors_are_pure, "pegaflow/cache/x.py", "from os import path"),
+    (pure_floors_are_pure, "actors/index.py", "import zmq.error"),
+    (pure_floors_are_pure, "pegaflow/client/machine.py", "import socket"),
+    (nothing_banned, "perf/x.py", "from multiprocessing import shared_memory"),
+    (nothing_banned, "tests/x.py", "import pickle"),
+    (no_catch_all, "actors/loop.py", "try:\n    f()\nexcept:\n    pass"),
+    (no_catch_all, "actors/loop.py", "try:\n    f()\nexcept (OSError, Exception):\n    pass"),
+    (is_short, "wire/x.py", "x = 1\n" * FILE_LINES),
+    (is_short, "wire/x.py", "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
+    (is_short, "wire/x.py", "#" * (LINE_LENGTH + 1)),
+    (has_a_docstring, "wire/x.py", "x = 1"),
+    (has_a_docstring, "tests/test_x.py", "x = 1"),
+    (no_sleep_in_tests, "tests/x.py", "import time\ntime.sleep(1)"),
+]
+GOOD: list[tuple[Callable[[Source], Complaints], str, str]] = [
+    (imports_point_down, "wire/x.py", "from .values import Address\nfrom . import status"),
+    (
+        imports_point_down,
+        "actors/x.py",
+        "from .actor import Actor\nfrom pegaflow.actors import asks",
+    ),
+    (imports_point_down, "actors/loop.py", "import pegaflow.device.shm"),
+    (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors import actor"),
+    (imports_point_down, "pegaflow/cli.py", "import pegaflow.device.shm"),
+    (pure_floors_are_pure, "actors/process.py", "import os"),
+    (pure_floors_are_pure, "pegaflow/client/connection.py", "import zmq"),
+    (no_catch_all, "pegaflow/vllm/connector.py", "try:\n    f()\nexcept Exception:\n    pass"),
+    (no_sleep_in_tests, "perf/x.py", "import time\ntime.sleep(1)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), BAD)
+def test_each_rule_can_fail(rule: Callable[[Source], Complaints], path: str, text: str) -> None:
+    assert list(rule(Source(path, text))) != []
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), GOOD)
+def test_no_rule_cries_wolf(rule: Callable[[Source], Complaints], path: str, text: str) -> None:
+    assert list(rule(Source(path, text))) == []
+
+
+def test_a_dead_module_is_found() -> None:
+    dead = Source("pegaflow/cache/dead.py", "")
+    user = Source("pegaflow/roster.py", "ACTOR = 'pegaflow.cache.dead'")
+    test = Source("tests/test_dead.py", "import pegaflow.cache.dead")
+    assert any("dead.py" in complaint for complaint in every_module_is_used([dead, test]))
+    assert not any("dead.py" in complaint for complaint in every_module_is_used([dead, user]))
+
+
+@pytest.mark.parametrize("text", ["# TO" + "DO later", "cd /" + "work/main", "/" + "home/me/x"])
+def test_unfinished_text_is_found(text: str) -> None:
+    assert list(is_finished("README.md", text)) != []
