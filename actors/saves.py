@@ -260,10 +260,9 @@ class Saves:
             del self.filling[page]
         taken = set(positions)
         save.saved += len(taken)
-        back = tuple(page for i, (page, _) in enumerate(pages) if i not in taken)
-        if back and save.status is Status.OK:
+        if len(taken) < len(pages) and save.status is Status.OK:
             save.status = Status.STALE_CLAIM
-        effects: list[Effect] = [Send(self.allocator, Return(back))] if back else []
+        effects: list[Effect] = [Send(self.allocator, Return(tuple(page for page, _ in pages)))]
         return effects + self._finish(save) + self._take(now)
 
     def _starve(self, status: Status, now: int) -> list[Effect]:

@@ -1,7 +1,7 @@
 """Allocator: who may fill which page.  Sessions and the index dial it.
 
     session → allocator   Reserve   → Reserved     pages to fill, under stamps never used before
-    session → allocator   Return                   pages that were not sealed
+    session → allocator   Return                   pages I hold no longer: sealed, or never to be
     session → allocator   Stock                    statement: up to this number I hold exactly these
     allocator → index     Pressure  → Freed        evict enough for so many pages
     index → allocator     Freed                    told unasked: these pages' records are void now
@@ -44,7 +44,7 @@ class Reserved(Message):
 
 @message(82)
 class Return(Message):
-    """I will never seal these pages."""
+    """I hold these pages no longer: the index has answered for them, or I will never seal them."""
 
     pages: U64s
 

@@ -1,0 +1,211 @@
+"""A real service for a test: started, watched, stopped, and everything it left behind counted."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.client import Client, inspect
+from pegaflow.wire.control import ProcessRow, Report
+from pegaflow.wire.layout import LayerLayout, Layout
+
+PATIENCE_S = 20.0
+"""How long a test waits for something that must happen, on a machine with two busy cores."""
+
+
+def eventually(what: str, check: Callable[[], bool], patience: float = PATIENCE_S) -> None:
+    """Wait until `check` holds; the select is a pause that no signal of a child disturbs."""
+    until = time.monotonic() + patience
+    while not check():
+        assert time.monotonic() < until, f"not within {patience} s: {what}"
+        select.select([], [], [], 0.01)
+
+
+class Service:
+    """`pegaflow serve` as a child process in its own process group."""
+
+    def __init__(self, run_dir: Path, *, pool_size: str = "64MiB", extra: tuple[str, ...] = ()):
+        self.run_dir = run_dir
+        self.endpoint = str(run_dir / "pegaflow.sock")
+        self._command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(run_dir)]
+        self._command += ["--pool-size", pool_size, "--log-format", "json", *extra]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Pid of the supervisor."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> "Service":
+        """Start it and wait until allocator, index and a spare are up."""
+        self.run_dir.mkdir(mode=0o700, exist_ok=True)
+        log = (self.run_dir / "log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                self._command, stderr=log, stdin=subprocess.DEVNULL, process_group=0
+            )
+        eventually("the service is up", self.up)
+        return self
+
+    def up(self) -> bool:
+        """Whether the core is up and a session can be had."""
+        assert self._process is not None and self._process.poll() is None, self.log()
+        states = [(r.address.name, r.state) for r in self.processes()]
+        return {("allocator", "up"), ("index", "up"), ("session", "spare")} <= set(states)
+
+    def report(self) -> Report | None:
+        """What the front desk says."""
+        return inspect(self.endpoint, timeout=0.5)
+
+    def processes(self, name: str = "") -> list[ProcessRow]:
+        """The living processes, of one name or all."""
+        report = self.report()
+        rows = report.processes if report else ()
+        return [r for r in rows if not name or r.address.name == name]
+
+    def session_of(self, engine: str) -> ProcessRow:
+        """The session that serves this engine."""
+        return next(r for r in self.processes("session") if r.engine == engine)
+
+    def counter(self, name: str) -> int:
+        """A number summed over all processes, as of their last beats."""
+        return sum(c.value for r in self.processes() for c in r.counters if c.name == name)
+
+    def status(self) -> dict[str, Any]:
+        """`pegaflow status --format json`, parsed."""
+        command = [sys.executable, "-m", "pegaflow", "status", "--run-dir", str(self.run_dir)]
+        out = subprocess.run([*command, "--format", "json"], capture_output=True, check=True)
+        parsed: dict[str, Any] = json.loads(out.stdout)
+        return parsed
+
+    def log(self) -> str:
+        """Everything the service has said."""
+        return (self.run_dir / "log").read_text()
+
+    def settled(self, free_after_close: bool = True) -> None:
+        """Wait until the books add up: free + held + sealed + absent + waste = total."""
+        parts = ("free", "held", "sealed", "absent", "waste")
+
+        def adds_up() -> bool:
+            total = self.counter("pool_capacity_bytes")
+            return total > 0 and total == sum(self.counter(f"pool_{p}_bytes") for p in parts)
+
+        eventually("free + held + sealed = total", adds_up)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it by a signal; its exit status."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """SIGKILL the whole group."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(PATIENCE_S)
+
+    def left_over(self) -> list[str]:
+        """Processes of the group that are still there."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rsplit(")", 1)[1].split()
+            except (OSError, IndexError):
+                continue
+            if int(fields[2]) == self.pid and fields[0] != "Z":
+                found.append(path.parent.name)
+        return found
+
+    def __enter__(self) -> "Service":
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(PATIENCE_S)
+            finally:
+                if self._process.poll() is None:
+                    self.kill()
+
+
+class Engine:
+    """A client with a small KV memory of its own: `blocks` blocks of `layers` x `bytes_`."""
+
+    def __init__(
+        self,
+        service: Service,
+        name: str = "engine",
+        *,
+        blocks: int = 64,
+        layers: int = 2,
+        bytes_: int = 32768,
+        generation: bytes | None = None,
+    ) -> None:
+        stride = blocks * bytes_
+        self.layout = Layout(
+            blocks,
+            tuple(LayerLayout(0, i * stride, bytes_, bytes_) for i in range(layers)),
+            "uint8",
+            "test",
+        )
+        self.memory: npt.NDArray[np.uint8] = np.zeros(layers * stride, np.uint8)
+        self.view = self.memory.reshape(layers, blocks, bytes_)
+        self.client = Client(
+            name, b"tests" * 4, endpoint=service.endpoint, generation=generation or os.urandom(16)
+        )
+        self.client.register(self.layout, [self.memory])
+
+    def attach(self) -> "Engine":
+        """Connect, or fail the test."""
+        assert self.client.connect(PATIENCE_S), self.client.refusal
+        return self
+
+    def fill(self, blocks: list[int], seed: int) -> None:
+        """Content of a block that depends on seed, layer and its place in `blocks`."""
+        for place, block in enumerate(blocks):
+            self.view[:, block] = content(self.view[:, block].shape, seed + place)
+
+    def holds(self, blocks: list[int], seed: int) -> bool:
+        """Whether these blocks have the content that `fill` gives."""
+        return all(
+            np.array_equal(self.view[:, b], content(self.view[:, b].shape, seed + i))
+            for i, b in enumerate(blocks)
+        )
+
+    def __enter__(self) -> "Engine":
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.client.close()
+
+
+def content(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.uint8]:
+    """Bytes that no other seed has."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def keys(count: int, seed: int = 0) -> list[bytes]:
+    """Block hashes of 32 bytes."""
+    return [b"%16d%16d" % (seed, i) for i in range(count)]
