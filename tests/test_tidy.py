@@ -27,13 +27,16 @@ LINE_LENGTH = 100
 # Floor -> what it may import of ours, besides itself.  The longest matching prefix decides.
 WIRE, CACHE, CLIENT = "pegaflow.wire", "pegaflow.cache", "pegaflow.client"
 CONTRACT, LIMITS = "pegaflow.actors.actor", "pegaflow.limits"
+ROSTER, ERRORS = "pegaflow.roster", "pegaflow.errors"
 FLOORS: dict[str, set[str]] = {
     WIRE: set(),
     LIMITS: set(),
+    ERRORS: set(),
+    ROSTER: {WIRE, LIMITS},
     CACHE: {WIRE, LIMITS},
     CONTRACT: {WIRE, CACHE, LIMITS},
-    "pegaflow.actors": {WIRE, CACHE, LIMITS},
-    "pegaflow.device": {WIRE, CACHE, CONTRACT, LIMITS},
+    "pegaflow.actors": {WIRE, CACHE, LIMITS, ROSTER},
+    "pegaflow.device": {WIRE, CACHE, CONTRACT, LIMITS, ERRORS},
     CLIENT: {WIRE},
     "pegaflow.vllm": {WIRE, CLIENT},
     "pegaflow.connector": {"pegaflow.vllm"},
@@ -42,15 +45,15 @@ FLOORS: dict[str, set[str]] = {
         WIRE,
         CLIENT,
         LIMITS,
-        "pegaflow.errors",
+        ERRORS,
         "pegaflow.sizes",
         "pegaflow.rundir",
     },
 }
 # The shell and the command line, which join everything: `pegaflow.<name>` and these.
-SHELL = {f"pegaflow.actors.{name}" for name in ("loop", "workers", "process")}
+SHELL = {f"pegaflow.actors.{name}" for name in ("loop", "workers", "process", "blackbox")}
 # Files on a floor with sockets or clocks that are pure themselves.
-PURE_FLOORS = (WIRE, CACHE, LIMITS, CONTRACT, "pegaflow.actors", "pegaflow.client.machine")
+PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, "pegaflow.actors", "pegaflow.client.machine")
 IMPURE = set(
     "time socket threading random zmq cupy pyverbs os subprocess select signal mmap ctypes asyncio"
     " multiprocessing secrets uuid datetime logging structlog".split()
@@ -58,7 +61,7 @@ IMPURE = set(
 # Its resource tracker unlinks what another process still uses; the others run what they read.
 NOWHERE = {"multiprocessing.shared_memory", "pickle", "cloudpickle", "dill", "shelve", "marshal"}
 # Boundaries that must swallow everything: nothing of ours may end an engine.
-CATCH_ALL: set[str] = {"pegaflow/vllm/connector.py"}
+CATCH_ALL = {"pegaflow/vllm/connector.py", "pegaflow/vllm/plugin.py"}
 
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 MACHINE_PATH = re.compile(
