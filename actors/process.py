@@ -7,15 +7,18 @@ learns by command line only who it is and where the supervisor listens; the rest
 When an assertion kills an actor, its last inputs are written to the run directory (blackbox.py).
 """
 
+from __future__ import annotations
+
+import importlib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pegaflow import logs
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Ledger
-from pegaflow.device.bounce import Bounce
 from pegaflow.device.memory import Extents, SharedFile
 from pegaflow.device.procs import die_with_parent, open_pidfd, start_ticks
 from pegaflow.errors import UserError
@@ -40,6 +43,9 @@ from .index import Index
 from .loop import Loop, Signals
 from .session import Session
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from pegaflow.device.bounce import Bounce
 
 
 class _Device:
@@ -81,8 +87,7 @@ class _Device:
             if isinstance(job, OpenBounce):
                 return self._open_bounce(job)
             assert isinstance(job, FillPages) and self._bounce is not None
-            pool = self._pool_file().array()
-            self._bounce.fill(pool, job.slots, job.offsets, job.length)
+            self._bounce.fill(self._pool_file().map, job.slots, job.offsets, job.length)
             return Done(Status.OK)
         except (OSError, UserError) as err:
             return Done(Status.COPY_FAILED, str(err))
@@ -113,6 +118,8 @@ class _Device:
         return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
 
     def _open_bounce(self, job: OpenBounce) -> Done:
+        from pegaflow.device.bounce import Bounce
+
         w = self._welcome()
         if self._bounce is not None:
             self._bounce.file.unlink()
@@ -164,6 +171,8 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
     host = Host(actor)
     loop = Loop(host, device.work)
     device.attach(loop)
+    if name == SESSION:
+        importlib.import_module("pegaflow.device.bounce")  # numpy: now, not when an engine waits
     loop.watch(signals.fd, lambda: (signals.read(), None)[1])
     loop.bind(endpoint)
     loop.dial(boss, str(run_dir / "pegaflow.sock"))

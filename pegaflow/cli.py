@@ -1,6 +1,7 @@
 """The command line: `pegaflow serve | status | replay | demo | actor`.
 
 Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command line was wrong.
+What only one command needs is imported by that command: every actor starts through this file.
 """
 
 import json
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pegaflow import config, logs, rundir, sizes
 from pegaflow.errors import UserError
@@ -111,6 +110,9 @@ def _plain(value: object) -> object:
 
 
 def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     table = Table("process", "pid", "state", "restarts", "engine", box=None)
     for row in report.processes:

@@ -1,6 +1,11 @@
 """The session's side of a staged save: its bounce file, and the copy from there into the pool."""
 
-from pegaflow.device.memory import Bytes, SharedFile
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.device.memory import SharedFile
 
 
 class Bounce:
@@ -12,16 +17,21 @@ class Bounce:
     def __init__(self, path: str, slots: int, page_size: int) -> None:
         self.file = SharedFile.create(path, slots * page_size)
         self.page_size = page_size
-        self._bytes = self.file.array()
+        self._bytes = _bytes(self.file.map)
 
     def reserve(self) -> str:
         """Make all slots really there; '' or the reason why not."""
         return self.file.reserve(0, self.file.length)
 
     def fill(
-        self, pool: Bytes, slots: tuple[int, ...], offsets: tuple[int, ...], length: int
+        self, pool: mmap.mmap, slots: tuple[int, ...], offsets: tuple[int, ...], length: int
     ) -> None:
-        """Copy slot i to pool offset i, `length` bytes each."""
+        """Copy slot i to pool offset i, `length` bytes each; numpy releases the GIL meanwhile."""
+        target = _bytes(pool)
         for slot, offset in zip(slots, offsets, strict=True):
             start = slot * self.page_size
-            pool[offset : offset + length] = self._bytes[start : start + length]
+            target[offset : offset + length] = self._bytes[start : start + length]
+
+
+def _bytes(mapped: mmap.mmap) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(mapped, dtype=np.uint8)

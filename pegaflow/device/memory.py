@@ -11,14 +11,9 @@ import mmap
 import os
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Header, Ledger, ledger_bytes
 from pegaflow.errors import UserError
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class SharedFile:
@@ -63,10 +58,6 @@ class SharedFile:
         except OSError as err:
             return os.strerror(err.errno or errno.EIO)
         return ""
-
-    def array(self) -> Bytes:
-        """The bytes, writable if the mapping is."""
-        return np.frombuffer(self.map, dtype=np.uint8)
 
     def unlink(self) -> None:
         """Remove the name; mappings live on."""
