@@ -157,7 +157,9 @@ class _Device:
 def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, parent: int) -> int:
     """The main function of `pegaflow actor`; returns the exit status."""
     address = Address(name, incarnation)
-    logs.configure(actor=name, incarnation=incarnation)
+    level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
+    form = os.environ.get("PEGAFLOW_LOG_FORMAT", "auto")
+    logs.configure(level, form, actor=name, incarnation=incarnation)
     logs.enable_faulthandler()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals = Signals(signal.SIGTERM)

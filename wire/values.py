@@ -5,7 +5,7 @@ blocks and a msgpack list of a thousand elements costs twenty times what one blo
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 
 class Address(NamedTuple):
@@ -50,11 +50,10 @@ LIST_MAX = 65536
 def _pack_keys(keys: tuple[object, ...]) -> bytes:
     if not keys:
         return b""
-    first = keys[0]
-    assert isinstance(first, bytes) and 1 <= len(first) <= KEY_BYTES_MAX
-    blob = b"".join(keys)  # type: ignore[arg-type]
-    assert len(set(map(len, keys))) == 1, "keys of one list have one length"  # type: ignore[arg-type]
-    return bytes((len(first),)) + blob
+    hashes = cast(tuple[bytes, ...], keys)
+    size = len(hashes[0])
+    assert 1 <= size <= KEY_BYTES_MAX and set(map(len, hashes)) == {size}, "keys of one length"
+    return bytes((size,)) + b"".join(hashes)
 
 
 def _unpack_keys(blob: bytes) -> tuple[object, ...]:

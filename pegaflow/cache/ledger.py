@@ -15,9 +15,8 @@ aligned store.
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from mmap import mmap
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HEADER_BYTES = 4096
 RECORD_BYTES = 128
@@ -47,6 +46,10 @@ _BODY = Struct("=QQHHI16sB64sBQI2x")
 _WORDS_PER_RECORD = RECORD_BYTES // 8
 _SCAN = 4096  # records looked at per slice of a scan
 assert _BODY.size + 8 == RECORD_BYTES
+
+
+WritableBuffer = Any
+"""An mmap, bytearray or memoryview; typing has no name for a buffer before Python 3.12."""
 
 
 class Record(NamedTuple):
@@ -83,7 +86,7 @@ def ledger_bytes(extents: int, records_per_extent: int) -> int:
 class Ledger:
     """Reads and writes the ledger in a buffer: a writable mmap, bytearray or memoryview."""
 
-    def __init__(self, buffer: mmap | bytearray | memoryview) -> None:
+    def __init__(self, buffer: WritableBuffer) -> None:
         wrong = Ledger.fault(buffer)
         assert not wrong, wrong
         self._bytes = memoryview(buffer).cast("B")  # the whole file
@@ -94,7 +97,7 @@ class Ledger:
         self.records = facts.pool_bytes // facts.extent_bytes * facts.records_per_extent
 
     @staticmethod
-    def fault(buffer: mmap | bytearray | memoryview) -> str:
+    def fault(buffer: WritableBuffer) -> str:
         """Why this buffer is no ledger of this version, in one line; '' if it is one."""
         raw = memoryview(buffer).cast("B")
         if len(raw) < HEADER_BYTES:
@@ -112,7 +115,7 @@ class Ledger:
         return ""
 
     @staticmethod
-    def format(buffer: mmap | bytearray | memoryview, header: Header) -> "Ledger":
+    def format(buffer: WritableBuffer, header: Header) -> "Ledger":
         """Makes a ledger of a new, zeroed file (all records are void): the facts, the magic word
         last.  It touches nothing behind the header: the file is still full of holes."""
         assert len(header.pool_uuid) == UUID_BYTES

@@ -20,6 +20,7 @@ class Block:
     stamps: tuple[int, ...]  # of the grants the pages were filled under, beside `pages`
     seal: int  # the seal id in the ledger records of all its pages
     depth: int  # position in its chain, 0 the first
+    parent: bytes = b""  # key of the block before it; may have been evicted since
     leases: int = 0  # leases that name it, kept by the lease table; evictable only at 0
 
 

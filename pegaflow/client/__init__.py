@@ -3,7 +3,8 @@
 It imports wire and nothing else of ours, so an engine's environment stays small.
 """
 
-from pegaflow.client.client import Client, inspect
+from pegaflow.client.client import Client
+from pegaflow.client.place import inspect
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 
 __all__ = ["Client", "Done", "Lease", "LoadDone", "LookupDone", "SaveDone", "inspect"]

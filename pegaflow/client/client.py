@@ -15,9 +15,6 @@ waits longer than its timeout (plus one block's copy); it becomes a status.
 """
 
 import os
-import random
-import secrets
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,13 +22,13 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import zmq
 
-from pegaflow.wire.control import Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.message import BODY_BYTES_MAX, WireError
 from pegaflow.wire.session import Attached
-from pegaflow.wire.values import CLIENT, KEY_BYTES_MAX, LIST_MAX, SUPERVISOR, Address
+from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
+from . import place
 from .buffers import EngineMemory, FileView
 from .machine import (
     CopyIn,
@@ -50,37 +47,7 @@ from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 QUEUE_MAX = 10_000
 """Messages queued per link: far above what one engine has under way."""
 
-_GENERATION = (os.getpid(), secrets.token_bytes(16))
-"""Pid that drew it, and the generation of all clients of this process."""
-
 _T = TypeVar("_T", LookupDone, LoadDone, SaveDone)
-
-
-def default_endpoint() -> str:
-    """The front desk: PEGAFLOW_ENDPOINT, or the socket in the default run directory."""
-    named = os.environ.get("PEGAFLOW_ENDPOINT")
-    if named:
-        return named
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    folder = os.environ.get("PEGAFLOW_RUN_DIR")
-    if not folder and os.path.isabs(runtime) and os.path.isdir(runtime):
-        folder = os.path.join(runtime, "pegaflow")
-    if not folder:
-        folder = os.path.join(tempfile.gettempdir(), f"pegaflow-{os.getuid()}")
-    return os.path.join(folder, "pegaflow.sock")
-
-
-def _generation() -> bytes:
-    global _GENERATION
-    if _GENERATION[0] != os.getpid():
-        _GENERATION = (os.getpid(), secrets.token_bytes(16))
-    return _GENERATION[1]
-
-
-def _start_ticks() -> int:
-    with open("/proc/self/stat", "rb") as file:
-        stat = file.read()
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
 class Client:
@@ -111,8 +78,7 @@ class Client:
             raise ValueError(f"a namespace has 16..64 bytes, not {len(namespace)}")
         if generation is not None and len(generation) != 16:
             raise ValueError(f"a generation has 16 bytes, not {len(generation)}")
-        endpoint = endpoint or default_endpoint()
-        self._endpoint = endpoint if "://" in endpoint else f"ipc://{endpoint}"
+        self._endpoint = place.as_url(endpoint)
         self._who = (engine, namespace, world, generation)
         self._given_context = context
         self._memory: EngineMemory | None = None
@@ -124,17 +90,10 @@ class Client:
         """Everything that belongs to this process: again after a fork."""
         engine, namespace, world, generation = self._who
         self._pid = os.getpid()
-        address = Address(CLIENT, random.SystemRandom().getrandbits(63) | 1)
+        life = generation or place.generation()
+        pid, started = self._pid, place.start_ticks()
         self._machine = Machine(
-            Identity(
-                address,
-                engine,
-                generation or _generation(),
-                namespace,
-                world,
-                self._pid,
-                _start_ticks(),
-            )
+            Identity(place.new_address(), engine, life, namespace, world, pid, started)
         )
         self._context = self._given_context or zmq.Context()
         self._poller = zmq.Poller()
@@ -482,18 +441,3 @@ def _keys(keys: Sequence[bytes]) -> tuple[bytes, ...]:
     if len(lengths) != 1 or not 8 <= min(lengths) <= KEY_BYTES_MAX or len(keys) > LIST_MAX:
         raise ValueError(f"1..{LIST_MAX} keys of one length of 8..{KEY_BYTES_MAX} bytes are needed")
     return tuple(keys)
-
-
-def inspect(endpoint: str | None = None, timeout: float = 2.0) -> Report | None:
-    """The state of the group behind a front desk; None if nobody answers in time."""
-    me = Address(CLIENT, random.SystemRandom().getrandbits(63) | 1)
-    endpoint = endpoint or default_endpoint()
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.ROUTING_ID, me.routing_id)
-        socket.connect(endpoint if "://" in endpoint else f"ipc://{endpoint}")
-        socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))
-        if not socket.poll(int(timeout * 1000)):
-            return None
-        answer = unpack(socket.recv_multipart()).message
-        return answer if isinstance(answer, Report) else None

@@ -1,0 +1,69 @@
+"""Where the service is and who we are; and a look at the service without being an engine."""
+
+import os
+import random
+import secrets
+import tempfile
+
+import zmq
+
+from pegaflow.wire.control import Inspect, Report
+from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
+
+_GENERATION = (os.getpid(), secrets.token_bytes(16))
+"""Pid that drew it, and the generation of all clients of this process."""
+
+
+def default_endpoint() -> str:
+    """The front desk: PEGAFLOW_ENDPOINT, or the socket in the default run directory."""
+    named = os.environ.get("PEGAFLOW_ENDPOINT")
+    if named:
+        return named
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = os.environ.get("PEGAFLOW_RUN_DIR")
+    if not folder and os.path.isabs(runtime) and os.path.isdir(runtime):
+        folder = os.path.join(runtime, "pegaflow")
+    if not folder:
+        folder = os.path.join(tempfile.gettempdir(), f"pegaflow-{os.getuid()}")
+    return os.path.join(folder, "pegaflow.sock")
+
+
+def generation() -> bytes:
+    """The generation of all clients of this process; another after a fork."""
+    global _GENERATION
+    if _GENERATION[0] != os.getpid():
+        _GENERATION = (os.getpid(), secrets.token_bytes(16))
+    return _GENERATION[1]
+
+
+def start_ticks() -> int:
+    """Start time of this process in clock ticks since boot: field 22 of its stat."""
+    with open("/proc/self/stat", "rb") as file:
+        stat = file.read()
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def new_address() -> Address:
+    """An address that no other client has, in this process or any other."""
+    return Address(CLIENT, random.SystemRandom().getrandbits(63) | 1)
+
+
+def as_url(endpoint: str | None) -> str:
+    """A ZeroMQ URL of this path or URL, or of the default front desk."""
+    endpoint = endpoint or default_endpoint()
+    return endpoint if "://" in endpoint else f"ipc://{endpoint}"
+
+
+def inspect(endpoint: str | None = None, timeout: float = 2.0) -> Report | None:
+    """The state of the group behind a front desk; None if nobody answers in time."""
+    me = new_address()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.ROUTING_ID, me.routing_id)
+        socket.connect(as_url(endpoint))
+        socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))
+        if not socket.poll(int(timeout * 1000)):
+            return None
+        answer = unpack(socket.recv_multipart()).message
+        return answer if isinstance(answer, Report) else None
