@@ -1,0 +1,72 @@
+"""The bytes of protocol major 1, frozen in golden.json: a release may not change what it says.
+
+golden.json holds `messages`, rows of [class name, tag, body in hex], and `envelopes`, rows of
+[what it shows, header in hex, body in hex].
+
+To add a message, or a field (at the end, with a default) to one: run this file, and add the row
+that the failing test prints *after* the others.  Never edit or remove a row: each is what some
+release has sent, and every later one must read it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from pegaflow.wire.control import OpenSession
+from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.message import Message, decode, encode
+from pegaflow.wire.session import Confirmed, Lookup
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
+
+from .samples import MESSAGES, fields, sample
+
+GOLDEN: dict[str, list[list[Any]]] = json.loads(
+    Path(__file__).with_name("golden.json").read_text(encoding="utf-8")
+)
+ON_A_SOCKET = [cls for cls in MESSAGES if cls.TAG < 200]
+
+CLIENT_7, SESSION_3 = Address(CLIENT, 7), Address(SESSION, 3)
+OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, bytes(16))
+
+ENVELOPES = {
+    "a question": Envelope(
+        CLIENT_7, SESSION_3, Lookup((bytes(32), b"\x01" * 32)), 5, 0, 1_000_000_000
+    ),
+    "an answer of a later minor: one more field in header and body": Envelope(
+        SESSION_3, CLIENT_7, Confirmed(Status.OK), 0, 5
+    ),
+    "an OpenSession of a minor before `probe`": Envelope(
+        CLIENT_7, Address(SUPERVISOR, 0), OPEN, 1, 0, 2_000_000_000
+    ),
+}
+"""What the frames of golden.json mean."""
+
+
+@pytest.mark.parametrize("row", GOLDEN["messages"], ids=lambda row: row[0])
+def test_old_bytes_keep_their_meaning(row: list[Any]) -> None:
+    name, tag, body = row
+    msg = decode(tag, bytes.fromhex(body))
+    known = len(msgpack.unpackb(bytes.fromhex(body)))
+    assert type(msg).__name__ == name
+    assert fields(msg)[:known] == fields(sample(type(msg)))[:known]
+
+
+@pytest.mark.parametrize("cls", ON_A_SOCKET, ids=lambda cls: cls.__name__)
+def test_what_we_say_is_frozen(cls: type[Message]) -> None:
+    row = [cls.__name__, cls.TAG, encode(sample(cls)).hex()]
+    assert row in GOLDEN["messages"], f"to add: {json.dumps(row)}"
+
+
+@pytest.mark.parametrize("row", GOLDEN["envelopes"], ids=lambda row: row[0])
+def test_envelopes(row: list[str]) -> None:
+    shows, header, body = row
+    assert unpack([bytes.fromhex(header), bytes.fromhex(body)]) == ENVELOPES[shows]
+
+
+def test_the_question_is_what_we_send() -> None:
+    _, header, body = GOLDEN["envelopes"][0]
+    assert [f.hex() for f in pack(ENVELOPES["a question"])] == [header, body]
