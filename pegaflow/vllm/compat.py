@@ -1,0 +1,221 @@
+"""The one file that knows vLLM by name, and what differs between its versions.
+
+Everything is imported defensively: where vLLM (or a newer name of it) is missing, a stand-in takes
+its place, so that the connector can be imported and tested without vLLM and survives older
+versions. vLLM's configuration objects are read with `attribute`, a dotted getattr that answers a
+default: a field that a version does not have must not stop an engine.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+try:
+    from vllm.distributed.kv_transfer.kv_connector.v1 import base as _base
+except ImportError:
+    _base = None
+
+try:
+    from vllm.v1.core import kv_cache_utils as _hashes
+except ImportError:
+    _hashes = None
+
+
+class _Absent:
+    """Stands for a base class that this vLLM does not have."""
+
+
+def _named(name: str) -> Any:
+    return getattr(_base, name, _Absent)
+
+
+class _StandInConnector:
+    """What the connector needs of KVConnectorBase_V1 where there is no vLLM."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any = None) -> None:
+        self._connector_metadata: Any = None
+
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        self._connector_metadata = connector_metadata
+
+    def clear_connector_metadata(self) -> None:
+        self._connector_metadata = None
+
+
+ConnectorBase: Any = getattr(_base, "KVConnectorBase_V1", _StandInConnector)
+Metadata: Any = _named("KVConnectorMetadata")
+WorkerMetadata: Any = _named("KVConnectorWorkerMetadata")
+
+FULL_ATTENTION = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
+"""KV cache kinds whose blocks stay with their request until it ends, and are named by one hash
+each."""
+
+RANDOM_SEEDED = frozenset({"xxhash", "xxhash_cbor"})
+"""Hash algorithms that vLLM seeds anew in every process unless PYTHONHASHSEED is set."""
+
+PROBE_TOKENS = tuple(range(1, 17))
+"""The fixed block whose hash tells whether two engines hash alike."""
+
+
+def logger() -> logging.Logger:
+    """A logger below vLLM's own, whose handler is the one that an engine configures."""
+    return logging.getLogger("vllm.pegaflow")
+
+
+def attribute(root: Any, path: str, default: Any = None) -> Any:
+    """`root.a.b` for path 'a.b'; the default where any step is missing or None."""
+    for name in path.split("."):
+        root = getattr(root, name, None)
+        if root is None:
+            return default
+    return root
+
+
+def is_scheduler(role: Any) -> bool:
+    """vLLM's KVConnectorRole, by name."""
+    return getattr(role, "name", str(role)).upper().endswith("SCHEDULER")
+
+
+def extra_config(vllm_config: Any) -> Mapping[str, Any]:
+    """The user's kv_connector_extra_config."""
+    return attribute(vllm_config, "kv_transfer_config.kv_connector_extra_config", {}) or {}
+
+
+def engine_id(vllm_config: Any) -> str:
+    """The engine's name: unique per engine unless the user chose it."""
+    name = attribute(vllm_config, "kv_transfer_config.engine_id") or attribute(
+        vllm_config, "instance_id"
+    )
+    return str(name or "vllm")
+
+
+_PROCESS_DRAW = os.urandom(
+    16
+)  # stands in where the configuration has nothing that is new per start
+
+
+def generation(vllm_config: Any, epoch: int = 0) -> bytes:
+    """16 bytes that all processes of one engine agree on and that no other start repeats.
+
+    vLLM's `instance_id` is drawn when the configuration is made (from the clock in nanoseconds
+    since 0.32) and travels inside it to every process of the engine. Versions without one get a
+    number of this process, which is right as long as scheduler and worker share it (one rank).
+    """
+    digest = blake2b(digest_size=16, person=b"pegaflow.gener")
+    drawn = str(attribute(vllm_config, "instance_id") or "").encode() or _PROCESS_DRAW
+    for part in (engine_id(vllm_config).encode(), drawn, str(epoch).encode()):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def world(vllm_config: Any) -> int:
+    """Processes that hold a part of every block: tensor times pipeline ranks."""
+    return int(attribute(vllm_config, "parallel_config.world_size", 1))
+
+
+def rank(vllm_config: Any) -> int:
+    """This worker's place among them."""
+    return int(attribute(vllm_config, "parallel_config.rank", 0)) % world(vllm_config)
+
+
+def block_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
+    """Tokens of one scheduler block: ranks of a context-parallel group hold a slice each."""
+    groups = attribute(kv_cache_config, "kv_cache_groups", [])
+    tokens = attribute(groups[0], "kv_cache_spec.block_size") if groups else None
+    if tokens is None:
+        tokens = attribute(vllm_config, "cache_config.block_size", 16)
+    for way in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        tokens *= attribute(vllm_config, f"parallel_config.{way}", 1)
+    return int(tokens)
+
+
+def hash_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
+    """Tokens covered by one entry of `request.block_hashes`."""
+    tokens = attribute(kv_cache_config, "hash_block_size")
+    return int(tokens or block_tokens(vllm_config, kv_cache_config))
+
+
+def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why this engine's KV cannot be cached by block hash, in one line; '' if it can."""
+    groups = attribute(kv_cache_config, "kv_cache_groups", [])
+    if len(groups) != 1:
+        return f"the model has {len(groups)} KV cache groups; one is supported"
+    spec = groups[0].kv_cache_spec
+    inner = attribute(spec, "kv_cache_specs")
+    kinds = {type(one).__name__ for one in (inner.values() if inner else [spec])}
+    if not kinds <= FULL_ATTENTION:
+        return f"the KV cache kind {', '.join(sorted(kinds - FULL_ATTENTION))} is not supported"
+    hashed, whole = (
+        hash_tokens(vllm_config, kv_cache_config),
+        block_tokens(vllm_config, kv_cache_config),
+    )
+    if whole % hashed:
+        return f"a block of {whole} tokens is no multiple of the {hashed} tokens of a hash"
+    return ""
+
+
+def hash_algorithm(vllm_config: Any) -> str:
+    """The name of the engine's block hash function."""
+    return str(attribute(vllm_config, "cache_config.prefix_caching_hash_algo", "builtin"))
+
+
+def _hash_function(algorithm: str) -> Callable[[Any], bytes] | None:
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        from vllm.utils.hashing import get_hash_fn_by_name
+
+        function: Callable[[Any], bytes] = get_hash_fn_by_name(algorithm)
+        return function
+    return None
+
+
+def seed_is_fixed(algorithm: str) -> bool:
+    """Whether two processes of this vLLM start their hash chains from the same value.
+
+    From 0.29 on (known by `resolve_none_hash_seed`) the cryptographic algorithms have a fixed seed.
+    """
+    if os.environ.get("PYTHONHASHSEED") is not None:
+        return True
+    return algorithm not in RANDOM_SEEDED and hasattr(_hashes, "resolve_none_hash_seed")
+
+
+def first_parent(algorithm: str) -> bytes | None:
+    """What the hash chains of this engine start from; None where it cannot be known beforehand.
+
+    vLLM draws it (`NONE_HASH`) only after both connectors were built, so it is worked out by the
+    same rule; `parent_differs` compares with the real one once there is a request.
+    """
+    function = _hash_function(algorithm)
+    if function is None or not seed_is_fixed(algorithm):
+        return None
+    resolve = getattr(_hashes, "resolve_none_hash_seed", None)
+    seed = resolve(function) if resolve else os.environ["PYTHONHASHSEED"]
+    return bytes(function(seed))
+
+
+def probe(algorithm: str, parent: bytes) -> bytes:
+    """The hash of a fixed first block, as this engine computes it."""
+    function = _hash_function(algorithm)
+    if function is None or _hashes is None:
+        return parent
+    return bytes(_hashes.hash_block_tokens(function, parent, PROBE_TOKENS))
+
+
+def parent_differs(parent: bytes | None) -> bool:
+    """Whether vLLM's own NONE_HASH is there and is not what we worked out."""
+    real = getattr(_hashes, "NONE_HASH", None)
+    return parent is not None and isinstance(real, bytes) and real != parent
+
+
+def block_ids(blocks: Any) -> list[int]:
+    """The ids of the only group of a KVCacheBlocks, or of a tuple of lists as step outputs have
+    it."""
+    groups = blocks.get_block_ids() if hasattr(blocks, "get_block_ids") else blocks
+    return list(groups[0]) if groups else []
+
+
+def layout_name(kv_cache_config: Any) -> str:
+    """vLLM's own name of the tensors' axis order, where it has one."""
+    return str(attribute(kv_cache_config, "kv_cache_layout", ""))

@@ -1,0 +1,139 @@
+"""From the engine's registered KV tensors to the layout that the session copies by.
+
+Nothing is assumed about the order of axes. A tensor is its shape, strides and offset inside a
+storage; one axis counts the blocks and every other axis lies inside a block. Sorted by stride and
+merged where they touch, the inner axes become runs of contiguous bytes and at most a few outer
+steps between them (keys and values in separate planes, heads outside of blocks); `LayerLayout`
+holds one such step, and further steps become further entries. The page keeps the order of memory;
+what the axes *mean* goes into the layout's name, which the fingerprint covers.
+
+An attention backend may cut the engine's blocks into smaller ones of its own, so that the tensor
+counts k times as many; those k are the outermost part of the block's inside.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import prod
+
+from pegaflow.wire.layout import LayerLayout, Layout
+
+MAX_ENTRIES = 64
+"""Entries one layer may take; a layout that needs more would copy crumbs and is refused."""
+
+
+class Unrepresentable(ValueError):
+    """The tensors cannot be described by a Layout; the text says why in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One registered KV tensor, as plain numbers. Shape, strides and offset count elements."""
+
+    layer: str  # the engine's name of the layer
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # of the first element, from the storage's start
+    element: int  # bytes of one element
+    dtype: str
+    storage: int  # address of the storage
+    storage_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is registered with the service."""
+
+    layout: Layout
+    storages: tuple[int, ...]  # addresses; entry i is region i of the layout
+
+
+def plan(tensors: Sequence[Tensor], blocks: int, name: str = "") -> Plan:
+    """The layout of all layers; raises Unrepresentable."""
+    if not tensors or blocks < 1:
+        raise Unrepresentable(f"{len(tensors)} tensors and {blocks} blocks")
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1:
+        raise Unrepresentable(f"layers of different dtypes: {', '.join(sorted(dtypes))}")
+    unique: dict[tuple[object, ...], Tensor] = {}
+    for tensor in sorted(tensors, key=lambda one: _natural(one.layer)):
+        place = (tensor.storage, tensor.offset, tensor.shape, tensor.stride)
+        unique.setdefault(place, tensor)  # layers that share their KV register it twice
+    storages = tuple(dict.fromkeys(tensor.storage for tensor in unique.values()))
+    layers: list[LayerLayout] = []
+    meanings: list[str] = []
+    for tensor in unique.values():
+        axis, split = block_axis(tensor.shape, blocks)
+        layers += _entries(tensor, axis, split, storages.index(tensor.storage))
+        meanings.append(f"{tensor.layer} {_meaning(tensor, axis, split)}")
+    first = _meaning(tensors[0], *block_axis(tensors[0].shape, blocks))
+    every = blake2b("\n".join(meanings).encode(), digest_size=8).hexdigest()
+    label = f"vllm {name or '-'} {first} layers={len(meanings)}:{every}"
+    return Plan(Layout(blocks, tuple(layers), tensors[0].dtype, label), storages)
+
+
+def block_axis(shape: Sequence[int], blocks: int) -> tuple[int, int]:
+    """(the axis that counts blocks, tensor blocks per engine block); raises Unrepresentable.
+
+    Blocks come first, or second behind the split into keys and values.
+    """
+    exact = [axis for axis in (0, 1) if axis < len(shape) and shape[axis] == blocks]
+    if len(exact) == 2:
+        raise Unrepresentable(f"shape {list(shape)} has two axes of {blocks} blocks")
+    if exact:
+        return exact[0], 1
+    for axis in (0, 1):
+        if axis < len(shape) and shape[axis] > blocks and shape[axis] % blocks == 0:
+            return axis, shape[axis] // blocks
+    raise Unrepresentable(f"no axis of shape {list(shape)} counts {blocks} blocks")
+
+
+def _entries(tensor: Tensor, axis: int, split: int, region: int) -> list[LayerLayout]:
+    """The layer's entries, in the order of memory."""
+    inner = [
+        (stride * tensor.element, size)
+        for index, (size, stride) in enumerate(zip(tensor.shape, tensor.stride, strict=True))
+        if index != axis and size > 1
+    ]
+    step = tensor.stride[axis] * tensor.element
+    if split > 1:
+        inner.append((step, split))
+    run = tensor.element
+    outer: list[tuple[int, int]] = []  # (stride, count), the shortest stride first
+    for stride, count in sorted(inner):
+        if stride < run:
+            raise Unrepresentable(f"layer {tensor.layer} has overlapping elements")
+        if not outer and stride == run:
+            run *= count
+        elif outer and stride == outer[-1][0] * outer[-1][1]:
+            outer[-1] = (outer[-1][0], outer[-1][1] * count)
+        else:
+            outer.append((stride, count))
+    segment_stride, segments = outer[0] if outer else (0, 1)
+    if prod(count for _, count in outer[1:]) > MAX_ENTRIES:
+        raise Unrepresentable(f"layer {tensor.layer} is scattered: shape {list(tensor.shape)}")
+    starts = [tensor.offset * tensor.element]
+    for stride, count in outer[1:]:
+        starts = [start + stride * index for index in range(count) for start in starts]
+    return [
+        LayerLayout(region, start, step * split, run, segments, segment_stride) for start in starts
+    ]
+
+
+def _meaning(tensor: Tensor, axis: int, split: int) -> str:
+    """Shape with the block axis as B, and the axes from the longest stride to the shortest."""
+    shape = [str(size) for size in tensor.shape]
+    shape[axis] = f"B*{split}" if split > 1 else "B"
+    order = sorted(
+        (i for i in range(len(shape)) if i != axis), key=lambda i: (-tensor.stride[i], i)
+    )
+    return f"[{','.join(shape)}] order={','.join(map(str, order))}"
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts layer 10 behind layer 2."""
+    return [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.split(r"(\d+)", name)
+    ]

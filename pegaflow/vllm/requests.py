@@ -1,0 +1,274 @@
+"""What the scheduler half remembers of each request, and every decision about blocks. Pure.
+
+A request's life, as far as the cache is concerned:
+
+    lookup   `wants` -> `asked` -> `answered`: how many leading blocks the cache has, with a lease
+    offer    `offer` says how many tokens can be loaded; it may be asked any number of times
+    load     `allocated` turns the offer into one load order, which carries the lease away
+    save     `step` turns each step into one save order: the blocks that are full, hashed and whose
+             KV exists once this step has run, from `saved_to` on
+    end      `preempted` (blocks are gone, ask again), `finished` (forget it, give leases back)
+
+What is saved. `saved_to` is the first block not yet offered to the cache. A lookup sets it to the
+length of the hit: blocks that only this engine has (computed while no service was there) are
+saved along with the new ones, otherwise a restarted service could never again hit a prefix whose
+head it lost. A load that fails sets it back to the first failed block, which is computed again.
+
+What is refused. A block that failed to load is never again offered to its request: vLLM would retry
+it for ever. Hashes are chained, so one number, `limit`, holds that. A lookup that did not answer in
+time is a miss for the rest of the request's life.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from pegaflow.client import Lease
+from pegaflow.wire.values import LIST_MAX
+
+KEEP_S = 10.0
+"""A hit waiting for its request to be scheduled is given back after this long: a queue of waiting
+requests must not pin the cache, and the session drops leases of 120 s anyway."""
+
+
+class Hashed(Protocol):
+    """What we use of vLLM's Request beyond its id: its growing list of block hashes."""
+
+    @property
+    def block_hashes(self) -> Sequence[bytes]:
+        """One hash per hash block of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """Write blocks first.. of the lease into the engine's `blocks`. Travels to every worker."""
+
+    request: str
+    lease: Lease
+    first: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOrder:
+    """Save these blocks of a request under these keys. Travels to every worker."""
+
+    request: str
+    keys: tuple[bytes, ...]
+    blocks: tuple[int, ...]
+    parent: bytes  # the key before the first; empty at the start of a prompt
+
+
+class Lookup(Enum):
+    """How far a request's question to the cache has come."""
+
+    NONE = "not asked, or the answer is used up"
+    ASKED = "asked"
+    HIT = "answered; the lease is ours"
+    MISS = "answered: nothing, for this time of scheduling"
+    NEVER = "unanswered for too long: a miss for good"
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One request known to the scheduler."""
+
+    source: Hashed  # vLLM's request
+    lookup: Lookup = Lookup.NONE
+    asked_at: float = 0.0  # when the lookup was sent; valid in ASKED
+    ticket: int = 0  # of the lookup; valid in ASKED
+    lease: Lease | None = None  # present exactly in HIT
+    answered_at: float = 0.0  # valid in HIT
+    local: int = 0  # blocks vLLM had itself at the last offer
+    limit: int | None = None  # first block never to be loaded again; None: no failure yet
+    blocks: list[int] = field(default_factory=list)  # the engine's blocks, in order
+    saved_to: int | None = None  # first block not yet offered to the cache; None: never scheduled
+    loading: LoadOrder | None = None  # a load under way or ordered
+    saves: int = 0  # save orders times ranks not yet reported done
+
+    def usable(self) -> int:
+        """Leading blocks that the lease covers and that never failed."""
+        held = self.lease.blocks if self.lease else 0
+        return held if self.limit is None else min(held, self.limit)
+
+
+class Requests:
+    """All requests of the scheduler half. Methods that end a lease return it for release."""
+
+    def __init__(
+        self, block_tokens: int, hash_tokens: int, ranks: int = 1, saving: bool = True
+    ) -> None:
+        assert block_tokens % hash_tokens == 0
+        self.block_tokens = block_tokens  # tokens of one engine block
+        self._ratio = block_tokens // hash_tokens  # hashes per block; the last one names it
+        self._ranks = ranks  # workers that report each save
+        self._saving = saving  # whether `step` orders saves at all
+        self.tracked: dict[str, Tracked] = {}
+        self._tickets: dict[int, str] = {}  # open lookups: ticket -> request
+
+    def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[bytes, ...]:
+        """Keys of the request's full blocks first..end."""
+        hashes = tracked.source.block_hashes
+        last = len(hashes) // self._ratio
+        end = last if end is None else min(end, last)
+        return tuple(bytes(hashes[(i + 1) * self._ratio - 1]) for i in range(first, end))
+
+    def add(self, request: str, source: Hashed) -> Tracked:
+        """The request's entry, made if it is new."""
+        return self.tracked.setdefault(request, Tracked(source))
+
+    # lookup
+
+    def wants(self, request: str) -> tuple[bytes, ...]:
+        """Keys to look up now; empty if nothing is to be asked."""
+        tracked = self.tracked[request]
+        if tracked.lookup is not Lookup.NONE or tracked.loading or tracked.limit == 0:
+            return ()
+        return self.keys(tracked, 0, min(LIST_MAX, tracked.limit or LIST_MAX))
+
+    def asked(self, request: str, ticket: int, now: float) -> None:
+        """The lookup was sent."""
+        tracked = self.tracked[request]
+        assert tracked.lookup is Lookup.NONE
+        tracked.lookup, tracked.ticket, tracked.asked_at = Lookup.ASKED, ticket, now
+        self._tickets[ticket] = request
+
+    def answered(self, ticket: int, lease: Lease | None, in_time: bool, now: float) -> Lease | None:
+        """An answer came; returns its lease if nobody wants it any more."""
+        tracked = self.tracked.get(self._tickets.pop(ticket, ""))
+        if tracked is None or tracked.lookup is not Lookup.ASKED or tracked.ticket != ticket:
+            return lease
+        if lease is not None:
+            tracked.lookup, tracked.lease, tracked.answered_at = Lookup.HIT, lease, now
+        else:
+            tracked.lookup = Lookup.MISS if in_time else Lookup.NEVER
+        if in_time and tracked.saved_to is not None:
+            tracked.saved_to = min(tracked.saved_to, lease.blocks if lease else 0)
+        elif in_time:
+            tracked.saved_to = lease.blocks if lease else 0
+        return None
+
+    def give_up(self, before: float) -> None:
+        """Lookups sent before this moment will not be waited for."""
+        for ticket, request in list(self._tickets.items()):
+            tracked = self.tracked[request]
+            if tracked.asked_at <= before:
+                del self._tickets[ticket]
+                tracked.lookup = Lookup.NEVER
+
+    def stale(self, now: float) -> list[Lease]:
+        """Hits nobody used for KEEP_S: given back, and asked for again when they are needed."""
+        return [
+            lease
+            for tracked in self.tracked.values()
+            if tracked.lookup is Lookup.HIT and now - tracked.answered_at > KEEP_S
+            for lease in self._drop_answer(tracked)
+        ]
+
+    # scheduling
+
+    def offer(self, request: str, local_tokens: int) -> int | None:
+        """Tokens that can be loaded behind `local_tokens`; None: the answer is not here yet."""
+        tracked = self.tracked[request]
+        if tracked.lookup is Lookup.ASKED:
+            return None
+        tracked.local = local_tokens // self.block_tokens
+        if tracked.lookup is not Lookup.HIT or local_tokens % self.block_tokens:
+            return 0
+        return max(0, tracked.usable() - tracked.local) * self.block_tokens
+
+    def allocated(self, request: str, blocks: Sequence[int], tokens: int) -> list[Lease]:
+        """vLLM gave the request its blocks and wants `tokens` of them loaded (`loading` is set)."""
+        tracked = self.tracked[request]
+        tracked.blocks = list(blocks)
+        if tokens == 0:
+            return self._drop_answer(tracked)
+        assert tracked.lease is not None, "vLLM wants what was not offered"
+        count = tokens // self.block_tokens
+        targets = tuple(blocks[tracked.local : tracked.local + count])
+        assert tokens % self.block_tokens == 0 and len(targets) == count
+        tracked.loading = LoadOrder(request, tracked.lease, tracked.local, targets)
+        tracked.saved_to = tracked.local + count
+        tracked.lookup, tracked.lease = Lookup.NONE, None
+        return []
+
+    def step(
+        self, request: str, blocks: Iterable[int], replace: bool, computed: int, scheduled: int
+    ) -> SaveOrder | None:
+        """One request's part in a step: its new (or, on `replace`, all) blocks, and tokens."""
+        tracked = self.tracked.get(request)
+        if tracked is None:
+            return None
+        if replace:
+            tracked.blocks = list(blocks)
+        else:
+            tracked.blocks.extend(blocks)
+        if tracked.saved_to is None:
+            tracked.saved_to = computed // self.block_tokens
+        full = min((computed + scheduled) // self.block_tokens, len(tracked.blocks))
+        first = tracked.saved_to
+        keys = self.keys(tracked, first, min(full, first + LIST_MAX))
+        if not keys or not self._saving:
+            return None
+        tracked.saved_to = first + len(keys)
+        parent = self.keys(tracked, first - 1, first)[0] if first else b""
+        targets = tuple(tracked.blocks[first : tracked.saved_to])
+        tracked.saves += self._ranks
+        return SaveOrder(request, keys, targets, parent)
+
+    # what became of it
+
+    def failed(self, bad: Collection[int]) -> None:
+        """Engine blocks whose load failed, as any worker reported them."""
+        for tracked in self.tracked.values():
+            if tracked.loading is None:
+                continue
+            places = [i for i, block in enumerate(tracked.loading.blocks) if block in bad]
+            if places:
+                first = tracked.loading.first + places[0]
+                tracked.limit = min(first, first if tracked.limit is None else tracked.limit)
+                tracked.saved_to = min(first, tracked.saved_to or 0)
+
+    def loaded(self, request: str) -> None:
+        """The request's load has ended, well or not."""
+        if request in self.tracked:
+            self.tracked[request].loading = None
+
+    def saved(self, request: str, count: int) -> None:
+        """Workers ended this many saves of the request."""
+        if request in self.tracked:
+            tracked = self.tracked[request]
+            tracked.saves = max(0, tracked.saves - count)
+
+    def preempted(self, request: str) -> list[Lease]:
+        """The request lost its blocks; it will be looked up again."""
+        tracked = self.tracked.get(request)
+        if tracked is None:
+            return []
+        tracked.blocks = []
+        return self._drop_answer(tracked)
+
+    def finished(self, request: str) -> tuple[bool, list[Lease]]:
+        """Forget the request. (whether its blocks are still needed for saves, leases to release)
+
+        A request whose load is under way ends by that load's report alone: vLLM keeps its blocks
+        until then, and a second report would kill the engine.
+        """
+        tracked = self.tracked.pop(request, None)
+        if tracked is None:
+            return False, []
+        held = tracked.saves > 0 and tracked.loading is None
+        return held, self._drop_answer(tracked)
+
+    def clear_answers(self) -> list[Lease]:
+        """Everything the cache said is void."""
+        return [lease for t in self.tracked.values() for lease in self._drop_answer(t)]
+
+    def _drop_answer(self, tracked: Tracked) -> list[Lease]:
+        leases = [tracked.lease] if tracked.lease else []
+        if tracked.lookup is not Lookup.NEVER:
+            self._tickets.pop(tracked.ticket if tracked.lookup is Lookup.ASKED else 0, None)
+            tracked.lookup = Lookup.NONE
+        tracked.lease = None
+        return leases

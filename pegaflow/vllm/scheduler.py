@@ -1,0 +1,237 @@
+"""The scheduler half: asks the cache about requests, and orders loads and saves.
+
+It runs in the engine's scheduling loop, so it never waits: lookups are sent when a request arrives
+and collected when it is scheduled, within one small budget for all requests of a step; what is not
+there yet is asked for again in the next step. It owns one Client, without registered memory, that
+shares its session with the workers' clients (same engine, same generation).
+
+A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
+is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
+between, `emergency` sends what is left as abandoned, and the workers report it failed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pegaflow.client import Client, Lease, LookupDone
+from pegaflow.vllm import compat
+from pegaflow.vllm.requests import LoadOrder, Requests, SaveOrder
+from pegaflow.vllm.settings import Engine
+from pegaflow.wire.status import Status
+
+STEP_BUDGET_S = 0.0002
+"""Waiting for answers per step, all requests together: two round trips to the index and back."""
+
+CONNECT_S = 0.25
+"""Once, while the engine starts: five times what an attach may take. Later nothing waits for it."""
+
+
+@dataclass
+class StepOrders(compat.Metadata):  # type: ignore[misc]
+    """What the workers are to do in one step. Plain values: it may cross processes."""
+
+    namespace: bytes = b""  # the scheduler's; a worker with another one does not work
+    epoch: int = 0  # counts resets of the cache
+    loads: tuple[LoadOrder, ...] = ()
+    saves: tuple[SaveOrder, ...] = ()
+    preempted: tuple[str, ...] = ()  # requests whose blocks are gone
+    held: tuple[str, ...] = ()  # finished requests whose blocks wait for their saves
+    abandoned: tuple[tuple[str, tuple[int, ...]], ...] = ()  # loads to report failed: ids, blocks
+
+
+class Scheduler:
+    """See the module."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._requests = Requests(
+            engine.block_tokens, engine.hash_tokens, engine.world, engine.settings.saves
+        )
+        self._epoch = 0  # counts reset_cache; part of the namespace after the first
+        self._checked = False  # the worked-out hash seed was compared with vLLM's
+        self._off = ""  # why nothing is asked or saved any more
+        self._client = self._new_client()
+        if not self._client.connect(CONNECT_S):
+            why = self._client.refusal or "nobody answers yet; it is used once it is there"
+            compat.logger().warning("pegaflow: no service: %s", why)
+        self._spent = 0.0  # of STEP_BUDGET_S, in this step
+        # Loads promised to vLLM that no worker has been told of: request -> order or block ids.
+        self._loads: dict[str, LoadOrder | tuple[int, ...]] = {}
+        self._held: list[str] = []  # finished since the last step, to be reported by the workers
+
+    def _new_client(self) -> Client:
+        engine = self._engine
+        return Client(
+            engine.name,
+            engine.namespace(self._epoch),
+            world=engine.world,
+            generation=engine.generation(self._epoch),
+            endpoint=engine.settings.endpoint,
+        )
+
+    # lookups
+
+    def new_request(self, request: Any) -> None:
+        """A request arrived: ask the cache about it."""
+        self._check_seed()
+        self._requests.add(request.request_id, request)
+        self._ask(request)
+
+    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """(tokens that can be loaded, or None for "ask me later"; whether asynchronously)."""
+        name = request.request_id
+        self._requests.add(name, request)
+        self._ask(request)
+        tokens = self._requests.offer(name, computed)
+        if tokens is None and self._spent < STEP_BUDGET_S:
+            self._collect()
+            tokens = self._requests.offer(name, computed)
+        if tokens is None:
+            return None, False
+        tokens = min(tokens, request.num_tokens - computed)
+        tokens -= tokens % self._engine.block_tokens
+        return tokens, tokens > 0
+
+    def _ask(self, request: Any) -> None:
+        if self._off or not self._engine.settings.loads:
+            return
+        if getattr(request, "skip_reading_prefix_cache", False):
+            return
+        keys = self._requests.wants(request.request_id)
+        if keys:
+            timeout = self._engine.settings.timeout_s
+            ticket = self._client.start_lookup(keys, timeout=timeout)
+            self._requests.asked(request.request_id, ticket, time.monotonic())
+
+    def _collect(self) -> None:
+        """Read answers for as long as this step's budget lasts, if none is here at once."""
+        start = time.monotonic()
+        for done in self._client.poll(max(0.0, STEP_BUDGET_S - self._spent)):
+            assert isinstance(done, LookupDone)
+            in_time = done.status is not Status.EXPIRED
+            unwanted = self._requests.answered(done.ticket, done.lease, in_time, start)
+            self._release([unwanted] if unwanted else [])
+        now = time.monotonic()
+        self._spent += now - start
+        self._requests.give_up(now - self._engine.settings.timeout_s)
+
+    def _release(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            self._client.release(lease)
+
+    def _check_seed(self) -> None:
+        if not self._checked:
+            self._checked = True
+            if compat.parent_differs(self._engine.parent):
+                self._off = "vLLM's hash seed is not what its configuration says"
+                compat.logger().error("pegaflow: off: %s", self._off)
+
+    # loads and saves
+
+    def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
+        """vLLM gave the request its blocks and waits for `tokens` of them, if any."""
+        name, ids = request.request_id, compat.block_ids(blocks)
+        tracked = self._requests.add(name, request)
+        if tokens:
+            self._loads[name] = tuple(ids[tracked.local :])  # come what may, it is reported
+        self._release(self._requests.allocated(name, ids, tokens))
+        order = tracked.loading
+        if tokens and order is not None:
+            self._loads[name] = order
+
+    def orders(self, output: Any) -> StepOrders:
+        """Everything that this step brings, for the workers."""
+        self._spent = 0.0
+        self._collect_quietly()
+        preempted = tuple(getattr(output, "preempted_req_ids", None) or ())
+        for name in preempted:
+            self._release(self._requests.preempted(name))
+        self._release(self._requests.stale(time.monotonic()))
+        saves = () if self._off else tuple(self._saves(output))
+        orders = self._outgoing()
+        orders.saves, orders.preempted = saves, preempted
+        self._sent()
+        return orders
+
+    def emergency(self) -> StepOrders:
+        """After an error: no new work, but every promise is kept."""
+        for name, order in self._loads.items():
+            if isinstance(order, LoadOrder):
+                self._loads[name] = order.blocks
+        orders = self._outgoing()
+        self._sent()
+        return orders
+
+    def _outgoing(self) -> StepOrders:
+        waiting = self._loads
+        return StepOrders(
+            namespace=self._engine.namespace(self._epoch),
+            epoch=self._epoch,
+            loads=tuple(o for o in waiting.values() if isinstance(o, LoadOrder)),
+            held=tuple(self._held),
+            abandoned=tuple((n, o) for n, o in waiting.items() if not isinstance(o, LoadOrder)),
+        )
+
+    def _sent(self) -> None:
+        self._loads, self._held = {}, []
+
+    def _collect_quietly(self) -> None:
+        """Keep the connection alive without waiting: answers, reconnects."""
+        spent, self._spent = self._spent, STEP_BUDGET_S
+        self._collect()
+        self._spent = spent
+
+    def _saves(self, output: Any) -> list[SaveOrder]:
+        scheduled: Mapping[str, int] = output.num_scheduled_tokens
+        found = [
+            self._requests.step(
+                new.req_id,
+                compat.block_ids(new.block_ids),
+                True,
+                new.num_computed_tokens,
+                scheduled.get(new.req_id, 0),
+            )
+            for new in output.scheduled_new_reqs
+        ]
+        cached = output.scheduled_cached_reqs
+        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
+        for name, blocks, computed in rows:
+            resumed = name in cached.resumed_req_ids
+            ids = compat.block_ids(blocks) if blocks is not None else []
+            found.append(self._requests.step(name, ids, resumed, computed, scheduled.get(name, 0)))
+        return [order for order in found if order is not None]
+
+    # what the workers report
+
+    def output(self, output: Any) -> None:
+        """Failures first: a load that ended may have failed."""
+        bad = getattr(output, "invalid_block_ids", None)
+        if bad:
+            self._requests.failed(bad)
+        for name in output.finished_recving or ():
+            self._requests.loaded(name)
+        done = getattr(output, "kv_connector_worker_meta", None)
+        for name, count in getattr(done, "saves", {}).items():
+            self._requests.saved(name, count)
+
+    def finished(self, name: str) -> bool:
+        """The request ended; whether its blocks must wait for saves."""
+        held, leases = self._requests.finished(name)
+        self._release(leases)
+        if held:
+            self._held.append(name)
+        return held
+
+    def reset(self) -> bool:
+        """The weights changed: nothing cached so far fits, and nothing that follows fits others."""
+        self._epoch += 1
+        self._release(self._requests.clear_answers())
+        self._client.close()
+        self._client = self._new_client()
+        return True
+
+    def close(self) -> None:
+        """The engine stops."""
+        self._client.close()

@@ -1,0 +1,151 @@
+"""What the user configured, and what this engine is to the cache.
+
+Both halves build an `Engine` from the same vLLM configuration, in the same process or in different
+ones, and must come to the same result; the scheduler's namespace travels with every step so that a
+worker can tell if they ever do not.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pegaflow.vllm import compat
+from pegaflow.vllm.namespace import Namespace, model_fingerprint, namespace, private
+
+PREFIX = "pegaflow."
+MODES = ("read_write", "save_only", "read_only")
+DEFAULT_TIMEOUT_MS = 1000
+"""An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
+long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The `pegaflow.*` keys of kv_connector_extra_config."""
+
+    endpoint: str | None  # None: the default run directory's front desk
+    mode: str  # one of MODES
+    timeout_s: float  # after this long, a lookup is a miss
+
+    @property
+    def loads(self) -> bool:
+        """Whether the cache is read."""
+        return self.mode != "save_only"
+
+    @property
+    def saves(self) -> bool:
+        """Whether the cache is written."""
+        return self.mode != "read_only"
+
+
+def settings(extra: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """The settings, and one warning per key or value that was not understood."""
+    known = {f"{PREFIX}{name}" for name in ("endpoint", "mode", "timeout_ms")}
+    warnings = []
+    for key in extra:
+        if key.startswith(PREFIX) and key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1, 0.0)[0]
+            warnings.append(f"unknown key {key!r} is ignored; did you mean {near!r}?")
+    mode = str(extra.get(f"{PREFIX}mode", MODES[0]))
+    if mode not in MODES:
+        warnings.append(f"{PREFIX}mode {mode!r} is none of {', '.join(MODES)}; using {MODES[0]}")
+        mode = MODES[0]
+    raw = extra.get(f"{PREFIX}timeout_ms", DEFAULT_TIMEOUT_MS)
+    try:
+        timeout = float(raw)
+    except (TypeError, ValueError):
+        timeout = -1.0
+    if not 0 < timeout < float("inf"):
+        warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
+        timeout = float(DEFAULT_TIMEOUT_MS)
+    endpoint = extra.get(f"{PREFIX}endpoint")
+    return Settings(str(endpoint) if endpoint else None, mode, timeout / 1000), warnings
+
+
+def facts(vllm_config: Any, kv_cache_config: Any) -> dict[str, str]:
+    """Everything of an engine that changes the meaning of its KV bytes, but the hash seed."""
+    model = str(compat.attribute(vllm_config, "model_config.model", ""))
+    found = {
+        "model": model,
+        "model files": model_fingerprint(model),
+        "hash algorithm": compat.hash_algorithm(vllm_config),
+        "block tokens": str(compat.block_tokens(vllm_config, kv_cache_config)),
+        "hash tokens": str(compat.hash_tokens(vllm_config, kv_cache_config)),
+        "kv layout": compat.layout_name(kv_cache_config),
+    }
+    for path in (
+        "model_config.revision",
+        "model_config.hf_config._commit_hash",
+        "model_config.dtype",
+        "model_config.quantization",
+        "model_config.hf_overrides",
+        "model_config.rope_scaling",
+        "cache_config.cache_dtype",
+        "attention_config.backend",
+        "device_config.device_type",
+        "parallel_config.tensor_parallel_size",
+        "parallel_config.pipeline_parallel_size",
+        "parallel_config.decode_context_parallel_size",
+        "parallel_config.prefill_context_parallel_size",
+        "parallel_config.cp_kv_cache_interleave_size",
+    ):
+        found[path] = str(compat.attribute(vllm_config, path, ""))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """This engine, as both halves know it."""
+
+    name: str
+    config: Any  # vLLM's configuration, for the generation
+    settings: Settings
+    block_tokens: int
+    hash_tokens: int
+    world: int  # ranks that hold a part of every block
+    rank: int  # this process's; 0 in the scheduler
+    parent: bytes | None  # what hash chains start from, if it can be known beforehand
+    space: Namespace
+
+    def generation(self, epoch: int) -> bytes:
+        """16 bytes, new with every start and every reset of the cache."""
+        return compat.generation(self.config, epoch)
+
+    def namespace(self, epoch: int) -> bytes:
+        """The shared namespace; after a reset one that nobody else has."""
+        return self.space.final if epoch == 0 else private(self.space, self.generation(epoch)).final
+
+
+def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
+    """This engine, and warnings for the log."""
+    chosen, warnings = settings(compat.extra_config(vllm_config))
+    algorithm = compat.hash_algorithm(vllm_config)
+    parent = compat.first_parent(algorithm)
+    if parent is None:
+        # Nobody else can have this seed, so nobody else may have this namespace.
+        probe = compat.generation(vllm_config)
+        warnings.append(
+            f"{algorithm} hashes have a random seed in every process, so no other engine, and not"
+            " this one after a restart, will find what it caches; set PYTHONHASHSEED to a shared"
+            " value or use sha256"
+        )
+    else:
+        probe = compat.probe(algorithm, parent)
+    if compat.attribute(vllm_config, "kv_transfer_config.kv_load_failure_policy") == "fail":
+        warnings.append(
+            "kv_load_failure_policy is 'fail': a block that cannot be loaded ends its request with"
+            " an error; set it to 'recompute'"
+        )
+    made = Engine(
+        compat.engine_id(vllm_config),
+        vllm_config,
+        chosen,
+        compat.block_tokens(vllm_config, kv_cache_config),
+        compat.hash_tokens(vllm_config, kv_cache_config),
+        compat.world(vllm_config),
+        compat.rank(vllm_config),
+        parent,
+        namespace(facts(vllm_config, kv_cache_config), probe),
+    )
+    return made, warnings

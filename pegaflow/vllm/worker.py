@@ -1,0 +1,248 @@
+"""The worker half: carries out a step's orders through the `Mover`, and reports what became of
+them.
+
+Every method runs in the engine's thread and only moves entries between lists. Its promises to vLLM:
+
+- Every load is reported exactly once, as received; failed blocks are named in the same step. This
+  holds without a Mover (the KV memory cannot be described), after its death, and for abandoned
+  loads.
+- Every held request is reported exactly once, as sent, as soon as no save of it is open. A save
+  that takes too long is dropped, so that nothing is held for ever.
+- Blocks computed in a step that reported load errors are not saved.
+
+Results are collected once per step, at its first call, so that all its reports agree with each
+other.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pegaflow.client import Client
+from pegaflow.vllm import compat
+from pegaflow.vllm.layout import Tensor, Unrepresentable, plan
+from pegaflow.vllm.mover import SAVE_TIMEOUT_S, Load, Mover, Reset, Save
+from pegaflow.vllm.requests import LoadOrder
+from pegaflow.vllm.scheduler import StepOrders
+from pegaflow.vllm.settings import Engine
+
+SAVE_GRACE_S = 2.0
+"""On top of the client's own timeout, which normally ends a save first."""
+
+DEAD_LOAD_S = 5.0
+"""A load of a dead Mover is reported failed this much later: its client has left the session, which
+by then has stopped or is killed, so nobody writes into the blocks any more."""
+
+FAREWELL_S = 1.0
+"""A stopping engine waits this long for the Mover to say goodbye; the service copes without."""
+
+
+@dataclass
+class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
+    """Saves that ended since the last step, per request; the ranks' reports are added up."""
+
+    saves: dict[str, int] = field(default_factory=dict)
+
+    def aggregate(self, other: "SavesDone") -> "SavesDone":
+        """Both reports in one."""
+        names = self.saves.keys() | other.saves.keys()
+        return SavesDone({n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in names})
+
+
+def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
+    """vLLM's KV tensors (torch) as plain numbers; raises Unrepresentable."""
+    found = []
+    for layer, cache in caches.items():
+        if not hasattr(cache, "untyped_storage"):
+            raise Unrepresentable(f"layer {layer} is a {type(cache).__name__}, not one tensor")
+        if cache.device.type != "cpu":
+            raise Unrepresentable(f"KV memory on {cache.device.type} is not supported yet")
+        storage = cache.untyped_storage()
+        found.append(
+            Tensor(
+                layer,
+                tuple(cache.shape),
+                tuple(cache.stride()),
+                int(cache.storage_offset()),
+                int(cache.element_size()),
+                str(cache.dtype),
+                int(storage.data_ptr()),
+                int(storage.nbytes()),
+            )
+        )
+    return found
+
+
+def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
+    """The storages at these addresses as writable byte arrays that share their memory."""
+    import torch
+
+    by_address = {c.untyped_storage().data_ptr(): c for c in caches.values()}
+    found = []
+    for address in addresses:
+        storage = by_address[address].untyped_storage()
+        found.append(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+    return found
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, engine: Engine, layout_name: str, blocks: int) -> None:
+        self._engine = engine
+        self._layout_name = layout_name
+        self._blocks = blocks  # how many the engine has
+        self._mover: Mover | None = None  # None: nothing can be moved
+        self._dead_since: float | None = None  # when the Mover was found dead
+        self._epoch = 0
+        self._loads: dict[str, Load] = {}  # not yet reported
+        self._saves: dict[str, list[Save]] = {}  # open, by request; no empty lists
+        self._held: dict[str, float] = {}  # request -> when its saves are dropped
+        self._received: set[str] = set()  # to be reported in this step
+        self._errors: set[int] = set()  # to be reported in this step
+        self._errors_in_step = False  # whether this step reports, or reported, errors
+        self._ended: dict[str, int] = {}  # saves to be reported to the scheduler
+
+    def register(self, caches: Mapping[str, Any]) -> None:
+        """The engine's KV memory; from now on it is offered to the service."""
+        try:
+            planned = plan(tensors(caches), self._blocks, self._layout_name)
+        except Unrepresentable as why:
+            compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", why)
+            return
+        memory = buffers(caches, planned.storages)
+        self._mover = Mover(self._engine, planned.layout, memory, Client)
+        self._mover.start()
+
+    # a step, in vLLM's order
+
+    def preempted(self, orders: StepOrders) -> None:
+        """Blocks of these requests are about to be overwritten."""
+        for name in orders.preempted:
+            self._drop(name)
+
+    def begin(self, orders: StepOrders) -> None:
+        """Collect what has ended, and start this step's loads."""
+        self._collect()
+        if self._mover is not None and orders.namespace != self._engine.namespace(orders.epoch):
+            compat.logger().error("pegaflow: off: scheduler and worker differ in their namespace")
+            self._mover.stop(FAREWELL_S)
+            self._mover = None
+        if orders.epoch != self._epoch:
+            self._epoch = orders.epoch
+            for name in list(self._saves):
+                self._drop(name)
+            if self._mover is not None:
+                self._mover.submit(Reset(orders.epoch))
+        for name, blocks in orders.abandoned:
+            self._finish(name, blocks)
+        for order in orders.loads:
+            self._load(order)
+
+    def _load(self, order: LoadOrder) -> None:
+        if self._mover is None or self._mover.dead:
+            self._finish(order.request, order.blocks)
+            return
+        load = Load(order)
+        self._loads[order.request] = load
+        self._mover.submit(load)
+
+    def save(self, orders: StepOrders) -> None:
+        """The step's KV is computed: start its saves, and note who waits for theirs."""
+        works = self._mover is not None and not self._mover.dead and not self._errors_in_step
+        saves = []
+        for order in orders.saves:
+            if works:
+                save = Save(order)
+                self._saves.setdefault(order.request, []).append(save)
+                saves.append(save)
+            else:
+                self._ended[order.request] = self._ended.get(order.request, 0) + 1
+        if saves and self._mover is not None:
+            self._mover.submit(*saves)
+
+    def finished(self, orders: StepOrders | None) -> tuple[set[str], set[str]]:
+        """(held requests whose saves are over, requests whose load is over)"""
+        now = time.monotonic()
+        for name in orders.held if orders else ():
+            self._held[name] = now + SAVE_TIMEOUT_S + SAVE_GRACE_S
+        for name, until in self._held.items():
+            if now >= until:
+                self._drop(name)
+        sent = {name for name in self._held if name not in self._saves}
+        for name in sent:
+            del self._held[name]
+        received, self._received = self._received, set()
+        return sent, received
+
+    def errors(self) -> set[int]:
+        """Engine blocks that this step's received requests do not have."""
+        errors, self._errors = self._errors, set()
+        return errors
+
+    def report(self) -> SavesDone | None:
+        """What the scheduler half should know."""
+        if not self._ended:
+            return None
+        done, self._ended = SavesDone(self._ended), {}
+        return done
+
+    def rescue(self, orders: StepOrders | None) -> None:
+        """After an error in `begin`: loads it did not get to are reported failed."""
+        for order in orders.loads if orders else ():
+            if order.request not in self._loads and order.request not in self._received:
+                self._finish(order.request, order.blocks)
+
+    def close(self) -> None:
+        """The engine stops."""
+        if self._mover is not None:
+            self._mover.stop(FAREWELL_S)
+
+    # inside
+
+    def _collect(self) -> None:
+        self._errors_in_step = False
+        mover = self._mover
+        while mover is not None and mover.done:
+            job = mover.done.popleft()
+            if isinstance(job, Save):
+                self._end(job)
+            elif self._loads.pop(job.order.request, None) is not None:
+                self._finish(job.order.request, job.failed)
+        if mover is None or mover.dead:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody will report what is open."""
+        now = time.monotonic()
+        if self._dead_since is None:
+            self._dead_since = now
+            if self._mover is not None:
+                compat.logger().error("pegaflow: off: the mover thread has died")
+        for name in list(self._saves):
+            self._drop(name)
+        if now >= self._dead_since + DEAD_LOAD_S:
+            for name in list(self._loads):
+                self._finish(name, self._loads.pop(name).order.blocks)
+
+    def _finish(self, name: str, failed: Iterable[int]) -> None:
+        self._received.add(name)
+        self._errors.update(failed)
+        self._errors_in_step = self._errors_in_step or bool(self._errors)
+
+    def _drop(self, name: str) -> None:
+        for save in list(self._saves.get(name, ())):
+            save.dropped = True
+            self._end(save)
+
+    def _end(self, save: Save) -> None:
+        """A save is over, once: a dropped one is reported by the Mover again."""
+        name = save.order.request
+        saves = self._saves.get(name, [])
+        if save not in saves:
+            return
+        saves.remove(save)
+        if not saves:
+            del self._saves[name]
+        self._ended[name] = self._ended.get(name, 0) + 1
