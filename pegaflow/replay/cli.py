@@ -1,0 +1,157 @@
+"""`pegaflow replay` and `pegaflow demo` as plain functions; pegaflow/cli.py gives them their flags.
+
+Exit status: 0 done, 1 wrong bytes, nothing served or an engine failed, 2 the arguments were wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pegaflow import rundir, sizes
+from pegaflow.errors import UserError
+from pegaflow.replay import ceiling, report, service
+from pegaflow.replay.engine import Record, Shape
+from pegaflow.replay.runner import Plan, run
+from pegaflow.replay.trace import BUNDLED, TraceError, count_blocks, read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENGINES_MAX = 64  # processes started at once
+MEMORY_MAX = 1 << 36  # bytes of one engine: beyond it, a size was mistyped
+DEMO_SHAPE = Shape(layers=8, layer_bytes=8 * 1024, blocks=256)
+DEMO_POOL = 768 << 20  # 12288 blocks, 42 % of the slice's: eviction runs, and sharing clearly wins
+
+
+def replay_command(
+    trace: Path,
+    *,
+    engines: int = 2,
+    requests: int | None = None,
+    layers: int = 8,
+    layer_size: str = "8KiB",
+    engine_blocks: int = 256,
+    restart: int | None = None,
+    namespace: str | None = None,
+    run_dir: str | None = None,
+) -> int:
+    """Replay a Mooncake trace through a running service, and check each byte that comes back.
+
+    Args:
+        trace: a JSONL file, plain or gzip.
+        engines: engine processes; request i goes to engine i % engines.
+        requests: only so many from the beginning of the trace.
+        layers, layer_size: a block is so many pieces of this size.
+        engine_blocks: blocks in the memory of one engine.
+        restart: kill this engine (from 0) half way and start it again.
+        namespace: a name; replays of one name find each other's blocks. Default: a new one.
+        run_dir: of the service; default: as for `pegaflow status`, or PEGAFLOW_ENDPOINT.
+    """
+    try:
+        shape = _shape(layers, layer_size, engine_blocks)
+        _check(1 <= engines <= ENGINES_MAX, f"--engines is a number from 1 to {ENGINES_MAX}")
+        _check(restart is None or 0 <= restart < engines, f"there is no engine {restart}")
+        _check(requests is None or requests > 0, "--requests is a number from 1")
+        asked = read(trace, requests)
+        _check(count_blocks(asked)[0] > 0, f"{trace} has no request with a full block")
+    except (TraceError, UserError) as error:
+        return _fail(str(error), 2)
+    seed = os.urandom(16) if namespace is None else namespace.encode()
+    space = blake2b(seed, digest_size=32, person=b"replay namespace").digest()
+    endpoint = None
+    if run_dir is not None:
+        where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
+        endpoint = rundir.front_desk(where)
+    plan = Plan(asked, engines, shape, space, endpoint, restart)
+    with _progress(len(asked)) as progress:
+        outcome = run(plan, progress)
+    top = ceiling.infinite(asked)
+    _show(report.rows(outcome, top))
+    why = report.problem(outcome, top)
+    return _fail(why, 1) if why else 0
+
+
+def demo_command() -> int:
+    """Start a service, replay a real conversation trace from two engines, kill one half way."""
+    asked = read(BUNDLED)
+    blocks, unique = count_blocks(asked)
+    pool_blocks = DEMO_POOL // DEMO_SHAPE.block_bytes
+    print(
+        f"A pool of {sizes.show(DEMO_POOL)}, {pool_blocks} blocks of "
+        f"{sizes.show(DEMO_SHAPE.block_bytes)}; two engines replay {len(asked)} real requests, "
+        f"{blocks} blocks, {unique} of them different. One is killed half way."
+    )
+    plan = Plan(asked, 2, DEMO_SHAPE, os.urandom(32), kill=1)
+    try:
+        with service.running(DEMO_POOL) as endpoint, _progress(len(asked)) as progress:
+            plan = Plan(asked, 2, DEMO_SHAPE, os.urandom(32), endpoint, kill=1)
+            outcome = run(plan, progress)
+    except UserError as error:
+        return _fail(str(error), 1)
+    top = ceiling.infinite(asked)
+    split = ceiling.lru(asked, pool_blocks, pools=2)
+    lines = list(report.rows(outcome, top))
+    lines.append(
+        ("two isolated pools", f"of half the size would have hit {report.percent(split.rate)}")
+    )
+    if outcome.restarted is not None:
+        again = outcome.restarted
+        lines.append(
+            (
+                "restarted engine",
+                f"attached {again.connect_seconds * 1e3:.0f} ms after it asked, "
+                f"{again.attach_seconds * 1e3:.0f} ms after its process was started",
+            )
+        )
+    _show(lines)
+    why = report.problem(outcome, top)
+    return _fail(why, 1) if why else 0
+
+
+def _shape(layers: int, layer_size: str, blocks: int) -> Shape:
+    size = sizes.parse(layer_size)
+    _check(layers > 0 and blocks > 0, "--layers and --engine-blocks are numbers from 1")
+    shape = Shape(layers, size, blocks)
+    memory = shape.block_bytes * blocks
+    _check(memory <= MEMORY_MAX, f"an engine would need {sizes.show(memory)} of memory")
+    return shape
+
+
+def _check(good: bool, otherwise: str) -> None:
+    if not good:
+        raise UserError(otherwise)
+
+
+@contextmanager
+def _progress(requests: int) -> Iterator[Callable[[Record], None]]:
+    """A progress bar on stderr if that is a terminal."""
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("replay", total=requests)
+        yield lambda record: bar.advance(task)
+
+
+def _show(rows: Iterable[report.Row]) -> None:
+    table = Table(box=None, show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"pegaflow: {line}", file=sys.stderr)
+    return code

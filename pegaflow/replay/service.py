@@ -1,0 +1,78 @@
+"""A cache service of one's own, for a demonstration or a benchmark.
+
+It is the real `pegaflow serve` in a new temporary run directory and in a session of its own, so
+that Ctrl-C reaches us and not the group behind our back. It is stopped with SIGTERM; whoever does
+not go by then is killed with its whole group, and the directory is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pegaflow.client import Client
+from pegaflow.errors import UserError
+from pegaflow.rundir import front_desk
+
+START_SECONDS = 30.0  # a pool on a slow machine; usually a fraction of a second
+STOP_SECONDS = 10.0  # twice what the service promises
+_LOOK_SECONDS = 0.02  # how often we look for the socket
+
+
+@contextmanager
+def running(pool_bytes: int) -> Iterator[str]:
+    """Start a service with a pool of this size; its endpoint, once engines can attach.
+
+    Raises:
+        UserError: it does not start; the line is the service's own.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pegaflow-demo-"))
+    try:
+        command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
+        command += ["--pool-size", str(pool_bytes), "--log-level", "warning"]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            endpoint = front_desk(folder / "run")
+            _wait(process, endpoint, folder / "log")
+            yield endpoint
+        finally:
+            _stop(process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        if not os.path.exists(endpoint):
+            time.sleep(_LOOK_SECONDS)
+            continue
+        probe = Client(f"probe-{os.getpid()}", bytes(16), endpoint=endpoint)
+        there = probe.connect(1.0)
+        probe.close()
+        if there:
+            return
+    lines = log.read_text(errors="replace").strip().splitlines()
+    said = lines[-1].removeprefix("pegaflow: ") if lines else "it said nothing"
+    raise UserError(f"the service did not start: {said}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
