@@ -1,0 +1,124 @@
+"""One actor in its Host, as a plain object: say something to it and look at what it does.
+
+Every call returns the envelopes of that step; jobs collect in `jobs` until `done` ends the oldest
+of a kind.  All invariants are checked after each step.
+"""
+
+from typing import TypeVar
+
+from pegaflow.actors.actor import Actor, Dial, Hangup
+from pegaflow.actors.asks import Host, Step
+from pegaflow.wire.control import Hello, Welcome
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.jobs import Done
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
+
+BOSS = Address(SUPERVISOR, 1)
+ALLOC = Address(ALLOCATOR, 2)
+IDX = Address(INDEX, 3)
+SESSION_4 = Address(SESSION, 4)
+SESSION_5 = Address(SESSION, 5)
+CLIENT_7 = Address(CLIENT, 7)
+CLIENT_8 = Address(CLIENT, 8)
+
+MS = 1_000_000
+PAGE = 16 * 1024
+EXTENT = 4 * PAGE
+POOL = 2 * EXTENT
+HELLO = Hello(100, 200, "ipc://somewhere")
+WELCOME = Welcome("pool", "ledger", POOL, EXTENT, "run")
+
+M = TypeVar("M", bound=Message)
+
+
+class Rig:
+    """Drives one Host."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.host = Host(actor)
+        self.me = actor.address
+        self.now = 1000 * MS
+        self.jobs: list[tuple[int, Message]] = []  # without an end yet, oldest first
+        self.links: list[Dial | Hangup] = []  # all so far
+        self.stop: str | None = None  # the reason, once the actor has stopped
+        self._question = 0
+
+    def start(self) -> list[Envelope]:
+        return self._look(self.host.start(self.now))
+
+    def tell(self, sender: Address, msg: Message) -> list[Envelope]:
+        return self._look(self.host.deliver(Envelope(sender, self.me, msg), self.now))
+
+    def ask(
+        self, sender: Address, msg: Message, deadline: int = 0, to: Address | None = None
+    ) -> list[Envelope]:
+        self._question += 1
+        frame = Envelope(sender, to or self.me, msg, self._question, 0, deadline)
+        return self._look(self.host.deliver(frame, self.now))
+
+    def answer(self, question: Envelope, msg: Message) -> list[Envelope]:
+        assert question.question
+        frame = Envelope(question.receiver, self.me, msg, answer=question.question)
+        return self._look(self.host.deliver(frame, self.now))
+
+    def inform(self, msg: Message) -> list[Envelope]:
+        return self._look(self.host.inform(msg, self.now))
+
+    def done(
+        self,
+        kind: type[Message],
+        status: Status = Status.OK,
+        note: str = "",
+        values: tuple[int, ...] = (),
+    ) -> list[Envelope]:
+        """End the oldest outstanding job of this kind."""
+        entry = next(e for e in self.jobs if isinstance(e[1], kind))
+        self.jobs.remove(entry)
+        return self._look(self.host.complete(entry[0], Done(status, note, values), self.now))
+
+    def wait(self, nanoseconds: int) -> list[Envelope]:
+        """Let time pass, waking the actor whenever it wants to be woken."""
+        until = self.now + nanoseconds
+        sent: list[Envelope] = []
+        while (at := self.host.wake_at()) is not None and at <= until:
+            self.now = max(self.now, at)
+            sent += self.wake()
+        self.now = until
+        return sent
+
+    def wake(self) -> list[Envelope]:
+        return self._look(self.host.wake(self.now))
+
+    def count(self, name: str) -> int:
+        return self.host.actor.counts[name]
+
+    def wanted(self, kind: type[M]) -> list[M]:
+        """The outstanding jobs of a kind."""
+        return [job for _, job in self.jobs if isinstance(job, kind)]
+
+    def _look(self, step: Step) -> list[Envelope]:
+        self.jobs += step.jobs
+        self.links += step.links
+        self.stop = step.stop if step.stop is not None else self.stop
+        self.host.check()
+        return step.envelopes
+
+
+def pick(sent: list[Envelope], kind: type[Message], to: Address | None = None) -> list[Envelope]:
+    """The envelopes with a message of this kind (for this receiver)."""
+    return [e for e in sent if isinstance(e.message, kind) and to in (None, e.receiver)]
+
+
+def one(sent: list[Envelope], kind: type[Message], to: Address | None = None) -> Envelope:
+    """The only envelope of this kind."""
+    (found,) = pick(sent, kind, to)
+    return found
+
+
+def said(sent: list[Envelope], kind: type[M], to: Address | None = None) -> M:
+    """The only message of this kind."""
+    msg = one(sent, kind, to).message
+    assert isinstance(msg, kind)
+    return msg
