@@ -277,6 +277,7 @@ class Client:
     # inside
 
     def _await(self, ticket: int, kind: type[_T]) -> _T:
+        self._turn(0)  # also a client that has no session must look at the world
         while True:
             for at, done in enumerate(self._done):
                 if done.ticket == ticket:
@@ -286,7 +287,7 @@ class Client:
             self._turn(None)
 
     def _turn(self, until: int | None) -> None:
-        """One look at sockets and time; waits until then (None: as long as the machine lets)."""
+        """One look at sockets and time; waits until then (None: as long as it may)."""
         now = time.monotonic_ns()
         times = [t for t in (until, self._machine.wake_at()) if t is not None]
         wait = max(0, min(times, default=now) - now)

@@ -122,9 +122,10 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
     buffer, ledger = fresh()
     watched = _Watched(ledger, buffer)
     monkeypatch.setattr(ledger, "_words", watched)
-    ledger.seal(2, Record(1, 2, 0, 1, 99, bytes(16), b"key", None, 3))
     at = HEADER_BYTES + 2 * RECORD_BYTES
-    assert watched.writes[0] == (0, bytes(RECORD_BYTES - 8))
+    before = bytes(buffer[at + 8 : at + RECORD_BYTES])
+    ledger.seal(2, Record(1, 2, 0, 1, 99, bytes(16), b"key", None, 3))
+    assert watched.writes[0] == (0, before)
     word, body = watched.writes[-1]
     assert word != 0
     assert body == bytes(buffer[at + 8 : at + RECORD_BYTES])

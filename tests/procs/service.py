@@ -167,9 +167,7 @@ class Engine:
         )
         self.memory: npt.NDArray[np.uint8] = np.zeros(layers * stride, np.uint8)
         self.view = self.memory.reshape(layers, blocks, bytes_)
-        self.client = Client(
-            name, b"tests" * 4, endpoint=service.endpoint, generation=generation or os.urandom(16)
-        )
+        self.client = Client(name, b"tests" * 4, endpoint=service.endpoint, generation=generation)
         self.client.register(self.layout, [self.memory])
 
     def attach(self) -> "Engine":

@@ -101,7 +101,7 @@ def test_a_killed_engine_leaves_its_blocks_and_nothing_else(service: Service) ->
 
 def test_an_engine_id_in_use_is_refused_in_one_line(service: Service) -> None:
     with Engine(service, "twin"):
-        other = Engine(service, "twin")
+        other = Engine(service, "twin", generation=bytes(16))
         assert not other.client.connect(1.0)
         assert "'twin' is in use by the living process" in other.client.refusal
         other.client.close()
