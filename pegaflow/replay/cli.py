@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,9 +23,6 @@ from pegaflow.replay import ceiling, report, service
 from pegaflow.replay.engine import Record, Shape
 from pegaflow.replay.runner import Plan, run
 from pegaflow.replay.trace import BUNDLED, TraceError, count_blocks, read
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ENGINES_MAX = 64  # processes started at once
 MEMORY_MAX = 1 << 36  # bytes of one engine: beyond it, a size was mistyped
@@ -92,7 +88,6 @@ def demo_command() -> int:
         f"{sizes.show(DEMO_SHAPE.block_bytes)}; two engines replay {len(asked)} real requests, "
         f"{blocks} blocks, {unique} of them different. One is killed half way."
     )
-    plan = Plan(asked, 2, DEMO_SHAPE, os.urandom(32), kill=1)
     try:
         with service.running(DEMO_POOL) as endpoint, _progress(len(asked)) as progress:
             plan = Plan(asked, 2, DEMO_SHAPE, os.urandom(32), endpoint, kill=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +14,28 @@ from pegaflow.replay.runner import Outcome
 
 Row = tuple[str, str]
 
+LARGE_BYTES = 2 << 20  # a copy so large is a matter of bandwidth; most of a trace's are smaller
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Bytes per second, from the call to its return."""
+
+    overall: float  # all bytes over all time: small requests bring it down to their latency
+    large: float  # the median of requests with LARGE_BYTES or more; 0 if there were none
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """All records together; speeds in bytes per second, times in seconds."""
+    """All records together; times in seconds."""
 
     asked: int  # blocks
     served: int  # blocks loaded and compared
     verified_bytes: int
     wrong_bytes: int
     wrong: str  # where the first wrong byte was
-    load_speed: float
-    save_speed: float
+    load: Speeds
+    save: Speeds
     lookup_p50: float
     lookup_p99: float
     failures: dict[str, int]  # times, by what failed how
@@ -49,8 +59,8 @@ def total(records: Iterable[Record]) -> Totals:
         sum(row.verified_bytes for row in rows),
         sum(row.wrong_bytes for row in rows),
         next((row.wrong for row in rows if row.wrong), ""),
-        _speed(sum(r.load_bytes for r in rows), sum(r.load_seconds for r in rows)),
-        _speed(sum(r.save_bytes for r in rows), sum(r.save_seconds for r in rows)),
+        _speeds([(row.load_bytes, row.load_seconds) for row in rows]),
+        _speeds([(row.save_bytes, row.save_seconds) for row in rows]),
         float(np.percentile(lookups, 50)),
         float(np.percentile(lookups, 99)),
         dict(failures),
@@ -65,9 +75,9 @@ def rows(outcome: Outcome, ceiling: Score) -> Iterator[Row]:
     yield "bytes verified", f"{t.verified_bytes}"
     yield "bytes wrong", f"{t.wrong_bytes}" + (f" (first in {t.wrong})" if t.wrong else "")
     yield "hit rate", f"{percent(t.rate)}; an infinite cache: {percent(ceiling.rate)}"
-    yield "load", f"{_gigabytes(t.load_speed)} per engine"
-    yield "save", f"{_gigabytes(t.save_speed)} per engine"
-    yield "memcpy", f"{_gigabytes(outcome.memcpy)} (the same blocks, one thread, copied by numpy)"
+    yield "load", _both(t.load)
+    yield "save", _both(t.save)
+    yield "memcpy", f"{_gigabytes(outcome.memcpy)}: the same blocks copied by numpy"
     yield "lookup", f"p50 {t.lookup_p50 * 1e6:.0f} us, p99 {t.lookup_p99 * 1e6:.0f} us"
     yield "time", f"{outcome.seconds:.1f} s"
     if t.failures:
@@ -91,9 +101,20 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
+def _both(speeds: Speeds) -> str:
+    large = f"{_gigabytes(speeds.large)} in requests of 2 MiB and more, " if speeds.large else ""
+    return f"{large}{_gigabytes(speeds.overall)} over all, each engine"
+
+
 def _gigabytes(speed: float) -> str:
-    return f"{speed / 1e9:.1f} GB/s"
+    return f"{speed / 1e9:.2f} GB/s"
 
 
-def _speed(size: int, seconds: float) -> float:
-    return size / seconds if seconds else 0.0
+def _speeds(copies: Sequence[tuple[int, float]]) -> Speeds:
+    """Of copies given as (bytes, seconds)."""
+    timed = [(size, seconds) for size, seconds in copies if seconds > 0]
+    if not timed:
+        return Speeds(0.0, 0.0)
+    large = [size / seconds for size, seconds in timed if size >= LARGE_BYTES]
+    overall = sum(size for size, _ in timed) / sum(seconds for _, seconds in timed)
+    return Speeds(overall, float(np.median(large)) if large else 0.0)

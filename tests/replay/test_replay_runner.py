@@ -1,0 +1,92 @@
+"""The runner over stand-in engines: every request once, a killed engine's too."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pegaflow.replay import report
+from pegaflow.replay.ceiling import Score, infinite
+from pegaflow.replay.engine import Record, Shape
+from pegaflow.replay.runner import Outcome, Plan, memcpy_speed, run
+from pegaflow.replay.trace import Request
+
+STUB = (sys.executable, str(Path(__file__).with_name("stub_engine.py")))
+REQUESTS = [Request(i, 0, 2048, 0, (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3)) for i in range(9)]
+
+
+def replay(kind: str, engines: int = 2, kill: int | None = None) -> Outcome:
+    shape = Shape(2, 4096, 8)
+    space = kind.encode().ljust(16)
+    return run(Plan(REQUESTS, engines, shape, space, kill=kill, command=STUB))
+
+
+def test_each_request_is_replayed_once() -> None:
+    outcome = replay("", engines=3)
+    assert sorted(outcome.records) == list(range(9))
+    assert sorted(name for name, _ in outcome.attached) == ["engine-0", "engine-1", "engine-2"]
+    assert outcome.restarted is None and not outcome.errors
+    assert outcome.memcpy > 0 and outcome.seconds > 0
+
+
+def test_a_killed_engines_successor_does_the_rest() -> None:
+    outcome = replay("wait", kill=1)
+    assert sorted(outcome.records) == list(range(9))
+    assert outcome.restarted is not None and not outcome.errors
+    assert [name for name, _ in outcome.attached].count("engine-1") == 2
+
+
+def test_an_engine_that_fails_is_named_in_one_line() -> None:
+    outcome = replay("die")
+    assert sorted(outcome.errors) == [
+        "engine 0 ended with status 1: it fell over",
+        "engine 1 ended with status 1: it fell over",
+    ]
+    assert report.problem(outcome, Score(9, 1)) == outcome.errors[0]
+    assert replay("refuse", engines=1).errors == [
+        "engine 0 ended with status 1: no service answers"
+    ]
+
+
+def test_progress_sees_every_record() -> None:
+    seen: list[Record] = []
+    run(Plan(REQUESTS, 2, Shape(1, 4096, 1), bytes(16), command=STUB), seen.append)
+    assert sorted(record.index for record in seen) == list(range(9))
+
+
+def test_an_exception_leaves_no_process() -> None:
+    def stop(record: Record) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Plan(REQUESTS, 2, Shape(1, 4096, 1), b"wait".ljust(16), command=STUB), stop)
+
+
+def test_the_result_for_people() -> None:
+    outcome = replay("wrong")
+    lines = dict(report.rows(outcome, infinite(REQUESTS)))
+    assert lines["blocks asked"] == "36" and lines["blocks served"] == "18"
+    assert lines["bytes wrong"] == "27 (first in layer 1)"
+    assert lines["hit rate"] == "50.0 %; an infinite cache: 0.0 %"
+    assert lines["lookup"] == "p50 100 us, p99 100 us"
+    assert lines["failures"] == "1 x save expired"
+    assert report.problem(outcome, Score(36, 0)) == "27 wrong bytes, the first in layer 1"
+
+
+def test_nothing_served_is_a_problem_only_if_something_could_be() -> None:
+    assert report.problem(Outcome(), Score(9, 0)) == ""
+    assert "nothing was served" in report.problem(Outcome(), Score(9, 4))
+
+
+def test_speeds_name_large_copies_apart() -> None:
+    large = Record(0, 1, load_seconds=0.001, load_bytes=report.LARGE_BYTES)
+    small = Record(1, 1, load_seconds=0.001, load_bytes=4096)
+    speeds = report.total([large, small]).load
+    assert speeds.large == pytest.approx(report.LARGE_BYTES / 0.001)
+    assert speeds.overall == pytest.approx((report.LARGE_BYTES + 4096) / 0.002)
+    assert report.total([small]).save == report.Speeds(0.0, 0.0)
+
+
+def test_memcpy_is_measured_for_any_block_size() -> None:
+    assert memcpy_speed(1 << 20) > 0
+    assert memcpy_speed(48 << 20) > 0

@@ -1,0 +1,75 @@
+"""The command against real processes: a service, two engines, one of them killed."""
+
+import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pegaflow.errors import UserError
+from pegaflow.replay import service
+from pegaflow.replay.cli import replay_command
+from pegaflow.replay.engine import Job, Shape, main
+from pegaflow.replay.trace import BUNDLED
+
+
+def test_replay_through_a_real_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with gzip.open(BUNDLED) as lines:
+        text = b"".join(next(lines) for _ in range(40))
+    trace = tmp_path / "twice.jsonl"
+    trace.write_bytes(text + text)
+    with service.running(128 << 20) as endpoint:
+        run_dir = str(Path(endpoint).parent)
+        code = replay_command(trace, restart=1, layers=2, layer_size="4KiB", run_dir=run_dir)
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "bytes wrong" in said.out and "failures" not in said.out
+    assert not Path(run_dir).exists()
+
+
+def test_no_service_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pegaflow.replay.engine.CONNECT_SECONDS", 0.1)
+    job = Job("e", bytes(16).hex(), str(tmp_path / "none.sock"), Shape(1, 4096, 1), 0, [])
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(asdict(job)))
+    assert main([str(path)]) == 1
+    assert capsys.readouterr().err == "no service answers: start one with `pegaflow serve`\n"
+
+
+def test_a_service_that_cannot_start_says_why() -> None:
+    with pytest.raises(UserError, match="the service did not start: .*"), service.running(1):
+        raise AssertionError("a pool of one byte")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"engines": 0}, "--engines"),
+        ({"restart": 2}, "there is no engine 2"),
+        ({"requests": 0}, "--requests"),
+        ({"layers": 0}, "--layers"),
+        ({"layer_size": "big"}, "not a size"),
+        ({"layer_size": "1TiB"}, "an engine would need"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    options: dict[str, object], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay_command(BUNDLED, **options) == 2  # type: ignore[arg-type]
+    line = capsys.readouterr().err
+    assert line.startswith("pegaflow: ") and why in line and line.count("\n") == 1
+
+
+def test_an_unreadable_trace_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay_command(tmp_path / "none") == 2
+    assert "No such file" in capsys.readouterr().err
+    (tmp_path / "short").write_text(
+        '{"input_length": 5, "hash_ids": [1], "timestamp": 0, "output_length": 0}'
+    )
+    assert replay_command(tmp_path / "short") == 2
+    assert "no request with a full block" in capsys.readouterr().err
