@@ -69,13 +69,13 @@ class Host:
         self._note(now, "start", b"", b"")
         return self._run(lambda: self.actor.start(now))
 
-    def deliver(self, envelope: Envelope, now: int) -> Step:
-        """One envelope from a socket."""
+    def deliver(self, envelope: Envelope, now: int, frames: list[bytes] | None = None) -> Step:
+        """One envelope from a socket, and its frames if they are at hand (for the black box)."""
         e = envelope
         if not self._is_me(e) or e.sender in self._gone:
             self.actor.counts["frames_of_other_lives"] += 1
             return Step()
-        self._note(now, "frame", *pack(e))
+        self._note(now, "frame", *(frames or pack(e)))
         if e.answer:
             return self._answer(e.sender, e.answer, e.message, now)
         if not self.actor.accepts(type(e.message), e.sender.name):

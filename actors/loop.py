@@ -169,7 +169,7 @@ class Loop:
             self.host.actor.counts["frames_bad"] += 1
             self.log.warning("bad_frame", why=str(err))
             return
-        self.apply(self.host.deliver(envelope, monotonic()))
+        self.apply(self.host.deliver(envelope, monotonic(), frames))
         self._drain_completions()
 
     def _drain_completions(self) -> None:

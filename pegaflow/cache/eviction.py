@@ -47,19 +47,28 @@ class Lru:
 
     def pin(self, blocks: Sequence[Block]) -> None:
         """These blocks have just been leased. Pinned ones stay so."""
+        orders, pinned = self._orders, self._pinned
         for block in blocks:
             assert block.leases > 0, block
-            if block not in self._pinned:
-                assert self._leave(block), block
-                self._pinned.add(block)
+            if block not in pinned:
+                del orders[block.page_size][block]
+                pinned.add(block)
+        for page_size in [size for size, order in orders.items() if not order]:
+            del orders[page_size]
 
     def unpin(self, blocks: Sequence[Block]) -> None:
         """A lease on these has ended: those without another become the youngest. Blocks that were
         removed while pinned are passed over."""
+        pinned, tick = self._pinned, self._tick
         for block in reversed(blocks):
-            if not block.leases and block in self._pinned:
-                self._pinned.remove(block)
-                self._enter(block)
+            if not block.leases and block in pinned:
+                pinned.remove(block)
+                order = self._orders.get(block.page_size)
+                if order is None:
+                    order = self._orders[block.page_size] = OrderedDict()
+                tick += 1
+                order[block] = tick
+        self._tick = tick
 
     def victims(self, page_size: int, count: int) -> list[Block]:
         """Up to so many blocks, the oldest first. They stay; the caller removes what it evicts."""

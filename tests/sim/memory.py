@@ -1,0 +1,260 @@
+"""Fake shared memory, and the children as the shell would run them: job records on bytearrays.
+
+`HostProc` is to a simulated process what Loop and _Device (actors/process.py) are to a real one, and
+`House` is what serve.py is to the supervisor.  Reading records and watching a process are done at
+once, everything else by one worker, a piece at a time, so that a pause or a death may fall between
+two pieces of a copy.
+"""
+
+from collections import deque
+
+from pegaflow.actors.actor import Dial
+from pegaflow.actors.allocator import Allocator
+from pegaflow.actors.asks import Host, Step
+from pegaflow.actors.child import Child
+from pegaflow.actors.index import Index
+from pegaflow.actors.session import Session
+from pegaflow.actors.supervisor import Plan, Supervisor
+from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
+from pegaflow.wire.control import Fenced, Hello
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.jobs import (
+    Done,
+    Exited,
+    FillPages,
+    GrowExtent,
+    Kill,
+    MakePool,
+    NextIncarnation,
+    OpenBounce,
+    ReadRecords,
+    Spawn,
+    WatchProcess,
+)
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import ALLOCATOR, INDEX, SUPERVISOR, Address
+
+from .world import MS, US, Call, Proc, World
+
+PIECES = 2
+"""Pieces in which a page is copied."""
+
+
+class Files:
+    """/dev/shm: names, and bytes that live as long as somebody has them mapped."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, bytearray] = {}
+
+    def create(self, path: str, size: int) -> bytearray:
+        """A new file of zeros."""
+        assert path not in self.named
+        self.named[path] = bytearray(size)
+        return self.named[path]
+
+    def unlink(self, *ends: str) -> None:
+        """Remove all names that contain one of these."""
+        for path in [p for p in self.named if any(end in p for end in ends)]:
+            del self.named[path]
+
+
+def copy_pieces(
+    target: bytearray, to: list[int], source: bytearray, frm: list[int], length: int
+) -> list[Call]:
+    """The copies of whole pages, piece by piece."""
+
+    def piece(at: int, start: int, end: int) -> Call:
+        def move() -> None:
+            target[to[at] + start : to[at] + end] = source[frm[at] + start : frm[at] + end]
+
+        return move
+
+    cuts = [length * n // PIECES for n in range(PIECES + 1)]
+    return [piece(at, *cuts[n : n + 2]) for at in range(len(to)) for n in range(PIECES)]
+
+
+class HostProc(Proc):
+    """A process that runs an actor."""
+
+    def __init__(self, world: World, files: Files, address: Address) -> None:
+        super().__init__(world, address)
+        self.files = files
+        self.host: Host | None = None  # None until the process has come up
+        self.fenced: set[Address] = set()  # lives of which the index has said Fenced to us
+        self._completions: deque[tuple[int, Done]] = deque()
+        self._queue: deque[tuple[int, list[Call], Done]] = deque()  # the worker's jobs
+
+    def begin(self, host: Host) -> None:
+        """The actor's first step."""
+        self.host = host
+        self.input(lambda: self.apply(host.start(self.world.now)))
+
+    def on_envelope(self, envelope: Envelope) -> None:
+        """A message for the actor."""
+        if isinstance(envelope.message, Fenced):
+            self.fenced.add(envelope.message.address)
+        if self.host is not None:
+            self.apply(self.host.deliver(envelope, self.world.now))
+
+    def wake_at(self) -> int | None:
+        """The actor's."""
+        return self.host.wake_at() if self.host is not None else None
+
+    def wake(self) -> None:
+        """The actor's."""
+        assert self.host is not None
+        self.apply(self.host.wake(self.world.now))
+
+    def inform(self, msg: Message) -> None:
+        """The shell tells the actor."""
+        assert self.host is not None
+        self.apply(self.host.inform(msg, self.world.now))
+
+    def apply(self, step: Step) -> None:
+        """Do what the actor wants, then what its finished jobs lead to."""
+        assert self.host is not None
+        self._effects(step)
+        while self._completions and self.alive:
+            number, done = self._completions.popleft()
+            self._effects(self.host.complete(number, done, self.world.now))
+
+    def work(self, number: int, job: Message) -> Done | None:
+        """Subclass: carry out a job; None: later."""
+        raise NotImplementedError
+
+    def slowly(self, number: int, pieces: list[Call], done: Done) -> None:
+        """Leave this to the worker."""
+        self._queue.append((number, pieces, done))
+        if len(self._queue) == 1:
+            self._turn_worker()
+
+    def complete(self, number: int, done: Done) -> None:
+        """A job is over."""
+        assert self.host is not None
+        self.apply(self.host.complete(number, done, self.world.now))
+
+    def _effects(self, step: Step) -> None:
+        for link in step.links:
+            if isinstance(link, Dial):
+                self.dial(link.address)
+            else:
+                self.hang_up(link.address)
+        for envelope in step.envelopes:
+            self.world.send(self, envelope)
+        for number, job in step.jobs:
+            done = self.work(number, job)
+            if done is not None:
+                self._completions.append((number, done))
+        if step.stop is not None:
+            self.die(step.stop or "clean end")
+
+    def _turn_worker(self) -> None:
+        def turn() -> None:
+            number, pieces, done = self._queue[0]
+            if pieces:
+                pieces.pop(0)()
+                self._turn_worker()
+                return
+            self._queue.popleft()
+            if self._queue:
+                self._turn_worker()
+            self.complete(number, done)
+
+        self.after(self.world.between(5 * US, 300 * US), turn)
+
+
+class ChildProc(HostProc):
+    """An allocator, an index or a session."""
+
+    def __init__(self, world: World, files: Files, address: Address, boss: Address) -> None:
+        super().__init__(world, files, address)
+        hello = Hello(self.pid, self.started, str(address))
+        self.actor: Child
+        if address.name == INDEX:
+            self.actor = Index(address, boss, hello, lambda path: Ledger(files.named[path]))
+        else:
+            self.actor = (Allocator if address.name == ALLOCATOR else Session)(address, boss, hello)
+        self._bounce = bytearray()
+        self._bounces = 0
+        self.dial(boss)
+
+    def work(self, number: int, job: Message) -> Done | None:
+        """The jobs of actors/process.py."""
+        world = self.world
+        welcome = self.actor.welcome
+        if isinstance(job, WatchProcess):
+            proc = world.by_pid.get(job.pid)
+            if proc is None or not proc.alive or proc.started != job.started:
+                return Done(Status.OK)
+            proc.watch(lambda: self.input(lambda: self.complete(number, Done(Status.OK))))
+            return None
+        assert welcome is not None
+        if isinstance(job, ReadRecords):
+            ledger = Ledger(self.files.named[welcome.ledger_path])
+            return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+        if isinstance(job, GrowExtent):
+            self.slowly(number, [], Done(Status.OK))
+        elif isinstance(job, OpenBounce):
+            self.files.unlink(f"{self.address}.bounce")
+            self._bounces += 1
+            path = f"{self.address}.bounce{self._bounces}"
+            self._bounce = self.files.create(path, job.slots * job.page_size)
+            self.slowly(number, [], Done(Status.OK, path))
+        else:
+            assert isinstance(job, FillPages)
+            pool = self.files.named[welcome.pool_path]
+            slots = [slot * job.page_size for slot in job.slots]
+            pieces = copy_pieces(pool, list(job.offsets), self._bounce, slots, job.length)
+            self.slowly(number, pieces, Done(Status.OK))
+        return None
+
+
+class House(HostProc):
+    """The supervisor's process, and the memory that it makes."""
+
+    def __init__(self, world: World, files: Files, plan: Plan) -> None:
+        super().__init__(world, files, Address(SUPERVISOR, 1))
+        self.plan = plan
+        self.supervisor = Supervisor(self.address, plan)
+        self.incarnation = 1
+        self.paths = ("", "")  # pool and ledger
+        self.begin(Host(self.supervisor))
+
+    def work(self, number: int, job: Message) -> Done | None:
+        """The jobs of serve.py."""
+        if isinstance(job, MakePool):
+            return self._make_pool(job)
+        if isinstance(job, NextIncarnation):
+            self.incarnation += 1
+            Ledger(self.files.named[self.paths[1]]).set_incarnation(self.incarnation)
+            return Done(Status.OK, "", (self.incarnation,))
+        if isinstance(job, Spawn):
+            return self._spawn(job.address)
+        assert isinstance(job, Kill)
+        child = self.world.procs.get(job.address)
+        if child is not None:
+            self.world.at(self.world.now + self.world.delay(), lambda: child.die("killed"))
+        return Done(Status.OK)
+
+    def _make_pool(self, job: MakePool) -> Done:
+        self.files.unlink(".pool", ".ledger")
+        g = Geometry(self.plan.pool_bytes, self.plan.extent_bytes)
+        self.paths = (f"{job.generation}.pool", f"{job.generation}.ledger")
+        self.files.create(self.paths[0], g.pool_bytes)
+        ledger = self.files.create(self.paths[1], ledger_bytes(g.extents, g.records_per_extent))
+        facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, self.incarnation)
+        Ledger.format(ledger, Header(bytes(16), b"boot", *facts))
+        return Done(Status.OK, "\n".join(self.paths), (g.pool_bytes,))
+
+    def _spawn(self, address: Address) -> Done:
+        child = ChildProc(self.world, self.files, address, self.address)
+        child.after(self.world.between(5 * MS, 150 * MS), lambda: child.begin(Host(child.actor)))
+
+        def dead() -> None:
+            self.files.unlink(f"{address}.bounce")
+            self.input(lambda: self.inform(Exited(address, 1)))
+
+        child.watch(dead)
+        return Done(Status.OK, "", (child.pid, child.started))
