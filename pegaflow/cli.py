@@ -105,6 +105,47 @@ def status(
     _show(report)
 
 
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A trace in the Mooncake JSONL format, or .gz.")],
+    engines: Annotated[int, typer.Option(help="Engine processes.")] = 2,
+    requests: Annotated[Optional[int], typer.Option(help="Only so many requests.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of a block.")] = 8,
+    layer_size: Annotated[str, typer.Option(help="Size of one layer of a block.")] = "8KiB",
+    engine_blocks: Annotated[int, typer.Option(help="Blocks in one engine's memory.")] = 256,
+    restart: Annotated[
+        Optional[int], typer.Option(help="Kill this engine (from 0) half way, start it again.")
+    ] = None,
+    namespace: Annotated[
+        Optional[str], typer.Option(help="Replays of one name find each other's blocks.")
+    ] = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Replay a prefix trace through a running service and check each byte that comes back."""
+    from pegaflow.replay.cli import replay_command
+
+    code = replay_command(
+        trace,
+        engines=engines,
+        requests=requests,
+        layers=layers,
+        layer_size=layer_size,
+        engine_blocks=engine_blocks,
+        restart=restart,
+        namespace=namespace,
+        run_dir=run_dir,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo() -> None:
+    """Start a service, replay a real trace from two engines, kill one half way."""
+    from pegaflow.replay.cli import demo_command
+
+    raise typer.Exit(demo_command())
+
+
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else repr(value)
 
