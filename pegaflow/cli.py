@@ -109,15 +109,15 @@ def status(
 def replay(
     trace: Annotated[Path, typer.Argument(help="A trace in the Mooncake JSONL format, or .gz.")],
     engines: Annotated[int, typer.Option(help="Engine processes.")] = 2,
-    requests: Annotated[Optional[int], typer.Option(help="Only so many requests.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
     layers: Annotated[int, typer.Option(help="Layers of a block.")] = 8,
     layer_size: Annotated[str, typer.Option(help="Size of one layer of a block.")] = "8KiB",
     engine_blocks: Annotated[int, typer.Option(help="Blocks in one engine's memory.")] = 256,
     restart: Annotated[
-        Optional[int], typer.Option(help="Kill this engine (from 0) half way, start it again.")
+        int | None, typer.Option(help="Kill this engine (from 0) half way, start it again.")
     ] = None,
     namespace: Annotated[
-        Optional[str], typer.Option(help="Replays of one name find each other's blocks.")
+        str | None, typer.Option(help="Replays of one name find each other's blocks.")
     ] = None,
     run_dir: RunDir = None,
 ) -> None:
