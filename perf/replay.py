@@ -20,7 +20,7 @@ from pegaflow.replay.runner import Plan, run
 from pegaflow.replay.trace import BUNDLED, Request, TraceError, count_blocks, read
 
 PERCENT = (1, 5, 10, 25)
-EXTENT = 32 << 20  # a service's pool is cut into extents; it has at least two
+EXTENT = 4 << 20  # smaller than a service's usual one, so that a small pool has some
 COLUMNS = ("pool", "blocks", "hit", "LRU", "infinite", "load", "save", "memcpy", "p50", "p99", "s")
 
 
@@ -28,9 +28,9 @@ def measure(requests: list[Request], engines: int, shape: Shape, percent: int) -
     """One row of the table."""
     _, unique = count_blocks(requests)
     wanted = unique * percent // 100 * shape.block_bytes
-    pool = max(2, -(-wanted // EXTENT)) * EXTENT
+    pool = max(4, -(-wanted // EXTENT)) * EXTENT
     blocks = pool // shape.block_bytes
-    with service.running(pool) as endpoint:
+    with service.running(pool, EXTENT) as endpoint:
         outcome = run(Plan(requests, engines, shape, os.urandom(32), endpoint))
     top = ceiling.infinite(requests)
     why = report.problem(outcome, top)

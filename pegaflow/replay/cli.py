@@ -15,7 +15,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pegaflow import rundir, sizes
 from pegaflow.errors import UserError
@@ -141,10 +140,8 @@ def _progress(requests: int) -> Iterator[Callable[[Record], None]]:
 
 
 def _show(rows: Iterable[report.Row]) -> None:
-    table = Table(box=None, show_header=False)
     for name, value in rows:
-        table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+        print(f"{name:<18}  {value}")
 
 
 def _fail(line: str, code: int) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pegaflow.client import Client
 from pegaflow.errors import UserError
+from pegaflow.limits import EXTENT_SIZE
 from pegaflow.rundir import front_desk
 
 START_SECONDS = 30.0  # a pool on a slow machine; usually a fraction of a second
@@ -28,7 +29,7 @@ _LOOK_SECONDS = 0.02  # how often we look for the socket
 
 
 @contextmanager
-def running(pool_bytes: int) -> Iterator[str]:
+def running(pool_bytes: int, extent_bytes: int = EXTENT_SIZE) -> Iterator[str]:
     """Start a service with a pool of this size; its endpoint, once engines can attach.
 
     Raises:
@@ -37,7 +38,8 @@ def running(pool_bytes: int) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="pegaflow-demo-"))
     try:
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
-        command += ["--pool-size", str(pool_bytes), "--log-level", "warning"]
+        command += ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
+        command += ["--log-level", "warning"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
