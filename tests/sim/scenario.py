@@ -1,0 +1,150 @@
+"""One run from a seed: a group, its engines, some seconds of faults, then rest and the last checks.
+
+Time of faults: engines crash, leave, stop for a while; sessions crash, stop for less and for more
+than the watchdog's patience; now and then the index, the allocator or the supervisor stops, and
+rarely one of the first two dies, which restarts the group on a new pool.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from unittest.mock import patch
+
+from pegaflow.actors import saves, session
+from pegaflow.actors.supervisor import Plan
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR
+
+from .checks import Checks
+from .engine import Books, Engine
+from .memory import Files, House
+from .world import MS, World, S
+
+EXTENT = 256 * 1024
+POOL = 3 * EXTENT
+FAULTS_NS = 12 * S
+REST_NS = 25 * S
+"""Longer than any deadline, back-off and retry together."""
+
+SCALE = (
+    (saves, "BATCH_BLOCKS", 4),
+    (session, "SLOTS_MAX", 10),
+    (session, "LEASE_IDLE_NS", 7 * S),
+)
+"""Numbers of the product made as small as the pool: several batches to a save, slots that run out,
+leases that go idle within the run."""
+
+SMALL, LARGE = 1024, 24 * 1024
+"""Block sizes: one takes the smallest slot of the pool, the other a larger one, so that extents are
+cut anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a green run was like."""
+
+    trace: str
+    steps: int
+    books: Books
+    counts: dict[str, int]
+
+
+class Scenario:
+    """One run."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = World(seed)
+        files = Files()
+        self.files = files
+        self.books = Books()
+        self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim"))
+        self.checks = Checks(self.world, self.house)
+        self.sizes = {"one": SMALL, "two": SMALL}
+        if seed % 3 == 0:
+            self.sizes["odd"] = LARGE
+        for name in self.sizes:
+            self._start_engine(name)
+        self.calm_at = self.world.now + FAULTS_NS
+        self.world.at(self.world.now + S, self._fault)
+
+    def run(self) -> Result:
+        """To the end; AssertionError with the story if anything is wrong."""
+        with ExitStack() as stack:
+            for module, name, value in SCALE:
+                stack.enter_context(patch.object(module, name, value))
+            return self._run()
+
+    def _run(self) -> Result:
+        world = self.world
+        try:
+            self._until(self.calm_at)
+            world.note("--", "faults are over")
+            world.rough = False
+            self._until(world.now + REST_NS // 2)
+            for engine in world.living(CLIENT):
+                assert isinstance(engine, Engine)
+                engine.settle()
+            self._until(world.now + REST_NS)
+            self.checks.end()
+        except AssertionError as err:
+            where = f"seed {world.seed}, step {world.steps}: {err or 'an assertion of the product'}"
+            raise AssertionError(f"{world.story()}\n{where}") from err
+        return Result(world.trace, world.steps, self.books, dict(world.counts))
+
+    def _until(self, when: int) -> None:
+        while self.world.next_at <= when:
+            self.world.turn()
+            self.checks.step()
+
+    def _start_engine(self, name: str) -> None:
+        Engine(self.world, self.files, self.books, name, self.sizes[name])
+
+    def _fault(self) -> None:
+        world, rng = self.world, self.world.rng
+        if world.now >= self.calm_at - 4 * S:
+            return
+        world.at(world.now + world.between(200 * MS, 1500 * MS), self._fault)
+        deeds = {
+            "engine crashes": 3,
+            "engine leaves": 1,
+            "engine stops": 2,
+            "session crashes": 3,
+            "session stops": 5,
+            "session hangs": 2,
+            "core stops": 1,
+            "supervisor stops": 1,
+            "core crashes": 0.3,
+        }
+        deed = rng.choices(list(deeds), list(deeds.values()))[0]
+        who = {"e": CLIENT, "s": SESSION, "c": rng.choice((INDEX, ALLOCATOR))}[deed[0]]
+        victims = world.living(SUPERVISOR if deed == "supervisor stops" else who)
+        if not victims:
+            return
+        world.counts[deed] += 1
+        victim = rng.choice(victims)
+        if deed.endswith("stops"):
+            victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
+        elif deed.endswith("hangs"):
+            victim.pause(rng.choice((3500 * MS, 5000 * MS)))
+        elif not isinstance(victim, Engine):
+            victim.die("crashes")
+        else:
+            self._end_engine(victim, deed)
+
+    def _end_engine(self, engine: Engine, deed: str) -> None:
+        """The engine ends, and is started again a little later."""
+        if deed.endswith("leaves"):
+            engine.leave()
+        else:
+            engine.die("crashes")
+        delay = self.world.between(MS, 800 * MS)
+        self.world.at(self.world.now + delay, lambda: self._replace(engine))
+
+    def _replace(self, engine: Engine) -> None:
+        if engine.alive:
+            self.world.at(self.world.now + 100 * MS, lambda: self._replace(engine))
+        else:
+            self._start_engine(engine.engine)
+
+
+def run(seed: int) -> Result:
+    """One run from this seed."""
+    return Scenario(seed).run()
