@@ -1,0 +1,324 @@
+"""Births, deaths and the front desk."""
+
+from dataclasses import replace
+
+from pegaflow.actors.supervisor import DRAIN_NS, START_NS, TICK_NS, Plan, Supervisor
+from pegaflow.wire.control import (
+    SILENT_NS,
+    Beat,
+    Bye,
+    Drain,
+    Gone,
+    Hello,
+    Inspect,
+    Neighbour,
+    OpenSession,
+    Refused,
+    Report,
+    Serve,
+    Serving,
+    SessionAt,
+    Welcome,
+)
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.jobs import Exited, Kill, MakePool, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
+
+from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
+
+PLAN = Plan(POOL, EXTENT, 1, "run", "0.1")
+OPEN = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
+
+
+class Group(Rig):
+    """A supervisor whose jobs are done as soon as they are asked for; children say Hello."""
+
+    def __init__(self) -> None:
+        super().__init__(Supervisor(BOSS, PLAN))
+        self.incarnation = BOSS.incarnation
+        self.living: list[Address] = []
+        self.killed: list[Address] = []
+        self.pools = 0
+        self.start()
+        self.settle()
+
+    @property
+    def boss(self) -> Supervisor:
+        assert isinstance(self.host.actor, Supervisor)
+        return self.host.actor
+
+    def settle(self) -> list[Envelope]:
+        """Do all jobs; new children come up."""
+        sent: list[Envelope] = []
+        while self.jobs:
+            job = self.jobs[0][1]
+            if isinstance(job, MakePool):
+                self.pools += 1
+                sent += self.done(MakePool, note=f"pool{self.pools}\nledger", values=(POOL,))
+            elif isinstance(job, NextIncarnation):
+                self.incarnation += 1
+                sent += self.done(NextIncarnation, values=(self.incarnation,))
+            elif isinstance(job, Spawn):
+                self.living.append(job.address)
+                sent += self.done(Spawn, values=(1000 + job.address.incarnation, 1))
+                sent += self.tell(job.address, Hello(1, 1, f"ipc://{job.address}"))
+            else:
+                assert isinstance(job, Kill)
+                self.killed.append(job.address)
+                sent += self.done(Kill)
+        return sent
+
+    def now_living(self, name: str) -> Address:
+        """The only child of this name."""
+        (address,) = [a for a in self.living if a.name == name]
+        return address
+
+    def exit(self, address: Address) -> list[Envelope]:
+        self.living.remove(address)
+        return self.inform(Exited(address, 256 + 9)) + self.settle()
+
+    def open(self, msg: OpenSession = OPEN, client: Address = CLIENT_7) -> list[Envelope]:
+        return self.ask(client, msg, to=Address(BOSS.name, 0)) + self.settle()
+
+    def beats(self, nanoseconds: int, silent: Address | None = None) -> list[Envelope]:
+        """Let time pass with all children beating but one."""
+        sent: list[Envelope] = []
+        for _ in range(nanoseconds // TICK_NS):
+            sent += self.wait(TICK_NS)
+            for child in self.living:
+                if child != silent:
+                    sent += self.tell(child, Beat(()))
+        return sent + self.settle()
+
+    def serve(self) -> Address:
+        """An engine with its session."""
+        sent = self.open()
+        return said(self.answer(one(sent, Serve), Serving()), SessionAt, CLIENT_7).address
+
+
+def test_the_group_starts_in_order_and_hears_of_its_neighbours() -> None:
+    group = Group()
+    assert [a.name for a in group.living] == [ALLOCATOR, INDEX, SESSION]
+    assert len({a.incarnation for a in group.living}) == 3
+    assert group.boss.state == "up"
+    spare = Address(SESSION, 99)
+    assert group.tell(spare, Hello(1, 1, "ipc://ghost")) == [], "a life that we did not start"
+
+
+def test_a_child_that_comes_up_is_introduced() -> None:
+    group = Group()
+    spare = group.now_living(SESSION)
+    sent = group.exit(spare)
+    fresh = group.now_living(SESSION)
+    assert said(sent, Welcome, fresh).pool_path == "pool1"
+    told = {e.message.address.name for e in pick(sent, Neighbour, fresh) if _is_neighbour(e)}
+    assert told == {ALLOCATOR, INDEX}
+
+
+def _is_neighbour(e: Envelope) -> bool:
+    return isinstance(e.message, Neighbour)
+
+
+def test_a_silent_child_is_killed_once() -> None:
+    group = Group()
+    silent = group.now_living(SESSION)
+    group.beats(SILENT_NS - TICK_NS, silent)
+    assert group.killed == []
+    group.beats(4 * TICK_NS, silent)
+    assert group.killed == [silent]
+
+
+def test_our_own_late_wake_restarts_the_clocks() -> None:
+    group = Group()
+    group.now += 10 * SILENT_NS
+    group.wake()
+    group.settle()
+    assert group.killed == [] and group.count("woke_late") == 1
+    group.wait(SILENT_NS + 2 * TICK_NS)
+    group.settle()
+    assert set(group.killed) == set(group.living)
+
+
+def test_a_child_that_never_says_hello_is_killed() -> None:
+    rig = Rig(Supervisor(BOSS, PLAN))
+    rig.start()
+    rig.done(MakePool, note="pool\nledger", values=(POOL,))
+    rig.done(NextIncarnation, values=(2,))
+    rig.done(Spawn, values=(7, 7))
+    rig.wait(START_NS + 2 * TICK_NS)
+    assert rig.wanted(Kill) == [Kill(Address(ALLOCATOR, 2))]
+
+
+def test_no_pool_no_service() -> None:
+    rig = Rig(Supervisor(BOSS, PLAN))
+    rig.start()
+    rig.done(MakePool, Status.NO_SPACE, "/dev/shm is too small")
+    assert rig.stop == "/dev/shm is too small"
+
+
+def test_a_successor_only_after_the_proof_of_death() -> None:
+    group = Group()
+    old = group.now_living(SESSION)
+    group.beats(SILENT_NS + 2 * TICK_NS, old)
+    assert group.killed == [old]
+    group.beats(4 * TICK_NS, old)
+    assert group.living.count(old) == 1 and len(group.living) == 3
+    sent = group.exit(old)
+    assert {e.receiver.name for e in pick(sent, Gone)} == {ALLOCATOR, INDEX}
+    assert group.now_living(SESSION).incarnation > old.incarnation
+
+
+def test_crashes_in_a_row_back_off() -> None:
+    group = Group()
+    group.exit(group.now_living(SESSION))
+    group.exit(group.now_living(SESSION))
+    assert [a.name for a in group.living] == [ALLOCATOR, INDEX]
+    group.beats(2 * TICK_NS)
+    assert group.now_living(SESSION)
+
+
+def test_the_death_of_a_core_child_starts_all_anew_on_a_new_pool() -> None:
+    group = Group()
+    old = list(group.living)
+    sent = group.exit(group.now_living(INDEX))
+    assert group.boss.state == "regrouping"
+    assert set(group.killed) == set(group.living) == set(old) - {Address(INDEX, 3)}
+    assert pick(sent, Gone) and group.pools == 1
+    for address in list(group.living):
+        group.exit(address)
+    group.beats(TICK_NS)
+    assert (group.pools, group.boss.state) == (2, "up")
+    assert sorted(a.name for a in group.living) == sorted(a.name for a in old)
+    assert not set(group.living) & set(old)
+
+
+def test_an_engine_gets_a_spare_and_a_new_spare_is_made() -> None:
+    group = Group()
+    spare = group.now_living(SESSION)
+    sent = group.open()
+    serve = one(sent, Serve, spare)
+    assert serve.message == Serve("engine", bytes(16), 4242, 99, bytes(16))
+    at = said(group.answer(serve, Serving()), SessionAt, CLIENT_7)
+    assert (at.address, at.endpoint) == (spare, f"ipc://{spare}")
+    group.settle()
+    assert len([a for a in group.living if a.name == SESSION]) == 2
+
+
+def test_the_same_life_of_an_engine_gets_the_same_session() -> None:
+    group = Group()
+    session = group.serve()
+    assert said(group.open(), SessionAt).address == session
+    assert said(group.open(client=CLIENT_8), SessionAt, CLIENT_8).address == session
+    assert not pick(group.open(), Serve)
+
+
+def test_asked_again_before_serving_costs_no_second_spare() -> None:
+    group = Group()
+    serve = one(group.open(), Serve)
+    again = group.open()
+    assert not pick(again, Serve) and not pick(again, SessionAt)
+    answers = pick(group.answer(serve, Serving()), SessionAt)
+    assert [e.message for e in answers] == [answers[0].message] * 2
+
+
+def test_another_life_while_the_first_lives_is_a_duplicate() -> None:
+    group = Group()
+    group.serve()
+    for other in (replace(OPEN, generation=b"x" * 16), replace(OPEN, namespace=b"n" * 16)):
+        assert said(group.open(other, CLIENT_8), Refused).status is Status.DUPLICATE
+
+
+def test_a_newcomer_waits_for_the_old_sessions_proven_death() -> None:
+    group = Group()
+    session = group.serve()
+    group.tell(session, Bye())
+    newcomer = replace(OPEN, generation=b"x" * 16)
+    waiting = group.open(newcomer, CLIENT_8)
+    assert not pick(waiting, SessionAt) and not pick(waiting, Serve)
+    serve = one(group.exit(session), Serve)
+    assert serve.receiver != session
+    assert said(group.answer(serve, Serving()), SessionAt, CLIENT_8).address == serve.receiver
+
+
+def test_a_spare_that_does_not_serve_is_killed_and_another_taken() -> None:
+    group = Group()
+    deaf = one(group.open(), Serve).receiver
+    sent = group.beats(2000 * MS)
+    assert group.killed == [deaf]
+    sent += group.exit(deaf)
+    serve = pick(sent, Serve)[-1]
+    assert serve.receiver != deaf
+    assert said(group.answer(serve, Serving()), SessionAt).address == serve.receiver
+
+
+def test_bad_opens() -> None:
+    group = Group()
+    for bad in (
+        replace(OPEN, generation=b"short"),
+        replace(OPEN, engine=""),
+        replace(OPEN, namespace=bytes(15)),
+        replace(OPEN, namespace=bytes(65)),
+    ):
+        assert said(group.open(bad), Refused).status is Status.BAD_REQUEST
+
+
+def told(sent: list[Envelope], kind: type[Message]) -> set[str]:
+    return {e.receiver.name for e in pick(sent, kind)}
+
+
+def test_drain_takes_sessions_first_then_the_core() -> None:
+    group = Group()
+    group.serve()
+    group.settle()
+    sent = group.inform(Stopping())
+    assert told(sent, Drain) == {SESSION}
+    assert said(group.open(client=CLIENT_8), Refused).status is Status.DRAINING
+    sessions = [a for a in group.living if a.name == SESSION]
+    group.tell(sessions[0], Bye())
+    assert told(group.exit(sessions[0]), Drain) == set()
+    assert told(group.exit(sessions[1]), Drain) == {ALLOCATOR, INDEX}
+    group.exit(group.now_living(INDEX))
+    assert group.stop is None
+    group.exit(group.now_living(ALLOCATOR))
+    assert (group.stop, group.killed) == ("", [])
+
+
+def test_waiting_engines_are_refused_by_a_drain() -> None:
+    group = Group()
+    session = group.serve()
+    group.settle()
+    group.tell(session, Bye())
+    group.open(client=CLIENT_8)
+    assert said(group.inform(Stopping()), Refused, CLIENT_8).status is Status.DRAINING
+
+
+def test_a_drain_that_takes_too_long_is_a_kill() -> None:
+    group = Group()
+    group.inform(Stopping())
+    group.beats(DRAIN_NS - TICK_NS)
+    assert group.killed == []
+    group.beats(2 * TICK_NS)
+    assert set(group.killed) == set(group.living)
+
+
+def test_a_second_stopping_kills() -> None:
+    group = Group()
+    group.inform(Stopping())
+    group.inform(Stopping())
+    group.settle()
+    assert set(group.killed) == set(group.living)
+    for address in list(group.living):
+        group.exit(address)
+    assert group.stop == ""
+
+
+def test_inspect() -> None:
+    group = Group()
+    group.serve()
+    sent = group.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, 0))
+    report = said(sent, Report, CLIENT_8)
+    assert (report.pool_bytes, report.version) == (POOL, "0.1")
+    rows = {(row.address.name, row.state, row.engine) for row in report.processes}
+    assert (SESSION, "serving", "engine") in rows and (ALLOCATOR, "up", "") in rows
