@@ -95,7 +95,20 @@ class Stop:
     reason: str = ""
 
 
-Effect = Send | Reply | Ask | Do | Dial | Hangup | Stop
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line of the log that an operator may act on; `event` is a stable name.
+
+    Lines of one event and one `repeats` are rate-limited.  Keys and payloads are never facts.
+    """
+
+    event: str
+    facts: tuple[tuple[str, str | int], ...] = ()
+    level: str = "info"
+    repeats: str = ""
+
+
+Effect = Send | Reply | Ask | Do | Dial | Hangup | Stop | Note
 Then = Callable[[Message, int], list[Effect]]
 Done_ = Callable[[Done, int], list[Effect]]
 Handler = Callable[[Sender, Any, int], list[Effect]]

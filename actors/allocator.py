@@ -22,7 +22,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, SESSION, Address
 
-from .actor import MS, Ask, Do, Effect, Reply, Send, Sender
+from .actor import MS, Ask, Do, Effect, Note, Reply, Send, Sender
 from .child import Child
 
 PRESSURE_NS = 500 * MS
@@ -106,14 +106,16 @@ class Allocator(Child):
         assert self.slab is not None
         self._growing = extent < self.slab.geometry.extents
         if not self._growing:
-            return []
+            return [Note("pool_ready", (("bytes", self.slab.geometry.pool_bytes),))]
 
         def grown(done: Done, now: int) -> list[Effect]:
             assert self.slab is not None
             if done.status is not Status.OK:
                 self._growing = False
-                self.counts["extents_not_grown"] += self.slab.geometry.extents - extent
-                return self._serve(now)
+                extents = self.slab.geometry.extents
+                self.counts["extents_not_grown"] += extents - extent
+                facts = (("extents", extent), ("of", extents), ("why", done.note))
+                return [Note("pool_short", facts, "warning"), *self._serve(now)]
             self.slab.grow(extent)
             return self._grow(extent + 1) + self._serve(now)
 

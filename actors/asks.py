@@ -22,7 +22,21 @@ from pegaflow.wire.message import Message, encode
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 
-from .actor import Actor, Ask, Dial, Do, Done_, Effect, Hangup, NoAnswer, Reply, Send, Sender, Then
+from .actor import (
+    Actor,
+    Ask,
+    Dial,
+    Do,
+    Done_,
+    Effect,
+    Hangup,
+    NoAnswer,
+    Note,
+    Reply,
+    Send,
+    Sender,
+    Then,
+)
 
 ASKS_MAX = 100_000
 """Most outstanding questions of one process: far above what the queues of its neighbours hold."""
@@ -41,6 +55,7 @@ class Step:
     links: list[Dial | Hangup] = field(default_factory=list)
     envelopes: list[Envelope] = field(default_factory=list)
     jobs: list[tuple[int, Message]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     stop: str | None = None
 
 
@@ -189,6 +204,8 @@ class Host:
                 step.jobs.append((self._last, effect.job))
             elif isinstance(effect, Dial | Hangup):
                 step.links.append(effect)
+            elif isinstance(effect, Note):
+                step.notes.append(effect)
             else:
                 step.stop = effect.reason
 

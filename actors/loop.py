@@ -94,6 +94,11 @@ class Loop:
                 self.dial(link.address, link.endpoint)
             else:
                 self._hang_up(link.address)
+        for note in step.notes:
+            facts = dict(note.facts)
+            if note.repeats:
+                facts["repeats"] = note.repeats
+            getattr(self.log, note.level)(note.event, **facts)
         for envelope in step.envelopes:
             self._send(envelope)
         for number, job in step.jobs:
@@ -167,7 +172,7 @@ class Loop:
                     raise WireError("the sender is not whom we dialled")
         except WireError as err:
             self.host.actor.counts["frames_bad"] += 1
-            self.log.warning("bad_frame", why=str(err))
+            self.log.warning("bad_frame", why=str(err), repeats="bad_frame")
             return
         self.apply(self.host.deliver(envelope, monotonic(), frames))
         self._drain_completions()

@@ -41,7 +41,7 @@ from pegaflow.wire.session import (
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address
 
-from .actor import Ask, Do, Effect, NoAnswer, Reply, Send, Sender
+from .actor import Ask, Do, Effect, NoAnswer, Note, Reply, Send, Sender
 from .child import Child
 from .saves import INDEX_NS, Saves
 
@@ -168,7 +168,9 @@ class Session(Child):
         self.watched.add((pid, started))
 
         def dead(done: Done, now: int) -> list[Effect]:
-            return self.farewell()
+            assert self.serve is not None
+            facts = (("engine", self.serve.engine), ("engine_pid", pid))
+            return [Note("engine_died", facts), *self.farewell()]
 
         return [Do(WatchProcess(pid, started), dead)]
 
@@ -221,7 +223,15 @@ class Session(Child):
     ) -> list[Effect]:
         assert self.welcome is not None and self.serve is not None and self.rank is not None
         namespace = blake2b(
-            self.serve.namespace + b"\0" + layouts.fingerprint(msg.layout), digest_size=16
+            b"".join(
+                blake2b(part, digest_size=32).digest()
+                for part in (
+                    self.serve.namespace,
+                    self.serve.probe,
+                    layouts.fingerprint(msg.layout),
+                )
+            ),
+            digest_size=16,
         ).digest()
         geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
         effects: list[Effect] = []
@@ -238,7 +248,13 @@ class Session(Child):
         self.rank.attached = Attached(
             self.welcome.pool_path, self.welcome.pool_bytes, path, slots, page_size, namespace
         )
-        return [*effects, Reply(sender, self.rank.attached), *saves.refill(now)]
+        facts = (
+            ("engine", self.serve.engine),
+            ("page_size", page_size),
+            ("namespace", namespace.hex()),
+        )
+        note = Note("engine_attached", facts)
+        return [*effects, note, Reply(sender, self.rank.attached), *saves.refill(now)]
 
     def _on_lookup(self, sender: Sender, msg: Lookup, now: int) -> list[Effect]:
         self.clients.add(sender.address)

@@ -44,7 +44,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, Address
 
-from .actor import MS, Actor, Ask, Do, Effect, Reply, Send, Sender, Stop
+from .actor import MS, Actor, Ask, Do, Effect, Note, Reply, Send, Sender, Stop
 
 TICK_NS = 250 * MS
 """How often silence and back-off are looked at."""
@@ -159,6 +159,8 @@ class Supervisor(Actor):
             patience = START_NS if kid.state == "starting" else SILENT_NS
             if now - kid.heard > patience and not kid.killed:
                 self.counts["silent_killed"] += 1
+                silent = ("silent_ms", (now - kid.heard) // MS)
+                effects.append(Note("child_silent", (*_who(kid), silent), "warning"))
                 effects += self._kill(kid)
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
@@ -269,6 +271,8 @@ class Supervisor(Actor):
         ]
         if self.state in ("draining", "killing"):
             return effects + self._drain_on()
+        level = "info" if kid.state == "draining" and not msg.code else "warning"
+        effects.append(Note("child_gone", (*_who(kid), ("code", msg.code)), level))
         return effects + self._lost(kid, now)
 
     def _lost(self, kid: Kid, now: int) -> list[Effect]:
@@ -284,7 +288,7 @@ class Supervisor(Actor):
             self.state = "regrouping"
             self.pool = None
             self.counts["regroups"] += 1
-            effects = self._kill_all()
+            effects: list[Effect] = [Note("regrouping", _who(kid), "error"), *self._kill_all()]
         else:
             effects = []
         if self.state == "regrouping" and not self.kids and not self._spawning:
@@ -322,13 +326,13 @@ class Supervisor(Actor):
             if kid.opener.generation != msg.generation:
                 why = f"engine id {msg.engine!r} is in use by the living process {kid.opener.pid}"
                 return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
-            if kid.opener.namespace != msg.namespace:
+            if (kid.opener.namespace, kid.opener.probe) != (msg.namespace, msg.probe):
                 why = f"engine id {msg.engine!r} is open with another model or configuration"
                 return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
             if kid.state == "assigned":
                 self.opens.append(open_)  # until it has said Serving
                 return []
-            return [Reply(open_.sender, SessionAt(kid.address, kid.endpoint, kid.pid))]
+            return [Reply(open_.sender, self._session_at(kid))]
         spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
         if spare is None:
             self.opens.append(open_)
@@ -342,13 +346,31 @@ class Supervisor(Actor):
         def serving(answer: Message, now: int) -> list[Effect]:
             if isinstance(answer, Serving):
                 spare.state = "serving"
-                reply = SessionAt(spare.address, spare.endpoint, spare.pid)
-                return [Reply(open_.sender, reply), *self._serve_opens(now), *self._staff(now)]
+                effects: list[Effect] = [
+                    Note("engine_opened", _who(spare)),
+                    Reply(open_.sender, self._session_at(spare)),
+                ]
+                return effects + self._serve_opens(now) + self._staff(now)
             self.opens.append(open_)
             return self._kill(spare) + self._staff(now)
 
-        serve = Serve(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace)
+        serve = Serve(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe)
         return [Ask(spare.address, serve, now + SERVE_NS, serving)]
+
+    def _session_at(self, kid: Kid) -> SessionAt:
+        """The answer to an engine, with a word on a twin that hashes otherwise."""
+        mine = kid.opener
+        assert mine is not None
+        for other in self.kids.values():
+            its = other.opener
+            if its and its.namespace == mine.namespace and its.probe != mine.probe:
+                advice = (
+                    f"engines {mine.engine!r} and {its.engine!r} run the same model with different "
+                    "hash seeds, so they will never share a block: start both with the same "
+                    "PYTHONHASHSEED"
+                )
+                return SessionAt(kid.address, kid.endpoint, kid.pid, advice)
+        return SessionAt(kid.address, kid.endpoint, kid.pid)
 
     def _kill(self, kid: Kid) -> list[Effect]:
         if kid.killed:
@@ -403,6 +425,12 @@ class Supervisor(Actor):
 
     def _counters(self) -> tuple[Counter, ...]:
         return tuple(Counter(k, v) for k, v in sorted(self.counts.items()))
+
+
+def _who(kid: Kid) -> tuple[tuple[str, str | int], ...]:
+    """A child in a line of the log."""
+    facts: tuple[tuple[str, str | int], ...] = (("child", str(kid.address)), ("pid", kid.pid))
+    return (*facts, ("engine", kid.engine)) if kid.engine else facts
 
 
 def _neighbour(kid: Kid) -> Neighbour:

@@ -161,7 +161,8 @@ def _show(report: Report) -> None:
             str(row.address), str(row.pid), row.state, str(row.restarts), row.engine or "-"
         )
     console.print(table)
-    numbers = {c.name: c.value for row in report.processes for c in row.counters}
+    core = [row for row in report.processes if row.address.name in ("index", "allocator")]
+    numbers = {c.name: c.value for row in core for c in row.counters}
     asked, hit = numbers.get("blocks_asked", 0), numbers.get("blocks_hit", 0)
     used = numbers.get("pool_sealed_bytes", 0) + numbers.get("pool_held_bytes", 0)
     console.print(

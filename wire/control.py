@@ -123,6 +123,7 @@ class Serve(Message):
     pid: int
     started: int
     namespace: bytes
+    probe: bytes = b""
 
 
 @message(17)
@@ -137,6 +138,7 @@ class SessionAt(Message):
     address: Address
     endpoint: str
     pid: int
+    advice: str = ""  # a line for the engine's log, if something will not work as it may hope
 
 
 @message(12)

@@ -58,6 +58,8 @@ class Client:
             (the scheduler and the workers of one engine).
         namespace: 16..64 bytes: everything that changes the meaning of the bytes, except the
             layout, which the service adds itself.
+        probe: the engine's hash of a fixed block: part of the namespace, and told apart from it so
+            that two engines which differ in their hash seed alone can be told so.
         world: tensor-parallel ranks of the engine.
         generation: 16 bytes drawn anew for each life of the engine; default: one per process.
         endpoint: path of the front desk's socket, or an ipc:// URL.
@@ -69,6 +71,7 @@ class Client:
         engine: str,
         namespace: bytes,
         *,
+        probe: bytes = b"",
         world: int = 1,
         generation: bytes | None = None,
         endpoint: str | None = None,
@@ -79,7 +82,7 @@ class Client:
         if generation is not None and len(generation) != 16:
             raise ValueError(f"a generation has 16 bytes, not {len(generation)}")
         self._endpoint = place.as_url(endpoint)
-        self._who = (engine, namespace, world, generation)
+        self._who = (engine, namespace, probe, world, generation)
         self._given_context = context
         self._memory: EngineMemory | None = None
         self._registered: tuple[int, Layout] | None = None
@@ -88,12 +91,12 @@ class Client:
 
     def _setup(self) -> None:
         """Everything that belongs to this process: again after a fork."""
-        engine, namespace, world, generation = self._who
+        engine, namespace, probe, world, generation = self._who
         self._pid = os.getpid()
         life = generation or place.generation()
         pid, started = self._pid, place.start_ticks()
         self._machine = Machine(
-            Identity(place.new_address(), engine, life, namespace, world, pid, started)
+            Identity(place.new_address(), engine, life, namespace, probe, world, pid, started)
         )
         self._context = self._given_context or zmq.Context()
         self._poller = zmq.Poller()
@@ -119,6 +122,11 @@ class Client:
     def refusal(self) -> str:
         """Why the service refused us last, in one line for a log; empty if it did not."""
         return self._machine.refusal
+
+    @property
+    def advice(self) -> str:
+        """What the service had to say when it took us, in one line for a log; usually empty."""
+        return self._machine.advice
 
     def register(
         self,

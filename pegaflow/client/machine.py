@@ -62,6 +62,7 @@ class Identity:
     engine: str
     generation: bytes
     namespace: bytes
+    probe: bytes
     world: int
     pid: int
     started: int
@@ -155,6 +156,7 @@ class Machine:
     me: Identity
     state: str = "lost"  # lost, opening, joining, ready
     refusal: str = ""  # why the service refused us last
+    advice: str = ""  # what the service had to say when it took us
     session: Address = NOBODY
     registered: tuple[int, Layout, tuple[int, ...]] | None = None  # rank, layout, region bytes
     operations: dict[int, _Operation] = field(default_factory=dict)  # without an end yet
@@ -340,7 +342,7 @@ class Machine:
     def _open(self, now: int) -> list[Effect]:
         self.state = "opening"
         m = self.me
-        ask = OpenSession(m.engine, m.generation, m.pid, m.started, m.namespace)
+        ask = OpenSession(m.engine, m.generation, m.pid, m.started, m.namespace, m.probe)
         number = self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
@@ -355,7 +357,7 @@ class Machine:
         return [ToDesk(Envelope(m.address, desk, ask, number, 0, now + OPEN_NS))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
-        self.state, self.session = "joining", at.address
+        self.state, self.session, self.advice = "joining", at.address, at.advice
         effects: list[Effect] = [DialSession(at.address, at.endpoint, at.pid)]
         if self.registered is None:
             return [*effects, *self._ping(now)]
