@@ -49,6 +49,11 @@ class Group(Rig):
         assert isinstance(self.host.actor, Supervisor)
         return self.host.actor
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the service has ended cleanly."""
+        return self.stop == ""
+
     def settle(self) -> list[Envelope]:
         """Do all jobs; new children come up."""
         sent: list[Envelope] = []
@@ -113,12 +118,8 @@ def test_a_child_that_comes_up_is_introduced() -> None:
     sent = group.exit(spare)
     fresh = group.now_living(SESSION)
     assert said(sent, Welcome, fresh).pool_path == "pool1"
-    told = {e.message.address.name for e in pick(sent, Neighbour, fresh) if _is_neighbour(e)}
-    assert told == {ALLOCATOR, INDEX}
-
-
-def _is_neighbour(e: Envelope) -> bool:
-    return isinstance(e.message, Neighbour)
+    told = [e.message for e in pick(sent, Neighbour, fresh)]
+    assert {m.address.name for m in told if isinstance(m, Neighbour)} == {ALLOCATOR, INDEX}
 
 
 def test_a_silent_child_is_killed_once() -> None:
@@ -280,9 +281,9 @@ def test_drain_takes_sessions_first_then_the_core() -> None:
     assert told(group.exit(sessions[0]), Drain) == set()
     assert told(group.exit(sessions[1]), Drain) == {ALLOCATOR, INDEX}
     group.exit(group.now_living(INDEX))
-    assert group.stop is None
+    assert not group.stopped
     group.exit(group.now_living(ALLOCATOR))
-    assert (group.stop, group.killed) == ("", [])
+    assert group.stopped and group.killed == []
 
 
 def test_waiting_engines_are_refused_by_a_drain() -> None:
@@ -311,7 +312,7 @@ def test_a_second_stopping_kills() -> None:
     assert set(group.killed) == set(group.living)
     for address in list(group.living):
         group.exit(address)
-    assert group.stop == ""
+    assert group.stopped
 
 
 def test_inspect() -> None:

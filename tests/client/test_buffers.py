@@ -1,0 +1,105 @@
+"""The strided copies of EngineMemory against the naive ones, piece by piece."""
+
+import numpy as np
+import pytest
+
+from pegaflow.client.buffers import Bytes, EngineMemory
+from pegaflow.wire.layout import LayerLayout, Layout, page_bytes, page_size, pieces
+
+BLOCKS, LAYERS, RUN = 5, 3, 48
+
+CONTIGUOUS = tuple(LayerLayout(i, 0, RUN, RUN) for i in range(LAYERS))
+INTERLEAVED = tuple(LayerLayout(0, i * RUN, RUN * LAYERS, RUN) for i in range(LAYERS))
+PLANES = tuple(LayerLayout(i, 0, RUN, RUN, 2, RUN * BLOCKS) for i in range(LAYERS))
+SEGMENTS = tuple(LayerLayout(0, i * 8, RUN * LAYERS, 8, 6, 8 * LAYERS) for i in range(LAYERS))
+OFFSET = (LayerLayout(1, 7, 64, RUN), LayerLayout(0, 3, 32, 16, 2, 16))
+
+each = pytest.mark.parametrize(
+    "layers",
+    [CONTIGUOUS, INTERLEAVED, PLANES, SEGMENTS, OFFSET],
+    ids=["a region per layer", "interleaved", "K and V planes", "segments", "offsets"],
+)
+
+
+def filled(layers: tuple[LayerLayout, ...], seed: int) -> tuple[Layout, list[Bytes], EngineMemory]:
+    layout = Layout(BLOCKS, layers, "bfloat16")
+    random = np.random.default_rng(seed)
+    regions = [random.integers(0, 256, 1024, dtype=np.uint8) for _ in range(LAYERS)]
+    return layout, regions, EngineMemory(layout, regions)
+
+
+def naive_save(layout: Layout, regions: list[Bytes], block: int, page: Bytes) -> None:
+    for region, offset, length, at in pieces(layout, block):
+        page[at : at + length] = regions[region][offset : offset + length]
+
+
+def naive_load(layout: Layout, regions: list[Bytes], block: int, page: Bytes) -> None:
+    for region, offset, length, at in pieces(layout, block):
+        regions[region][offset : offset + length] = page[at : at + length]
+
+
+@each
+def test_save_is_the_naive_copy(layers: tuple[LayerLayout, ...]) -> None:
+    layout, regions, memory = filled(layers, 1)
+    for block in range(BLOCKS):
+        page, expected = (np.full(page_size(layout), 0xA5, dtype=np.uint8) for _ in range(2))
+        memory.save(block, page)
+        naive_save(layout, regions, block, expected)
+        assert bytes(page) == bytes(expected)
+
+
+@each
+def test_load_is_the_naive_copy_and_touches_nothing_else(layers: tuple[LayerLayout, ...]) -> None:
+    layout, regions, memory = filled(layers, 2)
+    expected = [region.copy() for region in regions]
+    page = np.random.default_rng(3).integers(0, 256, page_size(layout), dtype=np.uint8)
+    memory.load(page, 3)
+    naive_load(layout, expected, 3, page)
+    assert [bytes(r) for r in regions] == [bytes(r) for r in expected]
+
+
+@each
+def test_round_trip_into_another_engine(layers: tuple[LayerLayout, ...]) -> None:
+    layout, _, source = filled(layers, 4)
+    _, _, target = filled(layers, 5)
+    file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
+    offsets = [at * page_size(layout) for at in range(BLOCKS)]
+    blocks = list(range(BLOCKS))
+    assert source.copy(lambda page, b: source.save(b, page), file, offsets, blocks, lambda: True)
+    assert target.copy(target.load, file, offsets, blocks[::-1], lambda: True)
+    for block in blocks:
+        mine, theirs = (np.zeros(page_bytes(layout), dtype=np.uint8) for _ in range(2))
+        source.save(block, mine)
+        target.save(BLOCKS - 1 - block, theirs)
+        assert bytes(mine) == bytes(theirs)
+
+
+def test_a_copy_stops_when_told() -> None:
+    layout, _, memory = filled(CONTIGUOUS, 6)
+    file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
+    copied: list[int] = []
+    answers = iter([True, True, False])
+    ok = memory.copy(
+        lambda _, b: copied.append(b), file, [0, 0, 0], [4, 2, 1], lambda: next(answers)
+    )
+    assert (ok, copied) == (False, [4, 2])
+
+
+def test_a_copy_that_was_untrue_at_its_end_is_none() -> None:
+    layout, _, memory = filled(CONTIGUOUS, 7)
+    file = np.zeros(page_size(layout), dtype=np.uint8)
+    answers = iter([True, False])
+    assert not memory.copy(memory.load, file, [0], [1], lambda: next(answers))
+
+
+def test_layouts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="region 2"):
+        EngineMemory(Layout(BLOCKS, CONTIGUOUS, "bfloat16"), [bytearray(1024)] * 2)
+    with pytest.raises(ValueError):
+        EngineMemory(Layout(BLOCKS, CONTIGUOUS, "bfloat16"), [bytearray(RUN)] * LAYERS)
+
+
+def test_read_only_memory_is_told() -> None:
+    layout = Layout(BLOCKS, CONTIGUOUS, "bfloat16")
+    assert EngineMemory(layout, [bytearray(1024)] * LAYERS).writable
+    assert not EngineMemory(layout, [memoryview(bytes(1024))] * LAYERS).writable
