@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import zmq
 
-from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
+from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.layout import Layout
-from pegaflow.wire.message import BODY_BYTES_MAX, WireError
+from pegaflow.wire.message import WireError
 from pegaflow.wire.session import Attached
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
@@ -43,9 +43,6 @@ from .machine import (
     ToDesk,
 )
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
-
-QUEUE_MAX = 10_000
-"""Messages queued per link: far above what one engine has under way."""
 
 _T = TypeVar("_T", LookupDone, LoadDone, SaveDone)
 
@@ -404,13 +401,7 @@ class Client:
         self._send(self._desk, envelope)
 
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, BODY_BYTES_MAX + HEADER_BYTES_MAX)
-        socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
-        socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
-        socket.setsockopt(zmq.ROUTING_ID, self._machine.me.address.routing_id)
-        socket.connect(endpoint)
+        socket = place.dealer(self._context, endpoint, self._machine.me.address)
         self._poller.register(socket, zmq.POLLIN)
         return socket
 

@@ -1,15 +1,22 @@
 """Where the service is and who we are; and a look at the service without being an engine."""
 
+from __future__ import annotations
+
 import os
 import random
 import secrets
 import tempfile
+from typing import Any
 
 import zmq
 
 from pegaflow.wire.control import Inspect, Report
-from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
+from pegaflow.wire.message import BODY_BYTES_MAX
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
+
+QUEUE_MAX = 10_000
+"""Messages queued per link: far above what one engine has under way."""
 
 _GENERATION = (os.getpid(), secrets.token_bytes(16))
 """Pid that drew it, and the generation of all clients of this process."""
@@ -49,6 +56,18 @@ def new_address() -> Address:
     return Address(CLIENT, random.SystemRandom().getrandbits(63) | 1)
 
 
+def dealer(context: zmq.Context[Any], endpoint: str, me: Address) -> zmq.Socket[bytes]:
+    """A socket of this client, dialled to an endpoint."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, BODY_BYTES_MAX + HEADER_BYTES_MAX)
+    socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
+    socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
+    socket.setsockopt(zmq.ROUTING_ID, me.routing_id)
+    socket.connect(as_url(endpoint))
+    return socket
+
+
 def as_url(endpoint: str | None) -> str:
     """A ZeroMQ URL of this path or URL, or of the default front desk."""
     endpoint = endpoint or default_endpoint()
@@ -58,10 +77,7 @@ def as_url(endpoint: str | None) -> str:
 def inspect(endpoint: str | None = None, timeout: float = 2.0) -> Report | None:
     """The state of the group behind a front desk; None if nobody answers in time."""
     me = new_address()
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.ROUTING_ID, me.routing_id)
-        socket.connect(as_url(endpoint))
+    with zmq.Context() as context, dealer(context, as_url(endpoint), me) as socket:
         socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))
         if not socket.poll(int(timeout * 1000)):
             return None

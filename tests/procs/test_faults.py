@@ -32,7 +32,9 @@ def engine(service: Service, request: pytest.FixtureRequest) -> Iterator[Engine]
         yield made
 
 
-def before_copying_in(engine: Engine, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]):
+def before_copying_in(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]
+) -> None:
     """Do this between Pages and the copy of a load."""
     original = engine.client._copy_in
 
@@ -43,7 +45,9 @@ def before_copying_in(engine: Engine, monkeypatch: pytest.MonkeyPatch, act: Call
     monkeypatch.setattr(engine.client, "_copy_in", patched)
 
 
-def before_copying_out(engine: Engine, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]):
+def before_copying_out(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]
+) -> None:
     """Do this between Take and the copy of a save."""
     original = engine.client._copy_out
 

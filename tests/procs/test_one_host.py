@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pegaflow.client import SaveDone
 from pegaflow.wire.status import Status
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
@@ -52,13 +53,13 @@ def test_two_engines_saving_the_same_blocks_at_once_copy_each_byte_once(service:
         left.fill(blocks, seed=300)
         right.fill(blocks, seed=300)
         tickets = [e.client.start_save(hashes, blocks, timeout=PATIENCE_S) for e in (left, right)]
-        results = {}
+        results: dict[Engine, SaveDone] = {}
         while len(results) < 2:
             for engine, ticket in zip((left, right), tickets, strict=True):
                 for done in engine.client.poll(0.005):
-                    assert done.ticket == ticket
+                    assert done.ticket == ticket and isinstance(done, SaveDone)
                     results[engine] = done
-        assert sum(r.saved for r in results.values()) == 32  # type: ignore[union-attr]
+        assert sum(r.saved for r in results.values()) == 32
         found = left.client.lookup(hashes)
         assert found.blocks == 32 and found.lease is not None
         assert right.client.lookup(hashes).blocks == 32
