@@ -84,6 +84,7 @@ class Books:
 
     started: int = 0
     ended: int = 0
+    abandoned: int = 0  # open when their engine died
     loaded: int = 0  # blocks judged right
     saved: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
@@ -97,13 +98,14 @@ class Engine(Proc):
         self.files, self.books, self.engine, self.size = files, books, engine, size
         self.machine = Machine(
             Identity(
-                self.address,
-                engine,
-                world.rng.randbytes(16),
-                b"model".ljust(16),
-                1,
-                self.pid,
-                self.started,
+                address=self.address,
+                engine=engine,
+                generation=world.rng.randbytes(16),
+                namespace=b"model".ljust(16),
+                probe=b"",
+                world=1,
+                pid=self.pid,
+                started=self.started,
             )
         )
         self.memory = bytearray(BLOCKS * size)
@@ -130,7 +132,7 @@ class Engine(Proc):
         if not self.acting:
             return
         rng = self.world.rng
-        pause = rng.choice((MS, 8 * MS, 30 * MS, 90 * MS))
+        pause = rng.choice((MS, 10 * MS, 40 * MS, 200 * MS))
         self.after(self.world.between(pause // 2, pause * 2), self.act)
         if len(self.open) < OPEN_MAX:
             self.quietly(rng.choice((self.look_up, self.save, self.save, self.load, self.release)))
@@ -231,9 +233,15 @@ class Engine(Proc):
         """The machine's."""
         self.quietly(lambda: self._run(self.machine.wake(self.world.now)))
 
+    def die(self, why: str) -> None:
+        """Whatever is open has no end any more, and needs none."""
+        self.books.abandoned += len(self.open)
+        self.open.clear()
+        super().die(why)
+
     def check(self) -> None:
         """Every operation that is open here is open in the machine, and the reverse."""
-        if not self._busy:
+        if self.alive and not self._busy:
             assert self.open.keys() == self.machine.operations.keys(), "an operation was lost"
 
     def _run(self, effects: list[Effect]) -> None:

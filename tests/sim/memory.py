@@ -1,9 +1,9 @@
 """Fake shared memory, and the children as the shell would run them: job records on bytearrays.
 
-`HostProc` is to a simulated process what Loop and _Device (actors/process.py) are to a real one, and
-`House` is what serve.py is to the supervisor.  Reading records and watching a process are done at
-once, everything else by one worker, a piece at a time, so that a pause or a death may fall between
-two pieces of a copy.
+`HostProc` is to a simulated process what Loop and _Device (actors/process.py) are to a real one,
+and `House` is what serve.py is to the supervisor.  Reading records and watching a process are done
+at once, everything else by one worker, a piece at a time, so that a pause or a death may fall
+between two pieces of a copy.
 """
 
 from collections import deque

@@ -5,23 +5,26 @@ than the watchdog's patience; now and then the index, the allocator or the super
 rarely one of the first two dies, which restarts the group on a new pool.
 """
 
+import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import patch
 
 from pegaflow.actors import saves, session
+from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR
 
 from .checks import Checks
 from .engine import Books, Engine
-from .memory import Files, House
-from .world import MS, World, S
+from .memory import ChildProc, Files, House
+from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
 POOL = 3 * EXTENT
-FAULTS_NS = 12 * S
-REST_NS = 25 * S
+FAULTS_NS = 8 * S
+REST_NS = 16 * S
 """Longer than any deadline, back-off and retry together."""
 
 SCALE = (
@@ -78,14 +81,16 @@ class Scenario:
             self._until(self.calm_at)
             world.note("--", "faults are over")
             world.rough = False
-            self._until(world.now + REST_NS // 2)
+            self._until(world.now + REST_NS // 4)
             for engine in world.living(CLIENT):
                 assert isinstance(engine, Engine)
                 engine.settle()
             self._until(world.now + REST_NS)
             self.checks.end()
-        except AssertionError as err:
-            where = f"seed {world.seed}, step {world.steps}: {err or 'an assertion of the product'}"
+        except (AssertionError, LookupError) as err:
+            place = traceback.extract_tb(err.__traceback__)[-1]
+            what = f"{err or place.line!r} ({Path(place.filename).name}:{place.lineno})"
+            where = f"seed {world.seed}, step {world.steps}: {what}"
             raise AssertionError(f"{world.story()}\n{where}") from err
         return Result(world.trace, world.steps, self.books, dict(world.counts))
 
@@ -101,7 +106,7 @@ class Scenario:
         world, rng = self.world, self.world.rng
         if world.now >= self.calm_at - 4 * S:
             return
-        world.at(world.now + world.between(200 * MS, 1500 * MS), self._fault)
+        world.at(world.now + world.between(100 * MS, 900 * MS), self._fault)
         deeds = {
             "engine crashes": 3,
             "engine leaves": 1,
@@ -119,7 +124,8 @@ class Scenario:
         if not victims:
             return
         world.counts[deed] += 1
-        victim = rng.choice(victims)
+        busy = [v for v in victims if len(v.links) > 1 and self._serves(v)]
+        victim = rng.choice(busy or victims)
         if deed.endswith("stops"):
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
         elif deed.endswith("hangs"):
@@ -128,6 +134,10 @@ class Scenario:
             victim.die("crashes")
         else:
             self._end_engine(victim, deed)
+
+    def _serves(self, proc: Proc) -> bool:
+        actor = proc.actor if isinstance(proc, ChildProc) else None
+        return isinstance(actor, Session) and actor.saves is not None
 
     def _end_engine(self, engine: Engine, deed: str) -> None:
         """The engine ends, and is started again a little later."""

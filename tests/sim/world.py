@@ -14,6 +14,7 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import fields
 from hashlib import blake2b
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
@@ -38,6 +39,7 @@ class Link:
         self.target = target
         self.open = True  # False: hung up; nothing comes back any more
         self.cut = False  # what was under way to the target is lost
+        self.slow = owner.world.rng.random() < 0.3  # so that others overtake it
         self.last = [0, 0]  # arrival of the newest frame to the target, and to the owner
 
     def close(self) -> None:
@@ -134,7 +136,10 @@ class World:
         self._post(back, 1, pack(envelope))
 
     def _post(self, link: Link, way: int, frames: list[bytes]) -> None:
-        arrival = link.last[way] = max(link.last[way] + 1, self.now + self.delay())
+        delay = self.delay()
+        if link.slow and self.rough:
+            delay += self.between(0, 20 * MS)
+        arrival = link.last[way] = max(link.last[way] + 1, self.now + delay)
         self.at(arrival, lambda: self._arrive(link, way, frames))
 
     def _arrive(self, link: Link, way: int, frames: list[bytes]) -> None:
@@ -301,13 +306,13 @@ def show(what: object) -> str:
 
 
 def _brief(msg: Message) -> str:
-    fields = []
-    for name in type(msg).__slots__:
-        value = getattr(msg, name)
+    words = []
+    for field in fields(msg):  # type: ignore[arg-type]
+        name, value = field.name, getattr(msg, field.name)
         if isinstance(value, bytes):
             value = value[:3].hex()
         elif isinstance(value, tuple) and not isinstance(value, Address):
             items = [v[:3].hex() if isinstance(v, bytes) else str(v) for v in value[:6]]
             value = f"[{' '.join(items)}{' ..' if len(value) > 6 else ''}]"
-        fields.append(f"{name}={value}")
-    return f"{type(msg).__name__}({', '.join(fields)})"[:240]
+        words.append(f"{name}={value}")
+    return f"{type(msg).__name__}({', '.join(words)})"[:240]
