@@ -60,6 +60,7 @@ class Allocator(Child):
         self._waiting: deque[_Waiting] = deque()  # reservations not answered yet, oldest first
         self._pressing = False  # a Pressure is outstanding
         self._growing = False  # a GrowExtent is outstanding
+        self._fenced: set[Address] = set()  # fenced, but still to be announced by the supervisor
         self._scan: list[int] = []  # left pages still to look at in this round
         self.on(Reserve, self._on_reserve, SESSION, INDEX)
         self.on(Return, self._on_return, SESSION, INDEX)
@@ -81,6 +82,11 @@ class Allocator(Child):
             self._scan = self.slab.left_pages()
         chunk, self._scan = self._scan[:SCAN_PAGES], self._scan[SCAN_PAGES:]
         return self._free_void(tuple(chunk))
+
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """From here on the shell drops what the dead one had queued."""
+        self._fenced.discard(dead)
+        return []
 
     def gauges(self) -> dict[str, int]:
         """Where the bytes of the pool are."""
@@ -122,6 +128,8 @@ class Allocator(Child):
         return [Do(GrowExtent(extent), grown)]
 
     def _on_reserve(self, sender: Sender, msg: Reserve, now: int) -> list[Effect]:
+        if sender.address in self._fenced:
+            return []  # queued before its death
         refusal = self._refusal(msg)
         if refusal is not None:
             self.counts[f"reserve_{refusal.name.lower()}"] += 1
@@ -214,6 +222,7 @@ class Allocator(Child):
         return again + self._leave_holder(holder, tuple(omitted))
 
     def _on_fenced(self, sender: Sender, msg: Fenced, now: int) -> list[Effect]:
+        self._fenced.add(msg.address)
         self._grants.pop(msg.address, None)
         self._unstated.pop(msg.address, None)
         self._waiting = deque(w for w in self._waiting if w.sender.address != msg.address)
@@ -226,11 +235,12 @@ class Allocator(Child):
         if self.slab is None or not pages:
             return []
         slab = self.slab
+        grants = {page: slab.grant_of(page) for page in pages}
 
         def read(done: Done, now: int) -> list[Effect]:
             sealed = set(done.values)
-            for page in pages:
-                if slab.holder_of(page) != holder:
+            for page, grant in grants.items():
+                if grant is None or grant[0] != holder or slab.grant_of(page) != grant:
                     self.counts["pages_not_held"] += 1
                 elif page in sealed:
                     slab.leave(page)

@@ -45,8 +45,9 @@ def write(host: Host, run_dir: Path) -> Path:
 
 def read(path: Path) -> tuple[Address, Address, bool, list[Any]]:
     """Address, supervisor, whether the file goes back to the start, and the inputs."""
-    with path.open("rb") as file:
-        raw = msgpack.unpack(file, use_list=True, max_buffer_size=BYTES_MAX)
+    if path.stat().st_size > BYTES_MAX:
+        raise ValueError(f"{path} is too large to be a black box")
+    raw = msgpack.unpackb(path.read_bytes(), use_list=True)
     if raw[0] != VERSION:
         raise ValueError(f"{path} has format {raw[0]}, this program reads {VERSION}")
     return Address(raw[1], raw[2]), Address("supervisor", raw[3]), raw[4], raw[5]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pegaflow.cache.claims import ClaimTable
 from pegaflow.cache.eviction import Lru
-from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.geometry import Geometry, slot_size
 from pegaflow.cache.leases import Lease, LeaseTable
 from pegaflow.cache.ledger import Ledger, Record
 from pegaflow.cache.prefix_index import Block, PrefixIndex
@@ -57,6 +57,7 @@ class Index(Child):
         self.leases = LeaseTable()
         self.claims = ClaimTable(CLAIM_NS)
         self._seals = 0  # newest seal id
+        self._resident_bytes = 0  # of the pool, in pages of resident blocks
         self.on(Find, self._on_find, SESSION)
         self.on(Release, self._on_release, SESSION)
         self.on(Claim, self._on_claim, SESSION)
@@ -89,7 +90,11 @@ class Index(Child):
 
     def gauges(self) -> dict[str, int]:
         """Sizes of the tables."""
-        return {"blocks_resident": len(self.blocks), "leases": len(self.leases)}
+        return {
+            "blocks_resident": len(self.blocks),
+            "resident_bytes": self._resident_bytes,
+            "leases": len(self.leases),
+        }
 
     def check(self) -> None:
         """Blocks, order, leases and ledger agree."""
@@ -137,7 +142,7 @@ class Index(Child):
         keys = [msg.keys[i] for i in absent]
         claim = self.claims.claim(sender.address, msg.namespace, keys, now)
         positions = tuple(absent[i] for i in claim.new)
-        return [Reply(sender, Claimed(claim.number, positions))]
+        return [Reply(sender, Claimed(claim.number if positions else 0, positions))]
 
     def _on_end_claim(self, sender: Sender, msg: EndClaim, now: int) -> list[Effect]:
         self.claims.end(sender.address, msg.number)
@@ -200,6 +205,7 @@ class Index(Child):
             )
             self.ledger.seal(page, record)
         self.blocks.add(block)
+        self._resident_bytes += len(pages) * slot_size(block.page_size)
         self.order.insert_chain([block])
         return True
 
@@ -251,6 +257,7 @@ class Index(Child):
             self.ledger.void(page)
         self.order.remove(block)
         self.blocks.remove(block)
+        self._resident_bytes -= len(block.pages) * slot_size(block.page_size)
         self.counts["blocks_evicted"] += 1
         return block.pages
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pegaflow.cache.geometry import slot_size
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import Done, FillPages
@@ -85,6 +86,10 @@ class Saves:
         """Pages that we like to have ready."""
         return max(4, min(BATCH_BLOCKS, STOCK_BYTES // self.page_size))
 
+    def held_bytes(self) -> int:
+        """Bytes of the pool in pages that we hold."""
+        return (len(self.stock) + len(self.filling)) * slot_size(self.page_size)
+
     def check(self) -> None:
         """Slots and pages add up."""
         used = [s for save in self.saves.values() for b in save.batches.values() for s in b.slots]
@@ -147,13 +152,22 @@ class Saves:
         missing = wanted + self.stock_pages // 2 - len(self.stock)
         if self._reserving or missing <= 0:
             return []
+        return self._reserve(max(wanted, self.stock_pages) - len(self.stock), now)
+
+    def _reserve(self, count: int, now: int) -> list[Effect]:
+        """Ask for pages; if there are not so many, for just what the first kept batch needs."""
         self._reserving = True
-        count = max(wanted - len(self.stock), self.stock_pages - len(self.stock))
 
         def reserved(answer: Message, now: int) -> list[Effect]:
             self._reserving = False
             if isinstance(answer, Reserved) and answer.status is Status.OK:
                 return self.reserved(answer, now)
+            if not self._hungry:
+                return []
+            key, number = self._hungry[0]
+            least = len(self.saves[key].batches[number].positions) - len(self.stock)
+            if isinstance(answer, Reserved) and least < count:
+                return self._reserve(least, now)
             status = answer.status if isinstance(answer, NoAnswer | Reserved) else Status.UNKNOWN
             return self._starve(status, now)
 

@@ -111,7 +111,7 @@ class Session(Child):
             "session_leases": len(self.leases),
             "session_loads_open": len(self.copies),
             "session_saves_open": len(saves.saves) if saves else 0,
-            "session_pages_held": len(saves.stock) + len(saves.filling) if saves else 0,
+            "session_held_bytes": saves.held_bytes() if saves else 0,
         }
 
     def check(self) -> None:

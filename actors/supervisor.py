@@ -344,7 +344,7 @@ class Supervisor(Actor):
         spare.engine, spare.opener, spare.state = msg.engine, msg, "assigned"
 
         def serving(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, Serving):
+            if isinstance(answer, Serving) and not spare.killed:
                 spare.state = "serving"
                 effects: list[Effect] = [
                     Note("engine_opened", _who(spare)),

@@ -112,6 +112,7 @@ class _House:
             code = self._children.pop(address).wait()
             for path in SHM.glob(f"{self._stem}.*.{address}.*.bounce"):
                 path.unlink(missing_ok=True)
+            Path(self.settings.run_dir, rundir.ACTORS, f"{address}.sock").unlink(missing_ok=True)
             loop.inform(Exited(address, code if code >= 0 else 256 - code))
 
         loop.watch(fd, dead)

@@ -75,7 +75,7 @@ def unpack(frames: list[bytes]) -> Envelope:
     raw = unpack_array(frames[0])
     if len(raw) < 2 or raw[0] != MAGIC:
         raise WireError("not an envelope")
-    if raw[1] != MAJOR:
+    if type(raw[1]) is not int or raw[1] != MAJOR:
         raise VersionMismatch(f"protocol major {raw[1]!r}, ours is {MAJOR}")
     if len(raw) < _FIELDS:
         raise WireError(f"header of {len(raw)} fields")

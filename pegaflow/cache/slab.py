@@ -137,6 +137,10 @@ class Slab:
         granted = self._granted.get(page)
         return granted[0] if granted else None
 
+    def grant_of(self, page: int) -> tuple[Hashable, int] | None:
+        """Holder and number of the page's present grant."""
+        return self._granted.get(page)
+
     def is_granted(self, page: int) -> bool:
         return page in self._granted
 

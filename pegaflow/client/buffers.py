@@ -6,6 +6,7 @@ that a block's layer is one assignment; numpy releases the GIL while it copies.
 
 import mmap
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ class EngineMemory:
             target[:] = page[at:end].reshape(target.shape)
             at = end
 
-    def save(self, block: int, page: Bytes) -> None:
+    def save(self, page: Bytes, block: int) -> None:
         """Write a block into a page."""
         at = 0
         for view in self._layers:
@@ -84,11 +85,11 @@ class EngineMemory:
         file: Bytes,
         offsets: Sequence[int],
         blocks: Sequence[int],
-        go_on: Callable[[], bool],
+        deadline: int,
     ) -> bool:
-        """`step` for each block and its place in a file; False as soon as `go_on` says stop."""
+        """`step` for each place in a file and its block; False if the deadline came first."""
         for offset, block in zip(offsets, blocks, strict=True):
-            if not go_on():
+            if time.monotonic_ns() >= deadline:
                 return False
             step(file[offset : offset + self.payload], block)
-        return go_on()
+        return time.monotonic_ns() < deadline

@@ -101,6 +101,7 @@ class Client:
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._desk: zmq.Socket[bytes] | None = None
         self._link: zmq.Socket[bytes] | None = None
+        self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
         self._pidfd = -1
         self._pool: FileView | None = None
         self._bounce: FileView | None = None
@@ -296,10 +297,12 @@ class Client:
         now = time.monotonic_ns()
         times = [t for t in (until, self._machine.wake_at()) if t is not None]
         wait = max(0, min(times, default=now) - now)
-        for ready, _ in self._poller.poll(-(-wait // 1_000_000) if wait >= 1_000_000 else 0):
+        for ready, event in self._poller.poll(-(-wait // 1_000_000) if wait >= 1_000_000 else 0):
             if ready == self._pidfd:
                 self._apply(self._machine.session_died(time.monotonic_ns()))
             elif isinstance(ready, zmq.Socket) and not ready.closed:
+                if event & zmq.POLLOUT:
+                    self._flush(ready)
                 self._receive(ready)
         self._apply(self._machine.wake(time.monotonic_ns()))
 
@@ -336,24 +339,16 @@ class Client:
 
     def _copy_in(self, effect: CopyIn) -> None:
         assert self._memory is not None and self._pool is not None
-
-        def go_on() -> bool:
-            return time.monotonic_ns() < effect.deadline
-
-        memory, pool = self._memory, self._pool.bytes
-        ok = memory.copy(memory.load, pool, effect.offsets, effect.blocks, go_on)
+        ok = self._memory.copy(
+            self._memory.load, self._pool.bytes, effect.offsets, effect.blocks, effect.deadline
+        )
         self._apply(self._machine.copied_in(effect.ticket, ok, time.monotonic_ns()))
 
     def _copy_out(self, effect: CopyOut) -> None:
         assert self._memory is not None and self._bounce is not None
-
-        def go_on() -> bool:
-            return time.monotonic_ns() < effect.deadline
-
-        memory, bounce = self._memory, self._bounce.bytes
         offsets = [slot * self._slot_bytes for slot in effect.slots]
-        ok = memory.copy(
-            lambda page, block: memory.save(block, page), bounce, offsets, effect.blocks, go_on
+        ok = self._memory.copy(
+            self._memory.save, self._bounce.bytes, offsets, effect.blocks, effect.deadline
         )
         now = time.monotonic_ns()
         self._apply(self._machine.copied_out(effect.ticket, effect.batch, ok, now))
@@ -397,7 +392,6 @@ class Client:
             self._poller.unregister(self._desk)
             self._desk.close(linger=0)
         self._desk = self._socket(self._endpoint)
-        self._desk.setsockopt(zmq.IMMEDIATE, 0)
         self._send(self._desk, envelope)
 
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
@@ -405,14 +399,26 @@ class Client:
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
-    @staticmethod
-    def _send(socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:
+    def _send(self, socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:
+        """Send, or keep it until the peer is connected; its question has a deadline anyway."""
         if socket is None:
             return
         try:
             socket.send_multipart(pack(envelope), zmq.NOBLOCK)
         except zmq.Again:
-            return  # the question expires
+            if len(self._unsent) < place.QUEUE_MAX:
+                self._unsent.append((socket, envelope))
+                self._poller.modify(socket, zmq.POLLIN | zmq.POLLOUT)
+
+    def _flush(self, socket: "zmq.Socket[bytes]") -> None:
+        """The peer is connected: send what was kept for it."""
+        unsent, self._unsent = self._unsent, []
+        self._poller.modify(socket, zmq.POLLIN)
+        for target, envelope in unsent:
+            if target is socket:
+                self._send(socket, envelope)
+            elif not target.closed:
+                self._unsent.append((target, envelope))
 
     def _woken(self) -> bool:
         try:

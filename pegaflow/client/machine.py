@@ -198,9 +198,11 @@ class Machine:
         def pages(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Pages):
                 return self._end(ticket, Status.EXPIRED)
-            if answer.status is not Status.OK or len(answer.offsets) != len(blocks):
+            if answer.status is not Status.OK:
                 return self._end(ticket, answer.status)
             self.operations[ticket].copy = answer.copy
+            if len(answer.offsets) != len(blocks):
+                return self.copied_in(ticket, False, now)
             return [CopyIn(ticket, blocks, answer.offsets, deadline)]
 
         if self.state != "ready" or self.registered is None:
@@ -296,9 +298,11 @@ class Machine:
 
     def _take(self, msg: Take, now: int) -> list[Effect]:
         operation = self.operations.get(msg.save)
-        sound = operation is not None and len(msg.positions) == len(msg.slots)
-        if operation is None or not sound or max(msg.positions) >= len(operation.blocks):
+        if operation is None or operation.kind != "save":
             return [self._tell(Drop(msg.save))]
+        sound = len(msg.positions) == len(msg.slots) > 0
+        if not sound or max(msg.positions) >= len(operation.blocks):
+            return self.drop(msg.save)
         if not operation.valid():
             return self.drop(msg.save)
         blocks = tuple(operation.blocks[p] for p in msg.positions)

@@ -60,6 +60,7 @@ def dealer(context: zmq.Context[Any], endpoint: str, me: Address) -> zmq.Socket[
     """A socket of this client, dialled to an endpoint."""
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
     socket.setsockopt(zmq.MAXMSGSIZE, BODY_BYTES_MAX + HEADER_BYTES_MAX)
     socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
     socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)

@@ -2,7 +2,7 @@
 
 from pegaflow.actors.allocator import Allocator
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
-from pegaflow.wire.control import BEAT_NS, Fenced, Hello
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import GrowExtent, ReadRecords
 from pegaflow.wire.status import Status
@@ -228,3 +228,23 @@ def test_a_reservation_of_the_dead_is_not_served() -> None:
     assert rig.ask(SESSION_4, Reserve(PAGE, 1)) == []
     rig.tell(IDX, Fenced(SESSION_4))
     assert rig.done(GrowExtent) == []
+
+
+def test_a_page_given_back_twice_is_freed_once() -> None:
+    """Return and a Stock that omits it: the second reading must not free the next grant."""
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
+    rig.tell(SESSION_4, Return(pages[:1]))
+    rig.tell(SESSION_4, Stock(1, pages[1:]))
+    rig.done(ReadRecords)
+    assert granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages == pages[:1]
+    rig.done(ReadRecords)
+    assert not pick(rig.ask(SESSION_5, Reserve(PAGE, 1)), Reserved)
+
+
+def test_what_the_fenced_had_queued_is_not_granted() -> None:
+    rig, actor = allocator()
+    rig.tell(IDX, Fenced(SESSION_4))
+    rig.ask(SESSION_4, Reserve(PAGE, 1))
+    rig.tell(BOSS, Gone(SESSION_4))
+    assert actor.gauges()["pool_held_bytes"] == 0

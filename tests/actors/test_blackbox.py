@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 
 from pegaflow.actors import blackbox
@@ -14,7 +13,6 @@ from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.index import Claim, Claimed, Seal
 from pegaflow.wire.jobs import FillPages, MakePool, Stopping
 from pegaflow.wire.session import Keep, Save, Take
-from pegaflow.wire.values import Address
 
 from .rig import BOSS, CLIENT_7, HELLO, PAGE, SESSION_4, Rig, one, said
 from .sessions import KEYS, SERVE, attached, grant
@@ -32,13 +30,6 @@ def busy() -> tuple[Rig, Session]:
     return rig, actor
 
 
-def written(rig: Rig, folder: Path) -> tuple[Address, bool, list[Any]]:
-    """Address, completeness and inputs of the file that the black box writes."""
-    raw = msgpack.unpackb(blackbox.write(rig.host, folder).read_bytes())
-    assert raw[0] == blackbox.VERSION and raw[3] == getattr(rig.host.actor, "supervisor", (0, 0))[1]
-    return Address(raw[1], raw[2]), raw[4], raw[5]
-
-
 def state(actor: Actor) -> dict[str, Any]:
     assert isinstance(actor, Session) and actor.saves is not None
     saves = actor.saves
@@ -48,18 +39,14 @@ def state(actor: Actor) -> dict[str, Any]:
 
 def test_a_replayed_actor_is_in_the_same_state(tmp_path: Path) -> None:
     rig, actor = busy()
-    address, complete, inputs = written(rig, tmp_path)
-    assert (address, complete) == (SESSION_4, True)
-    host = blackbox.replay(inputs, lambda: Session(address, BOSS, HELLO))
+    path = blackbox.write(rig.host, tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    address, boss, complete, inputs = blackbox.read(path)
+    assert (address, boss, complete) == (SESSION_4, BOSS, True)
+    host = blackbox.replay(inputs, lambda: Session(address, boss, HELLO))
     assert state(host.actor) == state(actor)
     assert host.outstanding() == rig.host.outstanding()
     assert host.inputs == rig.host.inputs
-
-
-def test_the_file_is_private(tmp_path: Path) -> None:
-    rig, _ = busy()
-    path = blackbox.write(rig.host, tmp_path)
-    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_killed_the_first_kills_the_second(tmp_path: Path) -> None:
@@ -67,9 +54,9 @@ def test_what_killed_the_first_kills_the_second(tmp_path: Path) -> None:
     other = type(SERVE)("another", bytes(16), 1, 1, bytes(16))
     with pytest.raises(AssertionError, match="serves one engine"):
         rig.ask(BOSS, other)
-    address, _, inputs = written(rig, tmp_path)
+    address, boss, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     with pytest.raises(AssertionError, match="serves one engine"):
-        blackbox.replay(inputs, lambda: Session(address, BOSS, HELLO))
+        blackbox.replay(inputs, lambda: Session(address, boss, HELLO))
 
 
 def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
@@ -78,7 +65,7 @@ def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
     rig.start()
     rig.inform(Stopping())
     rig.done(MakePool, note="pool\nledger", values=(1 << 20,))
-    _, _, inputs = written(rig, tmp_path)
+    _, _, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     host = blackbox.replay(inputs, lambda: Supervisor(BOSS, plan))
     assert isinstance(host.actor, Supervisor) and host.actor.state == "draining"
 
@@ -86,4 +73,12 @@ def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
 def test_a_lost_start_is_told(tmp_path: Path) -> None:
     rig, _ = busy()
     rig.host.inputs.popleft()
-    assert written(rig, tmp_path)[1] is False
+    assert blackbox.read(blackbox.write(rig.host, tmp_path))[2] is False
+
+
+def test_a_file_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, _ = busy()
+    path = blackbox.write(rig.host, tmp_path)
+    monkeypatch.setattr(blackbox, "VERSION", blackbox.VERSION + 1)
+    with pytest.raises(ValueError, match="has format 1"):
+        blackbox.read(path)

@@ -249,3 +249,9 @@ def test_a_gone_session_is_fenced() -> None:
     assert rig.count("frames_of_other_lives") == 1
     assert claim(rig, KEYS[1:2], SESSION_5).positions == (0,)
     assert press(rig, 9) == (0,)
+
+
+def test_nothing_new_is_no_claim() -> None:
+    rig, _ = index()
+    save(rig, KEYS[:2])
+    assert claim(rig, KEYS[:2]) == Claimed(0, ())

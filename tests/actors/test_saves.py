@@ -166,13 +166,15 @@ def test_no_space_ends_kept_batches_and_waits_for_the_others() -> None:
     rig, actor, reserve = attached()
     kept, open_ = begin(rig, 1), begin(rig, 2, KEYS[3:5])
     rig.tell(CLIENT_7, Keep(1, kept.batch))
-    sent = rig.answer(reserve, NO_SPACE)
+    least = one(rig.answer(reserve, NO_SPACE), Reserve, ALLOC)
+    sent = rig.answer(least, NO_SPACE)
     assert said(sent, Saved) == Saved(Status.NO_SPACE, 0, 0)
     assert said(sent, EndClaim).number == 1
     saves = books(actor)
     assert set(kept.slots) <= set(saves.free_slots)
     assert not set(open_.slots) & set(saves.free_slots), "the client may be writing there"
     again = one(rig.tell(CLIENT_7, Keep(2, open_.batch)), Reserve, ALLOC)
+    again = one(rig.answer(again, NO_SPACE), Reserve, ALLOC)
     assert said(rig.answer(again, NO_SPACE), Saved).status is Status.NO_SPACE
     assert idle(actor)
 
@@ -211,3 +213,11 @@ def test_more_blocks_than_slots_take_turns() -> None:
     assert said(sent, Saved) == Saved(Status.OK, 3, 0)
     saves.free_slots += rest
     assert idle(actor)
+
+
+def test_a_stock_that_the_pool_cannot_give_does_not_end_a_small_save() -> None:
+    rig, _, reserve = attached()
+    take = begin(rig, 1, KEYS[:1])
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.answer(reserve, Reserved(Status.TOO_LARGE, 0, (), ()))
+    assert not pick(sent, Saved) and said(sent, Reserve).count == 1

@@ -1,5 +1,7 @@
 """The strided copies of EngineMemory against the naive ones, piece by piece."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -38,12 +40,16 @@ def naive_load(layout: Layout, regions: list[Bytes], block: int, page: Bytes) ->
         regions[region][offset : offset + length] = page[at : at + length]
 
 
+NEVER = 1 << 62
+"""A deadline that does not come."""
+
+
 @each
 def test_save_is_the_naive_copy(layers: tuple[LayerLayout, ...]) -> None:
     layout, regions, memory = filled(layers, 1)
     for block in range(BLOCKS):
         page, expected = (np.full(page_size(layout), 0xA5, dtype=np.uint8) for _ in range(2))
-        memory.save(block, page)
+        memory.save(page, block)
         naive_save(layout, regions, block, expected)
         assert bytes(page) == bytes(expected)
 
@@ -65,31 +71,36 @@ def test_round_trip_into_another_engine(layers: tuple[LayerLayout, ...]) -> None
     file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
     offsets = [at * page_size(layout) for at in range(BLOCKS)]
     blocks = list(range(BLOCKS))
-    assert source.copy(lambda page, b: source.save(b, page), file, offsets, blocks, lambda: True)
-    assert target.copy(target.load, file, offsets, blocks[::-1], lambda: True)
+    assert source.copy(source.save, file, offsets, blocks, NEVER)
+    assert target.copy(target.load, file, offsets, blocks[::-1], NEVER)
     for block in blocks:
         mine, theirs = (np.zeros(page_bytes(layout), dtype=np.uint8) for _ in range(2))
-        source.save(block, mine)
-        target.save(BLOCKS - 1 - block, theirs)
+        source.save(mine, block)
+        target.save(theirs, BLOCKS - 1 - block)
         assert bytes(mine) == bytes(theirs)
 
 
-def test_a_copy_stops_when_told() -> None:
+def clock(monkeypatch: pytest.MonkeyPatch, *times: int) -> None:
+    """What the copy sees when it looks at the time."""
+    hands = iter(times)
+    fake = SimpleNamespace(monotonic_ns=lambda: next(hands))
+    monkeypatch.setattr("pegaflow.client.buffers.time", fake)
+
+
+def test_a_copy_stops_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     layout, _, memory = filled(CONTIGUOUS, 6)
     file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
     copied: list[int] = []
-    answers = iter([True, True, False])
-    ok = memory.copy(
-        lambda _, b: copied.append(b), file, [0, 0, 0], [4, 2, 1], lambda: next(answers)
-    )
+    clock(monkeypatch, 8, 9, 10)
+    ok = memory.copy(lambda _, b: copied.append(b), file, [0, 0, 0], [4, 2, 1], deadline=10)
     assert (ok, copied) == (False, [4, 2])
 
 
-def test_a_copy_that_was_untrue_at_its_end_is_none() -> None:
+def test_a_copy_that_ends_after_its_deadline_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     layout, _, memory = filled(CONTIGUOUS, 7)
     file = np.zeros(page_size(layout), dtype=np.uint8)
-    answers = iter([True, False])
-    assert not memory.copy(memory.load, file, [0], [1], lambda: next(answers))
+    clock(monkeypatch, 9, 10)
+    assert not memory.copy(memory.load, file, [0], [1], deadline=10)
 
 
 def test_layouts_that_do_not_fit_are_refused() -> None:

@@ -376,3 +376,25 @@ def test_strangers_are_not_heard() -> None:
     other = Envelope(PEER, Address(CLIENT, 8), Found(Status.OK, 9, 2), answer=question.question)
     c.do(c.m.receive(other, c.now))
     assert (c.done, c.sent, c.others) == ([], [], [])
+
+
+def test_an_empty_take_is_no_copy() -> None:
+    c = ready()
+    ticket, _ = c.save()
+    c.tell(Take(ticket, 1, (), ()))
+    assert not [e for e in c.others if isinstance(e, CopyOut)]
+
+
+def test_pages_of_the_wrong_number_fail_the_load_and_end_the_copy() -> None:
+    c = ready()
+    _, question = c.load()
+    c.answer(question, Pages(Status.OK, 6, (0,)))
+    assert not [e for e in c.others if isinstance(e, CopyIn)]
+    assert Copied(6, False) in c.look()
+
+
+def test_a_take_for_a_load_is_no_copy() -> None:
+    c = ready()
+    ticket, _ = c.load()
+    c.tell(Take(ticket, 1, (0,), (0,)))
+    assert not [e for e in c.others if isinstance(e, CopyOut)]

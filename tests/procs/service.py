@@ -93,13 +93,19 @@ class Service:
         """Everything the service has said."""
         return (self.run_dir / "log").read_text()
 
-    def settled(self, free_after_close: bool = True) -> None:
-        """Wait until the books add up: free + held + sealed + absent + waste = total."""
+    def settled(self) -> None:
+        """Wait until three books agree: what the allocator counts as held is what the sessions
+        state, what it counts as sealed is what the index has, and all of it is the pool."""
         parts = ("free", "held", "sealed", "absent", "waste")
 
         def adds_up() -> bool:
             total = self.counter("pool_capacity_bytes")
-            return total > 0 and total == sum(self.counter(f"pool_{p}_bytes") for p in parts)
+            return (
+                total > 0
+                and total == sum(self.counter(f"pool_{p}_bytes") for p in parts)
+                and self.counter("pool_held_bytes") == self.counter("session_held_bytes")
+                and self.counter("pool_sealed_bytes") == self.counter("resident_bytes")
+            )
 
         eventually("free + held + sealed = total", adds_up)
 
