@@ -27,8 +27,9 @@ from pegaflow.wire.index import (
     Seal,
     Sealed,
 )
+from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, SUPERVISOR, Address
 
 from .actor import Effect, Reply, Send, Sender
 from .child import Child
@@ -71,6 +72,11 @@ class Index(Child):
         """The ledger; there from Welcome on."""
         assert self._ledger is not None
         return self._ledger
+
+    def accepts(self, kind: type[Message], sender: str) -> bool:
+        """Before Welcome there is no ledger: a session that is quicker asks again."""
+        known = self.welcome is not None or sender == SUPERVISOR
+        return known and super().accepts(kind, sender)
 
     def up(self, now: int) -> list[Effect]:
         """Map the ledger."""

@@ -255,3 +255,8 @@ def test_nothing_new_is_no_claim() -> None:
     rig, _ = index()
     save(rig, KEYS[:2])
     assert claim(rig, KEYS[:2]) == Claimed(0, ())
+
+
+def test_a_session_quicker_than_welcome_is_not_heard() -> None:
+    actor = Index(IDX, BOSS, HELLO, new_ledger)
+    assert not actor.accepts(Seal, SESSION_4.name) and actor.accepts(Gone, BOSS.name)

@@ -145,10 +145,12 @@ class Checks:
         index, slab, ledger = self.index(), self.slab(), self.ledger()
         assert index is not None and slab is not None and ledger is not None
         self._no_page_lost(slab, dict(ledger.sealed()), sessions)
+        for session in sessions.values():
+            assert not session.copies, f"{session.address} waits for the end of a copy for ever"
         assert len(index.leases) == 0, "a lease is held by nobody"
         assert len(index.claims) == 0, "a claim is held by nobody"
         for session in sessions.values():
-            books = (session.leases, session.copies, session.saves and session.saves.saves)
+            books = (session.leases, session.saves and session.saves.saves)
             assert not any(books), f"{session.address} still has {books}"
             if session.saves:
                 assert len(session.saves.free_slots) == session.saves.slots, "a slot is lost"

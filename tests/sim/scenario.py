@@ -89,7 +89,7 @@ class Scenario:
             self.checks.end()
         except (AssertionError, LookupError) as err:
             place = traceback.extract_tb(err.__traceback__)[-1]
-            what = f"{err or place.line!r} ({Path(place.filename).name}:{place.lineno})"
+            what = f"{str(err) or place.line} ({Path(place.filename).name}:{place.lineno})"
             where = f"seed {world.seed}, step {world.steps}: {what}"
             raise AssertionError(f"{world.story()}\n{where}") from err
         return Result(world.trace, world.steps, self.books, dict(world.counts))
