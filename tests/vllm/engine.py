@@ -2,9 +2,12 @@
 
     python -m tests.vllm.engine MODEL '{"endpoint": "...", "lengths": [300, 513], ...}'
 
-The second argument is JSON over `Options`. With `follow` the engine stays: each line read from stdin
-(JSON over `Options` again, or empty) runs the prompts once. A line says what vLLM itself counted: tokens found in its own prefix
-cache and in the external one, and preemptions, as totals since the start of the engine.
+The second argument is JSON over `Options`. With `follow` the engine stays: each line read from
+stdin (JSON over `Options`, for this batch only) runs the prompts once. A line says what vLLM itself
+counted: tokens found in its own prefix cache and in the external one, and preemptions, as totals
+since the start of the engine.
+
+The model computes in float32: in bfloat16 the output depends on which requests share a step.
 """
 
 import json
@@ -71,7 +74,7 @@ def build(model: str, options: Options) -> Any:
         more["num_gpu_blocks_override"] = options.kv_blocks
     return LLM(
         model=model,
-        dtype="bfloat16",
+        dtype="float32",
         max_model_len=2048,
         max_num_seqs=8,
         block_size=options.block_size,
@@ -88,7 +91,9 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
     """Run all prompts at once."""
     from vllm import SamplingParams
 
-    how = SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True, detokenize=False)
+    how = SamplingParams(
+        temperature=0, max_tokens=options.tokens, ignore_eos=True, detokenize=False
+    )
     engine = llm.llm_engine
     for index, tokens in enumerate(prompts(options)):
         engine.add_request(str(index), {"prompt_token_ids": tokens}, how)
@@ -113,7 +118,8 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
 
 
 def left_over(llm: Any, options: Options) -> list[int]:
-    """Requests and KV blocks still held once everything was answered; needs an engine in process."""
+    """Requests and KV blocks still held once everything was answered; needs an engine in
+    process."""
     if not options.inproc:
         return [0, 0]
     core = llm.llm_engine.engine_core.engine_core
@@ -136,11 +142,10 @@ def main() -> None:
     llm = build(sys.argv[1], options)
     say({"ready": os.getpid()})
     for line in sys.stdin if options.follow else [""]:
-        if line.strip():
-            options = Options(**{**vars(options), **json.loads(line)})
-        if options.reset:
+        asked = Options(**{**vars(options), **json.loads(line or "{}")})
+        if asked.reset:
             assert llm.reset_prefix_cache()
-        say(batch(llm, options))
+        say(batch(llm, asked))
 
 
 if __name__ == "__main__":

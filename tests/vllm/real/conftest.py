@@ -1,0 +1,130 @@
+"""A real engine as a child process; everything here is skipped where vLLM is not installed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.procs.service import Service
+from tests.vllm import model as models
+
+REASON = "vLLM is not installed here; `tox -e vllm` installs it and runs these"
+Answer = dict[str, Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip with a reason."""
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+class Engine:
+    """`tests.vllm.engine` as a process that answers one batch per `run`."""
+
+    def __init__(self, model: str, log: Path, fault: Path, **options: Any) -> None:
+        command = [sys.executable, "-m", "tests.vllm.engine", model]
+        command.append(json.dumps({**options, "follow": True}))
+        env = {
+            **os.environ,
+            "PEGAFLOW_TEST_FAULT": str(fault),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+        fault.write_text("")
+        self.fault = fault
+        self._log = log
+        with log.open("wb") as err:
+            self._process = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                start_new_session=True,
+            )
+        self._answer()
+
+    def _answer(self) -> Answer:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                parsed: Answer = json.loads(line[7:])
+                return parsed
+        raise AssertionError(self._log.read_text()[-4000:])
+
+    def run(self, fault: str = "", **options: Any) -> Answer:
+        """One batch; the answer, with the counters as what this batch added."""
+        assert self._process.stdin is not None
+        self.fault.write_text(fault)
+        self._process.stdin.write(json.dumps(options) + "\n")
+        self._process.stdin.flush()
+        try:
+            return self._answer()
+        finally:
+            self.fault.write_text("")
+
+    def kill(self) -> None:
+        """SIGKILL, with everything it started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+Start = Callable[..., Engine]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model on disk."""
+    path = tmp_path_factory.mktemp("model")
+    models.make(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def start(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts engines; all are killed in the end."""
+    started: list[Engine] = []
+
+    def run(**options: Any) -> Engine:
+        folder = tmp_path_factory.mktemp("engine")
+        started.append(Engine(model, folder / "log", folder / "fault", **options))
+        return started[-1]
+
+    yield run
+    for engine in started:
+        engine.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with room for everything the tests save."""
+    with Service(tmp_path_factory.mktemp("run"), pool_size="512MiB") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def truth(start: Start) -> Iterator[Callable[[int], list[list[int]]]]:
+    """What an engine without any connector answers, for a number of tokens."""
+    engine = start()
+    known: dict[int, list[list[int]]] = {}
+
+    def tokens(count: int = 24) -> list[list[int]]:
+        if count not in known:
+            known[count] = engine.run(tokens=count, reset=True)["tokens"]
+        return known[count]
+
+    yield tokens
+    engine.kill()

@@ -1,0 +1,144 @@
+"""A real vLLM engine on the CPU, and a real service: killed, damaged, restarted; the tokens stay.
+
+What counts as "from the cache" is vLLM's own metric of external prefix cache hits.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from tests.procs.service import Service, eventually
+
+from .conftest import Engine, Start
+
+Truth = Callable[..., list[list[int]]]
+
+FAULTY = "tests.vllm.real.faulty"
+
+
+def flip_all_pages(service: Service) -> None:
+    """Damage every byte of the pool that holds anything."""
+    report = service.report()
+    assert report is not None
+    pool = np.memmap(report.pool_path, np.uint8, "r+")
+    pool[pool != 0] ^= 0x15
+
+
+def test_an_engine_killed_and_started_again_finds_its_cache(
+    service: Service, start: Start, truth: Truth
+) -> None:
+    first = start(endpoint=service.endpoint, inproc=False)
+    answer = first.run()
+    assert answer["tokens"] == truth()
+    assert answer["external"] == 0
+    first.kill()
+
+    second = start(endpoint=service.endpoint, inproc=False)
+    again = second.run()
+    assert again["tokens"] == truth()
+    assert again["external"] >= 0.85 * again["prompt"]
+    assert again["queries"] == again["prompt"]
+    second.kill()
+
+    flip_all_pages(service)
+    third = start(endpoint=service.endpoint)
+    damaged = third.run()
+    assert damaged["external"] >= 0.85 * damaged["prompt"]
+    assert damaged["tokens"] != truth(), "the loaded KV is not what the engine computes with"
+    third.kill()
+
+
+@pytest.fixture(scope="module")
+def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose pool nobody has damaged."""
+    with Service(tmp_path_factory.mktemp("own"), pool_size="256MiB") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def patient(own_service: Service, start: Start) -> Iterator[Engine]:
+    """An engine whose client can be made to fail."""
+    engine = start(endpoint=own_service.endpoint, module=FAULTY)
+    yield engine
+    engine.kill()
+
+
+@pytest.fixture
+def warm(own_service: Service, patient: Engine, truth: Truth) -> Engine:
+    """The faulty engine, with all prompts in the cache and none in vLLM's own."""
+    if not own_service.report():
+        own_service.start()
+    hits = 0
+
+    def all_hit() -> bool:
+        nonlocal hits
+        answer = patient.run(reset=True)
+        assert answer["tokens"] == truth() and answer["left"] == [0, 0]
+        before, hits = hits, answer["external"]
+        return bool(before) and answer["external"] - before >= 0.85 * answer["prompt"]
+
+    eventually("a batch is answered from the cache", all_hit, patience=60)
+    return patient
+
+
+@pytest.mark.parametrize("fault", ["fail tail", "fail all"])
+def test_blocks_that_cannot_be_loaded_are_computed(warm: Engine, truth: Truth, fault: str) -> None:
+    before = warm.run(reset=True)["external"]
+    answer = warm.run(fault, reset=True)
+    assert answer["tokens"] == truth()
+    assert set(answer["reasons"]) == {"length"}
+    assert answer["external"] - before >= 0.85 * answer["prompt"], "vLLM counts what was claimed"
+    assert answer["left"] == [0, 0]
+    assert warm.run(reset=True)["tokens"] == truth(), "the failed step has poisoned the cache"
+
+
+def test_a_request_aborted_while_it_loads(warm: Engine, truth: Truth) -> None:
+    answer = warm.run("slow load", reset=True, abort_after=3)
+    assert answer["requests"] == [1, 2, 3]
+    assert answer["tokens"] == truth()[1:]
+    assert answer["left"] == [0, 0]
+    assert warm.run(reset=True)["tokens"] == truth()
+
+
+def test_a_session_killed_while_it_serves_a_load(
+    own_service: Service, warm: Engine, truth: Truth
+) -> None:
+    (before,) = (row.pid for row in own_service.processes("session") if row.engine)
+    answer = warm.run("kill session", reset=True)
+    assert answer["tokens"] == truth()
+    assert answer["left"] == [0, 0]
+
+    def replaced() -> bool:
+        rows = [row for row in own_service.processes("session") if row.engine]
+        assert warm.run(reset=True)["tokens"] == truth()
+        return bool(rows) and rows[0].pid != before
+
+    eventually("the engine has another session", replaced, patience=60)
+
+
+def test_a_service_killed_while_an_engine_works(
+    own_service: Service, warm: Engine, truth: Truth
+) -> None:
+    other = warm.run(f"kill service {own_service.pid}", seed=8, reset=True)
+    assert set(other["reasons"]) == {"length"} and other["left"] == [0, 0]
+    assert own_service.report() is None, "the service was not killed in the middle"
+    answer = warm.run(reset=True)
+    assert answer["tokens"] == truth() and answer["left"] == [0, 0]
+    own_service.kill()
+    own_service.start()
+    assert warm.run(seed=8, reset=True)["tokens"] == other["tokens"]
+
+
+def test_preempted_requests_are_right(own_service: Service, start: Start, truth: Truth) -> None:
+    if not own_service.report():
+        own_service.start()
+    engine = start(endpoint=own_service.endpoint, kv_blocks=78)
+    answer = engine.run(tokens=70)
+    assert answer["preemptions"] > 0, "there was memory enough"
+    assert answer["tokens"] == truth(70)
+    assert answer["left"] == [0, 0]
+    again = engine.run(tokens=70, reset=True)
+    assert again["tokens"] == truth(70)
+    assert again["external"] > answer["external"]
+    engine.kill()

@@ -1,0 +1,427 @@
+"""Both halves behind the boundary, called in vLLM's order, over a fake client.
+
+The worker's thread is real; a step that needs its results is repeated, as an idle engine does.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pegaflow.vllm.scheduler
+import pegaflow.vllm.worker
+from pegaflow.connector import PegaKVConnector
+from pegaflow.vllm import plugin
+from pegaflow.vllm.connector import MAX_ERRORS
+from pegaflow.vllm.layout import Tensor
+from pegaflow.vllm.mover import Mover
+from pegaflow.vllm.scheduler import StepOrders
+from pegaflow.vllm.worker import SavesDone
+
+from .fakes import Request, Store, blocks, config, kv_cache_config, output, role, worker_output
+
+BLOCKS = 64
+PATIENCE_S = 10.0
+
+
+class Pair:
+    """One engine: a scheduler's and a worker's connector, and its KV memory."""
+
+    def __init__(self, vllm_config: Any = None, memory: Any = None) -> None:
+        vllm_config = vllm_config or config()
+        self.memory = np.zeros((2, BLOCKS, 16), np.uint8) if memory is None else memory
+        self.worker = PegaKVConnector(vllm_config, role("WORKER"), kv_cache_config(BLOCKS))
+        self.worker.register_kv_caches({f"layers.{i}": self.memory[i] for i in range(2)})
+        self.scheduler = PegaKVConnector(vllm_config, role("SCHEDULER"), kv_cache_config(BLOCKS))
+        self.sent: list[str] = []
+        self.received: list[str] = []
+        self.errors: set[int] = set()
+
+    def step(self, out: Any = None, finished: Collection[str] = ()) -> StepOrders:
+        """One engine step."""
+        orders = self.scheduler.build_connector_meta(out or output())
+        worker = self.worker
+        worker.handle_preemptions(orders)
+        worker.bind_connector_metadata(orders)
+        worker.wait_for_layer_load("layers.0")
+        worker.save_kv_layer("layers.0", None, None)
+        worker.start_load_kv(None)
+        worker.wait_for_save()
+        sent, received = worker.get_finished(set(finished))
+        errors = worker.get_block_ids_with_load_errors()
+        meta = worker.build_connector_worker_meta()
+        worker.clear_connector_metadata()
+        self.scheduler.update_connector_output(worker_output(received, errors, meta))
+        self.sent += sent or ()
+        self.received += received or ()
+        self.errors |= errors
+        assert isinstance(orders, StepOrders)
+        return orders
+
+    def until(self, check: Callable[[], bool]) -> None:
+        """Idle steps until something holds."""
+        end = time.monotonic() + PATIENCE_S
+        while not check():
+            assert time.monotonic() < end
+            self.step()
+
+    def compute(self, request: Request, ids: list[int], done: int = 0) -> StepOrders:
+        """Schedule a whole request in one step; its KV is its block ids."""
+        for block in ids:
+            self.memory[:, block] = block
+        return self.step(output(new=[(request.request_id, ids, done, request.num_tokens - done)]))
+
+    @property
+    def mover(self) -> Mover:
+        """The worker's thread."""
+        assert self.worker._worker is not None and self.worker._worker._mover is not None
+        return self.worker._worker._mover
+
+    def finish(self, request: Request) -> bool:
+        """The request ends."""
+        held, params = self.scheduler.request_finished(request, [])
+        assert params is None
+        return bool(held)
+
+    def load(self, request: Request, ids: list[int]) -> int:
+        """Ask, allocate; the tokens to be loaded."""
+        self.scheduler.on_new_request(request)
+        tokens, late = self.scheduler.get_num_new_matched_tokens(request, 0)
+        assert tokens is not None and late == bool(tokens)
+        self.scheduler.update_state_after_alloc(request, blocks(ids), tokens)
+        return tokens
+
+    def close(self) -> None:
+        """The engine stops."""
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The service of all engines of a test."""
+    made = Store()
+
+    def numbers(caches: dict[str, Any]) -> list[Tensor]:
+        arrays = {name: a.__array_interface__["data"][0] for name, a in caches.items()}
+        return [
+            Tensor(n, a.shape, a.strides, 0, 1, "uint8", arrays[n], a.nbytes)
+            for n, a in caches.items()
+        ]
+
+    monkeypatch.setattr(pegaflow.vllm.worker, "Client", made.make)
+    monkeypatch.setattr(pegaflow.vllm.scheduler, "Client", made.make)
+    monkeypatch.setattr(pegaflow.vllm.worker, "tensors", numbers)
+    monkeypatch.setattr(
+        pegaflow.vllm.worker, "buffers", lambda caches, _: [a.reshape(-1) for a in caches.values()]
+    )
+    return made
+
+
+@pytest.fixture
+def pair(store: Store) -> Iterator[Pair]:
+    """One engine."""
+    made = Pair()
+    yield made
+    made.close()
+
+
+def saved(pair: Pair, store: Store, request: Request, ids: list[int]) -> None:
+    """The request is computed, saved and gone."""
+    pair.scheduler.on_new_request(request)
+    assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+    pair.scheduler.update_state_after_alloc(request, blocks(ids), 0)
+    pair.compute(request, ids)
+    pair.until(lambda: len(store.pages) == len(request.block_hashes))
+    pair.until(lambda: not pair.finish(request) or request.request_id in pair.sent)
+
+
+def test_what_one_engine_saves_another_loads(pair: Pair, store: Store) -> None:
+    first = Request("a", 25)
+    saved(pair, store, first, [1, 2, 3, 4, 5, 6, 7])
+    other = Pair()
+    again = Request("b", 25)
+    assert other.load(again, [10, 11, 12, 13, 14, 15]) == 24
+    other.until(lambda: other.received == ["b"])
+    assert other.errors == set()
+    assert [int(b[0]) for b in other.memory[1, 10:16]] == [1, 2, 3, 4, 5, 6]
+    assert other.compute(again, [10, 11, 12, 13, 14, 15, 16], 24).saves == ()
+    assert not other.finish(again)
+    other.step()
+    assert (other.sent, other.received, store.leases) == ([], ["b"], {})
+    other.close()
+
+
+def test_an_answer_that_is_late_is_asked_for_later(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    store.holding = True
+    request = Request("b", 25)
+    pair.scheduler.on_new_request(request)
+    start = time.monotonic()
+    answers = {pair.scheduler.get_num_new_matched_tokens(request, 0) for _ in range(50)}
+    assert answers == {(None, False)}
+    assert time.monotonic() - start < 0.1, "one budget for all requests of a step"
+    store.let_go()
+    pair.step()
+    assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (24, True)
+    assert pair.scheduler.get_num_new_matched_tokens(request, 8) == (16, True)
+
+
+def test_a_service_that_never_answers_is_a_miss(store: Store) -> None:
+    pair = Pair(config(extra={"pegaflow.timeout_ms": 1}))
+    store.holding = True
+    request = Request("b", 25)
+    pair.scheduler.on_new_request(request)
+    ask = pair.scheduler.get_num_new_matched_tokens
+    pair.until(lambda: bool(ask(request, 0) == (0, False)))
+    pair.close()
+
+
+def test_failed_blocks_are_named_with_the_load_and_refused_later(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    store.failing = 2
+    request = Request("b", 25)
+    assert pair.load(request, [10, 11, 12, 13, 14, 15]) == 24
+    pair.until(lambda: pair.received == ["b"])
+    assert pair.errors == {14, 15}
+    store.failing = 0
+    assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (16, True)
+
+
+def test_a_step_that_reports_errors_saves_nothing(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    store.failing = 2
+    pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15])
+    pair.step()
+    end = time.monotonic() + PATIENCE_S
+    while not pair.mover.done:
+        assert time.monotonic() < end
+    other = Request("c", 9, salt="c")
+    pair.scheduler.on_new_request(other)
+    assert pair.compute(other, [20, 21, 22]).saves != ()
+    assert pair.errors == {14, 15}
+    assert not pair.finish(other)
+    assert not set(other.block_hashes) & store.pages.keys()
+
+
+def test_a_finished_request_is_held_until_saved_and_reported_once(pair: Pair, store: Store) -> None:
+    request = Request("a", 25)
+    pair.scheduler.on_new_request(request)
+    pair.step()
+    store.holding = True
+    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
+    assert pair.finish(request)
+    for _ in range(3):
+        pair.step(finished={"a"})
+    assert pair.sent == []
+    store.let_go()
+    pair.until(lambda: pair.sent == ["a"])
+    pair.step()
+    assert pair.sent == ["a"] and len(store.pages) == 6
+
+
+def test_a_request_nobody_saves_is_not_held_for_ever(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pegaflow.vllm.worker, "SAVE_TIMEOUT_S", -10.0)
+    request = Request("a", 25)
+    pair.scheduler.on_new_request(request)
+    store.holding = True
+    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
+    assert pair.finish(request)
+    pair.step()
+    assert pair.sent == ["a"]
+    store.let_go()
+    pair.until(lambda: not pair.mover._open and not pair.mover._jobs)
+    assert store.pages == {}, "its blocks were given back before they were copied"
+
+
+def test_blocks_of_a_preempted_request_are_not_published(pair: Pair, store: Store) -> None:
+    request = Request("a", 25)
+    pair.scheduler.on_new_request(request)
+    store.holding = True
+    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
+    pair.step(output(preempted={"a"}))
+    pair.memory[:] = 99
+    store.let_go()
+    pair.until(lambda: not pair.mover._open and not pair.mover._jobs)
+    assert store.pages == {}
+    assert not pair.finish(request), "nothing is left to wait for"
+
+
+def test_an_aborted_load_ends_as_received_only(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    request = Request("b", 25)
+    assert pair.load(request, [10, 11, 12, 13, 14, 15]) == 24
+    store.holding = True
+    pair.step()
+    assert not pair.finish(request)
+    pair.step(finished={"b"})
+    store.let_go()
+    pair.until(lambda: pair.received == ["b"])
+    pair.step()
+    assert (pair.received, "b" in pair.sent) == (["b"], False)
+
+
+@pytest.mark.parametrize(("mode", "loads", "saves"), [("save_only", 0, 6), ("read_only", 24, 0)])
+def test_modes(pair: Pair, store: Store, mode: str, loads: int, saves: int) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    one_way = Pair(config(mode))
+    assert one_way.load(Request("b", 25), [1, 2, 3, 4, 5, 6]) == loads
+    other = Request("c", 25, salt="c")
+    one_way.scheduler.on_new_request(other)
+    orders = one_way.compute(other, [11, 12, 13, 14, 15, 16, 17])
+    assert sum(len(o.keys) for o in orders.saves) == saves
+    one_way.close()
+
+
+def test_nothing_ever_raises(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
+    store.broken = True
+    for number in range(MAX_ERRORS):
+        request = Request(f"c{number}", 25)
+        pair.scheduler.on_new_request(request)
+        assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+        assert not pair.finish(request)
+    store.broken = False
+    request = Request("d", 25)
+    pair.scheduler.on_new_request(request)
+    assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (0, False), "off by now"
+    orders = pair.step()
+    assert [name for name, _ in orders.abandoned] == ["b"]
+    pair.until(lambda: pair.received == ["b"])
+    assert pair.errors >= {10, 11, 12, 13, 14, 15}
+
+
+def test_nonsense_from_vllm_is_survived(pair: Pair) -> None:
+    for connector in (pair.scheduler, pair.worker):
+        connector.on_new_request(None)
+        assert connector.get_num_new_matched_tokens(None, 0) == (0, False)
+        connector.update_state_after_alloc(None, None, 3)
+        assert connector.request_finished(None, []) == (False, None)
+        assert isinstance(connector.build_connector_meta(None), StepOrders)
+        connector.bind_connector_metadata(None)
+        connector.start_load_kv(None)
+        connector.wait_for_save()
+        connector.handle_preemptions({"a"})
+        assert connector.get_finished({"x"}) == (None, None)
+        assert connector.get_block_ids_with_load_errors() == set()
+        assert connector.build_connector_worker_meta() is None
+        connector.update_connector_output(None)
+        assert connector.requires_kv_delivery is False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mover_that_dies_keeps_every_promise(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pegaflow.vllm.worker, "DEAD_LOAD_S", 0.0)
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    loading, saving = Request("b", 25), Request("c", 25, salt="c")
+    assert pair.load(loading, [10, 11, 12, 13, 14, 15]) == 24
+    pair.scheduler.on_new_request(saving)
+    store.holding = True
+    pair.compute(saving, [21, 22, 23, 24, 25, 26, 27])
+    assert pair.finish(saving)
+    store.broken = True
+    mover = pair.mover
+    assert mover._thread is not None
+    mover._wake()
+    mover._thread.join(PATIENCE_S)
+    store.broken = False
+    pair.step(finished={"c"})
+    assert (pair.received, pair.sent[-1], pair.errors) == (["b"], "c", {10, 11, 12, 13, 14, 15})
+    store.let_go()
+    late = Request("d", 25)
+    assert pair.load(late, [30, 31, 32, 33, 34, 35]) == 24
+    pair.step()
+    assert pair.received == ["b", "d"] and pair.errors >= {30, 35}
+
+
+def test_after_a_reset_nothing_old_is_used(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    old = {c.identity[1:] for c in store.clients}
+    assert len(old) == 1, "both halves share namespace and generation"
+    asking = Request("b", 25)
+    store.holding = True
+    pair.scheduler.on_new_request(asking)
+    store.let_go()
+    assert pair.scheduler.reset_cache() is True
+    assert pair.scheduler.get_num_new_matched_tokens(asking, 0) == (24, True), "asked anew"
+    pair.until(lambda: len(store.clients) == 4)
+    assert {c.identity[1:] for c in store.clients[2:]}.isdisjoint(old)
+    assert len({c.identity[1:] for c in store.clients[2:]}) == 1
+    assert [c.closed for c in store.clients] == [True, True, False, False]
+
+
+def test_a_load_across_a_reset_is_reported_failed(pair: Pair, store: Store) -> None:
+    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
+    store.holding = True
+    pair.step()
+    pair.scheduler.reset_cache()
+    pair.step()
+    store.let_go()
+    pair.until(lambda: pair.received == ["b"])
+    assert pair.errors == {10, 11, 12, 13, 14, 15}
+
+
+def test_halves_that_disagree_do_not_work_together(pair: Pair, store: Store) -> None:
+    stranger = config()
+    stranger.instance_id = "43"
+    stranger.cache_config.cache_dtype = "fp8"
+    other = Pair(stranger)
+    pair.worker, other.worker = other.worker, pair.worker
+    request = Request("a", 25)
+    pair.scheduler.on_new_request(request)
+    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
+    pair.step()
+    assert store.pages == {}
+    other.close()
+
+
+def test_an_engine_that_cannot_be_served_works_without() -> None:
+    connector = PegaKVConnector(config(), role("SCHEDULER"), kv_cache_config(groups=2))
+    assert connector.get_num_new_matched_tokens(Request("a", 25), 0) == (0, False)
+    assert connector.build_connector_meta(output()) == StepOrders()
+    assert connector.request_finished(Request("a", 25), []) == (False, None)
+
+
+def test_memory_that_cannot_be_described_is_a_cache_that_has_nothing(store: Store) -> None:
+    pair = Pair(memory=np.zeros((2, 3, 16), np.uint8))
+    request = Request("a", 25)
+    pair.scheduler.on_new_request(request)
+    pair.compute(request, [])
+    assert not pair.finish(request)
+    pair.close()
+
+
+def test_reports_of_ranks_add_up() -> None:
+    both = SavesDone({"a": 1, "b": 2}).aggregate(SavesDone({"b": 1, "c": 1}))
+    assert both.saves == {"a": 1, "b": 3, "c": 1}
+
+
+def test_the_plugin_registers_once_and_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Factory:
+        _registry: dict[str, Any] = {}
+
+        @classmethod
+        def register_connector(cls, name: str, module: str, class_name: str) -> None:
+            """As vLLM's."""
+            assert name not in cls._registry
+            cls._registry[name] = (module, class_name)
+
+    module = "vllm.distributed.kv_transfer.kv_connector.factory"
+    for name in [module.rsplit(".", n)[0] for n in range(4, 0, -1)]:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(KVConnectorFactory=Factory))
+    plugin.register()
+    plugin.register()
+    assert Factory._registry == {"PegaKVConnector": ("pegaflow.vllm.connector", "PegaKVConnector")}
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace())
+    plugin.register()
