@@ -131,7 +131,7 @@ class Scenario:
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
         elif not isinstance(victim, Engine):
-            victim.die("crashes")
+            victim.doomed = True
         else:
             self._end_engine(victim, deed)
 

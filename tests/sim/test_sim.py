@@ -168,7 +168,7 @@ PLANTS: list[tuple[Plant, str]] = [
     (ledger_unread, "free but sealed"),
     (drop_is_keep, "sealed with wrong bytes"),
     (slots_too_early, "sealed with wrong bytes"),
-    (the_dead_are_heard, "is dead and has leases|which is dead|pages are not all stated"),
+    (the_dead_are_heard, "is dead and has leases|held by nobody|which is dead"),
     (no_word_is_enough, "free but sealed|is not session"),
 ]
 

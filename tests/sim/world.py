@@ -40,6 +40,7 @@ class Link:
         self.open = True  # False: hung up; nothing comes back any more
         self.cut = False  # what was under way to the target is lost
         self.slow = owner.world.rng.random() < 0.3  # so that others overtake it
+        self.held_until = 0  # the target reads what a dead owner had sent only then
         self.last = [0, 0]  # arrival of the newest frame to the target, and to the owner
 
     def close(self) -> None:
@@ -122,6 +123,7 @@ class World:
 
     def send(self, source: "Proc", envelope: Envelope, link: Link | None = None) -> None:
         """Put an envelope on the link that joins the two, whoever dialled it."""
+        source.sent = True
         link = link or source.links.get(envelope.receiver)
         if link is not None:
             self._post(link, 0, pack(envelope))
@@ -146,6 +148,9 @@ class World:
         receiver: Proc | None = link.owner
         if (way and not link.open) or (not way and link.cut):
             self.counts["lost"] += 1
+            return
+        if not way and self.now < link.held_until:
+            self.at(link.held_until, lambda: self._arrive(link, way, frames))
             return
         if not way:
             receiver = self._listener(link.target)
@@ -175,6 +180,8 @@ class Proc:
         self.address = address
         self.alive = True
         self.paused = False
+        self.doomed = False  # crashes as soon as it has sent something
+        self.sent = False  # in the present input
         self.links: dict[Address, Link] = {}  # that we dialled
         self.pid = world.new_pid(self)
         self.started = world.now // (10 * MS)
@@ -242,6 +249,8 @@ class Proc:
         self.alive = self.paused = False
         for link in self.links.values():
             link.close()
+            if self.world.rng.random() < 0.5:
+                link.held_until = self.world.now + self.world.between(0, 100 * MS)
         self._inbox.clear()
         self._frozen.clear()
         for call in self._watchers:
@@ -274,7 +283,10 @@ class Proc:
         assert self.alive and not self.paused, f"{self.address} acts while dead or stopped"
         self.world.steps += 1
         self.world.stepped.append(self)
+        self.sent = False
         call()
+        if self.doomed and self.sent:
+            self.die("crashes after sending")
         self._plan_tick()
 
     def _plan_tick(self) -> None:
