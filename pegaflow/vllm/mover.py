@@ -126,9 +126,11 @@ class Mover:
 
     def _connect(self, epoch: int) -> Client:
         engine = self.engine
+        namespace, probe = engine.shared(epoch)
         client = self.make_client(
             engine.name,
-            engine.namespace(epoch),
+            namespace,
+            probe=probe,
             world=engine.world,
             generation=engine.generation(epoch),
             endpoint=engine.settings.endpoint,
@@ -203,6 +205,8 @@ class Mover:
         """One line for each change of the connection."""
         now = "attached" if client.attached else client.refusal or "not attached"
         if now != self._was:
+            if client.attached and client.advice:
+                compat.logger().warning("pegaflow: %s", client.advice)
             level = "info" if client.attached or not self._was else "warning"
             getattr(compat.logger(), level)("pegaflow: rank %d %s", self.engine.rank, now)
             self._was = now

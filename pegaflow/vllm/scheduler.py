@@ -24,6 +24,9 @@ from pegaflow.wire.status import Status
 STEP_BUDGET_S = 0.0002
 """Waiting for answers per step, all requests together: two round trips to the index and back."""
 
+POLL_EVERY_S = 0.05
+"""A step that waits for no answer looks at the connection this often: a look costs 0.1 ms."""
+
 CONNECT_S = 0.25
 """Once, while the engine starts: five times what an attach may take. Later nothing waits for it."""
 
@@ -57,15 +60,18 @@ class Scheduler:
             why = self._client.refusal or "nobody answers yet; it is used once it is there"
             compat.logger().warning("pegaflow: no service: %s", why)
         self._spent = 0.0  # of STEP_BUDGET_S, in this step
+        self._polled = 0.0  # when the client was last given the time to do its I/O
         # Loads promised to vLLM that no worker has been told of: request -> order or block ids.
         self._loads: dict[str, LoadOrder | tuple[int, ...]] = {}
         self._held: list[str] = []  # finished since the last step, to be reported by the workers
 
     def _new_client(self) -> Client:
         engine = self._engine
+        namespace, probe = engine.shared(self._epoch)
         return Client(
             engine.name,
-            engine.namespace(self._epoch),
+            namespace,
+            probe=probe,
             world=engine.world,
             generation=engine.generation(self._epoch),
             endpoint=engine.settings.endpoint,
@@ -115,6 +121,7 @@ class Scheduler:
             self._release([unwanted] if unwanted else [])
         now = time.monotonic()
         self._spent += now - start
+        self._polled = now
         self._requests.give_up(now - self._engine.settings.timeout_s)
 
     def _release(self, leases: list[Lease]) -> None:
@@ -143,8 +150,10 @@ class Scheduler:
 
     def orders(self, output: Any) -> StepOrders:
         """Everything that this step brings, for the workers."""
+        if time.monotonic() - self._polled > POLL_EVERY_S:
+            self._spent = STEP_BUDGET_S
+            self._collect()
         self._spent = 0.0
-        self._collect_quietly()
         preempted = tuple(getattr(output, "preempted_req_ids", None) or ())
         for name in preempted:
             self._release(self._requests.preempted(name))
@@ -176,12 +185,6 @@ class Scheduler:
 
     def _sent(self) -> None:
         self._loads, self._held = {}, []
-
-    def _collect_quietly(self) -> None:
-        """Keep the connection alive without waiting: answers, reconnects."""
-        spent, self._spent = self._spent, STEP_BUDGET_S
-        self._collect()
-        self._spent = spent
 
     def _saves(self, output: Any) -> list[SaveOrder]:
         scheduled: Mapping[str, int] = output.num_scheduled_tokens

@@ -112,6 +112,13 @@ class Engine:
         """16 bytes, new with every start and every reset of the cache."""
         return compat.generation(self.config, epoch)
 
+    def shared(self, epoch: int) -> tuple[bytes, bytes]:
+        """What a Client is told: namespace and probe. The probe goes apart from the rest, so that the
+        service can tell engines that differ in nothing but their hash seed."""
+        if epoch == 0:
+            return self.space.base, self.space.probe
+        return self.namespace(epoch), b""
+
     def namespace(self, epoch: int) -> bytes:
         """The shared namespace; after a reset one that nobody else has."""
         return self.space.final if epoch == 0 else private(self.space, self.generation(epoch)).final

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.client import SaveDone
+from pegaflow.client import Client, SaveDone
 from pegaflow.wire.status import Status
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
@@ -188,3 +188,20 @@ def test_status_tells_the_state_of_the_group(service: Service) -> None:
     assert {"supervisor", "allocator", "index", "session"} <= names
     assert status["pool_bytes"] == 64 << 20
     assert json.dumps(status)
+
+
+def test_engines_that_differ_in_their_hash_seed_alone_are_told(service: Service) -> None:
+    memory = Engine(service, "unused")
+    space, made = b"same model" * 2, []
+    for name in ("even", "odd"):
+        client = Client(name, space, probe=name.encode(), endpoint=service.endpoint)
+        client.register(memory.layout, [memory.memory])
+        assert client.connect(PATIENCE_S)
+        made.append(client)
+    memory.client.close()
+    assert made[0].advice == ""
+    assert "different hash seeds" in made[1].advice and "PYTHONHASHSEED" in made[1].advice
+    assert made[0].save(keys(4, seed=6), [0, 1, 2, 3]).saved == 4
+    assert made[1].lookup(keys(4, seed=6)).blocks == 0
+    for client in made:
+        client.close()

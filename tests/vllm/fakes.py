@@ -135,6 +135,7 @@ class FakeClient:
         self.identity = (engine, namespace, how["generation"])
         self.attached = True
         self.refusal = ""
+        self.advice = ""
         self.closed = False
         self.woken = threading.Event()
         self.done: list[Done] = []
