@@ -113,8 +113,8 @@ class Engine:
         return compat.generation(self.config, epoch)
 
     def shared(self, epoch: int) -> tuple[bytes, bytes]:
-        """What a Client is told: namespace and probe. The probe goes apart from the rest, so that the
-        service can tell engines that differ in nothing but their hash seed."""
+        """Namespace and probe for a Client. The probe goes apart from the rest, so that the service
+        can tell engines that differ in nothing but their hash seed."""
         if epoch == 0:
             return self.space.base, self.space.probe
         return self.namespace(epoch), b""

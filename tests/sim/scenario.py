@@ -58,6 +58,7 @@ class Scenario:
         files = Files()
         self.files = files
         self.books = Books()
+        self._ending: set[Engine] = set()  # they have been told to, and may be stopped still
         self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim"))
         self.checks = Checks(self.world, self.house)
         self.sizes = {"one": SMALL, "two": SMALL}
@@ -141,6 +142,9 @@ class Scenario:
 
     def _end_engine(self, engine: Engine, deed: str) -> None:
         """The engine ends, and is started again a little later."""
+        if engine in self._ending:
+            return
+        self._ending.add(engine)
         if deed.endswith("leaves"):
             engine.leave()
         else:
