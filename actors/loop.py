@@ -60,6 +60,8 @@ class Loop:
         """The inbox.  The socket file is ours alone."""
         self._inbox = self._socket(zmq.ROUTER)
         self._inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # Who dials again takes its name over; what the old link still holds then has no sender.
+        self._inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)
         Path(path).unlink(missing_ok=True)
         before = os.umask(0o177)
         try:

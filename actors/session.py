@@ -181,7 +181,7 @@ class Session(Child):
             return [Reply(sender, refusal)]
         effects = self._watch(msg.pid, msg.started)
         if self.rank is not None and self.saves is not None:
-            effects += self.saves.leave(self.rank.client, now)
+            effects += self._forget(self.rank.client, now)
             if self.saves.saves:
                 busy = Refused(Status.NOT_READY, "earlier saves of this rank are still under way")
                 return [*effects, Reply(sender, busy)]
@@ -279,8 +279,10 @@ class Session(Child):
         return [Ask(self.saves.index, ask, deadline, held)]
 
     def _on_load(self, sender: Sender, msg: Load, now: int) -> list[Effect]:
+        if self.saves is None or self.rank is None or self.rank.client != sender.address:
+            return [Reply(sender, Pages(Status.NOT_ATTACHED, 0, ()))]
         lease = self.leases.get(msg.lease)
-        if lease is None or lease.ended or self.saves is None:
+        if lease is None or lease.ended:
             return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
         if msg.rank != 0 or msg.count == 0 or msg.first + msg.count > len(lease.pages):
             return [Reply(sender, Pages(Status.BAD_REQUEST, 0, ()))]
@@ -334,9 +336,11 @@ class Session(Child):
         self.clients.discard(client)
         if not self.clients:
             return self.farewell()
-        effects: list[Effect] = []
-        if self.saves is not None:
-            effects += self.saves.leave(client, now)
+        return self._forget(client, now)
+
+    def _forget(self, client: Address, now: int) -> list[Effect]:
+        """The client copies nothing any more: its saves without Keep and its loads are over."""
+        effects = self.saves.leave(client, now) if self.saves is not None else []
         for copy in [c for c, (owner, _) in self.copies.items() if owner == client]:
             _, number = self.copies.pop(copy)
             self.leases[number].copies -= 1

@@ -279,7 +279,7 @@ class Supervisor(Actor):
         """A child is gone while we are serving: back off, regroup or just replace it."""
         name = kid.address.name
         row = self.rows[name]
-        if kid.state != "draining":
+        if kid.state != "draining" and not (kid.killed and self.state == "regrouping"):
             row.failures = 1 if now - kid.born > CALM_NS else row.failures + 1
             row.restarts += 1
             row.not_before = now + BACKOFF_NS[min(row.failures, len(BACKOFF_NS)) - 1]

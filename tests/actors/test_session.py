@@ -217,3 +217,10 @@ def test_the_engines_death_ends_the_session() -> None:
     rig, _, _ = attached()
     one(rig.done(WatchProcess), Bye, BOSS)
     assert rig.stop == ""
+
+
+def test_a_client_that_attaches_again_copies_nothing_any_more() -> None:
+    rig, actor, lease = leased()
+    assert load(rig, lease).status is Status.OK and actor.copies
+    rig.ask(CLIENT_7, ATTACH)
+    assert not actor.copies and not actor.leases
