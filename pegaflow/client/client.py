@@ -377,10 +377,8 @@ class Client:
             self._pidfd = -1  # another pid namespace, or dead already: its silence will tell
 
     def _hang_up(self) -> None:
-        if self._link is not None:
-            self._poller.unregister(self._link)
-            self._link.close(linger=0)
-            self._link = None
+        self._close(self._link)
+        self._link = None
         if self._pidfd >= 0:
             self._poller.unregister(self._pidfd)
             os.close(self._pidfd)
@@ -388,9 +386,7 @@ class Client:
 
     def _to_desk(self, envelope: Envelope) -> None:
         """A new socket per question: the service may have restarted under the same path."""
-        if self._desk is not None:
-            self._poller.unregister(self._desk)
-            self._desk.close(linger=0)
+        self._close(self._desk)
         self._desk = self._socket(self._endpoint)
         self._send(self._desk, envelope)
 
@@ -398,6 +394,13 @@ class Client:
         socket = place.dealer(self._context, endpoint, self._machine.me.address)
         self._poller.register(socket, zmq.POLLIN)
         return socket
+
+    def _close(self, socket: "zmq.Socket[bytes] | None") -> None:
+        """Close a link and forget what waited for it."""
+        if socket is not None:
+            self._unsent = [kept for kept in self._unsent if kept[0] is not socket]
+            self._poller.unregister(socket)
+            socket.close(linger=0)
 
     def _send(self, socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:
         """Send, or keep it until the peer is connected; its question has a deadline anyway."""
@@ -415,10 +418,7 @@ class Client:
         unsent, self._unsent = self._unsent, []
         self._poller.modify(socket, zmq.POLLIN)
         for target, envelope in unsent:
-            if target is socket:
-                self._send(socket, envelope)
-            elif not target.closed:
-                self._unsent.append((target, envelope))
+            self._send(target, envelope)
 
     def _woken(self) -> bool:
         try:

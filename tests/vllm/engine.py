@@ -10,6 +10,7 @@ since the start of the engine.
 The model computes in float32: in bfloat16 the output depends on which requests share a step.
 """
 
+import faulthandler
 import json
 import os
 import random
@@ -20,6 +21,9 @@ from typing import Any
 
 VOCABULARY = 1024
 PATIENCE_S = 30.0
+BATCH_S = 90.0
+"""A batch takes a few seconds; beyond this a request hangs, and all stacks are printed."""
+
 METRICS = {
     "queries": "vllm:external_prefix_cache_queries",
     "external": "vllm:external_prefix_cache_hits",
@@ -99,7 +103,9 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
         engine.add_request(str(index), {"prompt_token_ids": tokens}, how)
     outs = []
     steps = 0
+    until = time.monotonic() + BATCH_S
     while engine.has_unfinished_requests():
+        assert time.monotonic() < until, f"{len(options.lengths) - len(outs)} requests hang"
         outs += [out for out in engine.step() if out.finished]
         steps += 1
         if steps == options.abort_after:
@@ -145,7 +151,9 @@ def main() -> None:
         asked = Options(**{**vars(options), **json.loads(line or "{}")})
         if asked.reset:
             assert llm.reset_prefix_cache()
+        faulthandler.dump_traceback_later(BATCH_S - 5)
         say(batch(llm, asked))
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Engine:
         fault.write_text("")
         self.fault = fault
         self._log = log
-        with log.open("wb") as err:
+        with log.open("ab") as err:
             self._process = subprocess.Popen(
                 command,
                 env=env,
@@ -55,10 +55,12 @@ class Engine:
 
     def _answer(self) -> Answer:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("RESULT "):
-                parsed: Answer = json.loads(line[7:])
-                return parsed
+        with self._log.open("a") as log:
+            for line in self._process.stdout:
+                if line.startswith("RESULT "):
+                    parsed: Answer = json.loads(line[7:])
+                    return parsed
+                log.write(line)
         raise AssertionError(self._log.read_text()[-4000:])
 
     def run(self, fault: str = "", **options: Any) -> Answer:
