@@ -166,6 +166,9 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         reason=chosen.reason,
         incarnation=house.supervisor,
     )
+    unpinned = poolsize.pin_note(chosen.size)
+    if unpinned:
+        log.info("memlock_limit", why=unpinned)
     try:
         why = loop.run()
     finally:

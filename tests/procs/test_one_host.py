@@ -205,3 +205,28 @@ def test_engines_that_differ_in_their_hash_seed_alone_are_told(service: Service)
     assert made[1].lookup(keys(4, seed=6)).blocks == 0
     for client in made:
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--pool-size", "100TiB"], "does not fit"),
+        (["--pool-size", "1MiB"], "pool"),
+        (["--run-dir", "/tmp/" + 120 * "long"], "--run-dir"),
+        (["--pool-size", "plenty"], "plenty"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_1(
+    tmp_path: Path, flags: list[str], line: str
+) -> None:
+    command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert line in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_memlock_limit_is_told_in_one_line(tmp_path: Path) -> None:
+    service = Service(tmp_path / "run")
+    service._command = ["bash", "-c", 'ulimit -l 64; exec "$0" "$@"', *service._command]
+    with service:
+        assert service.log().count("only 64 KiB may be locked") == 1
