@@ -32,6 +32,12 @@ from pegaflow.wire.values import SUPERVISOR, Address
 SHM = Path("/dev/shm")
 
 
+def shm_stem(run_dir: Path) -> str:
+    """What the names of all files in shared memory of this run directory's service begin with."""
+    run = hashlib.blake2b(str(run_dir).encode(), digest_size=6).hexdigest()
+    return f"pegaflow-{os.getuid()}-{run}"
+
+
 class _House:
     """The supervisor's jobs."""
 
@@ -44,8 +50,7 @@ class _House:
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
         self._files: tuple[SharedFile, SharedFile] | None = None
         self._ledger: Ledger | None = None
-        run = hashlib.blake2b(str(settings.run_dir).encode(), digest_size=6).hexdigest()
-        self._stem = f"pegaflow-{os.getuid()}-{run}"
+        self._stem = shm_stem(settings.run_dir)
 
     def adopt_counter(self) -> None:
         """Go on counting incarnations where an earlier life stopped; then clear its files."""

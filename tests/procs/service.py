@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.client import Client, inspect
+from pegaflow.serve import shm_stem
 from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.layout import LayerLayout, Layout
 
@@ -149,6 +150,8 @@ class Service:
             finally:
                 if self._process.poll() is None:
                     self.kill()
+        for path in Path("/dev/shm").glob(f"{shm_stem(self.run_dir)}.*"):
+            path.unlink()  # of a life that was killed; the next one here would do it
 
 
 class Engine:
