@@ -79,6 +79,8 @@ def inspect(endpoint: str | None = None, timeout: float = 2.0) -> Report | None:
     """The state of the group behind a front desk; None if nobody answers in time."""
     me = new_address()
     with zmq.Context() as context, dealer(context, as_url(endpoint), me) as socket:
+        if not socket.poll(int(timeout * 1000), zmq.POLLOUT):
+            return None
         socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))
         if not socket.poll(int(timeout * 1000)):
             return None

@@ -230,3 +230,10 @@ def test_a_memlock_limit_is_told_in_one_line(tmp_path: Path) -> None:
     service._command = ["bash", "-c", 'ulimit -l 64; exec "$0" "$@"', *service._command]
     with service:
         assert service.log().count("only 64 KiB may be locked") == 1
+
+
+def test_status_without_a_service_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pegaflow", "status", "--run-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pegaflow: no service answers in")
