@@ -101,7 +101,7 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
     engine = llm.llm_engine
     for index, tokens in enumerate(prompts(options)):
         engine.add_request(str(index), {"prompt_token_ids": tokens}, how)
-    outs = []
+    outs: list[Any] = []
     steps = 0
     until = time.monotonic() + BATCH_S
     while engine.has_unfinished_requests():
