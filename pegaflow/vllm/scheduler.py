@@ -27,8 +27,9 @@ STEP_BUDGET_S = 0.0002
 POLL_EVERY_S = 0.05
 """A step that waits for no answer looks at the connection this often: a look costs 0.1 ms."""
 
-CONNECT_S = 0.25
-"""Once, while the engine starts: five times what an attach may take. Later nothing waits for it."""
+CONNECT_S = 1.0
+"""Once, while the engine starts, which takes far longer: its first requests should not all miss.
+Later nothing waits for a connection."""
 
 
 @dataclass

@@ -61,6 +61,7 @@ class Engine:
                     parsed: Answer = json.loads(line[7:])
                     return parsed
                 log.write(line)
+                log.flush()
         raise AssertionError(self._log.read_text()[-4000:])
 
     def run(self, fault: str = "", **options: Any) -> Answer:
