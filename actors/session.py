@@ -244,6 +244,9 @@ class Session(Child):
             )
         saves.index, saves.allocator = self.peer(INDEX), self.peer(ALLOCATOR)
         saves.offset_of = lambda page: geometry.offset(page, page_size)
+        if self.saves is not None and self.saves.namespace != namespace:
+            for number in list(self.leases):  # blocks of another layout: never into this one
+                effects += self._end_lease(number)
         self.saves = saves
         self.rank.attached = Attached(
             self.welcome.pool_path, self.welcome.pool_bytes, path, slots, page_size, namespace
@@ -269,8 +272,10 @@ class Session(Child):
                 return [Reply(sender, Found(Status.OK, 0, 0))]
             self.leased_upto = max(self.leased_upto, answer.number)
             self.leases[answer.number] = _Lease(answer.pages, now)
-            if sender.address not in self.clients:
-                return self._end_lease(answer.number)
+            other = self.saves is None or self.saves.namespace != ask.namespace
+            if other or sender.address not in self.clients:
+                miss = Reply(sender, Found(Status.OK, 0, 0))
+                return [miss, *self._end_lease(answer.number)]
             return [Reply(sender, Found(Status.OK, answer.number, len(answer.pages)))]
 
         self.counts["blocks_asked"] += len(msg.keys)

@@ -224,3 +224,14 @@ def test_a_client_that_attaches_again_copies_nothing_any_more() -> None:
     assert load(rig, lease).status is Status.OK and actor.copies
     rig.ask(CLIENT_7, ATTACH)
     assert not actor.copies and not actor.leases
+
+
+def test_leases_of_another_layout_end_when_it_changes() -> None:
+    """A lease found under one layout must never be loaded into blocks of another."""
+    rig, actor, lease = leased()
+    late = one(rig.ask(CLIENT_8, Lookup(KEYS[:2])), Find, IDX)
+    rig.ask(CLIENT_7, replace(ATTACH, layout=replace(LAYOUT, dtype="other")))
+    sent = rig.done(OpenBounce, note="/dev/shm/other")
+    assert said(sent, to_index.Release, IDX).number == lease and not actor.leases
+    sent = rig.answer(late, Held(6, 1, (0, 1)))
+    assert said(sent, to_index.Release, IDX).number == 6 and not actor.leases
