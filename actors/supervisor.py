@@ -171,7 +171,7 @@ class Supervisor(Actor):
 
     def check(self) -> None:
         """One living process per core name; a session serves one engine."""
-        names = [a.name for a, k in self.kids.items() if SPECS[a.name].core and k.state != "dead"]
+        names = [a.name for a in self.kids if SPECS[a.name].core]
         assert len(names) == len(set(names)), names
         engines = [k.engine for k in self.kids.values() if k.engine and not k.killed]
         assert len(engines) == len(set(engines)), engines
