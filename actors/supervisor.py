@@ -1,4 +1,4 @@
-"""The supervisor: spawns, watches, restarts; and the front desk where an engine finds its session.
+"""The supervisor: spawns, watches, restarts.  frontdesk.py is its half that engines talk to.
 
 A pure actor like the others: processes are started and killed by jobs, their deaths come as Exited
 (their pidfd fired) and signals as Stopping.  Rules:
@@ -10,13 +10,9 @@ A pure actor like the others: processes are started and killed by jobs, their de
   a new pool.
 * A child silent for SILENT_NS is killed.  If the supervisor itself wakes late, it was stopped too:
   then all silence clocks start again.
-* An engine that asks twice gets the same session.  An engine id whose session belongs to another
-  generation gets a new session once the old one is proven dead; while the old engine's process
-  lives, the newcomer is refused, so two engines cannot supersede each other for ever.
 * Drain: sessions first, then the core; whoever is left after DRAIN_NS is killed.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
 from pegaflow.roster import ROSTER, SPECS
@@ -29,31 +25,25 @@ from pegaflow.wire.control import (
     Gone,
     Hello,
     Inspect,
-    Neighbour,
     OpenSession,
     ProcessRow,
     Refused,
     Report,
-    Serve,
-    Serving,
-    SessionAt,
     Welcome,
 )
 from pegaflow.wire.jobs import Done, Exited, Kill, MakePool, NextIncarnation, Spawn, Stopping
-from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, Address
 
-from .actor import MS, Actor, Ask, Do, Effect, Note, Reply, Send, Sender, Stop
+from .actor import MS, Actor, Do, Effect, Note, Reply, Send, Sender, Stop
+from .frontdesk import FrontDesk
+from .kids import Kid, neighbour, who
 
 TICK_NS = 250 * MS
 """How often silence and back-off are looked at."""
 
 LATE_NS = 1000 * MS
 """Waking so much later than planned means that we were stopped ourselves."""
-
-SERVE_NS = 1000 * MS
-"""Patience with a spare that is given an engine: it is idle and answers in microseconds."""
 
 BACKOFF_NS = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
 """Delay before the nth restart in a row: a crash at start must not become a fork bomb."""
@@ -64,33 +54,8 @@ CALM_NS = 30_000 * MS
 DRAIN_NS = 2500 * MS
 """Time for a drain; with the kill after it the group is gone within five seconds."""
 
-OPENS_MAX = 256
-"""Engines waiting for a session at once."""
-
 START_NS = 20_000 * MS
 """Patience with a child that has not said Hello: imports on a loaded machine take seconds."""
-
-
-@dataclass(slots=True)
-class Kid:
-    """One life of one child."""
-
-    address: Address
-    state: str = "starting"  # starting, up, spare, serving, draining
-    pid: int = 0
-    endpoint: str = ""
-    born: int = 0
-    heard: int = 0  # last sign of life
-    killed: bool = False
-    engine: str = ""  # sessions
-    opener: OpenSession | None = None  # sessions: what it was opened with
-    counters: tuple[Counter, ...] = ()
-
-
-@dataclass(slots=True)
-class _Open:
-    sender: Sender
-    msg: OpenSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +87,7 @@ class Supervisor(Actor):
         self.kids: dict[Address, Kid] = {}  # every life that is not proven dead, in order of birth
         self.rows = {spec.name: _Row() for spec in ROSTER}
         self.pool: Welcome | None = None  # None while a pool is being made
-        self.opens: deque[_Open] = deque()  # engines that wait for a spare
+        self.desk = FrontDesk(self.kids, self._kill, self._restaff)
         self.state = "starting"  # starting, up, regrouping, draining, killing
         self.started = 0
         self.next_tick = 0
@@ -160,21 +125,18 @@ class Supervisor(Actor):
             if now - kid.heard > patience and not kid.killed:
                 self.counts["silent_killed"] += 1
                 silent = ("silent_ms", (now - kid.heard) // MS)
-                effects.append(Note("child_silent", (*_who(kid), silent), "warning"))
+                effects.append(Note("child_silent", (*who(kid), silent), "warning"))
                 effects += self._kill(kid)
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
-        expired = [o for o in self.opens if o.sender.deadline and o.sender.deadline <= now]
-        for open_ in expired:
-            self.opens.remove(open_)
+        self.desk.expire(now)
         return effects + self._staff(now)
 
     def check(self) -> None:
-        """One living process per core name; a session serves one engine."""
+        """One living process per core name."""
         names = [a.name for a in self.kids if SPECS[a.name].core]
         assert len(names) == len(set(names)), names
-        engines = [k.engine for k in self.kids.values() if k.engine and not k.killed]
-        assert len(engines) == len(set(engines)), engines
+        self.desk.check()
 
     def _make_pool(self, now: int) -> list[Effect]:
         self._pools += 1
@@ -202,7 +164,7 @@ class Supervisor(Actor):
         for spec in ROSTER:
             here = [k for k in self.kids.values() if k.address.name == spec.name]
             idle = [k for k in here if spec.core or k.state in ("starting", "spare")]
-            wanted = 1 if spec.core else self.plan.spares + len(self.opens)
+            wanted = 1 if spec.core else self.plan.spares + len(self.desk.opens)
             if len(idle) < wanted and now >= self.rows[spec.name].not_before:
                 return self._spawn(spec.name)
         if self.state == "starting" and self._ready():
@@ -243,12 +205,12 @@ class Supervisor(Actor):
             if not other.endpoint or other is kid:
                 continue
             if other.address.name in SPECS[kid.address.name].hears_of:
-                effects.append(Send(kid.address, _neighbour(other)))
+                effects.append(Send(kid.address, neighbour(other)))
             if kid.address.name in SPECS[other.address.name].hears_of:
-                effects.append(Send(other.address, _neighbour(kid)))
+                effects.append(Send(other.address, neighbour(kid)))
         if self.state == "draining":
             effects.append(Send(kid.address, Drain()))
-        return effects + self._serve_opens(now) + self._staff(now)
+        return effects + self._restaff(now)
 
     def _on_beat(self, sender: Sender, msg: Beat, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
@@ -272,7 +234,7 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             return effects + self._drain_on()
         level = "info" if kid.state == "draining" and not msg.code else "warning"
-        effects.append(Note("child_gone", (*_who(kid), ("code", msg.code)), level))
+        effects.append(Note("child_gone", (*who(kid), ("code", msg.code)), level))
         return effects + self._lost(kid, now)
 
     def _lost(self, kid: Kid, now: int) -> list[Effect]:
@@ -288,89 +250,22 @@ class Supervisor(Actor):
             self.state = "regrouping"
             self.pool = None
             self.counts["regroups"] += 1
-            effects: list[Effect] = [Note("regrouping", _who(kid), "error"), *self._kill_all()]
+            effects: list[Effect] = [Note("regrouping", who(kid), "error"), *self._kill_all()]
         else:
             effects = []
         if self.state == "regrouping" and not self.kids and not self._spawning:
             return effects + self._make_pool(now)
-        return effects + self._serve_opens(now) + self._staff(now)
+        return effects + self._restaff(now)
 
     def _on_open(self, sender: Sender, msg: OpenSession, now: int) -> list[Effect]:
-        if len(msg.generation) != 16 or not msg.engine or not 16 <= len(msg.namespace) <= 64:
-            why = "an engine id, a generation of 16 bytes and a namespace of 16..64 are needed"
-            return [Reply(sender, Refused(Status.BAD_REQUEST, why))]
         if self.state in ("draining", "killing"):
             return [Reply(sender, Refused(Status.DRAINING, "the service is stopping"))]
-        if len(self.opens) >= OPENS_MAX:
-            return [Reply(sender, Refused(Status.BUSY, "too many engines wait for a session"))]
-        self.opens.append(_Open(sender, msg))
-        return self._serve_opens(now) + self._staff(now)
+        return self.desk.open(sender, msg) + self._restaff(now)
 
-    def _serve_opens(self, now: int) -> list[Effect]:
-        effects: list[Effect] = []
-        if not self._ready():
-            return effects
-        waiting, self.opens = self.opens, deque()
-        for open_ in waiting:
-            effects += self._serve_open(open_, now)
-        return effects
-
-    def _serve_open(self, open_: _Open, now: int) -> list[Effect]:
-        msg = open_.msg
-        kid = next((k for k in self.kids.values() if k.engine == msg.engine), None)
-        if kid is not None:
-            assert kid.opener is not None
-            if kid.killed or kid.state == "draining":
-                self.opens.append(open_)  # until the old one is proven dead
-                return []
-            if kid.opener.generation != msg.generation:
-                why = f"engine id {msg.engine!r} is in use by the living process {kid.opener.pid}"
-                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
-            if (kid.opener.namespace, kid.opener.probe) != (msg.namespace, msg.probe):
-                why = f"engine id {msg.engine!r} is open with another model or configuration"
-                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
-            if kid.state == "assigned":
-                self.opens.append(open_)  # until it has said Serving
-                return []
-            return [Reply(open_.sender, self._session_at(kid))]
-        spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
-        if spare is None:
-            self.opens.append(open_)
-            return []
-        return self._assign(spare, open_, now)
-
-    def _assign(self, spare: Kid, open_: _Open, now: int) -> list[Effect]:
-        msg = open_.msg
-        spare.engine, spare.opener, spare.state = msg.engine, msg, "assigned"
-
-        def serving(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, Serving) and not spare.killed:
-                spare.state = "serving"
-                effects: list[Effect] = [
-                    Note("engine_opened", _who(spare)),
-                    Reply(open_.sender, self._session_at(spare)),
-                ]
-                return effects + self._serve_opens(now) + self._staff(now)
-            self.opens.append(open_)
-            return self._kill(spare) + self._staff(now)
-
-        serve = Serve(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe)
-        return [Ask(spare.address, serve, now + SERVE_NS, serving)]
-
-    def _session_at(self, kid: Kid) -> SessionAt:
-        """The answer to an engine, with a word on a twin that hashes otherwise."""
-        mine = kid.opener
-        assert mine is not None
-        for other in self.kids.values():
-            its = other.opener
-            if its and its.namespace == mine.namespace and its.probe != mine.probe:
-                advice = (
-                    f"engines {mine.engine!r} and {its.engine!r} run the same model with different "
-                    "hash seeds, so they will never share a block: start both with the same "
-                    "PYTHONHASHSEED"
-                )
-                return SessionAt(kid.address, kid.endpoint, kid.pid, advice)
-        return SessionAt(kid.address, kid.endpoint, kid.pid)
+    def _restaff(self, now: int) -> list[Effect]:
+        """Serve the engines that wait, then start what is missing."""
+        served = self.desk.serve(now) if self._ready() else []
+        return served + self._staff(now)
 
     def _kill(self, kid: Kid) -> list[Effect]:
         if kid.killed:
@@ -386,10 +281,7 @@ class Supervisor(Actor):
             self.state = "killing"
             return self._kill_all() + self._drain_on()
         self.state, self.drain_by = "draining", now + DRAIN_NS
-        refused = Refused(Status.DRAINING, "the service is stopping")
-        effects: list[Effect] = [Reply(o.sender, refused) for o in self.opens]
-        self.opens.clear()
-        return effects + self._drain_on()
+        return self.desk.close() + self._drain_on()
 
     def _drain_on(self) -> list[Effect]:
         """Sessions first, then the core; then stop."""
@@ -425,13 +317,3 @@ class Supervisor(Actor):
 
     def _counters(self) -> tuple[Counter, ...]:
         return tuple(Counter(k, v) for k, v in sorted(self.counts.items()))
-
-
-def _who(kid: Kid) -> tuple[tuple[str, str | int], ...]:
-    """A child in a line of the log."""
-    facts: tuple[tuple[str, str | int], ...] = (("child", str(kid.address)), ("pid", kid.pid))
-    return (*facts, ("engine", kid.engine)) if kid.engine else facts
-
-
-def _neighbour(kid: Kid) -> Neighbour:
-    return Neighbour(kid.address, kid.endpoint, kid.pid)

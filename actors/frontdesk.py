@@ -1,0 +1,143 @@
+"""The front desk: where an engine finds its session.  The supervisor's half that engines talk to.
+
+* An engine that asks twice gets the same session.
+* An engine id whose session belongs to another generation gets a new session once the old one is
+  proven dead; while the old engine's process lives, the newcomer is refused, so two engines cannot
+  supersede each other for ever.
+* Who finds no spare waits here, and the supervisor starts one spare more for each who waits.
+
+It looks at the supervisor's children and gives spares away; starting, killing and burying them is
+the supervisor's.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pegaflow.wire.control import OpenSession, Refused, Serve, Serving, SessionAt
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import Address
+
+from .actor import MS, Ask, Effect, Note, Reply, Sender
+from .kids import Kid, who
+
+SERVE_NS = 1000 * MS
+"""Patience with a spare that is given an engine: it is idle and answers in microseconds."""
+
+OPENS_MAX = 256
+"""Engines waiting for a session at once."""
+
+
+@dataclass(slots=True)
+class _Open:
+    sender: Sender
+    msg: OpenSession
+
+
+class FrontDesk:
+    """Gives sessions to engines.  `kill` ends a child, `changed` is said after a spare is taken."""
+
+    def __init__(
+        self,
+        kids: dict[Address, Kid],
+        kill: Callable[[Kid], list[Effect]],
+        changed: Callable[[int], list[Effect]],
+    ) -> None:
+        self.kids = kids  # the supervisor's own table
+        self.opens: deque[_Open] = deque()  # engines that wait for a session
+        self._kill = kill
+        self._changed = changed
+
+    def open(self, sender: Sender, msg: OpenSession) -> list[Effect]:
+        """An engine asks: refuse it at once, or let it wait for `serve`."""
+        if len(msg.generation) != 16 or not msg.engine or not 16 <= len(msg.namespace) <= 64:
+            why = "an engine id, a generation of 16 bytes and a namespace of 16..64 are needed"
+            return [Reply(sender, Refused(Status.BAD_REQUEST, why))]
+        if len(self.opens) >= OPENS_MAX:
+            return [Reply(sender, Refused(Status.BUSY, "too many engines wait for a session"))]
+        self.opens.append(_Open(sender, msg))
+        return []
+
+    def serve(self, now: int) -> list[Effect]:
+        """Answer everyone who can be answered now.  Only while the core is up."""
+        effects: list[Effect] = []
+        waiting = list(self.opens)
+        self.opens.clear()
+        for open_ in waiting:
+            effects += self._serve(open_, now)
+        return effects
+
+    def expire(self, now: int) -> None:
+        """Forget who has waited beyond its deadline: it does not listen any more."""
+        for open_ in [o for o in self.opens if o.sender.deadline and o.sender.deadline <= now]:
+            self.opens.remove(open_)
+
+    def close(self) -> list[Effect]:
+        """Refuse everyone who waits."""
+        refused = Refused(Status.DRAINING, "the service is stopping")
+        effects: list[Effect] = [Reply(o.sender, refused) for o in self.opens]
+        self.opens.clear()
+        return effects
+
+    def check(self) -> None:
+        """A session serves one engine."""
+        engines = [k.engine for k in self.kids.values() if k.engine and not k.killed]
+        assert len(engines) == len(set(engines)), engines
+
+    def _serve(self, open_: _Open, now: int) -> list[Effect]:
+        msg = open_.msg
+        kid = next((k for k in self.kids.values() if k.engine == msg.engine), None)
+        if kid is not None:
+            assert kid.opener is not None
+            if kid.killed or kid.state == "draining":
+                self.opens.append(open_)  # until the old one is proven dead
+                return []
+            if kid.opener.generation != msg.generation:
+                why = f"engine id {msg.engine!r} is in use by the living process {kid.opener.pid}"
+                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
+            if (kid.opener.namespace, kid.opener.probe) != (msg.namespace, msg.probe):
+                why = f"engine id {msg.engine!r} is open with another model or configuration"
+                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
+            if kid.state == "assigned":
+                self.opens.append(open_)  # until it has said Serving
+                return []
+            return [Reply(open_.sender, self._session_at(kid))]
+        spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
+        if spare is None:
+            self.opens.append(open_)
+            return []
+        return self._assign(spare, open_, now)
+
+    def _assign(self, spare: Kid, open_: _Open, now: int) -> list[Effect]:
+        msg = open_.msg
+        spare.engine, spare.opener, spare.state = msg.engine, msg, "assigned"
+
+        def serving(answer: Message, now: int) -> list[Effect]:
+            if isinstance(answer, Serving) and not spare.killed:
+                spare.state = "serving"
+                effects: list[Effect] = [
+                    Note("engine_opened", who(spare)),
+                    Reply(open_.sender, self._session_at(spare)),
+                ]
+                return effects + self._changed(now)
+            self.opens.append(open_)
+            return self._kill(spare) + self._changed(now)
+
+        serve = Serve(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe)
+        return [Ask(spare.address, serve, now + SERVE_NS, serving)]
+
+    def _session_at(self, kid: Kid) -> SessionAt:
+        """The answer to an engine, with a word on a twin that hashes otherwise."""
+        mine = kid.opener
+        assert mine is not None
+        for other in self.kids.values():
+            its = other.opener
+            if its and its.namespace == mine.namespace and its.probe != mine.probe:
+                advice = (
+                    f"engines {mine.engine!r} and {its.engine!r} run the same model with different "
+                    "hash seeds, so they will never share a block: start both with the same "
+                    "PYTHONHASHSEED"
+                )
+                return SessionAt(kid.address, kid.endpoint, kid.pid, advice)
+        return SessionAt(kid.address, kid.endpoint, kid.pid)

@@ -1,0 +1,33 @@
+"""What the supervisor knows of one life of one child."""
+
+from dataclasses import dataclass
+
+from pegaflow.wire.control import Counter, Neighbour, OpenSession
+from pegaflow.wire.values import Address
+
+
+@dataclass(slots=True)
+class Kid:
+    """One life of one child, from its spawn to its proven death."""
+
+    address: Address
+    state: str = "starting"  # starting, up, spare, assigned, serving, draining
+    pid: int = 0
+    endpoint: str = ""  # empty until it has said Hello
+    born: int = 0
+    heard: int = 0  # last sign of life
+    killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
+    engine: str = ""  # sessions
+    opener: OpenSession | None = None  # sessions: what it was opened with
+    counters: tuple[Counter, ...] = ()  # as of its last beat
+
+
+def who(kid: Kid) -> tuple[tuple[str, str | int], ...]:
+    """A child in a line of the log."""
+    facts: tuple[tuple[str, str | int], ...] = (("child", str(kid.address)), ("pid", kid.pid))
+    return (*facts, ("engine", kid.engine)) if kid.engine else facts
+
+
+def neighbour(kid: Kid) -> Neighbour:
+    """What others are told of it."""
+    return Neighbour(kid.address, kid.endpoint, kid.pid)
