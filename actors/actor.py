@@ -136,6 +136,11 @@ class Actor:
         entry = self._handlers.get(kind)
         return entry is not None and sender in entry[1]
 
+    def knows(self, sender: Address) -> bool:
+        """Whether frames of this life are heard.  Of our own name nobody's are: what the shell
+        informs us of comes in our own name, and through no socket."""
+        return sender.name != self.address.name
+
     def start(self, now: int) -> list[Effect]:
         """The first effects of this life."""
         return []

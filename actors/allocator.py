@@ -31,6 +31,9 @@ PRESSURE_NS = 500 * MS
 WAITING_MAX = 1024
 """Reservations that may wait at once: several per session of the largest host."""
 
+UNSTATED_MAX = 4096
+"""Grants that one holder has not stated yet: it states with each beat, some hundreds at most."""
+
 SCAN_PAGES = 4096
 """Pages whose records are looked at per beat, to mend a lost Freed: about 2 ms."""
 
@@ -130,21 +133,23 @@ class Allocator(Child):
     def _on_reserve(self, sender: Sender, msg: Reserve, now: int) -> list[Effect]:
         if sender.address in self._fenced:
             return []  # queued before its death
-        refusal = self._refusal(msg)
+        refusal = self._refusal(sender.address, msg)
         if refusal is not None:
             self.counts[f"reserve_{refusal.name.lower()}"] += 1
             return [Reply(sender, Reserved(refusal, 0, (), ()))]
         self._waiting.append(_Waiting(sender, msg.page_size, msg.count))
         return self._serve(now)
 
-    def _refusal(self, msg: Reserve) -> Status | None:
+    def _refusal(self, holder: Address, msg: Reserve) -> Status | None:
         if self.slab is None:
             return Status.NOT_READY
         if msg.page_size <= 0 or msg.page_size % 4096 or not 0 < msg.count:
             return Status.BAD_REQUEST
         if not self.slab.can_ever_fit(msg.page_size, msg.count):
             return Status.TOO_LARGE
-        return Status.BUSY if len(self._waiting) >= WAITING_MAX else None
+        unstated = len(self._unstated.get(holder, ()))
+        busy = len(self._waiting) >= WAITING_MAX or unstated >= UNSTATED_MAX
+        return Status.BUSY if busy else None
 
     def _serve(self, now: int) -> list[Effect]:
         """Serve whoever waits; press the index for what is missing."""
@@ -213,10 +218,11 @@ class Allocator(Child):
             return []
         holder = sender.address
         unstated = self._unstated.get(holder, {})
-        for number in [n for n in unstated if n <= msg.upto]:
-            del unstated[number]
         named = set(msg.pages)
         held = self.slab.held_by(holder)
+        for number, grant in list(unstated.items()):  # a page that came back was heard of too
+            if number <= msg.upto or any(held.get(page) != number for page in grant.pages):
+                del unstated[number]
         omitted = [p for p, n in held.items() if n <= msg.upto and p not in named]
         again: list[Effect] = [Send(holder, r) for r in unstated.values()]
         return again + self._leave_holder(holder, tuple(omitted))
@@ -235,12 +241,14 @@ class Allocator(Child):
         if self.slab is None or not pages:
             return []
         slab = self.slab
-        grants = {page: slab.grant_of(page) for page in pages}
+        grants = {p: g for p in pages if (g := slab.grant_of(p)) is not None and g[0] == holder}
+        if len(grants) < len(pages):
+            self.counts["pages_not_held"] += len(pages) - len(grants)
 
         def read(done: Done, now: int) -> list[Effect]:
             sealed = set(done.values)
             for page, grant in grants.items():
-                if grant is None or grant[0] != holder or slab.grant_of(page) != grant:
+                if slab.grant_of(page) != grant:
                     self.counts["pages_not_held"] += 1
                 elif page in sealed:
                     slab.leave(page)
@@ -248,7 +256,7 @@ class Allocator(Child):
                     slab.hand_back(page, holder)
             return self._serve(now)
 
-        return [Do(ReadRecords(pages), read)]
+        return [Do(ReadRecords(tuple(grants)), read)] if grants else []
 
     def _on_freed(self, sender: Sender, msg: Freed, now: int) -> list[Effect]:
         self.index = sender.address

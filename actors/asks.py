@@ -87,7 +87,7 @@ class Host:
     def deliver(self, envelope: Envelope, now: int, frames: list[bytes] | None = None) -> Step:
         """One envelope from a socket, and its frames if they are at hand (for the black box)."""
         e = envelope
-        if not self._is_me(e) or e.sender in self._gone:
+        if not self._is_me(e) or e.sender in self._gone or not self.actor.knows(e.sender):
             self.actor.counts["frames_of_other_lives"] += 1
             return Step()
         self._note(now, "frame", *(frames or pack(e)))

@@ -40,6 +40,13 @@ class Child(Actor):
         self.on(Gone, self._on_gone, SUPERVISOR)
         self.on(Drain, self._on_drain, SUPERVISOR)
 
+    def knows(self, sender: Address) -> bool:
+        """Our supervisor and those whom we dial are heard in the life that we know them by."""
+        if sender.name == SUPERVISOR:
+            return sender == self.supervisor
+        dialled = sender.name in self.DIALS
+        return super().knows(sender) and (not dialled or sender == self.peers.get(sender.name))
+
     def start(self, now: int) -> list[Effect]:
         """Say Hello to the supervisor."""
         self.next_beat = now + BEAT_NS

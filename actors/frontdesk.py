@@ -25,6 +25,15 @@ from .kids import Kid, who
 SERVE_NS = 1000 * MS
 """Patience with a spare that is given an engine: it is idle and answers in microseconds."""
 
+ENGINES_MAX = 256
+"""Engines of one host: eight devices, each shared by more than can be.  Each costs a process."""
+
+ENGINE_MAX = 256
+"""Characters of an engine id: it stands in log lines, messages and the state of the group."""
+
+NAMESPACE_MAX = 64
+"""Bytes of a namespace, and of a probe: a hash of whatever made it is enough."""
+
 OPENS_MAX = 256
 """Engines waiting for a session at once."""
 
@@ -51,11 +60,15 @@ class FrontDesk:
 
     def open(self, sender: Sender, msg: OpenSession) -> list[Effect]:
         """An engine asks: refuse it at once, or let it wait for `serve`."""
-        if len(msg.generation) != 16 or not msg.engine or not 16 <= len(msg.namespace) <= 64:
-            why = "an engine id, a generation of 16 bytes and a namespace of 16..64 are needed"
+        why = _fault(msg)
+        if why:
             return [Reply(sender, Refused(Status.BAD_REQUEST, why))]
         if len(self.opens) >= OPENS_MAX:
             return [Reply(sender, Refused(Status.BUSY, "too many engines wait for a session"))]
+        engines = {msg.engine} | {k.engine for k in self.kids.values() if k.engine}
+        if len(engines | {o.msg.engine for o in self.opens}) > ENGINES_MAX:
+            why = f"{ENGINES_MAX} engines are being served, and one service takes no more"
+            return [Reply(sender, Refused(Status.BUSY, why))]
         self.opens.append(_Open(sender, msg))
         return []
 
@@ -67,6 +80,10 @@ class FrontDesk:
         for open_ in waiting:
             effects += self._serve(open_, now)
         return effects
+
+    def waiting(self) -> int:
+        """Engines that wait; one that asked again waits once."""
+        return len({open_.msg.engine for open_ in self.opens})
 
     def expire(self, now: int) -> None:
         """Forget who has waited beyond its deadline: it does not listen any more."""
@@ -141,3 +158,16 @@ class FrontDesk:
                 )
                 return SessionAt(kid.address, kid.endpoint, kid.pid, advice)
         return SessionAt(kid.address, kid.endpoint, kid.pid)
+
+
+def _fault(msg: OpenSession) -> str:
+    """What is wrong with the question of an engine, in one line; '' if it is sound."""
+    if not 0 < len(msg.engine) <= ENGINE_MAX or not msg.engine.isprintable():
+        return f"an engine id of 1..{ENGINE_MAX} printable characters is needed"
+    if len(msg.generation) != 16:
+        return f"a generation of 16 bytes is needed, not of {len(msg.generation)}"
+    if not 16 <= len(msg.namespace) <= NAMESPACE_MAX:
+        return f"a namespace of 16..{NAMESPACE_MAX} bytes is needed, not of {len(msg.namespace)}"
+    if len(msg.probe) > NAMESPACE_MAX:
+        return f"a probe of at most {NAMESPACE_MAX} bytes is needed, not of {len(msg.probe)}"
+    return ""

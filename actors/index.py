@@ -9,9 +9,15 @@ from collections.abc import Callable
 
 from pegaflow.cache.claims import ClaimTable
 from pegaflow.cache.eviction import Lru
-from pegaflow.cache.geometry import Geometry, slot_size
+from pegaflow.cache.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.cache.leases import Lease, LeaseTable
-from pegaflow.cache.ledger import Ledger, Record
+from pegaflow.cache.ledger import (
+    MAX_LENGTH,
+    MAX_SHARDS,
+    NAMESPACE_BYTES,
+    Ledger,
+    Record,
+)
 from pegaflow.cache.prefix_index import Block, PrefixIndex
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import Fenced, Hello, Neighbour
@@ -27,6 +33,7 @@ from pegaflow.wire.index import (
     Seal,
     Sealed,
 )
+from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, SUPERVISOR, Address
@@ -36,6 +43,12 @@ from .child import Child
 
 LEASES_MAX = 16384
 """Leases of one session: an engine has a few hundred requests at a time."""
+
+LEASED_MAX = 1 << 22
+"""Blocks in all leases of one session, each counted as often as it is leased: some 100 MB here."""
+
+CLAIMS_MAX = 8192
+"""Claims of one session: twice the saves that it may have open."""
 
 
 class Index(Child):
@@ -53,6 +66,7 @@ class Index(Child):
         super().__init__(address, supervisor, hello)
         self._open_ledger = open_ledger  # maps the file that Welcome names
         self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
+        self._geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex()
         self.order = Lru()  # exactly the blocks without a lease
         self.leases = LeaseTable()
@@ -82,6 +96,7 @@ class Index(Child):
         """Map the ledger."""
         assert self.welcome is not None
         self._ledger = self._open_ledger(self.welcome.ledger_path)
+        self._geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
         return []
 
     def wake_at(self) -> int | None:
@@ -130,7 +145,8 @@ class Index(Child):
         blocks = self.blocks.find(msg.namespace, msg.keys)
         self.counts["blocks_asked"] += len(msg.keys)
         self.counts["blocks_hit"] += len(blocks)
-        if not blocks or len(self.leases.held(sender.address)) >= LEASES_MAX:
+        leases, leased = self.leases.load(sender.address)
+        if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             return [Reply(sender, Held(0, 0, ()))]
         lease = self.leases.grant(sender.address, blocks, now)
         self.order.pin(blocks)
@@ -143,6 +159,8 @@ class Index(Child):
         return []
 
     def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
+        if self.claims.held(sender.address) >= CLAIMS_MAX:
+            return [Reply(sender, Claimed(0, ()))]
         get = self.blocks.get
         absent = [i for i, key in enumerate(msg.keys) if get(msg.namespace, key) is None]
         keys = [msg.keys[i] for i in absent]
@@ -156,12 +174,7 @@ class Index(Child):
 
     def _on_seal(self, sender: Sender, msg: Seal, now: int) -> list[Effect]:
         count = len(msg.keys)
-        if not (
-            len(msg.parents) == count
-            and msg.shards > 0
-            and len(msg.pages) == len(msg.stamps) == count * msg.shards
-            and len(set(msg.pages)) == len(msg.pages)
-        ):
+        if not self._makes_sense(msg):
             self.counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
         accepted = [i for i in range(count) if self._seal_one(sender.address, msg, i)]
@@ -170,6 +183,20 @@ class Index(Child):
         self.counts["blocks_sealed"] += len(accepted)
         status = Status.OK if len(accepted) == count else Status.STALE_CLAIM
         return [Reply(sender, Sealed(status, tuple(accepted)))]
+
+    def _makes_sense(self, msg: Seal) -> bool:
+        """Whether the lists fit each other, and the numbers the ledger's records and the pool."""
+        count, size = len(msg.keys), msg.page_size
+        return (
+            len(msg.parents) == count
+            and 0 < msg.shards <= MAX_SHARDS
+            and len(msg.pages) == len(msg.stamps) == count * msg.shards
+            and len(set(msg.pages)) == len(msg.pages)
+            and len(msg.namespace) == NAMESPACE_BYTES
+            and 0 < msg.payload <= min(size, MAX_LENGTH)
+            and size % PAGE_ALIGN == 0
+            and all(self._geometry.holds(page, size) for page in msg.pages)
+        )
 
     def _seal_one(self, holder: Address, msg: Seal, at: int) -> bool:
         """Publish block `at` of a Seal; False if the claim does not cover it any more."""
@@ -182,7 +209,7 @@ class Index(Child):
         if not self.claims.owns(holder, msg.claim, msg.namespace, key):
             self.counts["seals_stale"] += 1
             return False
-        if any(self.blocks.by_page(p) is not None or not self._exists(p) for p in pages):
+        if any(self.blocks.by_page(p) is not None for p in pages):
             self.counts["seals_malformed"] += 1
             return False
         parent = self.blocks.get(msg.namespace, msg.parents[at])
@@ -218,15 +245,12 @@ class Index(Child):
     def _chain(self, namespace: bytes, key: bytes) -> list[Block]:
         """The resident chain that ends in this block, head first: its tail must go before its head,
         so adding to a chain makes all of it young again."""
-        chain: list[Block] = []
+        chain: dict[Block, None] = {}
         block = self.blocks.get(namespace, key)
-        while block is not None and len(chain) < LIST_MAX:
-            chain.append(block)
+        while block is not None and block not in chain and len(chain) < LIST_MAX:
+            chain[block] = None
             block = self.blocks.get(namespace, block.parent)
-        return chain[::-1]
-
-    def _exists(self, page: int) -> bool:
-        return page < self.ledger.records
+        return list(reversed(chain))
 
     def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
         """Mend lost releases and lost grants of a session."""
@@ -247,8 +271,7 @@ class Index(Child):
 
     def _coldest_extent(self, page_size: int) -> list[Block]:
         """Every evictable block of the extent that another page size has used longest ago."""
-        assert self.welcome is not None
-        geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
+        geometry = self._geometry
         extent = self.order.coldest_extent(page_size, geometry.extent_of)
         if extent is None:
             return []

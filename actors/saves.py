@@ -34,6 +34,9 @@ INDEX_NS = 1000 * MS
 SAVES_MAX = 4096
 """Open saves of one session: an engine step has at most one per running request."""
 
+KEYS_MAX = 1 << 20
+"""Keys of all open saves: more blocks than an engine has, and some 100 MB of our memory."""
+
 BATCH_BLOCKS = 64
 """Blocks per Take: large enough to hide a round trip, small enough to share the slots."""
 
@@ -77,6 +80,7 @@ class Saves:
         self.granted_upto = 0  # newest grant number we have seen
         self.claimed_upto = 0  # newest claim number we have seen
         self.saves: dict[tuple[Address, int], _Save] = {}  # open ones by client and its number
+        self._keys = 0  # of all open saves together
         self._batch = 0  # newest batch number
         self._hungry: deque[tuple[tuple[Address, int], int]] = deque()  # kept batches without pages
         self._reserving = False
@@ -93,6 +97,7 @@ class Saves:
     def check(self) -> None:
         """Slots and pages add up."""
         used = [s for save in self.saves.values() for b in save.batches.values() for s in b.slots]
+        assert self._keys == sum(len(save.msg.keys) for save in self.saves.values())
         assert not set(self.stock) & set(self.filling)
         assert not set(self.free_slots) & set(used)
         assert len(set(self.free_slots)) == len(self.free_slots) <= self.slots
@@ -110,8 +115,9 @@ class Saves:
         key = (sender.address, msg.save)
         if key in self.saves or not msg.keys:
             return [Reply(sender, Saved(Status.BAD_REQUEST, 0, 0))]
-        if len(self.saves) >= SAVES_MAX:
+        if len(self.saves) >= SAVES_MAX or self._keys + len(msg.keys) > KEYS_MAX:
             return [Reply(sender, Saved(Status.BUSY, 0, 0))]
+        self._keys += len(msg.keys)
         save = self.saves[key] = _Save(sender, msg)
 
         def claimed(answer: Message, now: int) -> list[Effect]:
@@ -309,5 +315,6 @@ class Saves:
             return []
         if self.saves.pop((save.sender.address, save.msg.save), None) is None:
             return []
+        self._keys -= len(save.msg.keys)
         effects: list[Effect] = [Send(self.index, EndClaim(save.claim))] if save.claim else []
         return [*effects, Reply(save.sender, Saved(save.status, save.saved, save.known))]

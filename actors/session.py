@@ -54,8 +54,11 @@ SLOTS_MAX = 1024
 COPIES_MAX = 4096
 """Loads under way at once: an engine has one per request at most."""
 
-NAMESPACE_MAX = 64
-"""Bytes of an engine's namespace; it is hashed with the layout to 16."""
+LOOKUPS_MAX = 4096
+"""Lookups that the index has not answered: an engine has one per waiting request at most."""
+
+CLIENTS_MAX = 1024
+"""Clients of one engine: its scheduler and workers, and all that they were before a reconnect."""
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Session(Child):
         self.leased_upto = 0  # newest lease number we have seen
         self.copies: dict[int, tuple[Address, int]] = {}  # load under way -> client, lease
         self._copy = 0  # newest load number
+        self._lookups = 0  # asked of the index, without an end yet
         self.on(Serve, self._on_serve, SUPERVISOR)
         self.on(Attach, self._on_attach, CLIENT)
         self.on(Lookup, self._on_lookup, CLIENT)
@@ -175,8 +179,8 @@ class Session(Child):
         return [Do(WatchProcess(pid, started), dead)]
 
     def _on_attach(self, sender: Sender, msg: Attach, now: int) -> list[Effect]:
-        self.clients.add(sender.address)
-        refusal = self._fault(msg)
+        self._meet(sender.address)
+        refusal = self._fault(sender.address, msg)
         if refusal is not None:
             return [Reply(sender, refusal)]
         effects = self._watch(msg.pid, msg.started)
@@ -199,11 +203,19 @@ class Session(Child):
 
         return [*effects, Do(OpenBounce(slots, page_size), opened)]
 
-    def _fault(self, msg: Attach) -> Refused | None:
+    def _meet(self, client: Address) -> None:
+        """Know a client from now on, unless there are too many."""
+        if len(self.clients) < CLIENTS_MAX:
+            self.clients.add(client)
+
+    def _fault(self, client: Address, msg: Attach) -> Refused | None:
         if self.serve is None or self.welcome is None:
             return Refused(Status.NOT_READY, "the session has no engine yet")
         if self.peer(INDEX) == NOBODY or self.peer(ALLOCATOR) == NOBODY:
             return Refused(Status.NOT_READY, "index or allocator is not up yet")
+        full = len(self.watched) >= CLIENTS_MAX and (msg.pid, msg.started) not in self.watched
+        if full or client not in self.clients:
+            return Refused(Status.BUSY, f"{CLIENTS_MAX} clients have attached to this session")
         if msg.world != 1 or msg.rank != 0:
             why = f"rank {msg.rank} of {msg.world}: tensor parallel engines are not served yet"
             return Refused(Status.BAD_REQUEST, why)
@@ -260,11 +272,15 @@ class Session(Child):
         return [*effects, note, Reply(sender, self.rank.attached), *saves.refill(now)]
 
     def _on_lookup(self, sender: Sender, msg: Lookup, now: int) -> list[Effect]:
-        self.clients.add(sender.address)
+        self._meet(sender.address)
         if self.saves is None:
             return [Reply(sender, Found(Status.NOT_ATTACHED, 0, 0))]
+        if self._lookups >= LOOKUPS_MAX or sender.address not in self.clients:
+            return [Reply(sender, Found(Status.BUSY, 0, 0))]
+        self._lookups += 1
 
         def held(answer: Message, now: int) -> list[Effect]:
+            self._lookups -= 1
             if not isinstance(answer, Held):
                 status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
                 return [Reply(sender, Found(status, 0, 0))]
@@ -338,7 +354,9 @@ class Session(Child):
 
     def _on_leave(self, sender: Sender, msg: Leave, now: int) -> list[Effect]:
         client = sender.address
-        self.clients.discard(client)
+        if client not in self.clients:
+            return []
+        self.clients.remove(client)
         if not self.clients:
             return self.farewell()
         return self._forget(client, now)
@@ -353,7 +371,7 @@ class Session(Child):
         return effects
 
     def _on_ping(self, sender: Sender, msg: Ping, now: int) -> list[Effect]:
-        self.clients.add(sender.address)
+        self._meet(sender.address)
         return [Reply(sender, Pong())]
 
     def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:

@@ -164,7 +164,7 @@ class Supervisor(Actor):
         for spec in ROSTER:
             here = [k for k in self.kids.values() if k.address.name == spec.name]
             idle = [k for k in here if spec.core or k.state in ("starting", "spare")]
-            wanted = 1 if spec.core else self.plan.spares + len(self.desk.opens)
+            wanted = 1 if spec.core else self.plan.spares + self.desk.waiting()
             if len(idle) < wanted and now >= self.rows[spec.name].not_before:
                 return self._spawn(spec.name)
         if self.state == "starting" and self._ready():
@@ -196,8 +196,8 @@ class Supervisor(Actor):
 
     def _on_hello(self, sender: Sender, msg: Hello, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
-        if kid is None or self.pool is None:
-            return []
+        if kid is None or self.pool is None or kid.endpoint:
+            return []  # not ours, or it has said so before
         kid.heard, kid.endpoint, kid.pid = now, msg.endpoint, msg.pid
         kid.state = "up" if SPECS[sender.address.name].core else "spare"
         effects: list[Effect] = [Send(kid.address, self.pool)]
@@ -215,12 +215,14 @@ class Supervisor(Actor):
     def _on_beat(self, sender: Sender, msg: Beat, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
         if kid is not None:
-            kid.heard, kid.counters = now, msg.counters
+            kid.counters = msg.counters
+            if kid.state != "draining":  # it said Bye, or was told to: now it has to go
+                kid.heard = now
         return []
 
     def _on_bye(self, sender: Sender, msg: Bye, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
-        if kid is not None:
+        if kid is not None and kid.state != "draining":
             kid.heard, kid.state = now, "draining"
         return []
 

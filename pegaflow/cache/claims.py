@@ -105,6 +105,10 @@ class ClaimTable:
             self._drop(claim)
         return len(claims)
 
+    def held(self, holder: Hashable) -> int:
+        """How many open claims the holder has."""
+        return len(self._open.get(holder, ()))
+
     def __len__(self) -> int:
         return len(self._due)
 

@@ -47,6 +47,11 @@ class Geometry:
         assert 0 <= extent < self.extents and 0 <= slot < self.records_per_extent, (extent, slot)
         return extent * self.records_per_extent + slot
 
+    def holds(self, page: int, page_size: int) -> bool:
+        """Whether there is such a page in an extent that is cut into pages of this size."""
+        extent, slot = divmod(page, self.records_per_extent)
+        return 0 <= extent < self.extents and slot < self.pages_per_extent(page_size)
+
     def extent_of(self, page: int) -> int:
         return page // self.records_per_extent
 

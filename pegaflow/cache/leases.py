@@ -10,6 +10,7 @@ returns them; the caller unpins their blocks, and those that some other lease st
 pinned.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class LeaseTable:
     def __init__(self) -> None:
         self._leases: dict[Hashable, dict[int, Lease]] = {}  # holder -> number -> lease, ascending
         self._last: dict[Hashable, int] = {}  # highest number ever granted to each unfenced holder
+        self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
 
     def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
         """The caller pins the blocks."""
@@ -39,6 +41,7 @@ class LeaseTable:
         self._last[holder] = number
         lease = Lease(holder, number, tuple(blocks), now)
         self._leases.setdefault(holder, {})[number] = lease
+        self._blocks[holder] += len(lease.blocks)
         for block in lease.blocks:
             block.leases += 1
         return lease
@@ -68,19 +71,26 @@ class LeaseTable:
     def fence(self, holder: Hashable) -> list[Lease]:
         """The holder is proven dead: ends all it had. Its name is never heard again."""
         self._last.pop(holder, None)
-        leases = list(self._leases.pop(holder, {}).values())
+        leases = list(self._leases.get(holder, {}).values())
         for lease in leases:
-            self._end(lease)
+            self.release(holder, lease.number)
         return leases
 
     def held(self, holder: Hashable) -> list[Lease]:
         """The holder's leases, the oldest first."""
         return list(self._leases.get(holder, {}).values())
 
+    def load(self, holder: Hashable) -> tuple[int, int]:
+        """How many leases the holder has, and how many blocks they name together."""
+        return len(self._leases.get(holder, ())), self._blocks[holder]
+
     def __len__(self) -> int:
         return sum(map(len, self._leases.values()))
 
     def _end(self, lease: Lease) -> None:
+        self._blocks[lease.holder] -= len(lease.blocks)
+        if lease.holder not in self._leases:
+            del self._blocks[lease.holder]
         for block in lease.blocks:
             block.leases -= 1
             assert block.leases >= 0, block
@@ -94,5 +104,7 @@ class LeaseTable:
                 assert (lease.holder, lease.number) == (holder, number)
                 for block in lease.blocks:
                     counts[block] = counts.get(block, 0) + 1
+            assert self._blocks[holder] == sum(len(lease.blocks) for lease in held.values())
+        assert self._blocks.keys() == self._leases.keys()
         for block, count in counts.items():
             assert block.leases == count, (block, count)

@@ -27,6 +27,9 @@ MAX_KEY = 64
 
 NAMESPACE_BYTES = 16
 UUID_BYTES = 16
+MAX_SHARDS = (1 << 16) - 1
+MAX_LENGTH = (1 << 32) - 1
+"""The largest that the record has room for."""
 MAX_BOOT_ID = 36
 """Bytes of a boot id: Linux's is a UUID in text."""
 

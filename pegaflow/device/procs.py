@@ -24,7 +24,7 @@ def open_pidfd(pid: int, started: int) -> int | None:
     """A pidfd of exactly this process, readable once it is dead; None if it is dead already."""
     try:
         fd = os.pidfd_open(pid)
-    except OSError:
+    except (OSError, OverflowError):
         return None
     if start_ticks(pid) != started:
         os.close(fd)

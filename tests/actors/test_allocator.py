@@ -183,7 +183,7 @@ def test_a_stranger_cannot_return_pages() -> None:
     rig, actor = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages
     rig.tell(SESSION_5, Return(pages))
-    rig.done(ReadRecords)
+    assert not rig.wanted(ReadRecords)
     assert actor.gauges()["pool_held_bytes"] == PAGE
     assert rig.count("pages_not_held") == 1
 

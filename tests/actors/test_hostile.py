@@ -1,0 +1,246 @@
+"""What a broken client or session can say: each is refused with a status or counted, no more.
+
+Most of these were found by tests/fuzz; here each stands by itself.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from pegaflow.actors import allocator as allocator_module
+from pegaflow.actors import frontdesk, saves, session
+from pegaflow.actors import index as index_module
+from pegaflow.actors.actor import Sender
+from pegaflow.actors.frontdesk import ENGINE_MAX
+from pegaflow.cache.ledger import MAX_LENGTH, MAX_SHARDS
+from pegaflow.device.procs import open_pidfd
+from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.control import (
+    SILENT_NS,
+    Beat,
+    Bye,
+    Gone,
+    Hello,
+    OpenSession,
+    Refused,
+    Serve,
+    Welcome,
+)
+from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
+from pegaflow.wire.jobs import Exited, ReadRecords, Stopping
+from pegaflow.wire.message import Message
+from pegaflow.wire.session import Found, Leave, Lookup, Ping, Pong, Save, Saved
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
+
+from .rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, SESSION_4, one, said
+from .sessions import ATTACH, KEYS, attached, grant, serving, spare
+from .test_allocator import allocator, granted
+from .test_index import NS, claim, find, index, save, seal_of
+from .test_supervisor import OPEN, Group
+
+U64_MAX = (1 << 64) - 1
+
+
+# names
+
+
+@pytest.mark.parametrize("msg", [Stopping(), Exited(Address(INDEX, 3), 0)])
+def test_what_only_the_shell_says_comes_through_no_socket(msg: Message) -> None:
+    group = Group()
+    assert group.tell(BOSS, msg) == [] and group.tell(Address(SUPERVISOR, 9), msg) == []
+    assert group.count("frames_of_other_lives") == 2
+    assert group.boss.state == "up" and Address(INDEX, 3) in group.boss.kids
+
+
+def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None:
+    rig, actor, reserve = attached()
+    rig.tell(Address(SUPERVISOR, 9), Gone(IDX))
+    rig.tell(Address(SUPERVISOR, 9), Welcome("other", "other", 0, EXTENT, "run"))
+    rig.tell(Address(INDEX, 9), Held(7, 1, (0,)))
+    rig.tell(Address(ALLOC.name, 9), Reserved(Status.OK, 1, (5,), (6,)))
+    assert rig.count("frames_of_other_lives") == 4
+    assert actor.saves is not None and not actor.saves.stock and actor.leased_upto == 0
+    rig.answer(reserve, grant(1, 8))
+    assert len(actor.saves.stock) == 8
+
+
+# index
+
+
+def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
+    rig, actor = index()
+    good = seal_of(claim(rig, KEYS[:1]).number, KEYS[:1])
+    many = tuple(range(MAX_SHARDS + 1))
+    short = said(rig.ask(SESSION_4, Claim(b"short", KEYS[:1])), Claimed).number
+    for bad in (
+        replace(good, claim=short, namespace=b"short"),
+        replace(good, page_size=0),
+        replace(good, page_size=PAGE + 1),
+        replace(good, page_size=U64_MAX),
+        replace(good, page_size=EXTENT, pages=(1,)),
+        replace(good, payload=0),
+        replace(good, payload=PAGE + 1),
+        replace(good, page_size=2 * PAGE, payload=MAX_LENGTH + 1),
+        replace(good, shards=MAX_SHARDS + 1, pages=many, stamps=many),
+        replace(good, pages=(U64_MAX,)),
+    ):
+        assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ()), bad
+    assert rig.count("seals_malformed") == 10 and len(actor.blocks) == 0
+    assert said(rig.ask(SESSION_4, good), Sealed).positions == (0,)
+
+
+def test_a_chain_that_bites_its_tail_is_walked_once() -> None:
+    rig, actor = index()
+    one_, two = KEYS[:2]
+    for key, parent, page in ((one_, two, 0), (two, one_, 1)):
+        msg = replace(seal_of(claim(rig, (key,)).number, (key,), page), parents=(parent,))
+        assert said(rig.ask(SESSION_4, msg), Sealed).positions == (0,)
+    assert len(actor._chain(NS, one_)) == len(actor._chain(NS, two)) == 2
+
+
+def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "CLAIMS_MAX", 2)
+    monkeypatch.setattr(index_module, "LEASED_MAX", 4)
+    rig, _ = index()
+    save(rig, KEYS[:2])
+    assert find(rig, KEYS[:2]).number and find(rig, KEYS[:2]).number
+    assert find(rig, KEYS[:1]).pages == (), "four blocks are leased"
+    rig.tell(SESSION_4, Release(1))
+    assert len(find(rig, KEYS[:1]).pages) == 1
+    first = claim(rig, KEYS[2:3]).number
+    assert claim(rig, KEYS[3:4]).number
+    assert claim(rig, KEYS[4:5]) == Claimed(0, ())
+    rig.tell(SESSION_4, EndClaim(first))
+    assert claim(rig, KEYS[4:5]).number
+
+
+# allocator
+
+
+def test_pages_that_are_not_there_are_not_looked_up() -> None:
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages
+    rig.tell(SESSION_4, Return((U64_MAX, *pages, 1 << 40)))
+    assert rig.wanted(ReadRecords) == [ReadRecords(pages)]
+    assert rig.count("pages_not_held") == 2
+
+
+def test_a_grant_whose_pages_came_back_is_not_said_again() -> None:
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
+    rig.tell(SESSION_4, Return(pages[:1]))
+    rig.done(ReadRecords)
+    assert rig.tell(SESSION_4, Stock(0, pages[1:])) == []
+
+
+def test_who_never_states_is_granted_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator_module, "UNSTATED_MAX", 2)
+    rig, _ = allocator()
+    pages = [granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages[0] for _ in range(2)]
+    assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.BUSY
+    rig.tell(SESSION_4, Stock(2, tuple(pages)))
+    assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.OK
+
+
+# session
+
+
+def test_a_stranger_that_leaves_ends_no_session() -> None:
+    rig, _ = spare()
+    rig.tell(CLIENT_8, Leave())
+    assert rig.stop is None
+
+
+def test_clients_of_a_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "CLIENTS_MAX", 2)
+    rig, actor = serving()
+    rig.ask(CLIENT_7, Ping())
+    rig.ask(CLIENT_8, Ping())
+    late = Address(CLIENT, 9)
+    assert said(rig.ask(late, Ping()), Pong) and late not in actor.clients
+    assert said(rig.ask(late, ATTACH), Refused).status is Status.BUSY
+    rig.ask(CLIENT_7, ATTACH)
+    assert rig.ask(CLIENT_7, replace(ATTACH, pid=5)) == []
+    assert said(rig.ask(CLIENT_7, replace(ATTACH, pid=6)), Refused).status is Status.BUSY
+    assert rig.ask(CLIENT_7, replace(ATTACH, pid=5)) == [], "it is watched already"
+
+
+def test_lookups_without_an_answer_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LOOKUPS_MAX", 2)
+    rig, _, _ = attached()
+    first = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find, IDX)
+    rig.ask(CLIENT_7, Lookup(KEYS))
+    assert said(rig.ask(CLIENT_7, Lookup(KEYS)), Found) == Found(Status.BUSY, 0, 0)
+    rig.answer(first, Held(0, 0, ()))
+    one(rig.ask(CLIENT_7, Lookup(KEYS)), Find, IDX)
+
+
+def test_keys_of_open_saves_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saves, "KEYS_MAX", 5)
+    rig, _, _ = attached()
+    question = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim, IDX)
+    assert said(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Saved).status is Status.BUSY
+    assert said(rig.answer(question, Claimed(0, ())), Saved).known == 3
+    one(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Claim, IDX)
+
+
+# front desk and supervisor
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(OPEN, engine="x" * (ENGINE_MAX + 1)),
+        replace(OPEN, engine="two\nlines"),
+        replace(OPEN, probe=bytes(65)),
+        replace(OPEN, namespace=bytes(15)),
+        replace(OPEN, generation=b""),
+    ],
+)
+def test_opens_that_make_no_sense(bad: OpenSession) -> None:
+    refused = said(Group().open(bad), Refused)
+    assert refused.status is Status.BAD_REQUEST and "\n" not in refused.why
+
+
+def test_engines_of_one_service_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontdesk, "ENGINES_MAX", 2)
+    group = Group()
+    group.serve()
+    one(group.open(replace(OPEN, engine="second")), Serve)
+    refused = said(group.open(replace(OPEN, engine="third")), Refused)
+    assert refused.status is Status.BUSY
+    assert not [e for e in group.open() if isinstance(e.message, Refused)], "known ones are served"
+
+
+def test_who_asks_again_and_again_waits_once() -> None:
+    desk = Group().boss.desk
+    for question in range(1, 21):
+        assert desk.open(Sender(CLIENT_7, question), OPEN) == []
+    assert len(desk.opens) == 20 and desk.waiting() == 1
+
+
+def test_a_session_that_says_hello_again_stays_with_its_engine() -> None:
+    group = Group()
+    at = group.serve()
+    assert group.tell(at, Hello(1, 1, "ipc://elsewhere")) == []
+    assert group.boss.kids[at].state == "serving"
+    fresh = said(group.open(replace(OPEN, engine="other")), Serve)
+    assert fresh.engine == "other"
+
+
+def test_a_child_that_says_bye_and_stays_is_killed() -> None:
+    group = Group()
+    liar = group.now_living(INDEX)
+    group.tell(liar, Bye())
+    for _ in range(5):
+        group.wait(SILENT_NS // 4)
+        for child in list(group.living):
+            group.tell(child, Bye() if child == liar else Beat(()))
+    group.settle()
+    assert group.killed == [liar]
+
+
+@pytest.mark.parametrize("pid", [0, 1 << 31, 1 << 63, U64_MAX])
+def test_a_pid_that_cannot_be_is_a_dead_process(pid: int) -> None:
+    assert open_pidfd(pid, 1) is None
