@@ -20,7 +20,7 @@ from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import INDEX, SESSION, Address
+from pegaflow.wire.values import INDEX, LIST_MAX, SESSION, Address
 
 from .actor import MS, Ask, Do, Effect, Note, Reply, Send, Sender
 from .child import Child
@@ -143,7 +143,7 @@ class Allocator(Child):
     def _refusal(self, holder: Address, msg: Reserve) -> Status | None:
         if self.slab is None:
             return Status.NOT_READY
-        if msg.page_size <= 0 or msg.page_size % 4096 or not 0 < msg.count:
+        if msg.page_size <= 0 or msg.page_size % 4096 or not 0 < msg.count <= LIST_MAX:
             return Status.BAD_REQUEST
         if not self.slab.can_ever_fit(msg.page_size, msg.count):
             return Status.TOO_LARGE
@@ -198,7 +198,7 @@ class Allocator(Child):
                 return self._refuse_first(now)
             return self._free_void(answer.pages, pressure_over=True)
 
-        ask = Pressure(first.page_size, max(missing, 1), recut)
+        ask = Pressure(first.page_size, min(max(missing, 1), LIST_MAX), recut)
         return [Ask(self.index, ask, now + PRESSURE_NS, pressed)]
 
     def _refuse_first(self, now: int) -> list[Effect]:

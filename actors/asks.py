@@ -47,6 +47,9 @@ GONE_MAX = 4096
 INPUTS_MAX = 4096
 """Inputs kept for the black box: minutes of an idle actor, seconds of a busy one."""
 
+INPUTS_BYTES_MAX = 64 << 20
+"""Bytes of these inputs: room for all of them in everyday sizes, and for eight of the largest."""
+
 
 @dataclass(slots=True)
 class Step:
@@ -76,7 +79,8 @@ class Host:
         self._deadlines: SortedList = SortedList()  # (deadline, number), one per entry of _asks
         self._jobs: dict[int, Done_] = {}  # outstanding jobs
         self._gone: OrderedDict[Address, None] = OrderedDict()  # proven dead, oldest first
-        self.inputs: deque[tuple[int, str, bytes, bytes]] = deque(maxlen=INPUTS_MAX)  # black box
+        self.inputs: deque[tuple[int, str, bytes, bytes]] = deque()  # the last ones: black box
+        self._input_bytes = 0  # of heads and bodies in `inputs`
         self.input_count = 0  # inputs so far; more than len(inputs) means the start is lost
 
     def start(self, now: int) -> Step:
@@ -141,6 +145,7 @@ class Host:
     def check(self) -> None:
         """Assert every invariant of this half and of the actor."""
         assert len(self._deadlines) == len(self._asks) <= ASKS_MAX
+        assert self._input_bytes == sum(len(head) + len(body) for _, _, head, body in self.inputs)
         self.actor.check()
 
     def _is_me(self, e: Envelope) -> bool:
@@ -219,3 +224,7 @@ class Host:
     def _note(self, now: int, kind: str, head: bytes, body: bytes) -> None:
         self.inputs.append((now, kind, head, body))
         self.input_count += 1
+        self._input_bytes += len(head) + len(body)
+        while len(self.inputs) > INPUTS_MAX or self._input_bytes > INPUTS_BYTES_MAX:
+            _, _, head, body = self.inputs.popleft()
+            self._input_bytes -= len(head) + len(body)

@@ -142,7 +142,7 @@ class Index(Child):
         return [*effects, Send(msg.address, Freed(()))] if effects else []
 
     def _on_find(self, sender: Sender, msg: Find, now: int) -> list[Effect]:
-        blocks = self.blocks.find(msg.namespace, msg.keys)
+        blocks = _sayable(self.blocks.find(msg.namespace, msg.keys))
         self.counts["blocks_asked"] += len(msg.keys)
         self.counts["blocks_hit"] += len(blocks)
         leases, leased = self.leases.load(sender.address)
@@ -185,8 +185,12 @@ class Index(Child):
         return [Reply(sender, Sealed(status, tuple(accepted)))]
 
     def _makes_sense(self, msg: Seal) -> bool:
-        """Whether the lists fit each other, and the numbers the ledger's records and the pool."""
+        """Whether the lists fit each other, and the numbers the ledger's records and the pool.
+        Blocks of one namespace are cut alike: whoever loads them knows one page size."""
         count, size = len(msg.keys), msg.page_size
+        other = self.blocks.any_of(msg.namespace)
+        if other is not None and (other.page_size, len(other.pages)) != (size, msg.shards):
+            return False
         return (
             len(msg.parents) == count
             and 0 < msg.shards <= MAX_SHARDS
@@ -267,7 +271,7 @@ class Index(Child):
             victims = self.order.victims(msg.page_size, msg.count)
         if not victims:
             victims = self._coldest_extent(msg.page_size)
-        return [Reply(sender, Freed(tuple(p for b in victims for p in self._evict(b))))]
+        return [Reply(sender, Freed(tuple(p for b in _sayable(victims) for p in self._evict(b))))]
 
     def _coldest_extent(self, page_size: int) -> list[Block]:
         """Every evictable block of the extent that another page size has used longest ago."""
@@ -289,6 +293,11 @@ class Index(Child):
         self._resident_bytes -= len(block.pages) * slot_size(block.page_size)
         self.counts["blocks_evicted"] += 1
         return block.pages
+
+
+def _sayable(blocks: list[Block]) -> list[Block]:
+    """So many that one message can name their pages."""
+    return blocks[: LIST_MAX // len(blocks[0].pages)] if blocks else blocks
 
 
 def _held(lease: Lease) -> Held:

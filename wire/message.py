@@ -19,10 +19,15 @@ from typing import get_type_hints as hints_of
 
 import msgpack
 
-from .values import LIST_MAX, Address, Blob
+from .values import Address, Blob
 
 BODY_BYTES_MAX = 8 << 20
 """Largest body: a lookup of LIST_MAX keys of 64 bytes is 4 MiB."""
+
+ITEMS_MAX = 4096
+"""Most fields of a record, and records in a list: layers, processes and counters are far fewer.
+
+A decoder makes room for as many as are announced, at every depth, before the first has come."""
 
 TEXT_BYTES_MAX = 64 << 10
 """Longest string: paths, names and one-line reasons are far shorter."""
@@ -94,7 +99,7 @@ def decode(tag: int, body: bytes) -> Message:
 def unpack_array(data: bytes) -> tuple[Any, ...]:
     """One msgpack array and nothing after it, or WireError."""
     try:
-        raw = msgpack.unpackb(data, use_list=False, max_array_len=LIST_MAX, max_map_len=0)
+        raw = msgpack.unpackb(data, use_list=False, max_array_len=ITEMS_MAX, max_map_len=0)
     except (ValueError, msgpack.UnpackException, RecursionError) as err:
         raise WireError(f"not msgpack: {type(err).__name__}") from None
     if type(raw) is not tuple:

@@ -35,6 +35,10 @@ class PrefixIndex:
         table = self._tables.get(namespace)
         return table.get(key) if table else None
 
+    def any_of(self, namespace: bytes) -> Block | None:
+        """Some block of the namespace."""
+        return next(iter(self._tables.get(namespace, {}).values()), None)
+
     def find(self, namespace: bytes, keys: Sequence[bytes]) -> list[Block]:
         """The blocks of the longest leading run of keys that are all here."""
         table = self._tables.get(namespace)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors import allocator as allocator_module
-from pegaflow.actors import frontdesk, saves, session
+from pegaflow.actors import asks, frontdesk, saves, session
 from pegaflow.actors import index as index_module
 from pegaflow.actors.actor import Sender
 from pegaflow.actors.frontdesk import ENGINE_MAX
@@ -36,7 +36,7 @@ from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
 from .rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, SESSION_4, one, said
 from .sessions import ATTACH, KEYS, attached, grant, serving, spare
 from .test_allocator import allocator, granted
-from .test_index import NS, claim, find, index, save, seal_of
+from .test_index import NS, RECORDS, claim, find, index, press, save, seal_of
 from .test_supervisor import OPEN, Group
 
 U64_MAX = (1 << 64) - 1
@@ -65,6 +65,14 @@ def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None
     assert len(actor.saves.stock) == 8
 
 
+def test_large_frames_do_not_fill_the_black_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asks, "INPUTS_BYTES_MAX", 10_000)
+    rig, _, _ = attached()
+    for _ in range(20):
+        rig.ask(CLIENT_7, Lookup(tuple(n.to_bytes(32, "big") for n in range(100))))
+    assert len(rig.host.inputs) == 3, "the last ones"
+
+
 # index
 
 
@@ -88,6 +96,29 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ()), bad
     assert rig.count("seals_malformed") == 10 and len(actor.blocks) == 0
     assert said(rig.ask(SESSION_4, good), Sealed).positions == (0,)
+
+
+def test_blocks_of_one_namespace_are_cut_alike() -> None:
+    rig, _ = index()
+    save(rig, KEYS[:1])
+    good = seal_of(claim(rig, KEYS[1:2]).number, KEYS[1:2], first_page=RECORDS)
+    for bad in (
+        replace(good, page_size=2 * PAGE),
+        replace(good, shards=2, pages=(RECORDS, RECORDS + 1), stamps=(1, 2)),
+    ):
+        assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ())
+    assert said(rig.ask(SESSION_4, good), Sealed).positions == (0,)
+
+
+def test_no_answer_is_longer_than_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "LIST_MAX", 2)
+    rig, _ = index()
+    save(rig, KEYS[:4])
+    assert find(rig, KEYS[:4]).pages == (0, 1)
+    assert len(press(rig, 9)) == 2
+    monkeypatch.setattr(allocator_module, "LIST_MAX", 2)
+    rig, _ = allocator()
+    assert said(rig.ask(SESSION_4, Reserve(PAGE, 3)), Reserved).status is Status.BAD_REQUEST
 
 
 def test_a_chain_that_bites_its_tail_is_walked_once() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.wire import message as module
-from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError, decode, encode, message
+from pegaflow.wire.message import (
+    BODY_BYTES_MAX,
+    ITEMS_MAX,
+    Message,
+    WireError,
+    decode,
+    encode,
+    message,
+)
 from pegaflow.wire.session import Lookup
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import LIST_MAX
@@ -95,7 +104,7 @@ def test_mutated_bytes(msg: Message, data: st.DataObject) -> None:
 
 def test_hostile_shapes() -> None:
     deep = b"\x91" * 100_000 + b"\x90"
-    wide = msgpack.packb([0] * (LIST_MAX + 1))
+    wide = msgpack.packb([0] * (ITEMS_MAX + 1))
     claims_more = b"\xdd\xff\xff\xff\xff" + bytes(64)
     mapping = msgpack.packb([{1: 2}])
     extension = b"\x91" + msgpack.packb(msgpack.ExtType(5, b"x"))
@@ -104,6 +113,17 @@ def test_hostile_shapes() -> None:
     for body in (deep, wide, claims_more, mapping, extension, timestamp, bad_text, b"", b"\xc0"):
         with pytest.raises(WireError):
             decode(Lookup.TAG, body)
+
+
+def test_a_small_body_that_announces_much_takes_little_memory() -> None:
+    """Lists in lists, each announced as long as can be: 5 KB of them once took 80 MB."""
+    body = b"\xdd" + ITEMS_MAX.to_bytes(4, "big")
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        decode(Lookup.TAG, body * 1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 << 20
 
 
 def test_oversized_body() -> None:
