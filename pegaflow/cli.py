@@ -1,4 +1,4 @@
-"""The command line: `pegaflow serve | status | replay | demo | actor`.
+"""The command line: `pegaflow serve | status | config | replay | demo | actor`.
 
 Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command line was wrong.
 What only one command needs is imported by that command: every actor starts through this file.
@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ import typer
 
 from pegaflow import config, logs, rundir, sizes
 from pegaflow.errors import UserError
+from pegaflow.flags import with_settings
 from pegaflow.wire.control import Report
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+config_app = typer.Typer(help="What is set, and what the limits are.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
 
 RunDir = Annotated[
     str | None, typer.Option(help="Where sockets, lock and crash records are.", metavar="DIR")
@@ -32,34 +36,11 @@ RunDir = Annotated[
 
 
 @app.command()
-def serve(
-    run_dir: RunDir = None,
-    pool_size: Annotated[
-        str | None, typer.Option(help="Host memory of the pool, for example 30GiB.")
-    ] = None,
-    extent_size: Annotated[
-        str | None, typer.Option(help="Unit in which page sizes share the pool.")
-    ] = None,
-    spares: Annotated[
-        int | None, typer.Option(help="Sessions kept ready for the next engine.")
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, console, json.")] = None,
-    config_file: Annotated[
-        str | None, typer.Option("--config", help="A TOML file of settings.")
-    ] = None,
-) -> None:
+@with_settings
+def serve(flags: Mapping[str, object], config_file: str | None) -> None:
     """Run the cache service in the foreground (SIGINT or SIGTERM stops it)."""
     from pegaflow import serve as service
 
-    flags = {
-        "run_dir": run_dir,
-        "pool_size": pool_size,
-        "extent_size": extent_size,
-        "spares": spares,
-        "log_level": log_level,
-        "log_format": log_format,
-    }
     settings = config.load(flags, os.environ, config_file)
     logs.configure(settings.log_level, settings.log_format, actor="supervisor")
     logs.enable_faulthandler()
@@ -103,6 +84,32 @@ def status(
         print()
         return
     _show(report)
+
+
+@config_app.command("show")
+@with_settings
+def config_show(
+    flags: Mapping[str, object],
+    config_file: str | None,
+    *,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value is from.")] = False,
+    format: Annotated[str, typer.Option(help="table or json")] = "table",
+) -> None:
+    """Show the settings that `serve` would run with, given the same options."""
+    from pegaflow import inventory
+
+    settings, origins = config.trace(flags, os.environ, config_file)
+    inventory.show_settings(settings, origins, with_origin=origin, as_json=format == "json")
+
+
+@config_app.command("limits")
+def config_limits(
+    format: Annotated[str, typer.Option(help="table or json")] = "table",
+) -> None:
+    """Show every limit with its value and its reason."""
+    from pegaflow import inventory
+
+    inventory.show_limits(as_json=format == "json")
 
 
 @app.command()
@@ -183,7 +190,7 @@ def main() -> None:
         app()
     except UserError as err:
         print(f"pegaflow: {err}", file=sys.stderr)
-        raise SystemExit(UserError.exit_code) from None
+        raise SystemExit(err.exit_code) from None
 
 
 if __name__ == "__main__":

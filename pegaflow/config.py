@@ -1,7 +1,8 @@
 """Settings: file < environment < flag, each setting under one name everywhere.
 
 `pool_size` is `pool_size = "30GiB"` in the file, PEGAFLOW_POOL_SIZE in the environment and
-`--pool-size` on the command line.  The file is TOML and is read only when it is named (`--config`
+`--pool-size` on the command line: SETTINGS has them all, and the command line's options are made
+from it.  The file is TOML and is read only when it is named (`--config`
 or PEGAFLOW_CONFIG).  An unknown key is an error that names the nearest right one: a mistyped
 setting which is silently ignored costs an afternoon.
 """
@@ -24,8 +25,8 @@ PREFIX = "PEGAFLOW_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
-# More warm sessions than any host has engines would only eat memory.
 SPARES_MAX = 64
+"""More warm sessions than any host has engines would only eat memory."""
 
 # The connector's, which the engine reads, and our tests': no mistake in the same shell.
 _NOT_OURS = re.compile(r"CONFIG|ENDPOINT|MODE|TIMEOUT_MS|TEST_\w+")
@@ -49,30 +50,70 @@ class Settings:
     log_format: str = "auto"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One setting, wherever it is said."""
+
+    #: What was said, made a value; raises `UserError`.
+    parse: Callable[[object], object]
+    help: str
+    metavar: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from."""
+
+    #: default, file, environment or flag
+    kind: str
+    #: The file's path, the variable or the flag; empty for a default.
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class _Said:
+    where: str  # for an error: "spares in /etc/pegaflow.toml", "PEGAFLOW_SPARES", "--spares"
+    value: object
+    origin: Origin
+
+
 def load(
     flags: Mapping[str, object],
     env: Mapping[str, str],
     config: str | None = None,
 ) -> Settings:
     """The settings in force.  A flag that is None was not given; `config` is the --config flag."""
+    return trace(flags, env, config)[0]
+
+
+def trace(
+    flags: Mapping[str, object],
+    env: Mapping[str, str],
+    config: str | None = None,
+) -> tuple[Settings, dict[str, Origin]]:
+    """The settings in force as `load` gives them, and where each of them comes from."""
     path = config or env.get(f"{PREFIX}CONFIG")
-    said: dict[str, tuple[str, object]] = {}
+    said: dict[str, _Said] = {}
     if path:
         said |= _from_file(path)
     said |= _from_environment(env)
-    said |= {key: (_flag(key), value) for key, value in flags.items() if value is not None}
-    for key, (where, _) in said.items():
-        if key not in _PARSERS:
-            raise _unknown(key, where)
-    parsed = {key: _parse(key, where, value) for key, (where, value) in said.items()}
+    for key, value in flags.items():
+        if value is not None:
+            said[key] = _Said(flag(key), value, Origin("flag", flag(key)))
+    for key, saying in said.items():
+        if key not in SETTINGS:
+            raise _unknown(key, saying.where)
+    parsed = {key: _parse(key, saying) for key, saying in said.items()}
     named = parsed.pop("run_dir", None)
     run_dir = rundir.resolve(
         None if named is None else str(named), env, os.getuid(), tempfile.gettempdir()
     )
-    return Settings(run_dir, **parsed)  # type: ignore[arg-type]
+    settings = Settings(run_dir, **parsed)  # type: ignore[arg-type]
+    default = Origin("default")
+    return settings, {key: said[key].origin if key in said else default for key in SETTINGS}
 
 
-def _from_file(path: str) -> dict[str, tuple[str, object]]:
+def _from_file(path: str) -> dict[str, _Said]:
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
@@ -80,40 +121,42 @@ def _from_file(path: str) -> dict[str, tuple[str, object]]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {str(error).splitlines()[0]}") from error
-    return {key: (f"{key} in {path}", value) for key, value in table.items()}
+    origin = Origin("file", os.path.abspath(path))
+    return {key: _Said(f"{key} in {path}", value, origin) for key, value in table.items()}
 
 
-def _from_environment(env: Mapping[str, str]) -> dict[str, tuple[str, object]]:
-    found: dict[str, tuple[str, object]] = {}
+def _from_environment(env: Mapping[str, str]) -> dict[str, _Said]:
+    found: dict[str, _Said] = {}
     for name, value in env.items():
         rest = name.removeprefix(PREFIX)
         if rest == name or not value or _NOT_OURS.fullmatch(rest) or _KUBERNETES.fullmatch(rest):
             continue
-        found[rest.lower()] = (name, value)
+        found[rest.lower()] = _Said(name, value, Origin("environment", name))
     return found
 
 
-def _flag(key: str) -> str:
+def flag(key: str) -> str:
+    """The command line's spelling of a setting."""
     return "--" + key.replace("_", "-")
 
 
 def _unknown(key: str, where: str) -> UserError:
-    near = difflib.get_close_matches(key, _PARSERS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
     if not near:
-        return UserError(f"unknown setting {where}; there are {', '.join(sorted(_PARSERS))}")
+        return UserError(f"unknown setting {where}; there are {', '.join(sorted(SETTINGS))}")
     right = near[0]
     if where.startswith(PREFIX):
         right = PREFIX + right.upper()
     elif where.startswith("--"):
-        right = _flag(right)
+        right = flag(right)
     return UserError(f"unknown setting {where}; did you mean {right}?")
 
 
-def _parse(key: str, where: str, value: object) -> object:
+def _parse(key: str, said: _Said) -> object:
     try:
-        return _PARSERS[key](value)
+        return SETTINGS[key].parse(said.value)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{said.where}: {error}") from error
 
 
 def _path(value: object) -> str:
@@ -128,7 +171,7 @@ def _size(value: object) -> int:
     return sizes.parse(value)
 
 
-def _extent(value: object) -> int:
+def _size_of_extent(value: object) -> int:
     size = _size(value)
     if size & (size - 1) or size < limits.MIB:
         raise UserError(f"{value} is not a power of two of at least 1 MiB")
@@ -152,11 +195,12 @@ def _one_of(allowed: tuple[str, ...]) -> Callable[[object], str]:
     return parse
 
 
-_PARSERS: dict[str, Callable[[object], object]] = {
-    "run_dir": _path,
-    "pool_size": _size,
-    "extent_size": _extent,
-    "spares": _spares,
-    "log_level": _one_of(LOG_LEVELS),
-    "log_format": _one_of(LOG_FORMATS),
+SETTINGS: dict[str, Setting] = {
+    "run_dir": Setting(_path, "Where sockets, lock and crash records are.", "DIR"),
+    "pool_size": Setting(_size, "Host memory of the pool, for example 30GiB.", "SIZE"),
+    "extent_size": Setting(_size_of_extent, "Unit in which page sizes share the pool.", "SIZE"),
+    "spares": Setting(_spares, "Sessions kept ready for the next engine.", "N"),
+    "log_level": Setting(_one_of(LOG_LEVELS), f"{', '.join(LOG_LEVELS)}.", "LEVEL"),
+    "log_format": Setting(_one_of(LOG_FORMATS), f"{', '.join(LOG_FORMATS)}.", "FORMAT"),
 }
+"""All settings, by name."""

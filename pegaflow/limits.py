@@ -8,12 +8,12 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-# Large enough that hundreds of pages fit and a grant is rare, small enough that a pool on a laptop
-# still has dozens of them to share between page sizes.
 EXTENT_SIZE = 32 * MIB
+"""Large enough that hundreds of pages fit and a grant is rare, small enough that a pool on a laptop
+still has dozens of them to share between page sizes."""
 
-# One engine may register while the spare of the last one is still starting (about 135 ms).
 SPARES = 2
+"""One engine may register while the spare of the last one is still starting (about 135 ms)."""
 
-# An engine costs about ten descriptors per process that talks to it; this serves hundreds.
 OPEN_FILES = 65536
+"""An engine costs about ten descriptors per process that talks to it; this serves hundreds."""

@@ -23,12 +23,15 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-# A person reads about that often; a dead neighbour repeats itself a thousand times a second.
 REPEAT_INTERVAL_S = 10.0
-# Keys that are remembered; the longest silent one is forgotten first, which costs one extra line.
+"""A person reads about that often; a dead neighbour repeats itself a thousand times a second."""
+
 REPEAT_KEYS = 1024
-# Enough of a key to find it again, too little of a payload to flood the terminal.
+"""Keys that are remembered; the longest silent one is forgotten first, which costs one extra
+line."""
+
 BYTES_SHOWN = 32
+"""Enough of a key to find it again, too little of a payload to flood the terminal."""
 
 
 class Repeats:

@@ -21,14 +21,18 @@ from pegaflow.errors import UserError
 from pegaflow.limits import GIB, MIB
 from pegaflow.sizes import show
 
-# An engine, its weights and the system need the rest; whoever runs a cache host raises it by flag.
 SHARE_OF_RAM = 0.25
-# The service's own processes and what the engines allocate while the pool is being filled.
+"""An engine, its weights and the system need the rest; whoever runs a cache host raises it by
+flag."""
+
 MARGIN = 1 * GIB
-# Engines (tensor transport, bounce files) use /dev/shm too, and a full one is their SIGBUS.
+"""The service's own processes and what the engines allocate while the pool is being filled."""
+
 SHARE_OF_SHM = 0.8
-# Below this a pool holds a few hundred blocks at best: better to say so than to run uselessly.
+"""Engines (tensor transport, bounce files) use /dev/shm too, and a full one is their SIGBUS."""
+
 SMALLEST_DEFAULT = 128 * MIB
+"""Below this a pool holds a few hundred blocks at best: better to say so than to run uselessly."""
 
 
 @dataclass(frozen=True)

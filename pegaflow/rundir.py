@@ -32,8 +32,9 @@ FRONT_DESK = "pegaflow.sock"
 ACTORS = "actors"
 LOCK = "lock"
 
-# sockaddr_un.sun_path holds 108 bytes with its closing zero.
 SOCKET_PATH_MAX = 107
+"""The field of sockaddr_un holds 108 bytes with its closing zero."""
+
 # The longest name below the run directory: a five-digit incarnation of the longest actor name.
 LONGEST_SOCKET = f"{ACTORS}/allocator.12345.sock"
 

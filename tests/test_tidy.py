@@ -266,7 +266,7 @@ def text_files() -> Iterator[tuple[str, str]]:
         ]
         for name in names:
             path = Path(folder, name)
-            if path.suffix not in (".gz", ".pyc", ".bin") and path.is_file():
+            if path.suffix not in (".gz", ".pyc", ".bin") and name != ".git" and path.is_file():
                 yield str(path.relative_to(ROOT)), path.read_text()
 
 

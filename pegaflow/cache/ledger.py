@@ -26,10 +26,15 @@ MAX_KEY = 64
 """Bytes of a block key: engines hash with 16 to 32 bytes; the record has room for a SHA-512."""
 
 NAMESPACE_BYTES = 16
+"""What a session hashes an engine's namespace and layout to."""
+
 UUID_BYTES = 16
 MAX_SHARDS = (1 << 16) - 1
+"""Pages of one block: the largest that the record has room for."""
+
 MAX_LENGTH = (1 << 32) - 1
 """The largest that the record has room for."""
+
 MAX_BOOT_ID = 36
 """Bytes of a boot id: Linux's is a UUID in text."""
 

@@ -23,10 +23,15 @@ from pegaflow.replay.engine import Record, Shape
 from pegaflow.replay.runner import Plan, run
 from pegaflow.replay.trace import BUNDLED, TraceError, count_blocks, read
 
-ENGINES_MAX = 64  # processes started at once
-MEMORY_MAX = 1 << 36  # bytes of one engine: beyond it, a size was mistyped
+ENGINES_MAX = 64
+"""Processes started at once."""
+
+MEMORY_MAX = 1 << 36
+"""Bytes of one engine: beyond it, a size was mistyped."""
+
 DEMO_SHAPE = Shape(layers=8, layer_bytes=8 * 1024, blocks=256)
-DEMO_POOL = 768 << 20  # 12288 blocks, 42 % of the slice's: eviction runs, and sharing clearly wins
+DEMO_POOL = 768 << 20
+"""12288 blocks, 42 % of the slice's: eviction runs, and sharing clearly wins."""
 
 
 def replay_command(

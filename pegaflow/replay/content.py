@@ -29,7 +29,9 @@ Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
 WORD = 8  # bytes
-CHUNK = 32 * 1024  # bytes per layer and pass: the table and some layers stay in the L2 cache
+CHUNK = 32 * 1024
+"""Bytes per layer and pass: the table and some layers stay in the L2 cache."""
+
 _CHUNK_WORDS = CHUNK // WORD
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, so its multiples visit every 64-bit value
 _MASK = 2**64 - 1

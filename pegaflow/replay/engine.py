@@ -34,10 +34,17 @@ from pegaflow.replay.trace import block_key
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 
-CONNECT_SECONDS = 20.0  # the first attach: a service that has just been started is ready by then
-RECONNECT_SECONDS = 20.0  # all waits for a lost service together; a restart takes far less
+CONNECT_SECONDS = 20.0
+"""The first attach: a service that has just been started is ready by then."""
+
+RECONNECT_SECONDS = 20.0
+"""All waits for a lost service together; a restart takes far less."""
+
 LOOKUP_SECONDS = 1.0
-COPY_SECONDS = 10.0  # a load or save of one window
+"""A lookup takes far less than a millisecond; an engine would recompute after that long."""
+
+COPY_SECONDS = 10.0
+"""A load or save of one window."""
 
 
 class Cache(Protocol):

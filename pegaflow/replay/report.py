@@ -14,7 +14,8 @@ from pegaflow.replay.runner import Outcome
 
 Row = tuple[str, str]
 
-LARGE_BYTES = 2 << 20  # a copy so large is a matter of bandwidth; most of a trace's are smaller
+LARGE_BYTES = 2 << 20
+"""A copy so large is a matter of bandwidth; most of a trace's are smaller."""
 
 
 @dataclass(frozen=True, slots=True)

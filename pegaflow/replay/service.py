@@ -23,8 +23,12 @@ from pegaflow.errors import UserError
 from pegaflow.limits import EXTENT_SIZE
 from pegaflow.rundir import front_desk
 
-START_SECONDS = 30.0  # a pool on a slow machine; usually a fraction of a second
-STOP_SECONDS = 10.0  # twice what the service promises
+START_SECONDS = 30.0
+"""A pool on a slow machine; usually a fraction of a second."""
+
+STOP_SECONDS = 10.0
+"""Twice what the service promises."""
+
 _LOOK_SECONDS = 0.02  # how often we look for the socket
 
 

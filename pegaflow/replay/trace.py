@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-BLOCK_TOKENS = 512  # the format's own block size
+BLOCK_TOKENS = 512
+"""The format's own block size."""
+
 BUNDLED = Path(__file__).parent / "data" / "conversation.jsonl.gz"  # data/README.md says what it is
-KEY_BYTES = 32  # as long as an engine's SHA-256 block hash
+KEY_BYTES = 32
+"""As long as an engine's SHA-256 block hash."""
+
 _LARGEST_ID = 2**63 - 1  # ids are written as eight bytes into the hash
 
 

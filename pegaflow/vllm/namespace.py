@@ -23,6 +23,8 @@ NAMESPACE_BYTES = 32
 """256 bits: collisions are out of reach even for someone who looks for them."""
 
 SAMPLE_BYTES = 4096
+"""One page, which is what a read costs anyway."""
+
 SAMPLES = 64
 """64 samples of a page each, beside the head: 256 KiB read per weight file, a millisecond each."""
 
