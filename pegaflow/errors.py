@@ -16,3 +16,9 @@ class UserError(Exception):
     def __init__(self, line: str) -> None:
         assert line and "\n" not in line, line
         super().__init__(line)
+
+
+class CommandLineError(UserError):
+    """The command line itself was wrong."""
+
+    exit_code = 2
