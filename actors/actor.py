@@ -122,6 +122,7 @@ class Actor:
     def __init__(self, address: Address) -> None:
         self.address = address  # this life; constant
         self.counts: Counter[str] = Counter()  # what happened so far; only grows
+        self.measured: Callable[[], dict[str, int]] = dict  # gauges of our process, by the shell
         self._handlers: dict[type[Message], tuple[Handler, frozenset[str]]] = {}
 
     def on(

@@ -8,12 +8,12 @@ from pegaflow.wire.control import (
     BEAT_NS,
     Beat,
     Bye,
-    Counter,
     Drain,
     Gone,
     Hello,
     Neighbour,
     Welcome,
+    listed,
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
@@ -61,8 +61,7 @@ class Child(Actor):
         if now < self.next_beat:
             return []
         self.next_beat = now + BEAT_NS
-        numbers = {**self.counts, **self.gauges()}
-        beat = Beat(tuple(Counter(k, v) for k, v in sorted(numbers.items())))
+        beat = Beat(listed(self.counts), listed({**self.gauges(), **self.measured()}))
         return [Send(self.supervisor, beat), *self.beat(now)]
 
     def beat(self, now: int) -> list[Effect]:

@@ -4,6 +4,8 @@
 * An engine id whose session belongs to another generation gets a new session once the old one is
   proven dead; while the old engine's process lives, the newcomer is refused, so two engines cannot
   supersede each other for ever.
+* An engine whose sessions fail one after the other is refused for a while (restarts.py), so that it
+  does not use up everybody's spares.
 * Who finds no spare waits here, and the supervisor starts one spare more for each who waits.
 
 It looks at the supervisor's children and gives spares away; starting, killing and burying them is
@@ -21,6 +23,7 @@ from pegaflow.wire.values import Address
 
 from .actor import MS, Ask, Effect, Note, Reply, Sender
 from .kids import Kid, who
+from .restarts import FAILURES_MAX, PERIOD_NS, Budgets
 
 SERVE_NS = 1000 * MS
 """Patience with a spare that is given an engine: it is idle and answers in microseconds."""
@@ -50,10 +53,12 @@ class FrontDesk:
     def __init__(
         self,
         kids: dict[Address, Kid],
+        budgets: Budgets,
         kill: Callable[[Kid], list[Effect]],
         changed: Callable[[int], list[Effect]],
     ) -> None:
         self.kids = kids  # the supervisor's own table
+        self.budgets = budgets  # the supervisor's own
         self.opens: deque[_Open] = deque()  # engines that wait for a session
         self._kill = kill
         self._changed = changed
@@ -120,6 +125,13 @@ class FrontDesk:
                 self.opens.append(open_)  # until it has said Serving
                 return []
             return [Reply(open_.sender, self._session_at(kid))]
+        rest = self.budgets.engine_rest(msg.engine, now)
+        if rest:
+            why = (
+                f"the sessions of engine {msg.engine!r} failed {FAILURES_MAX} times within "
+                f"{PERIOD_NS // (1000 * MS)} s: it gets none for {rest // (1000 * MS) + 1} s (see the service's log)"
+            )
+            return [Reply(open_.sender, Refused(Status.BUSY, why))]
         spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
         if spare is None:
             self.opens.append(open_)

@@ -144,10 +144,10 @@ class Index(Child):
     def _on_find(self, sender: Sender, msg: Find, now: int) -> list[Effect]:
         blocks = _sayable(self.blocks.find(msg.namespace, msg.keys))
         self.counts["blocks_asked"] += len(msg.keys)
-        self.counts["blocks_hit"] += len(blocks)
         leases, leased = self.leases.load(sender.address)
         if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             return [Reply(sender, Held(0, 0, ()))]
+        self.counts["blocks_hit"] += len(blocks)
         lease = self.leases.grant(sender.address, blocks, now)
         self.order.pin(blocks)
         return [Reply(sender, _held(lease))]
@@ -242,6 +242,7 @@ class Index(Child):
             )
             self.ledger.seal(page, record)
         self.blocks.add(block)
+        self.counts["bytes_sealed"] += msg.shards * msg.payload
         self._resident_bytes += len(pages) * slot_size(block.page_size)
         self.order.insert_chain([block])
         return True
@@ -290,8 +291,10 @@ class Index(Child):
             self.ledger.void(page)
         self.order.remove(block)
         self.blocks.remove(block)
-        self._resident_bytes -= len(block.pages) * slot_size(block.page_size)
+        freed = len(block.pages) * slot_size(block.page_size)
+        self._resident_bytes -= freed
         self.counts["blocks_evicted"] += 1
+        self.counts["bytes_evicted"] += freed
         return block.pages
 
 

@@ -20,6 +20,7 @@ class Kid:
     engine: str = ""  # sessions
     opener: OpenSession | None = None  # sessions: what it was opened with
     counters: tuple[Counter, ...] = ()  # as of its last beat
+    gauges: tuple[Counter, ...] = ()  # likewise
 
 
 def who(kid: Kid) -> tuple[tuple[str, str | int], ...]:

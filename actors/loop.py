@@ -54,6 +54,7 @@ class Loop:
         self._callers: dict[int, Callable[[], None]] = {}  # fd -> what to do when it is readable
         self._peers: dict[zmq.Socket[bytes], Address | None] = {}  # sockets; None: the inbox
         self._stop: str | None = None
+        self.late_ns = 0  # the latest wake since somebody reset this
         self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
 
     def bind(self, path: str) -> None:
@@ -147,6 +148,7 @@ class Loop:
         wake = self.host.wake_at()
         now = monotonic()
         if wake is not None and wake <= now:
+            self.late_ns = max(self.late_ns, now - wake)
             self.apply(self.host.wake(now))
             self._drain_completions()
 

@@ -33,19 +33,22 @@ from pegaflow.wire.jobs import (
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from . import blackbox
 from .allocator import Allocator
 from .asks import Host
 from .child import Child
+from .gateway import Gateway
 from .index import Index
 from .loop import Loop, Signals
 from .session import Session
+from .vitals import Vitals
 from .workers import Workers
 
 if TYPE_CHECKING:
     from pegaflow.device.bounce import Bounce
+    from pegaflow.web import HttpDevice
 
 
 class _Device:
@@ -169,10 +172,11 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
     hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
     boss = Address(SUPERVISOR, supervisor)
     actor = _make(name, address, boss, hello)
-    device = _Device(actor)
+    device = _device(actor)
     host = Host(actor)
     loop = Loop(host, device.work)
     device.attach(loop)
+    actor.measured = Vitals(loop)
     if name == SESSION:
         importlib.import_module("pegaflow.device.bounce")  # numpy: now, not when an engine waits
     loop.watch(signals.fd, lambda: (signals.read(), None)[1])
@@ -197,7 +201,16 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
 def _make(name: str, address: Address, supervisor: Address, hello: Hello) -> Child:
     if name == INDEX:
         return Index(address, supervisor, hello, _open_ledger)
-    return {ALLOCATOR: Allocator, SESSION: Session}[name](address, supervisor, hello)
+    kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
+    return kinds[name](address, supervisor, hello)
+
+
+def _device(actor: Child) -> _Device | HttpDevice:
+    if actor.address.name != GATEWAY:
+        return _Device(actor)
+    from pegaflow.web import HttpDevice  # and its libraries: for this process only
+
+    return HttpDevice()
 
 
 def _open_ledger(path: str) -> Ledger:

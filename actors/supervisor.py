@@ -6,11 +6,13 @@ A pure actor like the others: processes are started and killed by jobs, their de
 * Every start is a new incarnation, bumped in the ledger's header before the spawn; a successor is
   spawned only after its predecessor's Exited.
 * A dead session is announced (Gone) to everyone who may hold something of it, then replaced by a
-  fresh spare.  The death of a `core` child (roster.py) kills all children and starts them again on
-  a new pool.
-* A child silent for SILENT_NS is killed.  If the supervisor itself wakes late, it was stopped too:
-  then all silence clocks start again.
-* Drain: sessions first, then the core; whoever is left after DRAIN_NS is killed.
+  fresh spare.  The death of a `core` child (roster.py) kills all children that use the pool and
+  starts them again on a new one.
+* A child silent for SILENT_NS is killed and never resumed.  If the supervisor itself wakes late, it
+  was stopped too: then all silence clocks start again.
+* A child that fails again and again is restarted ever later, then rests (restarts.py).
+* Drain: sessions first, then the core, then the gateway; whoever is left after DRAIN_NS is killed.
+* A service manager is told READY once an engine could have a session, and what has changed since.
 """
 
 from dataclasses import dataclass
@@ -20,36 +22,42 @@ from pegaflow.wire.control import (
     SILENT_NS,
     Beat,
     Bye,
-    Counter,
     Drain,
     Gone,
     Hello,
     Inspect,
+    KindRow,
     OpenSession,
     ProcessRow,
     Refused,
     Report,
     Welcome,
+    listed,
 )
-from pegaflow.wire.jobs import Done, Exited, Kill, MakePool, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.jobs import (
+    Announce,
+    Done,
+    Exited,
+    Kill,
+    MakePool,
+    NextIncarnation,
+    Spawn,
+    Stopping,
+)
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, Address
 
 from .actor import MS, Actor, Do, Effect, Note, Reply, Send, Sender, Stop
 from .frontdesk import FrontDesk
 from .kids import Kid, neighbour, who
+from .restarts import FAILURES_MAX, REST_NS, Budgets
+from .tally import Tally
 
 TICK_NS = 250 * MS
 """How often silence and back-off are looked at."""
 
 LATE_NS = 1000 * MS
 """Waking so much later than planned means that we were stopped ourselves."""
-
-BACKOFF_NS = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
-"""Delay before the nth restart in a row: a crash at start must not become a fork bomb."""
-
-CALM_NS = 30_000 * MS
-"""A life this long ends a row of failures."""
 
 DRAIN_NS = 2500 * MS
 """Time for a drain; with the kill after it the group is gone within five seconds."""
@@ -67,15 +75,7 @@ class Plan:
     spares: int
     run_dir: str
     version: str
-
-
-@dataclass(slots=True)
-class _Row:
-    """How often a child of this name failed in a row, and when it may start again."""
-
-    failures: int = 0
-    restarts: int = 0
-    not_before: int = 0
+    http_addr: str = ""  # empty: no gateway
 
 
 class Supervisor(Actor):
@@ -85,20 +85,24 @@ class Supervisor(Actor):
         super().__init__(address)
         self.plan = plan
         self.kids: dict[Address, Kid] = {}  # every life that is not proven dead, in order of birth
-        self.rows = {spec.name: _Row() for spec in ROSTER}
+        self.budgets = Budgets(tuple(SPECS))
+        self.tally = Tally()
         self.pool: Welcome | None = None  # None while a pool is being made
-        self.desk = FrontDesk(self.kids, self._kill, self._restaff)
+        self.desk = FrontDesk(self.kids, self.budgets, self._kill, self._restaff)
         self.state = "starting"  # starting, up, regrouping, draining, killing
         self.started = 0
         self.next_tick = 0
         self.drain_by = 0
         self._spawning = 0  # incarnations asked for, child not yet spawned
-        self._pools = 0
-        self.on(Hello, self._on_hello, ALLOCATOR, INDEX, SESSION)
-        self.on(Beat, self._on_beat, ALLOCATOR, INDEX, SESSION)
-        self.on(Bye, self._on_bye, ALLOCATOR, INDEX, SESSION)
+        self._pools = 0  # asked for so far
+        self._making = False  # the newest of them is not there yet
+        self._ready_said = False  # the service manager knows that we are ready
+        self._status_said = ""  # what it was told last
+        self.on(Hello, self._on_hello, *SPECS)
+        self.on(Beat, self._on_beat, *SPECS)
+        self.on(Bye, self._on_bye, *SPECS)
         self.on(OpenSession, self._on_open, CLIENT)
-        self.on(Inspect, self._on_inspect, CLIENT)
+        self.on(Inspect, self._on_inspect, CLIENT, GATEWAY)
         self.on(Exited, self._on_exited, address.name)
         self.on(Stopping, self._on_stopping, address.name)
 
@@ -113,7 +117,7 @@ class Supervisor(Actor):
         return self.next_tick
 
     def wake(self, now: int) -> list[Effect]:
-        """Kill the silent, start what is due, refuse opens that waited too long."""
+        """Kill the silent, start what is due, forget opens that waited too long."""
         if now - self.next_tick > LATE_NS:
             self.counts["woke_late"] += 1
             for kid in self.kids.values():
@@ -130,23 +134,29 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
         self.desk.expire(now)
-        return effects + self._staff(now)
+        return effects + self._staff(now) + self._announce(now)
+
+    def gauges(self) -> dict[str, int]:
+        """How many engines wait at the desk."""
+        return {"opens_waiting": self.desk.waiting()}
 
     def check(self) -> None:
-        """One living process per core name."""
-        names = [a.name for a in self.kids if SPECS[a.name].core]
+        """One living process per name, but for sessions."""
+        names = [a.name for a in self.kids if a.name != SESSION]
         assert len(names) == len(set(names)), names
         self.desk.check()
 
     def _make_pool(self, now: int) -> list[Effect]:
         self._pools += 1
+        self._making = True
 
         def made(done: Done, now: int) -> list[Effect]:
+            self._making = False
             if done.status is not Status.OK:
                 return [Stop(done.note)]
             pool, ledger = done.note.split("\n")
             size = done.values[0]
-            self.pool = Welcome(pool, ledger, size, self.plan.extent_bytes, self.plan.run_dir)
+            self.pool = self._welcome(pool, ledger, size)
             if self.state in ("draining", "killing"):
                 return self._drain_on()
             if self.state == "regrouping":
@@ -155,21 +165,33 @@ class Supervisor(Actor):
 
         return [Do(MakePool(self._pools), made)]
 
+    def _welcome(self, pool: str = "", ledger: str = "", size: int = 0) -> Welcome:
+        plan = self.plan
+        return Welcome(pool, ledger, size, plan.extent_bytes, plan.run_dir, plan.http_addr)
+
     def _staff(self, now: int) -> list[Effect]:
         """Start every child that is missing and may start."""
-        if self.pool is None or self.state in ("regrouping", "draining", "killing"):
-            return []
-        if self._spawning:
+        first_pool = self._making and self._pools == 1  # it brings the incarnation counter
+        if first_pool or self._spawning or self.state in ("draining", "killing"):
             return []
         for spec in ROSTER:
+            if spec.pool and self.pool is None:
+                continue
             here = [k for k in self.kids.values() if k.address.name == spec.name]
-            idle = [k for k in here if spec.core or k.state in ("starting", "spare")]
-            wanted = 1 if spec.core else self.plan.spares + self.desk.waiting()
-            if len(idle) < wanted and now >= self.rows[spec.name].not_before:
-                return self._spawn(spec.name)
+            if spec.name == SESSION:
+                here = [k for k in here if k.state in ("starting", "spare")]
+            if len(here) < self._wanted(spec.name):
+                if now >= self.budgets.kinds[spec.name].not_before:
+                    return self._spawn(spec.name)
         if self.state == "starting" and self._ready():
             self.state = "up"
         return []
+
+    def _wanted(self, name: str) -> int:
+        """Children of a kind; of sessions, those without an engine."""
+        if name == SESSION:
+            return self.plan.spares + self.desk.waiting()
+        return 1 if name != GATEWAY or self.plan.http_addr else 0
 
     def _ready(self) -> bool:
         states = {k.address.name: k.state for k in self.kids.values()}
@@ -189,18 +211,20 @@ class Supervisor(Actor):
                 return self._lost(self.kids.pop(address), now)
             kid = self.kids[address]
             kid.pid = done.values[0]
-            effects = self._kill(kid) if self.state in ("regrouping", "killing") else []
-            return effects + self._staff(now)
+            late = self.state == "killing" or (self.state == "regrouping" and SPECS[name].pool)
+            return (self._kill(kid) if late else []) + self._regroup_on(now)
 
         return [Do(NextIncarnation(), numbered)]
 
     def _on_hello(self, sender: Sender, msg: Hello, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
-        if kid is None or self.pool is None or kid.endpoint:
+        if kid is None or kid.endpoint:
             return []  # not ours, or it has said so before
+        if self.pool is None and SPECS[kid.address.name].pool:
+            return []
         kid.heard, kid.endpoint, kid.pid = now, msg.endpoint, msg.pid
-        kid.state = "up" if SPECS[sender.address.name].core else "spare"
-        effects: list[Effect] = [Send(kid.address, self.pool)]
+        kid.state = "spare" if kid.address.name == SESSION else "up"
+        effects: list[Effect] = [Send(kid.address, self.pool or self._welcome())]
         for other in self.kids.values():
             if not other.endpoint or other is kid:
                 continue
@@ -215,7 +239,7 @@ class Supervisor(Actor):
     def _on_beat(self, sender: Sender, msg: Beat, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
         if kid is not None:
-            kid.counters = msg.counters
+            kid.counters, kid.gauges = msg.counters, msg.gauges
             if kid.state != "draining":  # it said Bye, or was told to: now it has to go
                 kid.heard = now
         return []
@@ -230,6 +254,7 @@ class Supervisor(Actor):
         kid = self.kids.pop(msg.address, None)
         if kid is None:
             return []
+        self.tally.bury(kid)
         effects: list[Effect] = [
             Send(k.address, Gone(msg.address)) for k in self.kids.values() if k.endpoint
         ]
@@ -242,22 +267,26 @@ class Supervisor(Actor):
     def _lost(self, kid: Kid, now: int) -> list[Effect]:
         """A child is gone while we are serving: back off, regroup or just replace it."""
         name = kid.address.name
-        row = self.rows[name]
+        effects: list[Effect] = []
         if kid.state != "draining" and not (kid.killed and self.state == "regrouping"):
-            row.failures = 1 if now - kid.born > CALM_NS else row.failures + 1
-            row.restarts += 1
-            row.not_before = now + BACKOFF_NS[min(row.failures, len(BACKOFF_NS)) - 1]
             self.counts[f"{name}_restarts"] += 1
+            if self.budgets.failed(kid, now):
+                failed = (("failures", FAILURES_MAX), ("rests_s", REST_NS // (1000 * MS)))
+                effects.append(Note("child_broken", (*who(kid), *failed), "error"))
         if SPECS[name].core and self.state != "regrouping":
             self.state = "regrouping"
             self.pool = None
             self.counts["regroups"] += 1
-            effects: list[Effect] = [Note("regrouping", who(kid), "error"), *self._kill_all()]
-        else:
-            effects = []
-        if self.state == "regrouping" and not self.kids and not self._spawning:
-            return effects + self._make_pool(now)
-        return effects + self._restaff(now)
+            users = [k for k in self.kids.values() if SPECS[k.address.name].pool]
+            effects += [Note("regrouping", who(kid), "error"), *self._kill_all(users)]
+        return effects + self._regroup_on(now)
+
+    def _regroup_on(self, now: int) -> list[Effect]:
+        """A new pool once nobody can touch the old one; otherwise the usual."""
+        used = self._spawning or any(SPECS[a.name].pool for a in self.kids)
+        if self.state == "regrouping" and not used and not self._making:
+            return self._make_pool(now)
+        return self._restaff(now)
 
     def _on_open(self, sender: Sender, msg: OpenSession, now: int) -> list[Effect]:
         if self.state in ("draining", "killing"):
@@ -275,22 +304,25 @@ class Supervisor(Actor):
         kid.killed = True
         return [Do(Kill(kid.address), lambda done, now: [])]
 
-    def _kill_all(self) -> list[Effect]:
-        return [e for kid in self.kids.values() if kid.pid for e in self._kill(kid)]
+    def _kill_all(self, kids: list[Kid] | None = None) -> list[Effect]:
+        some = self.kids.values() if kids is None else kids
+        return [e for kid in some if kid.pid for e in self._kill(kid)]
 
     def _on_stopping(self, sender: Sender, msg: Stopping, now: int) -> list[Effect]:
         if self.state in ("draining", "killing"):
             self.state = "killing"
             return self._kill_all() + self._drain_on()
         self.state, self.drain_by = "draining", now + DRAIN_NS
-        return self.desk.close() + self._drain_on()
+        say = Do(Announce("STOPPING=1\nSTATUS=draining"), lambda done, now: [])
+        return [*self.desk.close(), say, *self._drain_on()]
 
     def _drain_on(self) -> list[Effect]:
-        """Sessions first, then the core; then stop."""
+        """Sessions first, then the core, then the gateway; then stop."""
         if not self.kids:
             return [Stop()]
         kids = list(self.kids.values())
-        wave = [k for k in kids if not SPECS[k.address.name].core] or kids
+        core = [k for k in kids if SPECS[k.address.name].core]
+        wave = [k for k in kids if k.address.name == SESSION] or core or kids
         effects: list[Effect] = []
         for kid in wave:
             if kid.endpoint and kid.state != "draining":
@@ -298,14 +330,36 @@ class Supervisor(Actor):
                 effects.append(Send(kid.address, Drain()))
         return effects
 
+    def _announce(self, now: int) -> list[Effect]:
+        """Tell the service manager what has changed."""
+        states = [k.state for k in self.kids.values() if k.address.name == SESSION]
+        spares, engines = states.count("spare"), states.count("serving")
+        broken = [n for n, b in self.budgets.kinds.items() if b.state(now) == "broken"]
+        status = f"{self.state}: {engines} engines, {spares} spare sessions"
+        status += f"; broken: {', '.join(broken)}" if broken else ""
+        lines = [f"STATUS={status}"]
+        if not self._ready_said and self.state == "up" and spares >= min(self.plan.spares, 1):
+            self._ready_said = True
+            lines.insert(0, "READY=1")
+        elif status == self._status_said:
+            return []
+        self._status_said = status
+        return [Do(Announce("\n".join(lines)), lambda done, now: [])]
+
     def _on_inspect(self, sender: Sender, msg: Inspect, now: int) -> list[Effect]:
-        rows = [ProcessRow(self.address, 0, self.state, 0, "", self._counters())]
+        own = listed({**self.counts, **self.gauges(), **self.measured()})
+        rows = [ProcessRow(self.address, 0, self.state, 0, "", own)]
+        kinds = [KindRow(self.address.name, "ok", 0, 0, listed(self.counts))]
         for kid in self.kids.values():
-            restarts = self.rows[kid.address.name].restarts
+            restarts = self.budgets.kinds[kid.address.name].restarts
             state = "killed" if kid.killed else kid.state
-            row = ProcessRow(kid.address, kid.pid, state, restarts, kid.engine, kid.counters)
-            rows.append(row)
-        pool = self.pool or Welcome("", "", 0, self.plan.extent_bytes, self.plan.run_dir)
+            numbers = kid.counters + kid.gauges
+            rows.append(ProcessRow(kid.address, kid.pid, state, restarts, kid.engine, numbers))
+        for name, budget in self.budgets.kinds.items():
+            sums = self.tally.sums(name, self.kids.values())
+            state, at = budget.state(now), budget.not_before
+            kinds.append(KindRow(name, state, at, budget.restarts, sums))
+        pool = self.pool or self._welcome()
         report = Report(
             pool.pool_path,
             pool.ledger_path,
@@ -314,8 +368,8 @@ class Supervisor(Actor):
             self.started,
             self.plan.version,
             tuple(rows),
+            self.plan.http_addr,
+            now,
+            tuple(kinds),
         )
         return [Reply(sender, report)]
-
-    def _counters(self) -> tuple[Counter, ...]:
-        return tuple(Counter(k, v) for k, v in sorted(self.counts.items()))

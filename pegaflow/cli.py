@@ -51,7 +51,7 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
 
 @app.command()
 def actor(
-    name: Annotated[str, typer.Argument(help="allocator, index or session")],
+    name: Annotated[str, typer.Argument(help="allocator, index, session or gateway")],
     incarnation: Annotated[int, typer.Option()],
     supervisor: Annotated[int, typer.Option(help="The supervisor's incarnation.")],
     parent: Annotated[int, typer.Option(help="The supervisor's pid.")],
@@ -182,6 +182,22 @@ def _show(report: Report) -> None:
             else "nothing asked yet"
         )
     )
+    console.print(_http(report))
+    for kind in report.kinds:
+        if kind.state != "ok":
+            rest = max(0, kind.retry_at - report.at) / 1e9
+            console.print(f"{kind.name} is {kind.state}: it is tried again in {rest:.1f} s")
+
+
+def _http(report: Report) -> str:
+    """Where HTTP is answered, or why it is not."""
+    if not report.http_addr:
+        return "no HTTP (--http-addr none)"
+    numbers = {c.name: c.value for r in report.processes for c in r.counters}
+    port = numbers.get("http_port", 0)
+    if not port:
+        return f"no HTTP at {report.http_addr} yet: see http_unavailable in the log"
+    return f"HTTP at http://{report.http_addr.rpartition(':')[0]}:{port}/metrics"
 
 
 def main() -> None:

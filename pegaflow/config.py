@@ -44,6 +44,8 @@ class Settings:
     extent_size: int = limits.EXTENT_SIZE
     #: Sessions kept ready for the next engine.
     spares: int = limits.SPARES
+    #: host:port where HTTP is answered, or "none".
+    http_addr: str = limits.HTTP_ADDR
     #: One of LOG_LEVELS.
     log_level: str = "info"
     #: One of LOG_FORMATS.
@@ -185,6 +187,17 @@ def _spares(value: object) -> int:
     return int(text)
 
 
+def _http_addr(value: object) -> str:
+    text = str(value).strip()
+    if text.lower() == "none":
+        return "none"
+    host, colon, port = text.rpartition(":")
+    named = host.startswith("[") == host.endswith("]") and (":" not in host or host[0] == "[")
+    if not (host and named and port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+        raise UserError(f"{text!r} is not host:port, such as {limits.HTTP_ADDR}, and not none")
+    return text
+
+
 def _one_of(allowed: tuple[str, ...]) -> Callable[[object], str]:
     def parse(value: object) -> str:
         text = str(value).lower()
@@ -200,6 +213,7 @@ SETTINGS: dict[str, Setting] = {
     "pool_size": Setting(_size, "Host memory of the pool, for example 30GiB.", "SIZE"),
     "extent_size": Setting(_size_of_extent, "Unit in which page sizes share the pool.", "SIZE"),
     "spares": Setting(_spares, "Sessions kept ready for the next engine.", "N"),
+    "http_addr": Setting(_http_addr, "Where health and metrics are served, or none.", "HOST:PORT"),
     "log_level": Setting(_one_of(LOG_LEVELS), f"{', '.join(LOG_LEVELS)}.", "LEVEL"),
     "log_format": Setting(_one_of(LOG_FORMATS), f"{', '.join(LOG_FORMATS)}.", "FORMAT"),
 }

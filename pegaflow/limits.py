@@ -15,5 +15,9 @@ still has dozens of them to share between page sizes."""
 SPARES = 2
 """One engine may register while the spare of the last one is still starting (about 135 ms)."""
 
+HTTP_ADDR = "127.0.0.1:9091"
+"""The original's port, so that its users' scrapers find it; on loopback only: nobody is asked for a
+password."""
+
 OPEN_FILES = 65536
 """An engine costs about ten descriptors per process that talks to it; this serves hundreds."""

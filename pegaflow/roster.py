@@ -2,16 +2,18 @@
 
     supervisor ─┬─ allocator    who may fill which page            one
                 ├─ index        which block is where               one; dials the allocator
-                └─ session      moves one engine's blocks          one per engine, and spares;
-                                                                   dials allocator and index
+                ├─ session      moves one engine's blocks          one per engine, and spares;
+                │                                                  dials allocator and index
+                └─ gateway      answers HTTP                       one, or none
 
-Children start in this order and stop in the reverse.  `core` children hold the books of the pool:
-until a pool can be adopted, the death of one restarts all children on a new pool.
+Children start in this order; sessions stop first, then the core, then the gateway.  `core` children
+hold the books of the pool: until a pool can be adopted, the death of one restarts all children that
+use it on a new one.  The gateway uses none, so it answers meanwhile.
 """
 
 from dataclasses import dataclass
 
-from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION
+from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +22,15 @@ class ChildSpec:
 
     name: str
     core: bool  # its death restarts the group
+    pool: bool  # it uses the pool and cannot outlive it
     hears_of: tuple[str, ...]  # neighbours whose endpoints it is told
 
 
 ROSTER = (
-    ChildSpec(ALLOCATOR, core=True, hears_of=()),
-    ChildSpec(INDEX, core=True, hears_of=(ALLOCATOR,)),
-    ChildSpec(SESSION, core=False, hears_of=(ALLOCATOR, INDEX)),
+    ChildSpec(ALLOCATOR, core=True, pool=True, hears_of=()),
+    ChildSpec(INDEX, core=True, pool=True, hears_of=(ALLOCATOR,)),
+    ChildSpec(SESSION, core=False, pool=True, hears_of=(ALLOCATOR, INDEX)),
+    ChildSpec(GATEWAY, core=False, pool=False, hears_of=()),
 )
 
 SPECS = {spec.name: spec for spec in ROSTER}

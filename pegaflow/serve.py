@@ -13,18 +13,28 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from pegaflow import limits, logs, poolsize, rundir, sizes
+from pegaflow import limits, logs, poolsize, rundir, sdnotify, sizes
 from pegaflow.actors.asks import Host
 from pegaflow.actors.loop import Loop, Signals
 from pegaflow.actors.process import child_command
 from pegaflow.actors.supervisor import Plan, Supervisor
+from pegaflow.actors.vitals import Vitals
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Header, Ledger
 from pegaflow.config import Settings
 from pegaflow.device.memory import SharedFile, make_pool
 from pegaflow.device.procs import open_pidfd, start_ticks
 from pegaflow.errors import UserError
-from pegaflow.wire.jobs import Done, Exited, Kill, MakePool, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.jobs import (
+    Announce,
+    Done,
+    Exited,
+    Kill,
+    MakePool,
+    NextIncarnation,
+    Spawn,
+    Stopping,
+)
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SUPERVISOR, Address
@@ -50,6 +60,7 @@ class _House:
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
         self._files: tuple[SharedFile, SharedFile] | None = None
         self._ledger: Ledger | None = None
+        self._manager = sdnotify.Notifier()
         self._stem = shm_stem(settings.run_dir)
 
     def adopt_counter(self) -> None:
@@ -72,6 +83,9 @@ class _House:
             return Done(Status.OK, "", (self.incarnation,))
         if isinstance(job, Spawn):
             return self._spawn(job.address)
+        if isinstance(job, Announce):
+            self._manager.say(job.lines)
+            return Done(Status.OK)
         assert isinstance(job, Kill)
         child = self._children.get(job.address)
         if child is not None:
@@ -151,10 +165,17 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     house.adopt_counter()
     address = Address(SUPERVISOR, house.supervisor)
     plan = Plan(
-        chosen.size, settings.extent_size, settings.spares, str(run_dir), version("pegaflow")
+        chosen.size,
+        settings.extent_size,
+        settings.spares,
+        str(run_dir),
+        version("pegaflow"),
+        "" if settings.http_addr == "none" else settings.http_addr,
     )
     signals = Signals(signal.SIGINT, signal.SIGTERM)
-    loop = Loop(Host(Supervisor(address, plan)), house.work)
+    supervisor = Supervisor(address, plan)
+    loop = Loop(Host(supervisor), house.work)
+    supervisor.measured = Vitals(loop)
     house.loop = loop
 
     def on_signal() -> None:

@@ -37,7 +37,6 @@ REFUSED = {
     "--devices": _NO_GPU,
     "--enable-lfu-admission": "this version admits every block and evicts the least recently used",
     "--hint-value-size": "pages are cut to each engine's blocks; leave it out",
-    "--http-addr": "this version serves no HTTP; leave it out",
     "--max-prefetch-blocks": _NO_SSD,
     "--metaserver-addr": _NO_PEERS,
     "--metaserver-queue-depth": _NO_PEERS,

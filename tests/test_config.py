@@ -21,7 +21,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_defaults_need_nothing() -> None:
     settings = config.load({}, {"PEGAFLOW_RUN_DIR": "/r"})
-    assert settings == config.Settings(Path("/r"), None, 32 << 20, 2, "info", "auto")
+    http = "127.0.0.1:9091"
+    assert settings == config.Settings(Path("/r"), None, 32 << 20, 2, http, "info", "auto")
 
 
 def test_each_layer_overrides_the_one_below(file: Path) -> None:
@@ -74,6 +75,13 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         ("spares", "many"),
         ("spares", -1),
         ("spares", 65),
+        ("http_addr", ""),
+        ("http_addr", "9091"),
+        ("http_addr", ":9091"),
+        ("http_addr", "::1:9091"),
+        ("http_addr", "[::1]"),
+        ("http_addr", "localhost:65536"),
+        ("http_addr", "localhost:http"),
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("run_dir", ""),
@@ -92,3 +100,16 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "bad.toml").write_bytes(content)
         with pytest.raises(UserError, match="is not TOML"):
             config.load({}, {}, str(tmp_path / "bad.toml"))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("[::1]:9091", "[::1]:9091"),
+        ("localhost:80", "localhost:80"),
+        ("None", "none"),
+    ],
+)
+def test_http_addresses(said: str, meant: str) -> None:
+    assert config.load({"http_addr": said}, {}).http_addr == meant

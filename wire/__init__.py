@@ -1,6 +1,7 @@
 """The language of PegaFlow: who says what to whom.
 
     client     ─ OpenSession, Inspect ─────────────────────→ supervisor      control.py
+    gateway    ─ Inspect ──────────────────────────────────→ supervisor
     child      ─ Hello, Beat, Bye ─────────────────────────→ supervisor
     supervisor ─ Welcome, Neighbour, Gone, Drain ──────────→ child
     client     ─ Attach, Lookup, Load, Save, ... ──────────→ session         session.py

@@ -13,7 +13,7 @@ A child dials the supervisor's socket with its own address as routing id.
     child → supervisor   Bye
 
     client → supervisor  OpenSession  → SessionAt | Refused
-    client → supervisor  Inspect      → Report
+    client, gateway → supervisor  Inspect → Report
 
 Death at each point.  A child that dies before Hello, or at any time later, is seen by its pidfd;
 its successor has a higher incarnation and is spawned only after that.  The supervisor's death kills
@@ -21,7 +21,18 @@ every child (PDEATHSIG).  An engine whose OpenSession is unanswered asks again w
 generation and gets the same session, so a lost answer costs no second spare.  While an engine's
 session is being replaced the answer is Refused(NOT_READY): the new one is named only once the old
 one is proven dead.
+
+The gateway is Welcomed before there is a pool (its Welcome names none) and outlives the pools: it
+is what answers while the others are restarted.  It asks Inspect again and again, each time with a
+deadline and never twice at once; while nobody answers it shows the last Report and how old that is.
+
+Numbers.  A Beat's counters only grow within one life; the supervisor adds the last ones of every
+dead life to those of the living (Report.kinds), so the sums never go backwards.  What a process
+counted after its last Beat dies with it.  Gauges describe the present and are not summed over
+lives.
 """
+
+from collections.abc import Mapping
 
 from .message import Message, message
 from .status import Status
@@ -52,6 +63,7 @@ class Welcome(Message):
     pool_bytes: int
     extent_bytes: int
     run_dir: str
+    http_addr: str = ""  # where the gateway listens
 
 
 @message(3)
@@ -79,17 +91,23 @@ class Fenced(Message):
 
 @message(6)
 class Counter(Message):
-    """A named number; `name` is stable, counters only grow."""
+    """A named number; `name` is stable."""
 
     name: str
     value: int
 
 
+def listed(numbers: Mapping[str, int]) -> tuple[Counter, ...]:
+    """Named numbers in the order of their names."""
+    return tuple(Counter(name, value) for name, value in sorted(numbers.items()))
+
+
 @message(7)
 class Beat(Message):
-    """I am alive, and this is what I counted."""
+    """I am alive, and this is what I counted and how I am."""
 
-    counters: tuple[Counter, ...]
+    counters: tuple[Counter, ...]  # what happened so far in this life: they only grow
+    gauges: tuple[Counter, ...] = ()  # how things are now
 
 
 @message(8)
@@ -160,10 +178,21 @@ class ProcessRow(Message):
 
     address: Address
     pid: int
-    state: str  # starting, up, spare, draining, waiting (for its back-off)
+    state: str  # starting, up, spare, assigned, serving, draining, killed
     restarts: int
     engine: str  # sessions: the engine served, else empty
-    counters: tuple[Counter, ...]
+    counters: tuple[Counter, ...]  # counters and gauges of its last Beat
+
+
+@message(20)
+class KindRow(Message):
+    """All lives of one kind of process taken together."""
+
+    name: str
+    state: str  # ok, waiting (for its back-off), broken (failed too often; rests until `retry_at`)
+    retry_at: int  # CLOCK_MONOTONIC ns at which it may start again; in the past if it is ok
+    restarts: int
+    counters: tuple[Counter, ...]  # sums over all lives so far: they never go backwards
 
 
 @message(15)
@@ -176,4 +205,7 @@ class Report(Message):
     extent_bytes: int
     started: int  # CLOCK_MONOTONIC ns at which the service started
     version: str
-    processes: tuple[ProcessRow, ...]
+    processes: tuple[ProcessRow, ...]  # the supervisor first; its state is the service's
+    http_addr: str = ""  # where the gateway is to listen; empty: there is none
+    at: int = 0  # CLOCK_MONOTONIC ns at which this was written
+    kinds: tuple[KindRow, ...] = ()  # the supervisor and every row of the roster

@@ -5,6 +5,7 @@ are declared like messages, so that an actor's inputs can be written to a file a
 never cross a socket.
 """
 
+from .control import Report
 from .message import Message, message
 from .status import Status
 from .values import Address, U64s
@@ -96,3 +97,25 @@ class NextIncarnation(Message):
 @message(211)
 class Stopping(Message):
     """An operator asked us to stop (SIGINT, SIGTERM)."""
+
+
+@message(230)
+class Announce(Message):
+    """Tell the service manager, if there is one (sd_notify): lines of NAME=value."""
+
+    lines: str
+
+
+@message(231)
+class Listen(Message):
+    """Answer HTTP at this host:port.  Done: OK with the address (note) and port (values), or BUSY
+    with the reason."""
+
+    address: str
+
+
+@message(232)
+class Publish(Message):
+    """Answer HTTP from this report from now on."""
+
+    report: Report

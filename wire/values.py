@@ -30,6 +30,7 @@ SUPERVISOR = "supervisor"
 ALLOCATOR = "allocator"
 INDEX = "index"
 SESSION = "session"
+GATEWAY = "gateway"
 CLIENT = "client"
 
 

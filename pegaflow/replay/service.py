@@ -43,7 +43,7 @@ def running(pool_bytes: int, extent_bytes: int = EXTENT_SIZE) -> Iterator[str]:
     try:
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
         command += ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
-        command += ["--log-level", "warning"]
+        command += ["--http-addr", "none", "--log-level", "warning"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -6,7 +6,7 @@ of a kind.  All invariants are checked after each step.
 
 from typing import TypeVar
 
-from pegaflow.actors.actor import Actor, Dial, Hangup
+from pegaflow.actors.actor import Actor, Dial, Hangup, Note
 from pegaflow.actors.asks import Host, Step
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.envelope import Envelope
@@ -42,6 +42,7 @@ class Rig:
         self.now = 1000 * MS
         self.jobs: list[tuple[int, Message]] = []  # without an end yet, oldest first
         self.links: list[Dial | Hangup] = []  # all so far
+        self.notes: list[Note] = []  # all so far
         self.stop: str | None = None  # the reason, once the actor has stopped
         self._question = 0
 
@@ -101,6 +102,7 @@ class Rig:
     def _look(self, step: Step) -> list[Envelope]:
         self.jobs += step.jobs
         self.links += step.links
+        self.notes += step.notes
         self.stop = step.stop if step.stop is not None else self.stop
         self.host.check()
         return step.envelopes

@@ -33,11 +33,11 @@ from pegaflow.wire.session import Found, Leave, Lookup, Ping, Pong, Save, Saved
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
 
+from .group import OPEN, Group
 from .rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, SESSION_4, one, said
 from .sessions import ATTACH, KEYS, attached, grant, serving, spare
 from .test_allocator import allocator, granted
 from .test_index import NS, RECORDS, claim, find, index, press, save, seal_of
-from .test_supervisor import OPEN, Group
 
 U64_MAX = (1 << 64) - 1
 

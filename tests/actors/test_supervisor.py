@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.supervisor import DRAIN_NS, START_NS, TICK_NS, Plan, Supervisor
+from pegaflow.actors.supervisor import DRAIN_NS, START_NS, TICK_NS, Supervisor
 from pegaflow.wire.control import (
     SILENT_NS,
-    Beat,
     Bye,
     Drain,
     Gone,
     Hello,
     Inspect,
     Neighbour,
-    OpenSession,
     Refused,
     Report,
     Serve,
@@ -21,86 +19,13 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Exited, Kill, MakePool, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.jobs import Kill, MakePool, NextIncarnation, Spawn, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 
-from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
-
-PLAN = Plan(POOL, EXTENT, 1, "run", "0.1")
-OPEN = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
-
-
-class Group(Rig):
-    """A supervisor whose jobs are done as soon as they are asked for; children say Hello."""
-
-    def __init__(self) -> None:
-        super().__init__(Supervisor(BOSS, PLAN))
-        self.incarnation = BOSS.incarnation
-        self.living: list[Address] = []
-        self.killed: list[Address] = []
-        self.pools = 0
-        self.start()
-        self.settle()
-
-    @property
-    def boss(self) -> Supervisor:
-        assert isinstance(self.host.actor, Supervisor)
-        return self.host.actor
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the service has ended cleanly."""
-        return self.stop == ""
-
-    def settle(self) -> list[Envelope]:
-        """Do all jobs; new children come up."""
-        sent: list[Envelope] = []
-        while self.jobs:
-            job = self.jobs[0][1]
-            if isinstance(job, MakePool):
-                self.pools += 1
-                sent += self.done(MakePool, note=f"pool{self.pools}\nledger", values=(POOL,))
-            elif isinstance(job, NextIncarnation):
-                self.incarnation += 1
-                sent += self.done(NextIncarnation, values=(self.incarnation,))
-            elif isinstance(job, Spawn):
-                self.living.append(job.address)
-                sent += self.done(Spawn, values=(1000 + job.address.incarnation, 1))
-                sent += self.tell(job.address, Hello(1, 1, f"ipc://{job.address}"))
-            else:
-                assert isinstance(job, Kill)
-                self.killed.append(job.address)
-                sent += self.done(Kill)
-        return sent
-
-    def now_living(self, name: str) -> Address:
-        """The only child of this name."""
-        (address,) = [a for a in self.living if a.name == name]
-        return address
-
-    def exit(self, address: Address) -> list[Envelope]:
-        self.living.remove(address)
-        return self.inform(Exited(address, 256 + 9)) + self.settle()
-
-    def open(self, msg: OpenSession = OPEN, client: Address = CLIENT_7) -> list[Envelope]:
-        return self.ask(client, msg, to=Address(BOSS.name, 0)) + self.settle()
-
-    def beats(self, nanoseconds: int, silent: Address | None = None) -> list[Envelope]:
-        """Let time pass with all children beating but one."""
-        sent: list[Envelope] = []
-        for _ in range(nanoseconds // TICK_NS):
-            sent += self.wait(TICK_NS)
-            for child in self.living:
-                if child != silent:
-                    sent += self.tell(child, Beat(()))
-        return sent + self.settle()
-
-    def serve(self) -> Address:
-        """An engine with its session."""
-        sent = self.open()
-        return said(self.answer(one(sent, Serve), Serving()), SessionAt, CLIENT_7).address
+from .group import OPEN, PLAN, Group
+from .rig import BOSS, CLIENT_7, CLIENT_8, MS, POOL, Rig, one, pick, said
 
 
 def test_the_group_starts_in_order_and_hears_of_its_neighbours() -> None:

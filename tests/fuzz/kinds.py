@@ -23,6 +23,7 @@ from pegaflow.wire.control import (
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
+    Announce,
     Done,
     Exited,
     FillPages,
@@ -345,6 +346,8 @@ class SupervisorCage(Cage):
         if isinstance(job, Spawn):
             self.living.append(job.address)
             return Done(Status.OK, "", (1000 + job.address.incarnation, 1))
+        if isinstance(job, Announce):
+            return Done(Status.OK)
         assert isinstance(job, Kill)
         if job.address in self.living:
             self.exit(job.address)

@@ -1,6 +1,7 @@
 """Ten thousand hostile frames for each kind of actor; `tox -e fuzz` feeds a million."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -24,7 +25,8 @@ def test_the_actor_lives_on(kind: str) -> None:
 
 def test_the_fuzzer_gets_behind_the_first_check() -> None:
     """Sound things happen among the unsound ones: else nothing deep is tested."""
-    session = CAGES["session"](seed=2).run(FRAMES)
+    sessions = [CAGES["session"](seed).run(FRAMES) for seed in (2, 3, 4)]
+    session = sum(sessions, Counter())  # a batch that is kept and filled is a rare accident
     index = CAGES["index"](seed=2).run(FRAMES)
     allocator = CAGES["allocator"](seed=2).run(FRAMES)
     supervisor = CAGES["supervisor"](seed=2).run(FRAMES)

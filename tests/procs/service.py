@@ -35,11 +35,19 @@ def eventually(what: str, check: Callable[[], bool], patience: float = PATIENCE_
 class Service:
     """`pegaflow serve` as a child process in its own process group."""
 
-    def __init__(self, run_dir: Path, *, pool_size: str = "64MiB", extra: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        pool_size: str = "64MiB",
+        http_addr: str = "none",
+        extra: tuple[str, ...] = (),
+    ) -> None:
         self.run_dir = run_dir
         self.endpoint = str(run_dir / "pegaflow.sock")
         self._command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(run_dir)]
-        self._command += ["--pool-size", pool_size, "--log-format", "json", *extra]
+        self._command += ["--pool-size", pool_size, "--http-addr", http_addr]
+        self._command += ["--log-format", "json", *extra]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,6 +101,12 @@ class Service:
     def log(self) -> str:
         """Everything the service has said."""
         return (self.run_dir / "log").read_text()
+
+    def status_text(self) -> str:
+        """`pegaflow status`, its lines joined."""
+        command = [sys.executable, "-m", "pegaflow", "status", "--run-dir", str(self.run_dir)]
+        out = subprocess.run(command, capture_output=True, check=True, text=True)
+        return " ".join(out.stdout.split())
 
     def settled(self) -> None:
         """Wait until three books agree: what the allocator counts as held is what the sessions

@@ -20,6 +20,7 @@ from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
+    Announce,
     Done,
     Exited,
     FillPages,
@@ -232,6 +233,8 @@ class House(HostProc):
             return Done(Status.OK, "", (self.incarnation,))
         if isinstance(job, Spawn):
             return self._spawn(job.address)
+        if isinstance(job, Announce):
+            return Done(Status.OK)
         assert isinstance(job, Kill)
         child = self.world.procs.get(job.address)
         if child is not None:

@@ -23,9 +23,9 @@ from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Attached, Confirmed, Found, Pages, Pong, Saved, Take
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT
+from tests.actors.group import Group
 from tests.actors.rig import ALLOC, IDX, Rig, one, said
 from tests.actors.sessions import grant, serving
-from tests.actors.test_supervisor import Group
 
 from .samples import MESSAGES, fields, sample
 

@@ -1,0 +1,414 @@
+"""What HTTP shows: metrics, readiness and status, as functions of one Report and the time.
+
+METRICS is the whole list; docs/metrics.md is its printed form (`table`), and a test compares the
+two.  Names that the original PegaFlow has are used with its meaning, so that its users' dashboards
+keep working; a name that is there once never changes.
+
+One definition of a hit: a lookup of n blocks counts n block requests, each under exactly one tier,
+ram + rdma + ssd + miss = blocks asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from pegaflow.wire.control import KindRow, ProcessRow, Report
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
+
+_S = 1_000_000_000
+
+STALE_NS = 5 * _S
+"""A report this old means that the supervisor does not answer: it is asked every second."""
+
+Sample = tuple[tuple[str, ...], float]
+"""Label values and the value."""
+
+
+class View:
+    """A Report, to be read by name."""
+
+    def __init__(self, report: Report | None, now: int) -> None:
+        self.report = report
+        self.now = now  # CLOCK_MONOTONIC ns
+        self.processes: tuple[ProcessRow, ...] = report.processes if report else ()
+        self.kinds: tuple[KindRow, ...] = report.kinds if report else ()
+        self._sums = {k.name: {c.name: c.value for c in k.counters} for k in self.kinds}
+        self._rows = [(p, {c.name: c.value for c in p.counters}) for p in self.processes]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the report was written."""
+        return max(0, self.now - self.report.at) / _S if self.report else 0.0
+
+    def total(self, kind: str, *names: str) -> float:
+        """Counters of a kind of actor, summed over all its lives."""
+        return sum(self._sums.get(kind, {}).get(name, 0) for name in names)
+
+    def totals(self) -> Iterator[tuple[str, Mapping[str, int]]]:
+        """Every kind with all its counters."""
+        yield from self._sums.items()
+
+    def gauge(self, kind: str, *names: str) -> float:
+        """Gauges of a kind of actor, summed over its living processes."""
+        rows = [row for process, row in self._rows if process.address.name == kind]
+        return sum(row.get(name, 0) for row in rows for name in names)
+
+    def each(self, name: str, scale: float = 1) -> Iterator[Sample]:
+        """A gauge of each process that has it, labelled with its actor and incarnation."""
+        for process, row in self._rows:
+            if name in row:
+                labels = (process.address.name, str(process.address.incarnation))
+                yield labels, row[name] * scale
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One metric.  `source` says which actor knows it."""
+
+    name: str
+    source: str
+    help: str
+    read: Callable[[View], float | Iterator[Sample]]
+    labels: tuple[str, ...] = field(default=())
+
+    @property
+    def type(self) -> str:
+        """counter or gauge."""
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+
+ACTOR = ("actor", "incarnation")
+RESERVE_FAILURES = ("reserve_no_space", "reserve_too_large", "reserve_busy", "reserve_expired")
+
+
+def _build_info(view: View) -> Iterator[Sample]:
+    if view.report:
+        yield (view.report.version,), 1
+
+
+def _tiers(view: View) -> Iterator[Sample]:
+    hit = view.total(INDEX, "blocks_hit")
+    yield ("ram",), hit
+    yield ("rdma",), 0
+    yield ("ssd",), 0
+    yield ("miss",), view.total(INDEX, "blocks_asked") - hit
+
+
+def _parts(view: View) -> Iterator[Sample]:
+    for part in ("free", "held", "sealed", "absent", "waste"):
+        yield (part,), view.gauge(ALLOCATOR, f"pool_{part}_bytes")
+
+
+def _restarts(view: View) -> Iterator[Sample]:
+    for kind in view.kinds:
+        yield (kind.name,), kind.restarts
+
+
+def _broken(view: View) -> Iterator[Sample]:
+    for kind in view.kinds:
+        yield (kind.name,), kind.state == "broken"
+
+
+def _processes(view: View) -> Iterator[Sample]:
+    found = Counter((p.address.name, p.state) for p in view.processes[1:])
+    yield from sorted(found.items())
+
+
+def _events(view: View) -> Iterator[Sample]:
+    for kind, counters in view.totals():
+        for name, value in counters.items():
+            yield (kind, name), value
+
+
+METRICS = (
+    Shown("pegaflow_build_info", SUPERVISOR, "1, with the version.", _build_info, ("version",)),
+    Shown("pegaflow_ready", "gateway", "1 if /readyz says so.", lambda v: not reasons(v)),
+    Shown(
+        "pegaflow_uptime_seconds",
+        SUPERVISOR,
+        "Age of the service.",
+        lambda v: (v.now - v.report.started) / _S if v.report else 0,
+    ),
+    Shown(
+        "pegaflow_snapshot_age_seconds",
+        "gateway",
+        "Age of everything shown here; it grows while the supervisor does not answer.",
+        lambda v: v.age,
+    ),
+    Shown(
+        "pegaflow_pool_capacity_bytes",
+        SUPERVISOR,
+        "Size of the pool; 0 while a new one is being made.",
+        lambda v: v.report.pool_bytes if v.report else 0,
+    ),
+    Shown(
+        "pegaflow_pool_used_bytes",
+        ALLOCATOR,
+        "Bytes of pages that hold a block or are granted to a session.",
+        lambda v: v.gauge(ALLOCATOR, "pool_held_bytes", "pool_sealed_bytes"),
+    ),
+    Shown(
+        "pegaflow_pool_bytes",
+        ALLOCATOR,
+        "The whole pool by what is in it: free, held (by sessions), sealed (blocks), absent (not "
+        "there yet), waste (extents that their page size does not fill).",
+        _parts,
+        ("part",),
+    ),
+    Shown(
+        "pegaflow_pool_alloc_failures_total",
+        ALLOCATOR,
+        "Requests for pages that were refused or expired.",
+        lambda v: v.total(ALLOCATOR, *RESERVE_FAILURES),
+    ),
+    Shown(
+        "pegaflow_inflight_bytes",
+        ALLOCATOR,
+        "Bytes of pages that sessions hold for saves, their small stock included.",
+        lambda v: v.gauge(ALLOCATOR, "pool_held_bytes"),
+    ),
+    Shown(
+        "pegaflow_cache_resident_bytes",
+        INDEX,
+        "Bytes of the pages of all blocks in memory.",
+        lambda v: v.gauge(INDEX, "resident_bytes"),
+    ),
+    Shown(
+        "pegaflow_cache_resident_blocks",
+        INDEX,
+        "Blocks in memory; class is `retained` for every block that was saved on this host.",
+        lambda v: iter([(("retained",), v.gauge(INDEX, "blocks_resident"))]),
+        ("class",),
+    ),
+    Shown(
+        "pegaflow_cache_block_hits_total",
+        INDEX,
+        "Blocks that lookups asked for and got.",
+        lambda v: v.total(INDEX, "blocks_hit"),
+    ),
+    Shown(
+        "pegaflow_cache_block_misses_total",
+        INDEX,
+        "Blocks that lookups asked for and did not get.",
+        lambda v: v.total(INDEX, "blocks_asked") - v.total(INDEX, "blocks_hit"),
+    ),
+    Shown(
+        "pegaflow_cache_tier_block_requests_total",
+        INDEX,
+        "Blocks that lookups asked for, by where they were found: ram, rdma, ssd or miss.  The sum "
+        "over the tiers is the number of blocks asked for.",
+        _tiers,
+        ("tier",),
+    ),
+    Shown(
+        "pegaflow_cache_block_insertions_total",
+        INDEX,
+        "Blocks that became visible after a save.",
+        lambda v: v.total(INDEX, "blocks_sealed"),
+    ),
+    Shown(
+        "pegaflow_cache_block_evictions_total",
+        INDEX,
+        "Blocks evicted to make room.",
+        lambda v: v.total(INDEX, "blocks_evicted"),
+    ),
+    Shown(
+        "pegaflow_cache_eviction_reclaimed_bytes_total",
+        INDEX,
+        "Bytes of the pages of evicted blocks.",
+        lambda v: v.total(INDEX, "bytes_evicted"),
+    ),
+    Shown(
+        "pegaflow_save_bytes_total",
+        INDEX,
+        "Bytes of KV cache in the blocks that became visible after a save.",
+        lambda v: v.total(INDEX, "bytes_sealed"),
+    ),
+    Shown(
+        "pegaflow_leases",
+        INDEX,
+        "Leases on blocks that engines hold.",
+        lambda v: v.gauge(INDEX, "leases"),
+    ),
+    Shown(
+        "pegaflow_engines",
+        SUPERVISOR,
+        "Engines with a session.",
+        lambda v: sum(bool(p.engine) for p in v.processes),
+    ),
+    Shown(
+        "pegaflow_engines_waiting",
+        SUPERVISOR,
+        "Engines that wait for a session.",
+        lambda v: v.gauge(SUPERVISOR, "opens_waiting"),
+    ),
+    Shown(
+        "pegaflow_loads_open",
+        SESSION,
+        "Loads under way.",
+        lambda v: v.gauge(SESSION, "session_loads_open"),
+    ),
+    Shown(
+        "pegaflow_saves_open",
+        SESSION,
+        "Saves under way.",
+        lambda v: v.gauge(SESSION, "session_saves_open"),
+    ),
+    Shown(
+        "pegaflow_regroups_total",
+        SUPERVISOR,
+        "Times that allocator, index and sessions were restarted together on an empty pool.",
+        lambda v: v.total(SUPERVISOR, "regroups"),
+    ),
+    Shown(
+        "pegaflow_actor_restarts_total",
+        SUPERVISOR,
+        "Processes of this kind that failed and were replaced.",
+        _restarts,
+        ("actor",),
+    ),
+    Shown(
+        "pegaflow_actor_broken",
+        SUPERVISOR,
+        "1 while this kind of process failed too often and rests before it is tried again.",
+        _broken,
+        ("actor",),
+    ),
+    Shown(
+        "pegaflow_actor_processes",
+        SUPERVISOR,
+        "Living processes by kind and state.",
+        _processes,
+        ("actor", "state"),
+    ),
+    Shown(
+        "pegaflow_actor_resident_memory_bytes",
+        "each actor",
+        "Resident memory of the process, the part of the pool that it has touched included.",
+        lambda v: v.each("process_resident_bytes"),
+        ACTOR,
+    ),
+    Shown(
+        "pegaflow_actor_open_fds",
+        "each actor",
+        "Open file descriptors.",
+        lambda v: v.each("process_open_fds"),
+        ACTOR,
+    ),
+    Shown(
+        "pegaflow_actor_loop_lag_seconds",
+        "each actor",
+        "How late the latest timer of the last second or two was: a busy or starved loop.",
+        lambda v: v.each("loop_late_us", 1e-6),
+        ACTOR,
+    ),
+    Shown(
+        "pegaflow_actor_open_asks",
+        "each actor",
+        "Questions to other actors without an answer yet.",
+        lambda v: v.each("asks_open"),
+        ACTOR,
+    ),
+    Shown(
+        "pegaflow_actor_open_jobs",
+        "each actor",
+        "Device work under way or queued, watches over other processes included.",
+        lambda v: v.each("jobs_open"),
+        ACTOR,
+    ),
+    Shown(
+        "pegaflow_actor_events_total",
+        "each actor",
+        "Every counter an actor keeps, under its internal name; names may change.",
+        _events,
+        ("actor", "event"),
+    ),
+)
+
+
+def table() -> list[str]:
+    """METRICS as the rows of a Markdown table."""
+    rows = ["| name | type | labels | from | meaning |", "|---|---|---|---|---|"]
+    for m in METRICS:
+        labels = ", ".join(f"`{label}`" for label in m.labels)
+        rows.append(f"| `{m.name}` | {m.type} | {labels} | {m.source} | {m.help} |")
+    return rows
+
+
+def render(report: Report | None, now: int, accept: str = "") -> tuple[bytes, str]:
+    """The exposition in the format that the Accept header asks for, and its content type."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(View(report, now)))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def reasons(view: View) -> tuple[str, ...]:
+    """Why no engine can be served as it should be now; empty if nothing is wrong."""
+    if view.report is None:
+        return ("the supervisor has not answered yet",)
+    found = []
+    if view.now - view.report.at > STALE_NS:
+        found.append(f"the supervisor has not answered for {view.age:.0f} s")
+    state = view.processes[0].state
+    if state != "up":
+        found.append(f"the service is {state}")
+    for kind in view.kinds:
+        if kind.state == "broken":
+            rest = max(0, kind.retry_at - view.now) / _S
+            found.append(f"{kind.name} fails again and again; it is tried again in {rest:.0f} s")
+    return tuple(found)
+
+
+def unready(report: Report | None, now: int) -> tuple[str, ...]:
+    """`reasons` of a report."""
+    return reasons(View(report, now))
+
+
+def status(report: Report | None, now: int) -> dict[str, Any]:
+    """The report as JSON, with its age and what is wrong."""
+    view = View(report, now)
+    why = reasons(view)
+    body = _plain(asdict(report)) if report else None
+    return {"ready": not why, "reasons": list(why), "age_seconds": view.age, "report": body}
+
+
+def _plain(value: Any) -> Any:
+    """Addresses as `name.incarnation`, counters as objects."""
+    if isinstance(value, dict):
+        return {key: _numbers(v) if key == "counters" else _plain(v) for key, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "incarnation"):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _numbers(counters: Any) -> dict[str, int]:
+    return {counter["name"]: counter["value"] for counter in counters}
+
+
+class _Families(Collector):
+    """METRICS as prometheus-client wants them."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, with the samples that there are."""
+        for m in METRICS:
+            kind = CounterMetricFamily if m.type == "counter" else GaugeMetricFamily
+            family = kind(m.name, m.help, labels=m.labels)
+            found = m.read(self._view)
+            samples = [((), float(found))] if isinstance(found, int | float) else found
+            for labels, value in samples:
+                family.add_metric(labels, value)
+            yield family
