@@ -127,9 +127,10 @@ class FrontDesk:
             return [Reply(open_.sender, self._session_at(kid))]
         rest = self.budgets.engine_rest(msg.engine, now)
         if rest:
+            period, seconds = PERIOD_NS // (1000 * MS), rest // (1000 * MS) + 1
             why = (
                 f"the sessions of engine {msg.engine!r} failed {FAILURES_MAX} times within "
-                f"{PERIOD_NS // (1000 * MS)} s: it gets none for {rest // (1000 * MS) + 1} s (see the service's log)"
+                f"{period} s: it gets none for {seconds} s; the service's log says why"
             )
             return [Reply(open_.sender, Refused(Status.BUSY, why))]
         spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
