@@ -31,15 +31,23 @@ BYTES_MAX = 1 << 30
 
 
 def write(host: Host, run_dir: Path) -> Path:
-    """Write the inputs of a host; its path."""
+    """Write the inputs of a host; its path.
+
+    Raises:
+        OSError: there is no room for it; nothing of it stays.
+    """
     actor = host.actor
     boss = actor.supervisor.incarnation if isinstance(actor, Child) else 0
     complete = host.input_count == len(host.inputs)
     path = run_dir / f"blackbox-{actor.address}.msgpack"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        head = [VERSION, *actor.address, boss, complete]
-        msgpack.pack([*head, list(host.inputs)], file)
+    head = [VERSION, *actor.address, boss, complete]
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            msgpack.pack([*head, list(host.inputs)], file)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 

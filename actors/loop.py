@@ -17,6 +17,7 @@ from pathlib import Path
 
 import zmq
 
+from pegaflow.errors import UserError
 from pegaflow.logs import get_logger
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.jobs import Done
@@ -58,7 +59,11 @@ class Loop:
         self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
 
     def bind(self, path: str) -> None:
-        """The inbox.  The socket file is ours alone."""
+        """The inbox.  The socket file is ours alone.
+
+        Raises:
+            UserError: the socket cannot be made.
+        """
         self._inbox = self._socket(zmq.ROUTER)
         self._inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Who dials again takes its name over; what the old link still holds then has no sender.
@@ -67,6 +72,8 @@ class Loop:
         before = os.umask(0o177)
         try:
             self._inbox.bind(f"ipc://{path}")
+        except zmq.ZMQError as err:
+            raise UserError(f"cannot listen at {path}: {err.strerror}") from None
         finally:
             os.umask(before)
         self._watch_socket(self._inbox, None)

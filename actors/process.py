@@ -180,15 +180,16 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
     if name == SESSION:
         importlib.import_module("pegaflow.device.bounce")  # numpy: now, not when an engine waits
     loop.watch(signals.fd, lambda: (signals.read(), None)[1])
-    loop.bind(endpoint)
-    loop.dial(boss, str(run_dir / "pegaflow.sock"))
     log = logs.get_logger()
-    log.debug("actor_started")
     try:
+        loop.bind(endpoint)
+        loop.dial(boss, str(run_dir / "pegaflow.sock"))
+        log.debug("actor_started")
         reason = loop.run()
+    except UserError as err:
+        reason = str(err)
     except AssertionError:
-        path = blackbox.write(host, run_dir)
-        log.exception("actor_broken", inputs=str(path))
+        log.exception("actor_broken", inputs=_last_words(host, run_dir))
         return 1
     finally:
         device.close()
@@ -196,6 +197,14 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
     if reason:
         log.error("actor_stopped", why=reason)
     return 1 if reason else 0
+
+
+def _last_words(host: Host, run_dir: Path) -> str:
+    """Where the inputs of a broken actor are, or why they are nowhere."""
+    try:
+        return str(blackbox.write(host, run_dir))
+    except OSError as err:
+        return f"not written: {err.strerror}"
 
 
 def _make(name: str, address: Address, supervisor: Address, hello: Hello) -> Child:

@@ -19,6 +19,7 @@ from pegaflow import config, logs, rundir, sizes
 from pegaflow.errors import UserError
 from pegaflow.flags import with_settings
 from pegaflow.wire.control import Report
+from pegaflow.wire.message import WireError
 
 app = typer.Typer(
     name="pegaflow",
@@ -76,7 +77,10 @@ def status(
     from pegaflow.client import inspect
 
     where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
-    report = inspect(rundir.front_desk(where))
+    try:
+        report = inspect(rundir.front_desk(where))
+    except WireError as err:
+        raise UserError(f"the service in {where} is of another version: {err}") from None
     if report is None:
         raise UserError(f"no service answers in {where}: start one with `pegaflow serve`")
     if format == "json":

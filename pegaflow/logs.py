@@ -12,6 +12,7 @@ interval are counted, and the line that passes after it says how many were `supp
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import sys
@@ -68,6 +69,23 @@ class Repeats:
         return event
 
 
+class Lossy:
+    """A stream that loses what it cannot write: a full disk or a reader that went ends nobody."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        """Write, or lose it."""
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+
+    def flush(self) -> None:
+        """Flush, or lose it."""
+        with contextlib.suppress(OSError):
+            self._out.flush()
+
+
 def configure(
     level: str = "info",
     format: str = "auto",
@@ -99,7 +117,7 @@ def configure(
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lossy(out))),
         # Loggers made before this call must obey it too.
         cache_logger_on_first_use=False,
     )

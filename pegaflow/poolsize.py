@@ -115,7 +115,12 @@ def pin_note(size: int) -> str | None:
 def look(shm: str = "/dev/shm", root: Path = Path("/")) -> Memory:
     """Reads the machine as it is now; `root` is another tree in tests."""
     info = _numbers(root / "proc/meminfo")
-    free = os.statvfs(shm)
+    try:
+        free = os.statvfs(shm)
+    except OSError as error:
+        raise UserError(
+            f"no shared memory at {shm}: {error.strerror}; mount a tmpfs there"
+        ) from error
     rooms = list(_cgroup_rooms(root))
     return Memory(
         total=info["MemTotal:"] * 1024,

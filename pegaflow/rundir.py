@@ -125,7 +125,10 @@ class ServiceLock:
         """Takes the lock, or raises `UserError` naming the pid that has it."""
         path = run_dir / LOCK
         while True:
-            fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
+            try:
+                fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
+            except OSError as error:
+                raise UserError(f"cannot lock {path}: {error.strerror}") from error
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -138,3 +139,12 @@ def test_the_next_line_tells_how_many_were_suppressed() -> None:
     log.warning("frame.dropped", why="each of these passes")
     assert [line.get("suppressed") for line in lines(out)] == [None, 4, None]
     assert "repeats" not in out.getvalue()
+
+
+def test_what_cannot_be_written_is_lost() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        logs.configure(format="json", stream=full)
+        logs.get_logger().error("first")
+        logs.get_logger().error("second")
+        with contextlib.suppress(OSError):
+            full.close()

@@ -139,3 +139,8 @@ def test_pinning_is_noted_only_where_it_is_not_allowed(monkeypatch: pytest.Monke
     assert "only 8 MiB may be locked" in str(pin_note(GIB))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     assert pin_note(GIB) is None
+
+
+def test_no_shared_memory_at_all_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no shared memory at .*none: No such file"):
+        look(str(tmp_path / "none"), machine(tmp_path, "0::/", {}))

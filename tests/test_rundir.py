@@ -172,3 +172,9 @@ def test_the_lock_is_not_inherited(home: Path) -> None:
             ]
             lock.release()
             rundir.ServiceLock.acquire(home).release()
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(home: Path) -> None:
+    (home / "lock").symlink_to(home / "nowhere")
+    with pytest.raises(UserError, match="cannot lock .*lock: "):
+        rundir.ServiceLock.acquire(home)

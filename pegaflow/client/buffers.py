@@ -87,7 +87,10 @@ class EngineMemory:
         blocks: Sequence[int],
         deadline: int,
     ) -> bool:
-        """`step` for each place in a file and its block; False if the deadline came first."""
+        """`step` for each place in a file and its block; False if the deadline came first, or if a
+        place lies outside of the file."""
+        if any(offset + self.payload > file.size for offset in offsets):
+            return False
         for offset, block in zip(offsets, blocks, strict=True):
             if time.monotonic_ns() >= deadline:
                 return False

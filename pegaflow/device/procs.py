@@ -1,6 +1,7 @@
 """Processes as the kernel knows them: identity, proof of death, dying with the parent."""
 
 import ctypes
+import errno
 import os
 import signal
 
@@ -21,11 +22,19 @@ def start_ticks(pid: int) -> int:
 
 
 def open_pidfd(pid: int, started: int) -> int | None:
-    """A pidfd of exactly this process, readable once it is dead; None if it is dead already."""
+    """A pidfd of exactly this process, readable once it is dead; None if it is dead already.
+
+    Raises:
+        OSError: the kernel has no descriptor for us; that proves no death.
+    """
     try:
         fd = os.pidfd_open(pid)
-    except (OSError, OverflowError):
+    except (ProcessLookupError, OverflowError):
         return None
+    except OSError as err:
+        if err.errno == errno.EINVAL:
+            return None  # no pid at all
+        raise
     if start_ticks(pid) != started:
         os.close(fd)
         return None

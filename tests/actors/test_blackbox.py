@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pegaflow.actors import blackbox
+from pegaflow.actors import blackbox, process
 from pegaflow.actors.actor import Actor
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan, Supervisor
@@ -82,3 +82,14 @@ def test_a_file_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(blackbox, "VERSION", blackbox.VERSION + 1)
     with pytest.raises(ValueError, match="has format 1"):
         blackbox.read(path)
+
+
+def test_a_full_disk_leaves_no_half_of_it(tmp_path: Path) -> None:
+    rig, _ = busy()
+    path = tmp_path / f"blackbox-{rig.me}.msgpack"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        blackbox.write(rig.host, tmp_path)
+    assert not path.is_symlink()
+    path.symlink_to("/dev/full")
+    assert process._last_words(rig.host, tmp_path) == "not written: No space left on device"

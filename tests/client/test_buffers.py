@@ -114,3 +114,13 @@ def test_read_only_memory_is_told() -> None:
     layout = Layout(BLOCKS, CONTIGUOUS, "bfloat16")
     assert EngineMemory(layout, [bytearray(1024)] * LAYERS).writable
     assert not EngineMemory(layout, [memoryview(bytes(1024))] * LAYERS).writable
+
+
+@pytest.mark.parametrize("offset", [4096, (1 << 63) + 1, (1 << 64) - 1])
+def test_a_place_outside_of_the_file_is_not_copied(offset: int) -> None:
+    layout = Layout(2, (LayerLayout(0, 0, 64, 64),), "uint8")
+    memory = EngineMemory(layout, [bytearray(128)])
+    file = np.ones(4096, np.uint8)
+    assert not memory.copy(memory.load, file, (0, offset), (0, 1), 1 << 63)
+    assert not memory.copy(memory.save, file, (0, offset), (0, 1), 1 << 63)
+    assert memory.copy(memory.load, file, (0, 4032), (0, 1), 1 << 63)
