@@ -1,7 +1,6 @@
 """Ten thousand hostile frames for each kind of actor; `tox -e fuzz` feeds a million."""
 
 import random
-from collections import Counter
 
 import pytest
 
@@ -10,30 +9,29 @@ from pegaflow.wire.values import CLIENT, Address
 
 from .cage import Cage
 from .hostile import EVERY_KIND, Generator
-from .kinds import CAGES, SessionCage
+from .kinds import CAGES
+from .session import SessionCage
 
 FRAMES = 10_000
+
+
+DEEP = {
+    "session": {"blocks_loaded": 50, "blocks_filled": 20, "answers": 1000},
+    "index": {"blocks_sealed": 200, "blocks_evicted": 200, "answers": 1000},
+    "allocator": {"pages_granted": 1000, "answers": 500},
+    "supervisor": {"engines_served": 20, "answers": 50},
+    "gateway": {"reports_rendered": 20},
+}
+"""What has to happen at least so often among the rest: else nothing behind the first check is met."""
 
 
 @pytest.mark.parametrize("kind", CAGES)
 def test_the_actor_lives_on(kind: str) -> None:
     counts = CAGES[kind](seed=1).run(FRAMES)
     assert counts["frames"] == FRAMES
-    for what in ("frames_bad", "frames_unwanted", "frames_of_other_lives", "answers"):
-        assert counts[what] > FRAMES / 200, f"{what}: the fuzzer does not reach what it should"
-
-
-def test_the_fuzzer_gets_behind_the_first_check() -> None:
-    """Sound things happen among the unsound ones: else nothing deep is tested."""
-    sessions = [CAGES["session"](seed).run(FRAMES) for seed in (2, 3, 4)]
-    session = sum(sessions, Counter())  # a batch that is kept and filled is a rare accident
-    index = CAGES["index"](seed=2).run(FRAMES)
-    allocator = CAGES["allocator"](seed=2).run(FRAMES)
-    supervisor = CAGES["supervisor"](seed=2).run(FRAMES)
-    assert session["blocks_loaded"] > 50 and session["blocks_filled"] > 20
-    assert index["blocks_sealed"] > 200 and index["blocks_evicted"] > 200
-    assert allocator["pages_granted"] > 1000
-    assert supervisor["engines_served"] > 20
+    for what in ("frames_bad", "frames_unwanted", "frames_of_other_lives"):
+        assert counts[what] > 50, what
+    assert {name: counts[name] for name, least in DEEP[kind].items() if counts[name] < least} == {}
 
 
 def test_every_declared_message_is_made() -> None:
@@ -44,7 +42,7 @@ def test_every_declared_message_is_made() -> None:
 
 
 def test_a_seed_repeats() -> None:
-    assert CAGES["session"](seed=4).run(2000) == CAGES["session"](seed=4).run(2000)
+    assert CAGES["session"](seed=4).run(500) == CAGES["session"](seed=4).run(500)
 
 
 def test_a_table_without_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,16 @@
+"""The pool of the cages, and its ledger."""
+
+from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
+
+from .cage import EXTENT, POOL
+
+GEOMETRY = Geometry(POOL, EXTENT)
+RECORDS = GEOMETRY.extents * GEOMETRY.records_per_extent
+KEYS = tuple(bytes((n,)) * 32 for n in range(4))
+
+
+def new_ledger() -> Ledger:
+    size = ledger_bytes(GEOMETRY.extents, GEOMETRY.records_per_extent)
+    header = Header(bytes(16), b"boot", POOL, EXTENT, GEOMETRY.records_per_extent, 1)
+    return Ledger.format(bytearray(size), header)

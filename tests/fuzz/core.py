@@ -1,0 +1,168 @@
+"""Index and allocator among hostile sessions."""
+
+from pegaflow.actors.allocator import Allocator
+from pegaflow.actors.index import Index
+from pegaflow.wire import index as index_words
+from pegaflow.wire.allocator import Freed, Pressure, Reserve, Return, Stock
+from pegaflow.wire.control import (
+    Fenced,
+    Gone,
+    Neighbour,
+)
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
+from pegaflow.wire.jobs import (
+    Done,
+    GrowExtent,
+    ReadRecords,
+)
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import SESSION, Address
+
+from .books import GEOMETRY, KEYS, RECORDS, new_ledger
+from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, WELCOME, Cage
+
+
+class IndexCage(Cage):
+    """An index: its sessions are hostile; the allocator presses, the supervisor buries sessions."""
+
+    def build(self) -> Index:
+        return Index(IDX, BOSS, HELLO, lambda path: new_ledger())
+
+    def settle(self) -> None:
+        self.newest = 3
+        self.senders = []
+        self.tell(BOSS, WELCOME)
+        self.tell(BOSS, Neighbour(ALLOC, "a", 1))
+        while len(self.senders) < 3:
+            self._session()
+        space = bytes(16)
+        parents = (bytes(32), *KEYS[:-1])
+        for msg in (
+            Find(space, KEYS),
+            Claim(space, KEYS),
+            Seal(1, space, PAGE, PAGE, 1, KEYS, parents, (0, 1, 2, 3), (1, 2, 3, 4)),
+            index_words.Release(1),
+            index_words.Holding(1, (1,), 1, (1,)),
+        ):
+            self.generator.learn(msg, sound=True)
+
+    def _session(self) -> None:
+        self.newest += 1
+        self.senders.append(Address(SESSION, self.newest))
+        self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
+
+    def step(self) -> None:
+        rng = self.rng
+        if rng.random() < 0.05:
+            self.tell(BOSS, Gone(self.senders.pop(0)))
+            self._session()
+        else:
+            page_size = rng.choice((PAGE, PAGE, 2 * PAGE, 4096))
+            ask = Pressure(page_size, rng.randrange(1, 32), rng.random() < 0.2)
+            self.tell(ALLOC, ask, question=5)
+
+    def one(self) -> None:
+        super().one()
+        if self.rng.random() < 0.3:
+            self.seal()
+
+    def seal(self) -> None:
+        """Now and then a session does all of it right: without that nothing is ever resident."""
+        rng, sender = self.rng, self.rng.choice(self.senders)
+        first = rng.randrange(40)
+        keys = tuple(bytes((first + i,)) * 32 for i in range(rng.randrange(1, 6)))
+        self.tell(sender, Claim(bytes(16), keys), question=9)
+        number = self.claimed.number
+        pages = tuple(rng.sample(range(RECORDS), len(keys)))
+        parents = (bytes(32), *keys[:-1])
+        stamps = tuple(range(len(keys)))
+        msg = Seal(number, bytes(16), PAGE, PAGE, 1, keys, parents, pages, stamps)
+        self.generator.learn(msg, sound=True)
+        self.tell(sender, self.generator.message(Seal), question=9)
+
+    def saw(self, envelope: Envelope) -> None:
+        msg = envelope.message
+        if isinstance(msg, Claimed):
+            self.claimed = msg
+        elif isinstance(msg, Held):
+            assert len(msg.pages) % max(msg.shards, 1) == 0
+            assert all(page < RECORDS for page in msg.pages)
+        elif isinstance(msg, Freed):
+            actor = self.host.actor
+            assert isinstance(actor, Index)
+            assert all(actor.ledger.is_void(page) for page in msg.pages)
+
+    def sizes(self) -> dict[str, int]:
+        actor = self.host.actor
+        assert isinstance(actor, Index)
+        return {
+            "blocks": len(actor.blocks),
+            "leases": len(actor.leases),
+            "claims": len(actor.claims),
+        }
+
+
+class AllocatorCage(Cage):
+    """An allocator: its sessions are hostile; the index frees, the supervisor buries sessions."""
+
+    def build(self) -> Allocator:
+        self.ledger = new_ledger()
+        self.sealed: set[int] = set()
+        return Allocator(ALLOC, BOSS, HELLO)
+
+    def settle(self) -> None:
+        self.newest = 3
+        self.senders = []
+        while len(self.senders) < 3:
+            self.newest += 1
+            self.senders.append(Address(SESSION, self.newest))
+        self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
+        self.tell(BOSS, WELCOME)
+        self.tell(IDX, Freed(()))
+        for msg in (Reserve(PAGE, 4), Return((0, 1)), Stock(1, (0, 1))):
+            self.generator.learn(msg, sound=True)
+
+    def step(self) -> None:
+        """The index seals what was granted, evicts, and fences the dead."""
+        rng = self.rng
+        actor = self.host.actor
+        assert isinstance(actor, Allocator) and actor.slab is not None
+        if rng.random() < 0.05:
+            dead = self.senders.pop(0)
+            self.tell(IDX, Fenced(dead))
+            self.tell(BOSS, Gone(dead))
+            self.newest += 1
+            self.senders.append(Address(SESSION, self.newest))
+        elif rng.random() < 0.5:
+            self.sealed |= {p for p in range(RECORDS) if actor.slab.is_granted(p) and p % 3 == 0}
+        else:
+            self.tell(IDX, Freed(self._evict(8)))
+
+    def _evict(self, count: int) -> tuple[int, ...]:
+        gone = tuple(self.sealed)[:count]
+        self.sealed -= set(gone)
+        return gone
+
+    def answer(self, question: Envelope) -> Message | None:
+        assert isinstance(question.message, Pressure)
+        return Freed(self._evict(question.message.count))
+
+    def work(self, job: Message) -> Done | None:
+        if isinstance(job, GrowExtent):
+            assert job.extent < GEOMETRY.extents
+            return Done(Status.OK)
+        assert isinstance(job, ReadRecords)
+        assert all(page < RECORDS for page in job.pages), "a page that is not there is read"
+        return Done(Status.OK, "", tuple(p for p in job.pages if p in self.sealed))
+
+    def sizes(self) -> dict[str, int]:
+        actor = self.host.actor
+        assert isinstance(actor, Allocator) and actor.slab is not None
+        slab = actor.slab
+        assert all(slab.is_granted(p) or slab.is_left(p) for p in self.sealed), "sealed and free"
+        return {
+            "waiting": len(actor._waiting),
+            "unstated": sum(map(len, actor._unstated.values())),
+        }

@@ -1,0 +1,164 @@
+"""A session among hostile clients."""
+
+from collections.abc import Iterable
+
+from pegaflow.actors.session import Session
+from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.control import (
+    Neighbour,
+    Serve,
+)
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
+from pegaflow.wire.jobs import (
+    Done,
+    FillPages,
+    OpenBounce,
+    WatchProcess,
+)
+from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.message import Message
+from pegaflow.wire.session import Attach, Copied, Drop, Found, Keep, Load, Lookup, Pages, Save, Take
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import CLIENT, SESSION, Address
+
+from .books import KEYS, RECORDS
+from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, POOL, WELCOME, Cage
+
+LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
+ATTACH = Attach(4242, 99, 0, 1, LAYOUT, (64 * PAGE,))
+
+
+class SessionCage(Cage):
+    """A session: its clients are hostile; index and allocator answer, late or never."""
+
+    def build(self) -> Session:
+        self.pages: dict[int, int] = {}  # granted and not returned -> number of the grant
+        self.slots: dict[int, set[int]] = {}  # batch -> slots
+        self.bounce = (0, 0)  # slots, page size
+        self.number = 0
+        self.granted: dict[int, Reserved] = {}  # grants not stated yet
+        self.honest: list[tuple[Address, Message]] = []  # what a sound neighbour would say next
+        return Session(Address(SESSION, 4), BOSS, HELLO)
+
+    def settle(self) -> None:
+        self.senders = [Address(CLIENT, n) for n in (7, 7, 7, 7, 8, 9)]
+        self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX, self.host.actor.address]
+        for msg in (
+            ATTACH,
+            Lookup(KEYS),
+            Save(1, 0, KEYS, b""),
+            Drop(1),
+            Keep(1, 1),
+            Load(1, 0, 0, 1),
+            Copied(1, True),
+        ):
+            self.generator.learn(msg, sound=True)
+        self.tell(BOSS, WELCOME)
+        self.tell(BOSS, Neighbour(ALLOC, "a", 1))
+        self.tell(BOSS, Neighbour(IDX, "i", 2))
+        self.tell(BOSS, Serve("engine", bytes(16), 4242, 99, bytes(16)), question=1)
+        self.tell(self.senders[0], ATTACH, question=1)
+
+    @property
+    def actor(self) -> Session:
+        actor = self.host.actor
+        assert isinstance(actor, Session)
+        return actor
+
+    def one(self) -> None:
+        super().one()
+        if self.honest and self.rng.random() < 0.1:
+            sender, msg = self.honest.pop(0)
+            if self.rng.random() < 0.8:
+                self.tell(sender, msg)
+
+    def step(self) -> None:
+        """The engine attaches properly again; another client comes."""
+        if self.rng.random() < 0.3:
+            self.tell(self.senders[0], ATTACH, question=1)
+        if self.rng.random() < 0.1:
+            self.senders[-1] = Address(CLIENT, self.rng.randrange(10, 1 << 62))
+
+    def answer(self, question: Envelope) -> Message | None:
+        rng, msg = self.rng, question.message
+        if isinstance(msg, Find):
+            count = rng.randrange(len(msg.keys) + 1)
+            self.number += bool(count)
+            pages = tuple(self._page() for _ in range(count))
+            return Held(self.number if count else 0, min(count, 1), pages)
+        if isinstance(msg, Claim):
+            new = tuple(i for i in range(len(msg.keys)) if rng.random() < 0.7)
+            self.number += bool(new)
+            return Claimed(self.number if new else 0, new)
+        if isinstance(msg, Seal):
+            assert len(msg.keys) == len(msg.parents) == len(msg.pages) == len(msg.stamps) > 0
+            assert set(msg.pages) <= self.pages.keys(), "it seals pages that it was never granted"
+            return Sealed(Status.OK, tuple(i for i in range(len(msg.keys)) if rng.random() < 0.9))
+        assert isinstance(msg, Reserve)
+        free = [p for p in range(RECORDS) if p not in self.pages]
+        if rng.random() < 0.1 or len(free) < msg.count:
+            return Reserved(Status.NO_SPACE, 0, (), ())
+        self.number += 1
+        pages = tuple(rng.sample(free, msg.count))
+        self.pages.update(dict.fromkeys(pages, self.number))
+        stamps = tuple(1000 + p for p in pages)
+        self.granted[self.number] = Reserved(Status.OK, self.number, pages, stamps)
+        return self.granted[self.number]
+
+    def _page(self) -> int:
+        return self.rng.randrange(RECORDS)
+
+    def work(self, job: Message) -> Done | None:
+        if isinstance(job, OpenBounce):
+            assert 0 < job.slots * job.page_size <= max(64 << 20, job.page_size)
+            if self.rng.random() < 0.05:
+                return Done(Status.NO_SPACE, "full")
+            self.bounce = (job.slots, job.page_size)
+            return Done(Status.OK, "bounce")
+        if isinstance(job, FillPages):
+            assert len(job.slots) == len(job.offsets) > 0
+            assert max(job.slots) < self.bounce[0] and job.length <= job.page_size
+            assert max(job.offsets) + job.page_size <= POOL
+            self.counts["blocks_filled"] += len(job.slots)
+            return Done(Status.COPY_FAILED if self.rng.random() < 0.05 else Status.OK)
+        assert isinstance(job, WatchProcess)
+        return Done(Status.OK) if self.rng.random() < 0.001 else None
+
+    def saw(self, envelope: Envelope) -> None:
+        msg = envelope.message
+        if isinstance(msg, Pages):
+            assert all(offset + PAGE <= POOL for offset in msg.offsets)
+            self.generator.learn(Copied(msg.copy, True), sound=True)
+        elif isinstance(msg, Found) and msg.blocks:
+            self.generator.learn(Load(msg.lease, 0, 0, msg.blocks), sound=True)
+        elif isinstance(msg, Take):
+            assert len(msg.positions) == len(msg.slots) > 0
+            assert max(msg.slots) < self.bounce[0]
+            keep = Keep(msg.save, msg.batch)
+            self.generator.learn(keep, sound=True)
+            self.honest.append((envelope.receiver, keep))
+        elif isinstance(msg, Return):
+            self._take_back(msg.pages)
+        elif isinstance(msg, Stock):
+            named = set(msg.pages)
+            assert named <= self.pages.keys(), "it states pages that it was never granted"
+            self._take_back([p for p, n in self.pages.items() if n <= msg.upto and p not in named])
+            self.granted = {n: grant for n, grant in self.granted.items() if n > msg.upto}
+            self.honest = [*self.honest, *((ALLOC, grant) for grant in self.granted.values())][-64:]
+
+    def _take_back(self, pages: Iterable[int]) -> None:
+        for page in pages:
+            self.pages.pop(page, None)
+
+    def sizes(self) -> dict[str, int]:
+        actor = self.actor
+        saves = actor.saves
+        return {
+            "clients": len(actor.clients),
+            "watched": len(actor.watched),
+            "leases": len(actor.leases),
+            "copies": len(actor.copies),
+            "saves": len(saves.saves) if saves else 0,
+            "stock": len(saves.stock) + len(saves.filling) if saves else 0,
+        }
