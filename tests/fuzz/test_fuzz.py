@@ -22,7 +22,7 @@ DEEP = {
     "supervisor": {"engines_served": 20, "answers": 50},
     "gateway": {"reports_rendered": 20},
 }
-"""What has to happen at least so often among the rest: else nothing behind the first check is met."""
+"""What has to happen at least so often among the rest: else nothing deep is tested."""
 
 
 @pytest.mark.parametrize("kind", CAGES)
