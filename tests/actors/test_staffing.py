@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from pegaflow.actors.restarts import FAILURES_MAX, REST_NS
 from pegaflow.actors.supervisor import TICK_NS, Supervisor
+from pegaflow.actors.tally import NAMES_MAX, VALUE_MAX
 from pegaflow.wire.control import (
     Beat,
     Counter,
@@ -117,6 +118,17 @@ def test_sums_never_go_backwards() -> None:
     assert group.sums(SESSION) == {"blocks": 13}
     rows = {r.address: r.counters for r in group.report().processes}
     assert rows[newest] == (Counter("blocks", 1), Counter("open", 2)) and first not in rows
+
+
+def test_sums_fit_a_message() -> None:
+    group = Group(replace(PLAN, spares=2))
+    first, second = [a for a in group.living if a.name == SESSION]
+    for child in (first, second):
+        group.tell(child, Beat((Counter("blocks", (1 << 64) - 2),)))
+    assert group.sums(SESSION) == {"blocks": VALUE_MAX}
+    group.tell(second, Beat(tuple(Counter(f"counter {n}", 1) for n in range(2 * NAMES_MAX))))
+    group.exit(second)
+    assert len(group.sums(SESSION)) == NAMES_MAX
 
 
 def test_sums_survive_a_regroup() -> None:
@@ -238,9 +250,13 @@ def test_it_is_not_ready_before_an_engine_could_have_a_session() -> None:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
     rig.done(MakePool, note="pool\nledger", values=(POOL,))
-    for incarnation, name in enumerate((ALLOCATOR, INDEX, SESSION), 2):
-        rig.wait(TICK_NS)
+    for incarnation, name in enumerate((ALLOCATOR, INDEX), 2):
         spawned(rig, Address(name, incarnation))
-        assert not any("READY" in job.lines for job in rig.wanted(Announce))
+    session = Address(SESSION, 4)
+    rig.done(NextIncarnation, values=(4,))
+    rig.done(Spawn, values=(1004, 1))
+    rig.wait(TICK_NS)
+    assert not any("READY" in job.lines for job in rig.wanted(Announce))
+    rig.tell(session, Hello(1, 1, f"ipc://{session}"))
     rig.wait(TICK_NS)
     assert "READY=1" in rig.wanted(Announce)[-1].lines
