@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,19 @@ def test_status_without_a_service_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert done.stderr.startswith("pegaflow: no service answers in")
+
+
+def spare_states(service: Service) -> list[str]:
+    return [row.state for row in service.processes("session")]
+
+
+def test_a_burst_of_engines_beyond_the_spares_is_served(service: Service) -> None:
+    engines = [Engine(service, f"burst {n}", blocks=4) for n in range(5)]
+    try:
+        with ThreadPoolExecutor(len(engines)) as threads:
+            list(threads.map(Engine.attach, engines))
+        assert {f"burst {n}" for n in range(5)} <= {r.engine for r in service.processes("session")}
+    finally:
+        for engine in engines:
+            engine.client.close()
+    eventually("spares are kept", lambda: spare_states(service) == ["spare"] * 2)
