@@ -145,7 +145,7 @@ class Host:
     def check(self) -> None:
         """Assert every invariant of this half and of the actor."""
         assert len(self._deadlines) == len(self._asks) <= ASKS_MAX
-        assert self._input_bytes == sum(len(head) + len(body) for _, _, head, body in self.inputs)
+        assert len(self.inputs) <= INPUTS_MAX and 0 <= self._input_bytes <= INPUTS_BYTES_MAX
         self.actor.check()
 
     def _is_me(self, e: Envelope) -> bool:

@@ -71,6 +71,7 @@ def test_large_frames_do_not_fill_the_black_box(monkeypatch: pytest.MonkeyPatch)
     for _ in range(20):
         rig.ask(CLIENT_7, Lookup(tuple(n.to_bytes(32, "big") for n in range(100))))
     assert len(rig.host.inputs) == 3, "the last ones"
+    assert rig.host._input_bytes == sum(len(h) + len(b) for _, _, h, b in rig.host.inputs)
 
 
 # index

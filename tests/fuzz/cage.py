@@ -150,7 +150,7 @@ class Cage:
     def tell(self, sender: Address, msg: Message, question: int = 0, answer: int = 0) -> None:
         """A frame of a believed neighbour."""
         envelope = Envelope(sender, self.host.actor.address, msg, question, answer)
-        self.take(self.host.deliver(unpack(pack(envelope)), self.now))
+        self.take(self.host.deliver(envelope, self.now, pack(envelope)))
 
     def pass_time(self) -> None:
         """Wake the actor, answer a question, end a job."""
