@@ -146,7 +146,9 @@ class Session(Child):
         return effects
 
     def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
-        """A grant that nobody waits for goes back."""
+        """A grant that nobody waits for goes back; only our own granters grant."""
+        if self.peers.get(sender.name) != sender:
+            return []
         if isinstance(msg, Held) and msg.number:
             self.leased_upto = max(self.leased_upto, msg.number)
             return [Send(sender, to_index.Release(msg.number))]

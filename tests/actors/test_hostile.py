@@ -26,6 +26,7 @@ from pegaflow.wire.control import (
     Serve,
     Welcome,
 )
+from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
 from pegaflow.wire.jobs import Exited, ReadRecords, Stopping
 from pegaflow.wire.message import Message
@@ -34,7 +35,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
 
 from .group import OPEN, Group
-from .rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, SESSION_4, one, said
+from .rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, SESSION_4, SESSION_5, one, said
 from .sessions import ATTACH, KEYS, attached, grant, serving, spare
 from .test_allocator import allocator, granted
 from .test_index import NS, RECORDS, claim, find, index, press, save, seal_of
@@ -61,6 +62,10 @@ def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None
     rig.tell(Address(ALLOC.name, 9), Reserved(Status.OK, 1, (5,), (6,)))
     assert rig.count("frames_of_other_lives") == 4
     assert actor.saves is not None and not actor.saves.stock and actor.leased_upto == 0
+    for stranger in (Address("nobody", 1), Address("", 0), SESSION_5):
+        late = Envelope(stranger, rig.me, Reserved(Status.OK, 1, (5,), ()), answer=99)
+        assert rig.host.deliver(late, rig.now).envelopes == []
+    assert not actor.saves.stock
     rig.answer(reserve, grant(1, 8))
     assert len(actor.saves.stock) == 8
 
