@@ -37,6 +37,7 @@ class Sender:
     address: Address
     question: int = 0
     deadline: int = 0
+    remote: bool = False  # a client on TCP: its pids, and the memory they name, may not be ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,13 +88,20 @@ class Host:
         self._note(now, "start", b"", b"")
         return self._run(lambda: self.actor.start(now))
 
-    def deliver(self, envelope: Envelope, now: int, frames: list[bytes] | None = None) -> Step:
-        """One envelope from a socket, and its frames if they are at hand (for the black box)."""
+    def deliver(
+        self,
+        envelope: Envelope,
+        now: int,
+        frames: list[bytes] | None = None,
+        remote: bool = False,
+    ) -> Step:
+        """One envelope from a socket (`remote`: the one on TCP), and its frames if they are at
+        hand (for the black box)."""
         e = envelope
         if not self._is_me(e) or e.sender in self._gone or not self.actor.knows(e.sender):
             self.actor.counts["frames_of_other_lives"] += 1
             return Step()
-        self._note(now, "frame", *(frames or pack(e)))
+        self._note(now, "remote" if remote else "frame", *(frames or pack(e)))
         if e.answer:
             return self._answer(e.sender, e.answer, e.message, now)
         if not self.actor.accepts(type(e.message), e.sender.name):
@@ -102,7 +109,7 @@ class Host:
             return Step()
         if isinstance(e.message, Gone):
             return self._gone_step(e, e.message.address, now)
-        sender = Sender(e.sender, e.question, e.deadline)
+        sender = Sender(e.sender, e.question, e.deadline, remote)
         return self._run(lambda: self.actor.receive(sender, e.message, now))
 
     def complete(self, number: int, done: Done, now: int) -> Step:

@@ -67,8 +67,8 @@ def replay(inputs: list[Any], make: Callable[[], Actor]) -> Host:
     for now, kind, head, body in inputs:
         if kind == "start":
             host.start(now)
-        elif kind == "frame":
-            host.deliver(unpack([head, body]), now)
+        elif kind in ("frame", "remote"):
+            host.deliver(unpack([head, body]), now, remote=kind == "remote")
         elif kind == "wake":
             host.wake(now)
         elif kind == "done":

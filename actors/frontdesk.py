@@ -14,9 +14,9 @@ the supervisor's.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pegaflow.wire.control import OpenSession, Refused, Serve, Serving, SessionAt
+from pegaflow.wire.control import SAME_HOST, OpenSession, Refused, Serve, Serving, SessionAt
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
@@ -124,7 +124,7 @@ class FrontDesk:
             if kid.state == "assigned":
                 self.opens.append(open_)  # until it has said Serving
                 return []
-            return [Reply(open_.sender, self._session_at(kid))]
+            return [Reply(open_.sender, self._session_at(kid, open_.sender))]
         rest = self.budgets.engine_rest(msg.engine, now)
         if rest:
             period, seconds = PERIOD_NS // (1000 * MS), rest // (1000 * MS) + 1
@@ -148,17 +148,24 @@ class FrontDesk:
                 spare.state = "serving"
                 effects: list[Effect] = [
                     Note("engine_opened", who(spare)),
-                    Reply(open_.sender, self._session_at(spare)),
+                    Reply(open_.sender, self._session_at(spare, open_.sender)),
                 ]
                 return effects + self._changed(now)
             self.opens.append(open_)
             return self._kill(spare) + self._changed(now)
 
-        serve = Serve(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe)
+        serve = Serve(
+            *(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe),
+            remote=open_.sender.remote,
+        )
         return [Ask(spare.address, serve, now + SERVE_NS, serving)]
 
-    def _session_at(self, kid: Kid) -> SessionAt:
+    def _session_at(self, kid: Kid, to: Sender) -> SessionAt:
         """The answer to an engine, with a word on a twin that hashes otherwise."""
+        if to.remote:
+            where = SessionAt(kid.address, f"{SAME_HOST}{kid.port}", 0)
+        else:
+            where = SessionAt(kid.address, kid.endpoint, kid.pid)
         mine = kid.opener
         assert mine is not None
         for other in self.kids.values():
@@ -169,8 +176,8 @@ class FrontDesk:
                     "hash seeds, so they will never share a block: start both with the same "
                     "PYTHONHASHSEED"
                 )
-                return SessionAt(kid.address, kid.endpoint, kid.pid, advice)
-        return SessionAt(kid.address, kid.endpoint, kid.pid)
+                return replace(where, advice=advice)
+        return where
 
 
 def _fault(msg: OpenSession) -> str:

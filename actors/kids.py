@@ -14,6 +14,7 @@ class Kid:
     state: str = "starting"  # starting, up, spare, assigned, serving, draining
     pid: int = 0
     endpoint: str = ""  # empty until it has said Hello
+    port: int = 0  # sessions: on TCP, if they listen there
     born: int = 0
     heard: int = 0  # last sign of life
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it

@@ -1,37 +1,47 @@
 """The shell: one thread, one plain blocking poll loop, and the only sockets of an actor.
 
 Each process binds one ROUTER, where everybody who talks to it dials in with its address as routing
-id, and opens a DEALER to each neighbour that it dials itself.  Answers go back the way the question
-came.  A sender must be who its routing id says; everything that is not a well-formed envelope is
-counted and dropped, and the loop lives on.
+id (and, if it is told to, a second one on TCP, where only clients are heard: tcp.py), and opens a
+DEALER to each neighbour that it dials itself.  Answers go back the way the question came.  A sender
+must be who its routing id says; everything that is not a well-formed envelope is counted and
+dropped, and the loop lives on.
 
 Order in one turn: the inbox before the timers, so that a process that was stopped hears what came
 meanwhile before it decides that somebody was silent.
 """
+
+from __future__ import annotations
 
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
 from pegaflow.errors import UserError
 from pegaflow.logs import get_logger
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Unreachable
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import CLIENT, Address
 
 from .actor import Dial
 from .asks import Host, Step
+
+if TYPE_CHECKING:  # with what they need, the time of a spare to start; most services have no TCP
+    from .tcp import Guard, Tcp
 
 QUEUE_MAX = 10_000
 """Messages queued per link and direction; a neighbour that far behind is about to be killed."""
 
 DRAIN_MAX = 256
 """Messages taken from one socket per turn, so that no neighbour starves the others."""
+
+Readable = int | zmq.Socket[bytes]
+"""A file descriptor, or a socket of ZeroMQ."""
 
 Sink = Callable[[int, Message], Done | None]
 
@@ -51,12 +61,15 @@ class Loop:
         self.log = get_logger()
         self._poll = zmq.Poller()
         self._inbox: zmq.Socket[bytes] | None = None
+        self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
+        self._guard: Guard | None = None  # who may come in there; None: everybody
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
-        self._callers: dict[int, Callable[[], None]] = {}  # fd -> what to do when it is readable
+        self._callers: dict[Readable, Callable[[], None]] = {}  # what to do when it is readable
         self._peers: dict[zmq.Socket[bytes], Address | None] = {}  # sockets; None: the inbox
         self._stop: str | None = None
         self.late_ns = 0  # the latest wake since somebody reset this
         self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
+        self._unreachable: list[Address] = []  # clients whose connection is gone, to be told
 
     def bind(self, path: str) -> None:
         """The inbox.  The socket file is ours alone.
@@ -64,10 +77,7 @@ class Loop:
         Raises:
             UserError: the socket cannot be made.
         """
-        self._inbox = self._socket(zmq.ROUTER)
-        self._inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # Who dials again takes its name over; what the old link still holds then has no sender.
-        self._inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._inbox = self._router()
         Path(path).unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
@@ -78,6 +88,20 @@ class Loop:
             os.umask(before)
         self._watch_socket(self._inbox, None)
 
+    def bind_tcp(self, where: Tcp) -> int:
+        """A second inbox, on TCP and for clients only; the port it got.
+
+        Raises:
+            UserError: nobody can listen there.
+        """
+        self._remote = self._router()
+        self._guard = where.guard(self.context)
+        if self._guard is not None:
+            self.watch(self._guard.socket, self._guard.answer)
+        port = where.bind(self._remote)
+        self._watch_socket(self._remote, None)
+        return port
+
     def dial(self, address: Address, endpoint: str) -> None:
         """A link to a neighbour."""
         assert address not in self._links
@@ -87,8 +111,8 @@ class Loop:
         self._links[address] = link
         self._watch_socket(link, address)
 
-    def watch(self, fd: int, call: Callable[[], None]) -> None:
-        """Call this whenever the descriptor is readable."""
+    def watch(self, fd: Readable, call: Callable[[], None]) -> None:
+        """Call this whenever the descriptor, or this socket, is readable."""
         self._callers[fd] = call
         self._poll.register(fd, zmq.POLLIN)
 
@@ -134,7 +158,9 @@ class Loop:
         self._drain_completions()
         while self._stop is None:
             self._turn()
-        for socket in (*self._links.values(), self._inbox):
+        if self._guard is not None:
+            self._guard.close()
+        for socket in (*self._links.values(), self._inbox, self._remote):
             if socket is not None:
                 socket.close(linger=200)
         self.context.destroy(linger=200)
@@ -146,10 +172,8 @@ class Loop:
         if wake is not None:
             timeout = max(0, -(-(wake - monotonic()) // 1_000_000))
         for ready, _ in self._poll.poll(timeout):
-            if isinstance(ready, int):
-                call = self._callers.get(ready)
-                if call is not None:
-                    call()
+            if ready in self._callers:
+                self._callers[ready]()
             elif ready in self._peers:
                 self._receive(ready, self._peers[ready])
         wake = self.host.wake_at()
@@ -159,24 +183,26 @@ class Loop:
             self.apply(self.host.wake(now))
             self._drain_completions()
 
-    def _receive(self, socket: "zmq.Socket[bytes]", peer: Address | None) -> None:
+    def _receive(self, socket: zmq.Socket[bytes], peer: Address | None) -> None:
         """Everything that has come, up to a limit."""
         for _ in range(DRAIN_MAX):
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._take(frames, peer)
+            self._take(frames, peer, socket is self._remote)
             if socket.closed or self._stop is not None:
                 return
 
-    def _take(self, frames: list[bytes], peer: Address | None) -> None:
+    def _take(self, frames: list[bytes], peer: Address | None, remote: bool) -> None:
         try:
             if peer is None:
                 routing_id = frames.pop(0)
                 envelope = unpack(frames)
                 if envelope.sender.routing_id != routing_id:
                     raise WireError("the sender is not who it says")
+                if remote and envelope.sender.name != CLIENT:
+                    raise WireError("only clients come over TCP")
             else:
                 envelope = unpack(frames)
                 if envelope.sender != peer:
@@ -185,28 +211,34 @@ class Loop:
             self.host.actor.counts["frames_bad"] += 1
             self.log.warning("bad_frame", why=str(err), repeats="bad_frame")
             return
-        self.apply(self.host.deliver(envelope, monotonic(), frames))
+        self.apply(self.host.deliver(envelope, monotonic(), frames, remote))
         self._drain_completions()
 
     def _drain_completions(self) -> None:
         while self._completions:
             number, done = self._completions.pop(0)
             self.apply(self.host.complete(number, done, monotonic()))
+        while self._unreachable:
+            lost = Unreachable(self._unreachable.pop(0))
+            if self.host.actor.accepts(Unreachable, self.host.actor.address.name):
+                self.apply(self.host.inform(lost, monotonic()))
 
     def _send(self, envelope: Envelope) -> None:
-        link = self._links.get(envelope.receiver)
-        try:
-            if link is not None:
-                link.send_multipart(pack(envelope), zmq.NOBLOCK)
-            elif self._inbox is not None:
-                frames = [envelope.receiver.routing_id, *pack(envelope)]
-                self._inbox.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError as err:
-            if err.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
+        receiver = envelope.receiver
+        link = self._links.get(receiver)
+        if link is not None:
+            failed = _send(link, pack(envelope))
+        else:
+            frames = [receiver.routing_id, *pack(envelope)]
+            failed = _send(self._inbox, frames)
+            if failed == zmq.EHOSTUNREACH and self._remote is not None:
+                failed = _send(self._remote, frames)
+                if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:
+                    self._unreachable.append(receiver)
+        if failed:
             self.host.actor.counts["frames_unsent"] += 1
 
-    def _socket(self, kind: int) -> "zmq.Socket[bytes]":
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, BODY_BYTES_MAX + HEADER_BYTES_MAX)
@@ -214,7 +246,14 @@ class Loop:
         socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
         return socket
 
-    def _watch_socket(self, socket: "zmq.Socket[bytes]", peer: Address | None) -> None:
+    def _router(self) -> zmq.Socket[bytes]:
+        socket = self._socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # Who dials again takes its name over; what the old link still holds then has no sender.
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        return socket
+
+    def _watch_socket(self, socket: zmq.Socket[bytes], peer: Address | None) -> None:
         self._peers[socket] = peer
         self._poll.register(socket, zmq.POLLIN)
 
@@ -225,6 +264,19 @@ class Loop:
         del self._peers[link]
         self._poll.unregister(link)
         link.close(linger=0)
+
+
+def _send(socket: zmq.Socket[bytes] | None, frames: list[bytes]) -> int:
+    """Send, or the reason why not: EAGAIN (its queue is full) or EHOSTUNREACH (it is not there)."""
+    if socket is None:
+        return zmq.EHOSTUNREACH
+    try:
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.ZMQError as err:
+        if err.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            raise
+        return err.errno
+    return 0
 
 
 class Signals:

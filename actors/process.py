@@ -9,6 +9,7 @@ When an assertion kills an actor, its last inputs are written to the run directo
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import signal
@@ -47,8 +48,11 @@ from .vitals import Vitals
 from .workers import Workers
 
 if TYPE_CHECKING:
+    from pegaflow.config import Settings
     from pegaflow.device.bounce import Bounce
     from pegaflow.web import HttpDevice
+
+    from .tcp import Tcp
 
 
 class _Device:
@@ -157,7 +161,9 @@ class _Device:
             self._bounce.file.unlink()
 
 
-def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, parent: int) -> int:
+def run_child(
+    name: str, incarnation: int, run_dir: Path, supervisor: int, parent: int, tcp: Tcp | None
+) -> int:
     """The main function of `pegaflow actor`; returns the exit status."""
     address = Address(name, incarnation)
     level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
@@ -169,9 +175,8 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
     if not die_with_parent(parent):
         return 1
     endpoint = str(run_dir / "actors" / f"{address}.sock")
-    hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
     boss = Address(SUPERVISOR, supervisor)
-    actor = _make(name, address, boss, hello)
+    actor = _make(name, address, boss, Hello(os.getpid(), start_ticks(os.getpid()), endpoint))
     device = _device(actor)
     host = Host(actor)
     loop = Loop(host, device.work)
@@ -183,6 +188,8 @@ def run_child(name: str, incarnation: int, run_dir: Path, supervisor: int, paren
     log = logs.get_logger()
     try:
         loop.bind(endpoint)
+        if tcp is not None:
+            actor.hello = dataclasses.replace(actor.hello, port=loop.bind_tcp(tcp))
         loop.dial(boss, str(run_dir / "pegaflow.sock"))
         log.debug("actor_started")
         reason = loop.run()
@@ -226,9 +233,9 @@ def _open_ledger(path: str) -> Ledger:
     return Ledger(SharedFile.open(path, write=True).map)
 
 
-def child_command(address: Address, run_dir: str, supervisor: int) -> list[str]:
-    """The command line of a child."""
-    return [
+def child_command(address: Address, settings: Settings, supervisor: int) -> list[str]:
+    """The command line of a child.  A session listens on TCP where the front desk does."""
+    command = [
         sys.executable,
         "-m",
         "pegaflow",
@@ -241,5 +248,9 @@ def child_command(address: Address, run_dir: str, supervisor: int) -> list[str]:
         "--parent",
         str(os.getpid()),
         "--run-dir",
-        run_dir,
+        str(settings.run_dir),
     ]
+    if address.name == SESSION and settings.addr is not None:
+        command += ["--addr", settings.addr.rpartition(":")[0] + ":0"]
+        command += ["--curve-dir", settings.curve_dir] if settings.curve_dir else ["--insecure-tcp"]
+    return command

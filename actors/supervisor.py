@@ -222,7 +222,7 @@ class Supervisor(Actor):
             return []  # not ours, or it has said so before
         if self.pool is None and SPECS[kid.address.name].pool:
             return []
-        kid.heard, kid.endpoint, kid.pid = now, msg.endpoint, msg.pid
+        kid.heard, kid.endpoint, kid.port, kid.pid = now, msg.endpoint, msg.port, msg.pid
         kid.state = "spare" if kid.address.name == SESSION else "up"
         effects: list[Effect] = [Send(kid.address, self.pool or self._welcome())]
         for other in self.kids.values():

@@ -1,4 +1,4 @@
-"""The command line: `pegaflow serve | status | config | replay | demo | actor`.
+"""The command line: `pegaflow serve | status | config | keygen | replay | demo | actor`.
 
 Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command line was wrong.
 What only one command needs is imported by that command: every actor starts through this file.
@@ -57,6 +57,9 @@ def actor(
     supervisor: Annotated[int, typer.Option(help="The supervisor's incarnation.")],
     parent: Annotated[int, typer.Option(help="The supervisor's pid.")],
     run_dir: Annotated[str, typer.Option()],
+    addr: Annotated[str | None, typer.Option()] = None,
+    curve_dir: Annotated[str | None, typer.Option()] = None,
+    insecure_tcp: Annotated[bool, typer.Option("--insecure-tcp")] = False,
 ) -> None:
     """Run one actor under a supervisor that listens in the run directory."""
     from pegaflow.actors import process
@@ -64,7 +67,12 @@ def actor(
 
     if name not in SPECS:
         raise UserError(f"there is no actor {name!r}: choose one of {', '.join(SPECS)}")
-    code = process.run_child(name, incarnation, Path(run_dir), supervisor, parent)
+    tcp = None
+    if addr is not None:
+        from pegaflow.actors.tcp import tcp_of
+
+        tcp = tcp_of(addr, curve_dir, insecure_tcp)
+    code = process.run_child(name, incarnation, Path(run_dir), supervisor, parent, tcp)
     raise typer.Exit(code)
 
 
@@ -88,6 +96,19 @@ def status(
         print()
         return
     _show(report)
+
+
+@app.command()
+def keygen(
+    folder: Annotated[Path, typer.Argument(help="Where the keys are, or are to be.")],
+    clients: Annotated[list[str] | None, typer.Argument(help="Names of new clients.")] = None,
+) -> None:
+    """Make the keys for TCP: the server's, once, and those of new clients (default: `client`)."""
+    from pegaflow import keys
+
+    for path in keys.generate(folder, clients or ["client"]):
+        print(f"{path}: carry it to the client, name it in PEGAFLOW_CURVE or pegaflow.curve")
+    print(f"serve with: pegaflow serve --addr HOST:PORT --curve-dir {folder}")
 
 
 @config_app.command("show")

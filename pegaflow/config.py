@@ -10,6 +10,7 @@ setting which is silently ignored costs an afternoon.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tempfile
@@ -28,8 +29,10 @@ LOG_FORMATS = ("auto", "console", "json")
 SPARES_MAX = 64
 """More warm sessions than any host has engines would only eat memory."""
 
+_SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
 # The connector's, which the engine reads, and our tests': no mistake in the same shell.
-_NOT_OURS = re.compile(r"CONFIG|ENDPOINT|MODE|TIMEOUT_MS|TEST_\w+")
+_NOT_OURS = re.compile(r"CONFIG|ENDPOINT|HOST|CURVE|MODE|TIMEOUT_MS|TEST_\w+")
 # What Kubernetes puts into every pod when a Service is called `pegaflow...`.
 _KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 
@@ -46,6 +49,12 @@ class Settings:
     spares: int = limits.SPARES
     #: host:port where HTTP is answered, or "none".
     http_addr: str = limits.HTTP_ADDR
+    #: host:port of the TCP endpoint, an IP address and 0..65535 (0: any); None: no TCP.
+    addr: str | None = None
+    #: Folder of the keys for TCP (keys.py).
+    curve_dir: str | None = None
+    #: Whether TCP is served without keys.
+    insecure_tcp: bool = False
     #: One of LOG_LEVELS.
     log_level: str = "info"
     #: One of LOG_FORMATS.
@@ -180,6 +189,31 @@ def _size_of_extent(value: object) -> int:
     return size
 
 
+def _host_port(value: object) -> str:
+    text = str(value).strip().removeprefix("tcp://")
+    host, colon, port = text.rpartition(":")
+    bare = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+    try:
+        ip = ipaddress.ip_address(bare)
+    except ValueError:
+        ip = None
+    bracketed = host.startswith("[") and host.endswith("]")
+    if ip is None or bracketed != (ip.version == 6) or not _is_port(port):
+        raise UserError(f"{value!r} is not an IP address and a port, such as 127.0.0.1:50055")
+    return f"[{ip}]:{int(port)}" if bracketed else f"{ip}:{int(port)}"
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) < 1 << 16
+
+
+def _yes_or_no(value: object) -> bool:
+    said = str(value).lower()
+    if said not in _SPOKEN:
+        raise UserError(f"{value!r} is none of true, false")
+    return _SPOKEN[said]
+
+
 def _spares(value: object) -> int:
     text = str(value)
     if not (text.isascii() and text.isdecimal()) or int(text) > SPARES_MAX:
@@ -214,6 +248,9 @@ SETTINGS: dict[str, Setting] = {
     "extent_size": Setting(_size_of_extent, "Unit in which page sizes share the pool.", "SIZE"),
     "spares": Setting(_spares, "Sessions kept ready for the next engine.", "N"),
     "http_addr": Setting(_http_addr, "Where health and metrics are served, or none.", "HOST:PORT"),
+    "addr": Setting(_host_port, "Also listen for clients on TCP; needs --curve-dir.", "HOST:PORT"),
+    "curve_dir": Setting(_path, "The keys for TCP, as `pegaflow keygen` made them.", "DIR"),
+    "insecure_tcp": Setting(_yes_or_no, "Listen on TCP without keys; on loopback only.", ""),
     "log_level": Setting(_one_of(LOG_LEVELS), f"{', '.join(LOG_LEVELS)}.", "LEVEL"),
     "log_format": Setting(_one_of(LOG_FORMATS), f"{', '.join(LOG_FORMATS)}.", "FORMAT"),
 }

@@ -18,6 +18,7 @@ from pegaflow.actors.asks import Host
 from pegaflow.actors.loop import Loop, Signals
 from pegaflow.actors.process import child_command
 from pegaflow.actors.supervisor import Plan, Supervisor
+from pegaflow.actors.tcp import tcp_of
 from pegaflow.actors.vitals import Vitals
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Header, Ledger
@@ -113,7 +114,7 @@ class _House:
         return Done(Status.OK, f"{pool.path}\n{ledger.path}", (geometry.pool_bytes,))
 
     def _spawn(self, address: Address) -> Done:
-        command = child_command(address, str(self.settings.run_dir), self.supervisor)
+        command = child_command(address, self.settings, self.supervisor)
         try:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         except OSError as err:
@@ -158,6 +159,7 @@ def serve(settings: Settings) -> int:
 
 
 def _serve(settings: Settings, run_dir: Path) -> int:
+    tcp = tcp_of(settings.addr, settings.curve_dir, settings.insecure_tcp)
     chosen = poolsize.choose(settings.pool_size, poolsize.look(), settings.extent_size)
     log = logs.get_logger()
     _raise_nofile()
@@ -185,6 +187,9 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     loop.watch(signals.fd, on_signal)
     front_desk = rundir.front_desk(run_dir)
     loop.bind(front_desk)
+    if tcp is not None:
+        port = loop.bind_tcp(tcp)
+        log.info("serving_tcp", host=tcp.host, port=port, curve=tcp.keys is not None)
     log.info(
         "serving",
         endpoint=front_desk,

@@ -31,7 +31,6 @@ _HIT_RATE = "hit rates are counted exactly, see /metrics of --http-addr; leave i
 _NO_GPU = "this version serves CPU engines only; leave it out"
 
 REFUSED = {
-    "--addr": "this version listens on a Unix socket only, see --run-dir; leave it out",
     "--advertise-addr": _NO_PEERS,
     "--device": _NO_GPU,
     "--devices": _NO_GPU,

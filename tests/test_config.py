@@ -21,8 +21,18 @@ def file(tmp_path: Path) -> Path:
 
 def test_defaults_need_nothing() -> None:
     settings = config.load({}, {"PEGAFLOW_RUN_DIR": "/r"})
-    http = "127.0.0.1:9091"
-    assert settings == config.Settings(Path("/r"), None, 32 << 20, 2, http, "info", "auto")
+    assert settings == config.Settings(
+        run_dir=Path("/r"),
+        pool_size=None,
+        extent_size=32 << 20,
+        spares=2,
+        http_addr="127.0.0.1:9091",
+        addr=None,
+        curve_dir=None,
+        insecure_tcp=False,
+        log_level="info",
+        log_format="auto",
+    )
 
 
 def test_each_layer_overrides_the_one_below(file: Path) -> None:
@@ -46,7 +56,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         config.load({}, {"PEGAFLOW_POOL": "1g"})
     with pytest.raises(UserError, match="--log-levle; did you mean --log-level"):
         config.load({"log_levle": "info"}, {})
-    with pytest.raises(UserError, match="PEGAFLOW_ZZZ; there are extent_size, "):
+    with pytest.raises(UserError, match="PEGAFLOW_ZZZ; there are addr, curve_dir, "):
         config.load({}, {"PEGAFLOW_ZZZ": "1"})
 
 
@@ -58,6 +68,8 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         "PEGAFLOW_METASERVER_SERVICE_PORT_HTTP": "80",
         "PEGAFLOW_PORT": "tcp://10.0.0.1:9091",
         "PEGAFLOW_ENDPOINT": "/somewhere",
+        "PEGAFLOW_HOST": "10.0.0.1",
+        "PEGAFLOW_CURVE": "/somewhere/client.toml",
         "PEGAFLOW_TEST_INSTALLED": "1",
         "PEGAFLOW_POOL_SIZE": "",
     }

@@ -56,7 +56,7 @@ def test_what_can_be_honoured_is_passed_on(given: str, passed: str) -> None:
 
 
 def test_it_serves_with_what_was_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pegaflow import serve
+    from pegaflow import logs, serve
 
     seen: list[config.Settings] = []
 
@@ -65,6 +65,10 @@ def test_it_serves_with_what_was_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
         return 0
 
     monkeypatch.setattr(serve, "serve", stub)
+    monkeypatch.setattr(logs, "configure", lambda *args, **kwargs: None)
+    monkeypatch.setattr(logs, "enable_faulthandler", lambda: None)
+    for name in ("PEGAFLOW_LOG_LEVEL", "PEGAFLOW_LOG_FORMAT"):
+        monkeypatch.setenv(name, "")  # what it sets for its children ends with this test
     given = "--pool-size 1gb --blockwise-alloc --log-level warn --run-dir /r".split()
     monkeypatch.setattr(sys, "argv", ["pegaflow-server", *given])
     with pytest.raises(SystemExit) as ended:

@@ -12,7 +12,7 @@ A child dials the supervisor's socket with its own address as routing id.
     supervisor → child   Drain          finish what you have, say Bye and exit
     child → supervisor   Bye
 
-    client → supervisor  OpenSession  → SessionAt | Refused
+    client → supervisor  OpenSession  → SessionAt | Refused     over a socket of the host, or TCP
     client, gateway → supervisor  Inspect → Report
 
 Death at each point.  A child that dies before Hello, or at any time later, is seen by its pidfd;
@@ -45,6 +45,11 @@ SILENT_NS = 3_000_000_000
 """Silence after which a child is killed: longer than any pause of a loaded machine we have seen."""
 
 
+SAME_HOST = "tcp://*:"
+"""What stands before the port of a session for a client that came over TCP: only the client knows
+by which of our names or addresses it reaches us."""
+
+
 @message(1)
 class Hello(Message):
     """A child is up; neighbours may dial `endpoint`."""
@@ -52,6 +57,7 @@ class Hello(Message):
     pid: int
     started: int  # start time of the process in clock ticks since boot: a pid is not an identity
     endpoint: str
+    port: int = 0  # a session that listens on TCP as well: where; else 0
 
 
 @message(2)
@@ -142,6 +148,7 @@ class Serve(Message):
     started: int
     namespace: bytes
     probe: bytes = b""
+    remote: bool = False  # the engine came over TCP: its pid means nothing here
 
 
 @message(17)
@@ -154,8 +161,8 @@ class SessionAt(Message):
     """Dial this."""
 
     address: Address
-    endpoint: str
-    pid: int
+    endpoint: str  # a socket's path; for who came over TCP, SAME_HOST and a port
+    pid: int  # 0 for who came over TCP: its pids may be others
     advice: str = ""  # a line for the engine's log, if something will not work as it may hope
 
 

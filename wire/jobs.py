@@ -119,3 +119,10 @@ class Publish(Message):
     """Answer HTTP from this report from now on."""
 
     report: Report
+
+
+@message(219)
+class Unreachable(Message):
+    """The connection of this client on TCP is gone: what was sent to it was not."""
+
+    address: Address

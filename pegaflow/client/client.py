@@ -51,15 +51,13 @@ class Client:
     """One engine's connection; single-threaded but for `wake`.
 
     Args:
-        engine: the engine's id.  Clients with the same engine and generation share one session
-            (the scheduler and the workers of one engine).
-        namespace: 16..64 bytes: everything that changes the meaning of the bytes, except the
-            layout, which the service adds itself.
-        probe: the engine's hash of a fixed block: part of the namespace, and told apart from it so
-            that two engines which differ in their hash seed alone can be told so.
+        engine: the engine's id; clients of one engine and generation share one session.
+        namespace: 16..64 bytes: all that changes the meaning of the bytes, but the layout.
+        probe: the engine's hash of a fixed block; engines that differ in it alone are told so.
         world: tensor-parallel ranks of the engine.
         generation: 16 bytes drawn anew for each life of the engine; default: one per process.
-        endpoint: path of the front desk's socket, or an ipc:// URL.
+        endpoint: the front desk: a socket's path, or tcp://HOST:PORT.
+        curve: key file for TCP; default: PEGAFLOW_CURVE names it.
         context: a ZeroMQ context to share; default: an own one.
     """
 
@@ -72,6 +70,7 @@ class Client:
         world: int = 1,
         generation: bytes | None = None,
         endpoint: str | None = None,
+        curve: str | None = None,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
         if not 16 <= len(namespace) <= 64:
@@ -79,6 +78,7 @@ class Client:
         if generation is not None and len(generation) != 16:
             raise ValueError(f"a generation has 16 bytes, not {len(generation)}")
         self._endpoint = place.as_url(endpoint)
+        self._keys = place.client_keys(curve) if self._endpoint.startswith(place.TCP) else None
         self._who = (engine, namespace, probe, world, generation)
         self._given_context = context
         self._memory: EngineMemory | None = None
@@ -369,7 +369,7 @@ class Client:
 
     def _dial(self, effect: DialSession) -> None:
         self._hang_up()
-        self._link = self._socket(f"ipc://{effect.endpoint}")
+        self._link = self._socket(place.session_url(self._endpoint, effect.endpoint))
         try:
             self._pidfd = os.pidfd_open(effect.pid)
             self._poller.register(self._pidfd, zmq.POLLIN)
@@ -391,7 +391,7 @@ class Client:
         self._send(self._desk, envelope)
 
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
-        socket = place.dealer(self._context, endpoint, self._machine.me.address)
+        socket = place.dealer(self._context, endpoint, self._machine.me.address, self._keys)
         self._poller.register(socket, zmq.POLLIN)
         return socket
 

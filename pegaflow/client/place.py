@@ -10,10 +10,20 @@ from typing import Any
 
 import zmq
 
-from pegaflow.wire.control import Inspect, Report
+from pegaflow.wire.control import SAME_HOST, Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.message import BODY_BYTES_MAX
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
+
+from .curve import ClientKeys, load
+
+TCP = "tcp://"
+
+HEARTBEAT_MS = 500
+"""How often a TCP link is tried when nothing is said on it."""
+
+HEARTBEAT_TIMEOUT_MS = 3000
+"""A TCP link that is silent so long is closed: as patient as the watchdog is with a process."""
 
 QUEUE_MAX = 10_000
 """Messages queued per link: far above what one engine has under way."""
@@ -36,6 +46,12 @@ def default_endpoint() -> str:
     return os.path.join(folder, "pegaflow.sock")
 
 
+def client_keys(curve: str | None) -> ClientKeys | None:
+    """The keys in this file, or in the one that PEGAFLOW_CURVE names; None without either."""
+    path = curve or os.environ.get("PEGAFLOW_CURVE")
+    return load(path) if path else None
+
+
 def generation() -> bytes:
     """The generation of all clients of this process; another after a fork."""
     global _GENERATION
@@ -56,8 +72,10 @@ def new_address() -> Address:
     return Address(CLIENT, random.SystemRandom().getrandbits(63) | 1)
 
 
-def dealer(context: zmq.Context[Any], endpoint: str, me: Address) -> zmq.Socket[bytes]:
-    """A socket of this client, dialled to an endpoint."""
+def dealer(
+    context: zmq.Context[Any], endpoint: str, me: Address, keys: ClientKeys | None = None
+) -> zmq.Socket[bytes]:
+    """A socket of this client, dialled to an endpoint; over TCP under CURVE if there are keys."""
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
@@ -65,7 +83,15 @@ def dealer(context: zmq.Context[Any], endpoint: str, me: Address) -> zmq.Socket[
     socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
     socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
     socket.setsockopt(zmq.ROUTING_ID, me.routing_id)
-    socket.connect(as_url(endpoint))
+    url = as_url(endpoint)
+    if url.startswith(TCP):
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        if keys is not None:
+            socket.curve_secretkey, socket.curve_publickey = keys.secret, keys.public
+            socket.curve_serverkey = keys.server
+    socket.connect(url)
     return socket
 
 
@@ -75,10 +101,24 @@ def as_url(endpoint: str | None) -> str:
     return endpoint if "://" in endpoint else f"ipc://{endpoint}"
 
 
-def inspect(endpoint: str | None = None, timeout: float = 2.0) -> Report | None:
-    """The state of the group behind a front desk; None if nobody answers in time."""
-    me = new_address()
-    with zmq.Context() as context, dealer(context, as_url(endpoint), me) as socket:
+def session_url(desk: str, endpoint: str) -> str:
+    """The URL of a session that the front desk at this URL has named (SessionAt)."""
+    if not endpoint.startswith(SAME_HOST):
+        return as_url(endpoint)
+    host, _, _ = desk.removeprefix(TCP).rpartition(":")
+    return f"{TCP}{host}:{endpoint.removeprefix(SAME_HOST)}"
+
+
+def inspect(
+    endpoint: str | None = None, timeout: float = 2.0, curve: str | None = None
+) -> Report | None:
+    """The state of the group behind a front desk; None if nobody answers in time.
+
+    Raises:
+        ValueError: `curve` is no key file.
+    """
+    me, keys = new_address(), client_keys(curve)
+    with zmq.Context() as context, dealer(context, as_url(endpoint), me, keys) as socket:
         if not socket.poll(int(timeout * 1000), zmq.POLLOUT):
             return None
         socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))

@@ -134,6 +134,7 @@ class Mover:
             world=engine.world,
             generation=engine.generation(epoch),
             endpoint=engine.settings.endpoint,
+            curve=engine.settings.curve,
         )
         client.register(self.layout, self.buffers, rank=engine.rank)
         return client

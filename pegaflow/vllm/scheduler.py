@@ -76,6 +76,7 @@ class Scheduler:
             world=engine.world,
             generation=engine.generation(self._epoch),
             endpoint=engine.settings.endpoint,
+            curve=engine.settings.curve,
         )
 
     # lookups

@@ -6,11 +6,13 @@ worker can tell if they ever do not.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pegaflow.vllm import compat
+from pegaflow.vllm.endpoint import choose
 from pegaflow.vllm.namespace import Namespace, model_fingerprint, namespace, private
 
 PREFIX = "pegaflow."
@@ -25,6 +27,7 @@ class Settings:
     """The `pegaflow.*` keys of kv_connector_extra_config."""
 
     endpoint: str | None  # None: the default run directory's front desk
+    curve: str | None  # the key file for a TCP endpoint
     mode: str  # one of MODES
     timeout_s: float  # after this long, a lookup is a miss
 
@@ -39,10 +42,12 @@ class Settings:
         return self.mode != "read_only"
 
 
-def settings(extra: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+def settings(extra: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Settings, list[str]]:
     """The settings, and one warning per key or value that was not understood."""
-    known = {f"{PREFIX}{name}" for name in ("endpoint", "mode", "timeout_ms")}
-    warnings = []
+    names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms")
+    known = {f"{PREFIX}{name}" for name in names}
+    where = choose(extra, env)
+    warnings = list(where.warnings)
     for key in extra:
         if key.startswith(PREFIX) and key not in known:
             near = difflib.get_close_matches(key, sorted(known), 1, 0.0)[0]
@@ -59,8 +64,7 @@ def settings(extra: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     if not 0 < timeout < float("inf"):
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
-    endpoint = extra.get(f"{PREFIX}endpoint")
-    return Settings(str(endpoint) if endpoint else None, mode, timeout / 1000), warnings
+    return Settings(where.url, where.curve, mode, timeout / 1000), warnings
 
 
 def facts(vllm_config: Any, kv_cache_config: Any) -> dict[str, str]:
@@ -126,7 +130,7 @@ class Engine:
 
 def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
     """This engine, and warnings for the log."""
-    chosen, warnings = settings(compat.extra_config(vllm_config))
+    chosen, warnings = settings(compat.extra_config(vllm_config), os.environ)
     algorithm = compat.hash_algorithm(vllm_config)
     parent = compat.first_parent(algorithm)
     if parent is None:

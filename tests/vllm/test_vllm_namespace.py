@@ -107,13 +107,13 @@ def test_a_generation_is_new_with_every_start_and_reset() -> None:
 
 
 def test_settings_name_the_right_key() -> None:
-    chosen, warnings = settings({"pegaflow.timeout": 5, "other.key": 1})
+    chosen, warnings = settings({"pegaflow.timeout": 5, "other.key": 1}, {})
     assert (chosen.endpoint, chosen.mode, chosen.timeout_s) == (None, "read_write", 1.0)
     assert len(warnings) == 1 and "'pegaflow.timeout_ms'" in warnings[0]
-    chosen, warnings = settings({"pegaflow.mode": "off", "pegaflow.timeout_ms": "soon"})
+    chosen, warnings = settings({"pegaflow.mode": "off", "pegaflow.timeout_ms": "soon"}, {})
     assert (chosen.mode, chosen.timeout_s, len(warnings)) == ("read_write", 1.0, 2)
     chosen, warnings = settings(
-        {"pegaflow.mode": "read_only", "pegaflow.timeout_ms": 50, "pegaflow.endpoint": "x"}
+        {"pegaflow.mode": "read_only", "pegaflow.timeout_ms": 50, "pegaflow.endpoint": "x"}, {}
     )
     assert (chosen.endpoint, chosen.loads, chosen.saves) == ("x", True, False)
     assert chosen.timeout_s == 0.05 and warnings == []

@@ -1,0 +1,150 @@
+"""The keys for TCP: made once, private, read back, and the settings that need them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import zmq
+
+from pegaflow import config, keys
+from pegaflow.actors.tcp import tcp_of
+from pegaflow.client import Client, curve
+from pegaflow.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    keys.generate(tmp_path / "keys", ["one", "two"])
+    return tmp_path / "keys"
+
+
+def test_client_files_fit_the_server(folder: Path) -> None:
+    server = keys.ServerKeys(folder)
+    one, two = (curve.load(str(folder / f"client-{name}.toml")) for name in ("one", "two"))
+    assert server.allowed() == {one.public, two.public} and one.public != two.public
+    assert one.server == two.server == server.public
+    assert zmq.curve_public(one.secret) == one.public
+    assert zmq.curve_public(server.secret) == server.public
+    assert one.secret.decode() not in repr(one)
+
+
+def test_keys_are_private(folder: Path) -> None:
+    old = os.umask(0)
+    try:
+        keys.generate(folder, ["three"])
+    finally:
+        os.umask(old)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*.toml")}
+    assert modes == {0o600} and stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_more_clients_later_and_fewer(folder: Path) -> None:
+    server = keys.ServerKeys(folder)
+    keys.generate(folder, ["three"])
+    assert keys.ServerKeys(folder).public == server.public
+    assert len(server.allowed()) == 3
+    (folder / keys.ALLOWED / "one.toml").unlink()
+    (folder / keys.ALLOWED / "two.toml").write_text("public = 'x'")
+    assert server.allowed() == {curve.load(str(folder / "client-three.toml")).public}
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [(["one"], "one has a key in"), (["../x"], "cannot name a client"), ([""], "cannot name")],
+)
+def test_a_name_is_taken_or_none(folder: Path, names: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        keys.generate(folder, names)
+
+
+def test_a_folder_that_is_a_file(folder: Path) -> None:
+    with pytest.raises(UserError, match="cannot write .*server.toml"):
+        keys.generate(folder / "server.toml", ["x"])
+
+
+def test_a_server_key_that_others_can_read_is_refused(folder: Path) -> None:
+    (folder / keys.SERVER).chmod(0o644)
+    with pytest.raises(UserError, match="mode 0644: others could read the key; chmod 600"):
+        keys.ServerKeys(folder)
+
+
+def test_a_folder_without_keys_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read .*; make keys with `pegaflow keygen"):
+        keys.ServerKeys(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "public = 1", "public = 'short'", "public = '" + "~" * 40 + "'", "\xff", "public ="],
+)
+def test_what_is_no_key_file_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "key.toml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="is no key file") as caught:
+        curve.read(str(path), "public")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_client_with_a_bad_key_file_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read the key file"):
+        Client("e", bytes(16), endpoint="tcp://127.0.0.1:1", curve=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("addr", "curved", "insecure", "line"),
+    [
+        ("127.0.0.1:1", False, False, "--addr 127.0.0.1:1 needs --curve-dir .*pegaflow keygen DIR"),
+        ("127.0.0.1:1", True, True, "--curve-dir and --insecure-tcp exclude each other"),
+        ("10.0.0.1:1", False, True, "--insecure-tcp lets everybody in who reaches 10.0.0.1:1"),
+        ("0.0.0.0:1", False, True, "--insecure-tcp lets everybody in"),
+        ("[::]:1", False, True, "--insecure-tcp lets everybody in"),
+    ],
+)
+def test_tcp_that_would_let_strangers_in_is_refused(
+    folder: Path, addr: str, curved: bool, insecure: bool, line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        tcp_of(addr, str(folder) if curved else None, insecure)
+
+
+def test_tcp_that_is_safe_is_served(folder: Path) -> None:
+    assert tcp_of(None, str(folder), False) is None
+    curved = tcp_of("0.0.0.0:7", str(folder), False)
+    assert curved is not None and (curved.host, curved.port) == ("0.0.0.0", 7)
+    assert curved.keys is not None
+    plain = tcp_of("[::1]:7", None, True)
+    assert plain is not None and (plain.host, plain.keys) == ("::1", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "addr"),
+    [
+        ("127.0.0.1:50055", "127.0.0.1:50055"),
+        ("tcp://0.0.0.0:7", "0.0.0.0:7"),
+        ("localhost:7", "127.0.0.1:7"),
+        ("[::1]:007", "[::1]:7"),
+    ],
+)
+def test_an_address_to_listen_on(said: str, addr: str) -> None:
+    assert config.load({"addr": said}, {}).addr == addr
+
+
+@pytest.mark.parametrize(
+    "said", ["50055", "127.0.0.1", "127.0.0.1:", "host:7", "::1:7", "[10.0.0.1]:7", "1.2.3.4:65536"]
+)
+def test_what_is_no_address_to_listen_on(said: str) -> None:
+    with pytest.raises(UserError, match="--addr: .* is not an IP address and a port"):
+        config.load({"addr": said}, {})
+
+
+def test_yes_and_no(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("insecure_tcp = true\n")
+    assert config.load({}, {}, str(tmp_path / "c.toml")).insecure_tcp is True
+    assert (
+        config.load({"insecure_tcp": False}, {"PEGAFLOW_INSECURE_TCP": "1"}).insecure_tcp is False
+    )
+    with pytest.raises(UserError, match="PEGAFLOW_INSECURE_TCP: 'maybe' is none of true, false"):
+        config.load({}, {"PEGAFLOW_INSECURE_TCP": "maybe"})
