@@ -6,7 +6,9 @@
   supersede each other for ever.
 * An engine whose sessions fail one after the other is refused for a while (restarts.py), so that it
   does not use up everybody's spares.
-* Who finds no spare waits here, and the supervisor starts one spare more for each who waits.
+* A joiner (OpenSession.opens is False) waits until somebody has opened its generation, and never
+  gets a spare itself: what outlived its opener cannot bring a superseded generation back.
+* Who finds no spare waits here, and the supervisor starts one spare more for each opener who waits.
 
 It looks at the supervisor's children and gives spares away; starting, killing and burying them is
 the supervisor's.
@@ -87,8 +89,8 @@ class FrontDesk:
         return effects
 
     def waiting(self) -> int:
-        """Engines that wait; one that asked again waits once."""
-        return len({open_.msg.engine for open_ in self.opens})
+        """Openers that wait; one that asked again waits once."""
+        return len({open_.msg.engine for open_ in self.opens if open_.msg.opens})
 
     def expire(self, now: int) -> None:
         """Forget who has waited beyond its deadline: it does not listen any more."""
@@ -115,6 +117,9 @@ class FrontDesk:
             if kid.killed or kid.state == "draining":
                 self.opens.append(open_)  # until the old one is proven dead
                 return []
+            if kid.opener.generation != msg.generation and not msg.opens:
+                why = f"engine id {msg.engine!r} is served in another generation than this rank's"
+                return [Reply(open_.sender, Refused(Status.SUPERSEDED, why))]
             if kid.opener.generation != msg.generation:
                 why = f"engine id {msg.engine!r} is in use by the living process {kid.opener.pid}"
                 return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
@@ -134,7 +139,7 @@ class FrontDesk:
             )
             return [Reply(open_.sender, Refused(Status.BUSY, why))]
         spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
-        if spare is None:
+        if spare is None or not msg.opens:
             self.opens.append(open_)
             return []
         return self._assign(spare, open_, now)

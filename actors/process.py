@@ -26,10 +26,10 @@ from pegaflow.errors import UserError
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.jobs import (
     Done,
-    FillPages,
+    DrawProof,
     GrowExtent,
-    OpenBounce,
     ReadRecords,
+    UnmapEngine,
     WatchProcess,
 )
 from pegaflow.wire.message import Message
@@ -49,9 +49,9 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from pegaflow.config import Settings
-    from pegaflow.device.bounce import Bounce
     from pegaflow.web import HttpDevice
 
+    from .copies import Copies
     from .tcp import Tcp
 
 
@@ -63,9 +63,9 @@ class _Device:
         self.loop: Loop | None = None
         self._pool: SharedFile | None = None
         self._ledger: SharedFile | None = None
-        self._bounce: Bounce | None = None
+        self._copies: Copies | None = None
         self._extents: Extents | None = None
-        self._workers = Workers(1, self._slow)
+        self._workers = Workers()
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
@@ -83,21 +83,21 @@ class _Device:
             return self._read_records(job)
         if isinstance(job, WatchProcess):
             return self._watch(number, job)
-        self._workers.put(number, job)
+        if isinstance(job, GrowExtent):
+            self._workers.put(number, lambda: self._grow(job))
+            return None
+        copies = self._session_copies()
+        if isinstance(job, DrawProof):
+            return copies.draw_proof()
+        if isinstance(job, UnmapEngine):
+            copies.unmap(job.mapping)
+            return Done(Status.OK)
+        self._workers.put(number, *copies.parts(job))
         return None
 
-    def _slow(self, job: Message) -> Done:
-        try:
-            if isinstance(job, GrowExtent):
-                why = self._space().grow(job.extent)
-                return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
-            if isinstance(job, OpenBounce):
-                return self._open_bounce(job)
-            assert isinstance(job, FillPages) and self._bounce is not None
-            self._bounce.fill(self._pool_file().map, job.slots, job.offsets, job.length)
-            return Done(Status.OK)
-        except (OSError, UserError) as err:
-            return Done(Status.COPY_FAILED, str(err))
+    def _grow(self, job: GrowExtent) -> Done:
+        why = self._space().grow(job.extent)
+        return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
 
     def _welcome(self) -> Welcome:
         assert self.actor.welcome is not None
@@ -124,21 +124,15 @@ class _Device:
         ledger = Ledger(self._ledger_file().map)
         return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
 
-    def _open_bounce(self, job: OpenBounce) -> Done:
-        from pegaflow.device.bounce import Bounce
+    def _session_copies(self) -> Copies:
+        if self._copies is None:
+            from .copies import Copies
 
-        w = self._welcome()
-        if self._bounce is not None:
-            self._bounce.file.unlink()
-        name = f"{self.actor.address}.{job.slots}x{job.page_size}.{os.urandom(4).hex()}.bounce"
-        stem = w.pool_path.removesuffix(".pool")
-        bounce = Bounce(f"{stem}.{name}", job.slots, job.page_size)
-        why = bounce.reserve()
-        if why:
-            bounce.file.unlink()
-            return Done(Status.NO_SPACE, f"no room for a bounce file in /dev/shm: {why}")
-        self._bounce = bounce
-        return Done(Status.OK, bounce.file.path)
+            w = self._welcome()
+            self._workers.grow(w.copy_threads)
+            stem = f"{w.pool_path.removesuffix('.pool')}.{self.actor.address}"
+            self._copies = Copies(self._pool_file(), stem, w.copy_threads)
+        return self._copies
 
     def _watch(self, number: int, job: WatchProcess) -> Done | None:
         fd = open_pidfd(job.pid, job.started)
@@ -157,8 +151,8 @@ class _Device:
 
     def close(self) -> None:
         """Remove what only this process used."""
-        if self._bounce is not None:
-            self._bounce.file.unlink()
+        if self._copies is not None:
+            self._copies.close()
 
 
 def run_child(
@@ -183,7 +177,7 @@ def run_child(
     device.attach(loop)
     actor.measured = Vitals(loop)
     if name == SESSION:
-        importlib.import_module("pegaflow.device.bounce")  # numpy: now, not when an engine waits
+        importlib.import_module(f"{__package__}.copies")  # numpy: now, not when an engine waits
     loop.watch(signals.fd, lambda: (signals.read(), None)[1])
     log = logs.get_logger()
     try:

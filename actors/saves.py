@@ -1,320 +1,428 @@
-"""The saves of one session: from Save to Saved, in batches through the bounce file.
+"""The saves of one session: from Save to Saved, in batches, over all ranks of its engine.
 
-    claimed ── Take ──→ taken ── Keep ──→ kept ── pages reserved ──→ filling ── Seal ──→ sealed
-                          └── Drop: slots come back, nothing is published
+    staged       claimed ── Take ──→ taken ── Keep ──→ kept ── pages ──→ filling ──→ in place
+    process_vm   claimed ── pages ──→ reading ── Taken ──→ read ── Keep ──→ in place
+                 Drop at any time before Keep: slots and pages come back, nothing is published
 
-A save asks the index which of its keys are new, then moves them in batches, as many at a time as
-there are free slots.  Slots come back when their bytes are in the pool; pages leave our books only
-by the index's word (sealed) or by our Return.  While a Seal is unanswered it is asked again with
-the same content, and its pages are neither used nor returned: the index may have published them.
+An *order* is what the ranks save together; a *share* is one rank's part in it.  The first share
+asks the index which keys are new, and the others join its claim.  A block whose shards are in place
+at every rank is sealed; then, and when it is given up, its pages leave our books: by the index's
+word, or by our Return.  While a Seal is unanswered it is asked again with the same content, and its
+pages are neither used nor returned: the index may have published them.
 
-Saved is said when the last batch is sealed, not when its bytes have left the engine's blocks: the
+A position that one rank cannot save is *dead* for all; what other ranks have of it goes back as
+soon as no job and no client works on it.  An order ends with its last share, and is remembered, so
+that a rank that comes too late does not start it anew.
+
+Saved is said when the blocks are sealed, not when their bytes have left the engine's blocks: the
 engine waits some microseconds longer for its blocks, and in return Saved means that the next lookup
 hits.
 """
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable
 
-from pegaflow.cache.geometry import slot_size
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
-from pegaflow.wire.jobs import Done, FillPages
+from pegaflow.wire.jobs import Done, FillPages, ReadBlocks
 from pegaflow.wire.message import Message
-from pegaflow.wire.session import Drop, Keep, Save, Saved, Take
+from pegaflow.wire.session import ORDER_NS, Drop, Keep, Save, Saved, Take, Taken, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import NOBODY, Address
 
 from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
+from .orders import Batch, Order, Share
+from .ranks import Rank
+from .stock import PageStock
 
 INDEX_NS = 1000 * MS
-"""Patience with the index and the allocator: a hundred times their worst answer on a busy host."""
+"""Patience with the index: a hundred times its worst answer on a busy host."""
 
 SAVES_MAX = 4096
-"""Open saves of one session: an engine step has at most one per running request."""
+"""Open saves of one session: an engine step has at most one per running request and rank."""
 
 KEYS_MAX = 1 << 20
-"""Keys of all open saves: more blocks than an engine has, and some 100 MB of our memory."""
+"""Keys of all open shares: more blocks than an engine has, and some 100 MB of our memory."""
 
 BATCH_BLOCKS = 64
-"""Blocks per Take: large enough to hide a round trip, small enough to share the slots."""
+"""Blocks per batch: large enough to hide a round trip, small enough to share the slots."""
 
-STOCK_BYTES = 8 << 20
-"""Pages kept ready, so that a save need not ask the allocator first."""
+READ_NS = 10_000 * MS
+"""Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
 
-
-@dataclass(slots=True)
-class _Batch:
-    positions: tuple[int, ...]  # in the save's keys
-    slots: tuple[int, ...]  # of the bounce file, one per position
-    kept: bool = False  # the client said Keep: from here on a Drop is too late
-
-
-@dataclass(slots=True)
-class _Save:
-    sender: Sender  # quoted in Saved
-    msg: Save
-    claim: int = 0  # 0: the index has not answered yet
-    todo: deque[int] = field(default_factory=deque)  # positions no Take named yet
-    batches: dict[int, _Batch] = field(default_factory=dict)  # taken or kept, not yet sealed
-    saved: int = 0
-    known: int = 0
-    status: Status = Status.OK
+ENDED_MAX = 4096
+"""Orders remembered as ended: a rank is never so many steps behind."""
 
 
 class Saves:
-    """All open saves, the free slots and the pages held."""
+    """All open orders and the pages held."""
 
-    def __init__(self, namespace: bytes, page_size: int, payload: int, slots: int) -> None:
+    def __init__(
+        self,
+        namespace: bytes,
+        page_size: int,
+        payload: int,
+        world: int,
+        idle: Callable[[Rank], list[Effect]],
+    ) -> None:
         self.namespace = namespace
         self.page_size = page_size
         self.payload = payload  # bytes of a page that mean something
-        self.index = Address("", 0)
-        self.allocator = Address("", 0)
+        self.world = world  # ranks, so pages per block
+        self.idle = idle  # told whenever a job of a rank has ended
+        self.index = NOBODY
         self.offset_of: Callable[[int], int] = lambda page: page
-        self.slots = slots  # in the bounce file
-        self.free_slots = list(range(slots))
-        self.stock: dict[int, int] = {}  # page -> stamp: granted, not yet used
-        self.filling: dict[int, int] = {}  # page -> stamp: used by a batch, not yet sealed
-        self.granted_upto = 0  # newest grant number we have seen
+        self.stock = PageStock(page_size, self._hunger, self._feed, self._starve)
+        self.orders: dict[Hashable, Order] = {}  # not ended, oldest first
         self.claimed_upto = 0  # newest claim number we have seen
-        self.saves: dict[tuple[Address, int], _Save] = {}  # open ones by client and its number
-        self._keys = 0  # of all open saves together
+        self.shares: dict[tuple[Address, int], Share] = {}  # open, by client and its number
+        self._keys = 0  # of all open shares together
+        self._ended: OrderedDict[Hashable, None] = OrderedDict()  # names of ended orders
         self._batch = 0  # newest batch number
-        self._hungry: deque[tuple[tuple[Address, int], int]] = deque()  # kept batches without pages
-        self._reserving = False
-
-    @property
-    def stock_pages(self) -> int:
-        """Pages that we like to have ready."""
-        return max(4, min(BATCH_BLOCKS, STOCK_BYTES // self.page_size))
-
-    def held_bytes(self) -> int:
-        """Bytes of the pool in pages that we hold."""
-        return (len(self.stock) + len(self.filling)) * slot_size(self.page_size)
+        self._hungry: deque[tuple[Share, int]] = deque()  # batches without pages
 
     def check(self) -> None:
-        """Slots and pages add up."""
-        used = [s for save in self.saves.values() for b in save.batches.values() for s in b.slots]
-        assert self._keys == sum(len(save.msg.keys) for save in self.saves.values())
-        assert not set(self.stock) & set(self.filling)
-        assert not set(self.free_slots) & set(used)
-        assert len(set(self.free_slots)) == len(self.free_slots) <= self.slots
+        """Pages add up: each used one belongs to one batch or one shard."""
+        assert not set(self.stock.free) & set(self.stock.used)
+        used = [p for o in self.orders.values() for by in o.shards.values() for p, _ in by.values()]
+        for order in self.orders.values():
+            assert not order.sealing & order.dead
+            for share in order.shares.values():
+                used += [page for b in share.batches.values() for page, _ in b.pages]
+                here = [by for by in order.shards.values() if share.rank.number in by]
+                assert share.placed == len(here) and not (share.ended and share.batches)
+        assert self._keys == sum(len(share.msg.keys) for share in self.shares.values())
+        assert sorted(used) == sorted(self.stock.used), "a page is used twice or by nobody"
 
-    def stock_statement(self) -> Stock:
-        """What we hold of the allocator's."""
-        return Stock(self.granted_upto, (*self.stock, *self.filling))
+    def used_slots(self, rank: Rank) -> list[int]:
+        """Slots of a rank's bounce file that are in use."""
+        mine = [s for s in self.shares.values() if s.rank is rank]
+        return [slot for s in mine for b in s.batches.values() for slot in b.slots]
 
     def claims(self) -> tuple[int, ...]:
         """Claims under which we still save."""
-        return tuple(s.claim for s in self.saves.values() if s.claim)
+        return tuple(order.claim for order in self.orders.values() if order.claim)
 
-    def begin(self, sender: Sender, msg: Save, now: int) -> list[Effect]:
-        """A new save: ask the index what of it is new."""
+    # the clients
+
+    def begin(self, rank: Rank, sender: Sender, msg: Save, now: int) -> list[Effect]:
+        """A rank's save: a new order, or its share in one."""
         key = (sender.address, msg.save)
-        if key in self.saves or not msg.keys:
+        name: Hashable = msg.order if self.world > 1 else key
+        if name in self._ended:
+            return [Reply(sender, Saved(Status.DROPPED, 0, 0))]
+        order = self.orders.get(name)
+        if not self._sound(order, rank, msg) or key in self.shares:
             return [Reply(sender, Saved(Status.BAD_REQUEST, 0, 0))]
-        if len(self.saves) >= SAVES_MAX or self._keys + len(msg.keys) > KEYS_MAX:
+        full = len(self.shares) >= SAVES_MAX or self._keys + len(msg.keys) > KEYS_MAX
+        if full or (order is None and len(self.orders) >= SAVES_MAX):
             return [Reply(sender, Saved(Status.BUSY, 0, 0))]
         self._keys += len(msg.keys)
-        save = self.saves[key] = _Save(sender, msg)
+        joins = order is not None
+        order = order or Order(name, msg.keys, msg.parent, now)
+        self.orders[name] = order
+        share = self.shares[key] = order.shares[rank.number] = Share(order, rank, sender, msg)
+        if joins:
+            return self._start(share, now)
+        ask = Claim(self.namespace, msg.keys)
+        return [Ask(self.index, ask, now + INDEX_NS, lambda a, n: self._claimed(order, a, n))]
 
-        def claimed(answer: Message, now: int) -> list[Effect]:
-            return self._claimed(key, save, answer, now)
-
-        return [Ask(self.index, Claim(self.namespace, msg.keys), now + INDEX_NS, claimed)]
+    def _sound(self, order: Order | None, rank: Rank, msg: Save) -> bool:
+        if not msg.keys or (self.world > 1 and not msg.order):
+            return False
+        if rank.saves is Way.PROCESS_VM and not (
+            len(msg.blocks) == len(msg.keys) and max(msg.blocks) < rank.layout.blocks
+        ):
+            return False
+        if order is None:
+            return True
+        same = (order.keys, order.parent) == (msg.keys, msg.parent)
+        return same and rank.number not in order.shares
 
     def keep(self, client: Address, msg: Keep, now: int) -> list[Effect]:
-        """The client's copy of a batch is complete and was true until its end."""
-        save = self.saves.get((client, msg.save))
-        batch = save.batches.get(msg.batch) if save else None
-        if batch is None or batch.kept:
+        """The copy of a batch is complete, and the blocks were the keys' until its end."""
+        share = self.shares.get((client, msg.save))
+        batch = share.batches.get(msg.batch) if share else None
+        if share is None or batch is None or batch.kept:
             return []
+        if not batch.slots and not batch.copied:
+            return []  # nobody has told it Taken
         batch.kept = True
-        self._hungry.append(((client, msg.save), msg.batch))
+        if batch.copied:
+            return self._place(share, msg.batch, now)
+        if share.order.dead.issuperset(batch.positions):
+            return self._forget(share, msg.batch)
+        self._hungry.append((share, msg.batch))
         return self._feed(now)
 
-    def drop(self, client: Address, msg: Drop, now: int) -> list[Effect]:
+    def drop(self, client: Address, msg: Drop) -> list[Effect]:
         """The engine takes its blocks back: whatever has no Keep is not saved."""
-        save = self.saves.get((client, msg.save))
-        return self._cut(save, now) if save else []
+        share = self.shares.get((client, msg.save))
+        return self._cut(share) if share else []
 
-    def leave(self, client: Address, now: int) -> list[Effect]:
+    def leave(self, client: Address) -> list[Effect]:
         """The client goes: as if it had dropped all its saves."""
-        mine = [s for (c, _), s in self.saves.items() if c == client]
-        return [e for save in mine for e in self._cut(save, now)]
+        mine = [s for (c, _), s in self.shares.items() if c == client]
+        return [e for share in mine for e in self._cut(share)]
 
-    def reserved(self, answer: Reserved, now: int) -> list[Effect]:
-        """Pages came, asked for or sent again."""
-        if answer.number > self.granted_upto:
-            self.granted_upto = answer.number
-            self.stock.update(zip(answer.pages, answer.stamps, strict=True))
-        return self._feed(now)
+    def skip(self, name: int) -> list[Effect]:
+        """A rank will not save this order."""
+        self._remember(name)
+        order = self.orders.get(name)
+        return self._kill(order, order.new, Status.DROPPED) if order else []
 
-    def refill(self, now: int) -> list[Effect]:
-        """Have pages ready."""
-        wanted = sum(len(self.saves[k].batches[b].positions) for k, b in self._hungry)
-        missing = wanted + self.stock_pages // 2 - len(self.stock)
-        if self._reserving or missing <= 0:
-            return []
-        return self._reserve(max(wanted, self.stock_pages) - len(self.stock), now)
-
-    def _reserve(self, count: int, now: int) -> list[Effect]:
-        """Ask for pages; if there are not so many, for just what the first kept batch needs."""
-        self._reserving = True
-
-        def reserved(answer: Message, now: int) -> list[Effect]:
-            self._reserving = False
-            if isinstance(answer, Reserved) and answer.status is Status.OK:
-                return self.reserved(answer, now)
-            if not self._hungry:
-                return []
-            key, number = self._hungry[0]
-            least = len(self.saves[key].batches[number].positions) - len(self.stock)
-            if isinstance(answer, Reserved) and least < count:
-                return self._reserve(least, now)
-            status = answer.status if isinstance(answer, NoAnswer | Reserved) else Status.UNKNOWN
-            return self._starve(status, now)
-
-        return [Ask(self.allocator, Reserve(self.page_size, count), now + INDEX_NS, reserved)]
-
-    def _claimed(
-        self, key: tuple[Address, int], save: _Save, answer: Message, now: int
-    ) -> list[Effect]:
-        if not isinstance(answer, Claimed):
-            save.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
-            return self._finish(save)
-        self.claimed_upto = max(self.claimed_upto, answer.number)
-        save.claim = answer.number
-        save.known = len(save.msg.keys) - len(answer.positions)
-        if save.status is Status.OK:
-            save.todo.extend(p for p in answer.positions if p < len(save.msg.keys))
-        return self._finish(save) if not save.todo else self._take(now)
-
-    def _take(self, now: int) -> list[Effect]:
-        """Hand out free slots, oldest save first."""
+    def give_up(self) -> list[Effect]:
+        """A rank is gone: what is not in place at every other rank will never be sealed."""
         effects: list[Effect] = []
-        for save in self.saves.values():
-            while save.todo and self.free_slots:
-                count = min(len(save.todo), len(self.free_slots), BATCH_BLOCKS)
-                positions = tuple(save.todo.popleft() for _ in range(count))
-                slots = tuple(self.free_slots.pop() for _ in range(count))
-                self._batch += 1
-                save.batches[self._batch] = _Batch(positions, slots)
-                take = Take(save.msg.save, self._batch, positions, slots)
-                effects.append(Send(save.sender.address, take))
+        for order in list(self.orders.values()) if self.world > 1 else ():
+            self._remember(order.name)
+            effects += self._kill(order, order.new, Status.DROPPED)
         return effects
 
+    def expire(self, now: int) -> list[Effect]:
+        """Give up the orders that not every rank has saved in time."""
+        effects: list[Effect] = []
+        for order in list(self.orders.values()):
+            if self.world > 1 and now - order.born > ORDER_NS:
+                self._remember(order.name)
+                effects += self._kill(order, order.new, Status.EXPIRED)
+        return effects
+
+    # pages
+
+    def _hunger(self) -> tuple[int, int]:
+        sizes = [len(share.batches[number].positions) for share, number in self._hungry]
+        return sum(sizes), sizes[0] if sizes else 0
+
     def _feed(self, now: int) -> list[Effect]:
-        """Give pages to kept batches, in the order in which they were kept."""
+        """Give pages to hungry batches, in the order in which they came."""
         effects: list[Effect] = []
         while self._hungry:
-            key, number = self._hungry[0]
-            save = self.saves[key]
-            batch = save.batches[number]
-            if len(self.stock) < len(batch.positions):
+            share, number = self._hungry[0]
+            batch = share.batches[number]
+            batch.pages = self.stock.take(len(batch.positions))
+            if not batch.pages:
                 break
             self._hungry.popleft()
-            pages = tuple(self.stock.popitem() for _ in batch.positions)
-            self.filling.update(pages)
-            effects += self._fill(save, number, batch, pages)
-        return effects + self.refill(now)
+            effects += self._fill(share, number, now)
+        return effects + self.stock.refill(now)
 
-    def _fill(
-        self, save: _Save, number: int, batch: _Batch, pages: tuple[tuple[int, int], ...]
-    ) -> list[Effect]:
-        offsets = tuple(self.offset_of(page) for page, _ in pages)
+    def _starve(self, status: Status, now: int) -> list[Effect]:
+        """There are no pages: hungry batches are given up and their saves end with what they have.
+
+        Staged batches without a Keep wait for it: the client may be writing into their slots.
+        """
+        lost: dict[int, tuple[Share, list[int]]] = {}
+        for share, number in self._hungry:
+            positions = lost.setdefault(id(share), (share, list(share.todo)))[1]
+            positions += share.batches[number].positions
+        return [e for share, ps in lost.values() for e in self._kill(share.order, ps, status)]
+
+    # an order's life
+
+    def _claimed(self, order: Order, answer: Message, now: int) -> list[Effect]:
+        if not isinstance(answer, Claimed):
+            order.claim = 0
+            order.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
+            self._remember(order.name)
+            return self._finish(order)
+        self.claimed_upto = max(self.claimed_upto, answer.number)
+        order.claim = answer.number
+        order.new = tuple(p for p in answer.positions if p < len(order.keys))
+        order.known = len(order.keys) - len(order.new)
+        if order.name in self._ended:
+            return self._kill(order, order.new, Status.DROPPED)
+        return [e for share in list(order.shares.values()) for e in self._start(share, now)]
+
+    def _start(self, share: Share, now: int) -> list[Effect]:
+        """Begin a share, once it is known what is new."""
+        order = share.order
+        if order.claim is None:
+            return []
+        if share.cut:
+            return self._kill(order, order.new, Status.DROPPED)
+        share.todo.extend(p for p in order.new if p not in order.dead)
+        if share.rank.saves is Way.STAGED:
+            return self._take(share.rank) + self._finish(order)
+        while share.todo:
+            positions = _next(share.todo, BATCH_BLOCKS)
+            self._hungry.append((share, self._new_batch(share, Batch(positions))))
+        return self._feed(now) + self._finish(order)
+
+    def _new_batch(self, share: Share, batch: Batch) -> int:
+        self._batch += 1
+        share.batches[self._batch] = batch
+        return self._batch
+
+    def _take(self, rank: Rank) -> list[Effect]:
+        """Hand out the free slots of a rank, oldest save first."""
+        effects: list[Effect] = []
+        for share in self.shares.values():
+            while share.rank is rank and share.todo and rank.free_slots:
+                positions = _next(share.todo, min(len(rank.free_slots), BATCH_BLOCKS))
+                slots = tuple(rank.free_slots.pop() for _ in positions)
+                number = self._new_batch(share, Batch(positions, slots))
+                take = Take(share.msg.save, number, positions, slots)
+                effects.append(Send(share.sender.address, take))
+        return effects
+
+    def _fill(self, share: Share, number: int, now: int) -> list[Effect]:
+        """Copy a batch into its pages."""
+        batch, rank = share.batches[number], share.rank
+        offsets = tuple(self.offset_of(page) for page, _ in batch.pages)
+        job: Message
+        if batch.slots:
+            job = FillPages(batch.slots, offsets, self.payload, self.page_size, rank.mapping)
+        else:
+            blocks = tuple(share.msg.blocks[p] for p in batch.positions)
+            job = ReadBlocks(rank.mapping, blocks, offsets, now + READ_NS)
+        rank.running += 1
 
         def filled(done: Done, now: int) -> list[Effect]:
-            self.free_slots.extend(batch.slots)
-            batch.slots = ()
-            if done.status is not Status.OK:
-                save.status = done.status
-                return self._sealed(save, number, batch, pages, (), now)
-            return self._seal(save, number, batch, pages, now) + self._take(now)
+            rank.running -= 1
+            rank.free_slots.extend(batch.slots)
+            batch.slots, batch.copied = (), True
+            effects = self._filled(share, number, done.status, now) + self._take(rank)
+            return effects + self.idle(rank)
 
-        return [Do(FillPages(batch.slots, offsets, self.payload, self.page_size), filled)]
+        return [Do(job, filled)]
 
-    def _seal(
-        self,
-        save: _Save,
-        number: int,
-        batch: _Batch,
-        pages: tuple[tuple[int, int], ...],
-        now: int,
-    ) -> list[Effect]:
-        keys = save.msg.keys
-        first = save.msg.parent or bytes(len(keys[0]))
+    def _filled(self, share: Share, number: int, status: Status, now: int) -> list[Effect]:
+        batch = share.batches[number]
+        if status is not Status.OK:
+            return self._kill(share.order, batch.positions, status)
+        if batch.kept:
+            return self._place(share, number, now)
+        if share.cut or share.order.dead.issuperset(batch.positions):
+            return self._forget(share, number)
+        taken = Taken(share.msg.save, number, batch.positions)
+        return [Send(share.sender.address, taken)]
+
+    def _place(self, share: Share, number: int, now: int) -> list[Effect]:
+        """A batch is in place; seal what is in place at every rank now."""
+        order, batch = share.order, share.batches.pop(number)
+        whole: list[int] = []
+        back: list[int] = []
+        for position, page in zip(batch.positions, batch.pages, strict=True):
+            if position in order.dead:
+                back.append(page[0])
+                continue
+            shards = order.shards.setdefault(position, {})
+            shards[share.rank.number] = page
+            share.placed += 1
+            if len(shards) == self.world:
+                whole.append(position)
+        effects = self.stock.give_back(back)
+        if whole:
+            order.sealing.update(whole)
+            effects += self._seal(order, tuple(whole), now)
+        return effects + self._finish(order)
+
+    def _seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
+        keys = order.keys
+        first = order.parent or bytes(len(keys[0]))
+        pages = [order.shards[p][rank] for p in whole for rank in range(self.world)]
         ask = Seal(
-            save.claim,
+            order.claim or 0,
             self.namespace,
-            self.page_size,
+            self.stock.page_size,
             self.payload,
-            1,
-            tuple(keys[p] for p in batch.positions),
-            tuple(keys[p - 1] if p else first for p in batch.positions),
+            self.world,
+            tuple(keys[p] for p in whole),
+            tuple(keys[p - 1] if p else first for p in whole),
             tuple(page for page, _ in pages),
             tuple(stamp for _, stamp in pages),
         )
 
         def sealed(answer: Message, now: int) -> list[Effect]:
             if isinstance(answer, NoAnswer):
-                return self._seal(save, number, batch, pages, now)
+                return self._seal(order, whole, now)
             positions = answer.positions if isinstance(answer, Sealed) else ()
-            return self._sealed(save, number, batch, pages, positions, now)
+            return self._sealed(order, whole, set(positions))
 
         return [Ask(self.index, ask, now + INDEX_NS, sealed)]
 
-    def _sealed(
-        self,
-        save: _Save,
-        number: int,
-        batch: _Batch,
-        pages: tuple[tuple[int, int], ...],
-        positions: tuple[int, ...],
-        now: int,
-    ) -> list[Effect]:
-        del save.batches[number]
-        for page, _ in pages:
-            del self.filling[page]
-        taken = set(positions)
-        save.saved += len(taken)
-        if len(taken) < len(pages) and save.status is Status.OK:
-            save.status = Status.STALE_CLAIM
-        effects: list[Effect] = [Send(self.allocator, Return(tuple(page for page, _ in pages)))]
-        return effects + self._finish(save) + self._take(now)
+    def _sealed(self, order: Order, whole: tuple[int, ...], accepted: set[int]) -> list[Effect]:
+        order.sealing.difference_update(whole)
+        pages: list[int] = []
+        for at, position in enumerate(whole):
+            pages += [page for page, _ in order.shards.pop(position).values()]
+            for share in order.shares.values():
+                share.placed -= 1
+                share.saved += at in accepted
+        if len(accepted) < len(whole) and order.status is Status.OK:
+            order.status = Status.STALE_CLAIM
+        return self.stock.give_back(pages) + self._finish(order)
 
-    def _starve(self, status: Status, now: int) -> list[Effect]:
-        """There are no pages: kept batches are given up and their saves end with what they have.
+    # giving up
 
-        Batches without a Keep wait for it: the client may be writing into their slots.
-        """
-        effects: list[Effect] = []
-        while self._hungry:
-            key, number = self._hungry.popleft()
-            save = self.saves[key]
-            self.free_slots.extend(save.batches.pop(number).slots)
-            save.todo.clear()
-            save.status = status
-            effects += self._finish(save)
-        return effects + self._take(now)
-
-    def _cut(self, save: _Save, now: int) -> list[Effect]:
+    def _cut(self, share: Share) -> list[Effect]:
         """Give up what has no Keep, by the client's word that it copies nothing of it any more."""
-        save.todo.clear()
-        if save.status is Status.OK:
-            save.status = Status.DROPPED
-        for number in [n for n, b in save.batches.items() if not b.kept]:
-            self.free_slots.extend(save.batches.pop(number).slots)
-        return (self._finish(save) if save.claim else []) + self._take(now)
+        share.cut = True
+        if share.order.claim is None:
+            return []
+        open_ = [(n, b) for n, b in share.batches.items() if not b.kept]
+        lost = [*share.todo, *(p for _, batch in open_ for p in batch.positions)]
+        effects = self._kill(share.order, lost, Status.DROPPED)
+        for number, batch in open_:
+            if batch.slots and number in share.batches:
+                effects += self._forget(share, number)
+        return effects
 
-    def _finish(self, save: _Save) -> list[Effect]:
-        """Say Saved if nothing of the save is open any more."""
-        if save.todo or save.batches:
+    def _kill(self, order: Order, positions: Iterable[int], status: Status) -> list[Effect]:
+        """These positions will not be sealed: not by this rank, so by none."""
+        lost = set(positions) - order.sealing - order.dead
+        order.dead |= lost
+        if lost and order.status is Status.OK:
+            order.status = status
+        back: list[int] = []
+        for position in lost:
+            for rank, (page, _) in order.shards.pop(position, {}).items():
+                order.shares[rank].placed -= 1
+                back.append(page)
+        effects = self.stock.give_back(back)
+        for share in order.shares.values():
+            share.todo = deque(p for p in share.todo if p not in order.dead)
+            for number, batch in list(share.batches.items()):
+                waits = not batch.pages and (batch.kept or not batch.slots)  # hungry
+                if (batch.copied or waits) and order.dead.issuperset(batch.positions):
+                    effects += self._forget(share, number)
+        return effects + self._finish(order)
+
+    def _forget(self, share: Share, number: int) -> list[Effect]:
+        """A batch on which neither a job nor the client works is given up."""
+        batch = share.batches.pop(number)
+        self._hungry = deque(entry for entry in self._hungry if entry[1] != number)
+        share.rank.free_slots.extend(batch.slots)
+        effects = self.stock.give_back(page for page, _ in batch.pages)
+        return effects + self._take(share.rank) + self._finish(share.order)
+
+    def _finish(self, order: Order) -> list[Effect]:
+        """Say Saved to every share of which nothing is open; end the order with its last one."""
+        if order.claim is None or self.orders.get(order.name) is not order:
             return []
-        if self.saves.pop((save.sender.address, save.msg.save), None) is None:
-            return []
-        self._keys -= len(save.msg.keys)
-        effects: list[Effect] = [Send(self.index, EndClaim(save.claim))] if save.claim else []
-        return [*effects, Reply(save.sender, Saved(save.status, save.saved, save.known))]
+        effects: list[Effect] = []
+        for share in order.shares.values():
+            if not (share.ended or share.todo or share.batches or share.placed):
+                share.ended = True
+                self._keys -= len(order.keys)
+                del self.shares[share.sender.address, share.msg.save]
+                saved = Saved(order.status, share.saved, order.known)
+                effects.append(Reply(share.sender, saved))
+        awaited = len(order.shares) < self.world and order.name not in self._ended
+        if not awaited and all(share.ended for share in order.shares.values()):
+            del self.orders[order.name]
+            self._remember(order.name)
+            if order.claim:
+                effects.append(Send(self.index, EndClaim(order.claim)))
+        return effects
+
+    def _remember(self, name: Hashable) -> None:
+        """An order of several ranks that is over, or will be soon."""
+        if self.world > 1:
+            self._ended[name] = None
+            while len(self._ended) > ENDED_MAX:
+                self._ended.popitem(last=False)
+
+
+def _next(todo: deque[int], count: int) -> tuple[int, ...]:
+    return tuple(todo.popleft() for _ in range(min(len(todo), count)))

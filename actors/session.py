@@ -4,52 +4,51 @@ A spare waits until the supervisor gives it an engine (Serve).  From then on it 
 long as its engine: when a client process is proven dead, or the last client leaves, the session
 stops, and with one process all goes that the engine left behind.
 
-Its books: the leases it holds for the engine's requests (here), and the saves under way (saves.py).
-A lease is passed on to the index's Release only when no copy of it runs, whoever asked for it.
+Its books: the engine's ranks (ranks.py), the leases it holds for the engine's requests (here), and
+the saves under way (saves.py).  A lease is passed on to the index's Release only when every rank
+has loaded from it, or it is not wanted any more, and no copy of it runs, whoever asked for it.
 """
 
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from pegaflow.cache.geometry import Geometry
 from pegaflow.wire import index as to_index
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.allocator import Reserved, Return
-from pegaflow.wire.control import Hello, Refused, Serve, Serving
+from pegaflow.wire.control import Hello
 from pegaflow.wire.index import Claimed, EndClaim, Held, Holding
-from pegaflow.wire.jobs import Done, OpenBounce, WatchProcess
+from pegaflow.wire.jobs import (
+    Done,
+    WriteBlocks,
+)
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     LEASE_IDLE_NS,
-    Attach,
-    Attached,
     Confirmed,
     Copied,
     Drop,
     Found,
     Keep,
-    Leave,
     Load,
+    Loaded,
     Lookup,
     Pages,
-    Ping,
-    Pong,
     Release,
     Save,
     Saved,
+    Skip,
+    Way,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, Address
 
-from .actor import Ask, Do, Effect, NoAnswer, Note, Reply, Send, Sender
-from .child import Child
+from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
+from .boarding import Boarding
+from .ranks import (
+    Rank,
+    namespace,
+)
 from .saves import INDEX_NS, Saves
-
-BOUNCE_BYTES = 64 << 20
-"""Size of the bounce file: four batches of 256 KiB pages; more would only leave the CPU cache."""
-
-SLOTS_MAX = 1024
-"""Slots of the bounce file: of small pages, more would never be under way at once."""
 
 COPIES_MAX = 4096
 """Loads under way at once: an engine has one per request at most."""
@@ -57,52 +56,46 @@ COPIES_MAX = 4096
 LOOKUPS_MAX = 4096
 """Lookups that the index has not answered: an engine has one per waiting request at most."""
 
-CLIENTS_MAX = 1024
-"""Clients of one engine: its scheduler and workers, and all that they were before a reconnect."""
+LOAD_NS = 10_000 * MS
+"""Longest load by process_vm, where the client named no deadline."""
 
 
 @dataclass(slots=True)
 class _Lease:
-    pages: tuple[int, ...]  # one per block
+    pages: tuple[int, ...]  # `world` per block, block-major
+    waiting: set[int]  # ranks that have not loaded from it yet
     used: int  # when it was last asked for
     copies: int = 0  # loads of it that run now
     ended: bool = False  # release it as soon as no copy runs
 
 
-@dataclass(slots=True)
-class _Rank:
-    client: Address
-    attached: Attached | None = None  # None while the bounce file is being made
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A load under way."""
+
+    rank: Rank
+    lease: int
 
 
-class Session(Child):
+class Session(Boarding):
     """Moves one engine's blocks."""
-
-    DIALS = (ALLOCATOR, INDEX)
 
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address, supervisor, hello)
-        self.serve: Serve | None = None  # the engine; None: a spare
-        self.clients: set[Address] = set()  # that have spoken and not left
-        self.watched: set[tuple[int, int]] = set()  # (pid, start) of client processes
-        self.rank: _Rank | None = None  # the attached rank
-        self.saves: Saves | None = None  # there once the rank is attached
+        self.saves: Saves | None = None  # there from when all ranks were, for the first time
         self.leases: dict[int, _Lease] = {}  # by the index's number
         self.leased_upto = 0  # newest lease number we have seen
-        self.copies: dict[int, tuple[Address, int]] = {}  # load under way -> client, lease
+        self.copies: dict[int, _Copy] = {}  # loads under way
         self._copy = 0  # newest load number
         self._lookups = 0  # asked of the index, without an end yet
-        self.on(Serve, self._on_serve, SUPERVISOR)
-        self.on(Attach, self._on_attach, CLIENT)
         self.on(Lookup, self._on_lookup, CLIENT)
         self.on(Load, self._on_load, CLIENT)
         self.on(Copied, self._on_copied, CLIENT)
         self.on(Save, self._on_save, CLIENT)
         self.on(Keep, self._on_keep, CLIENT)
         self.on(Drop, self._on_drop, CLIENT)
+        self.on(Skip, self._on_skip, CLIENT)
         self.on(Release, self._on_release, CLIENT)
-        self.on(Leave, self._on_leave, CLIENT)
-        self.on(Ping, self._on_ping, CLIENT)
         self.on(Held, self._on_held_again, INDEX)
         self.on(Reserved, self._on_reserved_again, ALLOCATOR)
 
@@ -111,38 +104,43 @@ class Session(Child):
         saves = self.saves
         return {
             "session_clients": len(self.clients),
-            "session_attached": int(saves is not None),
+            "session_ranks": sum(rank.there for rank in self.ranks.values()),
+            "session_attached": int(self.complete),
             "session_leases": len(self.leases),
             "session_loads_open": len(self.copies),
-            "session_saves_open": len(saves.saves) if saves else 0,
-            "session_held_bytes": saves.held_bytes() if saves else 0,
+            "session_saves_open": len(saves.shares) if saves else 0,
+            "session_held_bytes": saves.stock.held_bytes() if saves else 0,
         }
 
     def check(self) -> None:
         """Copies belong to leases; slots and pages add up."""
         running: dict[int, int] = {}
-        for _, leased in self.copies.values():
-            running[leased] = running.get(leased, 0) + 1
+        for copy in self.copies.values():
+            running[copy.lease] = running.get(copy.lease, 0) + 1
         for number, lease in self.leases.items():
             assert lease.copies == running.pop(number, 0)
             assert lease.copies or not lease.ended
         assert not running, "a copy of a lease that has ended"
+        for rank in [*self.ranks.values(), *self.leaving]:
+            used = self.saves.used_slots(rank) if self.saves else []
+            assert sorted(rank.free_slots + used) == list(range(rank.slots))
         if self.saves:
             self.saves.check()
 
     def beat(self, now: int) -> list[Effect]:
         """State what we hold, so that the granters can mend what was lost."""
+        effects = self.look_for_remote()
         if self.saves is None:
-            return []
-        effects: list[Effect] = []
+            return effects
         for number, lease in list(self.leases.items()):
             if not lease.copies and now - lease.used > LEASE_IDLE_NS:
                 self.counts["leases_idle"] += 1
                 effects += self._end_lease(number)
         saves = self.saves
+        effects += saves.expire(now)
         holding = Holding(self.leased_upto, tuple(self.leases), saves.claimed_upto, saves.claims())
         effects.append(Send(self.peer(INDEX), holding))
-        effects.append(Send(self.peer(ALLOCATOR), saves.stock_statement()))
+        effects.append(Send(self.peer(ALLOCATOR), saves.stock.statement()))
         return effects
 
     def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
@@ -157,125 +155,50 @@ class Session(Child):
         if isinstance(msg, Reserved) and msg.status is Status.OK:
             if self.saves is None:
                 return [Send(sender, Return(msg.pages))]
-            return self.saves.reserved(msg, now)
+            return self.saves.stock.reserved(msg, now)
         return []
 
-    def _on_serve(self, sender: Sender, msg: Serve, now: int) -> list[Effect]:
-        if self.serve is None:
-            self.serve = msg
-            return [Reply(sender, Serving()), *self._watch(msg.pid, msg.started)]
-        same = (self.serve.engine, self.serve.generation) == (msg.engine, msg.generation)
-        assert same, "a session serves one engine"
-        return [Reply(sender, Serving())]
+    def busy(self) -> bool:
+        """Whether pages of the last complete layout are still in use."""
+        return not self.complete and self.saves is not None and bool(self.saves.orders)
 
-    def _watch(self, pid: int, started: int) -> list[Effect]:
-        if (pid, started) in self.watched:
-            return []
-        self.watched.add((pid, started))
-
-        def dead(done: Done, now: int) -> list[Effect]:
-            assert self.serve is not None
-            facts = (("engine", self.serve.engine), ("engine_pid", pid))
-            return [Note("engine_died", facts), *self.farewell()]
-
-        return [Do(WatchProcess(pid, started), dead)]
-
-    def _on_attach(self, sender: Sender, msg: Attach, now: int) -> list[Effect]:
-        self._meet(sender.address)
-        refusal = self._fault(sender.address, msg)
-        if refusal is not None:
-            return [Reply(sender, refusal)]
-        effects = self._watch(msg.pid, msg.started)
-        if self.rank is not None and self.saves is not None:
-            effects += self._forget(self.rank.client, now)
-            if self.saves.saves:
-                busy = Refused(Status.NOT_READY, "earlier saves of this rank are still under way")
-                return [*effects, Reply(sender, busy)]
-        rank = self.rank = _Rank(sender.address)
-        page_size = layouts.page_size(msg.layout)
-        slots = max(1, min(SLOTS_MAX, BOUNCE_BYTES // page_size))
-
-        def opened(done: Done, now: int) -> list[Effect]:
-            if rank is not self.rank:
-                return [Reply(sender, Refused(Status.DROPPED, "another client took this rank"))]
-            if done.status is not Status.OK:
-                self.rank = None
-                return [Reply(sender, Refused(done.status, done.note))]
-            return self._attached(sender, msg, slots, page_size, done.note, now)
-
-        return [*effects, Do(OpenBounce(slots, page_size), opened)]
-
-    def _meet(self, client: Address) -> None:
-        """Know a client from now on, unless there are too many."""
-        if len(self.clients) < CLIENTS_MAX:
-            self.clients.add(client)
-
-    def _fault(self, client: Address, msg: Attach) -> Refused | None:
-        if self.serve is None or self.welcome is None:
-            return Refused(Status.NOT_READY, "the session has no engine yet")
-        if self.peer(INDEX) == NOBODY or self.peer(ALLOCATOR) == NOBODY:
-            return Refused(Status.NOT_READY, "index or allocator is not up yet")
-        full = len(self.watched) >= CLIENTS_MAX and (msg.pid, msg.started) not in self.watched
-        if full or client not in self.clients:
-            return Refused(Status.BUSY, f"{CLIENTS_MAX} clients have attached to this session")
-        if msg.world != 1 or msg.rank != 0:
-            why = f"rank {msg.rank} of {msg.world}: tensor parallel engines are not served yet"
-            return Refused(Status.BAD_REQUEST, why)
-        why = layouts.fault(msg.layout, msg.region_bytes)
-        if why:
-            return Refused(Status.BAD_LAYOUT, why)
-        if layouts.page_size(msg.layout) > self.welcome.extent_bytes:
-            size = layouts.page_size(msg.layout)
-            why = (
-                f"a block of {size} bytes is larger than an extent: serve with --extent-size {size}"
-            )
-            return Refused(Status.TOO_LARGE, why)
-        return None
-
-    def _attached(
-        self, sender: Sender, msg: Attach, slots: int, page_size: int, path: str, now: int
-    ) -> list[Effect]:
-        assert self.welcome is not None and self.serve is not None and self.rank is not None
-        namespace = blake2b(
-            b"".join(
-                blake2b(part, digest_size=32).digest()
-                for part in (
-                    self.serve.namespace,
-                    self.serve.probe,
-                    layouts.fingerprint(msg.layout),
-                )
-            ),
-            digest_size=16,
-        ).digest()
-        geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
+    def completed(self, now: int) -> list[Effect]:
+        """From now on the ranks' blocks have a namespace."""
+        assert self.welcome is not None and self.serve is not None
+        space = namespace(self.serve, self.ranks)
+        size = self.ranks[0].page_size
+        old = self.saves
         effects: list[Effect] = []
-        saves = Saves(namespace, page_size, layouts.page_bytes(msg.layout), slots)
-        if self.saves is not None:
-            effects.append(Send(self.peer(ALLOCATOR), Return(tuple(self.saves.stock))))
-            saves.granted_upto, saves.claimed_upto = (
-                self.saves.granted_upto,
-                self.saves.claimed_upto,
-            )
-        saves.index, saves.allocator = self.peer(INDEX), self.peer(ALLOCATOR)
-        saves.offset_of = lambda page: geometry.offset(page, page_size)
-        if self.saves is not None and self.saves.namespace != namespace:
+        if old is not None and (old.namespace, old.stock.page_size) == (space, size):
+            return old.stock.refill(now)
+        geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
+        payload = layouts.page_bytes(self.ranks[0].layout)
+        saves = Saves(space, size, payload, len(self.ranks), self.left)
+        if old is not None:
+            effects.append(Send(self.peer(ALLOCATOR), Return(tuple(old.stock.free))))
+            saves.stock.granted_upto = old.stock.granted_upto
+            saves.claimed_upto = old.claimed_upto
             for number in list(self.leases):  # blocks of another layout: never into this one
                 effects += self._end_lease(number)
+        saves.index, saves.stock.allocator = self.peer(INDEX), self.peer(ALLOCATOR)
+        saves.offset_of = lambda page: geometry.offset(page, size)
         self.saves = saves
-        self.rank.attached = Attached(
-            self.welcome.pool_path, self.welcome.pool_bytes, path, slots, page_size, namespace
-        )
-        facts = (
-            ("engine", self.serve.engine),
-            ("page_size", page_size),
-            ("namespace", namespace.hex()),
-        )
-        note = Note("engine_attached", facts)
-        return [*effects, note, Reply(sender, self.rank.attached), *saves.refill(now)]
+        return effects + saves.stock.refill(now)
+
+    def forget(self, rank: Rank) -> list[Effect]:
+        """Its saves without Keep and its loads are over."""
+        effects = self.saves.leave(rank.client) + self.saves.give_up() if self.saves else []
+        for number in [n for n, c in self.copies.items() if c.rank is rank]:
+            if rank.loads is Way.STAGED:
+                effects += self._end_copy(number)
+        return effects
+
+    # lookups and loads
 
     def _on_lookup(self, sender: Sender, msg: Lookup, now: int) -> list[Effect]:
-        self._meet(sender.address)
-        if self.saves is None:
+        self.meet(sender)
+        saves = self.saves
+        if saves is None or not self.complete:
             return [Reply(sender, Found(Status.NOT_ATTACHED, 0, 0))]
         if self._lookups >= LOOKUPS_MAX or sender.address not in self.clients:
             return [Reply(sender, Found(Status.BUSY, 0, 0))]
@@ -289,45 +212,83 @@ class Session(Child):
             if not answer.number:
                 return [Reply(sender, Found(Status.OK, 0, 0))]
             self.leased_upto = max(self.leased_upto, answer.number)
-            self.leases[answer.number] = _Lease(answer.pages, now)
-            other = self.saves is None or self.saves.namespace != ask.namespace
+            self.leases[answer.number] = _Lease(answer.pages, set(range(saves.world)), now)
+            other = self.saves is not saves or answer.shards != saves.world
             if other or sender.address not in self.clients:
                 miss = Reply(sender, Found(Status.OK, 0, 0))
                 return [miss, *self._end_lease(answer.number)]
-            return [Reply(sender, Found(Status.OK, answer.number, len(answer.pages)))]
+            blocks = len(answer.pages) // answer.shards
+            return [Reply(sender, Found(Status.OK, answer.number, blocks))]
 
         self.counts["blocks_asked"] += len(msg.keys)
-        ask = to_index.Find(self.saves.namespace, msg.keys)
+        ask = to_index.Find(saves.namespace, msg.keys)
         deadline = min(sender.deadline or now + INDEX_NS, now + INDEX_NS)
-        return [Ask(self.saves.index, ask, deadline, held)]
+        return [Ask(saves.index, ask, deadline, held)]
+
+    def _rank(self, client: Address, number: int) -> Rank | None:
+        """The rank of this number, if it is this client's and served."""
+        rank = self.ranks.get(number)
+        served = rank is not None and rank.there and rank.client == client
+        return rank if served and self.saves is not None else None
 
     def _on_load(self, sender: Sender, msg: Load, now: int) -> list[Effect]:
-        if self.saves is None or self.rank is None or self.rank.client != sender.address:
-            return [Reply(sender, Pages(Status.NOT_ATTACHED, 0, ()))]
+        rank = self._rank(sender.address, msg.rank)
         lease = self.leases.get(msg.lease)
-        if lease is None or lease.ended:
-            return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
-        if msg.rank != 0 or msg.count == 0 or msg.first + msg.count > len(lease.pages):
-            return [Reply(sender, Pages(Status.BAD_REQUEST, 0, ()))]
-        if len(self.copies) >= COPIES_MAX:
-            return [Reply(sender, Pages(Status.BUSY, 0, ()))]
+        refusal = Status.OK
+        if rank is None:
+            refusal = Status.NOT_ATTACHED
+        elif lease is None or lease.ended or msg.rank not in lease.waiting:
+            refusal = Status.NO_SUCH_LEASE
+        elif not self._in_range(rank, lease, msg):
+            refusal = Status.BAD_REQUEST
+        elif len(self.copies) >= COPIES_MAX:
+            refusal = Status.BUSY
+        if rank is None or lease is None or refusal is not Status.OK:
+            direct = rank is not None and rank.loads is Way.PROCESS_VM
+            return [Reply(sender, Loaded(refusal) if direct else Pages(refusal, 0, ()))]
+        assert self.saves is not None
         self._copy += 1
-        self.copies[self._copy] = (sender.address, msg.lease)
+        copy = self._copy
+        self.copies[copy] = _Copy(rank, msg.lease)
         lease.copies += 1
         lease.used = now
-        pages = lease.pages[msg.first : msg.first + msg.count]
+        world = self.saves.world
+        pages = lease.pages[msg.first * world + msg.rank :: world][: msg.count]
         self.counts["blocks_loaded"] += len(pages)
         offsets = tuple(map(self.saves.offset_of, pages))
-        return [Reply(sender, Pages(Status.OK, self._copy, offsets))]
+        if rank.loads is Way.STAGED:
+            return [Reply(sender, Pages(Status.OK, copy, offsets))]
+
+        def written(done: Done, now: int) -> list[Effect]:
+            rank.running -= 1
+            return [Reply(sender, Loaded(done.status)), *self._end_copy(copy), *self.left(rank)]
+
+        rank.running += 1
+        deadline = sender.deadline or now + LOAD_NS
+        return [Do(WriteBlocks(rank.mapping, msg.blocks, offsets, deadline), written)]
+
+    def _in_range(self, rank: Rank, lease: _Lease, msg: Load) -> bool:
+        assert self.saves is not None
+        if msg.count == 0 or (msg.first + msg.count) * self.saves.world > len(lease.pages):
+            return False
+        staged = rank.loads is Way.STAGED
+        return staged or (len(msg.blocks) == msg.count and max(msg.blocks) < rank.layout.blocks)
 
     def _on_copied(self, sender: Sender, msg: Copied, now: int) -> list[Effect]:
-        client, number = self.copies.get(msg.copy, (NOBODY, 0))
-        if client != sender.address:
+        copy = self.copies.get(msg.copy)
+        mine = copy is not None and copy.rank.client == sender.address
+        if copy is None or not mine or copy.rank.loads is not Way.STAGED:
             return [Reply(sender, Confirmed(Status.NO_SUCH_LEASE))]
-        del self.copies[msg.copy]
-        self.leases[number].copies -= 1
-        self.leases[number].used = now
-        return [Reply(sender, Confirmed(Status.OK)), *self._end_lease(number)]
+        self.leases[copy.lease].used = now
+        return [Reply(sender, Confirmed(Status.OK)), *self._end_copy(msg.copy)]
+
+    def _end_copy(self, number: int) -> list[Effect]:
+        """A rank has loaded; the lease ends with the last one."""
+        copy = self.copies.pop(number)
+        lease = self.leases[copy.lease]
+        lease.copies -= 1
+        lease.waiting.discard(copy.rank.number)
+        return self._end_lease(copy.lease) if lease.ended or not lease.waiting else []
 
     def _end_lease(self, number: int) -> list[Effect]:
         """Release a lease, or mark it so while a copy of it runs."""
@@ -341,40 +302,25 @@ class Session(Child):
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         return self._end_lease(msg.lease) if msg.lease in self.leases else []
 
+    # saves
+
     def _on_save(self, sender: Sender, msg: Save, now: int) -> list[Effect]:
-        if self.saves is None or self.rank is None or self.rank.client != sender.address:
+        rank = self._rank(sender.address, msg.rank)
+        if rank is None or self.saves is None or not self.complete:
             return [Reply(sender, Saved(Status.NOT_ATTACHED, 0, 0))]
         if msg.parent and len(msg.parent) != len(msg.keys[0] if msg.keys else b""):
             return [Reply(sender, Saved(Status.BAD_REQUEST, 0, 0))]
-        return self.saves.begin(sender, msg, now)
+        return self.saves.begin(rank, sender, msg, now)
 
     def _on_keep(self, sender: Sender, msg: Keep, now: int) -> list[Effect]:
         return self.saves.keep(sender.address, msg, now) if self.saves else []
 
     def _on_drop(self, sender: Sender, msg: Drop, now: int) -> list[Effect]:
-        return self.saves.drop(sender.address, msg, now) if self.saves else []
+        return self.saves.drop(sender.address, msg) if self.saves else []
 
-    def _on_leave(self, sender: Sender, msg: Leave, now: int) -> list[Effect]:
-        client = sender.address
-        if client not in self.clients:
-            return []
-        self.clients.remove(client)
-        if not self.clients:
-            return self.farewell()
-        return self._forget(client, now)
-
-    def _forget(self, client: Address, now: int) -> list[Effect]:
-        """The client copies nothing any more: its saves without Keep and its loads are over."""
-        effects = self.saves.leave(client, now) if self.saves is not None else []
-        for copy in [c for c, (owner, _) in self.copies.items() if owner == client]:
-            _, number = self.copies.pop(copy)
-            self.leases[number].copies -= 1
-            effects += self._end_lease(number)
-        return effects
-
-    def _on_ping(self, sender: Sender, msg: Ping, now: int) -> list[Effect]:
-        self._meet(sender.address)
-        return [Reply(sender, Pong())]
+    def _on_skip(self, sender: Sender, msg: Skip, now: int) -> list[Effect]:
+        mine = any(rank.client == sender.address for rank in self.ranks.values())
+        return self.saves.skip(msg.order) if self.saves and mine else []
 
     def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
         """A lease sent again: ours already, or one that we never heard of and hand back."""

@@ -1,7 +1,8 @@
-"""Device threads: they take jobs from a queue and wake the loop when one is done.
+"""Device threads: they take work from a queue and wake the loop when a job is done.
 
 A worker holds no lock of the loop, and its copies release the GIL, so a long copy never delays a
-message.  Jobs of one worker are done in their order.
+message.  A job may be cut into parts, which the threads share; it is done when its last part is,
+and its outcome is that of the first part that failed.
 """
 
 import os
@@ -10,24 +11,53 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from pegaflow.errors import UserError
 from pegaflow.wire.jobs import Done
-from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+
+Part = Callable[[], Done]
+
+
+class _Job:
+    """One job and what is left of it."""
+
+    def __init__(self, number: int, parts: int) -> None:
+        self.number = number
+        self.left = parts
+        self.done = Done(Status.OK)
+        self.lock = threading.Lock()  # held for a few instructions by whoever ends a part
+
+    def end(self, done: Done) -> bool:
+        """A part is over; whether it was the last one."""
+        with self.lock:
+            if self.done.status is Status.OK:
+                self.done = done
+            self.left -= 1
+            return self.left == 0
 
 
 class Workers:
-    """`count` threads that run `work(job)`; completions are collected from `fd`."""
+    """One thread, or more once `grow` has been called; completions are collected from `fd`."""
 
-    def __init__(self, count: int, work: Callable[[Message], Done]) -> None:
+    def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._work = work
-        self._jobs: queue.SimpleQueue[tuple[int, Message]] = queue.SimpleQueue()
+        self._threads = 0
+        self._parts: queue.SimpleQueue[tuple[_Job, Part]] = queue.SimpleQueue()
         self._done: deque[tuple[int, Done]] = deque()
-        for n in range(count):
-            threading.Thread(target=self._run, name=f"worker-{n}", daemon=True).start()
+        self.grow(1)
 
-    def put(self, number: int, job: Message) -> None:
+    def grow(self, count: int) -> None:
+        """Have at least so many threads."""
+        while self._threads < count:
+            name = f"worker-{self._threads}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+            self._threads += 1
+
+    def put(self, number: int, *parts: Part) -> None:
         """Do this some time."""
-        self._jobs.put((number, job))
+        job = _Job(number, len(parts))
+        for part in parts:
+            self._parts.put((job, part))
 
     def collect(self) -> list[tuple[int, Done]]:
         """What is done; call when `fd` is readable."""
@@ -42,6 +72,11 @@ class Workers:
 
     def _run(self) -> None:
         while True:
-            number, job = self._jobs.get()
-            self._done.append((number, self._work(job)))
-            os.eventfd_write(self.fd, 1)
+            job, part = self._parts.get()
+            try:
+                done = part()
+            except (OSError, UserError) as err:
+                done = Done(Status.COPY_FAILED, str(err))
+            if job.end(done):
+                self._done.append((job.number, job.done))
+                os.eventfd_write(self.fd, 1)

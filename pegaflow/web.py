@@ -52,7 +52,7 @@ class HttpDevice:
 
     def __init__(self) -> None:
         self.snapshot: Report | None = None  # replaced as a whole, never changed
-        self._workers = Workers(1, self._slow)
+        self._workers = Workers()
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
@@ -68,11 +68,11 @@ class HttpDevice:
         if isinstance(job, Publish):
             self.snapshot = job.report
             return Done(Status.OK)
-        self._workers.put(number, job)
+        assert isinstance(job, Listen)
+        self._workers.put(number, lambda: self._listen(job))
         return None
 
-    def _slow(self, job: Message) -> Done:
-        assert isinstance(job, Listen)
+    def _listen(self, job: Listen) -> Done:
         try:
             listener = _listener(job.address)
         except OSError as err:

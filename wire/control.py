@@ -18,9 +18,15 @@ A child dials the supervisor's socket with its own address as routing id.
 Death at each point.  A child that dies before Hello, or at any time later, is seen by its pidfd;
 its successor has a higher incarnation and is spawned only after that.  The supervisor's death kills
 every child (PDEATHSIG).  An engine whose OpenSession is unanswered asks again with the same
-generation and gets the same session, so a lost answer costs no second spare.  While an engine's
-session is being replaced the answer is Refused(NOT_READY): the new one is named only once the old
-one is proven dead.
+generation and gets the same session, so a lost answer costs no second spare.  The new session
+of an engine whose old one is being killed is named only once the old one is proven dead.
+
+Who opens.  One client of an engine opens a generation (in vLLM the scheduler's); the others join
+it (`opens` False) and wait at the desk, up to their deadline, until it is open.  A joiner never
+makes a session, so the ranks of an engine whose opener is gone stay outside for good, and cannot
+keep its successor of the same id out.  A joiner of another generation than the one in service is
+refused (SUPERSEDED).  An opener of another generation is refused (DUPLICATE) while the session of
+the one in service lives: that one ends with its opener's process or any rank's.
 
 The gateway is Welcomed before there is a pool (its Welcome names none) and outlives the pools: it
 is what answers while the others are restarted.  It asks Inspect again and again, each time with a
@@ -70,6 +76,7 @@ class Welcome(Message):
     extent_bytes: int
     run_dir: str
     http_addr: str = ""  # where the gateway listens
+    copy_threads: int = 2  # of each session
 
 
 @message(3)
@@ -136,6 +143,7 @@ class OpenSession(Message):
     started: int
     namespace: bytes  # what changes the meaning of bytes, layout excepted
     probe: bytes = b""  # the engine's hash of a fixed block; differs if its hash seed differs
+    opens: bool = True  # False: join the generation once its opener has opened it
 
 
 @message(16)

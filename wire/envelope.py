@@ -24,7 +24,7 @@ from .values import Address
 
 MAGIC = "pega"
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 
 HEADER_BYTES_MAX = 512
 """Longest header: two names and seven numbers."""

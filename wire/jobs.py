@@ -6,6 +6,7 @@ never cross a socket.
 """
 
 from .control import Report
+from .layout import Layout
 from .message import Message, message
 from .status import Status
 from .values import Address, U64s
@@ -36,10 +37,11 @@ class ReadRecords(Message):
 
 @message(203)
 class OpenBounce(Message):
-    """Create the bounce file: `slots` slots of `page_size`.  Done.note: its path."""
+    """Create the bounce file of a mapping: `slots` slots of `page_size`.  Done.note: its path."""
 
     slots: int
     page_size: int
+    mapping: int = 0
 
 
 @message(204)
@@ -50,6 +52,7 @@ class FillPages(Message):
     offsets: U64s
     length: int
     page_size: int
+    mapping: int = 0
 
 
 @message(205)
@@ -126,3 +129,51 @@ class Unreachable(Message):
     """The connection of this client on TCP is gone: what was sent to it was not."""
 
     address: Address
+
+
+@message(212)
+class DrawProof(Message):
+    """Draw PROOF_BYTES random bytes.  Done.note: them, in hex."""
+
+
+@message(213)
+class MapEngine(Message):
+    """Reach an engine's memory under the number `mapping`, once `proof` is read at `scratch`.
+
+    Done: OK, or COPY_FAILED with the reason.
+    """
+
+    mapping: int
+    pid: int
+    started: int
+    bases: U64s
+    layout: Layout
+    scratch: int
+    proof: bytes
+
+
+@message(214)
+class UnmapEngine(Message):
+    """Copies of this mapping stop at their next chunk; its bounce file goes."""
+
+    mapping: int
+
+
+@message(215)
+class ReadBlocks(Message):
+    """Copy the engine's block i to pool offset i; COPY_FAILED or EXPIRED if not all of it."""
+
+    mapping: int
+    blocks: U64s
+    offsets: U64s
+    deadline: int
+
+
+@message(216)
+class WriteBlocks(Message):
+    """Copy pool offset i into the engine's block i; COPY_FAILED or EXPIRED if not all of it."""
+
+    mapping: int
+    blocks: U64s
+    offsets: U64s
+    deadline: int

@@ -1,40 +1,83 @@
 """Session: an engine and the process that moves its bytes.
 
-Every client of one engine (scheduler, workers) dials the session that the front desk named.
+Every client of one engine (scheduler, ranks) dials the session that the front desk named.
 
-    client → session   Attach    → Attached | Refused     a rank's memory and its layout
-    client → session   Lookup    → Found                  longest prefix hit, held by a lease
-    client → session   Load      → Pages                  staged: where the leased pages lie
-    client → session   Copied    → Confirmed              staged: was the lease good all the while?
-    client → session   Save      → Saved                  exactly one, after any number of Take
-    session → client   Take                               staged: copy these blocks to these slots
-    client → session   Keep                               they are copied, and were still the key's
-    client → session   Drop                               the engine takes its blocks back
-    client → session   Release, Leave
+    client → session   Attach    → Attached | Prove | Refused   a rank's memory and its layout
+    client → session   Proven    → Attached | Refused    the bytes of Prove are where they belong
+    client → session   Lookup    → Found                 longest prefix hit, held by a lease
+    client → session   Load      → Pages                 staged: where the leased pages lie
+    client → session   Copied    → Confirmed             staged: was the lease good all the while?
+    client → session   Load      → Loaded                process_vm: they are in your blocks
+    client → session   Save      → Saved                 exactly one, after any Take and Taken
+    session → client   Take                              staged: copy these blocks to these slots
+    session → client   Taken                             process_vm: these blocks are copied
+    client → session   Keep                              copied, and the blocks were still the key's
+    client → session   Drop                              the engine takes its blocks back
+    client → session   Skip                              this rank will not save that order
+    client → session   Leave     → Left                  nothing of ours is touched any more
+    client → session   Release
     client → session   Ping      → Pong
 
-Staged copies.  The client never writes the pool.  On a load its own thread copies from the pool,
+Joining.  One client of an engine *opens* its generation at the front desk (OpenSession.opens, in
+vLLM the scheduler's); the ranks join it: they are told SessionAt once it is open and wait, or are
+refused, until then.  So the order in which they start does not matter, and a rank that outlived its
+scheduler can never open a session: of two generations of one engine id the one whose opener lives
+is served, and the late ranks of a superseded one are refused by the front desk while their old
+session is dead.  The session stops as soon as the opener or any attached rank is proven dead.
+Every rank attaches by itself; lookups and saves are answered NOT_ATTACHED until all `world` ranks
+have.  All ranks cut pages of one size.
+
+Two ways for the bytes, chosen per direction at Attach:
+
+Staged.  The client never writes the pool.  On a load its own thread copies from the pool,
 mapped read-only, into its blocks and then asks Copied: only a Confirmed(OK) makes it a success,
 because a reader that cannot be killed proves its lease after reading.  On a save the session claims
 the keys, and for those that are new says Take with slots of its bounce file; the client copies and
 says Keep, or Drop at any time until then.  After Keep the engine may reuse its blocks; the session
 copies from the bounce file into granted pages and seals them with the index.
 
+process_vm.  The session reads and writes the engine's memory.  Attach names the addresses of its
+regions and of 32 scratch bytes; the answer Prove brings 32 bytes drawn for this attach, the client
+writes them there and asks Proven, and the session reads them back: a wrong pid, pid namespace or
+missing right is found before a byte is moved, and the rank is served staged instead (or refused,
+if it will have nothing else).  Before each bounded chunk the session looks at the pidfd of the
+engine's process and at the deadline; a short count is a failure.  On a save the session copies
+first and says Taken; the client says Keep if the blocks were the keys' until then, else Drop: no
+page is sealed without Keep.  On a load the session is the writer of the engine's blocks, so the
+client may call the blocks failed only when the session has said so or is proven dead: at the
+deadline the session stops by itself and says Loaded(EXPIRED); if that does not come within the
+grace, the client kills the session and waits for its pidfd.  Leave ends the running copies at their
+next chunk; Left comes when none runs, and only then may the engine free its regions.  Remote
+(TCP) clients and those who cannot see the session's pid are always served staged.
+
+Ranks.  A block has one page per rank.  A lease is consumed when every rank has loaded from it (or
+it is released, and no copy of it runs).  The ranks' saves of one scheduler order carry its number;
+a block is sealed when every rank has said Keep for it under the same order, so that shards of two
+computations never meet.  An order that a rank drops, skips or does not join within ORDER_NS is
+given up for all ranks; who comes later is told DROPPED.
+
 Who dies when:
 * session before Found: the question expires at the client, a miss.
 * session after Found, before Confirmed: its leases end with it; the client reports the blocks as
   failed once its own copy has stopped (it is the only writer of its memory).
+* session while it writes the engine's blocks: its pidfd fires at the client, and only then are the
+  blocks reported failed; a stopped session is killed by the watchdog or by the client.
 * session between Take and Saved: the save is lost, nothing was published; the client reports it
-  when its deadline passes or the process is proven dead.  The engine's blocks are free at once,
-  since only the client's own thread reads them.
+  when its deadline passes or the process is proven dead.  The engine's blocks are free at once:
+  whoever reads them late has no Keep.
 * session after Seal was sent: the index publishes it or not; both are right.
 * client at any point: the session's pidfd on it fires; leases are released, claims ended, slots and
   pages of open saves come back.  A half-copied slot has no Keep and so is never sealed.
+* client between Prove and Proven: the rank is not attached; its next Attach starts over.
+* one rank of several: as the client; the whole session ends, and with it the other ranks' links.
 * client stopped: nothing of the session's memory depends on it but its slots and leases; a lease
-  nobody used for LEASE_IDLE_NS is released unless a copy of it runs.
+  nobody used for LEASE_IDLE_NS is released unless a copy of it runs, an order it does not save is
+  given up after ORDER_NS.
 * Drop crossing Keep: the session has the word that came first; a Drop after Keep is too late and
   harmless, for Keep was said only when the bytes were already out.
 """
+
+import enum
 
 from .layout import Layout
 from .message import Message, message
@@ -43,6 +86,20 @@ from .values import Keys, U64s
 
 LEASE_IDLE_NS = 120_000_000_000
 """A lease that nobody loads for so long is released: a request waits in a queue for less."""
+
+ORDER_NS = 5_000_000_000
+"""An order that not every rank saves within this time is given up: ranks compute in step."""
+
+PROOF_BYTES = 32
+"""Bytes of Prove: nobody holds them by chance."""
+
+
+class Way(enum.IntEnum):
+    """How a rank's bytes move."""
+
+    STAGED = 0
+    PROCESS_VM = 1
+    AUTO = 2  # in Attach: whichever is faster of those that work
 
 
 @message(30)
@@ -55,11 +112,18 @@ class Attach(Message):
     world: int
     layout: Layout
     region_bytes: U64s
+    way: Way = Way.STAGED  # what the client wishes
+    bases: U64s = ()  # process_vm: address of each region
+    scratch: int = 0  # process_vm: address of PROOF_BYTES that the client keeps for Prove
 
 
 @message(31)
 class Attached(Message):
-    """The rank is served.  Sizes in bytes; the bounce file has `slots` slots of `page_size`."""
+    """The rank is served.  Sizes in bytes; the bounce file has `slots` slots of `page_size`.
+
+    `namespace` is empty as long as other ranks are missing; without staged saves there is no
+    bounce file (an empty path).
+    """
 
     pool_path: str
     pool_bytes: int
@@ -67,6 +131,9 @@ class Attached(Message):
     slots: int
     page_size: int
     namespace: bytes
+    loads: Way = Way.STAGED
+    saves: Way = Way.STAGED
+    note: str = ""  # why it is not the way that was wished
 
 
 @message(32)
@@ -93,6 +160,7 @@ class Load(Message):
     rank: int
     first: int
     count: int
+    blocks: U64s = ()  # process_vm: the engine's blocks to write
 
 
 @message(35)
@@ -127,6 +195,8 @@ class Save(Message):
     rank: int
     keys: Keys
     parent: bytes
+    order: int = 0  # the same at every rank of an engine with several; 0: there is but one
+    blocks: U64s = ()  # process_vm: the engine's block of each key
 
 
 @message(39)
@@ -172,7 +242,7 @@ class Release(Message):
 
 @message(44)
 class Leave(Message):
-    """This client goes, on purpose."""
+    """This client goes, on purpose; Left says that nothing of its memory is touched any more."""
 
 
 @message(45)
@@ -183,3 +253,43 @@ class Ping(Message):
 @message(46)
 class Pong(Message):
     """I am."""
+
+
+@message(47)
+class Prove(Message):
+    """Write these PROOF_BYTES to your scratch address, then say Proven."""
+
+    proof: bytes
+
+
+@message(48)
+class Proven(Message):
+    """They are there."""
+
+
+@message(49)
+class Loaded(Message):
+    """The end of a load by process_vm; nothing writes these blocks any more."""
+
+    status: Status
+
+
+@message(50)
+class Taken(Message):
+    """The blocks at these positions of the save's keys are copied: Keep or Drop?"""
+
+    save: int
+    batch: int
+    positions: U64s
+
+
+@message(51)
+class Skip(Message):
+    """This rank does not save this order: nobody should wait for it."""
+
+    order: int
+
+
+@message(52)
+class Left(Message):
+    """The client's memory is not touched any more, and nothing of it is held."""

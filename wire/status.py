@@ -30,6 +30,7 @@ class Status(enum.IntEnum):
     NOT_READY = 16  # the service is starting
     COPY_FAILED = 17  # the bytes could not be moved
     DISCONNECTED = 18  # the client has no session at present
+    SUPERSEDED = 19  # another generation of this engine is in service
 
     @property
     def words(self) -> str:

@@ -44,6 +44,7 @@ class EngineMemory:
     ) -> None:
         regions = [np.frombuffer(b, dtype=np.uint8) for b in buffers]
         self.region_bytes = tuple(int(r.nbytes) for r in regions)
+        self.addresses = tuple(int(r.ctypes.data) for r in regions)
         why = fault(layout, self.region_bytes)
         if why:
             raise ValueError(why)

@@ -1,9 +1,11 @@
 """The client: what runs inside an engine, or in any program that has KV blocks.
 
-A `Machine` (machine.py) decides; this class owns its sockets and does its copies.  There is no
-thread of ours: all I/O and all copying happens inside `poll` and the blocking calls, in the thread
-that calls them.  Nothing raises because the service is slow, dead or not there yet, and nothing
-waits longer than its timeout (plus one block's copy); it becomes a status.
+A `Machine` (machine.py) decides, a `Shell` (shell.py) has its sockets and does its copies, and this
+class is what a program calls.  There is no thread of ours: all I/O and all copying happens inside
+`poll` and the blocking calls, in the thread that calls them.  Nothing raises because the service is
+slow, dead or not there yet; that becomes a status.  Nothing waits longer than its timeout (plus one
+block's copy), but for a load by process_vm: its end is the word or the proven death of the session
+that writes our blocks, and the watchdog sees to it that one of them comes within seconds.
 
     client = Client("my-engine", namespace=bytes(16))
     client.register(Layout(...), [buffer])
@@ -22,41 +24,38 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import zmq
 
-from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.layout import Layout
-from pegaflow.wire.message import WireError
-from pegaflow.wire.session import Attached
+from pegaflow.wire.session import Way
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
-from .buffers import EngineMemory, FileView
-from .machine import (
-    CopyIn,
-    CopyOut,
-    DialSession,
-    Effect,
-    Finish,
-    HangUp,
-    Identity,
-    Machine,
-    MapFiles,
-    ToDesk,
-)
+from .buffers import EngineMemory
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
+from .shell import Shell, Who
+
+CLOSE_S = 3.0
+"""A close waits no longer: a second for the session's word, the rest for its death."""
+
+WAYS = {"auto": Way.AUTO, "staged": Way.STAGED, "process_vm": Way.PROCESS_VM}
+"""What a client may wish."""
 
 _T = TypeVar("_T", LookupDone, LoadDone, SaveDone)
 
 
-class Client:
+class Client(Shell):
     """One engine's connection; single-threaded but for `wake`.
 
     Args:
         engine: the engine's id; clients of one engine and generation share one session.
         namespace: 16..64 bytes: all that changes the meaning of the bytes, but the layout.
         probe: the engine's hash of a fixed block; engines that differ in it alone are told so.
-        world: tensor-parallel ranks of the engine.
+        world: ranks of the engine; each registers its own memory, with its own client.
+        opens: whether this client opens the engine's session.  Of an engine with several clients
+            (a scheduler and its ranks) one opens, and the others join once it has.
+        way: how this rank's blocks move: "auto", "staged" or "process_vm" (then nothing else will
+            do).  Where the service cannot reach the memory of this process, "auto" is "staged".
         generation: 16 bytes drawn anew for each life of the engine; default: one per process.
-        endpoint: the front desk: a socket's path, or tcp://HOST:PORT.
+        endpoint: the front desk: a socket's path, or tcp://HOST:PORT (then "auto" is "staged").
         curve: key file for TCP; default: PEGAFLOW_CURVE names it.
         context: a ZeroMQ context to share; default: an own one.
     """
@@ -68,6 +67,8 @@ class Client:
         *,
         probe: bytes = b"",
         world: int = 1,
+        opens: bool = True,
+        way: str = "auto",
         generation: bytes | None = None,
         endpoint: str | None = None,
         curve: str | None = None,
@@ -77,39 +78,23 @@ class Client:
             raise ValueError(f"a namespace has 16..64 bytes, not {len(namespace)}")
         if generation is not None and len(generation) != 16:
             raise ValueError(f"a generation has 16 bytes, not {len(generation)}")
-        self._endpoint = place.as_url(endpoint)
-        self._keys = place.client_keys(curve) if self._endpoint.startswith(place.TCP) else None
-        self._who = (engine, namespace, probe, world, generation)
-        self._given_context = context
-        self._memory: EngineMemory | None = None
-        self._registered: tuple[int, Layout] | None = None
-        self._closed = False
-        self._setup()
-
-    def _setup(self) -> None:
-        """Everything that belongs to this process: again after a fork."""
-        engine, namespace, probe, world, generation = self._who
-        self._pid = os.getpid()
-        life = generation or place.generation()
-        pid, started = self._pid, place.start_ticks()
-        self._machine = Machine(
-            Identity(place.new_address(), engine, life, namespace, probe, world, pid, started)
+        if way not in WAYS:
+            raise ValueError(f"way {way!r} is none of {', '.join(WAYS)}")
+        url = place.as_url(endpoint)
+        super().__init__(
+            Who(
+                engine,
+                namespace,
+                probe,
+                world,
+                opens,
+                WAYS[way],
+                generation,
+                url,
+                place.client_keys(curve) if url.startswith(place.TCP) else None,
+                context,
+            )
         )
-        self._context = self._given_context or zmq.Context()
-        self._poller = zmq.Poller()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller.register(self._wake_fd, zmq.POLLIN)
-        self._desk: zmq.Socket[bytes] | None = None
-        self._link: zmq.Socket[bytes] | None = None
-        self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
-        self._pidfd = -1
-        self._pool: FileView | None = None
-        self._bounce: FileView | None = None
-        self._slot_bytes = 0
-        self._done: list[Done] = []
-        if self._memory is not None and self._registered is not None:
-            rank, layout = self._registered
-            self._machine.register(rank, layout, self._memory.region_bytes)
 
     @property
     def attached(self) -> bool:
@@ -120,6 +105,12 @@ class Client:
     def refusal(self) -> str:
         """Why the service refused us last, in one line for a log; empty if it did not."""
         return self._machine.refusal
+
+    @property
+    def ways(self) -> tuple[str, str, str]:
+        """How loads and saves move, and why not as wished (usually empty).  Once attached."""
+        machine = self._machine
+        return machine.loads.name.lower(), machine.saves.name.lower(), machine.note
 
     @property
     def advice(self) -> str:
@@ -135,21 +126,43 @@ class Client:
     ) -> None:
         """Name the memory that holds the KV blocks of this rank.
 
-        It is attached as soon as the service is there, and again after every reconnect.
+        It is attached as soon as the service is there, and again after every reconnect.  What was
+        registered before is unregistered first.
 
         Args:
             layout: where the blocks lie; sizes and strides in bytes.
             buffers: region i of the layout: writable, C-contiguous; kept referenced.
-            rank: tensor-parallel rank.
+            rank: this client's place among the engine's ranks, 0 .. world - 1.
 
         Raises:
-            ValueError: the layout overlaps or overruns the buffers, or they are read-only.
+            ValueError: the layout overlaps or overruns the buffers, or they are read-only, or the
+                rank does not exist.
         """
+        if not 0 <= rank < self._who.world:
+            raise ValueError(f"rank {rank} of {self._who.world}")
         memory = EngineMemory(layout, buffers)
         if not memory.writable:
             raise ValueError("the buffers are read-only: a load could not write them")
-        self._memory, self._registered = memory, (rank, layout)
-        self._apply(self._machine.register(rank, layout, memory.region_bytes))
+        if self._memory is not None:
+            self.unregister()
+        self._memory, self._rank = memory, rank
+        self._apply(self._machine.register(self._described(memory)))
+
+    def unregister(self, timeout: float = 5.0) -> bool:
+        """Give the registered memory up; whether nothing of the service touches it any more.
+
+        Open operations end.  A session that may write into the memory and does not answer is
+        killed.  False only if even its death was not seen within `timeout` seconds: then the
+        memory must not be freed.
+        """
+        until = self._deadline(timeout)
+        self._apply(self._machine.leave(time.monotonic_ns(), for_good=False))
+        while self._machine.state in ("leaving", "dying") and time.monotonic_ns() < until:
+            self._turn(until)
+        if self._machine.state in ("leaving", "dying"):
+            return False
+        self._memory = None
+        return True
 
     # poll style
 
@@ -183,6 +196,7 @@ class Client:
         *,
         timeout: float,
         parent: bytes = b"",
+        order: int = 0,
         valid: Callable[[], bool] = lambda: True,
     ) -> int:
         """Save the engine's blocks under these keys.  Returns a ticket for a SaveDone.
@@ -192,6 +206,8 @@ class Client:
             blocks: the engine's block of each key.
             timeout: seconds; then what is not copied yet is not saved.
             parent: the key before the first, if there is one; it orders eviction.
+            order: with several ranks: the number, from one up, under which all ranks of the engine
+                save these same keys; a block is there when every rank has saved its part of it.
             valid: asked (from the thread that polls) before each copy and once more after it;
                 False means that the engine has taken its blocks back, and nothing of what was
                 copied meanwhile is published.
@@ -200,9 +216,13 @@ class Client:
             raise ValueError(f"{len(keys)} keys for {len(blocks)} blocks")
         ids, hashes = self._blocks(blocks), _keys(keys)
         deadline = self._deadline(timeout)
-        ticket, effects = self._machine.save(hashes, ids, parent, valid, deadline)
+        ticket, effects = self._machine.save(hashes, ids, parent, valid, deadline, order)
         self._apply(effects)
         return ticket
+
+    def skip_save(self, order: int) -> None:
+        """With several ranks: this one will not save that order, so nobody need wait for it."""
+        self._apply(self._machine.skip(order))
 
     def drop_save(self, ticket: int) -> None:
         """Give a save up: what was not copied yet is not saved and never published."""
@@ -266,10 +286,16 @@ class Client:
         return self._await(ticket, SaveDone)
 
     def close(self) -> None:
-        """Leave the session and close all sockets; the client is of no use after that."""
+        """Leave the session and close all sockets; the client is of no use after that.
+
+        Waits, for CLOSE_S at most, until nothing touches the registered memory any more.
+        """
         if self._closed or os.getpid() != self._pid:
             return
-        self._apply(self._machine.leave())
+        self._apply(self._machine.leave(time.monotonic_ns()))
+        until = self._deadline(CLOSE_S)
+        while self._machine.state in ("leaving", "dying") and time.monotonic_ns() < until:
+            self._turn(until)
         self._closed = True
         for socket in (self._desk, self._link):
             if socket is not None:
@@ -277,7 +303,7 @@ class Client:
         if self._pidfd >= 0:
             os.close(self._pidfd)
         os.close(self._wake_fd)
-        if self._given_context is None:
+        if self._who.context is None:
             self._context.term()
 
     # inside
@@ -292,141 +318,6 @@ class Client:
                     return done
             self._turn(None)
 
-    def _turn(self, until: int | None) -> None:
-        """One look at sockets and time; waits until then (None: as long as it may)."""
-        now = time.monotonic_ns()
-        times = [t for t in (until, self._machine.wake_at()) if t is not None]
-        wait = max(0, min(times, default=now) - now)
-        for ready, event in self._poller.poll(-(-wait // 1_000_000) if wait >= 1_000_000 else 0):
-            if ready == self._pidfd:
-                self._apply(self._machine.session_died(time.monotonic_ns()))
-            elif isinstance(ready, zmq.Socket) and not ready.closed:
-                if event & zmq.POLLOUT:
-                    self._flush(ready)
-                self._receive(ready)
-        self._apply(self._machine.wake(time.monotonic_ns()))
-
-    def _receive(self, socket: "zmq.Socket[bytes]") -> None:
-        while not socket.closed:
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                envelope = unpack(frames)
-            except WireError:
-                continue
-            self._apply(self._machine.receive(envelope, time.monotonic_ns()))
-
-    def _apply(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Finish):
-                self._done.append(effect.done)
-            elif isinstance(effect, DialSession):
-                self._dial(effect)
-            elif isinstance(effect, HangUp):
-                self._hang_up()
-            elif isinstance(effect, MapFiles):
-                self._map(effect.attached)
-            elif isinstance(effect, CopyIn):
-                self._copy_in(effect)
-            elif isinstance(effect, CopyOut):
-                self._copy_out(effect)
-            elif isinstance(effect, ToDesk):
-                self._to_desk(effect.envelope)
-            else:
-                self._send(self._link, effect.envelope)
-
-    def _copy_in(self, effect: CopyIn) -> None:
-        assert self._memory is not None and self._pool is not None
-        ok = self._memory.copy(
-            self._memory.load, self._pool.bytes, effect.offsets, effect.blocks, effect.deadline
-        )
-        self._apply(self._machine.copied_in(effect.ticket, ok, time.monotonic_ns()))
-
-    def _copy_out(self, effect: CopyOut) -> None:
-        assert self._memory is not None and self._bounce is not None
-        offsets = [slot * self._slot_bytes for slot in effect.slots]
-        ok = self._memory.copy(
-            self._memory.save, self._bounce.bytes, offsets, effect.blocks, effect.deadline
-        )
-        now = time.monotonic_ns()
-        self._apply(self._machine.copied_out(effect.ticket, effect.batch, ok, now))
-
-    def _map(self, attached: Attached) -> None:
-        try:
-            if self._pool is None or self._pool.path != attached.pool_path:
-                self._pool = FileView(attached.pool_path, write=False)
-            self._bounce = FileView(attached.bounce_path, write=True)
-        except OSError as err:
-            why = (
-                f"cannot map the pool: {err.strerror} ({err.filename}); is /dev/shm shared with us?"
-            )
-            self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
-            return
-        self._slot_bytes = attached.page_size
-        self._apply(self._machine.mapped(True, "", time.monotonic_ns()))
-
-    def _dial(self, effect: DialSession) -> None:
-        self._hang_up()
-        self._link = self._socket(place.session_url(self._endpoint, effect.endpoint))
-        try:
-            self._pidfd = os.pidfd_open(effect.pid)
-            self._poller.register(self._pidfd, zmq.POLLIN)
-        except OSError:
-            self._pidfd = -1  # another pid namespace, or dead already: its silence will tell
-
-    def _hang_up(self) -> None:
-        self._close(self._link)
-        self._link = None
-        if self._pidfd >= 0:
-            self._poller.unregister(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    def _to_desk(self, envelope: Envelope) -> None:
-        """A new socket per question: the service may have restarted under the same path."""
-        self._close(self._desk)
-        self._desk = self._socket(self._endpoint)
-        self._send(self._desk, envelope)
-
-    def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
-        socket = place.dealer(self._context, endpoint, self._machine.me.address, self._keys)
-        self._poller.register(socket, zmq.POLLIN)
-        return socket
-
-    def _close(self, socket: "zmq.Socket[bytes] | None") -> None:
-        """Close a link and forget what waited for it."""
-        if socket is not None:
-            self._unsent = [kept for kept in self._unsent if kept[0] is not socket]
-            self._poller.unregister(socket)
-            socket.close(linger=0)
-
-    def _send(self, socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:
-        """Send, or keep it until the peer is connected; its question has a deadline anyway."""
-        if socket is None:
-            return
-        try:
-            socket.send_multipart(pack(envelope), zmq.NOBLOCK)
-        except zmq.Again:
-            if len(self._unsent) < place.QUEUE_MAX:
-                self._unsent.append((socket, envelope))
-                self._poller.modify(socket, zmq.POLLIN | zmq.POLLOUT)
-
-    def _flush(self, socket: "zmq.Socket[bytes]") -> None:
-        """The peer is connected: send what was kept for it."""
-        unsent, self._unsent = self._unsent, []
-        self._poller.modify(socket, zmq.POLLIN)
-        for target, envelope in unsent:
-            self._send(target, envelope)
-
-    def _woken(self) -> bool:
-        try:
-            os.eventfd_read(self._wake_fd)
-        except BlockingIOError:
-            return False
-        return True
-
     def _blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:
         ids = tuple(map(int, blocks))
         if self._memory is None:
@@ -434,11 +325,6 @@ class Client:
         if min(ids) < 0 or max(ids) >= self._memory.layout.blocks:
             raise ValueError(f"block ids go from 0 to {self._memory.layout.blocks - 1}")
         return ids
-
-    def _deadline(self, timeout: float) -> int:
-        if os.getpid() != self._pid:
-            self._setup()
-        return time.monotonic_ns() + int(timeout * 1e9)
 
 
 def _keys(keys: Sequence[bytes]) -> tuple[bytes, ...]:

@@ -1,24 +1,25 @@
 """The client's half of wire/session.py as a plain state machine: no socket, clock, thread or file.
 
-    lost ── OpenSession ──→ SessionAt ──→ joining ── Attach (or Ping) ──→ ready
-      ↑                                                                    │
-      └── the session's process is dead, or it does not answer a Ping ─────┘
+    lost ── OpenSession ──→ SessionAt ──→ joining ── Attach, Proven (or Ping) ──→ ready
+      ↑                                                                            │
+      ├── the session's process is dead, or it does not answer a Ping ─────────────┤
+      └── dying: killed, for it may write into our blocks and does not answer ─────┘
 
 In: calls of the engine, envelopes, the ends of copies, the time.  Out: effects for client.py.  Each
 started operation ends exactly once, with a `Done`: by its answer, at its deadline, or when the
 session is lost.  An operation that ends by itself while its answer is under way leaves no trace at
 the service: a late lease is released, a late Take is answered with Drop.
 
-Copies are done by the client's own thread between two calls of this machine, so when an operation
-ends here nothing writes the engine's blocks any more.
+Staged copies are done by the client's own thread between two calls of this machine, so when an
+operation ends here nothing writes the engine's blocks any more.  A load by process_vm is written by
+the session: it ends by the session's word or by its proven death and by nothing else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.layout import Layout
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     Attach,
@@ -29,109 +30,43 @@ from pegaflow.wire.session import (
     Found,
     Keep,
     Leave,
+    Left,
     Load,
+    Loaded,
     Lookup,
     Pages,
     Ping,
     Pong,
+    Prove,
+    Proven,
     Release,
     Save,
     Saved,
+    Skip,
     Take,
+    Taken,
+    Way,
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
 
+from .effects import (
+    CopyIn,
+    CopyOut,
+    DialSession,
+    Effect,
+    Finish,
+    HangUp,
+    Identity,
+    KillSession,
+    MapFiles,
+    Memory,
+    ToDesk,
+    ToSession,
+    WriteProof,
+)
+from .patience import GRACE_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
-
-RETRY_NS = (20_000_000, 50_000_000, 100_000_000, 250_000_000, 1_000_000_000)
-"""Delay before the nth OpenSession in a row: at once after a crash, gently while a host is down."""
-
-OPEN_NS = 2_000_000_000
-"""Patience with the front desk: a spare is ready or starts in a fraction of a second."""
-
-PING_NS = 1_000_000_000
-"""Patience with a session that let a deadline pass; the watchdog kills it a little later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who this client is."""
-
-    address: Address
-    engine: str
-    generation: bytes
-    namespace: bytes
-    probe: bytes
-    world: int
-    pid: int
-    started: int
-
-
-@dataclass(frozen=True, slots=True)
-class ToDesk:
-    """Send this to the front desk."""
-
-    envelope: Envelope
-
-
-@dataclass(frozen=True, slots=True)
-class ToSession:
-    """Send this to the session."""
-
-    envelope: Envelope
-
-
-@dataclass(frozen=True, slots=True)
-class DialSession:
-    """Open the link to a session and watch its process."""
-
-    address: Address
-    endpoint: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """Close the link to the session."""
-
-
-@dataclass(frozen=True, slots=True)
-class MapFiles:
-    """Map the pool (read-only) and the bounce file; tell `mapped`."""
-
-    attached: Attached
-
-
-@dataclass(frozen=True, slots=True)
-class CopyIn:
-    """Copy pool offsets into the engine's blocks until the deadline; tell `copied_in`."""
-
-    ticket: int
-    blocks: tuple[int, ...]
-    offsets: tuple[int, ...]
-    deadline: int
-
-
-@dataclass(frozen=True, slots=True)
-class CopyOut:
-    """Copy the engine's blocks into bounce slots until the deadline; tell `copied_out`."""
-
-    ticket: int
-    batch: int
-    blocks: tuple[int, ...]
-    slots: tuple[int, ...]
-    deadline: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """An operation is over."""
-
-    done: Done
-
-
-Effect = ToDesk | ToSession | DialSession | HangUp | MapFiles | CopyIn | CopyOut | Finish
 
 
 @dataclass(slots=True)
@@ -139,7 +74,8 @@ class _Operation:
     kind: str  # lookup, load, save
     deadline: int
     blocks: tuple[int, ...] = ()  # of the engine
-    copy: int = 0  # load: the session's number for it
+    copy: int = 0  # staged load: the session's number for it
+    direct: bool = False  # load: the session may write into our blocks
     valid: Callable[[], bool] = lambda: True  # save: the engine's blocks still hold these keys
 
 
@@ -154,23 +90,30 @@ class Machine:
     """One client of one engine."""
 
     me: Identity
-    state: str = "lost"  # lost, opening, joining, ready
+    state: str = "lost"  # lost, opening, joining, ready, leaving, dying
     refusal: str = ""  # why the service refused us last
     advice: str = ""  # what the service had to say when it took us
     session: Address = NOBODY
-    registered: tuple[int, Layout, tuple[int, ...]] | None = None  # rank, layout, region bytes
+    memory: Memory | None = None  # what is registered
+    loads: Way = Way.STAGED  # how our rank is served; valid in ready
+    saves: Way = Way.STAGED
+    note: str = ""  # why not the way that was wished
+    gone: bool = False  # we have left, and nothing asks the front desk any more
     operations: dict[int, _Operation] = field(default_factory=dict)  # without an end yet
     _questions: dict[int, _Question] = field(default_factory=dict)
     _last: int = 0  # newest ticket or question number
     _tries: int = 0  # OpenSessions in a row without success
     _retry_at: int = 0
     _pinging: bool = False
+    _mapped: bool = False  # the session has had what it needs to reach our memory
+    _visible: bool = False  # we hold a pidfd of the session
 
     # the engine's calls
 
-    def register(self, rank: int, layout: Layout, region_bytes: tuple[int, ...]) -> list[Effect]:
-        """Remember the memory; it is attached by the next `wake`."""
-        self.registered = (rank, layout, region_bytes)
+    def register(self, memory: Memory) -> list[Effect]:
+        """Remember the memory; it is attached by the next `wake`.  Nothing may be registered."""
+        assert self.memory is None
+        self.memory = memory
         return self._lose(0) if self.state in ("joining", "ready") else []
 
     def lookup(self, keys: tuple[bytes, ...], deadline: int) -> tuple[int, list[Effect]]:
@@ -205,12 +148,23 @@ class Machine:
                 return self.copied_in(ticket, False, now)
             return [CopyIn(ticket, blocks, answer.offsets, deadline)]
 
-        if self.state != "ready" or self.registered is None:
+        def loaded(answer: Message | None, now: int) -> list[Effect]:
+            if isinstance(answer, Loaded | Pages) and answer.status is not Status.OK:
+                return self._end(ticket, answer.status)
+            if not isinstance(answer, Loaded):
+                return self._kill(now)
+            return self._finish(ticket, LoadDone(ticket, Status.OK, ()))
+
+        if self.state != "ready" or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         if lease.session != self.session.incarnation:
             return ticket, self._end(ticket, Status.NO_SUCH_LEASE)
-        ask = Load(lease.number, self.registered[0], first, len(blocks))
-        return ticket, [self._ask(ask, deadline, pages)]
+        if self.loads is Way.STAGED:
+            ask = Load(lease.number, self.memory.rank, first, len(blocks))
+            return ticket, [self._ask(ask, deadline, pages)]
+        self.operations[ticket].direct = True
+        ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
+        return ticket, [self._ask(ask, deadline, loaded, GRACE_NS)]
 
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""
@@ -236,6 +190,7 @@ class Machine:
         parent: bytes,
         valid: Callable[[], bool],
         deadline: int,
+        order: int = 0,
     ) -> tuple[int, list[Effect]]:
         """Start a save; its ticket."""
         ticket = self._begin(_Operation("save", deadline, blocks, valid=valid))
@@ -246,9 +201,10 @@ class Machine:
                 return self._finish(ticket, done)
             return [self._tell(Drop(ticket)), *self._end(ticket, Status.EXPIRED)]
 
-        if self.state != "ready" or self.registered is None:
+        if self.state != "ready" or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
-        ask = Save(ticket, self.registered[0], keys, parent)
+        named = blocks if self.saves is Way.PROCESS_VM else ()
+        ask = Save(ticket, self.memory.rank, keys, parent, order, named)
         return ticket, [self._ask(ask, deadline, saved)]
 
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
@@ -259,6 +215,10 @@ class Machine:
         if ok and operation.valid():
             return [self._tell(Keep(ticket, batch))]
         return self.drop(ticket)
+
+    def skip(self, order: int) -> list[Effect]:
+        """This rank will not save an order."""
+        return [self._tell(Skip(order))] if self.state == "ready" else []
 
     def drop(self, ticket: int) -> list[Effect]:
         """The engine takes the blocks of a save back."""
@@ -272,9 +232,20 @@ class Machine:
             return []
         return [self._tell(Release(lease.number))]
 
-    def leave(self) -> list[Effect]:
-        """Say goodbye to the session."""
-        return [self._tell(Leave())] if self.session != NOBODY else []
+    def leave(self, now: int, for_good: bool = True) -> list[Effect]:
+        """Say goodbye to the session and forget the memory; it is over when the state is `lost`."""
+        self.gone, self.memory = for_good, None
+        if self.state not in ("joining", "ready"):
+            return [] if self.state == "dying" else self._lose(now)
+
+        def left(answer: Message | None, now: int) -> list[Effect]:
+            return self._lose(now) if isinstance(answer, Left) else self._kill(now)
+
+        effects: list[Effect] = []
+        for ticket in [t for t, operation in self.operations.items() if not operation.direct]:
+            effects += self._end(ticket, Status.DISCONNECTED)
+        self.state = "leaving"
+        return [*effects, self._ask(Leave(), now + LEAVE_NS, left)]
 
     # the world
 
@@ -294,6 +265,8 @@ class Machine:
             if isinstance(msg, Pages) and msg.copy:
                 return [self._ask(Copied(msg.copy, False), now + PING_NS, lambda a, n: [])]
             return []
+        if isinstance(msg, Taken):
+            return self.copied_out(msg.save, msg.batch, True, now)
         return self._take(msg, now) if isinstance(msg, Take) else []
 
     def _take(self, msg: Take, now: int) -> list[Effect]:
@@ -308,9 +281,32 @@ class Machine:
         blocks = tuple(operation.blocks[p] for p in msg.positions)
         return [CopyOut(msg.save, msg.batch, blocks, msg.slots, operation.deadline)]
 
+    def dialled(self, visible: bool, now: int) -> list[Effect]:
+        """The link is open; whether we hold a pidfd of the session, which is its proof of death."""
+        self._visible, self._mapped = visible, False
+        memory, me = self.memory, self.me
+        if memory is None:
+            return self._ping(now)
+        ask = Attach(me.pid, me.started, memory.rank, me.world, memory.layout, memory.region_bytes)
+        if visible and memory.way is not Way.STAGED:
+            ask = replace(ask, way=memory.way, bases=memory.bases, scratch=memory.scratch)
+        return [self._ask(ask, now + OPEN_NS, self._attached)]
+
+    def _attached(self, answer: Message | None, now: int) -> list[Effect]:
+        if isinstance(answer, Prove):
+            self._mapped = True
+            proven = self._ask(Proven(), now + OPEN_NS, self._attached)
+            return [WriteProof(answer.proof), proven]
+        if isinstance(answer, Attached):
+            self.loads, self.saves, self.note = answer.loads, answer.saves, answer.note
+            return [MapFiles(answer)]
+        if isinstance(answer, Refused):
+            self.refusal = answer.why
+        return self._lose(now)
+
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
-        return self._lose(now)
+        return self._lose(now, proven=True)
 
     def mapped(self, ok: bool, why: str, now: int) -> list[Effect]:
         """Pool and bounce file are mapped, or not."""
@@ -323,7 +319,7 @@ class Machine:
     def wake_at(self) -> int | None:
         """When `wake` wants to be called."""
         times = [q.deadline for q in self._questions.values()]
-        if self.state == "lost":
+        if self.state == "lost" and not self.gone:
             times.append(self._retry_at)
         return min(times, default=None)
 
@@ -337,7 +333,7 @@ class Machine:
                 effects += question.then(None, now)
         if expired and self.state == "ready" and not self._pinging:
             effects += self._ping(now)
-        if self.state == "lost" and now >= self._retry_at:
+        if self.state == "lost" and not self.gone and now >= self._retry_at:
             effects += self._open(now)
         return effects
 
@@ -346,7 +342,7 @@ class Machine:
     def _open(self, now: int) -> list[Effect]:
         self.state = "opening"
         m = self.me
-        ask = OpenSession(m.engine, m.generation, m.pid, m.started, m.namespace, m.probe)
+        ask = OpenSession(m.engine, m.generation, m.pid, m.started, m.namespace, m.probe, m.opens)
         number = self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
@@ -362,21 +358,7 @@ class Machine:
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
         self.state, self.session, self.advice = "joining", at.address, at.advice
-        effects: list[Effect] = [DialSession(at.address, at.endpoint, at.pid)]
-        if self.registered is None:
-            return [*effects, *self._ping(now)]
-        rank, layout, sizes = self.registered
-
-        def attached(answer: Message | None, now: int) -> list[Effect]:
-            if isinstance(answer, Attached):
-                return [MapFiles(answer)]
-            if isinstance(answer, Refused):
-                self.refusal = answer.why
-            return self._lose(now)
-
-        m = self.me
-        ask = Attach(m.pid, m.started, rank, m.world, layout, sizes)
-        return [*effects, self._ask(ask, now + OPEN_NS, attached)]
+        return [DialSession(at.address, at.endpoint, at.pid)]
 
     def _ping(self, now: int) -> list[Effect]:
         self._pinging = True
@@ -394,16 +376,31 @@ class Machine:
     def _ready(self) -> None:
         self.state, self.refusal, self._tries = "ready", "", 0
 
-    def _lose(self, now: int) -> list[Effect]:
+    def _lose(self, now: int, proven: bool = False) -> list[Effect]:
         """No session: everything open ends, and the front desk is asked again, later and later."""
+        if not proven and any(operation.direct for operation in self.operations.values()):
+            return self._kill(now)
         effects: list[Effect] = [HangUp()] if self.session != NOBODY else []
         self.state, self.session, self._pinging = "lost", NOBODY, False
+        self._mapped = False
         self._questions.clear()
         self._retry_at = now + RETRY_NS[min(self._tries, len(RETRY_NS) - 1)]
         self._tries += 1
         for ticket in list(self.operations):
             effects += self._end(ticket, Status.PEER_GONE)
         return effects
+
+    def _kill(self, now: int) -> list[Effect]:
+        """The session does not answer.  If it can reach our memory it has to die first: only then
+        do the loads that it carries out end."""
+        if not (self._mapped and self._visible):
+            return self._lose(now, proven=True)
+        self.state, self._pinging = "dying", False
+        self._questions.clear()
+        effects: list[Effect] = []
+        for ticket in [t for t, operation in self.operations.items() if not operation.direct]:
+            effects += self._end(ticket, Status.PEER_GONE)
+        return [*effects, KillSession()]
 
     def _begin(self, operation: _Operation) -> int:
         ticket = self._number()
@@ -430,10 +427,15 @@ class Machine:
         return [Finish(done)]
 
     def _ask(
-        self, msg: Message, deadline: int, then: Callable[[Message | None, int], list[Effect]]
+        self,
+        msg: Message,
+        deadline: int,
+        then: Callable[[Message | None, int], list[Effect]],
+        grace: int = 0,
     ) -> ToSession:
+        """A question; `then` hears of its end by the answer, or so long after the deadline."""
         number = self._number()
-        self._questions[number] = _Question(deadline, then)
+        self._questions[number] = _Question(deadline + grace, then)
         return ToSession(Envelope(self.me.address, self.session, msg, number, 0, deadline))
 
     def _tell(self, msg: Message) -> ToSession:

@@ -6,6 +6,7 @@ truncated after that; space becomes real by posix_fallocate, extent by extent, a
 extent before that: touching a hole of a full tmpfs is a SIGBUS.
 """
 
+import ctypes
 import errno
 import mmap
 import os
@@ -50,6 +51,11 @@ class SharedFile:
         """An existing file."""
         fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
         return cls(path, os.fstat(fd).st_size, fd, write)
+
+    @property
+    def address(self) -> int:
+        """Where the file is mapped (writable mappings only)."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
     def reserve(self, offset: int, length: int) -> str:
         """Make this range really there; '' or the reason why not."""

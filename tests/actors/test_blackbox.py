@@ -33,7 +33,7 @@ def busy() -> tuple[Rig, Session]:
 def state(actor: Actor) -> dict[str, Any]:
     assert isinstance(actor, Session) and actor.saves is not None
     saves = actor.saves
-    books = (saves.stock, saves.filling, saves.free_slots, saves.claims(), saves.stock_statement())
+    books = (actor.ranks[0].free_slots, saves.claims(), saves.stock.statement())
     return {"counts": actor.counts, "gauges": actor.gauges(), "books": books}
 
 

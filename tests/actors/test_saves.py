@@ -44,8 +44,8 @@ def fill(rig: Rig, take: Take) -> Envelope:
 
 def idle(actor: Session) -> bool:
     """Whether no slot is in use and no save open."""
-    saves = books(actor)
-    return not saves.saves and not saves.filling and len(saves.free_slots) == saves.slots
+    saves, rank = books(actor), actor.ranks[0]
+    return not saves.orders and not saves.stock.used and len(rank.free_slots) == rank.slots
 
 
 def test_a_save() -> None:
@@ -128,7 +128,7 @@ def test_keep_and_drop_of_somebody_else_are_ignored() -> None:
     take = begin(rig)
     assert rig.tell(CLIENT_8, Keep(1, take.batch)) == []
     assert rig.tell(CLIENT_8, Drop(1)) == []
-    assert not rig.wanted(FillPages) and len(books(actor).saves) == 1
+    assert not rig.wanted(FillPages) and len(books(actor).orders) == 1
 
 
 def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
@@ -136,9 +136,9 @@ def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
     first = fill(rig, begin(rig))
     again = one(rig.wait(INDEX_NS + MS), Seal, IDX)
     assert again.message == first.message and again.question != first.question
-    held = set(books(actor).filling)
+    held = set(books(actor).stock.used)
     assert isinstance(first.message, Seal) and held == set(first.message.pages)
-    assert held <= set(books(actor).stock_statement().pages)
+    assert held <= set(books(actor).stock.statement().pages)
     sent = rig.answer(again, Sealed(Status.OK, (0, 1, 2)))
     assert said(sent, Saved) == Saved(Status.OK, 3, 0)
 
@@ -170,9 +170,9 @@ def test_no_space_ends_kept_batches_and_waits_for_the_others() -> None:
     sent = rig.answer(least, NO_SPACE)
     assert said(sent, Saved) == Saved(Status.NO_SPACE, 0, 0)
     assert said(sent, EndClaim).number == 1
-    saves = books(actor)
-    assert set(kept.slots) <= set(saves.free_slots)
-    assert not set(open_.slots) & set(saves.free_slots), "the client may be writing there"
+    free = actor.ranks[0].free_slots
+    assert set(kept.slots) <= set(free)
+    assert not set(open_.slots) & set(free), "the client may be writing there"
     again = one(rig.tell(CLIENT_7, Keep(2, open_.batch)), Reserve, ALLOC)
     again = one(rig.answer(again, NO_SPACE), Reserve, ALLOC)
     assert said(rig.answer(again, NO_SPACE), Saved).status is Status.NO_SPACE
@@ -197,9 +197,8 @@ def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
 
 def test_more_blocks_than_slots_take_turns() -> None:
     rig, actor = stocked()
-    saves = books(actor)
-    rest = saves.free_slots[2:]
-    del saves.free_slots[2:]
+    rank = actor.ranks[0]
+    rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
     first = said(rig.answer(claim, Claimed(1, (0, 1, 2))), Take)
     assert first.positions == (0, 1)
@@ -211,7 +210,6 @@ def test_more_blocks_than_slots_take_turns() -> None:
     assert not pick(sent, Saved)
     sent = rig.answer(fill(rig, second), Sealed(Status.OK, (0,)))
     assert said(sent, Saved) == Saved(Status.OK, 3, 0)
-    saves.free_slots += rest
     assert idle(actor)
 
 

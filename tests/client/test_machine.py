@@ -4,9 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pegaflow.client.machine import (
-    PING_NS,
-    RETRY_NS,
+from pegaflow.client.effects import (
     CopyIn,
     CopyOut,
     DialSession,
@@ -14,11 +12,13 @@ from pegaflow.client.machine import (
     Finish,
     HangUp,
     Identity,
-    Machine,
     MapFiles,
+    Memory,
     ToDesk,
     ToSession,
 )
+from pegaflow.client.machine import Machine
+from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
@@ -32,6 +32,8 @@ from pegaflow.wire.session import (
     Drop,
     Found,
     Keep,
+    Leave,
+    Left,
     Load,
     Lookup,
     Pages,
@@ -48,6 +50,7 @@ from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
 MS = 1_000_000
 ME, BOSS, PEER = Address(CLIENT, 7), Address(SUPERVISOR, 1), Address(SESSION, 4)
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "bfloat16")
+MEMORY = Memory(0, LAYOUT, (64 * 64,))
 KEYS = tuple(bytes([n]) * 32 for n in range(1, 4))
 BLOCKS = (10, 11, 12)
 ATTACHED = Attached("pool", 1 << 20, "bounce", 8, 4096, bytes(16))
@@ -56,14 +59,17 @@ ATTACHED = Attached("pool", 1 << 20, "bounce", 8, 4096, bytes(16))
 class Client:
     """A machine, its clock and what it did: envelopes to the session, ends, copies."""
 
-    def __init__(self, registered: bool = True) -> None:
+    def __init__(
+        self, registered: bool = True, memory: Memory = MEMORY, visible: bool = True
+    ) -> None:
+        self.visible = visible  # whether the session's process can be watched
         self.m = Machine(Identity(ME, "engine", bytes(16), bytes(16), b"", 1, 4242, 99))
         self.now = 1000 * MS
         self.sent: list[Envelope] = []  # since the last look
         self.done: list[Done] = []  # all ends so far
         self.others: list[Effect] = []  # all other effects so far
         if registered:
-            self.do(self.m.register(0, LAYOUT, (64 * 64,)))
+            self.do(self.m.register(memory))
 
     def do(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -73,6 +79,8 @@ class Client:
                 self.done.append(effect.done)
             else:
                 self.others.append(effect)
+            if isinstance(effect, DialSession):
+                self.do(self.m.dialled(self.visible, self.now))
 
     def look(self) -> list[Message]:
         """What was sent since the last look."""
@@ -360,12 +368,26 @@ def test_a_refused_attach_and_files_that_cannot_be_mapped() -> None:
     assert (c.m.state, c.m.refusal) == ("lost", "no such file")
 
 
-def test_new_memory_is_attached_by_a_new_round() -> None:
+def test_memory_is_given_up_with_the_sessions_word_and_new_memory_attached() -> None:
     c = ready()
-    c.do(c.m.register(0, LAYOUT, (1 << 20,)))
+    ticket, _ = c.lookup()
+    c.do(c.m.leave(c.now, for_good=False))
+    assert c.done == [LookupDone(ticket, Status.DISCONNECTED, None, 0)]
+    assert c.m.state == "leaving"
+    c.answer(c.question(Leave), Left())
     assert (c.m.state, c.others) == ("lost", [HangUp()])
-    c.wait(0)
+    c.do(c.m.register(MEMORY))
+    c.wait(50 * MS)
     c.question(OpenSession)
+
+
+def test_who_has_left_for_good_asks_nobody() -> None:
+    c = ready()
+    c.do(c.m.leave(c.now))
+    c.answer(c.question(Leave), Left())
+    assert c.m.wake_at() is None
+    c.wait(5000 * MS)
+    assert c.sent == []
 
 
 def test_strangers_are_not_heard() -> None:

@@ -180,6 +180,7 @@ class Engine:
         layers: int = 2,
         bytes_: int = 32768,
         generation: bytes | None = None,
+        way: str = "auto",
     ) -> None:
         stride = blocks * bytes_
         self.layout = Layout(
@@ -190,7 +191,9 @@ class Engine:
         )
         self.memory: npt.NDArray[np.uint8] = np.zeros(layers * stride, np.uint8)
         self.view = self.memory.reshape(layers, blocks, bytes_)
-        self.client = Client(name, b"tests" * 4, endpoint=service.endpoint, generation=generation)
+        self.client = Client(
+            name, b"tests" * 4, endpoint=service.endpoint, generation=generation, way=way
+        )
         self.client.register(self.layout, [self.memory])
 
     def attach(self) -> "Engine":

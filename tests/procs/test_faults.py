@@ -1,4 +1,4 @@
-"""Processes stopped and killed at chosen moments, with an engine at the other end."""
+"""Processes stopped and killed at chosen moments, with an engine that is served staged."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pegaflow.client import Client
-from pegaflow.client.machine import CopyIn, CopyOut
+from pegaflow.client.effects import CopyIn, CopyOut
 from pegaflow.wire.status import Status
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
@@ -28,7 +28,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def engine(service: Service, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine of its own for each test."""
     eventually("the service has mended itself", service.up)
-    with Engine(service, request.node.name) as made:
+    with Engine(service, request.node.name, way="staged") as made:
         yield made
 
 

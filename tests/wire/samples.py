@@ -17,6 +17,7 @@ import pegaflow.wire.index
 import pegaflow.wire.jobs
 import pegaflow.wire.session  # noqa: F401  (to declare their messages, like the four above)
 from pegaflow.wire.message import Message, declared
+from pegaflow.wire.session import Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address, Keys, U64s
 
@@ -53,6 +54,8 @@ def _sample(hint: Any, at: int) -> Any:
         return Address("session", (1 << 40) + at)
     if hint is Status:
         return Status.NO_SPACE
+    if hint is Way:
+        return Way.PROCESS_VM
     if hint is bool:
         return True
     if hint is int:
@@ -80,8 +83,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
     if hint is Address:
         return st.builds(Address, st.text(max_size=20), numbers)
-    if hint is Status:
-        return st.sampled_from(Status)
+    if hint in (Status, Way):
+        return st.sampled_from(hint)
     plain = {int: numbers, bool: st.booleans(), str: st.text(), bytes: st.binary(max_size=99)}
     return plain[hint] if hint in plain else messages(hint)
 

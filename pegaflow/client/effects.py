@@ -1,0 +1,126 @@
+"""What the client's machine knows of its process, and what it wants its shell to do."""
+
+from dataclasses import dataclass
+
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.layout import Layout
+from pegaflow.wire.session import Attached, Way
+from pegaflow.wire.values import Address
+
+from .results import Done
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this client is."""
+
+    address: Address
+    engine: str
+    generation: bytes
+    namespace: bytes
+    probe: bytes
+    world: int
+    pid: int
+    started: int
+    opens: bool = True  # False: join a generation that another client opens
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a rank registers."""
+
+    rank: int
+    layout: Layout
+    region_bytes: tuple[int, ...]
+    way: Way = Way.STAGED  # what we wish
+    bases: tuple[int, ...] = ()  # addresses of the regions
+    scratch: int = 0  # address of PROOF_BYTES of ours
+
+
+@dataclass(frozen=True, slots=True)
+class ToDesk:
+    """Send this to the front desk."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class ToSession:
+    """Send this to the session."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class DialSession:
+    """Open the link to a session and watch its process; tell `dialled`."""
+
+    address: Address
+    endpoint: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Close the link to the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillSession:
+    """SIGKILL the session's process; its death comes as `session_died`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteProof:
+    """Write these bytes into our scratch memory, at once."""
+
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MapFiles:
+    """Map what the ways need: pool (read-only), bounce file; tell `mapped`."""
+
+    attached: Attached
+
+
+@dataclass(frozen=True, slots=True)
+class CopyIn:
+    """Copy pool offsets into the engine's blocks until the deadline; tell `copied_in`."""
+
+    ticket: int
+    blocks: tuple[int, ...]
+    offsets: tuple[int, ...]
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOut:
+    """Copy the engine's blocks into bounce slots until the deadline; tell `copied_out`."""
+
+    ticket: int
+    batch: int
+    blocks: tuple[int, ...]
+    slots: tuple[int, ...]
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """An operation is over."""
+
+    done: Done
+
+
+Effect = (
+    ToDesk
+    | ToSession
+    | DialSession
+    | HangUp
+    | KillSession
+    | WriteProof
+    | MapFiles
+    | CopyIn
+    | CopyOut
+    | Finish
+)

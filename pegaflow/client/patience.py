@@ -1,0 +1,17 @@
+"""How long a client waits for whom, in nanoseconds."""
+
+RETRY_NS = (20_000_000, 50_000_000, 100_000_000, 250_000_000, 1_000_000_000)
+"""Delay before the nth OpenSession in a row: at once after a crash, gently while a host is down."""
+
+OPEN_NS = 2_000_000_000
+"""Patience with the front desk: a spare is ready or starts in a fraction of a second."""
+
+PING_NS = 1_000_000_000
+"""Patience with a session that let a deadline pass; the watchdog kills it a little later."""
+
+GRACE_NS = 500_000_000
+"""Patience, beyond its deadline, with a session that writes into our blocks: it looks at the
+deadline before each chunk of a millisecond.  After that we kill it."""
+
+LEAVE_NS = 1_000_000_000
+"""Patience with a session that we leave; then, if it may touch our memory, we kill it."""

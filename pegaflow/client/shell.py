@@ -1,0 +1,264 @@
+"""The shell around the client's machine: its sockets, its clock, its copies.
+
+All of it runs in the thread that calls: there is none of ours.  `_turn` is one look at the sockets
+and the time; `_apply` does what the machine wants.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import zmq
+
+from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.message import WireError
+from pegaflow.wire.session import PROOF_BYTES, Attached, Way
+
+from . import place
+from .buffers import EngineMemory, FileView
+from .curve import ClientKeys
+from .effects import (
+    CopyIn,
+    CopyOut,
+    DialSession,
+    Effect,
+    Finish,
+    HangUp,
+    Identity,
+    KillSession,
+    MapFiles,
+    Memory,
+    ToDesk,
+    WriteProof,
+)
+from .machine import Machine
+from .results import Done
+
+LOOK_NS = 50_000_000
+"""Longest wait of one look at the sockets where nothing has a deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """What every life of a client has in common; see `Client`."""
+
+    engine: str
+    namespace: bytes
+    probe: bytes
+    world: int
+    opens: bool
+    way: Way
+    generation: bytes | None  # None: the process's own
+    endpoint: str  # URL
+    keys: ClientKeys | None  # for TCP
+    context: "zmq.Context[zmq.Socket[bytes]] | None"  # None: one of our own
+
+
+class Shell:
+    """One client in one process; again after a fork."""
+
+    def __init__(self, who: Who) -> None:
+        self._who = who
+        self._memory: EngineMemory | None = None  # what is registered
+        self._rank = 0  # of it
+        self._closed = False
+        self._setup()
+
+    def _setup(self) -> None:
+        """Everything that belongs to this process: again after a fork."""
+        who = self._who
+        self._pid = os.getpid()
+        self._machine = Machine(
+            Identity(
+                place.new_address(),
+                who.engine,
+                who.generation or place.generation(),
+                who.namespace,
+                who.probe,
+                who.world,
+                self._pid,
+                place.start_ticks(),
+                who.opens,
+            )
+        )
+        self._context = who.context or zmq.Context()
+        self._poller = zmq.Poller()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._desk: zmq.Socket[bytes] | None = None
+        self._link: zmq.Socket[bytes] | None = None
+        self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
+        self._pidfd = -1
+        self._pool: FileView | None = None
+        self._bounce: FileView | None = None
+        self._slot_bytes = 0
+        self._done: list[Done] = []
+        self._scratch = (ctypes.c_char * PROOF_BYTES)()
+        if self._memory is not None:
+            self._machine.register(self._described(self._memory))
+
+    def _described(self, memory: EngineMemory) -> Memory:
+        return Memory(
+            self._rank,
+            memory.layout,
+            memory.region_bytes,
+            self._who.way,
+            memory.addresses,
+            ctypes.addressof(self._scratch),
+        )
+
+    def _turn(self, until: int | None) -> None:
+        """One look at sockets and time; waits until then (None: as long as it may)."""
+        now = time.monotonic_ns()
+        times = [t for t in (until, self._machine.wake_at()) if t is not None]
+        wait = max(0, min(times, default=now + LOOK_NS) - now)
+        for ready, event in self._poller.poll(-(-wait // 1_000_000) if wait >= 1_000_000 else 0):
+            if ready == self._pidfd:
+                self._apply(self._machine.session_died(time.monotonic_ns()))
+            elif isinstance(ready, zmq.Socket) and not ready.closed:
+                if event & zmq.POLLOUT:
+                    self._flush(ready)
+                self._receive(ready)
+        self._apply(self._machine.wake(time.monotonic_ns()))
+
+    def _receive(self, socket: "zmq.Socket[bytes]") -> None:
+        while not socket.closed:
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                envelope = unpack(frames)
+            except WireError:
+                continue
+            self._apply(self._machine.receive(envelope, time.monotonic_ns()))
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Finish):
+                self._done.append(effect.done)
+            elif isinstance(effect, DialSession):
+                self._dial(effect)
+            elif isinstance(effect, HangUp):
+                self._hang_up()
+            elif isinstance(effect, KillSession):
+                self._kill_session()
+            elif isinstance(effect, WriteProof):
+                self._scratch.raw = effect.proof
+            elif isinstance(effect, MapFiles):
+                self._map(effect.attached)
+            elif isinstance(effect, CopyIn):
+                self._copy_in(effect)
+            elif isinstance(effect, CopyOut):
+                self._copy_out(effect)
+            elif isinstance(effect, ToDesk):
+                self._to_desk(effect.envelope)
+            else:
+                self._send(self._link, effect.envelope)
+
+    def _copy_in(self, effect: CopyIn) -> None:
+        assert self._memory is not None and self._pool is not None
+        ok = self._memory.copy(
+            self._memory.load, self._pool.bytes, effect.offsets, effect.blocks, effect.deadline
+        )
+        self._apply(self._machine.copied_in(effect.ticket, ok, time.monotonic_ns()))
+
+    def _copy_out(self, effect: CopyOut) -> None:
+        assert self._memory is not None and self._bounce is not None
+        offsets = [slot * self._slot_bytes for slot in effect.slots]
+        ok = self._memory.copy(
+            self._memory.save, self._bounce.bytes, offsets, effect.blocks, effect.deadline
+        )
+        now = time.monotonic_ns()
+        self._apply(self._machine.copied_out(effect.ticket, effect.batch, ok, now))
+
+    def _map(self, attached: Attached) -> None:
+        try:
+            if attached.loads is Way.STAGED:
+                if self._pool is None or self._pool.path != attached.pool_path:
+                    self._pool = FileView(attached.pool_path, write=False)
+            if attached.saves is Way.STAGED:
+                self._bounce = FileView(attached.bounce_path, write=True)
+        except OSError as err:
+            why = (
+                f"cannot map the pool: {err.strerror} ({err.filename}); is /dev/shm shared with us?"
+            )
+            self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
+            return
+        self._slot_bytes = attached.page_size
+        self._apply(self._machine.mapped(True, "", time.monotonic_ns()))
+
+    def _dial(self, effect: DialSession) -> None:
+        self._hang_up()
+        self._link = self._socket(place.session_url(self._who.endpoint, effect.endpoint))
+        try:
+            self._pidfd = os.pidfd_open(effect.pid)
+            self._poller.register(self._pidfd, zmq.POLLIN)
+            place.permit_tracer(effect.pid)
+        except OSError:
+            self._pidfd = -1  # another pid namespace, or dead already: its silence will tell
+        self._apply(self._machine.dialled(self._pidfd >= 0, time.monotonic_ns()))
+
+    def _kill_session(self) -> None:
+        """Its death is seen by its pidfd, whoever kills it."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _hang_up(self) -> None:
+        self._close(self._link)
+        self._link = None
+        if self._pidfd >= 0:
+            self._poller.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _to_desk(self, envelope: Envelope) -> None:
+        """A new socket per question: the service may have restarted under the same path."""
+        self._close(self._desk)
+        self._desk = self._socket(self._who.endpoint)
+        self._send(self._desk, envelope)
+
+    def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
+        socket = place.dealer(self._context, endpoint, self._machine.me.address, self._who.keys)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def _close(self, socket: "zmq.Socket[bytes] | None") -> None:
+        """Close a link and forget what waited for it."""
+        if socket is not None:
+            self._unsent = [kept for kept in self._unsent if kept[0] is not socket]
+            self._poller.unregister(socket)
+            socket.close(linger=0)
+
+    def _send(self, socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:
+        """Send, or keep it until the peer is connected; its question has a deadline anyway."""
+        if socket is None:
+            return
+        try:
+            socket.send_multipart(pack(envelope), zmq.NOBLOCK)
+        except zmq.Again:
+            if len(self._unsent) < place.QUEUE_MAX:
+                self._unsent.append((socket, envelope))
+                self._poller.modify(socket, zmq.POLLIN | zmq.POLLOUT)
+
+    def _flush(self, socket: "zmq.Socket[bytes]") -> None:
+        """The peer is connected: send what was kept for it."""
+        unsent, self._unsent = self._unsent, []
+        self._poller.modify(socket, zmq.POLLIN)
+        for target, envelope in unsent:
+            self._send(target, envelope)
+
+    def _woken(self) -> bool:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _deadline(self, timeout: float) -> int:
+        if os.getpid() != self._pid:
+            self._setup()
+        return time.monotonic_ns() + int(timeout * 1e9)
