@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors import allocator as allocator_module
-from pegaflow.actors import asks, frontdesk, saves, session
+from pegaflow.actors import boarding, frontdesk, saves, session
 from pegaflow.actors import index as index_module
 from pegaflow.actors.actor import Sender
 from pegaflow.actors.frontdesk import ENGINE_MAX
@@ -61,13 +61,13 @@ def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None
     rig.tell(Address(INDEX, 9), Held(7, 1, (0,)))
     rig.tell(Address(ALLOC.name, 9), Reserved(Status.OK, 1, (5,), (6,)))
     assert rig.count("frames_of_other_lives") == 4
-    assert actor.saves is not None and not actor.saves.stock and actor.leased_upto == 0
+    assert actor.saves is not None and not actor.saves.stock.free and actor.leased_upto == 0
     for stranger in (Address("nobody", 1), Address("", 0), SESSION_5):
         late = Envelope(stranger, rig.me, Reserved(Status.OK, 1, (5,), ()), answer=99)
         assert rig.host.deliver(late, rig.now).envelopes == []
-    assert not actor.saves.stock
+    assert not actor.saves.stock.free
     rig.answer(reserve, grant(1, 8))
-    assert len(actor.saves.stock) == 8
+    assert len(actor.saves.stock.free) == 8
 
 
 def test_large_frames_do_not_fill_the_black_box(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_stranger_that_leaves_ends_no_session() -> None:
 
 
 def test_clients_of_a_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "CLIENTS_MAX", 2)
+    monkeypatch.setattr(boarding, "CLIENTS_MAX", 2)
     rig, actor = serving()
     rig.ask(CLIENT_7, Ping())
     rig.ask(CLIENT_8, Ping())
@@ -198,7 +198,8 @@ def test_clients_of_a_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
     assert said(rig.ask(late, Ping()), Pong) and late not in actor.clients
     assert said(rig.ask(late, ATTACH), Refused).status is Status.BUSY
     rig.ask(CLIENT_7, ATTACH)
-    assert rig.ask(CLIENT_7, replace(ATTACH, pid=5)) == []
+    sent = rig.ask(CLIENT_7, replace(ATTACH, pid=5))
+    assert said(sent, Refused).status is Status.NOT_READY, "known, but its rank is being made"
     assert said(rig.ask(CLIENT_7, replace(ATTACH, pid=6)), Refused).status is Status.BUSY
     assert rig.ask(CLIENT_7, replace(ATTACH, pid=5)) == [], "it is watched already"
 

@@ -12,9 +12,14 @@ from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
     Done,
+    DrawProof,
     FillPages,
+    MapEngine,
     OpenBounce,
+    ReadBlocks,
+    UnmapEngine,
     WatchProcess,
+    WriteBlocks,
 )
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message
@@ -35,7 +40,7 @@ class SessionCage(Cage):
     def build(self) -> Session:
         self.pages: dict[int, int] = {}  # granted and not returned -> number of the grant
         self.slots: dict[int, set[int]] = {}  # batch -> slots
-        self.bounce = (0, 0)  # slots, page size
+        self.bounces: dict[int, int] = {}  # slots by mapping
         self.number = 0
         self.granted: dict[int, Reserved] = {}  # grants not stated yet
         self.honest: list[tuple[Address, Message]] = []  # what a sound neighbour would say next
@@ -114,11 +119,23 @@ class SessionCage(Cage):
             assert 0 < job.slots * job.page_size <= max(64 << 20, job.page_size)
             if self.rng.random() < 0.05:
                 return Done(Status.NO_SPACE, "full")
-            self.bounce = (job.slots, job.page_size)
+            self.bounces[job.mapping] = job.slots
             return Done(Status.OK, "bounce")
+        if isinstance(job, DrawProof):
+            return Done(Status.OK, self.rng.randbytes(32).hex())
+        if isinstance(job, MapEngine):
+            assert len(job.proof) == 32 and job.scratch
+            assert all(layer.region < len(job.bases) for layer in job.layout.layers)
+            return Done(self.rng.choice((Status.OK, Status.COPY_FAILED)), "why")
+        if isinstance(job, UnmapEngine):
+            return Done(Status.OK)
+        if isinstance(job, ReadBlocks | WriteBlocks):
+            assert len(job.blocks) == len(job.offsets) > 0
+            self.counts["blocks_moved"] += len(job.blocks)
+            return Done(Status.COPY_FAILED if self.rng.random() < 0.05 else Status.OK)
         if isinstance(job, FillPages):
             assert len(job.slots) == len(job.offsets) > 0
-            assert max(job.slots) < self.bounce[0] and job.length <= job.page_size
+            assert max(job.slots) < self.bounces[job.mapping] and job.length <= job.page_size
             assert max(job.offsets) + job.page_size <= POOL
             self.counts["blocks_filled"] += len(job.slots)
             return Done(Status.COPY_FAILED if self.rng.random() < 0.05 else Status.OK)
@@ -134,7 +151,7 @@ class SessionCage(Cage):
             self.generator.learn(Load(msg.lease, 0, 0, msg.blocks), sound=True)
         elif isinstance(msg, Take):
             assert len(msg.positions) == len(msg.slots) > 0
-            assert max(msg.slots) < self.bounce[0]
+            assert max(msg.slots) < max(self.bounces.values())
             keep = Keep(msg.save, msg.batch)
             self.generator.learn(keep, sound=True)
             self.honest.append((envelope.receiver, keep))
@@ -159,6 +176,6 @@ class SessionCage(Cage):
             "watched": len(actor.watched),
             "leases": len(actor.leases),
             "copies": len(actor.copies),
-            "saves": len(saves.saves) if saves else 0,
-            "stock": len(saves.stock) + len(saves.filling) if saves else 0,
+            "saves": len(saves.shares) if saves else 0,
+            "stock": len(saves.stock.free) + len(saves.stock.used) if saves else 0,
         }
