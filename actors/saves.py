@@ -122,7 +122,7 @@ class Saves:
         self.orders[name] = order
         share = self.shares[key] = order.shares[rank.number] = Share(order, rank, sender, msg)
         if joins:
-            return self._start(share, now)
+            return self._start(order, [share], now) if order.claim is not None else []
         ask = Claim(self.namespace, msg.keys)
         return [Ask(self.index, ask, now + INDEX_NS, lambda a, n: self._claimed(order, a, n))]
 
@@ -231,22 +231,29 @@ class Saves:
         order.known = len(order.keys) - len(order.new)
         if order.name in self._ended:
             return self._kill(order, order.new, Status.DROPPED)
-        return [e for share in list(order.shares.values()) for e in self._start(share, now)]
+        return self._start(order, list(order.shares.values()), now)
 
-    def _start(self, share: Share, now: int) -> list[Effect]:
-        """Begin a share, once it is known what is new."""
-        order = share.order
-        if order.claim is None:
-            return []
-        if share.cut:
-            return self._kill(order, order.new, Status.DROPPED)
-        share.todo.extend(p for p in order.new if p not in order.dead)
-        if share.rank.saves is Way.STAGED:
-            return self._take(share.rank) + self._finish(order)
+    def _start(self, order: Order, shares: list[Share], now: int) -> list[Effect]:
+        """Begin shares, once it is known what is new; no share may end before all have their part
+        of it to do."""
+        for share in shares:
+            share.todo.extend(p for p in order.new if p not in order.dead)
+        effects: list[Effect] = []
+        for share in shares:
+            if share.cut:
+                effects += self._kill(order, order.new, Status.DROPPED)
+            elif share.rank.saves is Way.STAGED:
+                effects += self._take(share.rank)
+            else:
+                effects += self._read(share, now)
+        return effects + self._finish(order)
+
+    def _read(self, share: Share, now: int) -> list[Effect]:
+        """Let batches wait for pages; they are read as soon as they have them."""
         while share.todo:
             positions = _next(share.todo, BATCH_BLOCKS)
             self._hungry.append((share, self._new_batch(share, Batch(positions))))
-        return self._feed(now) + self._finish(order)
+        return self._feed(now)
 
     def _new_batch(self, share: Share, batch: Batch) -> int:
         self._batch += 1
