@@ -10,9 +10,10 @@ from pegaflow.actors.session import Session
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Ledger, Record
 from pegaflow.cache.slab import Slab
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 
-from .engine import CHAINS, Engine, chain, content
+from .client import Client, content
+from .engine import ALL_CHAINS
 from .memory import ChildProc, House
 from .world import World
 
@@ -26,7 +27,7 @@ class Checks:
     def __init__(self, world: World, house: House) -> None:
         self.world = world
         self.house = house
-        self.sizes: dict[bytes, int] = {}  # namespace -> bytes of a block, told by the engines
+        self.kinds: dict[bytes, tuple[int, int]] = {}  # namespace -> bytes of a shard, shards
         self._judged: dict[int, Record] = {}  # sealed pages whose bytes were right
         self._looks = 0
 
@@ -36,10 +37,11 @@ class Checks:
         if not stepped:
             return
         for proc in stepped:
-            if isinstance(proc, Engine):
+            if isinstance(proc, Client):
                 proc.check()
                 if proc.namespace:
-                    assert self.sizes.setdefault(proc.namespace, proc.size) == proc.size
+                    kind = proc.size, proc.role.world
+                    assert self.kinds.setdefault(proc.namespace, kind) == kind
             elif proc.alive and isinstance(proc, ChildProc | House) and proc.host is not None:
                 proc.host.check()
         ledger = self.ledger()
@@ -89,10 +91,10 @@ class Checks:
         for page, record in sealed.items():
             if self._judged.get(page) == record:
                 continue
-            size = self.sizes.get(record.namespace, record.length)
-            assert size == record.length
+            size, shards = self.kinds[record.namespace]
+            assert (size, shards) == (record.length, record.shards)
             offset = geometry.offset(page, -(-size // 4096) * 4096)
-            right = pool[offset : offset + size] == content(size, record.key)
+            right = pool[offset : offset + size] == content(size, record.key, record.shard)
             assert right, f"page {page} is sealed with wrong bytes"
         self._judged = sealed
 
@@ -107,10 +109,10 @@ class Checks:
         for address, session in self.sessions().items():
             if session.saves is None:
                 continue
-            for page in (*session.saves.stock, *session.saves.filling):
+            for page in (*session.saves.stock.free, *session.saves.stock.used):
                 assert slab.holder_of(page) == address, f"page {page} is not {address}'s"
                 assert owners.setdefault(page, address) == address, f"page {page} has two owners"
-            for page in session.saves.stock:
+            for page in session.saves.stock.free:
                 assert page not in sealed, f"page {page}: in stock but sealed"
         proc = self.actor(ALLOCATOR)
         assert proc is not None and proc.host is not None
@@ -137,9 +139,6 @@ class Checks:
 
     def end(self) -> None:
         """Once the faults are over and everything has come to rest."""
-        engines = [e for e in self.world.living(CLIENT) if isinstance(e, Engine)]
-        for engine in engines:
-            assert engine.served, f"{engine.engine} is {engine.machine.state}, {engine.open}"
         assert self.house.supervisor.state == "up", self.house.supervisor.state
         sessions = self.sessions()
         index, slab, ledger = self.index(), self.slab(), self.ledger()
@@ -150,10 +149,12 @@ class Checks:
         assert len(index.leases) == 0, "a lease is held by nobody"
         assert len(index.claims) == 0, "a claim is held by nobody"
         for session in sessions.values():
-            books = (session.leases, session.saves and session.saves.saves)
+            saves = session.saves
+            books = (session.leases, session.leaving, saves and (saves.orders or saves.shares))
             assert not any(books), f"{session.address} still has {books}"
-            if session.saves:
-                assert len(session.saves.free_slots) == session.saves.slots, "a slot is lost"
+            for rank in session.ranks.values():
+                assert len(rank.free_slots) == rank.slots, "a slot is lost"
+                assert not rank.running, "a job is lost"
         self._all_hit(index, dict(ledger.sealed()))
 
     def _no_page_lost(
@@ -167,15 +168,14 @@ class Checks:
         for address in self.world.procs:
             session = sessions.get(address)
             saves = session.saves if session else None
-            stated = {*saves.stock, *saves.filling} if saves else set()
+            stated = {*saves.stock.free, *saves.stock.used} if saves else set()
             assert slab.held_by(address).keys() == stated, f"{address}'s pages are not all stated"
 
     def _all_hit(self, index: Index, sealed: dict[int, Record]) -> None:
         """Every sealed block whose chain is resident is a hit."""
         here = {(record.namespace, record.key) for record in sealed.values()}
-        for namespace in self.sizes:
-            for number in range(CHAINS):
-                keys = chain(number)
+        for namespace in self.kinds:
+            for keys in ALL_CHAINS:
                 resident = [(namespace, key) in here for key in keys]
                 hit = len(index.blocks.find(namespace, keys))
                 assert hit == (resident + [False]).index(False), "a resident prefix is no hit"

@@ -1,40 +1,25 @@
-"""A scripted engine: one life of a process with KV blocks, and the client state machine in it.
+"""A scripted engine: one life of a scheduler and its ranks, and what they do to the cache.
 
-It does for `Machine` what client.py does: sends, maps, and copies by itself, a piece at a time, and
-hears of nothing else until a copy is over.  The content of a block follows from its key, so a load
-that ended well can be judged byte by byte.  At random times the engine takes back the blocks of a
-save under way and overwrites them at once, as another thread of a real engine would.
+An engine of one rank is one process.  One of several is a scheduler, which opens the session and
+looks up, and a process per rank, which joins, loads and saves by the scheduler's orders; they start
+in any order and die one by one.  The bytes of a block follow from its key and rank, so a load that
+ended well can be judged byte by byte.  At random times a rank takes back the blocks of a save under
+way and overwrites them at once, as another thread of a real engine would.
+
+Some orders are *poisoned*: the ranks hold wrong bytes for them, and one rank never keeps the order
+(it skips it, drops it or never hears of it).  So none of it may ever be seen.
 """
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 
-from pegaflow.client.machine import (
-    CopyIn,
-    CopyOut,
-    DialSession,
-    Effect,
-    Finish,
-    HangUp,
-    Identity,
-    Machine,
-    MapFiles,
-    ToDesk,
-)
-from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
-from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.layout import LayerLayout, Layout
-from pegaflow.wire.session import Attached
-from pegaflow.wire.status import Status
-from pegaflow.wire.values import CLIENT, NOBODY, Address
+from pegaflow.client.results import Done, Lease, LookupDone
+from pegaflow.wire.session import Way
 
-from .memory import Files, copy_pieces
-from .world import MS, US, Call, Link, Proc, World
-
-BLOCKS = 28
-"""Blocks of one engine: a few requests at a time."""
+from .client import BLOCKS, Books, Client, Operation, Role, content
+from .files import Files
+from .world import MS, US, Call, World
 
 CHAINS = 7
 CHAIN_BLOCKS = 14
@@ -56,148 +41,94 @@ def chain(number: int) -> tuple[bytes, ...]:
     return tuple(keys)
 
 
-_CONTENT: dict[tuple[int, bytes], bytes] = {}
+ALL_CHAINS = tuple(map(chain, range(CHAINS)))
 
 
-def content(size: int, key: bytes) -> bytes:
-    """The bytes of the block with this key in an engine whose blocks have this size."""
-    known = _CONTENT.get((size, key))
-    if known is None:
-        word = blake2b(key + size.to_bytes(8, "little"), digest_size=16).digest()
-        known = _CONTENT[size, key] = (word * (size // 16 + 1))[:size]
-    return known
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What does not change from one life of an engine to the next."""
 
-
-@dataclass(slots=True)
-class Operation:
-    """One operation without an end yet."""
-
-    kind: str
-    keys: tuple[bytes, ...]
-    blocks: tuple[int, ...] = ()
-    taken_back: bool = False  # save: the engine has overwritten the blocks
+    name: str
+    size: int  # bytes of a block of one rank
+    ranks: int = 1
 
 
 @dataclass(slots=True)
-class Books:
-    """What became of all operations of all engines."""
+class _Task:
+    """Blocks that some ranks work on."""
 
-    started: int = 0
-    ended: int = 0
-    abandoned: int = 0  # open when their engine died
-    loaded: int = 0  # blocks judged right
-    saved: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
+    blocks: tuple[int, ...]
+    waiting: int  # ranks that have not said that they are done
 
 
-class Engine(Proc):
+class Engine:
     """One life of one engine."""
 
-    def __init__(self, world: World, files: Files, books: Books, engine: str, size: int) -> None:
-        super().__init__(world, Address(CLIENT, world.rng.getrandbits(63) | 1))
-        self.files, self.books, self.engine, self.size = files, books, engine, size
-        self.machine = Machine(
-            Identity(
-                address=self.address,
-                engine=engine,
-                generation=world.rng.randbytes(16),
-                namespace=b"model".ljust(16),
-                probe=b"",
-                world=1,
-                pid=self.pid,
-                started=self.started,
-            )
-        )
-        self.memory = bytearray(BLOCKS * size)
+    def __init__(self, world: World, files: Files, books: Books, kind: Kind) -> None:
+        self.world, self.files, self.books, self.kind = world, files, books, kind
+        self.generation = world.rng.randbytes(16)
+        self.procs: dict[int, Client] = {}  # by rank; -1: a scheduler of several ranks
         self.free = list(range(BLOCKS))
-        self.open: dict[int, Operation] = {}  # by ticket
-        self.leases: list[tuple[Lease, tuple[bytes, ...]]] = []  # not released yet, as far as known
+        self.leases: list[tuple[Lease, tuple[bytes, ...]]] = []  # not released, as far as known
         self.acting = True  # False: starts nothing any more
-        self.pool = ("", bytearray())  # path and bytes
-        self.bounce = bytearray()
-        self.slot_bytes = 0
-        self.namespace = b""
-        self._effects: deque[Effect] = deque()  # of the machine, not carried out yet
-        self._calls: deque[Call] = deque()  # inputs that wait for a copy to end
-        self._copying = False
-        self._session: Link | None = None
-        layout = Layout(BLOCKS, (LayerLayout(0, 0, size, size),), "uint8", "sim")
-        self.machine.register(0, layout, (len(self.memory),))
-        self.after(world.between(0, 5 * MS), self.act)
+        self.leaves = False
+        self.tasks = 0  # under way
+        self.order = 0  # newest save
+        self._last: dict[tuple[int, int], int] = {}  # arrival of the newest word, by from and to
+        self._doomed: set[int] = set()  # parts that have died or never will start
+        self.chief = 0 if kind.ranks == 1 else -1
+        parts = [*range(kind.ranks)] if kind.ranks == 1 else [-1, *range(kind.ranks)]
+        world.rng.shuffle(parts)
+        for part in parts:
+            delay = world.between(0, world.rng.choice((5 * MS, 300 * MS)))
+            world.at(world.now + delay, lambda part=part: self._start(part))  # type: ignore[misc]
 
-    # what the engine does
-
-    def act(self) -> None:
-        """One random deed, then another some time later."""
-        if not self.acting:
+    def _start(self, part: int) -> None:
+        if part in self._doomed:
             return
-        rng = self.world.rng
-        pause = rng.choice((MS, 10 * MS, 40 * MS, 200 * MS))
-        self.after(self.world.between(pause // 2, pause * 2), self.act)
-        if len(self.open) < OPEN_MAX:
-            self.quietly(rng.choice((self.look_up, self.save, self.save, self.load, self.release)))
+        way = self.world.rng.choice((Way.STAGED, Way.AUTO, Way.PROCESS_VM))
+        kind, rank, opens = self.kind, part if part >= 0 else None, part == self.chief
+        role = Role(kind.name, self.generation, kind.size, kind.ranks, rank, opens, way)
+        client = self.procs[part] = Client(self.world, self.files, self.books, role)
+        self.world.note(client.address, f"is {kind.name}, part {part} of {kind.ranks}, {way.name}")
+        if opens:
+            client.after(self.world.between(0, 5 * MS), self.act)
 
-    def look_up(self) -> None:
-        """Ask for a prefix of some chain."""
-        keys = chain(self.world.between(0, CHAINS))[: self.world.between(1, CHAIN_BLOCKS + 1)]
-        ticket, effects = self.machine.lookup(keys, self._deadline())
-        self._begin(ticket, Operation("lookup", keys), effects)
+    # its ends
 
-    def save(self) -> None:
-        """Compute some blocks of a chain and save them."""
-        rng = self.world.rng
-        keys = chain(rng.randrange(CHAINS))
-        start = rng.choice((0, 0, 0, FORK, rng.randrange(CHAIN_BLOCKS)))
-        parent = keys[start - 1] if start else b""
-        keys = keys[start : start + rng.randrange(1, CHAIN_BLOCKS)]
-        blocks = self._allocate(len(keys))
-        if not blocks:
-            return
-        for key, block in zip(keys, blocks, strict=True):
-            self._write(block, content(self.size, key))
-        operation = Operation("save", keys, blocks)
-        ticket, effects = self.machine.save(
-            keys, blocks, parent, lambda: not operation.taken_back, self._deadline()
+    @property
+    def whole(self) -> bool:
+        """Whether all of its processes live."""
+        return len(self.procs) == self.kind.ranks + (self.chief < 0) and all(
+            client.alive for client in self.procs.values()
         )
-        self._begin(ticket, operation, effects)
-        if rng.random() < 0.25:
-            when = rng.choice((200 * US, 2 * MS, 20 * MS))
-            self.after(rng.randrange(when), lambda: self._take_back(ticket))
 
-    def load(self) -> None:
-        """Load some blocks of a lease that we have."""
-        if not self.leases:
-            return
-        rng = self.world.rng
-        lease, keys = rng.choice(self.leases)
-        first = rng.choice((0, 0, rng.randrange(lease.blocks)))
-        keys = keys[first : lease.blocks]
-        blocks = self._allocate(len(keys))
-        if not blocks:
-            return
-        if rng.random() < 0.9:
-            self.leases = [held for held in self.leases if held[0] != lease]
-        ticket, effects = self.machine.load(lease, blocks, first, self._deadline())
-        self._begin(ticket, Operation("load", keys, blocks), effects)
+    @property
+    def some_live(self) -> bool:
+        """Whether any of its processes lives."""
+        return any(client.alive for client in self.procs.values())
 
-    def release(self) -> None:
-        """Give some lease back."""
-        if self.leases:
-            self.give_back(self.world.rng.randrange(len(self.leases)))
+    def crash(self) -> None:
+        """One process dies, and the others follow: at once, or after a while of clinging to it."""
+        parts = [*self.procs]
+        first = self.world.rng.choice(parts)
+        self._kill(first)
+        for part in (part for part in range(self.chief, self.kind.ranks) if part != first):
+            patience = self.world.rng.choice((MS, 50 * MS, 3000 * MS))
+            after = self.world.now + self.world.between(0, patience)
+            self.world.at(after, lambda part=part: self._kill(part))  # type: ignore[misc]
 
-    def give_back(self, at: int) -> None:
-        """Give this lease back."""
-        lease, _ = self.leases.pop(at)
-        self._run(self.machine.release(lease))
+    def _kill(self, part: int) -> None:
+        self._doomed.add(part)
+        if part in self.procs:
+            self.procs[part].die("crashes")
 
     def leave(self) -> None:
-        """Close the client and end."""
-
-        def go() -> None:
-            self._run(self.machine.leave())
-            self.die("leaves")
-
-        self.input(lambda: self.quietly(go))
+        """All processes close their clients and end."""
+        self.acting, self.leaves = False, True
+        self._doomed.update(range(self.chief, self.kind.ranks))
+        for client in self.procs.values():
+            client.input(lambda client=client: client.do(client.leave))  # type: ignore[misc]
 
     def settle(self) -> None:
         """Start nothing any more; give back what is not in use."""
@@ -205,199 +136,207 @@ class Engine(Proc):
 
         def give_all_back() -> None:
             while self.leases:
-                self.give_back(0)
+                self._give_back(0)
 
-        self.input(lambda: self.quietly(give_all_back))
+        chief = self.procs[self.chief]
+        chief.input(lambda: chief.do(give_all_back))
 
-    def quietly(self, call: Call) -> None:
-        """Do this between two copies: the client has one thread."""
-        self._calls.append(call)
-        while self._calls and not self._busy and self.alive:
-            self._calls.popleft()()
+    # what the scheduler does
 
-    # what the process does
-
-    @property
-    def _busy(self) -> bool:
-        return self._copying or bool(self._effects)
-
-    def on_envelope(self, envelope: Envelope) -> None:
-        """A message for the machine."""
-        self.quietly(lambda: self._run(self.machine.receive(envelope, self.world.now)))
-
-    def wake_at(self) -> int | None:
-        """The machine's, once it looks."""
-        return None if self._busy else self.machine.wake_at()
-
-    def wake(self) -> None:
-        """The machine's."""
-        self.quietly(lambda: self._run(self.machine.wake(self.world.now)))
-
-    def die(self, why: str) -> None:
-        """Whatever is open has no end any more, and needs none."""
-        self.books.abandoned += len(self.open)
-        self.open.clear()
-        super().die(why)
-
-    def check(self) -> None:
-        """Every operation that is open here is open in the machine, and the reverse."""
-        if self.alive and not self._busy:
-            assert self.open.keys() == self.machine.operations.keys(), "an operation was lost"
-
-    def _run(self, effects: list[Effect]) -> None:
-        """Carry out effects in their order; a copy makes the rest wait."""
-        self._effects.extendleft(reversed(effects))
-        while self._effects and not self._copying:
-            self._carry_out(self._effects.popleft())
-
-    def _carry_out(self, effect: Effect) -> None:
-        if isinstance(effect, Finish):
-            self._finish(effect.done)
-        elif isinstance(effect, DialSession):
-            self._dial_session(effect)
-        elif isinstance(effect, HangUp):
-            self._hang_up_session()
-        elif isinstance(effect, MapFiles):
-            self._map(effect.attached)
-        elif isinstance(effect, CopyIn):
-            self._copy_in(effect)
-        elif isinstance(effect, CopyOut):
-            self._copy_out(effect)
-        elif isinstance(effect, ToDesk):
-            self.world.send(self, effect.envelope, self.dial(effect.envelope.receiver))
-        elif self._session is not None:
-            self.world.send(self, effect.envelope, self._session)
-
-    def _dial_session(self, effect: DialSession) -> None:
-        self._hang_up_session()
-        link = self._session = self.dial(effect.address)
-        proc = self.world.by_pid[effect.pid]
-
-        def dead() -> None:
-            if self._session is link:
-                self._run(self.machine.session_died(self.world.now))
-
-        def tell() -> None:
-            self.input(lambda: self.quietly(dead))
-
-        if proc.alive:
-            proc.watch(tell)
-
-    def _hang_up_session(self) -> None:
-        if self._session is not None:
-            self.hang_up(self._session.target)
-            self._session = None
-
-    def _map(self, attached: Attached) -> None:
-        named = self.files.named
-        pool = named.get(attached.pool_path)
-        bounce = named.get(attached.bounce_path)
-        if pool is None or bounce is None:
-            self._run(self.machine.mapped(False, "no such file", self.world.now))
+    def act(self) -> None:
+        """One random deed, then another some time later."""
+        if not self.acting:
             return
-        self.pool, self.bounce = (attached.pool_path, pool), bounce
-        self.slot_bytes, self.namespace = attached.page_size, attached.namespace
-        self._run(self.machine.mapped(True, "", self.world.now))
+        rng, chief = self.world.rng, self.procs[self.chief]
+        pause = rng.choice((MS, 10 * MS, 40 * MS, 200 * MS))
+        chief.after(self.world.between(pause // 2, pause * 2), self.act)
+        if rng.random() < 0.01:
+            self._tell(rng.randrange(self.kind.ranks), lambda client: client.unregister())
+        elif self.tasks < OPEN_MAX:
+            deeds = (self.look_up, self.save, self.save, self.load, self.release)
+            chief.do(rng.choice(deeds))
 
-    def _copy_in(self, effect: CopyIn) -> None:
-        to = [block * self.size for block in effect.blocks]
-        pieces = copy_pieces(self.memory, to, self.pool[1], list(effect.offsets), self.size)
-        self._copy(
-            pieces,
-            effect.deadline,
-            lambda ok: self.machine.copied_in(effect.ticket, ok, self.world.now),
-        )
+    def look_up(self) -> None:
+        """Ask for a prefix of some chain."""
+        chief = self.procs[self.chief]
+        number, length = self.world.between(0, CHAINS), self.world.between(1, CHAIN_BLOCKS + 1)
+        keys = ALL_CHAINS[number][:length]
 
-    def _copy_out(self, effect: CopyOut) -> None:
-        to = [slot * self.slot_bytes for slot in effect.slots]
-        frm = [block * self.size for block in effect.blocks]
-        pieces = copy_pieces(self.bounce, to, self.memory, frm, self.size)
-        self._copy(
-            pieces,
-            effect.deadline,
-            lambda ok: self.machine.copied_out(effect.ticket, effect.batch, ok, self.world.now),
-        )
+        def found(done: Done) -> None:
+            self.tasks -= 1
+            if isinstance(done, LookupDone) and done.lease is not None:
+                self.leases.append((done.lease, keys))
 
-    def _copy(
-        self, pieces: list[Call], deadline: int, then: Callable[[bool], list[Effect]]
+        self.tasks += 1
+        ticket, effects = chief.machine.lookup(keys, self._deadline())
+        chief.start(ticket, Operation("lookup", keys, found), effects)
+
+    def save(self) -> None:
+        """Let the ranks compute some blocks of a chain and save them."""
+        rng = self.world.rng
+        keys = ALL_CHAINS[rng.randrange(CHAINS)]
+        start = rng.choice((0, 0, 0, FORK, rng.randrange(CHAIN_BLOCKS)))
+        parent = keys[start - 1] if start else b""
+        keys = keys[start : start + rng.randrange(1, CHAIN_BLOCKS)]
+        task = self._allocate(len(keys))
+        if task is None:
+            return
+        self.order += 1
+        order, ranks = self.order, self.kind.ranks
+        manners = ["saves"] * ranks
+        poisoned = False
+        if ranks > 1 and rng.random() < 0.35:
+            manners[rng.randrange(ranks)] = rng.choice(("skips", "never hears of", "drops"))
+            poisoned = rng.random() < 0.7
+        for rank, manner in enumerate(manners):
+
+            def go(client: Client, manner: str = manner) -> None:
+                self._save(client, order, keys, parent, task, manner, poisoned)
+
+            self._tell(rank, go)
+
+    def load(self) -> None:
+        """Let the ranks load some blocks of a lease that we have."""
+        if not self.leases:
+            return
+        rng = self.world.rng
+        lease, keys = rng.choice(self.leases)
+        first = rng.choice((0, 0, rng.randrange(lease.blocks)))
+        keys = keys[first : lease.blocks]
+        task = self._allocate(len(keys))
+        if task is None:
+            return
+        if rng.random() < 0.9:
+            self.leases = [held for held in self.leases if held[0] != lease]
+        for rank in range(self.kind.ranks):
+            self._tell(rank, lambda client: self._load(client, lease, keys, first, task))
+
+    def release(self) -> None:
+        """Give some lease back."""
+        if self.leases:
+            self._give_back(self.world.rng.randrange(len(self.leases)))
+
+    def _give_back(self, at: int) -> None:
+        lease, _ = self.leases.pop(at)
+        chief = self.procs[self.chief]
+        chief.run(chief.machine.release(lease))
+
+    # what a rank does
+
+    def _save(
+        self,
+        client: Client,
+        order: int,
+        keys: tuple[bytes, ...],
+        parent: bytes,
+        task: _Task,
+        manner: str,
+        poisoned: bool,
     ) -> None:
-        """Piece by piece until the deadline; the client's thread does nothing else meanwhile."""
-        self._copying = True
+        rng, rank = self.world.rng, client.role.rank
+        assert rank is not None
+        wrong = " with wrong bytes" if poisoned else ""
+        if manner != "saves" or poisoned:
+            self.world.note(client.address, f"{manner} order {order}{wrong}")
+        if manner == "skips":
+            client.run(client.machine.skip(order))
+        if manner in ("skips", "never hears of") or not client.base:
+            self._done(client, task)
+            return
+        if poisoned:
+            client.spoil(task.blocks)
+        else:
+            for key, block in zip(keys, task.blocks, strict=True):
+                client.write(block, content(client.size, key, rank))
+        operation = Operation("save", keys, lambda done: self._done(client, task), task.blocks)
+        operation.taken_back = manner == "drops"
+        ticket, effects = client.machine.save(
+            keys, task.blocks, parent, lambda: not operation.taken_back, self._deadline(), order
+        )
+        client.start(ticket, operation, effects)
+        if rng.random() < (0.25 if manner == "saves" else 0.8):
+            when = rng.choice((200 * US, 2 * MS, 20 * MS))
+            client.after(rng.randrange(when), lambda: self._take_back(client, ticket))
 
-        def turn() -> None:
-            if pieces and self.world.now < deadline:
-                pieces.pop(0)()
-                self.after(self.world.between(5 * US, 150 * US), turn)
-                return
-            self._copying = False
-            self._run(then(not pieces))
-            self.quietly(lambda: None)
+    def _take_back(self, client: Client, ticket: int) -> None:
+        operation = client.open.get(ticket)
+        if operation is None:
+            return
+        self.world.note(client.address, f"takes the blocks of save {ticket} back")
+        operation.taken_back = True
+        client.spoil(operation.blocks)
+        if self.world.rng.random() < 0.5:
+            client.do(lambda: client.drop(ticket))
 
-        self.after(self.world.between(5 * US, 50 * US), turn)
+    def _load(
+        self, client: Client, lease: Lease, keys: tuple[bytes, ...], first: int, task: _Task
+    ) -> None:
+        if not client.base:
+            self._done(client, task)
+            return
+        ticket, effects = client.machine.load(lease, task.blocks, first, self._deadline())
+        operation = Operation("load", keys, lambda done: self._done(client, task), task.blocks)
+        client.start(ticket, operation, effects)
 
-    # operations
+    # words between the processes of the engine
+
+    def _tell(self, rank: int, call: Callable[[Client], None]) -> None:
+        """The scheduler tells a rank; a rank that has not come up is told when it has."""
+
+        def heard() -> None:
+            client = self.procs.get(rank)
+            if client is not None:
+                client.do(lambda: call(client))
+            elif rank not in self._doomed:
+                self.world.at(self.world.now + 10 * MS, arrive)
+
+        def arrive() -> None:
+            client = self.procs.get(rank)
+            if client is not None:
+                client.input(heard)
+            else:
+                heard()
+
+        if rank == self.chief:
+            heard()
+        else:
+            self._word(self.chief, rank, arrive)
+
+    def _done(self, client: Client, task: _Task) -> None:
+        """A rank does not need these blocks any more."""
+
+        def heard() -> None:
+            task.waiting -= 1
+            assert task.waiting >= 0
+            if not task.waiting:
+                self.tasks -= 1
+                self.free.extend(task.blocks)
+
+        rank = client.role.rank
+        assert rank is not None
+        chief = self.procs.get(self.chief)
+        if rank == self.chief:
+            heard()
+        elif chief is not None:
+            self._word(rank, self.chief, lambda: chief.input(heard))
+
+    def _word(self, source: int, target: int, call: Call) -> None:
+        """In order, some time."""
+        arrival = max(self._last.get((source, target), 0) + 1, self.world.now + self.world.delay())
+        self._last[source, target] = arrival
+        self.world.at(arrival, call)
 
     def _deadline(self) -> int:
         patience = self.world.rng.choice((3 * MS, 40 * MS, 1000 * MS, 1000 * MS, 4000 * MS))
         return self.world.now + patience
 
-    def _allocate(self, count: int) -> tuple[int, ...]:
+    def _allocate(self, count: int) -> _Task | None:
         if count > len(self.free):
-            return ()
-        return tuple(self.free.pop() for _ in range(count))
-
-    def _write(self, block: int, data: bytes) -> None:
-        self.memory[block * self.size : (block + 1) * self.size] = data
-
-    def _begin(self, ticket: int, operation: Operation, effects: list[Effect]) -> None:
-        assert ticket not in self.open
-        self.open[ticket] = operation
-        self.books.started += 1
-        self.world.note(self.address, f"{operation.kind} {ticket} of {len(operation.keys)} blocks")
-        self._run(effects)
-
-    def _take_back(self, ticket: int) -> None:
-        operation = self.open.get(ticket)
-        if operation is None:
-            return
-        self.world.note(self.address, f"takes the blocks of save {ticket} back")
-        operation.taken_back = True
-        self._spoil(operation)
-        if self.world.rng.random() < 0.5:
-            self.quietly(lambda: self._run(self.machine.drop(ticket)))
-
-    def _spoil(self, operation: Operation) -> None:
-        for block in operation.blocks:
-            self._write(block, self.world.rng.randbytes(8) * (self.size // 8))
-
-    def _finish(self, done: Done) -> None:
-        assert done.ticket in self.open, "an operation ended twice"
-        operation = self.open.pop(done.ticket)
-        self.books.ended += 1
-        line = f"{operation.kind} {done.status.words}"
-        self.books.statuses[line] = self.books.statuses.get(line, 0) + 1
-        self.world.note(self.address, f"ends {done}")
-        if isinstance(done, LookupDone):
-            if done.lease is not None:
-                assert 0 < done.blocks <= len(operation.keys)
-                self.leases.append((done.lease, operation.keys))
-            return
-        if isinstance(done, LoadDone) and done.status is Status.OK:
-            for key, block in zip(operation.keys, operation.blocks, strict=True):
-                got = self.memory[block * self.size : (block + 1) * self.size]
-                assert got == content(self.size, key), f"load {done.ticket}: wrong bytes"
-                self.books.loaded += 1
-        elif isinstance(done, LoadDone):
-            assert done.failed == operation.blocks
-        elif isinstance(done, SaveDone):
-            assert done.saved + done.known <= len(operation.keys)
-            if done.status is Status.OK:
-                assert done.saved + done.known == len(operation.keys)
-            self.books.saved += done.saved
-        self._spoil(operation)
-        self.free.extend(operation.blocks)
+            return None
+        self.tasks += 1
+        return _Task(tuple(self.free.pop() for _ in range(count)), self.kind.ranks)
 
     @property
     def served(self) -> bool:
-        """Whether a session serves this engine and nothing is open."""
-        return self.machine.state == "ready" and not self.open and self.machine.session != NOBODY
+        """Whether every process is served and nothing is open."""
+        return self.whole and all(client.served for client in self.procs.values())

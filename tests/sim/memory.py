@@ -1,12 +1,13 @@
-"""Fake shared memory, and the children as the shell would run them: job records on bytearrays.
+"""The supervisor and its children, as the shell would run them.
 
 `HostProc` is to a simulated process what Loop and _Device (actors/process.py) are to a real one,
 and `House` is what serve.py is to the supervisor.  Reading records and watching a process are done
-at once, everything else by one worker, a piece at a time, so that a pause or a death may fall
+at once, everything else by worker threads, a step at a time, so that a pause or a death may fall
 between two pieces of a copy.
 """
 
 from collections import deque
+from dataclasses import dataclass, field
 
 from pegaflow.actors.actor import Dial
 from pegaflow.actors.allocator import Allocator
@@ -22,58 +23,38 @@ from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
     Announce,
     Done,
+    DrawProof,
     Exited,
-    FillPages,
     GrowExtent,
     Kill,
     MakePool,
     NextIncarnation,
-    OpenBounce,
     ReadRecords,
     Spawn,
+    UnmapEngine,
     WatchProcess,
 )
 from pegaflow.wire.message import Message
+from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, SUPERVISOR, Address
 
-from .world import MS, US, Call, Proc, World
+from .files import Device, Files, Work, at_once
+from .world import MS, US, Proc, World
 
-PIECES = 2
-"""Pieces in which a page is copied."""
-
-
-class Files:
-    """/dev/shm: names, and bytes that live as long as somebody has them mapped."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, bytearray] = {}
-
-    def create(self, path: str, size: int) -> bytearray:
-        """A new file of zeros."""
-        assert path not in self.named
-        self.named[path] = bytearray(size)
-        return self.named[path]
-
-    def unlink(self, *ends: str) -> None:
-        """Remove all names that contain one of these."""
-        for path in [p for p in self.named if any(end in p for end in ends)]:
-            del self.named[path]
+COPY_THREADS = 2
+"""Of a session, as in Welcome.copy_threads."""
 
 
-def copy_pieces(
-    target: bytearray, to: list[int], source: bytearray, frm: list[int], length: int
-) -> list[Call]:
-    """The copies of whole pages, piece by piece."""
+@dataclass(slots=True)
+class _Job:
+    """A job of the workers."""
 
-    def piece(at: int, start: int, end: int) -> Call:
-        def move() -> None:
-            target[to[at] + start : to[at] + end] = source[frm[at] + start : frm[at] + end]
-
-        return move
-
-    cuts = [length * n // PIECES for n in range(PIECES + 1)]
-    return [piece(at, *cuts[n : n + 2]) for at in range(len(to)) for n in range(PIECES)]
+    number: int
+    left: int  # parts of it that are not over
+    done: Done = field(
+        default_factory=lambda: Done(Status.OK)
+    )  # the first that failed, or the last
 
 
 class HostProc(Proc):
@@ -85,7 +66,8 @@ class HostProc(Proc):
         self.host: Host | None = None  # None until the process has come up
         self.fenced: set[Address] = set()  # lives of which the index has said Fenced to us
         self._completions: deque[tuple[int, Done]] = deque()
-        self._queue: deque[tuple[int, list[Call], Done]] = deque()  # the worker's jobs
+        self._parts: deque[tuple[_Job, Work]] = deque()  # that no worker has begun
+        self._idle = 1  # workers
 
     def begin(self, host: Host) -> None:
         """The actor's first step."""
@@ -125,11 +107,13 @@ class HostProc(Proc):
         """Subclass: carry out a job; None: later."""
         raise NotImplementedError
 
-    def slowly(self, number: int, pieces: list[Call], done: Done) -> None:
-        """Leave this to the worker."""
-        self._queue.append((number, pieces, done))
-        if len(self._queue) == 1:
-            self._turn_worker()
+    def slowly(self, number: int, parts: list[Work]) -> None:
+        """Leave this to the workers."""
+        job = _Job(number, len(parts))
+        self._parts.extend((job, part) for part in parts)
+        while self._idle and self._parts:
+            self._idle -= 1
+            self._turn_worker(*self._parts.popleft())
 
     def complete(self, number: int, done: Done) -> None:
         """A job is over."""
@@ -151,19 +135,27 @@ class HostProc(Proc):
         if step.stop is not None:
             self.die(step.stop or "clean end")
 
-    def _turn_worker(self) -> None:
+    def _turn_worker(self, job: _Job, part: Work) -> None:
         def turn() -> None:
-            number, pieces, done = self._queue[0]
-            if pieces:
-                pieces.pop(0)()
-                self._turn_worker()
-                return
-            self._queue.popleft()
-            if self._queue:
-                self._turn_worker()
-            self.complete(number, done)
+            try:
+                next(part)
+            except StopIteration as end:
+                self._part_over(job, end.value)
+            else:
+                self._turn_worker(job, part)
 
         self.after(self.world.between(5 * US, 300 * US), turn)
+
+    def _part_over(self, job: _Job, done: Done) -> None:
+        if job.done.status is Status.OK:
+            job.done = done
+        job.left -= 1
+        if self._parts:
+            self._turn_worker(*self._parts.popleft())
+        else:
+            self._idle += 1
+        if not job.left:
+            self.complete(job.number, job.done)
 
 
 class ChildProc(HostProc):
@@ -177,8 +169,7 @@ class ChildProc(HostProc):
             self.actor = Index(address, boss, hello, lambda path: Ledger(files.named[path]))
         else:
             self.actor = (Allocator if address.name == ALLOCATOR else Session)(address, boss, hello)
-        self._bounce = bytearray()
-        self._bounces = 0
+        self._device: Device | None = None
         self.dial(boss)
 
     def work(self, number: int, job: Message) -> Done | None:
@@ -196,19 +187,18 @@ class ChildProc(HostProc):
             ledger = Ledger(self.files.named[welcome.ledger_path])
             return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
         if isinstance(job, GrowExtent):
-            self.slowly(number, [], Done(Status.OK))
-        elif isinstance(job, OpenBounce):
-            self.files.unlink(f"{self.address}.bounce")
-            self._bounces += 1
-            path = f"{self.address}.bounce{self._bounces}"
-            self._bounce = self.files.create(path, job.slots * job.page_size)
-            self.slowly(number, [], Done(Status.OK, path))
-        else:
-            assert isinstance(job, FillPages)
+            self.slowly(number, [at_once(Done(Status.OK))])
+            return None
+        if isinstance(job, DrawProof):
+            return Done(Status.OK, world.rng.randbytes(PROOF_BYTES).hex())
+        if self._device is None:
+            self._idle = COPY_THREADS
             pool = self.files.named[welcome.pool_path]
-            slots = [slot * job.page_size for slot in job.slots]
-            pieces = copy_pieces(pool, list(job.offsets), self._bounce, slots, job.length)
-            self.slowly(number, pieces, Done(Status.OK))
+            self._device = Device(world, self.files, pool, str(self.address))
+        if isinstance(job, UnmapEngine):
+            self._device.unmap(job)
+            return Done(Status.OK)
+        self.slowly(number, self._device.parts(job))
         return None
 
 
@@ -256,7 +246,7 @@ class House(HostProc):
         child.after(self.world.between(5 * MS, 150 * MS), lambda: child.begin(Host(child.actor)))
 
         def dead() -> None:
-            self.files.unlink(f"{address}.bounce")
+            self.files.unlink(f"{address}.")
             self.input(lambda: self.inform(Exited(address, 1)))
 
         child.watch(dead)

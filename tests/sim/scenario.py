@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors import saves, session
+from pegaflow.actors import ranks, saves, session
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR
 
 from .checks import Checks
-from .engine import Books, Engine
-from .memory import ChildProc, Files, House
+from .client import Books
+from .engine import Engine, Kind
+from .files import Files
+from .memory import ChildProc, House
 from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
@@ -29,7 +31,8 @@ REST_NS = 16 * S
 
 SCALE = (
     (saves, "BATCH_BLOCKS", 4),
-    (session, "SLOTS_MAX", 10),
+    (saves, "ORDER_NS", 2 * S),
+    (ranks, "SLOTS_MAX", 10),
     (session, "LEASE_IDLE_NS", 7 * S),
 )
 """Numbers of the product made as small as the pool: several batches to a save, slots that run out,
@@ -38,6 +41,15 @@ leases that go idle within the run."""
 SMALL, LARGE = 1024, 24 * 1024
 """Block sizes: one takes the smallest slot of the pool, the other a larger one, so that extents are
 cut anew."""
+
+
+KINDS = (
+    (Kind("one", SMALL), Kind("two", SMALL), Kind("odd", LARGE)),
+    (Kind("pair", SMALL, 2), Kind("twin", SMALL, 2)),
+    (Kind("one", SMALL), Kind("two", SMALL)),
+    (Kind("pair", SMALL, 2), Kind("one", SMALL), Kind("big pair", LARGE, 2)),
+)
+"""Engines of a run, by its seed.  Those of one size and so many ranks share their blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +70,12 @@ class Scenario:
         files = Files()
         self.files = files
         self.books = Books()
-        self._ending: set[Engine] = set()  # they have been told to, and may be stopped still
+        self.engines: dict[str, Engine] = {}  # the present life of each
+        self._ending: set[str] = set()  # have been told to end, and are not started again yet
         self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim"))
         self.checks = Checks(self.world, self.house)
-        self.sizes = {"one": SMALL, "two": SMALL}
-        if seed % 3 == 0:
-            self.sizes["odd"] = LARGE
-        for name in self.sizes:
-            self._start_engine(name)
+        for kind in KINDS[seed % len(KINDS)]:
+            self._start_engine(kind)
         self.calm_at = self.world.now + FAULTS_NS
         self.world.at(self.world.now + S, self._fault)
 
@@ -83,10 +93,13 @@ class Scenario:
             world.note("--", "faults are over")
             world.rough = False
             self._until(world.now + REST_NS // 4)
-            for engine in world.living(CLIENT):
-                assert isinstance(engine, Engine)
+            for engine in self.engines.values():
+                assert engine.whole, f"{engine.kind.name} has not come up"
                 engine.settle()
             self._until(world.now + REST_NS)
+            for engine in self.engines.values():
+                states = [client.machine.state for client in engine.procs.values()]
+                assert engine.served, f"{engine.kind.name} is {states}"
             self.checks.end()
         except (AssertionError, LookupError) as err:
             place = traceback.extract_tb(err.__traceback__)[-1]
@@ -100,8 +113,9 @@ class Scenario:
             self.world.turn()
             self.checks.step()
 
-    def _start_engine(self, name: str) -> None:
-        Engine(self.world, self.files, self.books, name, self.sizes[name])
+    def _start_engine(self, kind: Kind) -> None:
+        self.engines[kind.name] = Engine(self.world, self.files, self.books, kind)
+        self._ending.discard(kind.name)
 
     def _fault(self) -> None:
         world, rng = self.world, self.world.rng
@@ -121,6 +135,9 @@ class Scenario:
         }
         deed = rng.choices(list(deeds), list(deeds.values()))[0]
         who = {"e": CLIENT, "s": SESSION, "c": rng.choice((INDEX, ALLOCATOR))}[deed[0]]
+        if deed in ("engine crashes", "engine leaves"):
+            self._end_engine(deed)
+            return
         victims = world.living(SUPERVISOR if deed == "supervisor stops" else who)
         if not victims:
             return
@@ -131,32 +148,33 @@ class Scenario:
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
-        elif not isinstance(victim, Engine):
-            victim.doomed = True
         else:
-            self._end_engine(victim, deed)
+            victim.doomed = True
 
     def _serves(self, proc: Proc) -> bool:
         actor = proc.actor if isinstance(proc, ChildProc) else None
         return isinstance(actor, Session) and actor.saves is not None
 
-    def _end_engine(self, engine: Engine, deed: str) -> None:
-        """The engine ends, and is started again a little later."""
-        if engine in self._ending:
+    def _end_engine(self, deed: str) -> None:
+        """An engine ends, and is started again a little later."""
+        name = self.world.rng.choice(list(self.engines))
+        engine = self.engines[name]
+        if name in self._ending or not engine.procs:
             return
-        self._ending.add(engine)
-        if deed.endswith("leaves"):
+        self.world.counts[deed] += 1
+        self._ending.add(name)
+        if deed == "engine leaves":
             engine.leave()
         else:
-            engine.die("crashes")
+            engine.crash()
         delay = self.world.between(MS, 800 * MS)
         self.world.at(self.world.now + delay, lambda: self._replace(engine))
 
     def _replace(self, engine: Engine) -> None:
-        if engine.alive:
+        if engine.leaves and engine.some_live:
             self.world.at(self.world.now + 100 * MS, lambda: self._replace(engine))
         else:
-            self._start_engine(engine.engine)
+            self._start_engine(engine.kind)
 
 
 def run(seed: int) -> Result:

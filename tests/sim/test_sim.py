@@ -16,11 +16,12 @@ from pegaflow.actors.actor import Do, Effect, Reply, Send, Sender
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.asks import Host, Step
 from pegaflow.actors.index import Index
-from pegaflow.actors.saves import Saves, _Batch, _Save
+from pegaflow.actors.orders import Order, Share
+from pegaflow.actors.saves import Saves
 from pegaflow.wire.allocator import Freed, Pressure, Return
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Done, ReadRecords
-from pegaflow.wire.session import Drop
+from pegaflow.wire.session import Drop, Keep
 from pegaflow.wire.values import Address
 
 from .scenario import run
@@ -91,13 +92,12 @@ def ledger_unread(patch: pytest.MonkeyPatch) -> None:
 def drop_is_keep(patch: pytest.MonkeyPatch) -> None:
     """The session seals batches for which the client said Drop."""
 
-    def drop(self: Saves, client: Address, msg: Drop, now: int) -> list[Effect]:
-        save = self.saves.get((client, msg.save))
-        for number, batch in save.batches.items() if save else ():
-            if not batch.kept:
-                batch.kept = True
-                self._hungry.append(((client, msg.save), number))
-        return self._feed(now)
+    def drop(self: Saves, client: Address, msg: Drop) -> list[Effect]:
+        share = self.shares.get((client, msg.save))
+        effects: list[Effect] = []
+        for number in list(share.batches) if share else ():
+            effects += self.keep(client, Keep(msg.save, number), 0)
+        return effects
 
     patch.setattr(Saves, "drop", drop)
 
@@ -106,11 +106,10 @@ def slots_too_early(patch: pytest.MonkeyPatch) -> None:
     """The session gives slots away again before their bytes are in the pool."""
     fill = Saves._fill
 
-    def eager(
-        self: Saves, save: _Save, number: int, batch: _Batch, pages: tuple[tuple[int, int], ...]
-    ) -> list[Effect]:
-        effects = fill(self, save, number, batch, pages)
-        self.free_slots.extend(batch.slots)
+    def eager(self: Saves, share: Share, number: int, now: int) -> list[Effect]:
+        effects = fill(self, share, number, now)
+        batch = share.batches[number]
+        share.rank.free_slots.extend(batch.slots)
         batch.slots = ()
         return effects
 
@@ -136,16 +135,10 @@ def no_word_is_enough(patch: pytest.MonkeyPatch) -> None:
     """The session returns pages while their Seal is not answered."""
     original = Saves._seal
 
-    def seal(
-        self: Saves,
-        save: _Save,
-        number: int,
-        batch: _Batch,
-        pages: tuple[tuple[int, int], ...],
-        now: int,
-    ) -> list[Effect]:
-        back = Send(self.allocator, Return(tuple(page for page, _ in pages)))
-        return [*original(self, save, number, batch, pages, now), back]
+    def seal(self: Saves, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
+        pages = tuple(page for p in whole for page, _ in order.shards[p].values())
+        back = Send(self.stock.allocator, Return(pages))
+        return [*original(self, order, whole, now), back]
 
     patch.setattr(Saves, "_seal", seal)
 

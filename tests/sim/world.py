@@ -58,11 +58,12 @@ class World:
         self.now = 5 * S
         self.rough = True  # False: faults are over, links are quick
         self.procs: dict[Address, Proc] = {}  # every life that ever was
-        self.by_pid: dict[int, Proc] = {}
+        self.by_pid: dict[int, Proc] = {}  # the newest with this pid
         self.stepped: list[Proc] = []  # processes that did something in this event
         self.steps = 0  # inputs that processes have had
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Call]] = []
+        self._buried: deque[Proc] = deque()  # dead, with a pid that nobody else has
         self._serial = 0
         self._hash = blake2b(digest_size=16)
         self._story: deque[tuple[int, str, object]] = deque(maxlen=STORY_LINES)
@@ -112,10 +113,20 @@ class World:
         return self._hash.hexdigest()
 
     def new_pid(self, proc: "Proc") -> int:
-        """A process number."""
+        """A process number: a new one, or that of a process that died some time ago."""
+        if self._buried and self._buried[0].died_at < self.now - 50 * MS:
+            if self.rng.random() < 0.3:
+                pid = self._buried.popleft().pid
+                self.by_pid[pid] = proc
+                self.counts["pid reused"] += 1
+                return pid
         pid = 100 + len(self.by_pid)
         self.by_pid[pid] = proc
         return pid
+
+    def bury(self, proc: "Proc") -> None:
+        """Its pid is free."""
+        self._buried.append(proc)
 
     def living(self, name: str) -> list["Proc"]:
         """Living processes of this name, stopped ones included."""
@@ -180,6 +191,7 @@ class Proc:
         self.address = address
         self.alive = True
         self.paused = False
+        self.died_at = 0
         self.doomed = False  # crashes as soon as it has sent something
         self.sent = False  # in the present input
         self.links: dict[Address, Link] = {}  # that we dialled
@@ -247,6 +259,8 @@ class Proc:
             return
         self.world.note(self.address, f"DIES: {why}")
         self.alive = self.paused = False
+        self.died_at = self.world.now
+        self.world.bury(self)
         for link in self.links.values():
             link.close()
             if self.world.rng.random() < 0.5:

@@ -1,0 +1,175 @@
+"""Fake shared memory, and what a session's process does with it: job records on bytearrays.
+
+`Device` is to a simulated session what actors/copies.py and device/foreign.py are to a real one.
+Its copies go in pieces; before each one that touches an engine's memory it looks at the engine's
+process, at the deadline and at whether the mapping was given up, as the real one does.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+from pegaflow.wire.jobs import (
+    Done,
+    FillPages,
+    MapEngine,
+    OpenBounce,
+    ReadBlocks,
+    UnmapEngine,
+    WriteBlocks,
+)
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+
+from .world import Call, World
+
+if TYPE_CHECKING:
+    from .client import Client
+
+PIECES = 2
+"""Pieces in which a page is copied."""
+
+Work = Generator[None, None, Done]
+"""A job, one step at a time."""
+
+
+class Files:
+    """/dev/shm: names, and bytes that live as long as somebody has them mapped."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, bytearray] = {}
+        self.written: list[tuple[int, int]] = []  # (offset, end) in the pool, not judged yet
+
+    def create(self, path: str, size: int) -> bytearray:
+        """A new file of zeros."""
+        assert path not in self.named
+        self.named[path] = bytearray(size)
+        return self.named[path]
+
+    def unlink(self, *ends: str) -> None:
+        """Remove all names that contain one of these."""
+        for path in [p for p in self.named if any(end in p for end in ends)]:
+            del self.named[path]
+
+
+def copy_pieces(
+    target: bytearray, to: Sequence[int], source: bytearray, frm: Sequence[int], length: int
+) -> list[Call]:
+    """The copies of whole pages, piece by piece."""
+
+    def piece(at: int, start: int, end: int) -> Call:
+        def move() -> None:
+            target[to[at] + start : to[at] + end] = source[frm[at] + start : frm[at] + end]
+
+        return move
+
+    cuts = [length * n // PIECES for n in range(PIECES + 1)]
+    return [piece(at, *cuts[n : n + 2]) for at in range(len(to)) for n in range(PIECES)]
+
+
+def at_once(done: Done) -> Work:
+    """A job of one step."""
+    return done
+    yield
+
+
+class _Mapping:
+    """An engine's memory, as a session reaches it."""
+
+    def __init__(self, job: MapEngine, client: "Client") -> None:
+        self.client = client
+        self.base = job.bases[0]
+        self.size = job.layout.layers[0].segment_bytes
+        self.closed = False
+
+
+class Device:
+    """The mappings of one session's process."""
+
+    def __init__(self, world: World, files: Files, pool: bytearray, name: str) -> None:
+        self.world, self.files, self.pool, self.name = world, files, pool, name
+        self.bounces: dict[int, bytearray] = {}
+        self.engines: dict[int, _Mapping] = {}
+
+    def parts(self, job: Message) -> list[Work]:
+        """A job as work for the threads."""
+        if isinstance(job, FillPages):
+            return [self._fill(job, self.bounces[job.mapping])]
+        if isinstance(job, ReadBlocks | WriteBlocks):
+            half = len(job.blocks) // 2
+            mapping = self.engines[job.mapping]
+            cuts = [(0, half), (half, len(job.blocks))] if half else [(0, len(job.blocks))]
+            return [self._move(job, mapping, *cut) for cut in cuts]
+        if isinstance(job, OpenBounce):
+            return [self._open_bounce(job)]
+        assert isinstance(job, MapEngine), job
+        return [self._map(job)]
+
+    def unmap(self, job: UnmapEngine) -> None:
+        """Running copies of this mapping stop at their next chunk."""
+        engine = self.engines.pop(job.mapping, None)
+        if engine is not None:
+            engine.closed = True
+        if self.bounces.pop(job.mapping, None) is not None:
+            self.files.unlink(self._bounce_path(job.mapping))
+
+    def _bounce_path(self, mapping: int) -> str:
+        return f"{self.name}.{mapping}.bounce"
+
+    def _open_bounce(self, job: OpenBounce) -> Work:
+        path = self._bounce_path(job.mapping)
+        self.bounces[job.mapping] = self.files.create(path, job.slots * job.page_size)
+        return at_once(Done(Status.OK, path))
+
+    def _fill(self, job: FillPages, bounce: bytearray) -> Work:
+        slots = [slot * job.page_size for slot in job.slots]
+        moves = copy_pieces(self.pool, job.offsets, bounce, slots, job.length)
+        for number, move in enumerate(moves):
+            offset = job.offsets[number // PIECES]
+            self.files.written.append((offset, offset + job.length))
+            move()
+            yield
+        return Done(Status.OK)
+
+    def _map(self, job: MapEngine) -> Work:
+        def work() -> Work:
+            yield
+            found = self.world.by_pid.get(job.pid)
+            if found is None or not found.alive or found.started != job.started:
+                return Done(Status.COPY_FAILED, "no such process")
+            client: Client = found  # type: ignore[assignment]
+            memory = client.reach(job.bases[0])
+            if memory is None or bytes(client.scratch) != job.proof:
+                return Done(Status.COPY_FAILED, "wrong proof")
+            if self.world.rng.random() < 0.05:
+                self.world.counts["proof refused"] += 1
+                return Done(Status.COPY_FAILED, "no right to read it")
+            self.engines[job.mapping] = _Mapping(job, client)
+            return Done(Status.OK)
+
+        return work()
+
+    def _move(
+        self, job: ReadBlocks | WriteBlocks, mapping: _Mapping, first: int, last: int
+    ) -> Work:
+        client, size, pool = mapping.client, mapping.size, self.pool
+        cuts = [size * n // PIECES for n in range(PIECES + 1)]
+        reads = isinstance(job, ReadBlocks)
+        for block, offset in zip(job.blocks[first:last], job.offsets[first:last], strict=True):
+            for start, end in zip(cuts, cuts[1:], strict=False):
+                if mapping.closed or not client.alive:
+                    return Done(Status.COPY_FAILED, "the engine has gone")
+                if self.world.now >= job.deadline:
+                    return Done(Status.EXPIRED, "the deadline has passed")
+                memory = client.reach(mapping.base)
+                if memory is None or (self.world.rough and self.world.rng.random() < 0.002):
+                    return Done(Status.COPY_FAILED, "a short count")
+                there = slice(block * size + start, block * size + end)
+                here = slice(offset + start, offset + end)
+                if reads:
+                    self.files.written.append((here.start, here.stop))
+                    pool[here] = memory[there]
+                else:
+                    client.judge(block)
+                    memory[there] = pool[here]
+                yield
+        return Done(Status.OK)
