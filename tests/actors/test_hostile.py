@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors import allocator as allocator_module
-from pegaflow.actors import boarding, frontdesk, saves, session
+from pegaflow.actors import asks, boarding, frontdesk, saves, session
 from pegaflow.actors import index as index_module
 from pegaflow.actors.actor import Sender
 from pegaflow.actors.frontdesk import ENGINE_MAX
