@@ -10,8 +10,8 @@ from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
 
+from .group import OPEN, Group
 from .rig import CLIENT_7, CLIENT_8, MS, one, pick, said
-from .test_supervisor import OPEN, Group
 
 SCHEDULER, RANKS = CLIENT_7, (CLIENT_8, Address("client", 9))
 JOIN = replace(OPEN, opens=False)
