@@ -74,6 +74,7 @@ class _Operation:
     kind: str  # lookup, load, save
     deadline: int
     blocks: tuple[int, ...] = ()  # of the engine
+    question: int = 0  # newest one asked for it; forgotten with it
     copy: int = 0  # staged load: the session's number for it
     direct: bool = False  # load: the session may write into our blocks
     valid: Callable[[], bool] = lambda: True  # save: the engine's blocks still hold these keys
@@ -130,7 +131,7 @@ class Machine:
 
         if self.state != "ready":
             return ticket, self._end(ticket, Status.DISCONNECTED)
-        return ticket, [self._ask(Lookup(keys), deadline, found)]
+        return ticket, [self._ask(Lookup(keys), deadline, found, ticket)]
 
     def load(
         self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int
@@ -161,10 +162,10 @@ class Machine:
             return ticket, self._end(ticket, Status.NO_SUCH_LEASE)
         if self.loads is Way.STAGED:
             ask = Load(lease.number, self.memory.rank, first, len(blocks))
-            return ticket, [self._ask(ask, deadline, pages)]
+            return ticket, [self._ask(ask, deadline, pages, ticket)]
         self.operations[ticket].direct = True
         ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
-        return ticket, [self._ask(ask, deadline, loaded, GRACE_NS)]
+        return ticket, [self._ask(ask, deadline, loaded, ticket, GRACE_NS)]
 
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""
@@ -181,7 +182,7 @@ class Machine:
                 return self._end(ticket, answer.status)
             return self._finish(ticket, LoadDone(ticket, Status.OK, ()))
 
-        return [self._ask(Copied(operation.copy, ok), operation.deadline, confirmed)]
+        return [self._ask(Copied(operation.copy, ok), operation.deadline, confirmed, ticket)]
 
     def save(
         self,
@@ -205,7 +206,7 @@ class Machine:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         named = blocks if self.saves is Way.PROCESS_VM else ()
         ask = Save(ticket, self.memory.rank, keys, parent, order, named)
-        return ticket, [self._ask(ask, deadline, saved)]
+        return ticket, [self._ask(ask, deadline, saved, ticket)]
 
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a batch has stopped: Keep if the blocks were the keys' all along."""
@@ -422,8 +423,10 @@ class Machine:
         return self._finish(ticket, done)
 
     def _finish(self, ticket: int, done: Done) -> list[Effect]:
-        if self.operations.pop(ticket, None) is None:
+        operation = self.operations.pop(ticket, None)
+        if operation is None:
             return []
+        self._questions.pop(operation.question, None)
         return [Finish(done)]
 
     def _ask(
@@ -431,10 +434,14 @@ class Machine:
         msg: Message,
         deadline: int,
         then: Callable[[Message | None, int], list[Effect]],
+        ticket: int = 0,
         grace: int = 0,
     ) -> ToSession:
-        """A question; `then` hears of its end by the answer, or so long after the deadline."""
+        """A question; `then` hears of its end by the answer, or so long after the deadline, unless
+        the operation for which it is asked ends before."""
         number = self._number()
+        if ticket:
+            self.operations[ticket].question = number
         self._questions[number] = _Question(deadline + grace, then)
         return ToSession(Envelope(self.me.address, self.session, msg, number, 0, deadline))
 

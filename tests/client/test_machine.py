@@ -381,6 +381,20 @@ def test_memory_is_given_up_with_the_sessions_word_and_new_memory_attached() -> 
     c.question(OpenSession)
 
 
+def test_answers_that_come_after_the_goodbye_leave_no_trace() -> None:
+    c = ready()
+    lookup, load, save = start_all(c)
+    c.do(c.m.leave(c.now, for_good=False))
+    assert [d.status for d in c.done] == [Status.DISCONNECTED] * 3
+    c.look()
+    c.answer(lookup, Found(Status.OK, 9, 2))
+    assert c.look() == [Release(9)]
+    c.answer(load, Pages(Status.OK, 6, (0, 1, 2)))
+    assert c.question(Copied).message == Copied(6, False)
+    c.answer(save, Saved(Status.DROPPED, 0, 0))
+    assert (len(c.done), c.sent, c.others, c.m.state) == (3, [], [], "leaving")
+
+
 def test_who_has_left_for_good_asks_nobody() -> None:
     c = ready()
     c.do(c.m.leave(c.now))
