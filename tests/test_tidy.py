@@ -55,7 +55,6 @@ SHELL = {
     f"pegaflow.actors.{name}"
     for name in ("loop", "tcp", "workers", "process", "copies", "blackbox", "vitals")
 }
-}
 # Files on a floor with sockets or clocks that are pure themselves.
 PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, "pegaflow.actors", "pegaflow.client.machine")
 IMPURE = set(

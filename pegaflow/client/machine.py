@@ -22,6 +22,7 @@ from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
+    PROOF_BYTES,
     Attach,
     Attached,
     Confirmed,
@@ -124,6 +125,8 @@ class Machine:
         def found(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Found):
                 return self._end(ticket, Status.EXPIRED)
+            if answer.blocks > len(keys):  # more than there can be: believe nothing of it
+                return [self._tell(Release(answer.lease)), *self._end(ticket, Status.UNKNOWN)]
             lease = None
             if answer.blocks:
                 lease = Lease(self.session.incarnation, answer.lease, answer.blocks)
@@ -144,7 +147,10 @@ class Machine:
                 return self._end(ticket, Status.EXPIRED)
             if answer.status is not Status.OK:
                 return self._end(ticket, answer.status)
-            self.operations[ticket].copy = answer.copy
+            operation = self.operations.get(ticket)
+            if operation is None:
+                return []  # we left meanwhile, which ends the copy at the session too
+            operation.copy = answer.copy
             if len(answer.offsets) != len(blocks):
                 return self.copied_in(ticket, False, now)
             return [CopyIn(ticket, blocks, answer.offsets, deadline)]
@@ -211,7 +217,7 @@ class Machine:
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a batch has stopped: Keep if the blocks were the keys' all along."""
         operation = self.operations.get(ticket)
-        if operation is None:
+        if operation is None or operation.kind != "save":
             return []
         if ok and operation.valid():
             return [self._tell(Keep(ticket, batch))]
@@ -223,7 +229,8 @@ class Machine:
 
     def drop(self, ticket: int) -> list[Effect]:
         """The engine takes the blocks of a save back."""
-        if ticket not in self.operations:
+        operation = self.operations.get(ticket)
+        if operation is None or operation.kind != "save":
             return []
         return [self._tell(Drop(ticket)), *self._end(ticket, Status.DROPPED)]
 
@@ -294,7 +301,7 @@ class Machine:
         return [self._ask(ask, now + OPEN_NS, self._attached)]
 
     def _attached(self, answer: Message | None, now: int) -> list[Effect]:
-        if isinstance(answer, Prove):
+        if isinstance(answer, Prove) and len(answer.proof) == PROOF_BYTES:
             self._mapped = True
             proven = self._ask(Proven(), now + OPEN_NS, self._attached)
             return [WriteProof(answer.proof), proven]

@@ -100,7 +100,11 @@ def dealer(
         if keys is not None:
             socket.curve_secretkey, socket.curve_publickey = keys.secret, keys.public
             socket.curve_serverkey = keys.server
-    socket.connect(url)
+    try:
+        socket.connect(url)
+    except (zmq.ZMQError, ValueError):
+        socket.close()
+        raise
     return socket
 
 

@@ -6,6 +6,7 @@ and the time; `_apply` does what the machine wants.
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -36,6 +37,9 @@ from .effects import (
 )
 from .machine import Machine
 from .results import Done
+
+DRAIN_MAX = 256
+"""Messages taken from one socket per look: whoever floods us does not keep the engine's thread."""
 
 LOOK_NS = 50_000_000
 """Longest wait of one look at the sockets where nothing has a deadline."""
@@ -125,7 +129,9 @@ class Shell:
         self._apply(self._machine.wake(time.monotonic_ns()))
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
-        while not socket.closed:
+        for _ in range(DRAIN_MAX):
+            if socket.closed:
+                return
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -183,9 +189,13 @@ class Shell:
             if attached.saves is Way.STAGED:
                 self._bounce = FileView(attached.bounce_path, write=True)
         except OSError as err:
-            why = (
-                f"cannot map the pool: {err.strerror} ({err.filename}); is /dev/shm shared with us?"
-            )
+            hint = "; was it removed, or is /dev/shm not shared with us?"
+            why = f"cannot map {err.filename}: {err.strerror}"
+            why += hint if err.errno == errno.ENOENT else ""
+            self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
+            return
+        except ValueError as err:  # an empty file, or no path at all
+            why = f"cannot map what the session named: {err}"
             self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
             return
         self._slot_bytes = attached.page_size
@@ -193,12 +203,17 @@ class Shell:
 
     def _dial(self, effect: DialSession) -> None:
         self._hang_up()
-        self._link = self._socket(place.session_url(self._who.endpoint, effect.endpoint))
+        try:
+            self._link = self._socket(place.session_url(self._who.endpoint, effect.endpoint))
+        except (zmq.ZMQError, ValueError) as err:
+            why = f"cannot dial the session at {effect.endpoint[:80]!r}: {err}"
+            self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
+            return
         try:
             self._pidfd = os.pidfd_open(effect.pid)
             self._poller.register(self._pidfd, zmq.POLLIN)
             place.permit_tracer(effect.pid)
-        except OSError:
+        except (OSError, OverflowError):
             self._pidfd = -1  # another pid namespace, or dead already: its silence will tell
         self._apply(self._machine.dialled(self._pidfd >= 0, time.monotonic_ns()))
 
@@ -218,7 +233,11 @@ class Shell:
     def _to_desk(self, envelope: Envelope) -> None:
         """A new socket per question: the service may have restarted under the same path."""
         self._close(self._desk)
-        self._desk = self._socket(self._who.endpoint)
+        self._desk = None
+        try:
+            self._desk = self._socket(self._who.endpoint)
+        except (zmq.ZMQError, ValueError) as err:
+            self._machine.refusal = f"cannot dial the service at {self._who.endpoint!r}: {err}"
         self._send(self._desk, envelope)
 
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":

@@ -8,6 +8,7 @@ from pegaflow.wire.message import declared
 from pegaflow.wire.values import CLIENT, Address
 
 from .cage import Cage
+from .client import ClientCage
 from .hostile import EVERY_KIND, Generator
 from .kinds import CAGES
 from .session import SessionCage
@@ -59,3 +60,9 @@ def test_an_assertion_that_an_outsider_triggers_is_found(monkeypatch: pytest.Mon
     cage: Cage = CAGES["index"](seed=6)
     with pytest.raises((AssertionError, IndexError, ValueError)):
         cage.run(FRAMES)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_the_client_lives_on(seed: int) -> None:
+    counts = ClientCage(seed).run(FRAMES // 4)
+    assert counts["frames_bad"] > 50 and counts["operations"] > 100 and counts["ended_ok"] > 5

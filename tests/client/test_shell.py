@@ -1,0 +1,69 @@
+"""What a broken session or front desk may tell a client: a refusal for the log, no exception."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pegaflow.client import Client
+from pegaflow.client.effects import DialSession, MapFiles
+from pegaflow.client.shell import DRAIN_MAX
+from pegaflow.wire.session import Attached
+from pegaflow.wire.values import SESSION, Address
+
+PEER = Address(SESSION, 4)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    made = Client("engine", bytes(16), endpoint=str(tmp_path / "nobody.sock"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("endpoint", ["x" * 300, "", "a\0b", "../" * 60])
+def test_an_endpoint_that_cannot_be_dialled(client: Client, endpoint: str) -> None:
+    client._apply([DialSession(PEER, endpoint, 1)])
+    assert client._machine.state in ("lost", "joining")
+    assert client.poll(0) == []
+
+
+@pytest.mark.parametrize("endpoint", ["x" * 300, "nonsense://x"])
+def test_a_service_that_cannot_be_dialled(endpoint: str) -> None:
+    client = Client("engine", bytes(16), endpoint=endpoint)
+    assert not client.connect(0.01)
+    assert client.refusal.startswith("cannot dial the service")
+    client.close()
+
+
+@pytest.mark.parametrize("pid", [0, 1 << 31, 1 << 63, (1 << 64) - 1])
+def test_a_pid_that_cannot_be(client: Client, pid: int) -> None:
+    client._apply([DialSession(PEER, "somewhere", pid)])
+    assert client._pidfd == -1 and client.poll(0) == []
+
+
+def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    for path in (str(empty), str(tmp_path / "none"), "a\0b", "", str(tmp_path)):
+        client._machine.refusal = ""
+        client._apply([MapFiles(Attached(path, 1 << 20, path, 8, 4096, bytes(16)))])
+        assert client._machine.state == "lost"
+        assert client.refusal.startswith("cannot map") and "\n" not in client.refusal
+
+
+class Flood:
+    """A socket that always has one more message."""
+
+    closed = False
+    read = 0
+
+    def recv_multipart(self, flags: int) -> list[bytes]:
+        self.read += 1
+        return [b"no envelope", b""]
+
+
+def test_a_flood_does_not_keep_the_engines_thread(client: Client) -> None:
+    flood = Flood()
+    client._receive(flood)  # type: ignore[arg-type]
+    assert flood.read == DRAIN_MAX
