@@ -66,25 +66,9 @@ from .effects import (
     ToSession,
     WriteProof,
 )
+from .operations import Operation, Question
 from .patience import GRACE_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
-
-
-@dataclass(slots=True)
-class _Operation:
-    kind: str  # lookup, load, save
-    deadline: int
-    blocks: tuple[int, ...] = ()  # of the engine
-    question: int = 0  # newest one asked for it; forgotten with it
-    copy: int = 0  # staged load: the session's number for it
-    direct: bool = False  # load: the session may write into our blocks
-    valid: Callable[[], bool] = lambda: True  # save: the engine's blocks still hold these keys
-
-
-@dataclass(slots=True)
-class _Question:
-    deadline: int
-    then: Callable[[Message | None, int], list[Effect]]  # None: no answer
 
 
 @dataclass(slots=True)
@@ -101,8 +85,8 @@ class Machine:
     saves: Way = Way.STAGED
     note: str = ""  # why not the way that was wished
     gone: bool = False  # we have left, and nothing asks the front desk any more
-    operations: dict[int, _Operation] = field(default_factory=dict)  # without an end yet
-    _questions: dict[int, _Question] = field(default_factory=dict)
+    operations: dict[int, Operation] = field(default_factory=dict)  # without an end yet
+    _questions: dict[int, Question] = field(default_factory=dict)
     _last: int = 0  # newest ticket or question number
     _tries: int = 0  # OpenSessions in a row without success
     _retry_at: int = 0
@@ -120,7 +104,7 @@ class Machine:
 
     def lookup(self, keys: tuple[bytes, ...], deadline: int) -> tuple[int, list[Effect]]:
         """Start a lookup; its ticket."""
-        ticket = self._begin(_Operation("lookup", deadline))
+        ticket = self._begin(Operation("lookup", deadline))
 
         def found(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Found):
@@ -140,7 +124,7 @@ class Machine:
         self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int
     ) -> tuple[int, list[Effect]]:
         """Start a load; its ticket."""
-        ticket = self._begin(_Operation("load", deadline, blocks))
+        ticket = self._begin(Operation("load", deadline, blocks))
 
         def pages(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Pages):
@@ -200,7 +184,7 @@ class Machine:
         order: int = 0,
     ) -> tuple[int, list[Effect]]:
         """Start a save; its ticket."""
-        ticket = self._begin(_Operation("save", deadline, blocks, valid=valid))
+        ticket = self._begin(Operation("save", deadline, blocks, valid=valid))
 
         def saved(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, Saved):
@@ -360,7 +344,7 @@ class Machine:
                 self.refusal = answer.why
             return self._lose(now)
 
-        self._questions[number] = _Question(now + OPEN_NS, opened)
+        self._questions[number] = Question(now + OPEN_NS, opened)
         desk = Address(SUPERVISOR, 0)
         return [ToDesk(Envelope(m.address, desk, ask, number, 0, now + OPEN_NS))]
 
@@ -410,7 +394,7 @@ class Machine:
             effects += self._end(ticket, Status.PEER_GONE)
         return [*effects, KillSession()]
 
-    def _begin(self, operation: _Operation) -> int:
+    def _begin(self, operation: Operation) -> int:
         ticket = self._number()
         self.operations[ticket] = operation
         return ticket
@@ -449,7 +433,7 @@ class Machine:
         number = self._number()
         if ticket:
             self.operations[ticket].question = number
-        self._questions[number] = _Question(deadline + grace, then)
+        self._questions[number] = Question(deadline + grace, then)
         return ToSession(Envelope(self.me.address, self.session, msg, number, 0, deadline))
 
     def _tell(self, msg: Message) -> ToSession:

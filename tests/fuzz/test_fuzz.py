@@ -17,7 +17,7 @@ FRAMES = 10_000
 
 
 DEEP = {
-    "session": {"blocks_loaded": 50, "blocks_filled": 20, "answers": 1000},
+    "session": {"blocks_loaded": 20, "blocks_filled": 20, "answers": 1000},
     "index": {"blocks_sealed": 200, "blocks_evicted": 200, "answers": 1000},
     "allocator": {"pages_granted": 1000, "answers": 500},
     "supervisor": {"engines_served": 20, "answers": 50},
