@@ -1,24 +1,34 @@
 """What must be true after every event, and what must be true once the faults are over.
 
 The ledger, the pool and every living process's books are compared with each other, whoever wrote
-them last.  The actors' own `check` runs for each process that did something.
+them last; each comparison is made when one of the two sides has changed.  The actors' own `check`
+is slow and runs once in a while.
+
+    pool     a sealed page holds the bytes of its key and rank, also after anybody wrote near it
+    ledger   a block has all its shards, sealed together
+    slab     a page is free or somebody's: never both, never two's; the free ones are void
+    index    what is leased is here; the dead hold nothing
+    session  only an opener has opened it
+    client   an operation ends once (client.py); no byte moves after a load's end or after Left
 """
 
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
 from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import Ledger, Record
+from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.cache.slab import Slab
+from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 
-from .client import Client, content
+from .books import content
+from .client import Client
 from .engine import ALL_CHAINS
 from .memory import ChildProc, House
 from .world import World
 
-SWEEP = 32
-"""Every so many looks at the pool, the pages already judged are judged again."""
+SELDOM = 16
+"""Steps of a process from one `check` of its actor to the next."""
 
 
 class Checks:
@@ -28,34 +38,33 @@ class Checks:
         self.world = world
         self.house = house
         self.kinds: dict[bytes, tuple[int, int]] = {}  # namespace -> bytes of a shard, shards
-        self._judged: dict[int, Record] = {}  # sealed pages whose bytes were right
+        self.sealed: dict[int, Record] = {}  # the ledger, by page
+        self._path = ""  # of the ledger that `sealed` is from
+        self._words: list[int] = []  # state words of the ledger as of the last look
+        self._ledger: Ledger | None = None
+        self._places: dict[int, int] = {}  # PAGE_ALIGN-sized place of the pool -> sealed page
         self._looks = 0
 
     def step(self) -> None:
         """After each event."""
-        stepped = self.world.stepped
-        if not stepped:
-            return
-        for proc in stepped:
+        children: set[str] = set()
+        self._looks += 1
+        for proc in self.world.stepped:
             if isinstance(proc, Client):
-                proc.check()
-                if proc.namespace:
-                    kind = proc.size, proc.role.world
-                    assert self.kinds.setdefault(proc.namespace, kind) == kind
+                self._client(proc)
             elif proc.alive and isinstance(proc, ChildProc | House) and proc.host is not None:
-                proc.host.check()
-        ledger = self.ledger()
-        if ledger is None or not any(isinstance(proc, ChildProc) for proc in stepped):
-            return
-        sealed = dict(ledger.sealed())
-        self._bytes(sealed)
-        self._pages(ledger, sealed)
-        self._index(sealed)
-
-    def ledger(self) -> Ledger | None:
-        """The present ledger."""
-        raw = self.house.files.named.get(self.house.paths[1])
-        return Ledger(raw) if raw is not None else None
+                if self._looks % SELDOM == 0:
+                    proc.host.check()
+                children.add(proc.address.name)
+                if isinstance(proc, ChildProc) and isinstance(proc.actor, Session):
+                    self._session(proc.actor)
+        if INDEX in children or ALLOCATOR in children:
+            self._read_ledger()
+            self._pages(ALLOCATOR in children)
+        if INDEX in children:
+            self._index()
+        if self.house.files.written:
+            self._written()
 
     def actor(self, name: str) -> ChildProc | None:
         """The living child of this name that knows the pool."""
@@ -80,100 +89,183 @@ class Checks:
         proc = self.actor(INDEX)
         return proc.actor if proc and isinstance(proc.actor, Index) else None
 
-    def _bytes(self, sealed: dict[int, Record]) -> None:
-        """A sealed page holds the bytes of its key."""
-        plan = self.house.plan
-        geometry = Geometry(plan.pool_bytes, plan.extent_bytes)
-        pool = self.house.files.named[self.house.paths[0]]
-        self._looks += 1
-        if self._looks % SWEEP == 0:
-            self._judged.clear()
-        for page, record in sealed.items():
-            if self._judged.get(page) == record:
-                continue
-            size, shards = self.kinds[record.namespace]
-            assert (size, shards) == (record.length, record.shards)
-            offset = geometry.offset(page, -(-size // 4096) * 4096)
-            right = pool[offset : offset + size] == content(size, record.key, record.shard)
-            assert right, f"page {page} is sealed with wrong bytes"
-        self._judged = sealed
+    def _client(self, client: Client) -> None:
+        client.check()
+        if client.namespace:
+            kind = client.size, client.role.world
+            assert self.kinds.setdefault(client.namespace, kind) == kind
 
-    def _pages(self, ledger: Ledger, sealed: dict[int, Record]) -> None:
-        """A page is free, or somebody's: never both, never two's; the free ones are void."""
-        slab = self.slab()
+    # pool and ledger
+
+    def _read_ledger(self) -> None:
+        """Which pages have been sealed or voided since the last look?"""
+        path = self.house.paths[1]
+        if path != self._path:
+            raw = self.house.files.named.get(path)
+            if raw is None:
+                return
+            self._path, self._ledger = path, Ledger(raw)
+            self._words = [0] * self._ledger.records
+            self.sealed.clear()
+            self._places.clear()
+        assert self._ledger is not None
+        raw = self.house.files.named[path]
+        every = memoryview(raw)[HEADER_BYTES:].cast("Q")[:: RECORD_BYTES // 8]
+        words = every.tolist()[: len(self._words)]
+        if words == self._words:
+            return
+        fresh: list[int] = []
+        for page, (now, before) in enumerate(zip(words, self._words, strict=True)):
+            if now != before:
+                if before:
+                    self._void(page)
+                if now:
+                    fresh.append(page)
+        self._words = words
+        for page in fresh:
+            self._seal(page)
+        for page in fresh:
+            self._whole(self.sealed[page])
+
+    def _void(self, page: int) -> None:
+        self.world.counts["pages evicted"] += 1
+        del self.sealed[page]
+        self._places = {place: at for place, at in self._places.items() if at != page}
+
+    def _seal(self, page: int) -> None:
+        assert self._ledger is not None
+        record = self._ledger.read(page)
+        assert record is not None, f"page {page} has a torn record"
+        self.sealed[page] = record
+        size, shards = self.kinds[record.namespace]
+        assert (size, shards) == (record.length, record.shards)
+        first = self._offset(page) // PAGE_ALIGN
+        for place in range(first, first + -(-size // PAGE_ALIGN)):
+            assert place not in self._places, f"pages {page} and {self._places[place]} overlap"
+            self._places[place] = page
+        self._judge(page)
+
+    def _whole(self, record: Record) -> None:
+        """The record's block has all its shards, under one seal."""
+        name = (record.namespace, record.key)
+        same = [r for r in self.sealed.values() if (r.namespace, r.key) == name]
+        shards = sorted(r.shard for r in same)
+        assert shards == list(range(record.shards)), f"a block with the shards {shards}"
+        assert len({r.seal for r in same}) == 1, "a block of two seals"
+
+    def _offset(self, page: int) -> int:
+        plan = self.house.plan
+        size, _ = self.kinds[self.sealed[page].namespace]
+        geometry = Geometry(plan.pool_bytes, plan.extent_bytes)
+        return geometry.offset(page, -(-size // PAGE_ALIGN) * PAGE_ALIGN)
+
+    def _judge(self, page: int) -> None:
+        """A sealed page holds the bytes of its key."""
+        record = self.sealed[page]
+        pool = self.house.files.named[self.house.paths[0]]
+        offset, size = self._offset(page), record.length
+        right = pool[offset : offset + size] == content(size, record.key, record.shard)
+        assert right, f"page {page} is sealed with wrong bytes"
+
+    def _written(self) -> None:
+        """Somebody wrote into the pool: not into a sealed page, or it is still right."""
+        pages: set[int] = set()
+        for start, end in self.house.files.written:
+            for place in range(start // PAGE_ALIGN, -(-end // PAGE_ALIGN)):
+                if place in self._places:
+                    pages.add(self._places[place])
+        self.house.files.written.clear()
+        for page in pages:
+            self._judge(page)
+
+    # the books
+
+    def _pages(self, allocated: bool) -> None:
+        slab, proc = self.slab(), self.actor(ALLOCATOR)
         if slab is None:
             return
-        for page in sealed:
+        for page in self.sealed:
             assert slab.is_left(page) or slab.is_granted(page), f"page {page}: free but sealed"
-        owners: dict[int, Address] = {}
-        for address, session in self.sessions().items():
-            if session.saves is None:
-                continue
-            for page in (*session.saves.stock.free, *session.saves.stock.used):
-                assert slab.holder_of(page) == address, f"page {page} is not {address}'s"
-                assert owners.setdefault(page, address) == address, f"page {page} has two owners"
-            for page in session.saves.stock.free:
-                assert page not in sealed, f"page {page}: in stock but sealed"
-        proc = self.actor(ALLOCATOR)
+        for session in self.sessions().values() if allocated else ():
+            self._session(session)
         assert proc is not None and proc.host is not None
         for dead in proc.fenced & proc.host._gone.keys():
             assert not slab.held_by(dead), f"pages of {dead}, which is dead"
 
-    def _index(self, sealed: dict[int, Record]) -> None:
-        """What is leased is here; the dead hold nothing."""
-        index = self.index()
+    def _session(self, session: Session) -> None:
+        """What it holds is its own; it is there for an opener."""
+        serve, saves, slab = session.serve, session.saves, self.slab()
+        if serve is not None:
+            opened = self.world.openers.get(serve.generation) == (serve.pid, serve.started)
+            assert opened, f"{session.address} was opened by a joiner"
+        if saves is None or slab is None:
+            return
+        for page in (*saves.stock.free, *saves.stock.used):
+            assert slab.holder_of(page) == session.address, (
+                f"page {page} is not {session.address}'s"
+            )
+        for page in saves.stock.free:
+            assert page not in self.sealed, f"page {page}: in stock but sealed"
+
+    def _index(self) -> None:
+        index, proc = self.index(), self.actor(INDEX)
         if index is None:
             return
-        proc = self.actor(INDEX)
         assert proc is not None and proc.host is not None
         pages = {page for block in index.blocks for page in block.pages}
-        assert pages == sealed.keys(), "the index and its ledger disagree"
-        sessions = [a for a in self.world.procs if a.name == SESSION]
-        for address in sessions:
-            leases = index.leases.held(address)
-            assert not (leases and address in proc.host._gone), f"{address} is dead and has leases"
-            for lease in leases:
+        assert pages == self.sealed.keys(), "the index and its ledger disagree"
+        for address in [a for a in self.world.procs if a.name == SESSION]:
+            held = index.leases.held(address)
+            assert not held or address not in proc.host._gone, f"{address} is dead and has leases"
+            for lease in held:
                 for block in lease.blocks:
                     here = index.blocks.get(block.namespace, block.key)
                     assert here is block, f"a block leased by {address} was evicted"
 
+    # the end
+
     def end(self) -> None:
         """Once the faults are over and everything has come to rest."""
+        for proc in self.world.alive():
+            if isinstance(proc, ChildProc | House) and proc.host is not None:
+                proc.host.check()
         assert self.house.supervisor.state == "up", self.house.supervisor.state
         sessions = self.sessions()
-        index, slab, ledger = self.index(), self.slab(), self.ledger()
-        assert index is not None and slab is not None and ledger is not None
-        self._no_page_lost(slab, dict(ledger.sealed()), sessions)
-        for session in sessions.values():
-            assert not session.copies, f"{session.address} waits for the end of a copy for ever"
+        index, slab = self.index(), self.slab()
+        assert index is not None and slab is not None
+        self._no_page_lost(slab, sessions)
         assert len(index.leases) == 0, "a lease is held by nobody"
         assert len(index.claims) == 0, "a claim is held by nobody"
         for session in sessions.values():
-            saves = session.saves
-            books = (session.leases, session.leaving, saves and (saves.orders or saves.shares))
-            assert not any(books), f"{session.address} still has {books}"
-            for rank in session.ranks.values():
-                assert len(rank.free_slots) == rank.slots, "a slot is lost"
-                assert not rank.running, "a job is lost"
-        self._all_hit(index, dict(ledger.sealed()))
+            self._at_rest(session)
+        for page in self.sealed:
+            self._judge(page)
+        self._all_hit(index)
 
-    def _no_page_lost(
-        self, slab: Slab, sealed: dict[int, Record], sessions: dict[Address, Session]
-    ) -> None:
+    def _at_rest(self, session: Session) -> None:
+        assert not session.copies, f"{session.address} waits for the end of a copy for ever"
+        saves = session.saves
+        books = (session.leases, session.leaving, saves and (saves.orders or saves.shares))
+        assert not any(books), f"{session.address} still has {books}"
+        for rank in session.ranks.values():
+            assert len(rank.free_slots) == rank.slots, "a slot is lost"
+            assert not rank.running, "a job is lost"
+
+    def _no_page_lost(self, slab: Slab, sessions: dict[Address, Session]) -> None:
         t = slab.totals()
         parts = (t.free_bytes, t.granted_bytes, t.left_bytes, t.absent_bytes, t.waste_bytes)
         assert sum(parts) == t.total_bytes and t.absent_bytes == 0
-        left = set(slab.left_pages())
-        assert left == sealed.keys(), f"left {sorted(left ^ sealed.keys())} neither sealed nor free"
+        left, sealed = set(slab.left_pages()), self.sealed.keys()
+        assert left == sealed, f"left {sorted(left ^ sealed)} neither sealed nor free"
         for address in self.world.procs:
             session = sessions.get(address)
             saves = session.saves if session else None
             stated = {*saves.stock.free, *saves.stock.used} if saves else set()
             assert slab.held_by(address).keys() == stated, f"{address}'s pages are not all stated"
 
-    def _all_hit(self, index: Index, sealed: dict[int, Record]) -> None:
+    def _all_hit(self, index: Index) -> None:
         """Every sealed block whose chain is resident is a hit."""
-        here = {(record.namespace, record.key) for record in sealed.values()}
+        here = {(record.namespace, record.key) for record in self.sealed.values()}
         for namespace in self.kinds:
             for keys in ALL_CHAINS:
                 resident = [(namespace, key) in here for key in keys]

@@ -7,8 +7,6 @@ are where the fake device of a session knocks, and where a byte that moves too l
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from hashlib import blake2b
 
 from pegaflow.client.effects import (
     CopyIn,
@@ -32,6 +30,7 @@ from pegaflow.wire.session import Attached, Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, Address
 
+from .books import Books, Operation, Role, content
 from .files import Files, copy_pieces
 from .world import US, Call, Link, Proc, World
 
@@ -40,53 +39,6 @@ BLOCKS = 28
 
 REGION = 1 << 24
 """Distance from the address of one registered region of a process to that of the next."""
-
-_CONTENT: dict[tuple[int, bytes, int], bytes] = {}
-
-
-def content(size: int, key: bytes, rank: int) -> bytes:
-    """The bytes of this rank's part of the block with this key, where blocks have this size."""
-    known = _CONTENT.get((size, key, rank))
-    if known is None:
-        word = blake2b(key + bytes((rank,)) + size.to_bytes(8, "little"), digest_size=16).digest()
-        known = _CONTENT[size, key, rank] = (word * (size // 16 + 1))[:size]
-    return known
-
-
-@dataclass(slots=True)
-class Operation:
-    """One operation without an end yet."""
-
-    kind: str
-    keys: tuple[bytes, ...]
-    then: Callable[[Done], None]  # the engine hears of the end
-    blocks: tuple[int, ...] = ()
-    taken_back: bool = False  # save: the engine has overwritten the blocks, or never filled them
-
-
-@dataclass(slots=True)
-class Books:
-    """What became of all operations of all engines."""
-
-    started: int = 0
-    ended: int = 0
-    abandoned: int = 0  # open when their process died
-    loaded: int = 0  # blocks judged right
-    saved: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What a client is in its engine."""
-
-    engine: str
-    generation: bytes
-    size: int  # bytes of a block of a rank
-    world: int
-    rank: int | None  # None: a scheduler without memory
-    opens: bool
-    way: Way
 
 
 class Client(Proc):
@@ -223,16 +175,17 @@ class Client(Proc):
             self._look_around()
 
     def _look_around(self) -> None:
-        """What waits for the end of a goodbye."""
-        if self._busy or not self.alive:
-            return
-        if self._goodbye is not None:
-            if self.machine.state in ("leaving", "dying"):
+        """Go on with the engine's calls, one goodbye after the other."""
+        while not self._busy and self.alive:
+            if self._goodbye is not None:
+                if self.machine.state in ("leaving", "dying"):
+                    return
+                then, self._goodbye = self._goodbye, None
+                then()
+            elif self._deeds:
+                self._deeds.popleft()()
+            else:
                 return
-            then, self._goodbye = self._goodbye, None
-            then()
-        while self._deeds and not self._busy and self.alive and self._goodbye is None:
-            self._deeds.popleft()()
 
     def _say_goodbye(self, for_good: bool, then: Call) -> None:
         self._goodbye = then
@@ -242,7 +195,7 @@ class Client(Proc):
     def _busy(self) -> bool:
         return self._copying or bool(self._effects)
 
-    def on_envelope(self, envelope: Envelope) -> None:
+    def on_envelope(self, envelope: Envelope, frames: list[bytes]) -> None:
         """A message for the machine."""
         self.quietly(lambda: self._run(self.machine.receive(envelope, self.world.now)))
 

@@ -17,7 +17,8 @@ from hashlib import blake2b
 from pegaflow.client.results import Done, Lease, LookupDone
 from pegaflow.wire.session import Way
 
-from .client import BLOCKS, Books, Client, Operation, Role, content
+from .books import Books, Operation, Role, content
+from .client import BLOCKS, Client
 from .files import Files
 from .world import MS, US, Call, World
 
@@ -26,6 +27,9 @@ CHAIN_BLOCKS = 14
 FORK = 4
 """Chains of keys that all engines share; every two of them have their first FORK blocks in common,
 and all together are larger than the pool, so that eviction never rests."""
+
+WAYS = (Way.STAGED, Way.AUTO, Way.PROCESS_VM, Way.PROCESS_VM)
+"""What a process may wish."""
 
 OPEN_MAX = 6
 """Operations of one engine at a time."""
@@ -74,6 +78,7 @@ class Engine:
         self.leaves = False
         self.tasks = 0  # under way
         self.order = 0  # newest save
+        self.again: tuple[tuple[bytes, ...], bytes] | None = None  # to be computed once more
         self._last: dict[tuple[int, int], int] = {}  # arrival of the newest word, by from and to
         self._doomed: set[int] = set()  # parts that have died or never will start
         self.chief = 0 if kind.ranks == 1 else -1
@@ -86,12 +91,13 @@ class Engine:
     def _start(self, part: int) -> None:
         if part in self._doomed:
             return
-        way = self.world.rng.choice((Way.STAGED, Way.AUTO, Way.PROCESS_VM))
+        way = self.world.rng.choice(WAYS)
         kind, rank, opens = self.kind, part if part >= 0 else None, part == self.chief
         role = Role(kind.name, self.generation, kind.size, kind.ranks, rank, opens, way)
         client = self.procs[part] = Client(self.world, self.files, self.books, role)
         self.world.note(client.address, f"is {kind.name}, part {part} of {kind.ranks}, {way.name}")
         if opens:
+            self.world.openers[self.generation] = (client.pid, client.started)
             client.after(self.world.between(0, 5 * MS), self.act)
 
     # its ends
@@ -108,9 +114,9 @@ class Engine:
         """Whether any of its processes lives."""
         return any(client.alive for client in self.procs.values())
 
-    def crash(self) -> None:
+    def crash(self, client: Client | None = None) -> None:
         """One process dies, and the others follow: at once, or after a while of clinging to it."""
-        parts = [*self.procs]
+        parts = [part for part, proc in self.procs.items() if client in (None, proc)]
         first = self.world.rng.choice(parts)
         self._kill(first)
         for part in (part for part in range(self.chief, self.kind.ranks) if part != first):
@@ -148,19 +154,20 @@ class Engine:
         if not self.acting:
             return
         rng, chief = self.world.rng, self.procs[self.chief]
-        pause = rng.choice((MS, 10 * MS, 40 * MS, 200 * MS))
+        pause = rng.choice((MS, 10 * MS, 30 * MS, 100 * MS))
+        pause *= 1 if chief.machine.state == "ready" else 5
         chief.after(self.world.between(pause // 2, pause * 2), self.act)
         if rng.random() < 0.01:
             self._tell(rng.randrange(self.kind.ranks), lambda client: client.unregister())
         elif self.tasks < OPEN_MAX:
-            deeds = (self.look_up, self.save, self.save, self.load, self.release)
+            deeds = [self.look_up, self.save, self.save]
+            deeds += [self.load, self.load, self.load, self.release] if self.leases else []
             chief.do(rng.choice(deeds))
 
     def look_up(self) -> None:
         """Ask for a prefix of some chain."""
         chief = self.procs[self.chief]
-        number, length = self.world.between(0, CHAINS), self.world.between(1, CHAIN_BLOCKS + 1)
-        keys = ALL_CHAINS[number][:length]
+        keys = self._some_chain()[: self.world.between(1, CHAIN_BLOCKS + 1)]
 
         def found(done: Done) -> None:
             self.tasks -= 1
@@ -174,10 +181,12 @@ class Engine:
     def save(self) -> None:
         """Let the ranks compute some blocks of a chain and save them."""
         rng = self.world.rng
-        keys = ALL_CHAINS[rng.randrange(CHAINS)]
+        keys = self._some_chain()
         start = rng.choice((0, 0, 0, FORK, rng.randrange(CHAIN_BLOCKS)))
         parent = keys[start - 1] if start else b""
         keys = keys[start : start + rng.randrange(1, CHAIN_BLOCKS)]
+        if self.again is not None and rng.random() < 0.5:
+            (keys, parent), self.again = self.again, None
         task = self._allocate(len(keys))
         if task is None:
             return
@@ -188,6 +197,7 @@ class Engine:
         if ranks > 1 and rng.random() < 0.35:
             manners[rng.randrange(ranks)] = rng.choice(("skips", "never hears of", "drops"))
             poisoned = rng.random() < 0.7
+            self.again = keys, parent
         for rank, manner in enumerate(manners):
 
             def go(client: Client, manner: str = manner) -> None:
@@ -325,6 +335,11 @@ class Engine:
         arrival = max(self._last.get((source, target), 0) + 1, self.world.now + self.world.delay())
         self._last[source, target] = arrival
         self.world.at(arrival, call)
+
+    def _some_chain(self) -> tuple[bytes, ...]:
+        """Some are asked for more often than others."""
+        rng = self.world.rng
+        return ALL_CHAINS[min(rng.randrange(CHAINS), rng.randrange(CHAINS))]
 
     def _deadline(self) -> int:
         patience = self.world.rng.choice((3 * MS, 40 * MS, 1000 * MS, 1000 * MS, 4000 * MS))

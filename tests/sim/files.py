@@ -5,7 +5,7 @@ Its copies go in pieces; before each one that touches an engine's memory it look
 process, at the deadline and at whether the mapping was given up, as the real one does.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from pegaflow.wire.jobs import (
@@ -20,7 +20,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
-from .world import Call, World
+from .world import Call, Proc
 
 if TYPE_CHECKING:
     from .client import Client
@@ -38,6 +38,7 @@ class Files:
     def __init__(self) -> None:
         self.named: dict[str, bytearray] = {}
         self.written: list[tuple[int, int]] = []  # (offset, end) in the pool, not judged yet
+        self.copying: Callable[[Client, Proc, bool], None] = lambda engine, session, writes: None
 
     def create(self, path: str, size: int) -> bytearray:
         """A new file of zeros."""
@@ -85,8 +86,8 @@ class _Mapping:
 class Device:
     """The mappings of one session's process."""
 
-    def __init__(self, world: World, files: Files, pool: bytearray, name: str) -> None:
-        self.world, self.files, self.pool, self.name = world, files, pool, name
+    def __init__(self, owner: Proc, files: Files, pool: bytearray) -> None:
+        self.owner, self.world, self.files, self.pool = owner, owner.world, files, pool
         self.bounces: dict[int, bytearray] = {}
         self.engines: dict[int, _Mapping] = {}
 
@@ -113,7 +114,7 @@ class Device:
             self.files.unlink(self._bounce_path(job.mapping))
 
     def _bounce_path(self, mapping: int) -> str:
-        return f"{self.name}.{mapping}.bounce"
+        return f"{self.owner.address}.{mapping}.bounce"
 
     def _open_bounce(self, job: OpenBounce) -> Work:
         path = self._bounce_path(job.mapping)
@@ -140,7 +141,7 @@ class Device:
             memory = client.reach(job.bases[0])
             if memory is None or bytes(client.scratch) != job.proof:
                 return Done(Status.COPY_FAILED, "wrong proof")
-            if self.world.rng.random() < 0.05:
+            if self.world.rng.random() < 0.1:
                 self.world.counts["proof refused"] += 1
                 return Done(Status.COPY_FAILED, "no right to read it")
             self.engines[job.mapping] = _Mapping(job, client)
@@ -160,7 +161,9 @@ class Device:
                     return Done(Status.COPY_FAILED, "the engine has gone")
                 if self.world.now >= job.deadline:
                     return Done(Status.EXPIRED, "the deadline has passed")
-                memory = client.reach(mapping.base)
+                self.files.copying(client, self.owner, not reads)
+                yield  # what has been looked at may change before the bytes move
+                memory = client.reach(mapping.base) if client.alive else None
                 if memory is None or (self.world.rough and self.world.rng.random() < 0.002):
                     return Done(Status.COPY_FAILED, "a short count")
                 there = slice(block * size + start, block * size + end)
@@ -171,5 +174,4 @@ class Device:
                 else:
                     client.judge(block)
                     memory[there] = pool[here]
-                yield
         return Done(Status.OK)

@@ -74,12 +74,12 @@ class HostProc(Proc):
         self.host = host
         self.input(lambda: self.apply(host.start(self.world.now)))
 
-    def on_envelope(self, envelope: Envelope) -> None:
+    def on_envelope(self, envelope: Envelope, frames: list[bytes]) -> None:
         """A message for the actor."""
         if isinstance(envelope.message, Fenced):
             self.fenced.add(envelope.message.address)
         if self.host is not None:
-            self.apply(self.host.deliver(envelope, self.world.now))
+            self.apply(self.host.deliver(envelope, self.world.now, frames))
 
     def wake_at(self) -> int | None:
         """The actor's."""
@@ -144,7 +144,8 @@ class HostProc(Proc):
             else:
                 self._turn_worker(job, part)
 
-        self.after(self.world.between(5 * US, 300 * US), turn)
+        slow = self.world.rough and self.world.rng.random() < 0.02
+        self.after(self.world.between(5 * US, 20 * MS if slow else 300 * US), turn)
 
     def _part_over(self, job: _Job, done: Done) -> None:
         if job.done.status is Status.OK:
@@ -194,7 +195,7 @@ class ChildProc(HostProc):
         if self._device is None:
             self._idle = COPY_THREADS
             pool = self.files.named[welcome.pool_path]
-            self._device = Device(world, self.files, pool, str(self.address))
+            self._device = Device(self, self.files, pool)
         if isinstance(job, UnmapEngine):
             self._device.unmap(job)
             return Done(Status.OK)

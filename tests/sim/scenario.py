@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors import ranks, saves, session
+from pegaflow.actors import ranks, saves, session, stock
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR
 
+from .books import Books
 from .checks import Checks
-from .client import Books
+from .client import Client
 from .engine import Engine, Kind
 from .files import Files
 from .memory import ChildProc, House
 from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
-POOL = 3 * EXTENT
+POOL = 4 * EXTENT
 FAULTS_NS = 8 * S
 REST_NS = 16 * S
 """Longer than any deadline, back-off and retry together."""
@@ -32,6 +33,7 @@ REST_NS = 16 * S
 SCALE = (
     (saves, "BATCH_BLOCKS", 4),
     (saves, "ORDER_NS", 2 * S),
+    (stock, "STOCK_PAGES_MAX", 6),
     (ranks, "SLOTS_MAX", 10),
     (session, "LEASE_IDLE_NS", 7 * S),
 )
@@ -60,6 +62,7 @@ class Result:
     steps: int
     books: Books
     counts: dict[str, int]
+    engines: int
 
 
 class Scenario:
@@ -74,6 +77,7 @@ class Scenario:
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
         self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim"))
         self.checks = Checks(self.world, self.house)
+        files.copying = self._copying
         for kind in KINDS[seed % len(KINDS)]:
             self._start_engine(kind)
         self.calm_at = self.world.now + FAULTS_NS
@@ -101,12 +105,13 @@ class Scenario:
                 states = [client.machine.state for client in engine.procs.values()]
                 assert engine.served, f"{engine.kind.name} is {states}"
             self.checks.end()
-        except (AssertionError, LookupError) as err:
+        except Exception as err:
             place = traceback.extract_tb(err.__traceback__)[-1]
             what = f"{str(err) or place.line} ({Path(place.filename).name}:{place.lineno})"
             where = f"seed {world.seed}, step {world.steps}: {what}"
             raise AssertionError(f"{world.story()}\n{where}") from err
-        return Result(world.trace, world.steps, self.books, dict(world.counts))
+        engines = len(self.engines)
+        return Result(world.trace, world.steps, self.books, dict(world.counts), engines)
 
     def _until(self, when: int) -> None:
         while self.world.next_at <= when:
@@ -117,11 +122,32 @@ class Scenario:
         self.engines[kind.name] = Engine(self.world, self.files, self.books, kind)
         self._ending.discard(kind.name)
 
+    @property
+    def faulty(self) -> bool:
+        """Whether faults may still begin."""
+        return self.world.now < self.calm_at - 4 * S
+
+    def _copying(self, client: Client, session: Proc, writes: bool) -> None:
+        """A session is about to touch an engine's memory: a good moment for a fault."""
+        rng = self.world.rng
+        if not self.faulty or rng.random() > (0.03 if writes else 0.01):
+            return
+        deed = rng.choice(("session stops in a copy", "engine dies in a copy", "rank leaves in it"))
+        self.world.counts[deed] += 1
+        if deed == "session stops in a copy":
+            session.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
+        elif deed == "rank leaves in it":
+            client.input(lambda: client.do(client.unregister))
+        else:
+            for name, engine in self.engines.items():
+                if client in engine.procs.values():
+                    self._end_engine("engine crashes", name, client)
+
     def _fault(self) -> None:
         world, rng = self.world, self.world.rng
-        if world.now >= self.calm_at - 4 * S:
+        if not self.faulty:
             return
-        world.at(world.now + world.between(100 * MS, 900 * MS), self._fault)
+        world.at(world.now + world.between(100 * MS, 700 * MS), self._fault)
         deeds = {
             "engine crashes": 3,
             "engine leaves": 1,
@@ -136,7 +162,7 @@ class Scenario:
         deed = rng.choices(list(deeds), list(deeds.values()))[0]
         who = {"e": CLIENT, "s": SESSION, "c": rng.choice((INDEX, ALLOCATOR))}[deed[0]]
         if deed in ("engine crashes", "engine leaves"):
-            self._end_engine(deed)
+            self._end_engine(deed, rng.choice(list(self.engines)))
             return
         victims = world.living(SUPERVISOR if deed == "supervisor stops" else who)
         if not victims:
@@ -155,9 +181,8 @@ class Scenario:
         actor = proc.actor if isinstance(proc, ChildProc) else None
         return isinstance(actor, Session) and actor.saves is not None
 
-    def _end_engine(self, deed: str) -> None:
+    def _end_engine(self, deed: str, name: str, first: Client | None = None) -> None:
         """An engine ends, and is started again a little later."""
-        name = self.world.rng.choice(list(self.engines))
         engine = self.engines[name]
         if name in self._ending or not engine.procs:
             return
@@ -166,7 +191,7 @@ class Scenario:
         if deed == "engine leaves":
             engine.leave()
         else:
-            engine.crash()
+            engine.crash(first)
         delay = self.world.between(MS, 800 * MS)
         self.world.at(self.world.now + delay, lambda: self._replace(engine))
 

@@ -59,10 +59,12 @@ class World:
         self.rough = True  # False: faults are over, links are quick
         self.procs: dict[Address, Proc] = {}  # every life that ever was
         self.by_pid: dict[int, Proc] = {}  # the newest with this pid
+        self.openers: dict[bytes, tuple[int, int]] = {}  # generation -> its opener's pid and start
         self.stepped: list[Proc] = []  # processes that did something in this event
         self.steps = 0  # inputs that processes have had
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Call]] = []
+        self._living: dict[str, dict[Address, Proc]] = {}  # by name
         self._buried: deque[Proc] = deque()  # dead, with a pid that nobody else has
         self._serial = 0
         self._hash = blake2b(digest_size=16)
@@ -124,13 +126,23 @@ class World:
         self.by_pid[pid] = proc
         return pid
 
+    def born(self, proc: "Proc") -> None:
+        """A process begins."""
+        self.procs[proc.address] = proc
+        self._living.setdefault(proc.address.name, {})[proc.address] = proc
+
     def bury(self, proc: "Proc") -> None:
-        """Its pid is free."""
+        """A process has ended, and its pid is free."""
+        del self._living[proc.address.name][proc.address]
         self._buried.append(proc)
 
     def living(self, name: str) -> list["Proc"]:
         """Living processes of this name, stopped ones included."""
-        return [p for p in self.procs.values() if p.alive and p.address.name == name]
+        return list(self._living.get(name, {}).values())
+
+    def alive(self) -> list["Proc"]:
+        """All living processes."""
+        return [proc for procs in self._living.values() for proc in procs.values()]
 
     def send(self, source: "Proc", envelope: Envelope, link: Link | None = None) -> None:
         """Put an envelope on the link that joins the two, whoever dialled it."""
@@ -201,15 +213,15 @@ class Proc:
         self._frozen: list[Call] = []  # our own threads' work, stopped with us
         self._watchers: list[Call] = []  # who wants to know of our death
         self._tick_at: int | None = None  # when the next look at our timers is due
-        world.procs[address] = self
+        world.born(self)
 
     def frames(self, frames: list[bytes]) -> None:
         """A message has come."""
         envelope = unpack(frames)
         self.world.note(self.address, envelope, b"".join(frames))
-        self.on_envelope(envelope)
+        self.on_envelope(envelope, frames)
 
-    def on_envelope(self, envelope: Envelope) -> None:
+    def on_envelope(self, envelope: Envelope, frames: list[bytes]) -> None:
         """Subclass: handle a message."""
         raise NotImplementedError
 
