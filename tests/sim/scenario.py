@@ -105,7 +105,7 @@ class Scenario:
                 states = [client.machine.state for client in engine.procs.values()]
                 assert engine.served, f"{engine.kind.name} is {states}"
             self.checks.end()
-        except Exception as err:
+        except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as err:
             place = traceback.extract_tb(err.__traceback__)[-1]
             what = f"{str(err) or place.line} ({Path(place.filename).name}:{place.lineno})"
             where = f"seed {world.seed}, step {world.steps}: {what}"
