@@ -2,12 +2,14 @@
 
 A worker holds no lock of the loop, and its copies release the GIL, so a long copy never delays a
 message.  A job may be cut into parts, which the threads share; it is done when its last part is,
-and its outcome is that of the first part that failed.
+and its outcome is that of the first part that failed.  An error that nobody expected ends the
+process: a job without an end would be waited for in vain.
 """
 
 import os
 import queue
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -77,6 +79,9 @@ class Workers:
                 done = part()
             except (OSError, UserError) as err:
                 done = Done(Status.COPY_FAILED, str(err))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             if job.end(done):
                 self._done.append((job.number, job.done))
                 os.eventfd_write(self.fd, 1)

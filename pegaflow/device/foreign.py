@@ -57,8 +57,6 @@ class ForeignMemory:
         self.pid = pid
         self._pidfd = fd
         self.closed = False  # set once, by any thread: copies stop at their next chunk
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
         layers = layout.layers
         runs = [
             (bases[la.region] + la.offset + s * la.segment_stride, la.block_stride)
@@ -72,16 +70,11 @@ class ForeignMemory:
         ends = np.cumsum(self._lengths)
         self._places = ends - self._lengths  # of each run in the page
         self.payload = int(ends[-1])
-        try:
-            self._prove(scratch, proof)
-        except UserError:
-            os.close(fd)
-            raise
+        self._prove(scratch, proof)
 
     def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
+        if hasattr(self, "_pidfd"):
             os.close(self._pidfd)
-            self._pidfd = -1
 
     def _prove(self, scratch: int, proof: bytes) -> None:
         got = np.zeros(len(proof), dtype=np.uint8)
@@ -118,8 +111,10 @@ class ForeignMemory:
         there = (self._starts + ids * self._strides).ravel()
         here = (pages + self._places).ravel()
         lengths = np.tile(self._lengths, len(blocks))
+        dead = select.poll()  # one per thread: a poll object serves one caller at a time
+        dead.register(self._pidfd, select.POLLIN)
         for first, last in _chunks(lengths):
-            if self.closed or self._poll.poll(0):
+            if self.closed or dead.poll(0):
                 return Status.COPY_FAILED, "the engine has gone"
             if time.monotonic_ns() >= deadline:
                 return Status.EXPIRED, "the deadline has passed"
