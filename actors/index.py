@@ -101,8 +101,8 @@ class Index(Child):
 
     def wake_at(self) -> int | None:
         """The next beat or the next claim to expire."""
-        times = [t for t in (super().wake_at(), self.claims.wake_at()) if t is not None]
-        return min(times, default=None)
+        due = self.claims.wake_at()
+        return self.next_beat if due is None else min(self.next_beat, due)
 
     def wake(self, now: int) -> list[Effect]:
         """Expire claims; they own no memory."""
