@@ -1,8 +1,9 @@
 """The session: one engine's process.  See wire/session.py.
 
 A spare waits until the supervisor gives it an engine (Serve).  From then on it lives exactly as
-long as its engine: when a client process is proven dead, or the last client leaves, the session
-stops, and with one process all goes that the engine left behind.
+long as its engine: when a client process is proven dead (one on TCP: out of reach, see afar.py), or
+the last client leaves, the session stops, and with one process all goes that the engine left
+behind.
 
 Its books: the leases it holds for the engine's requests (here), and the saves under way (saves.py).
 A lease is passed on to the index's Release only when no copy of it runs, whoever asked for it.
@@ -17,7 +18,7 @@ from pegaflow.wire import layout as layouts
 from pegaflow.wire.allocator import Reserved, Return
 from pegaflow.wire.control import Hello, Refused, Serve, Serving
 from pegaflow.wire.index import Claimed, EndClaim, Held, Holding
-from pegaflow.wire.jobs import Done, OpenBounce, WatchProcess
+from pegaflow.wire.jobs import Done, OpenBounce, Unreachable, WatchProcess
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     LEASE_IDLE_NS,
@@ -42,6 +43,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address
 
 from .actor import Ask, Do, Effect, NoAnswer, Note, Reply, Send, Sender
+from .afar import Afar
 from .child import Child
 from .saves import INDEX_NS, Saves
 
@@ -85,6 +87,7 @@ class Session(Child):
         self.serve: Serve | None = None  # the engine; None: a spare
         self.clients: set[Address] = set()  # that have spoken and not left
         self.watched: set[tuple[int, int]] = set()  # (pid, start) of client processes
+        self.afar = Afar()  # those of the clients that are on TCP
         self.rank: _Rank | None = None  # the attached rank
         self.saves: Saves | None = None  # there once the rank is attached
         self.leases: dict[int, _Lease] = {}  # by the index's number
@@ -103,6 +106,7 @@ class Session(Child):
         self.on(Release, self._on_release, CLIENT)
         self.on(Leave, self._on_leave, CLIENT)
         self.on(Ping, self._on_ping, CLIENT)
+        self.on(Unreachable, self._on_unreachable, address.name)
         self.on(Held, self._on_held_again, INDEX)
         self.on(Reserved, self._on_reserved_again, ALLOCATOR)
 
@@ -132,9 +136,11 @@ class Session(Child):
 
     def beat(self, now: int) -> list[Effect]:
         """State what we hold, so that the granters can mend what was lost."""
+        if self.afar.overdue(now):
+            return self._engine_lost(("why", "it never came"))
+        effects = self.afar.beat()
         if self.saves is None:
-            return []
-        effects: list[Effect] = []
+            return effects
         for number, lease in list(self.leases.items()):
             if not lease.copies and now - lease.used > LEASE_IDLE_NS:
                 self.counts["leases_idle"] += 1
@@ -163,6 +169,9 @@ class Session(Child):
     def _on_serve(self, sender: Sender, msg: Serve, now: int) -> list[Effect]:
         if self.serve is None:
             self.serve = msg
+            if msg.remote:
+                self.afar.expect(now)
+                return [Reply(sender, Serving())]
             return [Reply(sender, Serving()), *self._watch(msg.pid, msg.started)]
         same = (self.serve.engine, self.serve.generation) == (msg.engine, msg.generation)
         assert same, "a session serves one engine"
@@ -174,18 +183,25 @@ class Session(Child):
         self.watched.add((pid, started))
 
         def dead(done: Done, now: int) -> list[Effect]:
-            assert self.serve is not None
-            facts = (("engine", self.serve.engine), ("engine_pid", pid))
-            return [Note("engine_died", facts), *self.farewell()]
+            return self._engine_lost(("engine_pid", pid))
 
         return [Do(WatchProcess(pid, started), dead)]
 
+    def _on_unreachable(self, sender: Sender, msg: Unreachable, now: int) -> list[Effect]:
+        if msg.address not in self.afar.clients:
+            return []
+        return self._engine_lost(("why", "its connection is gone"))
+
+    def _engine_lost(self, fact: tuple[str, str | int]) -> list[Effect]:
+        assert self.serve is not None
+        return [Note("engine_died", (("engine", self.serve.engine), fact)), *self.farewell()]
+
     def _on_attach(self, sender: Sender, msg: Attach, now: int) -> list[Effect]:
-        self._meet(sender.address)
+        self._meet(sender)
         refusal = self._fault(sender.address, msg)
         if refusal is not None:
             return [Reply(sender, refusal)]
-        effects = self._watch(msg.pid, msg.started)
+        effects = [] if sender.remote else self._watch(msg.pid, msg.started)
         if self.rank is not None and self.saves is not None:
             effects += self._forget(self.rank.client, now)
             if self.saves.saves:
@@ -205,10 +221,11 @@ class Session(Child):
 
         return [*effects, Do(OpenBounce(slots, page_size), opened)]
 
-    def _meet(self, client: Address) -> None:
+    def _meet(self, sender: Sender) -> None:
         """Know a client from now on, unless there are too many."""
         if len(self.clients) < CLIENTS_MAX:
-            self.clients.add(client)
+            self.clients.add(sender.address)
+        self.afar.meet(sender, self.clients)
 
     def _fault(self, client: Address, msg: Attach) -> Refused | None:
         if self.serve is None or self.welcome is None:
@@ -274,7 +291,7 @@ class Session(Child):
         return [*effects, note, Reply(sender, self.rank.attached), *saves.refill(now)]
 
     def _on_lookup(self, sender: Sender, msg: Lookup, now: int) -> list[Effect]:
-        self._meet(sender.address)
+        self._meet(sender)
         if self.saves is None:
             return [Reply(sender, Found(Status.NOT_ATTACHED, 0, 0))]
         if self._lookups >= LOOKUPS_MAX or sender.address not in self.clients:
@@ -359,6 +376,7 @@ class Session(Child):
         if client not in self.clients:
             return []
         self.clients.remove(client)
+        self.afar.clients.discard(client)
         if not self.clients:
             return self.farewell()
         return self._forget(client, now)
@@ -373,7 +391,7 @@ class Session(Child):
         return effects
 
     def _on_ping(self, sender: Sender, msg: Ping, now: int) -> list[Effect]:
-        self._meet(sender.address)
+        self._meet(sender)
         return [Reply(sender, Pong())]
 
     def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
