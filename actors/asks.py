@@ -12,8 +12,7 @@ The shell and the simulator drive the same Host, so both see the same matching a
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from sortedcontainers import SortedList
+from heapq import heapify, heappop, heappush
 
 from pegaflow.wire.control import Gone
 from pegaflow.wire.envelope import Envelope, pack
@@ -40,6 +39,9 @@ from .actor import (
 
 ASKS_MAX = 100_000
 """Most outstanding questions of one process: far above what the queues of its neighbours hold."""
+
+STALE_MAX = 256
+"""Answered questions still in the heap of deadlines before it is built anew."""
 
 GONE_MAX = 4096
 """Lives remembered as dead: a supervisor's whole restart budget many times over."""
@@ -76,7 +78,7 @@ class Host:
         self.actor = actor
         self._last = 0  # number of the newest question or job; never reused
         self._asks: dict[int, _Question] = {}  # outstanding questions
-        self._deadlines: SortedList = SortedList()  # (deadline, number), one per entry of _asks
+        self._deadlines: list[tuple[int, int]] = []  # heap of (deadline, number): see _due
         self._jobs: dict[int, Done_] = {}  # outstanding jobs
         self._gone: OrderedDict[Address, None] = OrderedDict()  # proven dead, oldest first
         self.inputs: deque[tuple[int, str, bytes, bytes]] = deque()  # the last ones: black box
@@ -128,10 +130,9 @@ class Host:
         """Expire questions whose deadline has passed, then let the actor look at the time."""
         self._note(now, "wake", b"", b"")
         step = Step()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            number = self._deadlines[0][1]
+        while (first := self._due()) is not None and first[0] <= now:
             self.actor.counts["questions_expired"] += 1
-            self._end(number, NoAnswer(Status.EXPIRED), now, step)
+            self._end(first[1], NoAnswer(Status.EXPIRED), now, step)
         at = self.actor.wake_at()
         if at is not None and at <= now:
             self._apply(self.actor.wake(now), step)
@@ -140,10 +141,10 @@ class Host:
     def wake_at(self) -> int | None:
         """The next time at which `wake` has something to do."""
         own = self.actor.wake_at()
-        if not self._deadlines:
+        due = self._due()
+        if due is None:
             return own
-        first: int = self._deadlines[0][0]
-        return first if own is None else min(first, own)
+        return due[0] if own is None else min(due[0], own)
 
     def outstanding(self) -> tuple[int, int]:
         """Questions and jobs without an end yet."""
@@ -151,7 +152,8 @@ class Host:
 
     def check(self) -> None:
         """Assert every invariant of this half and of the actor."""
-        assert len(self._deadlines) == len(self._asks) <= ASKS_MAX
+        assert len(self._asks) <= ASKS_MAX and len(self._deadlines) <= STALE_MAX + 2 * ASKS_MAX
+        assert {(q.deadline, n) for n, q in self._asks.items()} <= set(self._deadlines)
         assert len(self.inputs) <= INPUTS_MAX and 0 <= self._input_bytes <= INPUTS_BYTES_MAX
         self.actor.check()
 
@@ -159,8 +161,10 @@ class Host:
         """Whether this life is meant.  Incarnation 0 is whoever is there: a client asks the front
         desk so, since only there it learns of incarnations."""
         own = self.actor.address
+        if e.receiver == own:
+            return True
         anyone = e.sender.name == CLIENT and e.receiver == Address(SUPERVISOR, 0)
-        return e.receiver == own or (anyone and own.name == SUPERVISOR)
+        return anyone and own.name == SUPERVISOR
 
     def _gone_step(self, e: Envelope, dead: Address, now: int) -> Step:
         assert e.sender.name == SUPERVISOR
@@ -187,7 +191,6 @@ class Host:
 
     def _end(self, number: int, msg: Message, now: int, step: Step) -> None:
         question = self._asks.pop(number)
-        self._deadlines.remove((question.deadline, number))
         self._apply(question.then(msg, now), step)
 
     def _run(self, call: Callable[[], list[Effect]]) -> Step:
@@ -225,8 +228,19 @@ class Host:
         assert len(self._asks) < ASKS_MAX, "too many outstanding questions"
         self._last += 1
         self._asks[self._last] = _Question(effect.to, effect.deadline, effect.then)
-        self._deadlines.add((effect.deadline, self._last))
+        heappush(self._deadlines, (effect.deadline, self._last))
+        if len(self._deadlines) > STALE_MAX + 2 * len(self._asks):
+            self._deadlines = [(q.deadline, n) for n, q in self._asks.items()]
+            heapify(self._deadlines)
         return self._last
+
+    def _due(self) -> tuple[int, int] | None:
+        """The question that expires next: deadline and number.  An answer leaves its entry in the
+        heap; it is taken out when it comes up, or with all others when they are too many."""
+        deadlines, asks = self._deadlines, self._asks
+        while deadlines and deadlines[0][1] not in asks:
+            heappop(deadlines)
+        return deadlines[0] if deadlines else None
 
     def _note(self, now: int, kind: str, head: bytes, body: bytes) -> None:
         self.inputs.append((now, kind, head, body))

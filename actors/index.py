@@ -1,11 +1,11 @@
 """The index: which block is where, who may use it, who may publish it.  See wire/index.py.
 
 It is the only writer of the ledger: a record is sealed when a Seal is accepted and void before its
-page is named in a Freed.  Leased blocks are out of the eviction order altogether, so neither
-pressure nor a recut can reach them.
+page is named in a Freed.  A leased block is never a victim, neither of pressure nor of a recut.
 """
 
 from collections.abc import Callable
+from itertools import chain
 
 from pegaflow.cache.claims import ClaimTable
 from pegaflow.cache.eviction import Lru
@@ -68,7 +68,7 @@ class Index(Child):
         self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
         self._geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex()
-        self.order = Lru()  # exactly the blocks without a lease
+        self.order = Lru()  # exactly the resident blocks
         self.leases = LeaseTable()
         self.claims = ClaimTable(CLAIM_NS)
         self._seals = 0  # newest seal id
@@ -101,8 +101,8 @@ class Index(Child):
 
     def wake_at(self) -> int | None:
         """The next beat or the next claim to expire."""
-        times = [t for t in (super().wake_at(), self.claims.wake_at()) if t is not None]
-        return min(times, default=None)
+        due = self.claims.wake_at()
+        return self.next_beat if due is None else min(self.next_beat, due)
 
     def wake(self, now: int) -> list[Effect]:
         """Expire claims; they own no memory."""
@@ -133,7 +133,7 @@ class Index(Child):
         if dead.name != SESSION:
             return []
         for lease in self.leases.fence(dead):
-            self.order.unpin(lease.blocks)
+            self.order.touch(lease.blocks)
         self.claims.fence(dead)
         return [Send(self.peer(ALLOCATOR), Fenced(dead))]
 
@@ -149,13 +149,12 @@ class Index(Child):
             return [Reply(sender, Held(0, 0, ()))]
         self.counts["blocks_hit"] += len(blocks)
         lease = self.leases.grant(sender.address, blocks, now)
-        self.order.pin(blocks)
         return [Reply(sender, _held(lease))]
 
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         lease = self.leases.release(sender.address, msg.number)
         if lease is not None:
-            self.order.unpin(lease.blocks)
+            self.order.touch(lease.blocks)
         return []
 
     def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
@@ -261,7 +260,7 @@ class Index(Child):
         """Mend lost releases and lost grants of a session."""
         dropped, resend = self.leases.statement(sender.address, msg.lease_upto, msg.leases)
         for lease in dropped:
-            self.order.unpin(lease.blocks)
+            self.order.touch(lease.blocks)
         self.claims.statement(sender.address, msg.claim_upto, msg.claims)
         return [Send(sender.address, _held(lease)) for lease in resend]
 
@@ -305,4 +304,5 @@ def _sayable(blocks: list[Block]) -> list[Block]:
 
 def _held(lease: Lease) -> Held:
     blocks = lease.blocks
-    return Held(lease.number, len(blocks[0].pages), tuple(p for b in blocks for p in b.pages))
+    pages = tuple(chain.from_iterable([b.pages for b in blocks]))
+    return Held(lease.number, len(blocks[0].pages), pages)

@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import zmq
 
@@ -66,6 +66,7 @@ class Loop:
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
         self._callers: dict[Readable, Callable[[], None]] = {}  # what to do when it is readable
         self._peers: dict[zmq.Socket[bytes], Address | None] = {}  # sockets; None: the inbox
+        self._wake: int | None = None  # the host's wake_at, as of the end of the last turn
         self._stop: str | None = None
         self.late_ns = 0  # the latest wake since somebody reset this
         self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
@@ -156,6 +157,7 @@ class Loop:
         """Until the actor stops; its reason, empty for a clean end."""
         self.apply(self.host.start(monotonic()))
         self._drain_completions()
+        self._wake = self.host.wake_at()
         while self._stop is None:
             self._turn()
         if self._guard is not None:
@@ -167,10 +169,9 @@ class Loop:
         return self._stop
 
     def _turn(self) -> None:
-        wake = self.host.wake_at()
         timeout = None
-        if wake is not None:
-            timeout = max(0, -(-(wake - monotonic()) // 1_000_000))
+        if self._wake is not None:
+            timeout = max(0, -(-(self._wake - monotonic()) // 1_000_000))
         for ready, _ in self._poll.poll(timeout):
             if ready in self._callers:
                 self._callers[ready]()
@@ -182,6 +183,8 @@ class Loop:
             self.late_ns = max(self.late_ns, now - wake)
             self.apply(self.host.wake(now))
             self._drain_completions()
+            wake = self.host.wake_at()
+        self._wake = wake
 
     def _receive(self, socket: zmq.Socket[bytes], peer: Address | None) -> None:
         """Everything that has come, up to a limit."""
@@ -192,6 +195,8 @@ class Loop:
                 return
             self._take(frames, peer, socket is self._remote)
             if socket.closed or self._stop is not None:
+                return
+            if not cast(int, socket.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than Again
                 return
 
     def _take(self, frames: list[bytes], peer: Address | None, remote: bool) -> None:

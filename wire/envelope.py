@@ -15,11 +15,9 @@ msgpack array:
 A different major is refused by name (`VersionMismatch`), a different minor is welcome.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import msgpack
-
-from .message import Message, WireError, decode, encode, unpack_array
+from .message import Message, WireError, decode, encode, pack_array, unpack_array
 from .values import Address
 
 MAGIC = "pega"
@@ -32,15 +30,15 @@ HEADER_BYTES_MAX = 512
 NAME_BYTES_MAX = 64
 """Longest actor name."""
 
-_FIELDS = 11
+_TYPES = (str, int, int, str, int, str, int, int, int, int, int)
+_FIELDS = len(_TYPES)
 
 
 class VersionMismatch(WireError):
     """The peer speaks another major version."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A message with its sender, its receiver and its place in a conversation."""
 
     sender: Address
@@ -54,11 +52,8 @@ class Envelope:
 def pack(envelope: Envelope) -> list[bytes]:
     """The two frames of an envelope."""
     e = envelope
-    header = msgpack.packb(
-        (MAGIC, MAJOR, MINOR, *e.sender, *e.receiver, e.question, e.answer, e.deadline)
-        + (e.message.TAG,)
-    )
-    return [header, encode(e.message)]
+    around = (*e.sender, *e.receiver, e.question, e.answer, e.deadline, e.message.TAG)
+    return [pack_array((MAGIC, MAJOR, MINOR, *around)), encode(e.message)]
 
 
 def unpack(frames: list[bytes]) -> Envelope:
@@ -79,18 +74,17 @@ def unpack(frames: list[bytes]) -> Envelope:
         raise VersionMismatch(f"protocol major {raw[1]!r}, ours is {MAJOR}")
     if len(raw) < _FIELDS:
         raise WireError(f"header of {len(raw)} fields")
-    names, numbers = (raw[3], raw[5]), (raw[2], raw[4], *raw[6:_FIELDS])
-    if any(type(n) is not str or len(n) > NAME_BYTES_MAX for n in names):
-        raise WireError("bad name in the header")
-    if any(type(n) is not int or n < 0 for n in numbers):
-        raise WireError("bad number in the header")
-    if raw[7] and raw[8]:
+    fields = raw[:_FIELDS]
+    if tuple(map(type, fields)) != _TYPES:
+        raise WireError("a header field of the wrong type")
+    _, _, minor, sender, life, receiver, its_life, question, answer, deadline, tag = fields
+    if len(sender) > NAME_BYTES_MAX or len(receiver) > NAME_BYTES_MAX:
+        raise WireError("too long a name in the header")
+    if minor < 0 or life < 0 or its_life < 0 or question < 0 or answer < 0 or deadline < 0:
+        raise WireError("a negative number in the header")
+    if question and answer:
         raise WireError("a question that is an answer")
+    message = decode(tag, frames[1])
     return Envelope(
-        sender=Address(raw[3], raw[4]),
-        receiver=Address(raw[5], raw[6]),
-        message=decode(raw[10], frames[1]),
-        question=raw[7],
-        answer=raw[8],
-        deadline=raw[9],
+        Address(sender, life), Address(receiver, its_life), message, question, answer, deadline
     )

@@ -14,6 +14,7 @@ one of those, and the blob lists `Keys` and `U64s` of values.py.
 import dataclasses
 import enum
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_origin
 from typing import get_type_hints as hints_of
 
@@ -45,12 +46,23 @@ class Message:
 
 
 class _Codec(NamedTuple):
-    pack: Callable[[Any], Any]
+    pack: Callable[[Any], Any]  # `_same` where msgpack packs the value as it is
     unpack: Callable[[Any], Any]
 
 
+class _Schema(NamedTuple):
+    take: Callable[[Any], Any]  # all fields of a value, in order
+    packs: tuple[tuple[int, Callable[[Any], Any]], ...]  # by position; the others go as they are
+    unpacks: tuple[Callable[[Any], Any], ...]  # one per field
+    names: tuple[str, ...]
+    required: int  # fields without a default
+
+
 _TAGS: dict[int, type[Message]] = {}
-_CODECS: dict[type, tuple[list[_Codec], list[str], int]] = {}
+_SCHEMAS: dict[type, _Schema] = {}
+
+_packer = msgpack.Packer()
+"""Made once: a new one for each message costs more than to pack it.  It keeps no state."""
 
 
 _M = TypeVar("_M", bound=Message)
@@ -77,8 +89,7 @@ def declared() -> dict[int, type[Message]]:
 
 def encode(msg: Message) -> bytes:
     """The body of a message."""
-    body: bytes = msgpack.packb(_pack_fields(msg))
-    return body
+    return pack_array(_pack_fields(msg))
 
 
 def decode(tag: int, body: bytes) -> Message:
@@ -96,6 +107,12 @@ def decode(tag: int, body: bytes) -> Message:
     return made
 
 
+def pack_array(values: Any) -> bytes:
+    """One msgpack array of these."""
+    packed: bytes = _packer.pack(values)
+    return packed
+
+
 def unpack_array(data: bytes) -> tuple[Any, ...]:
     """One msgpack array and nothing after it, or WireError."""
     try:
@@ -107,33 +124,42 @@ def unpack_array(data: bytes) -> tuple[Any, ...]:
     return raw
 
 
-def _pack_fields(value: Any) -> list[Any]:
-    codecs, names, _ = _schema(type(value))
-    return [c.pack(getattr(value, n)) for c, n in zip(codecs, names, strict=True)]
+def _pack_fields(value: Any) -> Any:
+    schema = _schema(type(value))
+    fields = schema.take(value)
+    if schema.packs:
+        fields = list(fields)
+        for at, pack in schema.packs:
+            fields[at] = pack(fields[at])
+    return fields
 
 
 def _unpack_fields(cls: type, raw: Any) -> Any:
-    codecs, names, required = _schema(cls)
-    if type(raw) is not tuple or len(raw) < required:
-        raise WireError(f"{cls.__name__}: fewer than {required} fields")
-    args = []
-    for codec, name, field in zip(codecs, names, raw, strict=False):
-        try:
-            args.append(codec.unpack(field))
-        except ValueError as err:
-            raise WireError(f"{cls.__name__}.{name}: {err}") from None
+    schema = _schema(cls)
+    if type(raw) is not tuple or len(raw) < schema.required:
+        raise WireError(f"{cls.__name__}: fewer than {schema.required} fields")
+    args: list[Any] = []
+    try:
+        for unpack, field in zip(schema.unpacks, raw, strict=False):
+            args.append(unpack(field))
+    except ValueError as err:
+        raise WireError(f"{cls.__name__}.{schema.names[len(args)]}: {err}") from None
     return cls(*args)
 
 
-def _schema(cls: type) -> tuple[list[_Codec], list[str], int]:
-    """Codecs, names and the number of required fields of a dataclass."""
-    known = _CODECS.get(cls)
+def _schema(cls: type) -> _Schema:
+    """How the fields of a dataclass travel."""
+    known = _SCHEMAS.get(cls)
     if known is None:
         hints = hints_of(cls, include_extras=True)
         fields = dataclasses.fields(cls)
-        known = _CODECS[cls] = (
-            [_codec(hints[f.name]) for f in fields],
-            [f.name for f in fields],
+        names = tuple(f.name for f in fields)
+        codecs = [_codec(hints[name]) for name in names]
+        known = _SCHEMAS[cls] = _Schema(
+            attrgetter(*names) if len(names) > 1 else lambda v: [getattr(v, n) for n in names],
+            tuple((at, c.pack) for at, c in enumerate(codecs) if c.pack is not _same),
+            tuple(c.unpack for c in codecs),
+            names,
             sum(f.default is dataclasses.MISSING for f in fields),
         )
     return known
@@ -167,7 +193,13 @@ def _unpack_address(raw: Any) -> Address:
 
 
 def _enum_codec(kind: type[enum.IntEnum]) -> _Codec:
-    return _Codec(int, lambda raw: kind(_unpack_int(raw)))
+    known = {member.value: member for member in kind}
+
+    def unpack(raw: Any) -> enum.IntEnum:
+        number = _unpack_int(raw)
+        return known.get(number) or kind(number)
+
+    return _Codec(_same, unpack)
 
 
 def _tuple_codec(item: _Codec) -> _Codec:
@@ -179,7 +211,7 @@ def _tuple_codec(item: _Codec) -> _Codec:
             raise ValueError("not a list")
         return tuple([item.unpack(v) for v in raw])
 
-    return _Codec(pack, unpack)
+    return _Codec(_same if item.pack is _same else pack, unpack)
 
 
 def _blob_codec(blob: Blob) -> _Codec:
@@ -201,7 +233,7 @@ def _codec(hint: Any) -> _Codec:
     if hint is bytes:
         return _Codec(_same, _exact(bytes, BODY_BYTES_MAX))
     if hint is Address:
-        return _Codec(list, _unpack_address)
+        return _Codec(_same, _unpack_address)
     if isinstance(hint, type) and issubclass(hint, enum.IntEnum):
         return _enum_codec(hint)
     assert dataclasses.is_dataclass(hint), f"no codec for {hint}"

@@ -5,6 +5,8 @@ blocks and a msgpack list of a thousand elements costs twenty times what one blo
 """
 
 from collections.abc import Callable
+from functools import cache
+from struct import Struct, pack
 from typing import Annotated, NamedTuple, cast
 
 
@@ -64,11 +66,27 @@ def _unpack_keys(blob: bytes) -> tuple[object, ...]:
     count, rest = divmod(len(blob) - 1, size) if size else (0, 1)
     if rest or not 1 <= size <= KEY_BYTES_MAX or not 1 <= count <= LIST_MAX:
         raise ValueError(f"{len(blob)} bytes are not a list of keys of {size} bytes")
-    return tuple([blob[at : at + size] for at in range(1, len(blob), size)])
+    split = _splitter(size)
+    runs = count // _SPLIT
+    keys: list[object] = []
+    for at in range(1, 1 + runs * split.size, split.size):
+        keys += split.unpack_from(blob, at)
+    keys += [blob[at : at + size] for at in range(1 + runs * split.size, len(blob), size)]
+    return tuple(keys)
+
+
+_SPLIT = 32
+"""Keys cut off a blob in one call: a slice for each would cost four times as much."""
+
+
+@cache
+def _splitter(size: int) -> Struct:
+    """Cuts _SPLIT keys of this size; there are KEY_BYTES_MAX sizes."""
+    return Struct(f"{size}s" * _SPLIT)
 
 
 def _pack_u64s(numbers: tuple[object, ...]) -> bytes:
-    return b"".join([n.to_bytes(8, "little") for n in numbers])  # type: ignore[attr-defined]
+    return pack(f"<{len(numbers)}Q", *numbers)
 
 
 def _unpack_u64s(blob: bytes) -> tuple[object, ...]:

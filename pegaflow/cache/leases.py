@@ -5,9 +5,9 @@ ends one. Since any message may be lost, the holder says from time to time "up t
 exactly these": what is omitted up to n was released and the word was lost; what is later than n was
 granted and the grant may have been lost, so it is sent again.
 
-The table counts leases in the blocks themselves (`Block.leases`). Every verb that ends leases
-returns them; the caller unpins their blocks, and those that some other lease still names stay
-pinned.
+The table counts leases in the blocks themselves (`Block.leases`), where the eviction order sees
+them. Every verb that ends leases returns them, so that the caller can make their blocks the
+youngest.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ class LeaseTable:
         self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
 
     def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
-        """The caller pins the blocks."""
+        """A new lease."""
         number = self._last.get(holder, 0) + 1
         self._last[holder] = number
         lease = Lease(holder, number, tuple(blocks), now)

@@ -45,9 +45,7 @@ class PrefixIndex:
         found: list[Block] = []
         if table is None:
             return found
-        get = table.get
-        for key in keys:
-            block = get(key)
+        for block in map(table.get, keys):
             if block is None:
                 break
             found.append(block)

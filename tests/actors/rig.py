@@ -53,11 +53,16 @@ class Rig:
         return self._look(self.host.deliver(Envelope(sender, self.me, msg), self.now))
 
     def ask(
-        self, sender: Address, msg: Message, deadline: int = 0, to: Address | None = None
+        self,
+        sender: Address,
+        msg: Message,
+        deadline: int = 0,
+        to: Address | None = None,
+        remote: bool = False,
     ) -> list[Envelope]:
         self._question += 1
         frame = Envelope(sender, to or self.me, msg, self._question, 0, deadline)
-        return self._look(self.host.deliver(frame, self.now))
+        return self._look(self.host.deliver(frame, self.now, remote=remote))
 
     def answer(self, question: Envelope, msg: Message) -> list[Envelope]:
         assert question.question

@@ -1,8 +1,10 @@
 """Leases and the eviction order together, as the index uses them, against plain lists."""
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pegaflow.cache import eviction
 from pegaflow.cache.eviction import Lru
 from pegaflow.cache.leases import Lease, LeaseTable
 from pegaflow.cache.prefix_index import Block
@@ -42,9 +44,8 @@ class LeasesAgainstLists(RuleBasedStateMachine):
             assert list(lease.blocks) == self.leases[at]
         gone = {at: self.leases.pop(at) for at in expected}
         for lease, at in zip(leases, expected, strict=True):
-            still = [block for block in gone[at] if block in self.lru._pinned]
-            self.lru.unpin(lease.blocks)
-            self.use([block for block in still if not self.leased(block)])
+            self.lru.touch(lease.blocks)
+            self.use([b for b in gone[at] if b in self.order and not self.leased(b)])
 
     @rule(count=st.integers(1, 4), page_size=st.sampled_from([16384, 32768]))
     def insert(self, count: int, page_size: int) -> None:
@@ -65,7 +66,6 @@ class LeasesAgainstLists(RuleBasedStateMachine):
     def grant(self, data: st.DataObject, holder: tuple[str, int]) -> None:
         chain = data.draw(st.lists(st.sampled_from(self.order), unique=True))
         lease = self.table.grant(holder, chain, now=5)
-        self.lru.pin(chain)
         self.last[holder] += 1
         assert (lease.holder, lease.number) == (holder, self.last[holder])
         self.leases[holder, lease.number] = chain
@@ -113,7 +113,7 @@ class LeasesAgainstLists(RuleBasedStateMachine):
         self.lru.check()
         self.table.check()
         assert len(self.table) == len(self.leases)
-        assert len(self.lru) == sum(not self.leased(block) for block in self.order)
+        assert len(self.lru) == len(self.order)
         for block in self.order:
             assert block.leases == sum(block in blocks for blocks in self.leases.values())
 
@@ -136,9 +136,20 @@ def test_a_block_removed_under_a_lease_does_not_come_back() -> None:
     block = block_of(1, 16384)
     lru.insert_chain([block])
     lease = table.grant("a", [block], 0)
-    lru.pin([block])
     lru.remove(block)
     assert table.release("a", lease.number) is lease
-    lru.unpin(lease.blocks)
+    lru.touch(lease.blocks)
     assert lru.victims(16384, 1) == []
+    lru.check()
+
+
+def test_a_search_is_bounded_and_the_next_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eviction, "LOOK_MAX", 3)
+    lru, table = Lru(), LeaseTable()
+    blocks = [block_of(i, 16384) for i in range(5)]
+    for block in blocks:
+        lru.insert_chain([block])
+    table.grant("a", blocks[:4], 0)
+    assert lru.victims(16384, 1) == []
+    assert lru.victims(16384, 1) == [blocks[4]]
     lru.check()

@@ -1,8 +1,12 @@
 """The endpoint on TCP: who has a key is served like everybody, who has none gets nothing."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import zmq
@@ -53,12 +57,13 @@ def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def over_tcp(service: TcpService, name: str, curve: Path | None) -> Engine:
-    """An engine that knows the service by its port."""
+    """An engine that knows the service by its port, and whose pid means nothing to it."""
     engine = Engine(service, name)
     engine.client.close()
-    engine.client = Client(
-        name, b"tests" * 4, endpoint=service.url, curve=str(curve) if curve else None
-    )
+    with mock.patch.object(place, "start_ticks", lambda: 1):
+        engine.client = Client(
+            name, b"tests" * 4, endpoint=service.url, curve=str(curve) if curve else None
+        )
     engine.client.register(engine.layout, [engine.memory])
     return engine
 
@@ -88,9 +93,9 @@ def test_who_has_no_key_gets_nothing(service: TcpService, folder: Path, tmp_path
     not_let_in.write_text("\n".join([*theirs[:2], ours[2]]))
     other_server.write_text("\n".join([*ours[:2], theirs[2]]))
     for curve in (None, not_let_in, other_server):
-        stranger = over_tcp(service, "stranger", curve)
-        assert not stranger.client.connect(SILENCE_S) and not stranger.client.refusal
-        stranger.client.close()
+        stranger = over_tcp(service, "stranger", curve).client
+        with closing(stranger):
+            assert not stranger.connect(SILENCE_S) and not stranger.refusal
         assert inspect(service.url, SILENCE_S, str(curve) if curve else None) is None
     eventually("the log says who was kept out", lambda: "client_kept_out" in service.log())
     assert service.up()
@@ -103,6 +108,33 @@ def test_a_key_that_is_taken_away_opens_nothing(service: TcpService, folder: Pat
     assert inspect(service.url, PATIENCE_S, str(lost)) is not None
     (folder / keys.ALLOWED / "lost.toml").unlink()
     assert inspect(service.url, SILENCE_S, str(lost)) is None
+
+
+def test_an_engine_that_is_killed_takes_its_session_along(
+    service: TcpService, folder: Path
+) -> None:
+    script = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.procs.test_tcp import TcpService, over_tcp\n"
+        "over_tcp(TcpService(Path(sys.argv[1])), 'victim', Path(sys.argv[2])).attach()\n"
+        "print('attached', flush=True)\n"
+        "signal.pause()\n"
+    )
+    victim = subprocess.Popen(
+        [sys.executable, "-c", script, str(service.run_dir), str(folder / "client-mine.toml")],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert victim.stdout is not None and victim.stdout.readline() == b"attached\n"
+    session = service.session_of("victim")
+    victim.kill()
+    victim.wait()
+    victim.stdout.close()
+    eventually(
+        "its session is gone",
+        lambda: session.address not in {r.address for r in service.processes()},
+    )
 
 
 def test_only_clients_are_heard_on_tcp(service: TcpService, folder: Path) -> None:
