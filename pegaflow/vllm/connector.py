@@ -95,6 +95,9 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
             self._set_up(vllm_config, role, kv_cache_config)
         except Exception as error:
             self._note("start", error)
+            if not compat.is_scheduler(role):  # the other ranks are served: keep the promises
+                self._worker = Worker(None, "", 0)
+                self._off = False
 
     def _set_up(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         log = compat.logger()
@@ -188,6 +191,18 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
         """The engine's KV memory."""
         if self._worker:
             self._worker.register(kv_caches)
+
+    @guarded(_nothing)
+    def unregister_kv_caches(self) -> None:
+        """The engine is about to free its KV memory (sleep mode)."""
+        if self._worker:
+            self._worker.unregister()
+
+    @guarded(_nothing)
+    def restore_kv_caches(self) -> None:
+        """The KV memory is back, at the same place."""
+        if self._worker:
+            self._worker.restore()
 
     @guarded(_nothing)
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:

@@ -11,14 +11,19 @@ Three things keep the engine safe from a thread it cannot wait for:
   and the engine may go on at once.
 - A load is reported when the client says so: either all of it is there, or its failed blocks will
   not be written any more.
-- When this thread ends, for whatever reason, the client is closed and `dead` is set. The worker
-  then reports everything open by itself.
+- When this thread ends, for whatever reason, the client gives the memory up and is closed, and
+  `dead` is set. The worker then reports everything open by itself.
 
-After `reset` jobs wait until the loads under way have ended; those are reported failed, for they
-bring KV of other weights. Then a new client with the new namespace takes over.
+A load or save is one of several where the engine has several ranks: each has its own Mover, and
+the session publishes a block when all of them have saved their part under the same order. A rank
+that will not save an order says so (`Skip`), so that the others' parts are given up at once.
+
+After a `Reset` jobs wait until the loads under way have ended. Then a new client with the new
+namespace takes over.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +42,13 @@ LOAD_TIMEOUT_S = 10.0
 SAVE_TIMEOUT_S = 10.0
 """A finished request's blocks are held no longer; enough for thousands of blocks in the queue."""
 
+LET_GO_S = 4.0
+"""The session answers when no copy of its runs, within milliseconds; one that does not answer is
+killed after a second."""
+
+LOST_EVERY_S = 60.0
+"""One line on blocks that were not saved in this time: a full pool is no reason to fill the log."""
+
 IDLE_S = 1.0
 """Longest wait of a poll: jobs end it by `wake`, so this only bounds a shutdown that missed it."""
 
@@ -46,7 +58,7 @@ class Load:
     """One load; `failed` is filled in when it is done."""
 
     order: LoadOrder
-    spoiled: bool = False  # the cache was reset meanwhile: what arrives must not be used
+    spoiled: bool = False  # the cache was reset meanwhile (the engine's thread): no use any more
     failed: tuple[int, ...] = ()
 
 
@@ -59,10 +71,20 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """This rank does not save an order: no rank's part of it is published."""
+
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """Go on under another epoch's namespace."""
 
     epoch: int
+
+
+Job = Load | Save | Skip | Reset
 
 
 @dataclass(slots=True)
@@ -73,15 +95,19 @@ class Mover:
     layout: Layout
     buffers: Sequence[Any]
     make_client: Callable[..., Client]
+    epoch: int = 0  # whose namespace is used; the thread's after the start
     done: deque[Load | Save] = field(default_factory=deque)  # results; the engine's thread pops
     dead: bool = False  # the thread has ended; nothing more will come
-    _jobs: deque[Load | Save | Reset] = field(default_factory=deque)  # the engine's thread appends
+    released: bool = False  # nobody touches the KV memory any more
+    _jobs: deque[Job] = field(default_factory=deque)  # the engine's thread appends
     _open: dict[int, Load | Save] = field(default_factory=dict)  # by ticket
     _reset: Reset | None = None  # waits for the open loads
     _client: Client | None = None  # the thread's; others only wake it, under the gate
     _gate: threading.Lock = field(default_factory=threading.Lock)  # held for a wake, never longer
     _stopping: bool = False
     _was: str = ""  # the state last logged
+    _lost: int = 0  # blocks that were not saved, not yet logged
+    _told: float = float("-inf")  # when it was last logged
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -89,17 +115,18 @@ class Mover:
         self._thread = threading.Thread(target=self._run, name="pegaflow-mover", daemon=True)
         self._thread.start()
 
-    def submit(self, *jobs: Load | Save | Reset) -> None:
+    def submit(self, *jobs: Job) -> None:
         """Hand jobs over; returns at once."""
         self._jobs.extend(jobs)
         self._wake()
 
-    def stop(self, patience: float) -> None:
-        """End the thread; waits a little for its farewell to the service."""
+    def stop(self, patience: float) -> bool:
+        """End the thread; whether, so soon, nobody touches the KV memory any more."""
         self._stopping = True
         self._wake()
-        if self._thread is not None:
+        if self._thread is not None and patience > 0:
             self._thread.join(patience)
+        return self.released
 
     def _wake(self) -> None:
         with self._gate:
@@ -110,12 +137,15 @@ class Mover:
 
     def _run(self) -> None:
         try:
-            self._use(self._connect(0))
+            self._use(self._connect())
             while self._client is not None and not self._stopping:
                 self._turn(self._client)
         finally:
-            self._use(None)
-            self.dead = True
+            try:
+                self.released = self._client is None or self._client.unregister(LET_GO_S)
+            finally:
+                self._use(None)
+                self.dead = True
 
     def _use(self, client: Client | None) -> None:
         """Replace the client. The gate keeps a wake from reaching one that is closed."""
@@ -124,17 +154,19 @@ class Mover:
         if old is not None:
             old.close()
 
-    def _connect(self, epoch: int) -> Client:
+    def _connect(self) -> Client:
         engine = self.engine
-        namespace, probe = engine.shared(epoch)
+        namespace, probe = engine.shared(self.epoch)
         client = self.make_client(
             engine.name,
             namespace,
             probe=probe,
             world=engine.world,
-            generation=engine.generation(epoch),
+            generation=engine.generation(self.epoch),
             endpoint=engine.settings.endpoint,
             curve=engine.settings.curve,
+            opens=False,
+            way=engine.settings.way,
         )
         client.register(self.layout, self.buffers, rank=engine.rank)
         return client
@@ -149,27 +181,25 @@ class Mover:
                 self._loaded(job, done)
             else:
                 assert isinstance(job, Save) and isinstance(done, SaveDone)
-                self.done.append(job)
+                self._saved(job, done)
         if self._reset is not None and not any(isinstance(j, Load) for j in self._open.values()):
             self._switch(self._reset)
         if self._client is not None:
             self._report(self._client)
 
-    def _begin(self, client: Client, job: Load | Save | Reset) -> None:
+    def _begin(self, client: Client, job: Job) -> None:
         if isinstance(job, Reset):
             self._reset = job
-            for other in self._open.values():
-                if isinstance(other, Load):
-                    other.spoiled = True
-                else:
-                    other.dropped = True
         elif isinstance(job, Load):
             order = job.order
             ticket = client.start_load(
                 order.lease, order.blocks, first=order.first, timeout=LOAD_TIMEOUT_S
             )
             self._open[ticket] = job
+        elif isinstance(job, Skip):
+            client.skip_save(job.order)
         elif job.dropped:
+            client.skip_save(job.order.order)
             self.done.append(job)
         else:
             saved = job.order
@@ -178,13 +208,14 @@ class Mover:
                 saved.blocks,
                 timeout=SAVE_TIMEOUT_S,
                 parent=saved.parent,
+                order=saved.order,
                 valid=lambda: not job.dropped,
             )
             self._open[ticket] = job
 
     def _loaded(self, load: Load, done: LoadDone) -> None:
         bad = done.status is not Status.OK
-        load.failed = load.order.blocks if load.spoiled else done.failed
+        load.failed = done.failed
         if bad and not load.failed:
             load.failed = load.order.blocks
         if bad:
@@ -195,16 +226,34 @@ class Mover:
             )
         self.done.append(load)
 
+    def _saved(self, save: Save, done: SaveDone) -> None:
+        missing = len(save.order.keys) - done.saved - done.known
+        if missing and not save.dropped:
+            self._lost += missing
+        if self._lost and time.monotonic() - self._told >= LOST_EVERY_S:
+            compat.logger().warning(
+                "pegaflow: rank %d: %d blocks were not saved (%s)",
+                self.engine.rank,
+                self._lost,
+                done.status.words,
+            )
+            self._lost, self._told = 0, time.monotonic()
+        self.done.append(save)
+
     def _switch(self, reset: Reset) -> None:
         """Only saves are open, and all are dropped: the engine need not hear of them later."""
         self.done.extend(self._open.values())
         self._open.clear()
-        self._use(self._connect(reset.epoch))
+        self.epoch = reset.epoch
+        self._use(self._connect())
         self._reset = None
 
     def _report(self, client: Client) -> None:
         """One line for each change of the connection."""
-        now = "attached" if client.attached else client.refusal or "not attached"
+        now = client.refusal or "not attached"
+        if client.attached:
+            loads, saves, why = client.ways
+            now = f"attached (loads {loads}, saves {saves}{why and '; '}{why})"
         if now != self._was:
             if client.attached and client.advice:
                 compat.logger().warning("pegaflow: %s", client.advice)

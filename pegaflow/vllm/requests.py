@@ -52,8 +52,13 @@ class LoadOrder:
 
 @dataclass(frozen=True, slots=True)
 class SaveOrder:
-    """Save these blocks of a request under these keys. Travels to every worker."""
+    """Save these blocks of a request under these keys. Travels to every worker.
 
+    `order` is its number, never used twice by one engine: a block is published when every worker
+    has saved its part of it under the same number, so parts of two computations never meet.
+    """
+
+    order: int
     request: str
     keys: tuple[bytes, ...]
     blocks: tuple[int, ...]
@@ -106,6 +111,7 @@ class Requests:
         self._saving = saving  # whether `step` orders saves at all
         self.tracked: dict[str, Tracked] = {}
         self._tickets: dict[int, str] = {}  # open lookups: ticket -> request
+        self._order = 0  # number of the newest save order
 
     def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[bytes, ...]:
         """Keys of the request's full blocks first..end."""
@@ -179,12 +185,15 @@ class Requests:
         return max(0, tracked.usable() - tracked.local) * self.block_tokens
 
     def allocated(self, request: str, blocks: Sequence[int], tokens: int) -> list[Lease]:
-        """vLLM gave the request its blocks and wants `tokens` of them loaded (`loading` is set)."""
+        """vLLM gave the request its blocks and wants `tokens` of them loaded.
+
+        `loading` is set then, unless the hit was given back meanwhile: 0.33 says this later than
+        it took the offer, while an earlier step still uses the blocks.
+        """
         tracked = self.tracked[request]
         tracked.blocks = list(blocks)
-        if tokens == 0:
+        if tokens == 0 or tracked.lease is None:
             return self._drop_answer(tracked)
-        assert tracked.lease is not None, "vLLM wants what was not offered"
         count = tokens // self.block_tokens
         targets = tuple(blocks[tracked.local : tracked.local + count])
         assert tokens % self.block_tokens == 0 and len(targets) == count
@@ -215,7 +224,8 @@ class Requests:
         parent = self.keys(tracked, first - 1, first)[0] if first else b""
         targets = tuple(tracked.blocks[first : tracked.saved_to])
         tracked.saves += self._ranks
-        return SaveOrder(request, keys, targets, parent)
+        self._order += 1
+        return SaveOrder(self._order, request, keys, targets, parent)
 
     # what became of it
 

@@ -2,14 +2,15 @@
 
 It runs in the engine's scheduling loop, so it never waits: lookups are sent when a request arrives
 and collected when it is scheduled, within one small budget for all requests of a step; what is not
-there yet is asked for again in the next step. It owns one Client, without registered memory, that
-shares its session with the workers' clients (same engine, same generation).
+there yet is asked for again in the next step. It owns one Client, without registered memory. That
+one opens the engine's session (a new one after each reset); the workers' clients join it.
 
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
 between, `emergency` sends what is left as abandoned, and the workers report it failed.
 """
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Scheduler:
             generation=engine.generation(self._epoch),
             endpoint=engine.settings.endpoint,
             curve=engine.settings.curve,
+            opens=True,
         )
 
     # lookups
@@ -233,7 +235,8 @@ class Scheduler:
         """The weights changed: nothing cached so far fits, and nothing that follows fits others."""
         self._epoch += 1
         self._release(self._requests.clear_answers())
-        self._client.close()
+        # Its goodbye may have to wait for a session that hangs; the engine need not.
+        threading.Thread(target=self._client.close, name="pegaflow-goodbye", daemon=True).start()
         self._client = self._new_client()
         return True
 

@@ -17,6 +17,7 @@ from pegaflow.vllm.namespace import Namespace, model_fingerprint, namespace, pri
 
 PREFIX = "pegaflow."
 MODES = ("read_write", "save_only", "read_only")
+WAYS = ("auto", "staged", "process_vm")
 DEFAULT_TIMEOUT_MS = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
 long."""
@@ -30,6 +31,7 @@ class Settings:
     curve: str | None  # the key file for a TCP endpoint
     mode: str  # one of MODES
     timeout_s: float  # after this long, a lookup is a miss
+    way: str  # one of WAYS: how blocks move between the engine and the pool
 
     @property
     def loads(self) -> bool:
@@ -44,7 +46,7 @@ class Settings:
 
 def settings(extra: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Settings, list[str]]:
     """The settings, and one warning per key or value that was not understood."""
-    names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms")
+    names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms", "way")
     known = {f"{PREFIX}{name}" for name in names}
     where = choose(extra, env)
     warnings = list(where.warnings)
@@ -52,10 +54,16 @@ def settings(extra: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Settings
         if key.startswith(PREFIX) and key not in known:
             near = difflib.get_close_matches(key, sorted(known), 1, 0.0)[0]
             warnings.append(f"unknown key {key!r} is ignored; did you mean {near!r}?")
-    mode = str(extra.get(f"{PREFIX}mode", MODES[0]))
-    if mode not in MODES:
-        warnings.append(f"{PREFIX}mode {mode!r} is none of {', '.join(MODES)}; using {MODES[0]}")
-        mode = MODES[0]
+
+    def one_of(name: str, values: tuple[str, ...]) -> str:
+        chosen = str(extra.get(f"{PREFIX}{name}", values[0]))
+        if chosen in values:
+            return chosen
+        listed = ", ".join(values)
+        warnings.append(f"{PREFIX}{name} {chosen!r} is none of {listed}; using {values[0]}")
+        return values[0]
+
+    mode, way = one_of("mode", MODES), one_of("way", WAYS)
     raw = extra.get(f"{PREFIX}timeout_ms", DEFAULT_TIMEOUT_MS)
     try:
         timeout = float(raw)
@@ -64,7 +72,7 @@ def settings(extra: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Settings
     if not 0 < timeout < float("inf"):
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
-    return Settings(where.url, where.curve, mode, timeout / 1000), warnings
+    return Settings(where.url, where.curve, mode, timeout / 1000, way), warnings
 
 
 def facts(vllm_config: Any, kv_cache_config: Any) -> dict[str, str]:

@@ -4,14 +4,19 @@ them.
 Every method runs in the engine's thread and only moves entries between lists. Its promises to vLLM:
 
 - Every load is reported exactly once, as received; failed blocks are named in the same step. This
-  holds without a Mover (the KV memory cannot be described), after its death, and for abandoned
-  loads.
+  holds without a Mover (the KV memory cannot be described, or is given up), after its death, and
+  for abandoned loads.
 - Every held request is reported exactly once, as sent, as soon as no save of it is open. A save
   that takes too long is dropped, so that nothing is held for ever.
 - Blocks computed in a step that reported load errors are not saved.
 
 Results are collected once per step, at its first call, so that all its reports agree with each
 other.
+
+Of an engine with several ranks each makes these reports by itself. vLLM waits until all of them
+have reported a request as received or sent, adds their failed blocks up, and computes again from
+the first one that any rank names. A step in which one rank reports errors is saved by none: that
+rank skips the step's orders, and an order is published only when every rank has saved it.
 """
 
 import time
@@ -22,10 +27,11 @@ from typing import Any
 from pegaflow.client import Client
 from pegaflow.vllm import compat
 from pegaflow.vllm.layout import Tensor, Unrepresentable, plan
-from pegaflow.vllm.mover import SAVE_TIMEOUT_S, Load, Mover, Reset, Save
+from pegaflow.vllm.mover import LET_GO_S, SAVE_TIMEOUT_S, Load, Mover, Reset, Save, Skip
 from pegaflow.vllm.requests import LoadOrder
 from pegaflow.vllm.scheduler import StepOrders
 from pegaflow.vllm.settings import Engine
+from pegaflow.wire.layout import Layout
 
 SAVE_GRACE_S = 2.0
 """On top of the client's own timeout, which normally ends a save first."""
@@ -34,8 +40,9 @@ DEAD_LOAD_S = 5.0
 """A load of a dead Mover is reported failed this much later: its client has left the session, which
 by then has stopped or is killed, so nobody writes into the blocks any more."""
 
-FAREWELL_S = 1.0
-"""A stopping engine waits this long for the Mover to say goodbye; the service copes without."""
+FAREWELL_S = LET_GO_S + 1.0
+"""Before KV memory is freed, the Mover's goodbye is waited for so long: as long as it takes to part
+from a session that hangs, and to stop what it is doing."""
 
 
 @dataclass
@@ -89,11 +96,13 @@ def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
 class Worker:
     """See the module."""
 
-    def __init__(self, engine: Engine, layout_name: str, blocks: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine | None, layout_name: str, blocks: int) -> None:
+        self._engine = engine  # None: it could not be made; nothing is moved, promises are kept
         self._layout_name = layout_name
         self._blocks = blocks  # how many the engine has
+        self._memory: tuple[Layout, list[Any]] | None = None  # what the Mover is given
         self._mover: Mover | None = None  # None: nothing can be moved
+        self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
         self._dead_since: float | None = None  # when the Mover was found dead
         self._epoch = 0
         self._loads: dict[str, Load] = {}  # not yet reported
@@ -106,42 +115,71 @@ class Worker:
 
     def register(self, caches: Mapping[str, Any]) -> None:
         """The engine's KV memory; from now on it is offered to the service."""
+        if self._engine is None:
+            return
         try:
             planned = plan(tensors(caches), self._blocks, self._layout_name)
         except Unrepresentable as why:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", why)
             return
-        memory = buffers(caches, planned.storages)
-        self._mover = Mover(self._engine, planned.layout, memory, Client)
-        self._mover.start()
+        self._memory = planned.layout, buffers(caches, planned.storages)
+        self.restore()
+
+    def unregister(self) -> None:
+        """The engine frees its KV memory: it is left alone when this returns."""
+        mover, self._mover = self._mover, None
+        if mover is not None and not mover.stop(FAREWELL_S):
+            compat.logger().error("pegaflow: the service has not let go of the KV memory")
+
+    def restore(self) -> None:
+        """The KV memory is there, for the first time or again."""
+        if self._mover is None and self._memory is not None and self._engine is not None:
+            self._dead_since = None
+            self._mover = Mover(self._engine, *self._memory, Client, self._epoch)
+            self._mover.start()
+
+    @property
+    def _moves(self) -> bool:
+        """Whether loads and saves can be started."""
+        return self._mover is not None and not self._mover.dead and not self._disagrees
 
     # a step, in vLLM's order
 
     def preempted(self, orders: StepOrders) -> None:
-        """Blocks of these requests are about to be overwritten."""
+        """Blocks are about to be overwritten: of these requests, or after a reset of any."""
+        self._follow(orders)
         for name in orders.preempted:
             self._drop(name)
 
     def begin(self, orders: StepOrders) -> None:
         """Collect what has ended, and start this step's loads."""
+        self._follow(orders)
         self._collect()
-        if self._mover is not None and orders.namespace != self._engine.namespace(orders.epoch):
-            compat.logger().error("pegaflow: off: scheduler and worker differ in their namespace")
-            self._mover.stop(FAREWELL_S)
-            self._mover = None
-        if orders.epoch != self._epoch:
-            self._epoch = orders.epoch
-            for name in list(self._saves):
-                self._drop(name)
-            if self._mover is not None:
-                self._mover.submit(Reset(orders.epoch))
         for name, blocks in orders.abandoned:
             self._finish(name, blocks)
         for order in orders.loads:
             self._load(order)
 
+    def _follow(self, orders: StepOrders) -> None:
+        """Go on under the scheduler's namespace."""
+        if self._engine is None or self._disagrees:
+            return
+        if orders.namespace != self._engine.namespace(orders.epoch):
+            compat.logger().error("pegaflow: off: scheduler and worker differ in their namespace")
+            self._disagrees = True
+            if self._mover is not None:
+                self._mover.stop(0.0)
+        elif orders.epoch != self._epoch:
+            self._epoch = orders.epoch
+            for name in list(self._saves):
+                self._drop(name)
+            for load in self._loads.values():
+                load.spoiled = True  # it brings KV of other weights
+            if self._mover is not None:
+                self._mover.submit(Reset(orders.epoch))
+
     def _load(self, order: LoadOrder) -> None:
-        if self._mover is None or self._mover.dead:
+        if self._mover is None or not self._moves:
             self._finish(order.request, order.blocks)
             return
         load = Load(order)
@@ -150,17 +188,17 @@ class Worker:
 
     def save(self, orders: StepOrders) -> None:
         """The step's KV is computed: start its saves, and note who waits for theirs."""
-        works = self._mover is not None and not self._mover.dead and not self._errors_in_step
-        saves = []
+        jobs: list[Save | Skip] = []
         for order in orders.saves:
-            if works:
+            if self._moves and not self._errors_in_step:
                 save = Save(order)
                 self._saves.setdefault(order.request, []).append(save)
-                saves.append(save)
+                jobs.append(save)
             else:
                 self._ended[order.request] = self._ended.get(order.request, 0) + 1
-        if saves and self._mover is not None:
-            self._mover.submit(*saves)
+                jobs.append(Skip(order.order))
+        if jobs and self._mover is not None and self._moves:
+            self._mover.submit(*jobs)
 
     def finished(self, orders: StepOrders | None) -> tuple[set[str], set[str]]:
         """(held requests whose saves are over, requests whose load is over)"""
@@ -195,9 +233,8 @@ class Worker:
                 self._finish(order.request, order.blocks)
 
     def close(self) -> None:
-        """The engine stops."""
-        if self._mover is not None:
-            self._mover.stop(FAREWELL_S)
+        """The engine stops, and with it its KV memory goes."""
+        self.unregister()
 
     # inside
 
@@ -209,7 +246,7 @@ class Worker:
             if isinstance(job, Save):
                 self._end(job)
             elif self._loads.pop(job.order.request, None) is not None:
-                self._finish(job.order.request, job.failed)
+                self._finish(job.order.request, job.order.blocks if job.spoiled else job.failed)
         if mover is None or mover.dead:
             self._give_up()
 

@@ -8,12 +8,16 @@ counted: tokens found in its own prefix cache and in the external one, and preem
 since the start of the engine.
 
 The model computes in float32: in bfloat16 the output depends on which requests share a step.
+
+An engine that dies of a batch says so in place of the answer.
 """
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -44,10 +48,13 @@ class Options:
     tokens: int = 24  # to generate for each
     block_size: int = 32
     kv_blocks: int = 0  # blocks of KV memory; 0: a few thousand
+    tp: int = 1  # tensor parallel ranks; with several, each is a process
     inproc: bool = True  # engine core in this process
     follow: bool = False
     reset: bool = False  # forget vLLM's own prefix cache first
+    reset_connector: bool = False  # with `reset`: the weights have changed, say
     abort_after: int = 0  # abort the first request after this many steps; 0: never
+    kill_rank_after: int = 0  # SIGKILL the process of a rank after this many steps; 0: never
 
 
 def prompts(options: Options) -> list[list[int]]:
@@ -74,6 +81,8 @@ def build(model: str, options: Options) -> Any:
             kv_load_failure_policy="recompute",
             kv_connector_extra_config={"pegaflow.endpoint": options.endpoint, **options.extra},
         )
+    if options.tp > 1:
+        more |= {"tensor_parallel_size": options.tp, "distributed_executor_backend": "mp"}
     if options.kv_blocks:
         more["num_gpu_blocks_override"] = options.kv_blocks
     return LLM(
@@ -110,6 +119,10 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
         steps += 1
         if steps == options.abort_after:
             engine.abort_request(["0"])
+        if steps == options.kill_rank_after:
+            rank = multiprocessing.active_children()[-1]
+            assert rank.pid is not None
+            os.kill(rank.pid, signal.SIGKILL)
     outs.sort(key=lambda out: int(out.request_id))
     values = {m.name: getattr(m, "value", 0) for m in llm.get_metrics()}
     return {
@@ -121,6 +134,15 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
         "left": left_over(llm, options),
         **{name: values.get(metric, 0) for name, metric in METRICS.items()},
     }
+
+
+def forget(llm: Any, connector: bool) -> None:
+    """Empty vLLM's own cache, which it does once no request holds blocks; then the connector's."""
+    until = time.monotonic() + PATIENCE_S
+    while not llm.reset_prefix_cache():
+        assert time.monotonic() < until, "blocks are held although every request was answered"
+    if connector:
+        assert llm.reset_prefix_cache(reset_connector=True)
 
 
 def left_over(llm: Any, options: Options) -> list[int]:
@@ -150,9 +172,13 @@ def main() -> None:
     for line in sys.stdin if options.follow else [""]:
         asked = Options(**{**vars(options), **json.loads(line or "{}")})
         if asked.reset:
-            assert llm.reset_prefix_cache()
+            forget(llm, asked.reset_connector)
         faulthandler.dump_traceback_later(BATCH_S - 5)
-        say(batch(llm, asked))
+        answer: dict[str, Any] = {"died": True}
+        try:
+            answer = batch(llm, asked)
+        finally:
+            say(answer)
         faulthandler.cancel_dump_traceback_later()
 
 

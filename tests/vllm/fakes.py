@@ -1,7 +1,8 @@
 """Stand-ins for the two neighbours of the connector: vLLM's objects, and the client.
 
 The objects of vLLM are as small as the connector lets them be. The client keeps its blocks in a
-dictionary; a test can hold its answers back, or break it.
+dictionary; a test can hold its answers back, or break it. It follows the service's rules of who
+opens a generation, who joins it, and when a block of several ranks is published.
 """
 
 import threading
@@ -40,16 +41,25 @@ class FullAttentionSpec:
     block_size = BLOCK
 
 
-def config(mode: str = "read_write", extra: dict[str, Any] | None = None) -> Any:
-    """A VllmConfig."""
+def config(
+    mode: str = "read_write",
+    extra: dict[str, Any] | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    life: str = "42",
+    dtype: str = "auto",
+) -> Any:
+    """A VllmConfig, as a process of that rank sees it."""
     return SimpleNamespace(
-        instance_id="42",
+        instance_id=life,
+        parallel_config=SimpleNamespace(rank=rank, world_size=world),
         kv_transfer_config=SimpleNamespace(
             engine_id="engine",
             kv_load_failure_policy="recompute",
             kv_connector_extra_config={"pegaflow.mode": mode, **(extra or {})},
         ),
-        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
+        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype=dtype),
     )
 
 
@@ -102,54 +112,117 @@ def worker_output(
     )
 
 
+Order = tuple[bytes, int]
+"""Generation and number of a save order."""
+
+
 @dataclass
 class Store:
     """The service behind all fake clients of a test."""
 
-    pages: dict[bytes, bytes] = field(default_factory=dict)
+    # Namespace and hash -> the part of each rank.
+    pages: dict[bytes, list[bytes]] = field(default_factory=dict)
     leases: dict[int, list[bytes]] = field(default_factory=dict)
+    loaded: dict[int, set[int]] = field(default_factory=dict)  # lease -> ranks that have used it
+    orders: dict[Order, dict[int, list[bytes]]] = field(default_factory=dict)  # parts by rank
+    given_up: set[Order] = field(default_factory=set)
     holding: bool = False  # answers are kept back
     failing: int = 0  # of each load, so many last blocks fail
+    failing_ranks: Collection[int] = (0,)  # where they do
     broken: bool = False  # every call raises
     clients: list["FakeClient"] = field(default_factory=list)
     number: int = 0
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def has(self, request: Request) -> bool:
+        """Whether any block of the request is there, in any namespace."""
+        return any(key.endswith(block) for key in self.pages for block in request.block_hashes)
 
     def let_go(self) -> None:
         """Give the answers that were held back."""
         self.holding = False
+        self.wake_all()
+
+    def wake_all(self) -> None:
+        """Something has changed for everybody."""
         for client in self.clients:
             client.wake()
 
     def make(self, *args: Any, **kwargs: Any) -> "FakeClient":
         """To be put where the connector finds `Client`."""
         made = FakeClient(self, *args, **kwargs)
-        self.clients.append(made)
+        with self.lock:
+            self.clients.append(made)
         return made
+
+    def serves(self, generation: bytes) -> set[int]:
+        """The attached ranks of a generation; none while it is not open."""
+        with self.lock:
+            mine = [c for c in self.clients if c.generation == generation and not c.closed]
+            opened = any(c.opens for c in mine)
+            return {c.rank for c in mine if c.rank is not None} if opened else set()
 
 
 class FakeClient:
     """`pegaflow.client.Client` over a Store."""
 
-    def __init__(self, store: Store, engine: str, namespace: bytes, **how: Any) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: str,
+        namespace: bytes,
+        *,
+        probe: bytes,
+        world: int,
+        generation: bytes,
+        endpoint: str | None,
+        curve: str | None,
+        opens: bool,
+        way: str = "auto",
+    ) -> None:
         self.store = store
-        self.identity = (engine, namespace, how["generation"])
-        self.attached = True
+        self.identity = (engine, namespace, generation)
+        self.generation = generation
+        self.world = world
+        self.opens = opens
+        self.rank: int | None = None  # of the registered memory
         self.refusal = ""
         self.advice = ""
+        self.ways = ("staged", "staged", "")
         self.closed = False
         self.woken = threading.Event()
         self.done: list[Done] = []
-        self.saves: list[tuple[int, Sequence[bytes], Sequence[int], Callable[[], bool]]] = []
+        self.saves: list[_Save] = []  # not ended yet
+
+    @property
+    def attached(self) -> bool:
+        """Whether a session serves this client."""
+        return self.opens or self.rank in self.store.serves(self.generation)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all ranks are attached."""
+        return len(self.store.serves(self.generation)) == self.world
+
+    def _named(self, keys: Sequence[bytes]) -> list[bytes]:
+        return [self.identity[1] + key for key in keys]
 
     def _ticket(self) -> int:
         if self.store.broken:
             raise RuntimeError("broken on purpose")
-        self.store.number += 1
-        return self.store.number
+        with self.store.lock:
+            self.store.number += 1
+            return self.store.number
 
     def register(self, layout: Layout, buffers: Sequence[Any], *, rank: int = 0) -> None:
         """Remember the memory."""
         self.layout, self.buffers = layout, [np.asarray(b) for b in buffers]
+        self.rank = rank
+
+    def unregister(self, timeout: float) -> bool:
+        """The memory is left alone."""
+        self.rank = None
+        return True
 
     def connect(self, timeout: float) -> bool:
         """There it is."""
@@ -158,8 +231,11 @@ class FakeClient:
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int:
         """The longest prefix."""
         ticket = self._ticket()
+        if not self.complete:
+            self.done.append(LookupDone(ticket, Status.NOT_ATTACHED, None, 0))
+            return ticket
         held = []
-        for key in keys:
+        for key in self._named(keys):
             if key not in self.store.pages:
                 break
             held.append(key)
@@ -172,15 +248,23 @@ class FakeClient:
     def start_load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float
     ) -> int:
-        """Copies at once; the last `failing` blocks fail."""
+        """Copies at once; the last `failing` blocks fail. The last rank uses the lease up."""
         ticket = self._ticket()
-        keys = self.store.leases.pop(lease.number)[first : first + len(blocks)]
-        good = len(blocks) - self.store.failing
+        assert self.rank is not None
+        with self.store.lock:
+            keys = self.store.leases[lease.number][first : first + len(blocks)]
+            ranks = self.store.loaded.setdefault(lease.number, set())
+            assert self.rank not in ranks
+            ranks.add(self.rank)
+            if len(ranks) == self.world:
+                del self.store.leases[lease.number]
+        failing = self.store.failing if self.rank in self.store.failing_ranks else 0
+        good = len(blocks) - failing
         for key, block in list(zip(keys, blocks, strict=True))[:good]:
+            page = np.frombuffer(self.store.pages[key][self.rank], np.uint8)
             for region, offset, length, at in pieces(self.layout, block):
-                page = np.frombuffer(self.store.pages[key], np.uint8)
                 self.buffers[region][offset : offset + length] = page[at : at + length]
-        status = Status.COPY_FAILED if self.store.failing else Status.OK
+        status = Status.COPY_FAILED if failing else Status.OK
         self.done.append(LoadDone(ticket, status, tuple(blocks[good:])))
         return ticket
 
@@ -191,42 +275,82 @@ class FakeClient:
         *,
         timeout: float,
         parent: bytes = b"",
+        order: int = 0,
         valid: Callable[[], bool] = lambda: True,
     ) -> int:
         """Copied by `poll`."""
         ticket = self._ticket()
-        self.saves.append((ticket, keys, blocks, valid))
+        self.saves.append(_Save(ticket, (self.generation, order), keys, blocks, valid))
         return ticket
+
+    def skip_save(self, order: int) -> None:
+        """No rank's part of it is published."""
+        with self.store.lock:
+            self.store.given_up.add((self.generation, order))
+        self.store.wake_all()
 
     def release(self, lease: Lease) -> None:
         """Given back."""
         self.store.leases.pop(lease.number, None)
 
     def poll(self, timeout: float = 0.0) -> list[Done]:
-        """Everything, unless answers are held back."""
+        """Everything that has ended, unless answers are held back."""
         if self.store.broken:
             raise RuntimeError("broken on purpose")
-        if self.store.holding or not (self.saves or self.done):
+        if not self.store.holding:
+            self._save()
+        if self.store.holding or not self.done:
             self.woken.wait(timeout)
             self.woken.clear()
         if self.store.holding:
             return []
-        for ticket, keys, blocks, valid in self.saves:
-            if valid():
-                for key, block in zip(keys, blocks, strict=True):
-                    parts = [
-                        self.buffers[r][o : o + n] for r, o, n, _ in pieces(self.layout, block)
-                    ]
-                    self.store.pages[key] = b"".join(p.tobytes() for p in parts)
-            self.done.append(SaveDone(ticket, Status.OK, len(keys), 0))
-        self.saves = []
+        self._save()
         done, self.done = self.done, []
         return done
+
+    def _save(self) -> None:
+        """Copy, publish with the last rank, and end what was published or given up."""
+        with self.store.lock:
+            for save in list(self.saves):
+                parts = self.store.orders.setdefault(save.order, {})
+                assert self.rank is not None
+                if not save.valid():
+                    self.skip_save(save.order[1])
+                elif self.rank not in parts:
+                    parts[self.rank] = [self._block(block) for block in save.blocks]
+                if save.order in self.store.given_up:
+                    self._end(save, Status.DROPPED)
+                elif len(parts) == self.world:
+                    pages = zip(*(parts[rank] for rank in range(self.world)), strict=True)
+                    self.store.pages.update(
+                        zip(self._named(save.keys), map(list, pages), strict=True)
+                    )
+                    self._end(save, Status.OK)
+
+    def _end(self, save: "_Save", status: Status) -> None:
+        self.saves.remove(save)
+        self.done.append(SaveDone(save.ticket, status, len(save.keys), 0))
+        self.store.wake_all()
+
+    def _block(self, block: int) -> bytes:
+        cut = [self.buffers[r][o : o + n] for r, o, n, _ in pieces(self.layout, block)]
+        return b"".join(piece.tobytes() for piece in cut)
 
     def wake(self) -> None:
         """End a poll that waits."""
         self.woken.set()
 
     def close(self) -> None:
-        """Gone."""
-        self.closed = True
+        """Gone, with its parts of what is not published."""
+        with self.store.lock:
+            self.closed = True
+            self.store.given_up |= {save.order for save in self.saves}
+
+
+@dataclass(frozen=True, eq=False)
+class _Save:
+    ticket: int
+    order: Order
+    keys: Sequence[bytes]
+    blocks: Sequence[int]
+    valid: Callable[[], bool]

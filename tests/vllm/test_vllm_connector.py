@@ -1,148 +1,30 @@
-"""Both halves behind the boundary, called in vLLM's order, over a fake client.
-
-The worker's thread is real; a step that needs its results is repeated, as an idle engine does.
-"""
+"""Both halves behind the boundary, called in vLLM's order, over a fake client: an engine of one
+rank."""
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-import pegaflow.vllm.scheduler
+import pegaflow.vllm.requests
 import pegaflow.vllm.worker
 from pegaflow.connector import PegaKVConnector
 from pegaflow.vllm import plugin
 from pegaflow.vllm.connector import MAX_ERRORS
-from pegaflow.vllm.layout import Tensor
-from pegaflow.vllm.mover import Mover
 from pegaflow.vllm.scheduler import StepOrders
 from pegaflow.vllm.worker import SavesDone
 
-from .fakes import Request, Store, blocks, config, kv_cache_config, output, role, worker_output
-
-BLOCKS = 64
-PATIENCE_S = 10.0
-
-
-class Pair:
-    """One engine: a scheduler's and a worker's connector, and its KV memory."""
-
-    def __init__(self, vllm_config: Any = None, memory: Any = None) -> None:
-        vllm_config = vllm_config or config()
-        self.memory = np.zeros((2, BLOCKS, 16), np.uint8) if memory is None else memory
-        self.worker = PegaKVConnector(vllm_config, role("WORKER"), kv_cache_config(BLOCKS))
-        self.worker.register_kv_caches({f"layers.{i}": self.memory[i] for i in range(2)})
-        self.scheduler = PegaKVConnector(vllm_config, role("SCHEDULER"), kv_cache_config(BLOCKS))
-        self.sent: list[str] = []
-        self.received: list[str] = []
-        self.errors: set[int] = set()
-
-    def step(self, out: Any = None, finished: Collection[str] = ()) -> StepOrders:
-        """One engine step."""
-        orders = self.scheduler.build_connector_meta(out or output())
-        worker = self.worker
-        worker.handle_preemptions(orders)
-        worker.bind_connector_metadata(orders)
-        worker.wait_for_layer_load("layers.0")
-        worker.save_kv_layer("layers.0", None, None)
-        worker.start_load_kv(None)
-        worker.wait_for_save()
-        sent, received = worker.get_finished(set(finished))
-        errors = worker.get_block_ids_with_load_errors()
-        meta = worker.build_connector_worker_meta()
-        worker.clear_connector_metadata()
-        self.scheduler.update_connector_output(worker_output(received, errors, meta))
-        self.sent += sent or ()
-        self.received += received or ()
-        self.errors |= errors
-        assert isinstance(orders, StepOrders)
-        return orders
-
-    def until(self, check: Callable[[], bool]) -> None:
-        """Idle steps until something holds."""
-        end = time.monotonic() + PATIENCE_S
-        while not check():
-            assert time.monotonic() < end
-            self.step()
-
-    def compute(self, request: Request, ids: list[int], done: int = 0) -> StepOrders:
-        """Schedule a whole request in one step; its KV is its block ids."""
-        for block in ids:
-            self.memory[:, block] = block
-        return self.step(output(new=[(request.request_id, ids, done, request.num_tokens - done)]))
-
-    @property
-    def mover(self) -> Mover:
-        """The worker's thread."""
-        assert self.worker._worker is not None and self.worker._worker._mover is not None
-        return self.worker._worker._mover
-
-    def finish(self, request: Request) -> bool:
-        """The request ends."""
-        held, params = self.scheduler.request_finished(request, [])
-        assert params is None
-        return bool(held)
-
-    def load(self, request: Request, ids: list[int]) -> int:
-        """Ask, allocate; the tokens to be loaded."""
-        self.scheduler.on_new_request(request)
-        tokens, late = self.scheduler.get_num_new_matched_tokens(request, 0)
-        assert tokens is not None and late == bool(tokens)
-        self.scheduler.update_state_after_alloc(request, blocks(ids), tokens)
-        return tokens
-
-    def close(self) -> None:
-        """The engine stops."""
-        self.scheduler.shutdown()
-        self.worker.shutdown()
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The service of all engines of a test."""
-    made = Store()
-
-    def numbers(caches: dict[str, Any]) -> list[Tensor]:
-        arrays = {name: a.__array_interface__["data"][0] for name, a in caches.items()}
-        return [
-            Tensor(n, a.shape, a.strides, 0, 1, "uint8", arrays[n], a.nbytes)
-            for n, a in caches.items()
-        ]
-
-    monkeypatch.setattr(pegaflow.vllm.worker, "Client", made.make)
-    monkeypatch.setattr(pegaflow.vllm.scheduler, "Client", made.make)
-    monkeypatch.setattr(pegaflow.vllm.worker, "tensors", numbers)
-    monkeypatch.setattr(
-        pegaflow.vllm.worker, "buffers", lambda caches, _: [a.reshape(-1) for a in caches.values()]
-    )
-    return made
-
-
-@pytest.fixture
-def pair(store: Store) -> Iterator[Pair]:
-    """One engine."""
-    made = Pair()
-    yield made
-    made.close()
-
-
-def saved(pair: Pair, store: Store, request: Request, ids: list[int]) -> None:
-    """The request is computed, saved and gone."""
-    pair.scheduler.on_new_request(request)
-    assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
-    pair.scheduler.update_state_after_alloc(request, blocks(ids), 0)
-    pair.compute(request, ids)
-    pair.until(lambda: len(store.pages) == len(request.block_hashes))
-    pair.until(lambda: not pair.finish(request) or request.request_id in pair.sent)
+from .fakes import Request, Store, blocks, config, kv_cache_config, output, role
+from .pair import PATIENCE_S, Pair
 
 
 def test_what_one_engine_saves_another_loads(pair: Pair, store: Store) -> None:
     first = Request("a", 25)
-    saved(pair, store, first, [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, first, [1, 2, 3, 4, 5, 6, 7])
     other = Pair()
     again = Request("b", 25)
     assert other.load(again, [10, 11, 12, 13, 14, 15]) == 24
@@ -157,7 +39,7 @@ def test_what_one_engine_saves_another_loads(pair: Pair, store: Store) -> None:
 
 
 def test_an_answer_that_is_late_is_asked_for_later(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     store.holding = True
     request = Request("b", 25)
     pair.scheduler.on_new_request(request)
@@ -172,7 +54,7 @@ def test_an_answer_that_is_late_is_asked_for_later(pair: Pair, store: Store) -> 
 
 
 def test_a_service_that_never_answers_is_a_miss(store: Store) -> None:
-    pair = Pair(config(extra={"pegaflow.timeout_ms": 1}))
+    pair = Pair(extra={"pegaflow.timeout_ms": 1})
     store.holding = True
     request = Request("b", 25)
     pair.scheduler.on_new_request(request)
@@ -182,7 +64,7 @@ def test_a_service_that_never_answers_is_a_miss(store: Store) -> None:
 
 
 def test_failed_blocks_are_named_with_the_load_and_refused_later(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     store.failing = 2
     request = Request("b", 25)
     assert pair.load(request, [10, 11, 12, 13, 14, 15]) == 24
@@ -193,7 +75,7 @@ def test_failed_blocks_are_named_with_the_load_and_refused_later(pair: Pair, sto
 
 
 def test_a_step_that_reports_errors_saves_nothing(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     store.failing = 2
     pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15])
     pair.step()
@@ -205,7 +87,7 @@ def test_a_step_that_reports_errors_saves_nothing(pair: Pair, store: Store) -> N
     assert pair.compute(other, [20, 21, 22]).saves != ()
     assert pair.errors == {14, 15}
     assert not pair.finish(other)
-    assert not set(other.block_hashes) & store.pages.keys()
+    assert not store.has(other)
 
 
 def test_a_finished_request_is_held_until_saved_and_reported_once(pair: Pair, store: Store) -> None:
@@ -236,7 +118,7 @@ def test_a_request_nobody_saves_is_not_held_for_ever(
     pair.step()
     assert pair.sent == ["a"]
     store.let_go()
-    pair.until(lambda: not pair.mover._open and not pair.mover._jobs)
+    pair.until(pair.idle)
     assert store.pages == {}, "its blocks were given back before they were copied"
 
 
@@ -248,13 +130,30 @@ def test_blocks_of_a_preempted_request_are_not_published(pair: Pair, store: Stor
     pair.step(output(preempted={"a"}))
     pair.memory[:] = 99
     store.let_go()
-    pair.until(lambda: not pair.mover._open and not pair.mover._jobs)
+    pair.until(pair.idle)
     assert store.pages == {}
     assert not pair.finish(request), "nothing is left to wait for"
 
 
+def test_a_load_that_vllm_starts_long_after_it_took_the_offer(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    late, never = Request("b", 25), Request("c", 25)
+    for request in (late, never):
+        assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (24, True)
+    assert not pair.finish(never), "aborted before its load was started: nobody reports it"
+    monkeypatch.setattr(pegaflow.vllm.requests, "KEEP_S", -1.0)
+    pair.step()
+    assert store.leases == {}
+    pair.scheduler.update_state_after_alloc(late, blocks([10, 11, 12, 13, 14, 15]), 24)
+    pair.step()
+    assert (pair.received, pair.errors) == (["b"], {10, 11, 12, 13, 14, 15})
+    assert pair.scheduler._errors == 0
+
+
 def test_an_aborted_load_ends_as_received_only(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     request = Request("b", 25)
     assert pair.load(request, [10, 11, 12, 13, 14, 15]) == 24
     store.holding = True
@@ -269,8 +168,8 @@ def test_an_aborted_load_ends_as_received_only(pair: Pair, store: Store) -> None
 
 @pytest.mark.parametrize(("mode", "loads", "saves"), [("save_only", 0, 6), ("read_only", 24, 0)])
 def test_modes(pair: Pair, store: Store, mode: str, loads: int, saves: int) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    one_way = Pair(config(mode))
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    one_way = Pair(mode)
     assert one_way.load(Request("b", 25), [1, 2, 3, 4, 5, 6]) == loads
     other = Request("c", 25, salt="c")
     one_way.scheduler.on_new_request(other)
@@ -280,7 +179,7 @@ def test_modes(pair: Pair, store: Store, mode: str, loads: int, saves: int) -> N
 
 
 def test_nothing_ever_raises(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
     store.broken = True
     for number in range(MAX_ERRORS):
@@ -321,9 +220,11 @@ def test_a_mover_that_dies_keeps_every_promise(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pegaflow.vllm.worker, "DEAD_LOAD_S", 0.0)
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     loading, saving = Request("b", 25), Request("c", 25, salt="c")
     assert pair.load(loading, [10, 11, 12, 13, 14, 15]) == 24
+    late = Request("d", 25)
+    assert pair.scheduler.get_num_new_matched_tokens(late, 0) == (24, True)
     pair.scheduler.on_new_request(saving)
     store.holding = True
     pair.compute(saving, [21, 22, 23, 24, 25, 26, 27])
@@ -337,30 +238,48 @@ def test_a_mover_that_dies_keeps_every_promise(
     pair.step(finished={"c"})
     assert (pair.received, pair.sent[-1], pair.errors) == (["b"], "c", {10, 11, 12, 13, 14, 15})
     store.let_go()
-    late = Request("d", 25)
-    assert pair.load(late, [30, 31, 32, 33, 34, 35]) == 24
+    pair.scheduler.update_state_after_alloc(late, blocks([30, 31, 32, 33, 34, 35]), 24)
     pair.step()
     assert pair.received == ["b", "d"] and pair.errors >= {30, 35}
 
 
 def test_after_a_reset_nothing_old_is_used(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     old = {c.identity[1:] for c in store.clients}
     assert len(old) == 1, "both halves share namespace and generation"
-    asking = Request("b", 25)
+    asking, later = Request("b", 25), Request("c", 25)
     store.holding = True
     pair.scheduler.on_new_request(asking)
     store.let_go()
     assert pair.scheduler.reset_cache() is True
-    assert pair.scheduler.get_num_new_matched_tokens(asking, 0) == (24, True), "asked anew"
+    assert pair.scheduler.get_num_new_matched_tokens(asking, 0) == (0, False)
     pair.until(lambda: len(store.clients) == 4)
     assert {c.identity[1:] for c in store.clients[2:]}.isdisjoint(old)
     assert len({c.identity[1:] for c in store.clients[2:]}) == 1
     assert [c.closed for c in store.clients] == [True, True, False, False]
+    pair.until(lambda: store.clients[2].complete)
+    pair.save(store, later, [1, 2, 3, 4, 5, 6, 7])
+    assert pair.load(Request("d", 25), [10, 11, 12, 13, 14, 15]) == 24
+
+
+def test_saves_under_way_when_the_cache_is_reset_are_not_published(
+    pair: Pair, store: Store
+) -> None:
+    request = Request("a", 25)
+    pair.scheduler.on_new_request(request)
+    store.holding = True
+    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
+    pair.scheduler.reset_cache()
+    orders = pair.scheduler.build_connector_meta(output())
+    pair.worker.handle_preemptions(orders)
+    pair.memory[:] = 99
+    store.let_go()
+    pair.until(lambda: len(store.clients) == 4 and pair.idle())
+    assert store.pages == {}
 
 
 def test_a_load_across_a_reset_is_reported_failed(pair: Pair, store: Store) -> None:
-    saved(pair, store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
     store.holding = True
     pair.step()
@@ -372,11 +291,8 @@ def test_a_load_across_a_reset_is_reported_failed(pair: Pair, store: Store) -> N
 
 
 def test_halves_that_disagree_do_not_work_together(pair: Pair, store: Store) -> None:
-    stranger = config()
-    stranger.instance_id = "43"
-    stranger.cache_config.cache_dtype = "fp8"
-    other = Pair(stranger)
-    pair.worker, other.worker = other.worker, pair.worker
+    other = Pair(dtype="fp8")
+    pair.workers, other.workers = other.workers, pair.workers
     request = Request("a", 25)
     pair.scheduler.on_new_request(request)
     pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
@@ -425,3 +341,35 @@ def test_the_plugin_registers_once_and_is_harmless(monkeypatch: pytest.MonkeyPat
     assert Factory._registry == {"PegaKVConnector": ("pegaflow.vllm.connector", "PegaKVConnector")}
     monkeypatch.setitem(sys.modules, module, SimpleNamespace())
     plugin.register()
+
+
+def test_kv_memory_is_given_up_before_it_goes_and_offered_again(pair: Pair, store: Store) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.scheduler.reset_cache()
+    pair.until(lambda: len(store.clients) == 4)
+    pair.worker.unregister_kv_caches()
+    assert [c.closed for c in store.clients] == [True, True, False, True]
+    pair.worker.unregister_kv_caches()
+    asleep = Request("b", 25)
+    assert pair.load(asleep, [1, 2, 3, 4, 5, 6]) == 0
+    pair.compute(asleep, [1, 2, 3, 4, 5, 6, 7])
+    pair.end(asleep)
+    pair.worker.restore_kv_caches()
+    pair.worker.restore_kv_caches()
+    pair.until(lambda: len(store.clients) == 5 and store.clients[2].complete)
+    assert store.clients[4].identity == store.clients[2].identity, "still in the epoch of the reset"
+    pair.save(store, Request("c", 25), [1, 2, 3, 4, 5, 6, 7])
+    assert pair.load(Request("d", 25), [10, 11, 12, 13, 14, 15]) == 24
+
+
+def test_a_service_that_does_not_let_go_is_waited_for_but_not_for_ever(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pegaflow.vllm.worker, "FAREWELL_S", 0.01)
+    let_go = threading.Event()
+    mover, client = pair.mover, store.clients[0]
+    monkeypatch.setattr(client, "unregister", lambda timeout: let_go.wait(PATIENCE_S))
+    pair.worker.unregister_kv_caches()
+    assert "not let go" in caplog.text and not client.closed
+    let_go.set()
+    assert mover.stop(PATIENCE_S) and client.closed

@@ -110,8 +110,11 @@ def test_settings_name_the_right_key() -> None:
     chosen, warnings = settings({"pegaflow.timeout": 5, "other.key": 1}, {})
     assert (chosen.endpoint, chosen.mode, chosen.timeout_s) == (None, "read_write", 1.0)
     assert len(warnings) == 1 and "'pegaflow.timeout_ms'" in warnings[0]
-    chosen, warnings = settings({"pegaflow.mode": "off", "pegaflow.timeout_ms": "soon"}, {})
-    assert (chosen.mode, chosen.timeout_s, len(warnings)) == ("read_write", 1.0, 2)
+    chosen, warnings = settings(
+        {"pegaflow.mode": "off", "pegaflow.timeout_ms": "soon", "pegaflow.way": "fast"}, {}
+    )
+    assert (chosen.mode, chosen.timeout_s, chosen.way) == ("read_write", 1.0, "auto")
+    assert len(warnings) == 3
     chosen, warnings = settings(
         {"pegaflow.mode": "read_only", "pegaflow.timeout_ms": 50, "pegaflow.endpoint": "x"}, {}
     )

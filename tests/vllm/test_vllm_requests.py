@@ -82,6 +82,7 @@ def test_each_step_saves_the_blocks_it_completes() -> None:
     request.num_tokens = 28
     found += [requests.step("r", [], False, 25 + i, 1) for i in range(3)]
     assert [f.blocks if f else () for f in found] == [(1, 2), (3, 4, 5, 6), (), (), (7,)]
+    assert [f.order for f in found if f] == [1, 2, 3], "a number is never used again"
 
 
 def test_a_block_without_a_hash_waits_for_it() -> None:

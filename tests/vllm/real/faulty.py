@@ -24,7 +24,8 @@ SLOW_S = 1.0
 
 
 class FaultyClient(Client):
-    """`kill session` and `kill service PGID` (once), `fail tail`, `fail all`, `slow load`."""
+    """`kill session` and `kill service PGID` (once), `fail tail` and `fail all`, `fail one` (the
+    tail, and at rank 1 alone), `slow load`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,6 +72,8 @@ class FaultyClient(Client):
     def _spoil(self, done: Done) -> Done:
         fault, blocks = self._faulty.get(done.ticket, ("", ()))
         if not isinstance(done, LoadDone) or not fault.startswith("fail"):
+            return done
+        if fault == "fail one" and self._rank != 1:
             return done
         failed = blocks if fault == "fail all" else blocks[len(blocks) // 2 :]
         assert self._memory is not None

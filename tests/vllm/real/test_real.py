@@ -3,20 +3,16 @@
 What counts as "from the cache" is vLLM's own metric of external prefix cache hits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from tests.procs.service import Service, eventually
 
-from .conftest import Engine, Start
-
-Truth = Callable[..., list[list[int]]]
+from .conftest import PATIENT, Engine, Start, Truth, fill
 
 FAULTY = "tests.vllm.real.faulty"
-BLOCK_BYTES = 4 * 2 * 32 * 2 * 64 * 4  # layers, heads, tokens, keys and values, their size, float32
-PATIENT = {"pegaflow.timeout_ms": 20_000}  # what is measured is hits, not a busy machine's speed
 
 
 def flip_all_pages(service: Service) -> None:
@@ -34,8 +30,7 @@ def test_an_engine_killed_and_started_again_finds_its_cache(
     answer = first.run()
     assert answer["tokens"] == truth()
     assert answer["external"] == 0
-    full = sum(length // 32 for length in [300, 513, 777, 641])
-    eventually("all is saved", lambda: service.counter("pool_sealed_bytes") >= full * BLOCK_BYTES)
+    fill(first, truth)
     first.kill()
 
     second = start(endpoint=service.endpoint, inproc=False, extra=PATIENT)
@@ -73,26 +68,16 @@ def warm(own_service: Service, patient: Engine, truth: Truth) -> Engine:
     """The faulty engine, with all prompts in the cache and none in vLLM's own."""
     if not own_service.left_over():
         own_service.start()
-    hits = 0
-
-    def all_hit() -> bool:
-        nonlocal hits
-        answer = patient.run(reset=True)
-        assert answer["tokens"] == truth() and answer["left"] == [0, 0]
-        before, hits = hits, answer["external"]
-        return bool(before) and answer["external"] - before >= 0.85 * answer["prompt"]
-
-    eventually("a batch is answered from the cache", all_hit, patience=60)
+    fill(patient, truth)
     return patient
 
 
 @pytest.mark.parametrize("fault", ["fail tail", "fail all"])
 def test_blocks_that_cannot_be_loaded_are_computed(warm: Engine, truth: Truth, fault: str) -> None:
-    before = warm.run(reset=True)["external"]
     answer = warm.run(fault, reset=True)
     assert answer["tokens"] == truth()
     assert set(answer["reasons"]) == {"length"}
-    assert answer["external"] - before >= 0.85 * answer["prompt"], "vLLM counts what was claimed"
+    assert answer["external"] >= 0.85 * answer["prompt"], "vLLM counts what was claimed"
     assert answer["left"] == [0, 0]
     assert warm.run(reset=True)["tokens"] == truth(), "the failed step has poisoned the cache"
 
@@ -144,5 +129,5 @@ def test_preempted_requests_are_right(own_service: Service, start: Start, truth:
     assert answer["left"] == [0, 0]
     again = engine.run(tokens=70, reset=True)
     assert again["tokens"] == truth(70)
-    assert again["external"] > answer["external"]
+    assert again["external"] > 0
     engine.kill()
