@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,8 +33,15 @@ _LOOK_SECONDS = 0.02  # how often we look for the socket
 
 
 @contextmanager
-def running(pool_bytes: int, extent_bytes: int = EXTENT_SIZE) -> Iterator[str]:
+def running(
+    pool_bytes: int, extent_bytes: int = EXTENT_SIZE, extra: Sequence[str] = ()
+) -> Iterator[str]:
     """Start a service with a pool of this size; its endpoint, once engines can attach.
+
+    Args:
+        pool_bytes: size of the pool.
+        extent_bytes: unit in which page sizes share it.
+        extra: more of the command line of `pegaflow serve`.
 
     Raises:
         UserError: it does not start; the line is the service's own.
@@ -43,7 +50,7 @@ def running(pool_bytes: int, extent_bytes: int = EXTENT_SIZE) -> Iterator[str]:
     try:
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
         command += ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
-        command += ["--http-addr", "none", "--log-level", "warning"]
+        command += ["--http-addr", "none", "--log-level", "warning", *extra]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -1,0 +1,186 @@
+"""Saves and loads beside a C memcpy loop over the same bytes: python -m perf.copies
+
+A client saves blocks of its memory and loads them into other blocks; bytes over the time from the
+call to its return, messages included.  The pool is small and written once before, so saves evict
+and nothing touches a page of memory for the first time.  Beside it, in turns, one C loop of memcpy
+moves the same pieces to a shared mapping and back, on one thread.
+
+Goals: 0.8 x memcpy where a block has pieces of 256 KiB and more, 0.7 x where they have 64 KiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from rich.table import Table
+
+from pegaflow import sizes
+from pegaflow.client import Client
+from pegaflow.errors import UserError
+from pegaflow.replay import service
+from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.status import Status
+from perf import machine
+from perf.machine import Bytes, Copy, timed, verdict
+
+COLUMNS = ("way", "layout", "save", "load", "out", "in", "save/out", "load/in", "machine")
+LARGE, LARGE_GOAL, SMALL_GOAL = 256 << 10, 0.8, 0.7
+EXTENT = 32 << 20
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """So many blocks of so many pieces of so many bytes, each layer a plane of its own."""
+
+    blocks: int
+    layers: int
+    piece: int
+
+    @property
+    def total(self) -> int:
+        return self.blocks * self.layers * self.piece
+
+    @property
+    def layout(self) -> Layout:
+        """Twice the blocks: the first half is saved, the second loaded."""
+        stride = 2 * self.blocks * self.piece
+        layers = [LayerLayout(0, i * stride, self.piece, self.piece) for i in range(self.layers)]
+        return Layout(2 * self.blocks, tuple(layers), "uint8")
+
+    def __str__(self) -> str:
+        layers = f"{self.layers} layers x " if self.layers > 1 else ""
+        return f"{layers}{self.blocks} x {sizes.show(self.piece)}"
+
+
+SHAPES = (Shape(64, 1, 1 << 20), Shape(256, 1, 256 << 10), Shape(1024, 1, 64 << 10))
+REAL = Shape(256, 32, 16 << 10)
+QUICK = Shape(8, 2, 16 << 10)
+
+
+class Engine:
+    """A client that saves and loads all blocks of a shape."""
+
+    def __init__(self, endpoint: str, shape: Shape) -> None:
+        self.shape = shape
+        self.memory: Bytes = np.random.default_rng(1).integers(0, 256, 2 * shape.total, np.uint8)
+        self.written = 0  # bytes saved so far
+        self._turn = 0
+        self._client = Client(f"perf-{shape}", b"perf" * 4, endpoint=endpoint)
+        self._client.register(shape.layout, [self.memory])
+        if not self._client.connect(20.0):
+            raise UserError(f"no session: {self._client.refusal}")
+
+    def save(self) -> float:
+        """Seconds; under keys that are new."""
+        self._turn += 1
+        keys = self._keys()
+        blocks = range(self.shape.blocks)
+        seconds, done = timed(lambda: self._client.save(keys, blocks, timeout=TIMEOUT_S))
+        if done.saved != self.shape.blocks:
+            raise UserError(f"{done.saved} of {self.shape.blocks} saved: {done.status.words}")
+        self.written += self.shape.total
+        return seconds
+
+    def load(self) -> float:
+        """Seconds; what was saved last, into the other half."""
+        found = self._client.lookup(self._keys(), timeout=TIMEOUT_S)
+        blocks = range(self.shape.blocks, 2 * self.shape.blocks)
+        lease = found.lease
+        if lease is None or found.blocks != self.shape.blocks:
+            raise UserError(f"{found.blocks} of {self.shape.blocks} blocks found")
+        seconds, done = timed(lambda: self._client.load(lease, blocks, timeout=TIMEOUT_S))
+        if done.status is not Status.OK:
+            raise UserError(f"not loaded: {done.status.words}")
+        planes = self.memory.reshape(self.shape.layers, 2, -1)
+        if not np.array_equal(planes[:, 0], planes[:, 1]):
+            raise UserError("wrong bytes were loaded")
+        planes[:, 1] = 0
+        return seconds
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _keys(self) -> list[bytes]:
+        return [b"%016x%016x" % (self._turn, block) for block in range(self.shape.blocks)]
+
+
+class Memcpy:
+    """The C loop over the pieces of a shape: out to a shared mapping, and in again."""
+
+    def __init__(self, copy: Copy, engine: Engine) -> None:
+        shape, self._copy, self._memory = engine.shape, copy, engine.memory
+        self._file: Bytes = np.frombuffer(mmap.mmap(-1, shape.total), np.uint8)
+        self._file[:] = 1
+        layer, block = np.meshgrid(np.arange(shape.layers), np.arange(shape.blocks))
+        here = (layer * 2 * shape.blocks + block) * shape.piece
+        there = (block * shape.layers + layer) * shape.piece
+        self._size = shape.piece
+        self._out = here.ravel().astype(np.uint64)
+        self._in = self._out + np.uint64(shape.blocks * shape.piece)
+        self._at = there.ravel().astype(np.uint64)
+
+    def out(self) -> float:
+        """Seconds to copy all blocks out of the engine's memory."""
+        return timed(lambda: self._copy(self._file, self._memory, self._at, self._out, self._size))[
+            0
+        ]
+
+    def back(self) -> float:
+        """Seconds to copy them in."""
+        return timed(lambda: self._copy(self._memory, self._file, self._in, self._at, self._size))[
+            0
+        ]
+
+
+def measure(shape: Shape, copy: Copy, turns: int) -> tuple[float, float, float, float]:
+    """Median bytes per second of save, load, memcpy out and memcpy in."""
+    pool = -(-4 * shape.total // EXTENT) * EXTENT
+    with service.running(pool, EXTENT) as endpoint:
+        engine = Engine(endpoint, shape)
+        try:
+            bare = Memcpy(copy, engine)
+            while engine.written < pool:
+                engine.save()
+                engine.load()
+            rows = [(engine.save(), engine.load(), bare.out(), bare.back()) for _ in range(turns)]
+        finally:
+            engine.close()
+    save, load, out, back = (shape.total / median(column) for column in zip(*rows, strict=True))
+    return save, load, out, back
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one small layout, two turns")
+    parser.add_argument("--turns", type=int, default=9)
+    given = parser.parse_args()
+    shapes, turns = ((QUICK,), 2) if given.quick else ((*SHAPES, REAL), given.turns)
+    with machine.memcpy_loop() as (copy, name):
+        table = Table(*COLUMNS, box=None, caption=f"GB/s, medians; out and in: {name}")
+        try:
+            for shape in shapes:
+                save, load, out, back = measure(shape, copy, turns)
+                goal = LARGE_GOAL if shape.piece >= LARGE else SMALL_GOAL
+                table.add_row(
+                    "staged",
+                    str(shape),
+                    *(f"{speed / 1e9:.1f}" for speed in (save, load, out, back)),
+                    *(
+                        f"{ratio:.2f} {verdict(ratio, goal, least=True)}"
+                        for ratio in (save / out, load / back)
+                    ),
+                    machine.load(),
+                )
+        except UserError as error:
+            raise SystemExit(f"perf.copies: {error}") from None
+        machine.show(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What the vLLM connector costs the engine's thread per scheduler step: python -m perf.step
+
+Both halves of the connector, called in vLLM's order with stand-ins for its objects, over a real
+service.  DECODERS requests decode, and every step that finds the last newcomer gone brings a new
+one of PROMPT tokens: in turn one whose blocks are in the cache (it is loaded) and one whose are not
+(it is computed and saved).  What the decoders fill is saved too.  A figure is the time spent in the
+connector's methods in one step, waiting included; copies are done by the worker's own thread.
+
+Goal: a median and a p99 under 200 us for each half.  In an engine with one process they add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.table import Table
+
+import pegaflow.vllm.worker
+from pegaflow.connector import PegaKVConnector
+from pegaflow.errors import UserError
+from pegaflow.replay import service
+from pegaflow.vllm.layout import Tensor
+from perf import machine
+from perf.machine import microseconds, percentile, verdict
+from tests.vllm import fakes
+
+T = TypeVar("T")
+
+COLUMNS = ("half", "steps", "p50", "p99", "most", "goal (us)", "load")
+GOAL_US = 200.0
+TOKENS = 16  # of a block
+LAYERS, LAYER_BYTES = 8, 8192
+DECODERS, PROMPT, BLOCKS = 16, 512, 4096
+POOL = 512 << 20
+
+
+class FullAttentionSpec:
+    """The connector goes by the name of this class."""
+
+    block_size = TOKENS
+
+
+@dataclass
+class Request:
+    """vLLM's Request."""
+
+    request_id: str
+    num_tokens: int
+    block_hashes: list[bytes]
+    ids: list[int]  # the engine's blocks
+
+
+@dataclass
+class Engine:
+    """A connector's two halves, and the time that each has cost in this step."""
+
+    config: Any
+    cache: Any
+    spent: dict[str, float] = field(default_factory=lambda: {"scheduler": 0.0, "worker": 0.0})
+    received: set[str] = field(default_factory=set)
+    sent: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        role = fakes.role
+        self.memory = np.ones((LAYERS, BLOCKS, LAYER_BYTES), np.uint8)
+        self.worker = PegaKVConnector(self.config, role("WORKER"), self.cache)
+        self.worker.register_kv_caches({f"layers.{i}": self.memory[i] for i in range(LAYERS)})
+        self.scheduler = PegaKVConnector(self.config, role("SCHEDULER"), self.cache)
+
+    def call(self, half: str, method: Callable[..., T], *arguments: Any) -> T:
+        """Call it, and note the time."""
+        seconds, found = machine.timed(lambda: method(*arguments))
+        self.spent[half] += seconds
+        return found
+
+    def step(self, output: Any) -> dict[str, float]:
+        """The fixed calls of a step; seconds of each half, those of the calls before included."""
+        scheduler, worker, call = self.scheduler, self.worker, self.call
+        orders = call("scheduler", scheduler.build_connector_meta, output)
+        worker.bind_connector_metadata(orders)
+        call("worker", worker.handle_preemptions, orders)
+        call("worker", worker.start_load_kv, None)
+        call("worker", worker.wait_for_save)
+        sent, received = call("worker", worker.get_finished, set())
+        bad = call("worker", worker.get_block_ids_with_load_errors)
+        meta = call("worker", worker.build_connector_worker_meta)
+        worker.clear_connector_metadata()
+        ended = fakes.worker_output(received, bad, meta)
+        call("scheduler", scheduler.update_connector_output, ended)
+        self.received |= received or set()
+        self.sent |= sent or set()
+        spent, self.spent = self.spent, {"scheduler": 0.0, "worker": 0.0}
+        return spent
+
+    def close(self) -> None:
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+
+
+def request(name: str, tokens: int, first: int, salt: str) -> Request:
+    """A request whose blocks begin at `first`, with hashes of their own for each salt."""
+    count = tokens // TOKENS
+    hashes = [f"{salt}/{i}".encode().ljust(32) for i in range(count)]
+    return Request(name, tokens, hashes, list(range(first, first + count)))
+
+
+def newcomer(engine: Engine, number: int) -> Iterator[tuple[Any, ...]]:
+    """One request's life; each yield is a step, with the rows of `fakes.output` that it adds."""
+    salt = f"new {number // 2}"  # each is computed once and loaded once
+    first = BLOCKS // 2 + number % 32 * (PROMPT // TOKENS)
+    new = request(f"new-{number}", PROMPT + 1, first, salt)
+    call, scheduler = engine.call, engine.scheduler
+    call("scheduler", scheduler.on_new_request, new)
+    tokens, _ = call("scheduler", scheduler.get_num_new_matched_tokens, new, 0)
+    while tokens is None:
+        yield ()
+        tokens, _ = call("scheduler", scheduler.get_num_new_matched_tokens, new, 0)
+    call("scheduler", scheduler.update_state_after_alloc, new, fakes.blocks(new.ids), tokens)
+    while tokens and new.request_id not in engine.received:
+        yield ()
+    yield ((new.request_id, new.ids, tokens, new.num_tokens - tokens),)
+    held, _ = call("scheduler", scheduler.request_finished, new, new.ids)
+    while held and new.request_id not in engine.sent:
+        yield ()
+
+
+def measure(engine: Engine, steps: int) -> dict[str, list[float]]:
+    """Seconds per step of each half."""
+    each = PROMPT // TOKENS + steps // TOKENS + 2
+    assert DECODERS * each <= BLOCKS // 2, "more steps than there are blocks"
+    decoders = []
+    for i in range(DECODERS):
+        made = request(f"decoder-{i}", each * TOKENS, i * each, f"decoder {i} {os.getpid()}")
+        engine.scheduler.on_new_request(made)
+        engine.scheduler.get_num_new_matched_tokens(made, 0)
+        engine.scheduler.update_state_after_alloc(made, fakes.blocks(made.ids), 0)
+        decoders.append(made)
+    engine.step(fakes.output(new=[(d.request_id, d.ids, 0, PROMPT) for d in decoders]))
+    found: dict[str, list[float]] = {"scheduler": [], "worker": []}
+    lives = (step for number in range(steps) for step in newcomer(engine, number))
+    for done in range(steps):
+        decoding = [(d.request_id, None, PROMPT + done, 1) for d in decoders]
+        spent = engine.step(fakes.output(new=next(lives), cached=decoding))
+        for half, seconds in spent.items():
+            found[half].append(seconds)
+        time.sleep(0.002)  # the forward pass
+    return found
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """numpy arrays pass for vLLM's tensors."""
+
+    def tensors(caches: dict[str, Any]) -> list[Tensor]:
+        return [
+            Tensor(n, a.shape, a.strides, 0, 1, "uint8", a.ctypes.data, a.nbytes)
+            for n, a in caches.items()
+        ]
+
+    module = pegaflow.vllm.worker
+    kept = module.tensors, module.buffers
+    names = vars(module)
+    names["tensors"] = tensors
+    names["buffers"] = lambda caches, _: [a.reshape(-1) for a in caches.values()]
+    try:
+        yield
+    finally:
+        names["tensors"], names["buffers"] = kept
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few steps")
+    parser.add_argument("--steps", type=int, default=1000)
+    given = parser.parse_args()
+    steps = 50 if given.quick else given.steps
+    group = SimpleNamespace(kv_cache_spec=FullAttentionSpec())
+    cache = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=[group], hash_block_size=TOKENS)
+    table = Table(*COLUMNS, box=None, caption="microseconds of the engine's thread per step")
+    try:
+        with service.running(POOL) as endpoint, without_torch():
+            engine = Engine(fakes.config(extra={"pegaflow.endpoint": endpoint}), cache)
+            try:
+                found = measure(engine, steps)
+            finally:
+                engine.close()
+    except UserError as error:
+        raise SystemExit(f"perf.step: {error}") from None
+    both = [sum(pair) for pair in zip(*found.values(), strict=True)]
+    for half, seconds in {**found, "both": both}.items():
+        figures = (percentile(seconds, 50), percentile(seconds, 99), max(seconds))
+        goal = " ".join(verdict(figure * 1e6, GOAL_US) for figure in figures[:2])
+        load = machine.load()
+        table.add_row(half, str(steps), *map(microseconds, figures), goal, load)
+    machine.show(table)
+
+
+if __name__ == "__main__":
+    main()
