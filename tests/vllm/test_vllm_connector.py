@@ -278,6 +278,18 @@ def test_saves_under_way_when_the_cache_is_reset_are_not_published(
     assert store.pages == {}
 
 
+def test_a_reset_does_not_wait_for_a_session_that_hangs(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (opener,) = (client for client in store.clients if client.opens)
+    let_go, ended = threading.Event(), list[bool]()
+    monkeypatch.setattr(opener, "close", lambda: ended.append(let_go.wait(PATIENCE_S)))
+    assert pair.scheduler.reset_cache() is True
+    assert ended == []
+    let_go.set()
+    pair.until(lambda: ended == [True])
+
+
 def test_a_load_across_a_reset_is_reported_failed(pair: Pair, store: Store) -> None:
     pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
