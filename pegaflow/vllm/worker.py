@@ -128,8 +128,14 @@ class Worker:
     def unregister(self) -> None:
         """The engine frees its KV memory: it is left alone when this returns."""
         mover, self._mover = self._mover, None
-        if mover is not None and not mover.stop(FAREWELL_S):
+        if mover is None:
+            return
+        if not mover.stop(FAREWELL_S):
             compat.logger().error("pegaflow: the service has not let go of the KV memory")
+        for name in list(self._saves):
+            self._drop(name)
+        for name in list(self._loads):
+            self._finish(name, self._loads.pop(name).order.blocks)
 
     def restore(self) -> None:
         """The KV memory is there, for the first time or again."""
@@ -239,7 +245,7 @@ class Worker:
     # inside
 
     def _collect(self) -> None:
-        self._errors_in_step = False
+        self._errors_in_step = bool(self._errors)
         mover = self._mover
         while mover is not None and mover.done:
             job = mover.done.popleft()

@@ -374,6 +374,24 @@ def test_kv_memory_is_given_up_before_it_goes_and_offered_again(pair: Pair, stor
     assert pair.load(Request("d", 25), [10, 11, 12, 13, 14, 15]) == 24
 
 
+def test_what_is_open_when_kv_memory_goes_is_reported(pair: Pair, store: Store) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    loading, saving = Request("b", 25), Request("c", 25, salt="c")
+    assert pair.load(loading, [10, 11, 12, 13, 14, 15]) == 24
+    pair.scheduler.on_new_request(saving)
+    store.holding = True
+    pair.compute(saving, [21, 22, 23, 24, 25, 26, 27])
+    pair.worker.unregister_kv_caches()
+    pair.worker.restore_kv_caches()
+    store.let_go()
+    other = Request("d", 9, salt="d")
+    pair.scheduler.on_new_request(other)
+    pair.compute(other, [30, 31, 32])
+    assert (pair.received, pair.errors) == (["b"], {10, 11, 12, 13, 14, 15})
+    assert not pair.finish(saving) and not pair.finish(other)
+    assert not store.has(saving) and not store.has(other), "saved in a step with errors"
+
+
 def test_a_service_that_does_not_let_go_is_waited_for_but_not_for_ever(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
