@@ -19,13 +19,13 @@ from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.cache.slab import Slab
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, Address
 
 from .books import content
 from .client import Client
 from .engine import ALL_CHAINS
 from .memory import ChildProc, House
-from .world import World
+from .world import S, World
 
 SELDOM = 16
 """Steps of a process from one `check` of its actor to the next."""
@@ -230,6 +230,10 @@ class Checks:
             if isinstance(proc, ChildProc | House) and proc.host is not None:
                 proc.host.check()
         assert self.house.supervisor.state == "up", self.house.supervisor.state
+        gateway = self.actor(GATEWAY)
+        assert gateway is not None and gateway.shown is not None, "HTTP shows nothing"
+        age = self.world.now - gateway.shown.at
+        assert age < 3 * S and gateway.shown.processes[0].state == "up", "HTTP shows old things"
         sessions = self.sessions()
         index, slab = self.index(), self.slab()
         assert index is not None and slab is not None

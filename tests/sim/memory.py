@@ -13,12 +13,13 @@ from pegaflow.actors.actor import Dial
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.asks import Host, Step
 from pegaflow.actors.child import Child
+from pegaflow.actors.gateway import Gateway
 from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
-from pegaflow.wire.control import Fenced, Hello
+from pegaflow.wire.control import Fenced, Hello, Report
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
     Announce,
@@ -27,8 +28,10 @@ from pegaflow.wire.jobs import (
     Exited,
     GrowExtent,
     Kill,
+    Listen,
     MakePool,
     NextIncarnation,
+    Publish,
     ReadRecords,
     Spawn,
     UnmapEngine,
@@ -37,7 +40,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, INDEX, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from .files import Device, Files, Work, at_once
 from .world import MS, US, Proc, World
@@ -160,7 +163,7 @@ class HostProc(Proc):
 
 
 class ChildProc(HostProc):
-    """An allocator, an index or a session."""
+    """An allocator, an index, a session or the gateway."""
 
     def __init__(self, world: World, files: Files, address: Address, boss: Address) -> None:
         super().__init__(world, files, address)
@@ -169,7 +172,9 @@ class ChildProc(HostProc):
         if address.name == INDEX:
             self.actor = Index(address, boss, hello, lambda path: Ledger(files.named[path]))
         else:
-            self.actor = (Allocator if address.name == ALLOCATOR else Session)(address, boss, hello)
+            kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
+            self.actor = kinds[address.name](address, boss, hello)
+        self.shown: Report | None = None  # what HTTP answers from
         self._device: Device | None = None
         self.dial(boss)
 
@@ -184,6 +189,12 @@ class ChildProc(HostProc):
             proc.watch(lambda: self.input(lambda: self.complete(number, Done(Status.OK))))
             return None
         assert welcome is not None
+        if isinstance(job, Listen):
+            busy = world.rough and world.rng.random() < 0.3
+            return Done(Status.BUSY if busy else Status.OK, job.address, (1,))
+        if isinstance(job, Publish):
+            self.shown = job.report
+            return Done(Status.OK)
         if isinstance(job, ReadRecords):
             ledger = Ledger(self.files.named[welcome.ledger_path])
             return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))

@@ -2,7 +2,8 @@
 
 Time of faults: engines crash, leave, stop for a while; sessions crash, stop for less and for more
 than the watchdog's patience; now and then the index, the allocator or the supervisor stops, and
-rarely one of the first two dies, which restarts the group on a new pool.
+rarely one of the first two dies, which restarts the group on a new pool.  The gateway dies at any
+time, that included.
 """
 
 import traceback
@@ -14,7 +15,7 @@ from unittest.mock import patch
 from pegaflow.actors import ranks, saves, session, stock
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR
+from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, SUPERVISOR
 
 from .books import Books
 from .checks import Checks
@@ -75,7 +76,7 @@ class Scenario:
         self.books = Books()
         self.engines: dict[str, Engine] = {}  # the present life of each
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
-        self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim"))
+        self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim", "http"))
         self.checks = Checks(self.world, self.house)
         files.copying = self._copying
         for kind in KINDS[seed % len(KINDS)]:
@@ -158,9 +159,11 @@ class Scenario:
             "core stops": 1,
             "supervisor stops": 1,
             "core crashes": 0.3,
+            "gateway crashes": 1,
         }
         deed = rng.choices(list(deeds), list(deeds.values()))[0]
-        who = {"e": CLIENT, "s": SESSION, "c": rng.choice((INDEX, ALLOCATOR))}[deed[0]]
+        core = rng.choice((INDEX, ALLOCATOR))
+        who = {"e": CLIENT, "s": SESSION, "c": core, "g": GATEWAY}[deed[0]]
         if deed in ("engine crashes", "engine leaves"):
             self._end_engine(deed, rng.choice(list(self.engines)))
             return
