@@ -236,7 +236,9 @@ class Machine:
         effects: list[Effect] = []
         for ticket in [t for t, operation in self.operations.items() if not operation.direct]:
             effects += self._end(ticket, Status.DISCONNECTED)
-        self.state = "leaving"
+        loads = {operation.question for operation in self.operations.values()}
+        self._questions = {n: q for n, q in self._questions.items() if n in loads}
+        self.state, self._pinging = "leaving", False
         return [*effects, self._ask(Leave(), now + LEAVE_NS, left)]
 
     # the world

@@ -395,6 +395,32 @@ def test_answers_that_come_after_the_goodbye_leave_no_trace() -> None:
     assert (len(c.done), c.sent, c.others, c.m.state) == (3, [], [], "leaving")
 
 
+def test_no_other_question_ends_a_goodbye() -> None:
+    c = ready()
+    c.lookup()
+    c.wait(100 * MS)
+    ping = c.question(Ping)
+    c.do(c.m.leave(c.now, for_good=False))
+    leave = c.question(Leave)
+    c.wait(PING_NS - MS)
+    c.answer(ping, Refused(Status.BUSY, ""))
+    assert (c.m.state, c.others) == ("leaving", [])
+    c.answer(leave, Left())
+    assert (c.m.state, c.others) == ("lost", [HangUp()])
+
+
+def test_who_leaves_while_it_joins_does_not_attach_any_more() -> None:
+    c = joined()
+    attach = c.question(Attach)
+    c.do(c.m.leave(c.now, for_good=False))
+    leave = c.question(Leave)
+    c.answer(attach, ATTACHED)
+    assert (c.m.state, c.sent) == ("leaving", [])
+    assert not [e for e in c.others if isinstance(e, MapFiles)]
+    c.answer(leave, Left())
+    assert c.m.state == "lost"
+
+
 def test_who_has_left_for_good_asks_nobody() -> None:
     c = ready()
     c.do(c.m.leave(c.now))
