@@ -160,9 +160,14 @@ class Saves:
         return self._cut(share) if share else []
 
     def leave(self, client: Address) -> list[Effect]:
-        """The client goes: as if it had dropped all its saves."""
+        """The client goes: as if it had dropped all its saves, and what it has kept but no page was
+        found for yet goes with its bounce file."""
         mine = [s for (c, _), s in self.shares.items() if c == client]
-        return [e for share in mine for e in self._cut(share)]
+        effects = [e for share in mine for e in self._cut(share)]
+        for share in mine:
+            waiting = [p for s, n in self._hungry if s is share for p in s.batches[n].positions]
+            effects += self._kill(share.order, waiting, Status.DROPPED) if waiting else []
+        return effects
 
     def skip(self, name: int) -> list[Effect]:
         """A rank will not save this order."""

@@ -6,7 +6,7 @@ from pegaflow.wire.allocator import Reserve, Reserved, Return
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
-from pegaflow.wire.session import Drop, Keep, Save, Saved, Take
+from pegaflow.wire.session import Drop, Keep, Leave, Left, Ping, Save, Saved, Take
 from pegaflow.wire.status import Status
 
 from .rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
@@ -219,3 +219,15 @@ def test_a_stock_that_the_pool_cannot_give_does_not_end_a_small_save() -> None:
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.answer(reserve, Reserved(Status.TOO_LARGE, 0, (), ()))
     assert not pick(sent, Saved) and said(sent, Reserve).count == 1
+
+
+def test_what_waits_for_pages_goes_with_its_client() -> None:
+    rig, actor, reserve = attached()
+    rig.ask(CLIENT_8, Ping())
+    take = begin(rig)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.ask(CLIENT_7, Leave())
+    assert said(sent, Saved).status is Status.DROPPED
+    said(sent, Left, CLIENT_7)
+    rig.answer(reserve, grant(1, 8))
+    assert not rig.wanted(FillPages) and not books(actor).orders
