@@ -12,7 +12,6 @@ from pegaflow.device.foreign import ForeignMemory
 from pegaflow.device.memory import SharedFile
 from pegaflow.wire.jobs import Done, FillPages, MapEngine, OpenBounce, ReadBlocks, WriteBlocks
 from pegaflow.wire.message import Message
-from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 
 from .workers import Part
@@ -87,10 +86,6 @@ class Copies:
             job.pid, job.started, job.bases, job.layout, job.scratch, job.proof
         )
         return Done(Status.OK)
-
-    def draw_proof(self) -> Done:
-        """PROOF_BYTES that nobody can guess."""
-        return Done(Status.OK, os.urandom(PROOF_BYTES).hex())
 
     def unmap(self, mapping: int) -> None:
         """Running copies of this mapping stop at their next chunk; new ones are not asked for."""

@@ -33,6 +33,7 @@ from pegaflow.wire.jobs import (
     WatchProcess,
 )
 from pegaflow.wire.message import Message
+from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
@@ -86,12 +87,17 @@ class _Device:
         if isinstance(job, GrowExtent):
             self._workers.put(number, lambda: self._grow(job))
             return None
-        copies = self._session_copies()
         if isinstance(job, DrawProof):
-            return copies.draw_proof()
+            return Done(Status.OK, os.urandom(PROOF_BYTES).hex())
         if isinstance(job, UnmapEngine):
-            copies.unmap(job.mapping)
+            if self._copies is not None:
+                self._copies.unmap(job.mapping)
             return Done(Status.OK)
+        try:
+            copies = self._session_copies()
+        except OSError as err:
+            gone = f"cannot map {err.filename}: {err.strerror}; restart the service"
+            return Done(Status.COPY_FAILED, gone)
         self._workers.put(number, *copies.parts(job))
         return None
 

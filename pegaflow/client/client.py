@@ -16,6 +16,7 @@ that writes our blocks, and the watchdog sees to it that one of them comes withi
         client.load(found.lease, blocks[: found.blocks])
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -297,14 +298,11 @@ class Client(Shell):
         while self._machine.state in ("leaving", "dying") and time.monotonic_ns() < until:
             self._turn(until)
         self._closed = True
-        for socket in (self._desk, self._link):
-            if socket is not None:
-                socket.close(linger=100)
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-        os.close(self._wake_fd)
-        if self._who.context is None:
-            self._context.term()
+        self._close_all()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # half made, or the interpreter ends
+            self.close()
 
     # inside
 

@@ -44,6 +44,10 @@ DRAIN_MAX = 256
 LOOK_NS = 50_000_000
 """Longest wait of one look at the sockets where nothing has a deadline."""
 
+_HELD: "set[zmq.Context[zmq.Socket[bytes]] | zmq.Socket[bytes]]" = set()
+"""What is open here: a context that is garbage together with its sockets waits for them for ever,
+so both live until their client's end, which has an order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Who:
@@ -89,6 +93,8 @@ class Shell:
             )
         )
         self._context = who.context or zmq.Context()
+        if who.context is None:
+            _HELD.add(self._context)
         self._poller = zmq.Poller()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.register(self._wake_fd, zmq.POLLIN)
@@ -230,6 +236,16 @@ class Shell:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    def _close_all(self) -> None:
+        for socket in (self._desk, self._link):
+            self._close(socket, linger=100)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        os.close(self._wake_fd)
+        if self._who.context is None:
+            _HELD.discard(self._context)
+            self._context.term()
+
     def _to_desk(self, envelope: Envelope) -> None:
         """A new socket per question: the service may have restarted under the same path."""
         self._close(self._desk)
@@ -243,14 +259,16 @@ class Shell:
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
         socket = place.dealer(self._context, endpoint, self._machine.me.address, self._who.keys)
         self._poller.register(socket, zmq.POLLIN)
+        _HELD.add(socket)
         return socket
 
-    def _close(self, socket: "zmq.Socket[bytes] | None") -> None:
+    def _close(self, socket: "zmq.Socket[bytes] | None", linger: int = 0) -> None:
         """Close a link and forget what waited for it."""
         if socket is not None:
             self._unsent = [kept for kept in self._unsent if kept[0] is not socket]
             self._poller.unregister(socket)
-            socket.close(linger=0)
+            _HELD.discard(socket)
+            socket.close(linger)
 
     def _send(self, socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:
         """Send, or keep it until the peer is connected; its question has a deadline anyway."""

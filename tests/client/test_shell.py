@@ -1,5 +1,6 @@
 """What a broken session or front desk may tell a client: a refusal for the log, no exception."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from pegaflow.client import Client
 from pegaflow.client.effects import DialSession, MapFiles
-from pegaflow.client.shell import DRAIN_MAX
+from pegaflow.client.shell import _HELD, DRAIN_MAX
 from pegaflow.wire.session import Attached
 from pegaflow.wire.values import SESSION, Address
 
@@ -67,3 +68,15 @@ def test_a_flood_does_not_keep_the_engines_thread(client: Client) -> None:
     flood = Flood()
     client._receive(flood)  # type: ignore[arg-type]
     assert flood.read == DRAIN_MAX
+
+
+def test_a_client_dropped_in_a_cycle_is_closed(tmp_path: Path) -> None:
+    held = set(_HELD)
+    client = Client("engine", bytes(16), endpoint=str(tmp_path / "nobody.sock"))
+    client.poll(0)
+    context = client._context
+    assert context in _HELD and len(_HELD) > len(held) + 1
+    client.me = client  # type: ignore[attr-defined]
+    del client
+    gc.collect()
+    assert context.closed and held == _HELD
