@@ -11,6 +11,7 @@ A pure actor like the others: processes are started and killed by jobs, their de
 * A child silent for SILENT_NS is killed and never resumed.  If the supervisor itself wakes late, it
   was stopped too: then all silence clocks start again.
 * A child that fails again and again is restarted ever later, then rests (restarts.py).
+* Spares that nobody wants any more drain one by one.
 * Drain: sessions first, then the core, then the gateway; whoever is left after DRAIN_NS is killed.
 * A service manager is told READY once an engine could have a session, and what has changed since.
 """
@@ -76,6 +77,7 @@ class Plan:
     run_dir: str
     version: str
     http_addr: str = ""  # empty: no gateway
+    copy_threads: int = 2  # of each session
 
 
 class Supervisor(Actor):
@@ -134,7 +136,7 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
         self.desk.expire(now)
-        return effects + self._staff(now) + self._announce(now)
+        return effects + self._thin() + self._staff(now) + self._announce(now)
 
     def gauges(self) -> dict[str, int]:
         """How many engines wait at the desk."""
@@ -167,7 +169,8 @@ class Supervisor(Actor):
 
     def _welcome(self, pool: str = "", ledger: str = "", size: int = 0) -> Welcome:
         plan = self.plan
-        return Welcome(pool, ledger, size, plan.extent_bytes, plan.run_dir, plan.http_addr)
+        rest = (plan.extent_bytes, plan.run_dir, plan.http_addr, plan.copy_threads)
+        return Welcome(pool, ledger, size, *rest)
 
     def _staff(self, now: int) -> list[Effect]:
         """Start every child that is missing and may start."""
@@ -186,6 +189,14 @@ class Supervisor(Actor):
         if self.state == "starting" and self._ready():
             self.state = "up"
         return []
+
+    def _thin(self) -> list[Effect]:
+        """Let a spare go that was started for an engine which got another one, or gave up."""
+        spares = [k for k in self.kids.values() if k.state == "spare" and not k.killed]
+        if len(spares) <= self._wanted(SESSION):
+            return []
+        spares[-1].state = "draining"
+        return [Send(spares[-1].address, Drain())]
 
     def _wanted(self, name: str) -> int:
         """Children of a kind; of sessions, those without an engine."""

@@ -29,6 +29,9 @@ LOG_FORMATS = ("auto", "console", "json")
 SPARES_MAX = 64
 """More warm sessions than any host has engines would only eat memory."""
 
+COPY_THREADS_MAX = 16
+"""Memory is full of work long before; each thread is a core that the engine does not have."""
+
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 # The connector's, which the engine reads, and our tests': no mistake in the same shell.
@@ -47,6 +50,8 @@ class Settings:
     extent_size: int = limits.EXTENT_SIZE
     #: Sessions kept ready for the next engine.
     spares: int = limits.SPARES
+    #: Threads with which one session copies.
+    copy_threads: int = limits.COPY_THREADS
     #: host:port where HTTP is answered, or "none".
     http_addr: str = limits.HTTP_ADDR
     #: host:port of the TCP endpoint, an IP address and 0..65535 (0: any); None: no TCP.
@@ -214,11 +219,14 @@ def _yes_or_no(value: object) -> bool:
     return _SPOKEN[said]
 
 
-def _spares(value: object) -> int:
-    text = str(value)
-    if not (text.isascii() and text.isdecimal()) or int(text) > SPARES_MAX:
-        raise UserError(f"{value!r} is not a number from 0 to {SPARES_MAX}")
-    return int(text)
+def _number(least: int, most: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        text = str(value)
+        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
+            raise UserError(f"{value!r} is not a number from {least} to {most}")
+        return int(text)
+
+    return parse
 
 
 def _http_addr(value: object) -> str:
@@ -246,7 +254,10 @@ SETTINGS: dict[str, Setting] = {
     "run_dir": Setting(_path, "Where sockets, lock and crash records are.", "DIR"),
     "pool_size": Setting(_size, "Host memory of the pool, for example 30GiB.", "SIZE"),
     "extent_size": Setting(_size_of_extent, "Unit in which page sizes share the pool.", "SIZE"),
-    "spares": Setting(_spares, "Sessions kept ready for the next engine.", "N"),
+    "spares": Setting(_number(0, SPARES_MAX), "Sessions kept ready for the next engine.", "N"),
+    "copy_threads": Setting(
+        _number(1, COPY_THREADS_MAX), "Threads with which each session copies.", "N"
+    ),
     "http_addr": Setting(_http_addr, "Where health and metrics are served, or none.", "HOST:PORT"),
     "addr": Setting(_host_port, "Also listen for clients on TCP; needs --curve-dir.", "HOST:PORT"),
     "curve_dir": Setting(_path, "The keys for TCP, as `pegaflow keygen` made them.", "DIR"),

@@ -15,6 +15,10 @@ still has dozens of them to share between page sizes."""
 SPARES = 2
 """One engine may register while the spare of the last one is still starting (about 135 ms)."""
 
+COPY_THREADS = 2
+"""One core copies at a third to a half of what a memory controller can do; more threads than two
+would take cores from the engine for little."""
+
 HTTP_ADDR = "127.0.0.1:9091"
 """The original's port, so that its users' scrapers find it; on loopback only: nobody is asked for a
 password."""

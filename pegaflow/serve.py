@@ -173,6 +173,7 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         str(run_dir),
         version("pegaflow"),
         "" if settings.http_addr == "none" else settings.http_addr,
+        settings.copy_threads,
     )
     signals = Signals(signal.SIGINT, signal.SIGTERM)
     supervisor = Supervisor(address, plan)

@@ -11,6 +11,7 @@ Goals: 0.8 x memcpy where a block has pieces of 256 KiB and more, 0.7 x where th
 from __future__ import annotations
 
 import argparse
+import itertools
 import mmap
 from dataclasses import dataclass
 from statistics import median
@@ -27,7 +28,8 @@ from pegaflow.wire.status import Status
 from perf import machine
 from perf.machine import Bytes, Copy, timed, verdict
 
-COLUMNS = ("way", "layout", "save", "load", "out", "in", "save/out", "load/in", "machine")
+WAYS = (("staged", 1), ("staged", 2), ("process_vm", 1), ("process_vm", 2))
+COLUMNS = ("way", "threads", "layout", "save", "load", "out", "in", "save/out", "load/in", "machine")
 LARGE, LARGE_GOAL, SMALL_GOAL = 256 << 10, 0.8, 0.7
 EXTENT = 32 << 20
 TIMEOUT_S = 60.0
@@ -65,14 +67,15 @@ QUICK = Shape(8, 2, 16 << 10)
 class Engine:
     """A client that saves and loads all blocks of a shape."""
 
-    def __init__(self, endpoint: str, shape: Shape) -> None:
+    def __init__(self, endpoint: str, shape: Shape, way: str) -> None:
         self.shape = shape
         self.memory: Bytes = np.random.default_rng(1).integers(0, 256, 2 * shape.total, np.uint8)
         self.written = 0  # bytes saved so far
         self._turn = 0
-        self._client = Client(f"perf-{shape}", b"perf" * 4, endpoint=endpoint)
+        self._client = Client(f"perf-{shape}", b"perf" * 4, endpoint=endpoint, way=way)
         self._client.register(shape.layout, [self.memory])
         if not self._client.connect(20.0):
+            self._client.close()
             raise UserError(f"no session: {self._client.refusal}")
 
     def save(self) -> float:
@@ -137,11 +140,13 @@ class Memcpy:
         ]
 
 
-def measure(shape: Shape, copy: Copy, turns: int) -> tuple[float, float, float, float]:
+def measure(
+    shape: Shape, way: str, threads: int, copy: Copy, turns: int
+) -> tuple[float, float, float, float]:
     """Median bytes per second of save, load, memcpy out and memcpy in."""
     pool = -(-4 * shape.total // EXTENT) * EXTENT
-    with service.running(pool, EXTENT) as endpoint:
-        engine = Engine(endpoint, shape)
+    with service.running(pool, EXTENT, ("--copy-threads", str(threads))) as endpoint:
+        engine = Engine(endpoint, shape, way)
         try:
             bare = Memcpy(copy, engine)
             while engine.written < pool:
@@ -161,14 +166,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     given = parser.parse_args()
     shapes, turns = ((QUICK,), 2) if given.quick else ((*SHAPES, REAL), given.turns)
+    ways = WAYS[-1:] if given.quick else WAYS
     with machine.memcpy_loop() as (copy, name):
         table = Table(*COLUMNS, box=None, caption=f"GB/s, medians; out and in: {name}")
         try:
-            for shape in shapes:
-                save, load, out, back = measure(shape, copy, turns)
+            for shape, (way, threads) in itertools.product(shapes, ways):
+                save, load, out, back = measure(shape, way, threads, copy, turns)
                 goal = LARGE_GOAL if shape.piece >= LARGE else SMALL_GOAL
                 table.add_row(
-                    "staged",
+                    way,
+                    str(threads),
                     str(shape),
                     *(f"{speed / 1e9:.1f}" for speed in (save, load, out, back)),
                     *(

@@ -87,6 +87,8 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         ("spares", "many"),
         ("spares", -1),
         ("spares", 65),
+        ("copy_threads", 0),
+        ("copy_threads", 17),
         ("http_addr", ""),
         ("http_addr", "9091"),
         ("http_addr", ":9091"),

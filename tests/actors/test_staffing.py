@@ -50,6 +50,20 @@ def test_spares_are_kept_as_many_as_were_asked_for() -> None:
     assert group.names().count(SESSION) == 4
 
 
+def test_a_spare_that_nobody_wants_any_more_goes() -> None:
+    group = Group()
+    serve = one(group.open(), Serve)
+    group.open(client=CLIENT_8)
+    assert group.names().count(SESSION) == 1 + PLAN.spares + 1, "one that waits, it seems"
+    assert len(pick(group.answer(serve, Serving()), SessionAt)) == 2
+    told = [e.receiver for e in group.beats(4 * TICK_NS) if isinstance(e.message, Drain)]
+    assert len(told) == 1
+    group.exit(told[0])
+    group.beats(4 * TICK_NS)
+    assert group.names().count(SESSION) == 1 + PLAN.spares
+    assert not group.boss.budgets.kinds[SESSION].restarts
+
+
 def test_a_burst_of_engines_is_served() -> None:
     group = Group()
     engines = [replace(OPEN, engine=f"engine {n}") for n in range(20)]
