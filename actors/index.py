@@ -178,7 +178,11 @@ class Index(Child):
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
         accepted = [i for i in range(count) if self._seal_one(sender.address, msg, i)]
         if accepted:
-            self.order.insert_chain(self._chain(msg.namespace, msg.keys[accepted[-1]]))
+            young = self._chain(msg.namespace, msg.keys[accepted[-1]])
+            known = set(young)
+            found = (self.blocks.get(msg.namespace, msg.keys[i]) for i in accepted)
+            self.order.insert_chain([b for b in found if b is not None and b not in known])
+            self.order.insert_chain(young)
         self.counts["blocks_sealed"] += len(accepted)
         status = Status.OK if len(accepted) == count else Status.STALE_CLAIM
         return [Reply(sender, Sealed(status, tuple(accepted)))]
@@ -243,7 +247,6 @@ class Index(Child):
         self.blocks.add(block)
         self.counts["bytes_sealed"] += msg.shards * msg.payload
         self._resident_bytes += len(pages) * slot_size(block.page_size)
-        self.order.insert_chain([block])
         return True
 
     def _chain(self, namespace: bytes, key: bytes) -> list[Block]:

@@ -36,7 +36,9 @@ class Order:
     known: int = 0  # blocks that are saved already, or by somebody else
     shares: dict[int, "Share"] = field(default_factory=dict)  # by rank
     shards: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # position -> rank
-    sealing: set[int] = field(default_factory=set)  # positions in an unanswered Seal
+    sealing: set[int] = field(default_factory=set)  # whole, and not sealed yet
+    whole: list[int] = field(default_factory=list)  # those of them that no Seal has named yet
+    asked: bool = False  # a Seal is unanswered
     dead: set[int] = field(default_factory=set)  # positions that are given up
     status: Status = Status.OK  # the first thing that went wrong
 

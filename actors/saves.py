@@ -27,7 +27,7 @@ from pegaflow.wire.jobs import Done, FillPages, ReadBlocks
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import ORDER_NS, Drop, Keep, Save, Saved, Take, Taken, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import NOBODY, Address
+from pegaflow.wire.values import LIST_MAX, NOBODY, Address
 
 from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
 from .orders import Batch, Order, Share
@@ -43,7 +43,7 @@ SAVES_MAX = 4096
 KEYS_MAX = 1 << 20
 """Keys of all open shares: more blocks than an engine has, and some 100 MB of our memory."""
 
-BATCH_BLOCKS = 64
+BATCH_BLOCKS = 128
 """Blocks per batch: large enough to hide a round trip, small enough to share the slots."""
 
 READ_NS = 10_000 * MS
@@ -324,12 +324,22 @@ class Saves:
             if len(shards) == self.world:
                 whole.append(position)
         effects = self.stock.give_back(back)
-        if whole:
-            order.sealing.update(whole)
-            effects += self._seal(order, tuple(whole), now)
-        return effects + self._finish(order)
+        order.sealing.update(whole)
+        order.whole += whole
+        return effects + self._seal(order, now) + self._finish(order)
 
-    def _seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
+    def _seal(self, order: Order, now: int) -> list[Effect]:
+        """Seal what is whole, unless a Seal is unanswered: then it goes with the next, so that a
+        busy index is asked less often."""
+        most = LIST_MAX // self.world
+        whole = tuple(sorted(order.whole)[:most])
+        if order.asked or not whole:
+            return []
+        order.asked = True
+        order.whole = sorted(order.whole)[most:]
+        return self._ask_seal(order, whole, now)
+
+    def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
         keys = order.keys
         first = order.parent or bytes(len(keys[0]))
         pages = [order.shards[p][rank] for p in whole for rank in range(self.world)]
@@ -347,9 +357,10 @@ class Saves:
 
         def sealed(answer: Message, now: int) -> list[Effect]:
             if isinstance(answer, NoAnswer):
-                return self._seal(order, whole, now)
+                return self._ask_seal(order, whole, now)
+            order.asked = False
             positions = answer.positions if isinstance(answer, Sealed) else ()
-            return self._sealed(order, whole, set(positions))
+            return self._sealed(order, whole, set(positions)) + self._seal(order, now)
 
         return [Ask(self.index, ask, now + INDEX_NS, sealed)]
 
