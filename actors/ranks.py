@@ -30,9 +30,6 @@ SLOTS_MAX = 1024
 WORLD_MAX = 1024
 """Ranks of one engine: far above the tensor and pipeline parallelism of any deployment."""
 
-LOADS, SAVES = Way.STAGED, Way.PROCESS_VM
-"""What AUTO means where process_vm works, by the figures of docs/perf.md."""
-
 
 @dataclass(slots=True, eq=False)
 class Rank:
@@ -69,9 +66,9 @@ def wants_process_vm(rank: Rank) -> bool:
 
 
 def choose_ways(rank: Rank) -> None:
-    """The client's memory is reachable: which way for which direction."""
-    auto = rank.asked.way is Way.AUTO
-    rank.loads, rank.saves = (LOADS, SAVES) if auto else (Way.PROCESS_VM, Way.PROCESS_VM)
+    """The client's memory is reachable, and it did not ask for staged copies: AUTO means the faster
+    way, which is process_vm in both directions (docs/perf.md)."""
+    rank.loads = rank.saves = Way.PROCESS_VM
 
 
 def bounce_slots(page_size: int) -> int:
