@@ -123,7 +123,9 @@ class Index(Child):
         self.order.check()
         self.leases.check()
         self.claims.check()
-        for block in self.blocks:
+        blocks = list(self.blocks)
+        assert len(self.order) == len(blocks), "a block that nothing can evict, or a ghost"
+        for block in blocks:
             for page, stamp in zip(block.pages, block.stamps, strict=True):
                 record = self.ledger.read(page)
                 assert record is not None and record.stamp == stamp and record.key == block.key

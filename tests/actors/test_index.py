@@ -1,5 +1,7 @@
 """Which block is where: leases, claims, seals, statements, eviction."""
 
+from dataclasses import replace
+
 from pegaflow.actors.index import Index
 from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
@@ -172,6 +174,13 @@ def test_a_page_of_another_block_is_refused() -> None:
     sent = rig.ask(SESSION_4, seal_of(number, KEYS[2:3], first_page=1))
     assert said(sent, Sealed).positions == ()
     assert find(rig, KEYS[1:3]).pages == (1,)
+
+
+def test_a_seal_of_two_chains_can_be_evicted_whole() -> None:
+    rig, _ = index()
+    msg = replace(seal_of(claim(rig, KEYS[:4]).number, KEYS[:4]), parents=(ROOT, KEYS[0], ROOT, KEYS[2]))
+    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+    assert press(rig, 9) == (1, 0, 3, 2)
 
 
 def test_pressure_takes_the_tail_first_and_voids_before_it_says_so() -> None:

@@ -213,6 +213,27 @@ def test_more_blocks_than_slots_take_turns() -> None:
     assert idle(actor)
 
 
+def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
+    rig, actor = stocked()
+    rank = actor.ranks[0]
+    rank.slots, rank.free_slots = 2, [0, 1]
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], b"")), Claim)
+    take = said(rig.answer(claim, Claimed(1, (0, 1, 2, 3, 4))), Take)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.done(FillPages)
+    first, take = one(sent, Seal), said(sent, Take)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.done(FillPages)
+    assert not pick(sent, Seal)
+    rig.tell(CLIENT_7, Keep(1, said(sent, Take).batch))
+    assert not pick(rig.done(FillPages), Seal)
+    second = one(rig.answer(first, Sealed(Status.OK, (0, 1))), Seal)
+    assert isinstance(second.message, Seal) and second.message.keys == KEYS[2:5]
+    sent = rig.answer(second, Sealed(Status.OK, (0, 1, 2)))
+    assert said(sent, Saved) == Saved(Status.OK, 5, 0)
+    assert idle(actor)
+
+
 def test_a_stock_that_the_pool_cannot_give_does_not_end_a_small_save() -> None:
     rig, _, reserve = attached()
     take = begin(rig, 1, KEYS[:1])
