@@ -42,6 +42,10 @@ class Order:
     dead: set[int] = field(default_factory=set)  # positions that are given up
     status: Status = Status.OK  # the first thing that went wrong
 
+    def parent_of(self, position: int) -> bytes:
+        """The key before this one; zeros at the root of a chain."""
+        return self.keys[position - 1] if position else self.parent or bytes(len(self.keys[0]))
+
 
 @dataclass(slots=True, eq=False)
 class Share:

@@ -340,8 +340,6 @@ class Saves:
         return self._ask_seal(order, whole, now)
 
     def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
-        keys = order.keys
-        first = order.parent or bytes(len(keys[0]))
         pages = [order.shards[p][rank] for p in whole for rank in range(self.world)]
         ask = Seal(
             order.claim or 0,
@@ -349,8 +347,8 @@ class Saves:
             self.stock.page_size,
             self.payload,
             self.world,
-            tuple(keys[p] for p in whole),
-            tuple(keys[p - 1] if p else first for p in whole),
+            tuple(order.keys[p] for p in whole),
+            tuple(map(order.parent_of, whole)),
             tuple(page for page, _ in pages),
             tuple(stamp for _, stamp in pages),
         )

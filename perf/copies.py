@@ -29,7 +29,7 @@ from perf import machine
 from perf.machine import Bytes, Copy, timed, verdict
 
 WAYS = (("staged", 1), ("staged", 2), ("process_vm", 1), ("process_vm", 2))
-COLUMNS = ("way", "threads", "layout", "save", "load", "out", "in", "save/out", "load/in", "machine")
+COLUMNS = "way threads layout save load out in save/out load/in machine".split()
 LARGE, LARGE_GOAL, SMALL_GOAL = 256 << 10, 0.8, 0.7
 EXTENT = 32 << 20
 TIMEOUT_S = 60.0

@@ -178,7 +178,8 @@ def test_a_page_of_another_block_is_refused() -> None:
 
 def test_a_seal_of_two_chains_can_be_evicted_whole() -> None:
     rig, _ = index()
-    msg = replace(seal_of(claim(rig, KEYS[:4]).number, KEYS[:4]), parents=(ROOT, KEYS[0], ROOT, KEYS[2]))
+    msg = seal_of(claim(rig, KEYS[:4]).number, KEYS[:4])
+    msg = replace(msg, parents=(ROOT, KEYS[0], ROOT, KEYS[2]))
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
     assert press(rig, 9) == (1, 0, 3, 2)
 

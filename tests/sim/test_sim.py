@@ -141,14 +141,14 @@ def the_dead_are_heard(patch: pytest.MonkeyPatch) -> None:
 
 def no_word_is_enough(patch: pytest.MonkeyPatch) -> None:
     """The session returns pages while their Seal is not answered."""
-    original = Saves._seal
+    original = Saves._ask_seal
 
     def seal(self: Saves, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
         pages = tuple(page for p in whole for page, _ in order.shards[p].values())
         back = Send(self.stock.allocator, Return(pages))
         return [*original(self, order, whole, now), back]
 
-    patch.setattr(Saves, "_seal", seal)
+    patch.setattr(Saves, "_ask_seal", seal)
 
 
 def one_keep_is_enough(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""Copies by process_vm: a session stopped or killed in the middle, memory that is not ours."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pegaflow.client import LoadDone
+from pegaflow.wire.status import Status
+
+from .service import Engine, Service, eventually, keys
+
+COUNT, BYTES = 64, 1 << 20  # a load of 64 MiB takes long enough to be hit in its middle
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Service(tmp_path_factory.mktemp("run"), pool_size="160MiB") as made:
+        yield made
+
+
+@pytest.fixture
+def engine(service: Service, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    eventually("the service has mended itself", service.up)
+    name = request.node.name
+    with Engine(service, name, blocks=2 * COUNT, layers=1, bytes_=BYTES, way="process_vm") as made:
+        yield made
+
+
+def loading(engine: Engine) -> int:
+    """A load that has begun to write: its ticket."""
+    engine.fill(list(range(COUNT)), seed=1)
+    hashes = keys(COUNT, seed=1)
+    assert engine.client.save(hashes, list(range(COUNT))).status is Status.OK
+    lease = engine.client.lookup(hashes).lease
+    assert lease is not None
+    ticket = engine.client.start_load(lease, list(range(COUNT, 2 * COUNT)), timeout=1.0)
+    first = engine.view[0, COUNT]
+    eventually("the first block changes", lambda: bool(engine.client.poll(0)) or first.any())
+    return ticket
+
+
+def untouched(engine: Engine, service: Service) -> None:
+    """Nothing writes into the engine's memory any more, while its client is served again."""
+    engine.memory[:] = 7
+    assert engine.client.connect(20.0), engine.client.refusal
+    assert engine.client.lookup(keys(COUNT, seed=1)).blocks == COUNT
+    assert np.all(engine.memory == 7)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_load_ends_with_the_death_of_its_session(
+    service: Service, engine: Engine, number: int
+) -> None:
+    session = service.session_of(engine.client._machine.me.engine).pid
+    ticket = loading(engine)
+    os.kill(session, number)
+    done: list[LoadDone] = []
+
+    def ended() -> bool:
+        done.extend(d for d in engine.client.poll(0.1) if isinstance(d, LoadDone))
+        return bool(done) or ticket not in engine.client._machine.operations
+
+    eventually("the load has ended", ended)
+    if done and done[0].status is Status.OK:
+        assert engine.holds(list(range(COUNT, 2 * COUNT)), seed=1)
+    else:
+        gone = not os.path.exists(f"/proc/{session}") or "Z" in state(session)
+        assert gone, "the load was called over while its session lived"
+    untouched(engine, service)
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_memory_that_was_given_up_is_not_written(service: Service, engine: Engine) -> None:
+    loading(engine)
+    layout, memory = engine.layout, engine.memory
+    assert engine.client.unregister()
+    memory[:] = 7
+    engine.client.register(layout, [memory])
+    untouched(engine, service)
+
+
+def test_memory_that_is_not_ours_is_found_at_once(service: Service) -> None:
+    """A client whose proof comes to lie elsewhere: as with another pid namespace."""
+    for way, served in (("auto", True), ("process_vm", False)):
+        engine = Engine(service, f"astray-{way}", way=way)
+        engine.client._scratch = (ctypes.c_char * 32)()
+        assert engine.client.connect(20.0 if served else 1.0) is served
+        if served:
+            assert engine.client.ways[:2] == ("staged", "staged")
+            note = engine.client.ways[2]
+            engine.fill([0], seed=5)
+            assert engine.client.save(keys(1, seed=5), [0]).saved == 1
+        else:
+            note = engine.client.refusal
+        assert "another pid namespace" in note and "\n" not in note
+        engine.client.close()
