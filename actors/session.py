@@ -75,6 +75,8 @@ class _Copy:
 
     rank: Rank
     lease: int
+    asked: int  # when
+    bytes_: int
 
 
 class Session(Boarding):
@@ -244,12 +246,14 @@ class Session(Boarding):
         elif len(self.copies) >= COPIES_MAX:
             refusal = Status.BUSY
         if rank is None or lease is None or refusal is not Status.OK:
+            self.counts["loads_refused"] += 1
             direct = rank is not None and rank.loads is Way.PROCESS_VM
             return [Reply(sender, Loaded(refusal) if direct else Pages(refusal, 0, ()))]
         assert self.saves is not None
         self._copy += 1
         copy = self._copy
-        self.copies[copy] = _Copy(rank, msg.lease)
+        size = msg.count * layouts.page_bytes(rank.layout)
+        self.copies[copy] = _Copy(rank, msg.lease, now, size)
         lease.copies += 1
         lease.used = now
         world = self.saves.world
@@ -261,6 +265,7 @@ class Session(Boarding):
 
         def written(done: Done, now: int) -> list[Effect]:
             rank.running -= 1
+            self._count(self.copies[copy], done.status is Status.OK, now)
             return [Reply(sender, Loaded(done.status)), *self._end_copy(copy), *self.left(rank)]
 
         rank.running += 1
@@ -280,7 +285,17 @@ class Session(Boarding):
         if copy is None or not mine or copy.rank.loads is not Way.STAGED:
             return [Reply(sender, Confirmed(Status.NO_SUCH_LEASE))]
         self.leases[copy.lease].used = now
+        self._count(copy, msg.ok, now)
         return [Reply(sender, Confirmed(Status.OK)), *self._end_copy(msg.copy)]
+
+    def _count(self, copy: _Copy, ok: bool, now: int) -> None:
+        """A copy has ended, well or not."""
+        if not ok:
+            self.counts["loads_failed"] += 1
+            return
+        self.counts["loads"] += 1
+        self.counts["bytes_loaded"] += copy.bytes_
+        self.counts["load_ns"] += now - copy.asked
 
     def _end_copy(self, number: int) -> list[Effect]:
         """A rank has loaded; the lease ends with the last one."""

@@ -11,67 +11,34 @@ ram + rdma + ssd + miss = blocks asked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pegaflow.wire.control import KindRow, ProcessRow, Report
+from pegaflow.wire.control import Report
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
+
+from .view import Sample, View
 
 _S = 1_000_000_000
 
 STALE_NS = 5 * _S
 """A report this old means that the supervisor does not answer: it is asked every second."""
 
-Sample = tuple[tuple[str, ...], float]
-"""Label values and the value."""
-
-
-class View:
-    """A Report, to be read by name."""
-
-    def __init__(self, report: Report | None, now: int) -> None:
-        self.report = report
-        self.now = now  # CLOCK_MONOTONIC ns
-        self.processes: tuple[ProcessRow, ...] = report.processes if report else ()
-        self.kinds: tuple[KindRow, ...] = report.kinds if report else ()
-        self._sums = {k.name: {c.name: c.value for c in k.counters} for k in self.kinds}
-        self._rows = [(p, {c.name: c.value for c in p.counters}) for p in self.processes]
-
-    @property
-    def age(self) -> float:
-        """Seconds since the report was written."""
-        return max(0, self.now - self.report.at) / _S if self.report else 0.0
-
-    def total(self, kind: str, *names: str) -> float:
-        """Counters of a kind of actor, summed over all its lives."""
-        return sum(self._sums.get(kind, {}).get(name, 0) for name in names)
-
-    def totals(self) -> Iterator[tuple[str, Mapping[str, int]]]:
-        """Every kind with all its counters."""
-        yield from self._sums.items()
-
-    def gauge(self, kind: str, *names: str) -> float:
-        """Gauges of a kind of actor, summed over its living processes."""
-        rows = [row for process, row in self._rows if process.address.name == kind]
-        return sum(row.get(name, 0) for row in rows for name in names)
-
-    def each(self, name: str, scale: float = 1) -> Iterator[Sample]:
-        """A gauge of each process that has it, labelled with its actor and incarnation."""
-        for process, row in self._rows:
-            if name in row:
-                labels = (process.address.name, str(process.address.incarnation))
-                yield labels, row[name] * scale
-
 
 @dataclass(frozen=True)
 class Shown:
-    """One metric.  `source` says which actor knows it."""
+    """One metric.  `source` says which actor knows it; a summary reads as count and sum."""
 
     name: str
     source: str
@@ -81,7 +48,9 @@ class Shown:
 
     @property
     def type(self) -> str:
-        """counter or gauge."""
+        """counter, gauge or summary."""
+        if self.name.endswith("_duration_seconds"):
+            return "summary"
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
@@ -231,6 +200,24 @@ METRICS = (
         INDEX,
         "Bytes of KV cache in the blocks that became visible after a save.",
         lambda v: v.total(INDEX, "bytes_sealed"),
+    ),
+    Shown(
+        "pegaflow_load_bytes_total",
+        SESSION,
+        "Bytes of KV cache that reached engines in loads that succeeded.",
+        lambda v: v.total(SESSION, "bytes_loaded"),
+    ),
+    Shown(
+        "pegaflow_load_failures_total",
+        SESSION,
+        "Loads that were refused or whose copy failed; their blocks are computed instead.",
+        lambda v: v.total(SESSION, "loads_refused", "loads_failed"),
+    ),
+    Shown(
+        "pegaflow_load_duration_seconds",
+        SESSION,
+        "Time from an engine's question to the end of its copy, of each load that succeeded.",
+        lambda v: iter([((), v.total(SESSION, "loads")), ((), v.total(SESSION, "load_ns") / _S)]),
     ),
     Shown(
         "pegaflow_leases",
@@ -405,6 +392,10 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric, with the samples that there are."""
         for m in METRICS:
+            if m.type == "summary":
+                (_, count), (_, total) = m.read(self._view)  # type: ignore[misc]
+                yield SummaryMetricFamily(m.name, m.help, count, total)
+                continue
             kind = CounterMetricFamily if m.type == "counter" else GaugeMetricFamily
             family = kind(m.name, m.help, labels=m.labels)
             found = m.read(self._view)

@@ -59,7 +59,8 @@ pegaflow_save_bytes_total pegaflow_leases pegaflow_engines pegaflow_engines_wait
 pegaflow_loads_open pegaflow_saves_open pegaflow_regroups_total pegaflow_actor_restarts_total
 pegaflow_actor_broken pegaflow_actor_processes pegaflow_actor_resident_memory_bytes
 pegaflow_actor_open_fds pegaflow_actor_loop_lag_seconds pegaflow_actor_open_asks
-pegaflow_actor_open_jobs pegaflow_actor_events_total
+pegaflow_actor_open_jobs pegaflow_actor_events_total pegaflow_load_bytes_total
+pegaflow_load_failures_total pegaflow_load_duration_seconds
 """.split()
 """What dashboards are built on: only ever added to."""
 
@@ -106,6 +107,18 @@ def test_numbers_find_their_names() -> None:
     assert found["pegaflow_actor_restarts_total", (INDEX,)] == 2
     assert found["pegaflow_actor_loop_lag_seconds", (SESSION, "4")] == pytest.approx(0.0015)
     assert found["pegaflow_actor_events_total", (INDEX, "blocks_sealed")] == 9
+
+
+def test_loads_are_counted_and_timed() -> None:
+    loads = kind(
+        SESSION, loads=4, bytes_loaded=4096, load_ns=2 * S, loads_refused=1, loads_failed=2
+    )
+    found = samples(report("up", loads))
+    assert found["pegaflow_load_bytes_total", ()] == 4096
+    assert found["pegaflow_load_failures_total", ()] == 3
+    assert found["pegaflow_load_duration_seconds_count", ()] == 4
+    assert found["pegaflow_load_duration_seconds_sum", ()] == 2
+    assert samples(None)["pegaflow_load_duration_seconds_count", ()] == 0
 
 
 def test_there_are_metrics_before_there_is_a_report() -> None:

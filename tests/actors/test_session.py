@@ -105,14 +105,17 @@ def test_a_silent_index_is_a_status_by_the_clients_deadline() -> None:
 
 
 def test_a_load_and_its_confirmation_consume_the_lease() -> None:
-    rig, _, lease = leased()
+    rig, actor, lease = leased()
     pages = load(rig, lease)
+    rig.wait(3 * MS)
     assert (pages.status, pages.offsets) == (Status.OK, (0, PAGE, EXTENT))
     sent = rig.ask(CLIENT_7, Copied(pages.copy, True))
     assert said(sent, Confirmed) == Confirmed(Status.OK)
     assert said(sent, to_index.Release, IDX).number == lease
     assert said(rig.ask(CLIENT_7, Copied(pages.copy, True)), Confirmed).status is not Status.OK
     assert load(rig, lease).status is Status.NO_SUCH_LEASE
+    counted = ("loads", "bytes_loaded", "load_ns", "loads_refused", "loads_failed")
+    assert [actor.counts[name] for name in counted] == [1, 3 * PAGE, 3 * MS, 1, 0]
 
 
 def test_impossible_loads() -> None:
@@ -124,12 +127,13 @@ def test_impossible_loads() -> None:
 
 
 def test_a_release_waits_for_the_running_copy() -> None:
-    rig, _, lease = leased()
+    rig, actor, lease = leased()
     pages = load(rig, lease)
     assert rig.tell(CLIENT_7, Release(lease)) == []
     assert load(rig, lease).status is Status.NO_SUCH_LEASE
     sent = rig.ask(CLIENT_7, Copied(pages.copy, False))
     assert said(sent, to_index.Release).number == lease
+    assert (actor.counts["loads"], actor.counts["loads_failed"]) == (0, 1)
 
 
 def test_only_the_copier_ends_a_copy() -> None:

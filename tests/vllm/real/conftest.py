@@ -32,7 +32,9 @@ class Engine:
     """`tests.vllm.engine` as a process that answers one batch per `run`."""
 
     def __init__(self, model: str, log: Path, fault: Path, **options: Any) -> None:
-        command = [sys.executable, "-m", "tests.vllm.engine", model]
+        # Its ranks wait for each other by sched_yield, which on Linux 6.18 keeps every process on
+        # their cores from running for up to 20 s at a time, unless that weighs more than they do.
+        command = ["nice", "-n", "19", sys.executable, "-m", "tests.vllm.engine", model]
         command.append(json.dumps({**options, "follow": True}))
         ranks = options.get("tp", 1)
         cores = map(str, sorted(os.sched_getaffinity(0))[:ranks])
@@ -40,8 +42,6 @@ class Engine:
             **os.environ,
             "PEGAFLOW_TEST_FAULT": str(fault),
             "VLLM_TARGET_DEVICE": "cpu",
-            # Its ranks wait for each other by sched_yield, which on Linux 6.18 keeps every process
-            # on their cores from running for up to 20 s at a time.
             "VLLM_USE_SPINLOOP_EXT": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores) if ranks > 1 else "nobind",
         }
