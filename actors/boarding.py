@@ -29,7 +29,7 @@ from pegaflow.wire.session import (
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address
 
-from .actor import Do, Effect, Note, Reply, Send, Sender
+from .actor import MS, Do, Effect, Note, Reply, Send, Sender
 from .child import Child
 from .ranks import (
     Rank,
@@ -46,6 +46,10 @@ CLIENTS_MAX = 1024
 """Clients of one engine: its scheduler and workers, and all that they were before a reconnect."""
 
 
+DIAL_NS = 10_000 * MS
+"""Patience with an engine that came over TCP, whose process we cannot watch, to say a word to us."""
+
+
 class Boarding(Child):
     """One engine's clients and ranks."""
 
@@ -54,6 +58,7 @@ class Boarding(Child):
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address, supervisor, hello)
         self.serve: Serve | None = None  # the engine; None: a spare
+        self.served = 0  # since when
         self.clients: set[Address] = set()  # that have spoken and not left
         self.remote: set[Address] = set()  # those of them that came over TCP
         self.watched: set[tuple[int, int]] = set()  # (pid, start) of client processes
@@ -86,7 +91,7 @@ class Boarding(Child):
 
     def _on_serve(self, sender: Sender, msg: Serve, now: int) -> list[Effect]:
         if self.serve is None:
-            self.serve = msg
+            self.serve, self.served = msg, now
             watch = [] if msg.remote else self._watch(msg.pid, msg.started)
             return [Reply(sender, Serving()), *watch]
         same = (self.serve.engine, self.serve.generation) == (msg.engine, msg.generation)
@@ -119,6 +124,9 @@ class Boarding(Child):
         if any(rank.number == msg.rank for rank in self.leaving) or self.busy():
             busy = Refused(Status.NOT_READY, "earlier copies of this rank are still under way")
             return [*effects, Reply(sender, busy)]
+        if sender.remote and msg.way is Way.PROCESS_VM:
+            why = "process_vm is not for clients on TCP: let `way` be auto or staged"
+            return [*effects, Reply(sender, Refused(Status.BAD_REQUEST, why))]
         self._mapping += 1
         rank = self.ranks[msg.rank] = new_rank(sender.address, msg, self._mapping)
         if sender.remote or not wants_process_vm(rank):
@@ -137,9 +145,12 @@ class Boarding(Child):
             if sender.remote:
                 self.remote.add(sender.address)
 
-    def look_for_remote(self) -> list[Effect]:
+    def look_for_remote(self, now: int) -> list[Effect]:
         """A word to every client whose process we cannot watch: who is gone turns out to be
-        unreachable."""
+        unreachable.  An engine that never comes is not waited for."""
+        waited = now - self.served > DIAL_NS
+        if self.serve is not None and self.serve.remote and not self.clients and waited:
+            return self.farewell()
         return [Send(client, Pong()) for client in self.remote]
 
     def _fault(self, client: Address, msg: Attach) -> Refused | None:

@@ -131,7 +131,7 @@ class Session(Boarding):
 
     def beat(self, now: int) -> list[Effect]:
         """State what we hold, so that the granters can mend what was lost."""
-        effects = self.look_for_remote()
+        effects = self.look_for_remote(now)
         if self.saves is None:
             return effects
         for number, lease in list(self.leases.items()):

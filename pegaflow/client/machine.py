@@ -281,6 +281,9 @@ class Machine:
         memory, me = self.memory, self.me
         if memory is None:
             return self._ping(now)
+        if memory.way is Way.PROCESS_VM and not visible:
+            self.refusal = "no process_vm: the session is on TCP or in another pid namespace"
+            return self._lose(now)
         ask = Attach(me.pid, me.started, memory.rank, me.world, memory.layout, memory.region_bytes)
         if visible and memory.way is not Way.STAGED:
             ask = replace(ask, way=memory.way, bases=memory.bases, scratch=memory.scratch)

@@ -1,5 +1,7 @@
 """Loads and saves by process_vm: who writes our blocks, and when may we say that it is over."""
 
+from dataclasses import replace
+
 from pegaflow.client.effects import HangUp, KillSession, MapFiles, Memory, WriteProof
 from pegaflow.client.patience import GRACE_NS, LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
@@ -64,6 +66,13 @@ def test_an_attach_names_where_the_memory_is() -> None:
 def test_without_proof_of_death_the_session_gets_no_address() -> None:
     _, attach = dialled(visible=False)
     assert (attach.way, attach.bases, attach.scratch) == (Way.STAGED, (), 0)
+
+
+def test_who_wants_nothing_else_does_without_a_session_that_it_cannot_see() -> None:
+    c = Client(memory=replace(DIRECT, way=Way.PROCESS_VM), visible=False)
+    c.wait(0)
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 0), BOSS)
+    assert c.m.state == "lost" and c.m.refusal.startswith("no process_vm")
 
 
 def test_a_refused_proof_is_a_loss() -> None:

@@ -1,0 +1,66 @@
+"""Clients on TCP: nothing is known of their process, so nothing is watched and nothing is reached."""
+
+from dataclasses import replace
+
+from pegaflow.actors.boarding import DIAL_NS
+from pegaflow.actors.session import Session
+from pegaflow.wire.control import Bye, Refused, Serving
+from pegaflow.wire.jobs import DrawProof, OpenBounce, Unreachable, WatchProcess
+from pegaflow.wire.session import Attached, Ping, Pong, Way
+from pegaflow.wire.status import Status
+
+from .rig import BOSS, CLIENT_7, CLIENT_8, MS, SESSION_4, Rig, pick, said
+from .sessions import ATTACH, SERVE, spare
+
+DIRECT = replace(ATTACH, way=Way.PROCESS_VM, bases=(4096,), scratch=8192)
+
+
+def far() -> tuple[Rig, Session]:
+    """A session whose engine asked over TCP."""
+    rig, actor = spare()
+    said(rig.ask(BOSS, replace(SERVE, remote=True)), Serving, BOSS)
+    return rig, actor
+
+
+def test_it_is_served_staged_and_no_process_is_watched() -> None:
+    rig, _ = far()
+    assert rig.ask(CLIENT_7, replace(DIRECT, way=Way.AUTO), remote=True) == []
+    attached = said(rig.done(OpenBounce, note="bounce"), Attached, CLIENT_7)
+    assert (attached.loads, attached.saves) == (Way.STAGED, Way.STAGED)
+    assert not rig.wanted(WatchProcess) and not rig.wanted(DrawProof)
+
+
+def test_process_vm_is_refused_in_one_line() -> None:
+    rig, _ = far()
+    refused = said(rig.ask(CLIENT_7, DIRECT, remote=True), Refused, CLIENT_7)
+    assert refused.status is Status.BAD_REQUEST and "\n" not in refused.why
+    assert not rig.wanted(DrawProof) and not rig.wanted(OpenBounce)
+
+
+def test_who_cannot_be_reached_has_left() -> None:
+    rig, _ = far()
+    for client in (CLIENT_7, CLIENT_8):
+        said(rig.ask(client, Ping(), remote=True), Pong, client)
+    beat = rig.wait(600 * MS)
+    assert {e.receiver for e in beat if isinstance(e.message, Pong)} == {CLIENT_7, CLIENT_8}
+    assert not pick(rig.inform(Unreachable(CLIENT_7)), Bye)
+    assert not pick(rig.inform(Unreachable(CLIENT_7)), Bye)
+    assert pick(rig.inform(Unreachable(CLIENT_8)), Bye) and rig.stop == ""
+
+
+def test_who_never_comes_is_not_waited_for() -> None:
+    rig, actor = far()
+    assert actor.address == SESSION_4
+    while rig.now < actor.served + DIAL_NS:
+        assert rig.stop is None
+        rig.wait(500 * MS)
+    rig.wait(500 * MS)
+    assert rig.stop == ""
+
+
+def test_a_local_engine_may_take_its_time() -> None:
+    rig, actor = spare()
+    rig.ask(BOSS, SERVE)
+    while rig.now < actor.served + 2 * DIAL_NS:
+        rig.wait(500 * MS)
+    assert rig.stop is None
