@@ -47,7 +47,7 @@ CLIENTS_MAX = 1024
 
 
 DIAL_NS = 10_000 * MS
-"""Patience with an engine that came over TCP, whose process we cannot watch, to say a word to us."""
+"""Patience with an engine that came over TCP and has not said a word to us."""
 
 
 class Boarding(Child):

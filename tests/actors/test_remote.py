@@ -1,4 +1,4 @@
-"""Clients on TCP: nothing is known of their process, so nothing is watched and nothing is reached."""
+"""Clients on TCP: their processes are not known, so none is watched and none is reached."""
 
 from dataclasses import replace
 
