@@ -10,7 +10,6 @@ When an assertion kills an actor, its last inputs are written to the run directo
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import signal
 import sys
@@ -38,13 +37,9 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from . import blackbox
-from .allocator import Allocator
 from .asks import Host
 from .child import Child
-from .gateway import Gateway
-from .index import Index
 from .loop import Loop, Signals
-from .session import Session
 from .vitals import Vitals
 from .workers import Workers
 
@@ -164,7 +159,7 @@ class _Device:
 def run_child(
     name: str, incarnation: int, run_dir: Path, supervisor: int, parent: int, tcp: Tcp | None
 ) -> int:
-    """The main function of `pegaflow actor`; returns the exit status."""
+    """The main function of `pegaflow.actors`; returns the exit status."""
     address = Address(name, incarnation)
     level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
     form = os.environ.get("PEGAFLOW_LOG_FORMAT", "auto")
@@ -182,8 +177,6 @@ def run_child(
     loop = Loop(host, device.work)
     device.attach(loop)
     actor.measured = Vitals(loop)
-    if name == SESSION:
-        importlib.import_module(f"{__package__}.copies")  # numpy: now, not when an engine waits
     loop.watch(signals.fd, lambda: (signals.read(), None)[1])
     log = logs.get_logger()
     try:
@@ -215,10 +208,23 @@ def _last_words(host: Host, run_dir: Path) -> str:
 
 
 def _make(name: str, address: Address, supervisor: Address, hello: Hello) -> Child:
+    """The actor; a process imports its own kind alone."""
     if name == INDEX:
+        from .index import Index
+
         return Index(address, supervisor, hello, _open_ledger)
-    kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
-    return kinds[name](address, supervisor, hello)
+    if name == ALLOCATOR:
+        from .allocator import Allocator
+
+        return Allocator(address, supervisor, hello)
+    if name == SESSION:
+        from .copies import Copies  # noqa: F401  (numpy: now, not when an engine waits)
+        from .session import Session
+
+        return Session(address, supervisor, hello)
+    from .gateway import Gateway
+
+    return Gateway(address, supervisor, hello)
 
 
 def _device(actor: Child) -> _Device | HttpDevice:
@@ -238,8 +244,7 @@ def child_command(address: Address, settings: Settings, supervisor: int) -> list
     command = [
         sys.executable,
         "-m",
-        "pegaflow",
-        "actor",
+        "pegaflow.actors",
         address.name,
         "--incarnation",
         str(address.incarnation),

@@ -51,32 +51,6 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
 
 
 @app.command()
-def actor(
-    name: Annotated[str, typer.Argument(help="allocator, index, session or gateway")],
-    incarnation: Annotated[int, typer.Option()],
-    supervisor: Annotated[int, typer.Option(help="The supervisor's incarnation.")],
-    parent: Annotated[int, typer.Option(help="The supervisor's pid.")],
-    run_dir: Annotated[str, typer.Option()],
-    addr: Annotated[str | None, typer.Option()] = None,
-    curve_dir: Annotated[str | None, typer.Option()] = None,
-    insecure_tcp: Annotated[bool, typer.Option("--insecure-tcp")] = False,
-) -> None:
-    """Run one actor under a supervisor that listens in the run directory."""
-    from pegaflow.actors import process
-    from pegaflow.roster import SPECS
-
-    if name not in SPECS:
-        raise UserError(f"there is no actor {name!r}: choose one of {', '.join(SPECS)}")
-    tcp = None
-    if addr is not None:
-        from pegaflow.actors.tcp import tcp_of
-
-        tcp = tcp_of(addr, curve_dir, insecure_tcp)
-    code = process.run_child(name, incarnation, Path(run_dir), supervisor, parent, tcp)
-    raise typer.Exit(code)
-
-
-@app.command()
 def status(
     run_dir: RunDir = None,
     format: Annotated[str, typer.Option(help="table or json")] = "table",

@@ -394,7 +394,7 @@ class _Families(Collector):
         for m in METRICS:
             if m.type == "summary":
                 (_, count), (_, total) = m.read(self._view)  # type: ignore[misc]
-                yield SummaryMetricFamily(m.name, m.help, count, total)
+                yield SummaryMetricFamily(m.name, m.help, int(count), total)
                 continue
             kind = CounterMetricFamily if m.type == "counter" else GaugeMetricFamily
             family = kind(m.name, m.help, labels=m.labels)

@@ -30,6 +30,7 @@ import zmq
 
 from pegaflow import cli, serve
 from pegaflow.actors import process
+from pegaflow.actors.__main__ import main as actor
 from pegaflow.cache.geometry import MIN_PAGE
 from pegaflow.client import inspect
 from pegaflow.client.place import dealer
@@ -58,7 +59,7 @@ def main() -> None:
 
     def child_command(address: Address, settings: Settings, supervisor: int) -> list[str]:
         command = commands(address, settings, supervisor)
-        command[command.index("pegaflow")] = "perf.house"
+        command[command.index("pegaflow.actors")] = "perf.house"
         return command
 
     def grow(extents: Extents, extent: int) -> str:
@@ -66,9 +67,11 @@ def main() -> None:
 
     vars(serve)["child_command"] = child_command
     setattr(Extents, "grow", grow)  # noqa: B010  (mypy knows a method cannot be assigned)
-    if sys.argv[1:3] == ["actor", ALLOCATOR]:
+    if sys.argv[1] == "serve":
+        cli.main()
+    if sys.argv[1] == ALLOCATOR:
         threading.Thread(target=_spin, args=(os.environ[SPIN],), daemon=True).start()
-    cli.main()
+    sys.exit(actor())
 
 
 def _spin(path: str) -> None:

@@ -53,7 +53,7 @@ FLOORS: dict[str, set[str]] = {
 # The shell and the command line, which join everything: `pegaflow.<name>` and these.
 SHELL = {
     f"pegaflow.actors.{name}"
-    for name in ("loop", "tcp", "workers", "process", "copies", "blackbox", "vitals")
+    for name in ("__main__", "loop", "tcp", "workers", "process", "copies", "blackbox", "vitals")
 }
 # Files on a floor with sockets or clocks that are pure themselves.
 PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, "pegaflow.actors", "pegaflow.client.machine")
@@ -207,7 +207,7 @@ def no_sleep_in_tests(source: Source) -> Complaints:
 def every_module_is_used(sources: Iterable[Source]) -> Complaints:
     """Imported by something shipped, named in a string (a roster), or an entry point."""
     sources = list(sources)
-    used = entry_points() | {"pegaflow.__main__"}
+    used = entry_points() | {"pegaflow.__main__", "pegaflow.actors.__main__"}
     for source in sources:
         if source.is_shipped:
             used |= {name for _, name in source.imports if name != source.module}

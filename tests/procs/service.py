@@ -84,8 +84,15 @@ class Service:
         return [r for r in rows if not name or r.address.name == name]
 
     def session_of(self, engine: str) -> ProcessRow:
-        """The session that serves this engine."""
-        return next(r for r in self.processes("session") if r.engine == engine)
+        """The session that serves this engine, as soon as a busy supervisor says so."""
+        found: list[ProcessRow] = []
+
+        def seen() -> bool:
+            found.extend(r for r in self.processes("session") if r.engine == engine)
+            return bool(found)
+
+        eventually(f"the session of {engine} is shown", seen)
+        return found[0]
 
     def counter(self, name: str) -> int:
         """A number summed over all processes, as of their last beats."""

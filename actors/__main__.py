@@ -1,0 +1,47 @@
+"""`python -m pegaflow.actors NAME ...`: one actor under a supervisor (see `process.child_command`).
+
+Not a command of `pegaflow`: it is nothing for people, and an engine may be waiting for the session
+that starts here, so nothing is imported that an actor does not need.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pegaflow.errors import UserError
+from pegaflow.roster import SPECS
+
+
+def main() -> int:
+    """Run it; the exit status."""
+    parser = argparse.ArgumentParser(prog="pegaflow.actors", description=__doc__)
+    parser.add_argument("name", choices=SPECS)
+    parser.add_argument("--incarnation", type=int, required=True)
+    parser.add_argument("--supervisor", type=int, required=True, help="its incarnation")
+    parser.add_argument("--parent", type=int, required=True, help="its pid")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--addr", help="listen on TCP too")
+    parser.add_argument("--curve-dir")
+    parser.add_argument("--insecure-tcp", action="store_true")
+    given = parser.parse_args()
+
+    # structlog imports rich to draw what goes wrong; that takes 70 ms.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    from .process import run_child
+
+    tcp = None
+    if given.addr is not None:
+        from .tcp import tcp_of
+
+        try:
+            tcp = tcp_of(given.addr, given.curve_dir, given.insecure_tcp)
+        except UserError as err:
+            print(f"pegaflow: {err}", file=sys.stderr)
+            return 1
+    return run_child(
+        given.name, given.incarnation, given.run_dir, given.supervisor, given.parent, tcp
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
