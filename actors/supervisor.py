@@ -78,6 +78,7 @@ class Plan:
     version: str
     http_addr: str = ""  # empty: no gateway
     copy_threads: int = 2  # of each session
+    pid: int = 0  # the supervisor's own
 
 
 class Supervisor(Actor):
@@ -359,7 +360,7 @@ class Supervisor(Actor):
 
     def _on_inspect(self, sender: Sender, msg: Inspect, now: int) -> list[Effect]:
         own = listed({**self.counts, **self.gauges(), **self.measured()})
-        rows = [ProcessRow(self.address, 0, self.state, 0, "", own)]
+        rows = [ProcessRow(self.address, self.plan.pid, self.state, 0, "", own)]
         kinds = [KindRow(self.address.name, "ok", 0, 0, listed(self.counts))]
         for kid in self.kids.values():
             restarts = self.budgets.kinds[kid.address.name].restarts

@@ -35,7 +35,7 @@ COPY_THREADS_MAX = 16
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 # The connector's, which the engine reads, and our tests': no mistake in the same shell.
-_NOT_OURS = re.compile(r"CONFIG|ENDPOINT|HOST|CURVE|MODE|TIMEOUT_MS|TEST_\w+")
+_NOT_OURS = re.compile(r"CONFIG|ENDPOINT|HOST|CURVE|TEST_\w+")
 # What Kubernetes puts into every pod when a Service is called `pegaflow...`.
 _KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 

@@ -174,6 +174,7 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         version("pegaflow"),
         "" if settings.http_addr == "none" else settings.http_addr,
         settings.copy_threads,
+        os.getpid(),
     )
     signals = Signals(signal.SIGINT, signal.SIGTERM)
     supervisor = Supervisor(address, plan)

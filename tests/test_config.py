@@ -56,8 +56,10 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         config.load({}, {"PEGAFLOW_POOL": "1g"})
     with pytest.raises(UserError, match="--log-levle; did you mean --log-level"):
         config.load({"log_levle": "info"}, {})
-    with pytest.raises(UserError, match="PEGAFLOW_ZZZ; there are addr, curve_dir, "):
+    with pytest.raises(UserError, match="PEGAFLOW_ZZZ; there are addr, copy_threads, "):
         config.load({}, {"PEGAFLOW_ZZZ": "1"})
+    with pytest.raises(UserError, match="unknown setting PEGAFLOW_MODE"):
+        config.load({}, {"PEGAFLOW_MODE": "read_only"})  # an engine reads it nowhere
 
 
 def test_variables_that_are_somebody_elses_are_no_mistake() -> None:

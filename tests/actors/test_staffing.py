@@ -155,12 +155,13 @@ def test_sums_survive_a_regroup() -> None:
 
 
 def test_the_supervisor_reports_itself() -> None:
-    group = Group()
+    group = Group(replace(PLAN, pid=7))
     group.boss.measured = lambda: {"process_open_fds": 3}
     group.exit(group.now_living(SESSION))
     report = group.report()
-    assert (report.at, report.processes[0].address) == (group.now, BOSS)
-    numbers = {c.name: c.value for c in report.processes[0].counters}
+    first = report.processes[0]
+    assert (report.at, first.address, first.pid) == (group.now, BOSS, 7)
+    numbers = {c.name: c.value for c in first.counters}
     assert numbers == {"session_restarts": 1, "process_open_fds": 3, "opens_waiting": 0}
     assert group.sums(BOSS.name) == {"session_restarts": 1}
 
