@@ -80,7 +80,9 @@ def measure(pool: int, ready: int, turns: int) -> list[float]:
 
 def bare_process(turns: int) -> float:
     """Milliseconds that a process with a session's imports takes, from spawn to exit."""
-    command = [sys.executable, "-c", "import pegaflow.actors.process, pegaflow.device.bounce"]
+    imports = "pegaflow.actors.process, pegaflow.actors.copies, pegaflow.actors.session"
+    code = f"import sys; sys.modules['rich'] = None; import {imports}"
+    command = [sys.executable, "-c", code]
     seconds, *_ = machine.medians(turns, [lambda: subprocess.run(command, check=True)])
     return 1e3 * seconds
 
