@@ -114,7 +114,7 @@ class Boarding(Child):
 
     def _on_attach(self, sender: Sender, msg: Attach, now: int) -> list[Effect]:
         self.meet(sender)
-        refusal = self._fault(sender.address, msg)
+        refusal = self._fault(sender, msg)
         if refusal is not None:
             return [Reply(sender, refusal)]
         effects = [] if sender.remote else self._watch(msg.pid, msg.started)
@@ -124,9 +124,6 @@ class Boarding(Child):
         if any(rank.number == msg.rank for rank in self.leaving) or self.busy():
             busy = Refused(Status.NOT_READY, "earlier copies of this rank are still under way")
             return [*effects, Reply(sender, busy)]
-        if sender.remote and msg.way is Way.PROCESS_VM:
-            why = "process_vm is not for clients on TCP: let `way` be auto or staged"
-            return [*effects, Reply(sender, Refused(Status.BAD_REQUEST, why))]
         self._mapping += 1
         rank = self.ranks[msg.rank] = new_rank(sender.address, msg, self._mapping)
         if sender.remote or not wants_process_vm(rank):
@@ -153,17 +150,20 @@ class Boarding(Child):
             return self.farewell()
         return [Send(client, Pong()) for client in self.remote]
 
-    def _fault(self, client: Address, msg: Attach) -> Refused | None:
+    def _fault(self, sender: Sender, msg: Attach) -> Refused | None:
         if self.serve is None or self.welcome is None:
             return Refused(Status.NOT_READY, "the session has no engine yet")
         if self.peer(INDEX) == NOBODY or self.peer(ALLOCATOR) == NOBODY:
             return Refused(Status.NOT_READY, "index or allocator is not up yet")
         full = len(self.watched) >= CLIENTS_MAX and (msg.pid, msg.started) not in self.watched
-        if full or client not in self.clients:
+        if full or sender.address not in self.clients:
             return Refused(Status.BUSY, f"{CLIENTS_MAX} clients have attached to this session")
         why = layouts.fault(msg.layout, msg.region_bytes)
         if why:
             return Refused(Status.BAD_LAYOUT, why)
+        if sender.remote and msg.way is Way.PROCESS_VM:
+            why = "process_vm is not for clients on TCP: let `way` be auto or staged"
+            return Refused(Status.BAD_REQUEST, why)
         why = fault(msg, self.ranks)
         if why:
             return Refused(Status.BAD_REQUEST, why)

@@ -70,15 +70,24 @@ class Repeats:
 
 
 class Lossy:
-    """A stream that loses what it cannot write: a full disk or a reader that went ends nobody."""
+    """A stream that loses what it cannot write: a full disk or a reader that went ends nobody.
+
+    It goes past the stream's buffer: what stays there fails once more when the process ends, which
+    turns its exit status into 120.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        buffer = getattr(out, "buffer", None)
+        self._raw = getattr(buffer, "raw", buffer)
 
     def write(self, text: str) -> None:
         """Write, or lose it."""
         with contextlib.suppress(OSError):
-            self._out.write(text)
+            if self._raw is None:
+                self._out.write(text)
+            else:
+                self._raw.write(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Flush, or lose it."""

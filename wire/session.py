@@ -48,7 +48,12 @@ client may call the blocks failed only when the session has said so or is proven
 deadline the session stops by itself and says Loaded(EXPIRED); if that does not come within the
 grace, the client kills the session and waits for its pidfd.  Leave ends the running copies at their
 next chunk; Left comes when none runs, and only then may the engine free its regions.  Remote
-(TCP) clients and those who cannot see the session's pid are always served staged.
+(TCP) clients and those who cannot see the session's pid are served staged, or refused if they will
+have nothing but process_vm.
+
+TCP.  The pid of a remote client means nothing here, so its death is seen by its connection: the
+session says Pong to each once per beat, and one that cannot be reached has left.  A remote engine
+of which no client has come 10 s after Serve is not waited for: the session stops.
 
 Ranks.  A block has one page per rank.  A lease is consumed when every rank has loaded from it (or
 it is released, and no copy of it runs).  The ranks' saves of one scheduler order carry its number;
