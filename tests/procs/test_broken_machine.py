@@ -11,6 +11,7 @@ import pytest
 
 from pegaflow.wire.control import SILENT_NS
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import Address
 
 from .cramped import SCENARIOS, can, inside
 from .service import Engine, Service, eventually, keys
@@ -78,9 +79,19 @@ def stopped_for(pids: list[int], nanoseconds: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+def lives(service: Service) -> dict[Address, int]:
+    """Who lives, once there is one engine and nobody who comes or goes."""
+    calm = ["serving", "spare", "spare"]
+    eventually(
+        "only this test's engine is there",
+        lambda: sorted(r.state for r in service.processes("session")) == calm,
+    )
+    return {r.address: r.pid for r in service.processes()}
+
+
 def test_a_supervisor_that_was_stopped_kills_nobody_when_it_wakes(service: Service) -> None:
     with Engine(service, "awake") as engine:
-        before = {r.address: r.pid for r in service.processes()}
+        before = lives(service)
         stopped_for([service.pid], SILENT_NS * 4 // 3)
         eventually("it noticed", lambda: service.counter("woke_late") > 0)
         assert before.items() <= {r.address: r.pid for r in service.processes()}.items()
@@ -91,8 +102,8 @@ def test_a_machine_that_slept_goes_on(service: Service) -> None:
     with Engine(service, "slept") as engine:
         engine.fill(BLOCKS, seed=4)
         assert engine.client.save(keys(16, seed=4), BLOCKS).saved == 16
-        before = {r.address: r.pid for r in service.processes()}
-        stopped_for([*(p for p in before.values() if p), service.pid], SILENT_NS * 4 // 3)
+        before = lives(service)
+        stopped_for(list(before.values()), SILENT_NS * 4 // 3)
         eventually("it answers", lambda: service.report() is not None)
         found = engine.client.lookup(keys(16, seed=4))
         assert found.lease is not None and found.blocks == 16
