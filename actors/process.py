@@ -91,7 +91,7 @@ class _Device:
         try:
             copies = self._session_copies()
         except OSError as err:
-            gone = f"cannot map {err.filename}: {err.strerror}; restart the service"
+            gone = f"cannot map {self._welcome().pool_path}: {err.strerror}; restart the service"
             return Done(Status.COPY_FAILED, gone)
         self._workers.put(number, *copies.parts(job))
         return None

@@ -331,12 +331,12 @@ class Saves:
     def _seal(self, order: Order, now: int) -> list[Effect]:
         """Seal what is whole, unless a Seal is unanswered: then it goes with the next, so that a
         busy index is asked less often."""
-        most = LIST_MAX // self.world
-        whole = tuple(sorted(order.whole)[:most])
-        if order.asked or not whole:
+        if order.asked or not order.whole:
             return []
         order.asked = True
-        order.whole = sorted(order.whole)[most:]
+        order.whole.sort()
+        most = LIST_MAX // self.world
+        whole, order.whole = tuple(order.whole[:most]), order.whole[most:]
         return self._ask_seal(order, whole, now)
 
     def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:

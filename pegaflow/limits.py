@@ -13,7 +13,7 @@ EXTENT_SIZE = 32 * MIB
 still has dozens of them to share between page sizes."""
 
 SPARES = 2
-"""One engine may register while the spare of the last one is still starting (about 135 ms)."""
+"""One engine may register while the spare of the last one is still starting (0.3 s)."""
 
 COPY_THREADS = 2
 """One core copies at a third to a half of what a memory controller can do; more threads than two

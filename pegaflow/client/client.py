@@ -291,18 +291,23 @@ class Client(Shell):
 
         Waits, for CLOSE_S at most, until nothing touches the registered memory any more.
         """
+        self._end(CLOSE_S)
+
+    def _end(self, patience: float) -> None:
         if self._closed or os.getpid() != self._pid:
             return
         self._apply(self._machine.leave(time.monotonic_ns()))
-        until = self._deadline(CLOSE_S)
+        until = self._deadline(patience)
         while self._machine.state in ("leaving", "dying") and time.monotonic_ns() < until:
             self._turn(until)
         self._closed = True
         self._close_all()
 
     def __del__(self) -> None:
+        """Whatever thread collects us waits only if a load may be writing what goes with us."""
         with contextlib.suppress(Exception):  # half made, or the interpreter ends
-            self.close()
+            writing = any(o.direct for o in self._machine.operations.values())
+            self._end(CLOSE_S if writing else 0.0)
 
     # inside
 
