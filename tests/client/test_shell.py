@@ -8,6 +8,7 @@ import pytest
 
 from pegaflow.client import Client
 from pegaflow.client.effects import DialSession, MapFiles
+from pegaflow.client.operations import Operation
 from pegaflow.client.shell import _HELD, DRAIN_MAX
 from pegaflow.wire.session import Attached
 from pegaflow.wire.values import SESSION, Address
@@ -80,3 +81,23 @@ def test_a_client_dropped_in_a_cycle_is_closed(tmp_path: Path) -> None:
     del client
     gc.collect()
     assert context.closed and held == _HELD
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_collected_client_waits_only_for_a_load_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: bool
+) -> None:
+    looks: list[int | None] = []
+
+    def dead(self: Client, until: int | None) -> None:
+        looks.append(until)
+        self._machine.state = "lost"
+
+    monkeypatch.setattr(Client, "_turn", dead)
+    client = Client("engine", bytes(16), endpoint=str(tmp_path / "nobody.sock"))
+    client._machine.state, client._machine.session = "ready", PEER
+    if writing:
+        client._machine.operations[1] = Operation("load", 0, (1,), direct=True)
+    del client
+    gc.collect()
+    assert bool(looks) is writing
