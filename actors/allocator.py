@@ -8,22 +8,25 @@ Reservations that cannot be served wait: for an extent that is still being grown
 to evict.  One Pressure is outstanding at a time; when it frees nothing and nothing grows, those who
 wait are told NO_SPACE.  A request that the whole pool could never hold is TOO_LARGE at once and
 evicts nothing.
+
+It begins without any book: first every session of the Roll states what it holds, then the ledger is
+read, then the slab is made of both (`_adopt`), and only then is a page given away.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
 from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.slab import Slab
+from pegaflow.cache.slab import Plan, Slab
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import Fenced, Hello
-from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords
+from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import INDEX, LIST_MAX, SESSION, Address
+from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, SESSION, Address
 
 from .actor import MS, Ask, Do, Effect, Note, Reply, Send, Sender
-from .child import Child
+from .adopting import Adopting
 
 PRESSURE_NS = 500 * MS
 """The index evicts in microseconds; an index that takes so long is about to be killed."""
@@ -48,13 +51,17 @@ class _Waiting:
     count: int
 
 
-class Allocator(Child):
+class Allocator(Adopting):
     """Who may fill which page."""
+
+    AT_ONCE = frozenset({Stock, Fenced, Freed})
 
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address, supervisor, hello)
-        self.slab: Slab | None = None  # there from Welcome on
-        self.index = Address(INDEX, 0)  # the index that dialled us
+        self.slab: Slab | None = None  # there once we are ready
+        self.index = NOBODY  # the living index that has dialled us
+        self._stated: dict[Address, Stock] = {}  # until then: the newest word of each holder
+        self._scanning = False  # until then: the ledger is being read
         self._stamps = 0  # stamps given in this life
         self._grants: dict[Address, int] = {}  # newest grant number per holder
         self._unstated: dict[
@@ -63,7 +70,7 @@ class Allocator(Child):
         self._waiting: deque[_Waiting] = deque()  # reservations not answered yet, oldest first
         self._pressing = False  # a Pressure is outstanding
         self._growing = False  # a GrowExtent is outstanding
-        self._fenced: set[Address] = set()  # fenced, but still to be announced by the supervisor
+        self._fenced: set[Address] = set()  # fenced, but not buried yet
         self._scan: list[int] = []  # left pages still to look at in this round
         self.on(Reserve, self._on_reserve, SESSION, INDEX)
         self.on(Return, self._on_return, SESSION, INDEX)
@@ -71,11 +78,22 @@ class Allocator(Child):
         self.on(Freed, self._on_freed, INDEX)
         self.on(Fenced, self._on_fenced, INDEX)
 
+    def receive(self, sender: Sender, msg: Message, now: int) -> list[Effect]:
+        """While the ledger is being read, what was stated stands: a page that somebody held when
+        it began is his until it is over, whatever has become of it meanwhile."""
+        if self._scanning and type(msg) in self.AT_ONCE:
+            return self.defer(sender, msg)
+        return super().receive(sender, msg, now)
+
     def up(self, now: int) -> list[Effect]:
-        """Start growing the pool, extent by extent, while already serving."""
-        assert self.welcome is not None
-        self.slab = Slab(Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes))
-        return self._grow(0)
+        """Read the ledger, if all have stated already."""
+        return self._scan_all(now)
+
+    def stated(self, now: int) -> list[Effect]:
+        """Read the ledger, if these were the last."""
+        if self.awaited is not None:
+            self.awaited -= self._fenced | self._stated.keys()
+        return self._scan_all(now)
 
     def beat(self, now: int) -> list[Effect]:
         """Look at the next few pages of the index, for one whose Freed was lost."""
@@ -84,12 +102,61 @@ class Allocator(Child):
         if not self._scan:
             self._scan = self.slab.left_pages()
         chunk, self._scan = self._scan[:SCAN_PAGES], self._scan[SCAN_PAGES:]
-        return self._free_void(tuple(chunk))
+        return self._free_void(tuple(chunk)) + self._serve(now)
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """From here on the shell drops what the dead one had queued."""
         self._fenced.discard(dead)
+        if dead == self.index:
+            self.index = NOBODY
         return []
+
+    # adoption
+
+    def _scan_all(self, now: int) -> list[Effect]:
+        """Once all have stated, and an index has spoken that knows of all deaths: read the ledger.
+        Before that the dead might still seal what nobody states."""
+        known = self.welcome is not None and self.index != NOBODY and self.gathered()
+        if self.ready or self._scanning or not known:
+            return []
+        self._scanning = True
+        return self._scan_from(0, [])
+
+    def _scan_from(self, first: int, found: list[int]) -> list[Effect]:
+        assert self.welcome is not None
+        geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
+        count = min(LIST_MAX, geometry.extents * geometry.records_per_extent - first)
+        if not count:
+            return []
+
+        def read(done: Done, now: int) -> list[Effect]:
+            found.extend(done.values)
+            last = first + count == geometry.extents * geometry.records_per_extent
+            return (
+                self._adopt(geometry, found, now) if last else self._scan_from(first + count, found)
+            )
+
+        return [Do(ScanRecords(first, count), read)]
+
+    def _adopt(self, geometry: Geometry, found: list[int], now: int) -> list[Effect]:
+        """Make the slab: what somebody states is his, what is sealed is the index's."""
+        plan = Plan(geometry)
+        for holder, stock in self._stated.items():
+            self._grants[holder] = stock.upto
+            for page in stock.pages:
+                if not plan.grant(page, stock.page_size, holder, stock.upto):
+                    self.counts["pages_not_held"] += 1
+        for value in found:
+            plan.leave(value & 0xFFFF_FFFF, value >> 32)
+        self.slab = plan.slab()
+        self._stated.clear()
+        self._scanning = False
+        t = self.slab.totals()
+        note: list[Effect] = []
+        if t.granted_bytes or t.left_bytes:
+            facts = (("sealed_bytes", t.left_bytes), ("held_bytes", t.granted_bytes))
+            note = [Note("pool_adopted", facts)]
+        return note + self._grow(0) + self.begin(now)
 
     def gauges(self) -> dict[str, int]:
         """Where the bytes of the pool are."""
@@ -110,9 +177,12 @@ class Allocator(Child):
         if self.slab is not None:
             self.slab.check()
         assert len(self._waiting) <= WAITING_MAX
+        assert self.ready == (self.slab is not None)
 
     def _grow(self, extent: int) -> list[Effect]:
         assert self.slab is not None
+        while extent < self.slab.geometry.extents and not self.slab.is_absent(extent):
+            extent += 1  # adopted: it is there
         self._growing = extent < self.slab.geometry.extents
         if not self._growing:
             return [Note("pool_ready", (("bytes", self.slab.geometry.pool_bytes),))]
@@ -141,8 +211,7 @@ class Allocator(Child):
         return self._serve(now)
 
     def _refusal(self, holder: Address, msg: Reserve) -> Status | None:
-        if self.slab is None:
-            return Status.NOT_READY
+        assert self.slab is not None
         if msg.page_size <= 0 or msg.page_size % 4096 or not 0 < msg.count <= LIST_MAX:
             return Status.BAD_REQUEST
         if not self.slab.can_ever_fit(msg.page_size, msg.count):
@@ -166,7 +235,7 @@ class Allocator(Child):
             else:
                 effects.append(Reply(waiting.sender, reserved))
         self._waiting = left
-        if left and not self._growing and not self._pressing:
+        if left and not (self._growing or self._pressing or self.index == NOBODY):
             effects += self._press(left[0], now)
         return effects
 
@@ -214,9 +283,10 @@ class Allocator(Child):
 
     def _on_stock(self, sender: Sender, msg: Stock, now: int) -> list[Effect]:
         """Take back what the holder does not name; send again what it may not have got."""
-        if self.slab is None:
-            return []
         holder = sender.address
+        if self.slab is None:
+            self._stated[holder] = msg
+            return self.stated(now)
         unstated = self._unstated.get(holder, {})
         named = set(msg.pages)
         held = self.slab.held_by(holder)
@@ -228,13 +298,18 @@ class Allocator(Child):
         return again + self._leave_holder(holder, tuple(omitted))
 
     def _on_fenced(self, sender: Sender, msg: Fenced, now: int) -> list[Effect]:
-        self._fenced.add(msg.address)
-        self._grants.pop(msg.address, None)
-        self._unstated.pop(msg.address, None)
-        self._waiting = deque(w for w in self._waiting if w.sender.address != msg.address)
+        dead = msg.address
+        if dead not in self.dead:
+            self._fenced.add(dead)
+        self._grants.pop(dead, None)
+        self._unstated.pop(dead, None)
+        self._stated.pop(dead, None)
+        self._waiting = deque(w for w in self._waiting if w.sender.address != dead)
+        if self.awaited is not None:
+            self.awaited.discard(dead)
         if self.slab is None:
-            return []
-        return self._leave_holder(msg.address, tuple(self.slab.held_by(msg.address)))
+            return self.stated(now)
+        return self._leave_holder(dead, tuple(self.slab.held_by(dead)))
 
     def _leave_holder(self, holder: Address, pages: tuple[int, ...]) -> list[Effect]:
         """The holder gave its word or is dead: sealed pages are the index's, void ones free."""
@@ -260,12 +335,13 @@ class Allocator(Child):
 
     def _on_freed(self, sender: Sender, msg: Freed, now: int) -> list[Effect]:
         self.index = sender.address
-        return self._free_void(msg.pages)
+        if self.slab is None:
+            return self._scan_all(now)  # what has been freed so far will be found void
+        return self._free_void(msg.pages) + self._serve(now)
 
     def _free_void(self, pages: tuple[int, ...], pressure_over: bool = False) -> list[Effect]:
         slab = self.slab
-        if slab is None:
-            return []  # the index was quicker than our Welcome; nothing is granted yet
+        assert slab is not None
 
         def read(done: Done, now: int) -> list[Effect]:
             sealed = set(done.values)

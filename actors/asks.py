@@ -171,10 +171,9 @@ class Host:
         self._gone[dead] = None
         while len(self._gone) > GONE_MAX:
             self._gone.popitem(last=False)
-        step = Step()
+        step = self._run(lambda: self.actor.receive(Sender(e.sender), e.message, now))
         for number in [n for n, q in self._asks.items() if q.to == dead]:
             self._end(number, NoAnswer(Status.PEER_GONE), now, step)
-        self._apply(self.actor.receive(Sender(e.sender), e.message, now), step)
         return step
 
     def _answer(self, sender: Address, number: int, msg: Message, now: int) -> Step:

@@ -76,6 +76,10 @@ class Child(Actor):
         """Hook: a process of the group is proven dead."""
         return []
 
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """Hook: a neighbour that we dial is up, perhaps in a new life."""
+        return []
+
     def drain(self, now: int) -> list[Effect]:
         """Hook: finish what is open; say `farewell` at once or later."""
         return self.farewell()
@@ -92,6 +96,11 @@ class Child(Actor):
         """The living neighbour of this name, or NOBODY."""
         return self.peers.get(name, NOBODY)
 
+    def tell(self, name: str, msg: Message) -> list[Effect]:
+        """Tell the living neighbour of this name; without one, nobody."""
+        to = self.peers.get(name)
+        return [Send(to, msg)] if to is not None else []
+
     def _on_welcome(self, sender: Sender, msg: Welcome, now: int) -> list[Effect]:
         assert self.welcome is None
         self.welcome = msg
@@ -101,7 +110,7 @@ class Child(Actor):
         if msg.address.name not in self.DIALS:
             return []
         self.peers[msg.address.name] = msg.address
-        return [Dial(msg.address, msg.endpoint)]
+        return [Dial(msg.address, msg.endpoint), *self.met(msg.address, now)]
 
     def _on_gone(self, sender: Sender, msg: Gone, now: int) -> list[Effect]:
         effects: list[Effect] = []

@@ -7,10 +7,20 @@ there are threads, so that a single large load is moved by all of them.
 import os
 from collections.abc import Callable
 
+from xxhash import xxh3_64_intdigest
+
 from pegaflow.device.bounce import Bounce
 from pegaflow.device.foreign import ForeignMemory
 from pegaflow.device.memory import SharedFile
-from pegaflow.wire.jobs import Done, FillPages, MapEngine, OpenBounce, ReadBlocks, WriteBlocks
+from pegaflow.wire.jobs import (
+    Done,
+    FillPages,
+    MapEngine,
+    OpenBounce,
+    ReadBlocks,
+    SumPages,
+    WriteBlocks,
+)
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
@@ -47,13 +57,19 @@ class Copies:
                 return Done(Status.OK)
 
             return self._cut(len(job.slots), job.length, fill_part)
+        if isinstance(job, SumPages):
+            return [lambda: Done(Status.OK, "", self._sums(job.offsets, job.length))]
         if isinstance(job, ReadBlocks | WriteBlocks):
             engine = self._engines[job.mapping]
             move = engine.read if isinstance(job, ReadBlocks) else engine.write
             address = self._pool.address
+            sums = job.checksums if isinstance(job, WriteBlocks) else ()
 
             def move_part(first: int, last: int) -> Done:
                 blocks, offsets = job.blocks[first:last], job.offsets[first:last]
+                bad = self._differing(offsets, sums[first:last], engine.payload) if sums else ()
+                if bad:
+                    return Done(Status.CORRUPT, "the pool does not hold what was saved", bad)
                 return Done(*move(address, blocks, offsets, job.deadline))
 
             return self._cut(len(job.blocks), engine.payload, move_part)
@@ -70,6 +86,18 @@ class Copies:
             lambda first=first, last=last: part(first, last)  # type: ignore[misc]
             for first, last in zip(edges, edges[1:], strict=False)
         ]
+
+    def _sums(self, offsets: tuple[int, ...], length: int) -> tuple[int, ...]:
+        """Checksums of the pool's bytes; never 0, which means that there is none."""
+        with memoryview(self._pool.map) as pool:
+            return tuple(xxh3_64_intdigest(pool[at : at + length]) or 1 for at in offsets)
+
+    def _differing(
+        self, offsets: tuple[int, ...], sums: tuple[int, ...], length: int
+    ) -> tuple[int, ...]:
+        """The offsets where the pool does not hold what was sealed."""
+        triples = zip(offsets, sums, self._sums(offsets, length), strict=True)
+        return tuple(at for at, sealed, found in triples if sealed not in (0, found))
 
     def _open_bounce(self, job: OpenBounce) -> Done:
         name = f"{job.slots}x{job.page_size}.{os.urandom(4).hex()}.bounce"

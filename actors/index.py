@@ -7,10 +7,8 @@ page is named in a Freed.  A leased block is never a victim, neither of pressure
 from collections.abc import Callable
 from itertools import chain
 
-from pegaflow.cache.claims import ClaimTable
-from pegaflow.cache.eviction import Lru
-from pegaflow.cache.geometry import MIN_PAGE, Geometry, slot_size
-from pegaflow.cache.leases import Lease, LeaseTable
+from pegaflow.cache.geometry import slot_size
+from pegaflow.cache.leases import Lease
 from pegaflow.cache.ledger import (
     MAX_LENGTH,
     MAX_SHARDS,
@@ -18,13 +16,13 @@ from pegaflow.cache.ledger import (
     Ledger,
     Record,
 )
-from pegaflow.cache.prefix_index import Block, PrefixIndex
+from pegaflow.cache.prefix_index import Block
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import Fenced, Hello, Neighbour
+from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.index import (
-    CLAIM_NS,
     Claim,
     Claimed,
+    Corrupt,
     EndClaim,
     Find,
     Held,
@@ -32,26 +30,17 @@ from pegaflow.wire.index import (
     Release,
     Seal,
     Sealed,
+    Unheld,
 )
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, Address
 
-from .actor import Effect, Reply, Send, Sender
-from .child import Child
-
-LEASES_MAX = 16384
-"""Leases of one session: an engine has a few hundred requests at a time."""
-
-LEASED_MAX = 1 << 22
-"""Blocks in all leases of one session, each counted as often as it is leased: some 100 MB here."""
-
-CLAIMS_MAX = 8192
-"""Claims of one session: twice the saves that it may have open."""
+from .actor import Effect, Note, Reply, Send, Sender
+from .inheriting import CLAIMS_MAX, LEASED_MAX, LEASES_MAX, Inheriting
 
 
-class Index(Child):
+class Index(Inheriting):
     """Key map, claims, leases, ledger."""
 
     DIALS = (ALLOCATOR,)
@@ -63,57 +52,24 @@ class Index(Child):
         hello: Hello,
         open_ledger: Callable[[str], Ledger],
     ) -> None:
-        super().__init__(address, supervisor, hello)
-        self._open_ledger = open_ledger  # maps the file that Welcome names
-        self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
-        self._geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
-        self.blocks = PrefixIndex()
-        self.order = Lru()  # exactly the resident blocks
-        self.leases = LeaseTable()
-        self.claims = ClaimTable(CLAIM_NS)
+        super().__init__(address, supervisor, hello, open_ledger)
         self._seals = 0  # newest seal id
-        self._resident_bytes = 0  # of the pool, in pages of resident blocks
         self.on(Find, self._on_find, SESSION)
         self.on(Release, self._on_release, SESSION)
         self.on(Claim, self._on_claim, SESSION)
         self.on(EndClaim, self._on_end_claim, SESSION)
         self.on(Seal, self._on_seal, SESSION)
         self.on(Holding, self._on_holding, SESSION)
+        self.on(Corrupt, self._on_corrupt, SESSION)
         self.on(Pressure, self._on_pressure, ALLOCATOR)
-
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger; there from Welcome on."""
-        assert self._ledger is not None
-        return self._ledger
-
-    def accepts(self, kind: type[Message], sender: str) -> bool:
-        """Before Welcome there is no ledger: a session that is quicker asks again."""
-        known = self.welcome is not None or sender == SUPERVISOR
-        return known and super().accepts(kind, sender)
-
-    def up(self, now: int) -> list[Effect]:
-        """Map the ledger."""
-        assert self.welcome is not None
-        self._ledger = self._open_ledger(self.welcome.ledger_path)
-        self._geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
-        return []
-
-    def wake_at(self) -> int | None:
-        """The next beat or the next claim to expire."""
-        due = self.claims.wake_at()
-        return self.next_beat if due is None else min(self.next_beat, due)
-
-    def wake(self, now: int) -> list[Effect]:
-        """Expire claims; they own no memory."""
-        self.claims.expire(now)
-        return super().wake(now)
 
     def gauges(self) -> dict[str, int]:
         """Sizes of the tables."""
         return {
             "blocks_resident": len(self.blocks),
-            "resident_bytes": self._resident_bytes,
+            "resident_bytes": self.resident_bytes,
+            "quarantined_pages": self.quarantined,
+            "sessions_awaited": len(self.awaited or ()),
             "leases": len(self.leases),
         }
 
@@ -125,6 +81,7 @@ class Index(Child):
         self.claims.check()
         blocks = list(self.blocks)
         assert len(self.order) == len(blocks), "a block that nothing can evict, or a ghost"
+        assert len(blocks) + self.blocks.cold == len(self.blocks)
         for block in blocks:
             for page, stamp in zip(block.pages, block.stamps, strict=True):
                 record = self.ledger.read(page)
@@ -137,21 +94,26 @@ class Index(Child):
         for lease in self.leases.fence(dead):
             self.order.touch(lease.blocks)
         self.claims.fence(dead)
-        return [Send(self.peer(ALLOCATOR), Fenced(dead))]
+        self.heard.discard(dead)
+        if self.awaited is not None:
+            self.awaited.discard(dead)
+        return self.tell(ALLOCATOR, Fenced(dead))
 
-    def _on_neighbour(self, sender: Sender, msg: Neighbour, now: int) -> list[Effect]:
-        effects = super()._on_neighbour(sender, msg, now)
-        return [*effects, Send(msg.address, Freed(()))] if effects else []
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """An allocator, perhaps a new one: say that we are here, and of all deaths we know."""
+        fenced = [Send(neighbour, Fenced(dead)) for dead in self.dead]
+        return [*fenced, Send(neighbour, Freed(()))]
 
     def _on_find(self, sender: Sender, msg: Find, now: int) -> list[Effect]:
         blocks = _sayable(self.blocks.find(msg.namespace, msg.keys))
+        self.learn_parents(blocks)
         self.counts["blocks_asked"] += len(msg.keys)
         leases, leased = self.leases.load(sender.address)
         if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             return [Reply(sender, Held(0, 0, ()))]
         self.counts["blocks_hit"] += len(blocks)
         lease = self.leases.grant(sender.address, blocks, now)
-        return [Reply(sender, _held(lease))]
+        return [Reply(sender, self._held(lease))]
 
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         lease = self.leases.release(sender.address, msg.number)
@@ -203,8 +165,9 @@ class Index(Child):
             and len(set(msg.pages)) == len(msg.pages)
             and len(msg.namespace) == NAMESPACE_BYTES
             and 0 < msg.payload <= min(size, MAX_LENGTH)
-            and size % PAGE_ALIGN == 0
-            and all(self._geometry.holds(page, size) for page in msg.pages)
+            and size == -(-msg.payload // PAGE_ALIGN) * PAGE_ALIGN
+            and len(msg.checksums) in (0, len(msg.pages))
+            and all(self.geometry.holds(page, size) for page in msg.pages)
         )
 
     def _seal_one(self, holder: Address, msg: Seal, at: int) -> bool:
@@ -212,13 +175,14 @@ class Index(Child):
         key = msg.keys[at]
         pages = msg.pages[at * msg.shards : (at + 1) * msg.shards]
         stamps = msg.stamps[at * msg.shards : (at + 1) * msg.shards]
+        sums = msg.checksums[at * msg.shards : (at + 1) * msg.shards] or (0,) * msg.shards
         resident = self.blocks.get(msg.namespace, key)
         if resident is not None:
             return resident.stamps == stamps
         if not self.claims.owns(holder, msg.claim, msg.namespace, key):
             self.counts["seals_stale"] += 1
             return False
-        if any(self.blocks.by_page(p) is not None for p in pages):
+        if not all(map(self.ledger.is_void, pages)):
             self.counts["seals_malformed"] += 1
             return False
         parent = self.blocks.get(msg.namespace, msg.parents[at])
@@ -232,8 +196,9 @@ class Index(Child):
             (self.address.incarnation << 40) + self._seals,
             parent.depth + 1 if parent else 0,
             msg.parents[at],
+            checksums=sums,
         )
-        for shard, (page, stamp) in enumerate(zip(pages, stamps, strict=True)):
+        for shard, (page, stamp, sum_) in enumerate(zip(pages, stamps, sums, strict=True)):
             record = Record(
                 stamp,
                 block.seal,
@@ -242,13 +207,13 @@ class Index(Child):
                 msg.payload,
                 msg.namespace,
                 key,
-                None,
+                sum_ or None,
                 block.depth,
             )
             self.ledger.seal(page, record)
         self.blocks.add(block)
         self.counts["bytes_sealed"] += msg.shards * msg.payload
-        self._resident_bytes += len(pages) * slot_size(block.page_size)
+        self.resident_bytes += len(pages) * slot_size(block.page_size)
         return True
 
     def _chain(self, namespace: bytes, key: bytes) -> list[Block]:
@@ -263,14 +228,53 @@ class Index(Child):
 
     def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
         """Mend lost releases and lost grants of a session."""
-        dropped, resend = self.leases.statement(sender.address, msg.lease_upto, msg.leases)
+        holder = sender.address
+        if holder not in self.heard:
+            self.leases.go_on_from(holder, msg.lease_upto)
+            self.claims.go_on_from(holder, msg.claim_upto)
+        unheld = tuple(n for n in msg.leases if self.leases.get(holder, n) is None)
+        self.heard.add(holder)
+        if unheld:
+            self.counts["leases_unheld"] += len(unheld)
+        elif self.awaited is not None:
+            self.awaited.discard(holder)
+        dropped, resend = self.leases.statement(holder, msg.lease_upto, msg.leases)
         for lease in dropped:
             self.order.touch(lease.blocks)
-        self.claims.statement(sender.address, msg.claim_upto, msg.claims)
-        return [Send(sender.address, _held(lease)) for lease in resend]
+        self.claims.statement(holder, msg.claim_upto, msg.claims)
+        again = [Send(holder, self._held(lease)) for lease in resend]
+        return [*again, Send(holder, Unheld(unheld))] if unheld else list(again)
+
+    def _on_corrupt(self, sender: Sender, msg: Corrupt, now: int) -> list[Effect]:
+        """Blocks of which a page is not what was sealed: no hit any more, their pages nobody's."""
+        effects: list[Effect] = []
+        for page in msg.pages:
+            block = self.blocks.by_page(page) if page < self.ledger.records else None
+            if block is None:
+                continue
+            for own in block.pages:
+                self.ledger.quarantine(own)
+            self._remove(block)
+            self.quarantined += len(block.pages)
+            self.counts["blocks_corrupt"] += 1
+            facts = (("page", page), ("depth", block.depth), ("found_by", str(sender.address)))
+            effects.append(Note("block_corrupt", facts, "error", "block_corrupt"))
+        return effects
+
+    def _held(self, lease: Lease) -> Held:
+        blocks = lease.blocks
+        pages = tuple(chain.from_iterable([b.pages for b in blocks]))
+        assert self.welcome is not None
+        sums: tuple[int, ...] = ()
+        if self.welcome.verify:
+            sums = tuple(chain.from_iterable([b.checksums for b in blocks]))
+        return Held(lease.number, len(blocks[0].pages), pages, sums)
 
     def _on_pressure(self, sender: Sender, msg: Pressure, now: int) -> list[Effect]:
         """Evict and name the pages that are void now."""
+        if not self.gathered():
+            return [Reply(sender, Freed(()))]
+        self.thaw(msg)
         victims: list[Block] = []
         if not msg.recut:
             victims = self.order.victims(msg.page_size, msg.count)
@@ -280,7 +284,7 @@ class Index(Child):
 
     def _coldest_extent(self, page_size: int) -> list[Block]:
         """Every evictable block of the extent that another page size has used longest ago."""
-        geometry = self._geometry
+        geometry = self.geometry
         extent = self.order.coldest_extent(page_size, geometry.extent_of)
         if extent is None:
             return []
@@ -293,21 +297,18 @@ class Index(Child):
         assert block.leases == 0
         for page in block.pages:
             self.ledger.void(page)
+        self._remove(block)
+        self.counts["blocks_evicted"] += 1
+        self.counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)
+        return block.pages
+
+    def _remove(self, block: Block) -> None:
+        """The block is not resident any more; its records say so already."""
         self.order.remove(block)
         self.blocks.remove(block)
-        freed = len(block.pages) * slot_size(block.page_size)
-        self._resident_bytes -= freed
-        self.counts["blocks_evicted"] += 1
-        self.counts["bytes_evicted"] += freed
-        return block.pages
+        self.resident_bytes -= len(block.pages) * slot_size(block.page_size)
 
 
 def _sayable(blocks: list[Block]) -> list[Block]:
     """So many that one message can name their pages."""
     return blocks[: LIST_MAX // len(blocks[0].pages)] if blocks else blocks
-
-
-def _held(lease: Lease) -> Held:
-    blocks = lease.blocks
-    pages = tuple(chain.from_iterable([b.pages for b in blocks]))
-    return Held(lease.number, len(blocks[0].pages), pages)

@@ -38,6 +38,7 @@ class Order:
     shards: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # position -> rank
     sealing: set[int] = field(default_factory=set)  # whole, and not sealed yet
     whole: list[int] = field(default_factory=list)  # those of them that no Seal has named yet
+    sums: dict[int, int] = field(default_factory=dict)  # page -> checksum, where they are made
     asked: bool = False  # a Seal is unanswered
     dead: set[int] = field(default_factory=set)  # positions that are given up
     status: Status = Status.OK  # the first thing that went wrong

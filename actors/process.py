@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pegaflow import logs
+from pegaflow import logs, writers
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Ledger
 from pegaflow.device.memory import Extents, SharedFile
@@ -28,6 +28,7 @@ from pegaflow.wire.jobs import (
     DrawProof,
     GrowExtent,
     ReadRecords,
+    ScanRecords,
     UnmapEngine,
     WatchProcess,
 )
@@ -77,6 +78,9 @@ class _Device:
         """Do a job at once, or leave it to the worker thread."""
         if isinstance(job, ReadRecords):
             return self._read_records(job)
+        if isinstance(job, ScanRecords):
+            self._workers.put(number, lambda: self._scan_records(job))
+            return None
         if isinstance(job, WatchProcess):
             return self._watch(number, job)
         if isinstance(job, GrowExtent):
@@ -120,6 +124,12 @@ class _Device:
             geometry = Geometry(w.pool_bytes, w.extent_bytes)
             self._extents = Extents(self._pool_file(), self._ledger_file(), geometry)
         return self._extents
+
+    def _scan_records(self, job: ScanRecords) -> Done:
+        from pegaflow.cache.scan import occupied  # and numpy: not before the process is up
+
+        ledger = self._ledger_file()
+        return Done(Status.OK, "", occupied(Ledger(ledger.map, ledger.read), job.first, job.count))
 
     def _read_records(self, job: ReadRecords) -> Done:
         ledger = Ledger(self._ledger_file().map)
@@ -168,6 +178,11 @@ def run_child(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals = Signals(signal.SIGTERM)
     if not die_with_parent(parent):
+        return 1
+    try:
+        writers.hold(run_dir)
+    except UserError as err:
+        logs.get_logger().error("actor_stopped", why=str(err))
         return 1
     endpoint = str(run_dir / "actors" / f"{address}.sock")
     boss = Address(SUPERVISOR, supervisor)
@@ -236,7 +251,8 @@ def _device(actor: Child) -> _Device | HttpDevice:
 
 
 def _open_ledger(path: str) -> Ledger:
-    return Ledger(SharedFile.open(path, write=True).map)
+    file = SharedFile.open(path, write=True)
+    return Ledger(file.map, file.read)
 
 
 def child_command(address: Address, settings: Settings, supervisor: int) -> list[str]:

@@ -6,9 +6,8 @@
 
 An *order* is what the ranks save together; a *share* is one rank's part in it.  The first share
 asks the index which keys are new, and the others join its claim.  A block whose shards are in place
-at every rank is sealed; then, and when it is given up, its pages leave our books: by the index's
-word, or by our Return.  While a Seal is unanswered it is asked again with the same content, and its
-pages are neither used nor returned: the index may have published them.
+at every rank is sealed (sealing.py); then, and when it is given up, its pages leave our books: by
+the index's word, or by our Return.
 
 A position that one rank cannot save is *dead* for all; what other ranks have of it goes back as
 soon as no job and no client works on it.  An order ends with its last share, and is remembered, so
@@ -22,20 +21,18 @@ hits.
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 
-from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
-from pegaflow.wire.jobs import Done, FillPages, ReadBlocks
+from pegaflow.wire.index import Claim, Claimed, EndClaim
+from pegaflow.wire.jobs import Done, FillPages, ReadBlocks, SumPages
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import ORDER_NS, Drop, Keep, Save, Saved, Take, Taken, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import LIST_MAX, NOBODY, Address
+from pegaflow.wire.values import NOBODY, Address
 
 from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
 from .orders import Batch, Order, Share
 from .ranks import Rank
+from .sealing import INDEX_NS, Sealing
 from .stock import PageStock
-
-INDEX_NS = 1000 * MS
-"""Patience with the index: a hundred times its worst answer on a busy host."""
 
 SAVES_MAX = 4096
 """Open saves of one session: an engine step has at most one per running request and rank."""
@@ -53,7 +50,7 @@ ENDED_MAX = 4096
 """Orders remembered as ended: a rank is never so many steps behind."""
 
 
-class Saves:
+class Saves(Sealing):
     """All open orders and the pages held."""
 
     def __init__(
@@ -64,16 +61,12 @@ class Saves:
         world: int,
         idle: Callable[[Rank], list[Effect]],
     ) -> None:
-        self.namespace = namespace
+        stock = PageStock(page_size, self._hunger, self._feed, self._starve)
+        super().__init__(namespace, payload, world, stock)
         self.page_size = page_size
-        self.payload = payload  # bytes of a page that mean something
-        self.world = world  # ranks, so pages per block
         self.idle = idle  # told whenever a job of a rank has ended
-        self.index = NOBODY
+        self.verify = False  # a checksum is made of each page
         self.offset_of: Callable[[int], int] = lambda page: page
-        self.stock = PageStock(page_size, self._hunger, self._feed, self._starve)
-        self.orders: dict[Hashable, Order] = {}  # not ended, oldest first
-        self.claimed_upto = 0  # newest claim number we have seen
         self.shares: dict[tuple[Address, int], Share] = {}  # open, by client and its number
         self._keys = 0  # of all open shares together
         self._ended: OrderedDict[Hashable, None] = OrderedDict()  # names of ended orders
@@ -123,6 +116,8 @@ class Saves:
         share = self.shares[key] = order.shares[rank.number] = Share(order, rank, sender, msg)
         if joins:
             return self._start(order, [share], now) if order.claim is not None else []
+        if self.index == NOBODY:
+            return self._claimed(order, NoAnswer(Status.PEER_GONE), now)
         ask = Claim(self.namespace, msg.keys)
         return [Ask(self.index, ask, now + INDEX_NS, lambda a, n: self._claimed(order, a, n))]
 
@@ -229,7 +224,7 @@ class Saves:
             order.claim = 0
             order.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
             self._remember(order.name)
-            return self._finish(order)
+            return self.finish(order)
         self.claimed_upto = max(self.claimed_upto, answer.number)
         order.claim = answer.number
         order.new = tuple(p for p in answer.positions if p < len(order.keys))
@@ -251,7 +246,7 @@ class Saves:
                 effects += self._take(share.rank)
             else:
                 effects += self._read(share, now)
-        return effects + self._finish(order)
+        return effects + self.finish(order)
 
     def _read(self, share: Share, now: int) -> list[Effect]:
         """Let batches wait for pages; they are read as soon as they have them."""
@@ -292,9 +287,21 @@ class Saves:
         def filled(done: Done, now: int) -> list[Effect]:
             rank.running -= 1
             rank.free_slots.extend(batch.slots)
-            batch.slots, batch.copied = (), True
-            effects = self._filled(share, number, done.status, now) + self._take(rank)
-            return effects + self.idle(rank)
+            batch.slots = ()
+            if self.verify and done.status is Status.OK:
+                effects: list[Effect] = [Do(SumPages(offsets, self.payload), summed)]
+            else:
+                effects = over(done, now)
+            return effects + self._take(rank) + self.idle(rank)
+
+        def summed(done: Done, now: int) -> list[Effect]:
+            pages = (page for page, _ in batch.pages)
+            share.order.sums.update(zip(pages, done.values, strict=False))
+            return over(done, now)
+
+        def over(done: Done, now: int) -> list[Effect]:
+            batch.copied = True
+            return self._filled(share, number, done.status, now)
 
         return [Do(job, filled)]
 
@@ -326,53 +333,7 @@ class Saves:
         effects = self.stock.give_back(back)
         order.sealing.update(whole)
         order.whole += whole
-        return effects + self._seal(order, now) + self._finish(order)
-
-    def _seal(self, order: Order, now: int) -> list[Effect]:
-        """Seal what is whole, unless a Seal is unanswered: then it goes with the next, so that a
-        busy index is asked less often."""
-        if order.asked or not order.whole:
-            return []
-        order.asked = True
-        order.whole.sort()
-        most = LIST_MAX // self.world
-        whole, order.whole = tuple(order.whole[:most]), order.whole[most:]
-        return self._ask_seal(order, whole, now)
-
-    def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
-        pages = [order.shards[p][rank] for p in whole for rank in range(self.world)]
-        ask = Seal(
-            order.claim or 0,
-            self.namespace,
-            self.stock.page_size,
-            self.payload,
-            self.world,
-            tuple(order.keys[p] for p in whole),
-            tuple(map(order.parent_of, whole)),
-            tuple(page for page, _ in pages),
-            tuple(stamp for _, stamp in pages),
-        )
-
-        def sealed(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, NoAnswer):
-                return self._ask_seal(order, whole, now)
-            order.asked = False
-            positions = answer.positions if isinstance(answer, Sealed) else ()
-            return self._sealed(order, whole, set(positions)) + self._seal(order, now)
-
-        return [Ask(self.index, ask, now + INDEX_NS, sealed)]
-
-    def _sealed(self, order: Order, whole: tuple[int, ...], accepted: set[int]) -> list[Effect]:
-        order.sealing.difference_update(whole)
-        pages: list[int] = []
-        for at, position in enumerate(whole):
-            pages += [page for page, _ in order.shards.pop(position).values()]
-            for share in order.shares.values():
-                share.placed -= 1
-                share.saved += at in accepted
-        if len(accepted) < len(whole) and order.status is Status.OK:
-            order.status = Status.STALE_CLAIM
-        return self.stock.give_back(pages) + self._finish(order)
+        return effects + self.seal(order, now) + self.finish(order)
 
     # giving up
 
@@ -407,7 +368,7 @@ class Saves:
                 waits = not batch.pages and (batch.kept or not batch.slots)  # hungry
                 if (batch.copied or waits) and order.dead.issuperset(batch.positions):
                     effects += self._forget(share, number)
-        return effects + self._finish(order)
+        return effects + self.finish(order)
 
     def _forget(self, share: Share, number: int) -> list[Effect]:
         """A batch on which neither a job nor the client works is given up."""
@@ -415,9 +376,9 @@ class Saves:
         self._hungry = deque(entry for entry in self._hungry if entry[1] != number)
         share.rank.free_slots.extend(batch.slots)
         effects = self.stock.give_back(page for page, _ in batch.pages)
-        return effects + self._take(share.rank) + self._finish(share.order)
+        return effects + self._take(share.rank) + self.finish(share.order)
 
-    def _finish(self, order: Order) -> list[Effect]:
+    def finish(self, order: Order) -> list[Effect]:
         """Say Saved to every share of which nothing is open; end the order with its last one."""
         if order.claim is None or self.orders.get(order.name) is not order:
             return []
@@ -433,7 +394,7 @@ class Saves:
         if not awaited and all(share.ended for share in order.shares.values()):
             del self.orders[order.name]
             self._remember(order.name)
-            if order.claim:
+            if order.claim and self.index != NOBODY:
                 effects.append(Send(self.index, EndClaim(order.claim)))
         return effects
 

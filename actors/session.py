@@ -7,20 +7,21 @@ stops, and with one process all goes that the engine left behind.
 Its books: the engine's ranks (ranks.py), the leases it holds for the engine's requests (here), and
 the saves under way (saves.py).  A lease is passed on to the index's Release only when every rank
 has loaded from it, or it is not wanted any more, and no copy of it runs, whoever asked for it.
+
+It outlives index and allocator.  Without an index a lookup misses and a save is refused, while
+loads go on; a new one is told all leases and claims, a new allocator all pages.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pegaflow.cache.geometry import Geometry
 from pegaflow.wire import index as to_index
 from pegaflow.wire import layout as layouts
-from pegaflow.wire.allocator import Reserved, Return
+from pegaflow.wire.allocator import Reserved, Return, Stock
 from pegaflow.wire.control import Hello
-from pegaflow.wire.index import Claimed, EndClaim, Held, Holding
-from pegaflow.wire.jobs import (
-    Done,
-    WriteBlocks,
-)
+from pegaflow.wire.index import Claimed, EndClaim, Held, Holding, Unheld
+from pegaflow.wire.jobs import Done, SumPages, WriteBlocks
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     LEASE_IDLE_NS,
@@ -40,7 +41,7 @@ from pegaflow.wire.session import (
     Way,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, Address
 
 from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
 from .boarding import Boarding
@@ -48,7 +49,8 @@ from .ranks import (
     Rank,
     namespace,
 )
-from .saves import INDEX_NS, Saves
+from .saves import Saves
+from .sealing import INDEX_NS
 
 COPIES_MAX = 4096
 """Loads under way at once: an engine has one per request at most."""
@@ -63,10 +65,12 @@ LOAD_NS = 10_000 * MS
 @dataclass(slots=True)
 class _Lease:
     pages: tuple[int, ...]  # `world` per block, block-major
+    checksums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
     waiting: set[int]  # ranks that have not loaded from it yet
     used: int  # when it was last asked for
     copies: int = 0  # loads of it that run now
     ended: bool = False  # release it as soon as no copy runs
+    lost: bool = False  # the index does not honour it: no copy of it may succeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class Session(Boarding):
         self.on(Skip, self._on_skip, CLIENT)
         self.on(Release, self._on_release, CLIENT)
         self.on(Held, self._on_held_again, INDEX)
+        self.on(Unheld, self._on_unheld, INDEX)
         self.on(Reserved, self._on_reserved_again, ALLOCATOR)
 
     def gauges(self) -> dict[str, int]:
@@ -132,18 +137,45 @@ class Session(Boarding):
     def beat(self, now: int) -> list[Effect]:
         """State what we hold, so that the granters can mend what was lost."""
         effects = self.look_for_remote(now)
-        if self.saves is None:
-            return effects
         for number, lease in list(self.leases.items()):
             if not lease.copies and now - lease.used > LEASE_IDLE_NS:
                 self.counts["leases_idle"] += 1
                 effects += self._end_lease(number)
+        effects += self.saves.expire(now) if self.saves else []
+        return effects + self.tell(INDEX, self._holding()) + self.tell(ALLOCATOR, self._stock())
+
+    def _holding(self) -> Holding:
         saves = self.saves
-        effects += saves.expire(now)
-        holding = Holding(self.leased_upto, tuple(self.leases), saves.claimed_upto, saves.claims())
-        effects.append(Send(self.peer(INDEX), holding))
-        effects.append(Send(self.peer(ALLOCATOR), saves.stock.statement()))
-        return effects
+        upto, claims = (saves.claimed_upto, saves.claims()) if saves else (0, ())
+        return Holding(self.leased_upto, tuple(self.leases), upto, claims)
+
+    def _stock(self) -> Stock:
+        return self.saves.stock.statement() if self.saves else Stock(0, ())
+
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """A granter, perhaps in a new life that knows nothing of us: state all that we hold, before
+        we ask it for anything."""
+        saves = self.saves
+        if neighbour.name == ALLOCATOR:
+            if saves is None:
+                return [Send(neighbour, self._stock())]
+            saves.stock.allocator = neighbour
+            return [Send(neighbour, self._stock()), *saves.stock.refill(now)]
+        effects: list[Effect] = []
+        if saves is not None:
+            effects += saves.resume(neighbour, now)
+            for number, lease in sorted(self.leases.items()):
+                effects.append(Send(neighbour, Held(number, saves.world, lease.pages)))
+        effects.append(Send(neighbour, self._holding()))
+        return effects + (saves.seal_again(now) if saves else [])
+
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """A granter has died: nobody is asked until there is another one."""
+        if self.saves is not None and dead == self.saves.index:
+            self.saves.index = NOBODY
+        if self.saves is not None and dead == self.saves.stock.allocator:
+            self.saves.stock.allocator = NOBODY
+        return []
 
     def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
         """A grant that nobody waits for goes back; only our own granters grant."""
@@ -176,8 +208,9 @@ class Session(Boarding):
         geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
         payload = layouts.page_bytes(self.ranks[0].layout)
         saves = Saves(space, size, payload, len(self.ranks), self.left)
+        saves.verify = self.welcome.verify
         if old is not None:
-            effects.append(Send(self.peer(ALLOCATOR), Return(tuple(old.stock.free))))
+            effects += self.tell(ALLOCATOR, Return(tuple(old.stock.free)))
             saves.stock.granted_upto = old.stock.granted_upto
             saves.claimed_upto = old.claimed_upto
             for number in list(self.leases):  # blocks of another layout: never into this one
@@ -202,6 +235,8 @@ class Session(Boarding):
         saves = self.saves
         if saves is None or not self.complete:
             return [Reply(sender, Found(Status.NOT_ATTACHED, 0, 0))]
+        if saves.index == NOBODY:
+            return [Reply(sender, Found(Status.PEER_GONE, 0, 0))]
         if self._lookups >= LOOKUPS_MAX or sender.address not in self.clients:
             return [Reply(sender, Found(Status.BUSY, 0, 0))]
         self._lookups += 1
@@ -214,7 +249,8 @@ class Session(Boarding):
             if not answer.number:
                 return [Reply(sender, Found(Status.OK, 0, 0))]
             self.leased_upto = max(self.leased_upto, answer.number)
-            self.leases[answer.number] = _Lease(answer.pages, set(range(saves.world)), now)
+            ranks = set(range(saves.world))
+            self.leases[answer.number] = _Lease(answer.pages, answer.checksums, ranks, now)
             other = self.saves is not saves or answer.shards != saves.world
             if other or sender.address not in self.clients:
                 miss = Reply(sender, Found(Status.OK, 0, 0))
@@ -257,20 +293,61 @@ class Session(Boarding):
         lease.copies += 1
         lease.used = now
         world = self.saves.world
-        pages = lease.pages[msg.first * world + msg.rank :: world][: msg.count]
+        mine = slice(msg.first * world + msg.rank, (msg.first + msg.count) * world, world)
+        pages, sums = lease.pages[mine], lease.checksums[mine]
         self.counts["blocks_loaded"] += len(pages)
         offsets = tuple(map(self.saves.offset_of, pages))
         if rank.loads is Way.STAGED:
-            return [Reply(sender, Pages(Status.OK, copy, offsets))]
+            found = Reply(sender, Pages(Status.OK, copy, offsets))
+            return self._check_staged(sender, copy, pages, offsets, sums) if sums else [found]
 
         def written(done: Done, now: int) -> list[Effect]:
             rank.running -= 1
-            self._count(self.copies[copy], done.status is Status.OK, now)
-            return [Reply(sender, Loaded(done.status)), *self._end_copy(copy), *self.left(rank)]
+            status = Status.NO_SUCH_LEASE if lease.lost else done.status
+            self._count(self.copies[copy], status is Status.OK, now)
+            effects: list[Effect] = []
+            if status is Status.CORRUPT:
+                bad = set(done.values)
+                effects = self._corrupt(
+                    p for p, at in zip(pages, offsets, strict=True) if at in bad
+                )
+            effects += [Reply(sender, Loaded(status)), *self._end_copy(copy)]
+            return effects + self.left(rank)
 
         rank.running += 1
         deadline = sender.deadline or now + LOAD_NS
-        return [Do(WriteBlocks(rank.mapping, msg.blocks, offsets, deadline), written)]
+        return [Do(WriteBlocks(rank.mapping, msg.blocks, offsets, deadline, sums), written)]
+
+    def _check_staged(
+        self,
+        sender: Sender,
+        copy: int,
+        pages: tuple[int, ...],
+        offsets: tuple[int, ...],
+        sums: tuple[int, ...],
+    ) -> list[Effect]:
+        """Look at the pages before the client copies them."""
+        assert self.saves is not None
+
+        def summed(done: Done, now: int) -> list[Effect]:
+            if copy not in self.copies:
+                return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
+            triples = zip(pages, sums, done.values, strict=False)
+            bad = [page for page, sealed, found in triples if sealed not in (0, found)]
+            if not bad and done.status is Status.OK:
+                return [Reply(sender, Pages(Status.OK, copy, offsets))]
+            status = Status.CORRUPT if bad else done.status
+            self._count(self.copies[copy], False, now)
+            refused = Reply(sender, Pages(status, 0, ()))
+            return [refused, *self._corrupt(bad), *self._end_copy(copy)]
+
+        return [Do(SumPages(offsets, self.saves.payload), summed)]
+
+    def _corrupt(self, pages: Iterable[int]) -> list[Effect]:
+        """These pages do not hold what was sealed."""
+        bad = tuple(pages)
+        self.counts["pages_corrupt"] += len(bad)
+        return self.tell(INDEX, to_index.Corrupt(bad)) if bad else []
 
     def _in_range(self, rank: Rank, lease: _Lease, msg: Load) -> bool:
         assert self.saves is not None
@@ -284,9 +361,11 @@ class Session(Boarding):
         mine = copy is not None and copy.rank.client == sender.address
         if copy is None or not mine or copy.rank.loads is not Way.STAGED:
             return [Reply(sender, Confirmed(Status.NO_SUCH_LEASE))]
-        self.leases[copy.lease].used = now
-        self._count(copy, msg.ok, now)
-        return [Reply(sender, Confirmed(Status.OK)), *self._end_copy(msg.copy)]
+        lease = self.leases[copy.lease]
+        lease.used = now
+        self._count(copy, msg.ok and not lease.lost, now)
+        status = Status.NO_SUCH_LEASE if lease.lost else Status.OK
+        return [Reply(sender, Confirmed(status)), *self._end_copy(msg.copy)]
 
     def _count(self, copy: _Copy, ok: bool, now: int) -> None:
         """A copy has ended, well or not."""
@@ -312,7 +391,7 @@ class Session(Boarding):
         if lease.copies:
             return []
         del self.leases[number]
-        return [Send(self.peer(INDEX), to_index.Release(number))]
+        return self.tell(INDEX, to_index.Release(number))
 
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         return self._end_lease(msg.lease) if msg.lease in self.leases else []
@@ -342,6 +421,17 @@ class Session(Boarding):
         if msg.number in self.leases:
             return []
         return self.late(sender.address, msg, now)
+
+    def _on_unheld(self, sender: Sender, msg: Unheld, now: int) -> list[Effect]:
+        """The index has lost these leases: whatever is copied under them is worth nothing."""
+        effects: list[Effect] = []
+        for number in msg.numbers:
+            lease = self.leases.get(number)
+            if lease is not None:
+                lease.lost = True
+                self.counts["leases_lost"] += 1
+                effects += self._end_lease(number)
+        return effects
 
     def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
         return self.late(sender.address, msg, now)

@@ -1,7 +1,8 @@
 """The pages that a session holds: a small stock to fill at once, and those in use.
 
 Pages come by Reserve and leave by Return: when the index has answered for them, or when they will
-never be sealed.  Until then every statement names them.
+never be sealed.  Until then every statement names them.  While there is no allocator, whoever
+wants pages waits for the next one.
 """
 
 from collections.abc import Callable, Iterable
@@ -66,7 +67,7 @@ class PageStock:
 
     def statement(self) -> Stock:
         """What we hold of the allocator's."""
-        return Stock(self.granted_upto, (*self.free, *self.used))
+        return Stock(self.granted_upto, (*self.free, *self.used), self.page_size)
 
     def take(self, count: int) -> Pages:
         """So many pages to use; none if there are not so many."""
@@ -81,7 +82,7 @@ class PageStock:
         gone = tuple(pages)
         for page in gone:
             del self.used[page]
-        return [Send(self.allocator, Return(gone))] if gone else []
+        return [Send(self.allocator, Return(gone))] if gone and self.allocator != NOBODY else []
 
     def reserved(self, answer: Reserved, now: int) -> list[Effect]:
         """Pages came, asked for or sent again."""
@@ -94,7 +95,8 @@ class PageStock:
         """Have pages ready."""
         wanted, first = self._hunger()
         wanted = max(first, min(wanted, RESERVE_MAX))
-        if self._reserving or wanted + self.likes // 2 <= len(self.free):
+        enough = wanted + self.likes // 2 <= len(self.free)
+        if self._reserving or enough or self.allocator == NOBODY:
             return []
         return self._reserve(max(wanted, self.likes) - len(self.free), now)
 
@@ -106,8 +108,9 @@ class PageStock:
             self._reserving = False
             if isinstance(answer, Reserved) and answer.status is Status.OK:
                 return self.reserved(answer, now)
+            gone = isinstance(answer, NoAnswer) and answer.status is Status.PEER_GONE
             _, first = self._hunger()
-            if not first:
+            if not first or gone:
                 return []
             least = first - len(self.free)
             if isinstance(answer, Reserved) and 0 < least < count:

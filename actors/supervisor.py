@@ -5,9 +5,9 @@ A pure actor like the others: processes are started and killed by jobs, their de
 
 * Every start is a new incarnation, bumped in the ledger's header before the spawn; a successor is
   spawned only after its predecessor's Exited.
-* A dead session is announced (Gone) to everyone who may hold something of it, then replaced by a
-  fresh spare.  The death of a `core` child (roster.py) kills all children that use the pool and
-  starts them again on a new one.
+* A dead child is announced (Gone) to everyone who may hold something of it, then replaced: a
+  session by a fresh spare, an index or allocator by one that adopts the pool as it is.  Nobody else
+  is taken down.  Engines that come while the core is not complete wait at the desk.
 * A child silent for SILENT_NS is killed and never resumed.  If the supervisor itself wakes late, it
   was stopped too: then all silence clocks start again.
 * A child that fails again and again is restarted ever later, then rests (restarts.py).
@@ -16,6 +16,7 @@ A pure actor like the others: processes are started and killed by jobs, their de
 * A service manager is told READY once an engine could have a session, and what has changed since.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 from pegaflow.roster import ROSTER, SPECS
@@ -32,6 +33,7 @@ from pegaflow.wire.control import (
     ProcessRow,
     Refused,
     Report,
+    Roll,
     Welcome,
     listed,
 )
@@ -40,8 +42,8 @@ from pegaflow.wire.jobs import (
     Done,
     Exited,
     Kill,
-    MakePool,
     NextIncarnation,
+    OpenPool,
     Spawn,
     Stopping,
 )
@@ -63,6 +65,9 @@ LATE_NS = 1000 * MS
 DRAIN_NS = 2500 * MS
 """Time for a drain; with the kill after it the group is gone within five seconds."""
 
+DEAD_MAX = 1024
+"""Dead sessions that a new index is told of; it lacks those of its predecessor's last seconds."""
+
 START_NS = 20_000 * MS
 """Patience with a child that has not said Hello: imports on a loaded machine take seconds."""
 
@@ -71,13 +76,12 @@ START_NS = 20_000 * MS
 class Plan:
     """What the supervisor is told by its command line."""
 
-    pool_bytes: int
-    extent_bytes: int
     spares: int
     run_dir: str
     version: str
     http_addr: str = ""  # empty: no gateway
     copy_threads: int = 2  # of each session
+    verify: bool = False  # check pages against their checksums on every load
     pid: int = 0  # the supervisor's own
 
 
@@ -90,15 +94,14 @@ class Supervisor(Actor):
         self.kids: dict[Address, Kid] = {}  # every life that is not proven dead, in order of birth
         self.budgets = Budgets(tuple(SPECS))
         self.tally = Tally()
-        self.pool: Welcome | None = None  # None while a pool is being made
+        self.pool: Welcome | None = None  # None until there is one
+        self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # sessions, the newest last
         self.desk = FrontDesk(self.kids, self.budgets, self._kill, self._restaff)
-        self.state = "starting"  # starting, up, regrouping, draining, killing
+        self.state = "starting"  # starting, up, draining, killing
         self.started = 0
         self.next_tick = 0
         self.drain_by = 0
         self._spawning = 0  # incarnations asked for, child not yet spawned
-        self._pools = 0  # asked for so far
-        self._making = False  # the newest of them is not there yet
         self._ready_said = False  # the service manager knows that we are ready
         self._status_said = ""  # what it was told last
         self.on(Hello, self._on_hello, *SPECS)
@@ -110,10 +113,10 @@ class Supervisor(Actor):
         self.on(Stopping, self._on_stopping, address.name)
 
     def start(self, now: int) -> list[Effect]:
-        """Make the pool, then the children."""
+        """Open the pool, then start the children."""
         self.started = now
         self.next_tick = now + TICK_NS
-        return self._make_pool(now)
+        return [Do(OpenPool(), self._opened)]
 
     def wake_at(self) -> int | None:
         """The next look at silence and back-off."""
@@ -149,38 +152,24 @@ class Supervisor(Actor):
         assert len(names) == len(set(names)), names
         self.desk.check()
 
-    def _make_pool(self, now: int) -> list[Effect]:
-        self._pools += 1
-        self._making = True
+    def _opened(self, done: Done, now: int) -> list[Effect]:
+        if done.status is not Status.OK:
+            return [Stop(done.note)]
+        pool, ledger = done.note.split("\n")
+        self.pool = self._welcome(pool, ledger, *done.values)
+        return self._drain_on() if self.state in ("draining", "killing") else self._staff(now)
 
-        def made(done: Done, now: int) -> list[Effect]:
-            self._making = False
-            if done.status is not Status.OK:
-                return [Stop(done.note)]
-            pool, ledger = done.note.split("\n")
-            size = done.values[0]
-            self.pool = self._welcome(pool, ledger, size)
-            if self.state in ("draining", "killing"):
-                return self._drain_on()
-            if self.state == "regrouping":
-                self.state = "starting"
-            return self._staff(now)
-
-        return [Do(MakePool(self._pools), made)]
-
-    def _welcome(self, pool: str = "", ledger: str = "", size: int = 0) -> Welcome:
+    def _welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         plan = self.plan
-        rest = (plan.extent_bytes, plan.run_dir, plan.http_addr, plan.copy_threads)
-        return Welcome(pool, ledger, size, *rest)
+        rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify)
+        return Welcome(pool, ledger, size, extent, *rest)
 
     def _staff(self, now: int) -> list[Effect]:
         """Start every child that is missing and may start."""
-        first_pool = self._making and self._pools == 1  # it brings the incarnation counter
-        if first_pool or self._spawning or self.state in ("draining", "killing"):
+        stopping = self.state in ("draining", "killing")
+        if self.pool is None or self._spawning or stopping:
             return []
         for spec in ROSTER:
-            if spec.pool and self.pool is None:
-                continue
             here = [k for k in self.kids.values() if k.address.name == spec.name]
             if spec.name == SESSION:
                 here = [k for k in here if k.state in ("starting", "spare")]
@@ -205,6 +194,10 @@ class Supervisor(Actor):
             return self.plan.spares + self.desk.waiting()
         return 1 if name != GATEWAY or self.plan.http_addr else 0
 
+    def shown(self) -> str:
+        """The state for people: recovering while index or allocator is being replaced."""
+        return "recovering" if self.state == "up" and not self._ready() else self.state
+
     def _ready(self) -> bool:
         states = {k.address.name: k.state for k in self.kids.values()}
         return states.get(ALLOCATOR) == states.get(INDEX) == "up"
@@ -223,8 +216,7 @@ class Supervisor(Actor):
                 return self._lost(self.kids.pop(address), now)
             kid = self.kids[address]
             kid.pid = done.values[0]
-            late = self.state == "killing" or (self.state == "regrouping" and SPECS[name].pool)
-            return (self._kill(kid) if late else []) + self._regroup_on(now)
+            return self._kill(kid) if self.state == "killing" else self._restaff(now)
 
         return [Do(NextIncarnation(), numbered)]
 
@@ -232,15 +224,18 @@ class Supervisor(Actor):
         kid = self.kids.get(sender.address)
         if kid is None or kid.endpoint:
             return []  # not ours, or it has said so before
-        if self.pool is None and SPECS[kid.address.name].pool:
-            return []
+        assert self.pool is not None
         kid.heard, kid.endpoint, kid.port, kid.pid = now, msg.endpoint, msg.port, msg.pid
         kid.state = "spare" if kid.address.name == SESSION else "up"
-        effects: list[Effect] = [Send(kid.address, self.pool or self._welcome())]
+        spec = SPECS[kid.address.name]
+        welcome = self.pool if spec.pool else self._welcome()
+        effects: list[Effect] = [Send(kid.address, welcome)]
+        if spec.core:
+            effects.append(Send(kid.address, self._roll()))
         for other in self.kids.values():
             if not other.endpoint or other is kid:
                 continue
-            if other.address.name in SPECS[kid.address.name].hears_of:
+            if other.address.name in spec.hears_of:
                 effects.append(Send(kid.address, neighbour(other)))
             if kid.address.name in SPECS[other.address.name].hears_of:
                 effects.append(Send(other.address, neighbour(kid)))
@@ -267,6 +262,8 @@ class Supervisor(Actor):
         if kid is None:
             return []
         self.tally.bury(kid)
+        if kid.address.name == SESSION:
+            self.dead.append(kid.address)
         effects: list[Effect] = [
             Send(k.address, Gone(msg.address)) for k in self.kids.values() if k.endpoint
         ]
@@ -277,28 +274,21 @@ class Supervisor(Actor):
         return effects + self._lost(kid, now)
 
     def _lost(self, kid: Kid, now: int) -> list[Effect]:
-        """A child is gone while we are serving: back off, regroup or just replace it."""
+        """A child is gone while we are serving: back off, or replace it at once."""
         name = kid.address.name
         effects: list[Effect] = []
-        if kid.state != "draining" and not (kid.killed and self.state == "regrouping"):
+        if kid.state != "draining":
             self.counts[f"{name}_restarts"] += 1
             if self.budgets.failed(kid, now):
                 failed = (("failures", FAILURES_MAX), ("rests_s", REST_NS // (1000 * MS)))
                 effects.append(Note("child_broken", (*who(kid), *failed), "error"))
-        if SPECS[name].core and self.state != "regrouping":
-            self.state = "regrouping"
-            self.pool = None
-            self.counts["regroups"] += 1
-            users = [k for k in self.kids.values() if SPECS[k.address.name].pool]
-            effects += [Note("regrouping", who(kid), "error"), *self._kill_all(users)]
-        return effects + self._regroup_on(now)
+        return effects + self._restaff(now)
 
-    def _regroup_on(self, now: int) -> list[Effect]:
-        """A new pool once nobody can touch the old one; otherwise the usual."""
-        used = self._spawning or any(SPECS[a.name].pool for a in self.kids)
-        if self.state == "regrouping" and not used and not self._making:
-            return self._make_pool(now)
-        return self._restaff(now)
+    def _roll(self) -> Roll:
+        """The sessions that may hold something of the pool, and those that are dead."""
+        kids = self.kids.values()
+        living = tuple(k.address for k in kids if k.address.name == SESSION and k.endpoint)
+        return Roll(living, tuple(self.dead))
 
     def _on_open(self, sender: Sender, msg: OpenSession, now: int) -> list[Effect]:
         if self.state in ("draining", "killing"):
@@ -347,7 +337,7 @@ class Supervisor(Actor):
         states = [k.state for k in self.kids.values() if k.address.name == SESSION]
         spares, engines = states.count("spare"), states.count("serving")
         broken = [n for n, b in self.budgets.kinds.items() if b.state(now) == "broken"]
-        status = f"{self.state}: {engines} engines, {spares} spare sessions"
+        status = f"{self.shown()}: {engines} engines, {spares} spare sessions"
         status += f"; broken: {', '.join(broken)}" if broken else ""
         lines = [f"STATUS={status}"]
         if not self._ready_said and self.state == "up" and spares >= min(self.plan.spares, 1):
@@ -360,7 +350,7 @@ class Supervisor(Actor):
 
     def _on_inspect(self, sender: Sender, msg: Inspect, now: int) -> list[Effect]:
         own = listed({**self.counts, **self.gauges(), **self.measured()})
-        rows = [ProcessRow(self.address, self.plan.pid, self.state, 0, "", own)]
+        rows = [ProcessRow(self.address, self.plan.pid, self.shown(), 0, "", own)]
         kinds = [KindRow(self.address.name, "ok", 0, 0, listed(self.counts))]
         for kid in self.kids.values():
             restarts = self.budgets.kinds[kid.address.name].restarts

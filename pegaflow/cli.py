@@ -1,4 +1,4 @@
-"""The command line: `pegaflow serve | status | config | keygen | replay | demo | actor`.
+"""The command line: `pegaflow serve | purge | status | config | keygen | replay | demo | actor`.
 
 Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command line was wrong.
 What only one command needs is imported by that command: every actor starts through this file.
@@ -48,6 +48,16 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
     os.environ["PEGAFLOW_LOG_LEVEL"] = settings.log_level
     os.environ["PEGAFLOW_LOG_FORMAT"] = settings.log_format
     raise typer.Exit(service.serve(settings))
+
+
+@app.command()
+def purge(run_dir: RunDir = None) -> None:
+    """Free the pool that a stopped service has kept for its next start."""
+    from pegaflow import serve as service
+
+    where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
+    freed = service.purge(where)
+    print(f"freed {sizes.show(freed)}" if freed else f"no pool was kept for {where}")
 
 
 @app.command()

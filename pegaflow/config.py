@@ -60,6 +60,12 @@ class Settings:
     curve_dir: str | None = None
     #: Whether TCP is served without keys.
     insecure_tcp: bool = False
+    #: Whether to start with an empty pool, whatever an earlier life has left.
+    fresh: bool = False
+    #: Whether a pool with blocks in it outlives a clean stop.
+    keep_pool: bool = True
+    #: Whether pages are checked against their checksums on every load.
+    verify: bool = False
     #: One of LOG_LEVELS.
     log_level: str = "info"
     #: One of LOG_FORMATS.
@@ -262,6 +268,9 @@ SETTINGS: dict[str, Setting] = {
     "addr": Setting(_host_port, "Also listen for clients on TCP; needs --curve-dir.", "HOST:PORT"),
     "curve_dir": Setting(_path, "The keys for TCP, as `pegaflow keygen` made them.", "DIR"),
     "insecure_tcp": Setting(_yes_or_no, "Listen on TCP without keys; on loopback only.", ""),
+    "fresh": Setting(_yes_or_no, "Start with an empty pool, whatever was kept.", ""),
+    "keep_pool": Setting(_yes_or_no, "Keep the pool's blocks for the next start.", ""),
+    "verify": Setting(_yes_or_no, "Check each page's checksum when it is loaded.", ""),
     "log_level": Setting(_one_of(LOG_LEVELS), f"{', '.join(LOG_LEVELS)}.", "LEVEL"),
     "log_format": Setting(_one_of(LOG_FORMATS), f"{', '.join(LOG_FORMATS)}.", "FORMAT"),
 }

@@ -250,10 +250,22 @@ METRICS = (
         lambda v: v.gauge(SESSION, "session_saves_open"),
     ),
     Shown(
-        "pegaflow_regroups_total",
-        SUPERVISOR,
-        "Times that allocator, index and sessions were restarted together on an empty pool.",
-        lambda v: v.total(SUPERVISOR, "regroups"),
+        "pegaflow_blocks_adopted_total",
+        INDEX,
+        "Blocks taken over from an earlier life of the index or the service.",
+        lambda v: v.total(INDEX, "blocks_adopted"),
+    ),
+    Shown(
+        "pegaflow_blocks_corrupt_total",
+        INDEX,
+        "Blocks whose bytes were not those that were saved (--verify): found, and never served.",
+        lambda v: v.total(INDEX, "blocks_corrupt"),
+    ),
+    Shown(
+        "pegaflow_pool_quarantined_pages",
+        INDEX,
+        "Pages that nobody uses as long as the pool lives, since corrupt blocks were in them.",
+        lambda v: v.gauge(INDEX, "quarantined_pages"),
     ),
     Shown(
         "pegaflow_actor_restarts_total",

@@ -7,8 +7,8 @@
                 └─ gateway      answers HTTP                       one, or none
 
 Children start in this order; sessions stop first, then the core, then the gateway.  `core` children
-hold the books of the pool: until a pool can be adopted, the death of one restarts all children that
-use it on a new one.  The gateway uses none, so it answers meanwhile.
+keep the books of the pool: while one is missing no engine is given a session, and its successor
+adopts the pool and what the living hold of it.  The gateway uses no pool.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class ChildSpec:
     """One row of the table."""
 
     name: str
-    core: bool  # its death restarts the group
-    pool: bool  # it uses the pool and cannot outlive it
+    core: bool  # it keeps the books of the pool
+    pool: bool  # it uses the pool
     hears_of: tuple[str, ...]  # neighbours whose endpoints it is told
 
 

@@ -1,8 +1,11 @@
 """`pegaflow serve`: the supervisor's process.
 
-It takes the run directory's lock, makes pool and ledger, and runs the supervisor actor over the
-same loop as every other actor, with jobs of its own: spawn, kill, and the proof of death of each
-child by pidfd.  All children share its process group and die with it.
+It takes the run directory's lock, adopts the pool of an earlier life or makes one, and runs the
+supervisor actor over the same loop as every other actor, with jobs of its own: spawn, kill, and the
+proof of death of each child by pidfd.  All children share its process group and die with it.
+
+An old pool never keeps a service from starting: what cannot be adopted is removed, with one line
+that says why.  A pool with blocks in it is kept on stop, for the next life.
 """
 
 import hashlib
@@ -13,7 +16,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from pegaflow import limits, logs, poolsize, rundir, sdnotify, sizes
+from pegaflow import limits, logs, poolsize, rundir, sdnotify, sizes, writers
 from pegaflow.actors.asks import Host
 from pegaflow.actors.loop import Loop, Signals
 from pegaflow.actors.process import child_command
@@ -21,9 +24,9 @@ from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.actors.tcp import tcp_of
 from pegaflow.actors.vitals import Vitals
 from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import Header, Ledger
 from pegaflow.config import Settings
-from pegaflow.device.memory import SharedFile, make_pool
+from pegaflow.device import poolfiles
+from pegaflow.device.poolfiles import PoolFiles, Wanted
 from pegaflow.device.procs import open_pidfd, start_ticks
 from pegaflow.errors import UserError
 from pegaflow.wire.jobs import (
@@ -31,8 +34,8 @@ from pegaflow.wire.jobs import (
     Done,
     Exited,
     Kill,
-    MakePool,
     NextIncarnation,
+    OpenPool,
     Spawn,
     Stopping,
 )
@@ -52,35 +55,60 @@ def shm_stem(run_dir: Path) -> str:
 class _House:
     """The supervisor's jobs."""
 
-    def __init__(self, settings: Settings, pool_bytes: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pool_bytes = pool_bytes
         self.loop: Loop | None = None
-        self.incarnation = 0  # the last one given away; also in the ledger's header
-        self.supervisor = 0  # our own
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
-        self._files: tuple[SharedFile, SharedFile] | None = None
-        self._ledger: Ledger | None = None
         self._manager = sdnotify.Notifier()
-        self._stem = shm_stem(settings.run_dir)
+        self._stem = str(SHM / shm_stem(settings.run_dir))
+        self.reason = ""  # why the pool is as it is
+        self.incarnation = poolfiles.incarnation_of(self._stem) + 1  # the last one given away
+        self.supervisor = self.incarnation  # our own
+        self.files = self._adopt() or self._make()
+        self.files.ledger.set_incarnation(self.incarnation)
 
-    def adopt_counter(self) -> None:
-        """Go on counting incarnations where an earlier life stopped; then clear its files."""
-        for path in SHM.glob(f"{self._stem}.*"):
-            if path.suffix == ".ledger":
-                self.incarnation = max(self.incarnation, _counter_of(path))
-            path.unlink(missing_ok=True)
-        self.incarnation += 1
-        self.supervisor = self.incarnation
+    def _adopt(self) -> PoolFiles | None:
+        """The pool of an earlier life, if there is one as it is wanted; else none is left."""
+        settings = self.settings
+        extent = settings.extent_size
+        wanted = Wanted(
+            settings.pool_size, None if extent == limits.EXTENT_SIZE else extent, settings.fresh
+        )
+        files, why = poolfiles.adopt(self._stem, wanted)
+        if files is not None:
+            poolfiles.remove(self._stem, (files.pool.path, files.file.path))
+            pages, bytes_ = files.sealed()
+            held = f"{sizes.show(bytes_)} in {pages} pages"
+            self.reason = f"adopted from an earlier life with {held}"
+            return files
+        if why:
+            log = logs.get_logger()
+            log.warning("pool_not_adopted", why=why, then="starting with an empty one")
+        return None
+
+    def _make(self) -> PoolFiles:
+        """A new pool.
+
+        Raises:
+            UserError: there is no room for it.
+        """
+        number = max(poolfiles.numbers(self._stem), default=0) + 1
+        poolfiles.remove(self._stem)
+        extent = self.settings.extent_size
+        chosen = poolsize.choose(self.settings.pool_size, poolsize.look(), extent)
+        self.reason = chosen.reason
+        geometry = Geometry(chosen.size, extent)
+        return poolfiles.make(self._stem, number, geometry, self.incarnation - 1)
 
     def work(self, number: int, job: Message) -> Done | None:
         """Carry out one job."""
-        if isinstance(job, MakePool):
-            return self._make_pool(job)
+        if isinstance(job, OpenPool):
+            header = self.files.header
+            paths = f"{self.files.pool.path}\n{self.files.file.path}"
+            return Done(Status.OK, paths, (header.pool_bytes, header.extent_bytes))
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
-            assert self._ledger is not None
-            self._ledger.set_incarnation(self.incarnation)
+            self.files.ledger.set_incarnation(self.incarnation)
             return Done(Status.OK, "", (self.incarnation,))
         if isinstance(job, Spawn):
             return self._spawn(job.address)
@@ -92,26 +120,6 @@ class _House:
         if child is not None:
             child.kill()
         return Done(Status.OK)
-
-    def _make_pool(self, job: MakePool) -> Done:
-        self.unlink()
-        extent = self.settings.extent_size
-        geometry = Geometry(self.pool_bytes // extent * extent, extent)
-        header = Header(
-            os.urandom(16),
-            Path("/proc/sys/kernel/random/boot_id").read_bytes().strip(),
-            geometry.pool_bytes,
-            extent,
-            geometry.records_per_extent,
-            self.incarnation,
-        )
-        try:
-            self._files = make_pool(str(SHM / f"{self._stem}.{job.generation}"), geometry, header)
-        except UserError as err:
-            return Done(Status.NO_SPACE, str(err))
-        pool, ledger = self._files
-        self._ledger = Ledger(ledger.map)
-        return Done(Status.OK, f"{pool.path}\n{ledger.path}", (geometry.pool_bytes,))
 
     def _spawn(self, address: Address) -> Done:
         command = child_command(address, self.settings, self.supervisor)
@@ -130,7 +138,7 @@ class _House:
             loop.unwatch(fd)
             os.close(fd)
             code = self._children.pop(address).wait()
-            for path in SHM.glob(f"{self._stem}.*.{address}.*.bounce"):
+            for path in SHM.glob(f"{Path(self._stem).name}.*.{address}.*.bounce"):
                 path.unlink(missing_ok=True)
             Path(self.settings.run_dir, rundir.ACTORS, f"{address}.sock").unlink(missing_ok=True)
             loop.inform(Exited(address, code if code >= 0 else 256 - code))
@@ -138,11 +146,19 @@ class _House:
         loop.watch(fd, dead)
         return Done(Status.OK, "", (child.pid, started))
 
-    def unlink(self) -> None:
-        """Remove the names of pool and ledger; whoever has them mapped keeps them."""
-        for file in self._files or ():
-            file.unlink()
-        self._files = None
+    def close(self) -> None:
+        """Keep the pool for the next life, if there is a block in it."""
+        pages, bytes_ = self.files.sealed()
+        if pages and self.settings.keep_pool:
+            logs.get_logger().info(
+                "pool_kept",
+                blocks=sizes.show(bytes_),
+                pages=pages,
+                path=self.files.pool.path,
+                free_it=f"pegaflow purge --run-dir {self.settings.run_dir}",
+            )
+        else:
+            self.files.unlink()
 
 
 def serve(settings: Settings) -> int:
@@ -155,25 +171,26 @@ def serve(settings: Settings) -> int:
     (run_dir / rundir.ACTORS).mkdir(mode=0o700, exist_ok=True)
     with rundir.ServiceLock.acquire(run_dir) as lock:
         lock.remove_stale_sockets()
+        orphans = writers.end_orphans(run_dir)
+        if orphans:
+            logs.get_logger().warning("orphans_killed", pids=orphans)
         return _serve(settings, run_dir)
 
 
 def _serve(settings: Settings, run_dir: Path) -> int:
     tcp = tcp_of(settings.addr, settings.curve_dir, settings.insecure_tcp)
-    chosen = poolsize.choose(settings.pool_size, poolsize.look(), settings.extent_size)
     log = logs.get_logger()
     _raise_nofile()
-    house = _House(settings, chosen.size)
-    house.adopt_counter()
+    house = _House(settings)
+    size = house.files.header.pool_bytes
     address = Address(SUPERVISOR, house.supervisor)
     plan = Plan(
-        chosen.size,
-        settings.extent_size,
         settings.spares,
         str(run_dir),
         version("pegaflow"),
         "" if settings.http_addr == "none" else settings.http_addr,
         settings.copy_threads,
+        settings.verify,
         os.getpid(),
     )
     signals = Signals(signal.SIGINT, signal.SIGTERM)
@@ -195,17 +212,17 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     log.info(
         "serving",
         endpoint=front_desk,
-        pool=sizes.show(chosen.size),
-        reason=chosen.reason,
+        pool=sizes.show(size),
+        reason=house.reason,
         incarnation=house.supervisor,
     )
-    unpinned = poolsize.pin_note(chosen.size)
+    unpinned = poolsize.pin_note(size)
     if unpinned:
         log.info("memlock_limit", why=unpinned)
     try:
         why = loop.run()
     finally:
-        house.unlink()
+        house.close()
         Path(front_desk).unlink(missing_ok=True)
     if why:
         raise UserError(why)
@@ -213,13 +230,16 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     return 0
 
 
-def _counter_of(path: Path) -> int:
-    """The incarnation counter of an earlier life's ledger; 0 if it has none."""
-    try:
-        file = SharedFile.open(str(path), write=False)
-        return 0 if Ledger.fault(file.map) else Ledger(file.map).header.incarnation
-    except (OSError, ValueError):
-        return 0
+def purge(run_dir: Path) -> int:
+    """Remove the pool that a stopped service has left; the bytes that this frees.
+
+    Raises:
+        UserError: the service runs.
+    """
+    rundir.prepare(run_dir)
+    with rundir.ServiceLock.acquire(run_dir):
+        writers.end_orphans(run_dir)
+        return poolfiles.remove(str(SHM / shm_stem(run_dir)))
 
 
 def _raise_nofile() -> None:

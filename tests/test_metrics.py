@@ -56,7 +56,8 @@ pegaflow_cache_resident_blocks pegaflow_cache_block_hits_total pegaflow_cache_bl
 pegaflow_cache_tier_block_requests_total pegaflow_cache_block_insertions_total
 pegaflow_cache_block_evictions_total pegaflow_cache_eviction_reclaimed_bytes_total
 pegaflow_save_bytes_total pegaflow_leases pegaflow_engines pegaflow_engines_waiting
-pegaflow_loads_open pegaflow_saves_open pegaflow_regroups_total pegaflow_actor_restarts_total
+pegaflow_loads_open pegaflow_saves_open pegaflow_actor_restarts_total
+pegaflow_blocks_adopted_total pegaflow_blocks_corrupt_total pegaflow_pool_quarantined_pages
 pegaflow_actor_broken pegaflow_actor_processes pegaflow_actor_resident_memory_bytes
 pegaflow_actor_open_fds pegaflow_actor_loop_lag_seconds pegaflow_actor_open_asks
 pegaflow_actor_open_jobs pegaflow_actor_events_total pegaflow_load_bytes_total
@@ -139,7 +140,7 @@ def test_openmetrics_for_whoever_accepts_it() -> None:
         (None, AT, "has not answered yet"),
         (report(), AT + metrics.STALE_NS + S, "has not answered for 6 s"),
         (report("starting"), AT, "is starting"),
-        (report("regrouping"), AT, "is regrouping"),
+        (report("recovering"), AT, "is recovering"),
         (report("draining"), AT, "is draining"),
         (report("up", kind(GATEWAY, "broken", AT + 9 * S)), AT, "gateway fails again and again"),
         (report("up", kind(GATEWAY, "broken", AT + 9 * S)), AT, "tried again in 9 s"),

@@ -15,8 +15,16 @@ is mended by the next Stock and a lost Freed by the next scan.
 Grants are numbered per holder.  A Reserved that the session no longer waits for is handed back with
 Return, not ignored.  A page granted later than the stated number is sent again.
 
+A new allocator knows nothing.  It waits until every session of the Roll has said Stock or is
+fenced, and until an index has spoken to it (which has then heard of every death that the Roll
+knows, so writes nothing for the dead any more); THEN it reads the whole ledger: a sealed page is
+the index's, a page that somebody states is his, every other one is free.  Questions wait until
+then.  Numbers of grants go on from those that were stated; stamps hold the incarnation, so none is
+used twice.
+
 Who dies when: a session's death: Fenced, then all its pages come back by the rule above.  The
-allocator's or the index's death restarts both and the sessions on a new pool in this version.
+allocator's death ends no session: they go on with the pages they have, their Returns are lost and
+mended by what they state, and what they ask for waits for the next allocator.
 """
 
 from .message import Message, message
@@ -51,10 +59,11 @@ class Return(Message):
 
 @message(83)
 class Stock(Message):
-    """Up to grant `upto` I hold exactly these pages."""
+    """Up to grant `upto` I hold exactly these pages, all of this size."""
 
     upto: int
     pages: U64s
+    page_size: int = 0
 
 
 @message(84)

@@ -4,9 +4,11 @@ A child dials the supervisor's socket with its own address as routing id.
 
     child → supervisor   Hello          once, first: who I am and where my neighbours may dial me
     supervisor → child   Welcome        once: where the pool is and how it is cut
+    supervisor → index, allocator  Roll  once, after Welcome: which sessions live, which have died
     supervisor → child   Neighbour      a process of the group is up and may be dialled
     supervisor → child   Gone           a process is proven dead (its pidfd fired)
-    index → allocator    Fenced         after its last ledger write for a dead session
+    index → allocator    Fenced         after its last ledger write for a dead session; to a new
+                                        allocator for all that died before, too
     child → supervisor   Beat           every BEAT_NS; silence of SILENT_NS is death by SIGKILL
     supervisor → session Serve → Serving  a spare gets its engine; only then the engine may dial it
     supervisor → child   Drain          finish what you have, say Bye and exit
@@ -16,10 +18,11 @@ A child dials the supervisor's socket with its own address as routing id.
     client, gateway → supervisor  Inspect → Report
 
 Death at each point.  A child that dies before Hello, or at any time later, is seen by its pidfd;
-its successor has a higher incarnation and is spawned only after that.  The supervisor's death kills
-every child (PDEATHSIG).  An engine whose OpenSession is unanswered asks again with the same
-generation and gets the same session, so a lost answer costs no second spare.  The new session
-of an engine whose old one is being killed is named only once the old one is proven dead.
+its successor has a higher incarnation and is spawned only after that, and nobody else is taken
+down.  The supervisor's death kills every child (PDEATHSIG); orphans that outlived it are killed by
+the next one before it adopts the pool.  An engine whose OpenSession is unanswered asks again with
+the same generation and gets the same session, so a lost answer costs no second spare.  The new
+session of an engine whose old one is being killed is named only once the old one is proven dead.
 
 Who opens.  One client of an engine opens a generation (in vLLM the scheduler's); the others join
 it (`opens` False) and wait at the desk, up to their deadline, until it is open.  A joiner never
@@ -28,8 +31,15 @@ keep its successor of the same id out.  A joiner of another generation than the 
 refused (SUPERSEDED).  An opener of another generation is refused (DUPLICATE) while the session of
 the one in service lives: that one ends with its opener's process or any rank's.
 
-The gateway is Welcomed before there is a pool (its Welcome names none) and outlives the pools: it
-is what answers while the others are restarted.  It asks Inspect again and again, each time with a
+Adoption.  A new index or allocator begins with the pool that it finds, be it left by its
+predecessor or by an earlier service.  Roll names the sessions that may hold something of the pool:
+those that have said Hello and are not proven dead.  Each of them is told Neighbour and states what
+it holds; until the last has stated or is gone, nothing is evicted (index.py) and nothing is granted
+(allocator.py).  Roll also names the sessions that have died: the index says Fenced for them, in
+case its predecessor did not live to say it.  Who joins later holds nothing from before.
+
+The gateway is Welcomed before there is a pool (its Welcome names none): it answers while the
+others are started.  It asks Inspect again and again, each time with a
 deadline and never twice at once; while nobody answers it shows the last Report and how old that is.
 
 Numbers.  A Beat's counters only grow within one life; the supervisor adds the last ones of every
@@ -77,6 +87,15 @@ class Welcome(Message):
     run_dir: str
     http_addr: str = ""  # where the gateway listens
     copy_threads: int = 2  # of each session
+    verify: bool = False  # pages are checked against their checksums on every load
+
+
+@message(21)
+class Roll(Message):
+    """The sessions: those that live, and those that have died, the newest last."""
+
+    living: tuple[Address, ...]
+    dead: tuple[Address, ...]
 
 
 @message(3)
@@ -220,7 +239,8 @@ class Report(Message):
     extent_bytes: int
     started: int  # CLOCK_MONOTONIC ns at which the service started
     version: str
-    processes: tuple[ProcessRow, ...]  # the supervisor first; its state is the service's
+    processes: tuple[ProcessRow, ...]  # the supervisor first; its state is the service's: starting,
+    # up, recovering (index or allocator is being replaced), draining, killing
     http_addr: str = ""  # where the gateway is to listen; empty: there is none
     at: int = 0  # CLOCK_MONOTONIC ns at which this was written
     kinds: tuple[KindRow, ...] = ()  # the supervisor and every row of the roster

@@ -6,6 +6,7 @@
     session → index   EndClaim               I save nothing more under this claim
     session → index   Seal      → Sealed     every shard of these blocks is in place: publish
     session → index   Holding                statement: up to these numbers I hold exactly these
+    session → index   Corrupt                these pages are not what was sealed
 
 Grants.  Leases and claims are numbered per holder by the index, from one up.  With each beat a
 session states what it holds: what is omitted up to the stated number is dropped, a lease granted
@@ -20,10 +21,29 @@ the record bodies, then each state word, then answers.  Until an index has answe
 neither uses nor returns the pages.  A block that is already sealed with the same stamp is accepted
 again; one that is sealed with another is refused and the session returns its pages.
 
+A new index scans the ledger; what is whole there is resident, a block that lacks a shard is voided.
+Questions wait until it has.  To a new index a session first says all that it holds:
+
+    session → index   Held                   the lease of this number holds these pages
+    session → index   Claiming               the claim of this number covers these keys
+    session → index   Holding                that was all; from now on with each beat
+    index → session   Unheld                 these leases name pages that are not resident
+
+and then repeats every Seal that was not answered: if it was carried out, the record has the same
+stamp and it is accepted again.  Numbers of leases and claims go on from those that the session
+stated.  Nothing is evicted until every session of the Roll has said a Holding of which every lease
+is known, or is proven dead; a session that is told Unheld fails what it copies under that lease and
+states it no longer once no copy runs.
+
+Integrity.  With `verify` (Welcome) a session computes a checksum for each page that it seals, the
+index keeps it in the ledger and gives it out with Held, and the session compares before the bytes
+leave the pool.  A page that differs is Corrupt: its block is no hit from then on, and its pages are
+used for nothing as long as the pool lives.
+
 Who dies when: a session's death reaches the index as Gone from the supervisor; frames of the dead
 that are still queued are dropped by their incarnation; its claims and leases end, and Fenced goes
-to the allocator after the last ledger write for it.  The index's death ends every session in this
-version (the group restarts on a new pool).
+to the allocator after the last ledger write for it.  The index's death ends no session: lookups
+miss and saves are refused until there is a new one; loads go on, since nobody else can evict.
 """
 
 from .message import Message, message
@@ -49,6 +69,7 @@ class Held(Message):
     number: int
     shards: int
     pages: U64s
+    checksums: U64s = ()  # with `verify`: one per page, 0 where it was never computed
 
 
 @message(62)
@@ -97,6 +118,7 @@ class Seal(Message):
     parents: Keys
     pages: U64s
     stamps: U64s
+    checksums: U64s = ()  # with `verify`: one per page
 
 
 @message(67)
@@ -115,3 +137,26 @@ class Holding(Message):
     leases: U64s
     claim_upto: int
     claims: U64s
+
+
+@message(69)
+class Claiming(Message):
+    """To a new index: under this claim I save these keys."""
+
+    number: int
+    namespace: bytes
+    keys: Keys
+
+
+@message(70)
+class Unheld(Message):
+    """You state leases of these numbers, and I cannot honour them."""
+
+    numbers: U64s
+
+
+@message(71)
+class Corrupt(Message):
+    """The bytes of these pages are not those that were sealed."""
+
+    pages: U64s

@@ -35,6 +35,15 @@ class ReadRecords(Message):
     pages: U64s
 
 
+@message(217)
+class ScanRecords(Message):
+    """Which of these records are not void?  Done.values: page | bytes of payload << 32 for each,
+    by page; 0 bytes for a quarantined page."""
+
+    first: int
+    count: int
+
+
 @message(203)
 class OpenBounce(Message):
     """Create the bounce file of a mapping: `slots` slots of `page_size`.  Done.note: its path."""
@@ -86,10 +95,9 @@ class Kill(Message):
 
 
 @message(209)
-class MakePool(Message):
-    """A new pool and ledger.  Done.note: 'pool path\\nledger path'; values: pool bytes."""
-
-    generation: int
+class OpenPool(Message):
+    """A pool and its ledger, adopted or new.  Done.note: 'pool path\\nledger path'; values: bytes
+    of the pool and of an extent."""
 
 
 @message(210)
@@ -171,9 +179,21 @@ class ReadBlocks(Message):
 
 @message(216)
 class WriteBlocks(Message):
-    """Copy pool offset i into the engine's block i; COPY_FAILED or EXPIRED if not all of it."""
+    """Copy pool offset i into the engine's block i; COPY_FAILED or EXPIRED if not all of it.
+
+    With `checksums` each page is checked first: CORRUPT, and Done.values the offsets that differ.
+    """
 
     mapping: int
     blocks: U64s
     offsets: U64s
     deadline: int
+    checksums: U64s = ()
+
+
+@message(218)
+class SumPages(Message):
+    """The checksum of `length` bytes at each of these pool offsets.  Done.values: them."""
+
+    offsets: U64s
+    length: int

@@ -31,6 +31,7 @@ class Status(enum.IntEnum):
     COPY_FAILED = 17  # the bytes could not be moved
     DISCONNECTED = 18  # the client has no session at present
     SUPERSEDED = 19  # another generation of this engine is in service
+    CORRUPT = 20  # the bytes in the pool are not those that were saved
 
     @property
     def words(self) -> str:

@@ -45,9 +45,24 @@ class ClaimTable:
 
     def claim(self, holder: Hashable, namespace: bytes, keys: Sequence[bytes], now: int) -> Claim:
         """Claims those of the keys that no open claim owns, the holder's own ones included."""
+        return self._claim(holder, self._last.get(holder, 0) + 1, namespace, keys, now)
+
+    def adopt(
+        self, holder: Hashable, number: int, namespace: bytes, keys: Sequence[bytes], now: int
+    ) -> None:
+        """A claim that an earlier life of this table has given; numbers go on from it."""
+        if number not in self._open.get(holder, {}):
+            self._claim(holder, number, namespace, keys, now)
+
+    def go_on_from(self, holder: Hashable, number: int) -> None:
+        """The holder has heard of claims up to this number."""
+        self._last[holder] = max(self._last.get(holder, 0), number)
+
+    def _claim(
+        self, holder: Hashable, number: int, namespace: bytes, keys: Sequence[bytes], now: int
+    ) -> Claim:
         self.expire(now)
-        number = self._last.get(holder, 0) + 1
-        self._last[holder] = number
+        self.go_on_from(holder, number)
         owners = self._owner.get(namespace, {})
         new: dict[bytes, int] = {}
         for position, key in enumerate(keys):

@@ -26,6 +26,7 @@ class Lru:
         # page size -> blocks with the tick of their last use, oldest first; none empty
         self._orders: dict[int, OrderedDict[Block, int]] = {}
         self._tick = 0  # grows with every use, so that ages compare across page sizes
+        self._oldest = 0  # falls with every block that is put before all others
 
     def insert_chain(self, blocks: Sequence[Block]) -> None:
         """Makes these blocks the youngest, new ones and known ones alike.
@@ -35,6 +36,14 @@ class Lru:
         """
         for block in reversed(blocks):
             self._enter(block)
+
+    def insert_oldest(self, block: Block) -> None:
+        """Makes a new block the oldest of all: nobody has used it in this life."""
+        order = self._orders.setdefault(block.page_size, OrderedDict())
+        assert block not in order, block
+        self._oldest -= 1
+        order[block] = self._oldest
+        order.move_to_end(block, last=False)
 
     def touch(self, blocks: Sequence[Block]) -> None:
         """The chain was used, or a lease on it has ended: its blocks become the youngest. Those

@@ -46,6 +46,21 @@ class LeaseTable:
             block.leases += 1
         return lease
 
+    def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> None:
+        """A lease that an earlier life of this table has granted; later than those adopted before.
+        Numbers go on from it."""
+        assert number > self._last.get(holder, 0), (holder, number)
+        self._last[holder] = number - 1
+        self.grant(holder, blocks, now)
+
+    def go_on_from(self, holder: Hashable, number: int) -> None:
+        """The holder has heard of grants up to this number."""
+        self._last[holder] = max(self._last.get(holder, 0), number)
+
+    def get(self, holder: Hashable, number: int) -> Lease | None:
+        """The lease of this number."""
+        return self._leases.get(holder, {}).get(number)
+
     def release(self, holder: Hashable, number: int) -> Lease | None:
         """Ends the lease; None if there is none of that number, which a repeated word finds."""
         held = self._leases.get(holder)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from sortedcontainers import SortedSet
 
-from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.geometry import MIN_PAGE, Geometry
 from pegaflow.cache.geometry import slot_size as slot_size
+from pegaflow.wire.layout import PAGE_ALIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,36 @@ class Slab:
         """The extent's file space is there: absent -> free."""
         self._absent.remove(extent)
         self._free.add(extent)
+
+    def is_absent(self, extent: int) -> bool:
+        """Whether the extent's file space is not known to be there."""
+        return extent in self._absent
+
+    def adopt(
+        self, extent: int, page_size: int, left: set[int], granted: dict[int, tuple[Hashable, int]]
+    ) -> None:
+        """absent -> cut: an earlier life has left it so. `left` and `granted` (page -> holder and
+        number) are disjoint, not both empty, and pages of this extent and size."""
+        self._absent.remove(extent)
+        first = extent * self.geometry.records_per_extent
+        used = left | granted.keys()
+        slots = self.geometry.pages_per_extent(page_size)
+        fresh = max(used) - first + 1
+        returned = [slot for slot in range(fresh) if first + slot not in used]
+        cut = self._cuts[extent] = _Cut(page_size, slots, fresh, returned)
+        size_class = self._classes.setdefault(page_size, _Class(0, 0, SortedSet()))
+        size_class.extents += 1
+        size_class.free += cut.free
+        if cut.free:
+            size_class.roomy.add(extent)
+        for page, (holder, number) in granted.items():
+            self._granted[page] = (holder, number)
+            self._held.setdefault(holder, {})[page] = number
+        self._left |= left
+        size = slot_size(page_size)
+        self._granted_bytes += len(granted) * size
+        self._left_bytes += len(left) * size
+        self._waste_bytes += self.geometry.extent_bytes - slots * size
 
     def can_ever_fit(self, page_size: int, count: int) -> bool:
         """Whether the whole pool, empty and grown to its end, could hold so many pages."""
@@ -278,3 +309,51 @@ class Slab:
             absent_bytes=len(self._absent) * extent_bytes,
             waste_bytes=waste,
         )
+
+
+class Plan:
+    """How an earlier life has left the pool, page by page; then a slab that goes on from there."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._sizes: dict[int, int] = {}  # extent -> page size
+        self._granted: dict[int, dict[int, tuple[Hashable, int]]] = {}  # extent -> page -> grant
+        self._left: dict[int, set[int]] = {}  # extent -> pages
+        self._bare: set[int] = set()  # pages that are not free, of a size that nobody knows
+
+    def grant(self, page: int, page_size: int, holder: Hashable, number: int) -> bool:
+        """A holder states this page; False if it cannot be his."""
+        granted = self._granted.setdefault(self._geometry.extent_of(page), {})
+        if page in granted or not self._fits(page, page_size):
+            return False
+        granted[page] = (holder, number)
+        return True
+
+    def leave(self, page: int, length: int) -> None:
+        """The ledger has this page; 0 bytes of payload are those of a quarantined one.  A record
+        that does not fit the cut of its extent is about to be voided, and no page."""
+        if not length:
+            self._bare.add(page)
+        elif self._fits(page, -(-length // PAGE_ALIGN) * PAGE_ALIGN):
+            self._left.setdefault(self._geometry.extent_of(page), set()).add(page)
+
+    def slab(self) -> Slab:
+        """The book."""
+        for page in self._bare:
+            extent = self._geometry.extent_of(page)
+            if self._fits(page, self._sizes.get(extent, MIN_PAGE)):
+                self._left.setdefault(extent, set()).add(page)
+        slab = Slab(self._geometry)
+        for extent in sorted(self._sizes):
+            granted = self._granted.get(extent, {})
+            left = self._left.get(extent, set()) - granted.keys()
+            if left or granted:
+                slab.adopt(extent, self._sizes[extent], left, granted)
+        return slab
+
+    def _fits(self, page: int, page_size: int) -> bool:
+        sound = 0 < page_size and page_size % PAGE_ALIGN == 0
+        if not sound or not self._geometry.holds(page, page_size):
+            return False
+        size = self._sizes.setdefault(self._geometry.extent_of(page), page_size)
+        return size == page_size

@@ -10,10 +10,11 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from pathlib import Path
 
 from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Header, Ledger, ledger_bytes
+from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES
 from pegaflow.errors import UserError
 
 
@@ -52,6 +53,31 @@ class SharedFile:
         fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
         return cls(path, os.fstat(fd).st_size, fd, write)
 
+    @classmethod
+    def adopt(cls, path: str) -> "SharedFile":
+        """A file that an earlier life has left, for writing.
+
+        Raises:
+            OSError: it cannot be opened, or is a link.
+            UserError: it is not a regular file that only we may touch.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.fstat(fd)
+        ours = found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o600
+        if not (stat.S_ISREG(found.st_mode) and ours and found.st_nlink == 1 and found.st_size):
+            os.close(fd)
+            raise UserError(f"{path} is not a regular file of ours with mode 0600")
+        return cls(path, found.st_size, fd, write=True)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """These bytes, without making a hole of the file real."""
+        return os.pread(self._fd, length, offset)
+
+    def close(self) -> None:
+        """Give the descriptor back, and our part in the mapping: it ends with its last user."""
+        os.close(self._fd)
+        del self.map
+
     @property
     def address(self) -> int:
         """Where the file is mapped (writable mappings only)."""
@@ -68,23 +94,6 @@ class SharedFile:
     def unlink(self) -> None:
         """Remove the name; mappings live on."""
         Path(self.path).unlink(missing_ok=True)
-
-
-def make_pool(stem: str, geometry: Geometry, header: Header) -> tuple[SharedFile, SharedFile]:
-    """A new pool and its ledger, `stem`.pool and `stem`.ledger; only the header is really there."""
-    ledger_size = ledger_bytes(geometry.extents, geometry.records_per_extent)
-    ledger = SharedFile.create(stem + ".ledger", ledger_size)
-    why = ledger.reserve(0, HEADER_BYTES)
-    if why:
-        ledger.unlink()
-        raise UserError(f"cannot fill {ledger.path}: {why}; make /dev/shm larger")
-    Ledger.format(ledger.map, header)
-    try:
-        pool = SharedFile.create(stem + ".pool", geometry.pool_bytes)
-    except UserError:
-        ledger.unlink()
-        raise
-    return pool, ledger
 
 
 class Extents:

@@ -50,7 +50,8 @@ def running(
     try:
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
         command += ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
-        command += ["--http-addr", "none", "--log-level", "warning", *extra]
+        command += ["--http-addr", "none", "--log-level", "warning"]
+        command += ["--no-keep-pool", *extra]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

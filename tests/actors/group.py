@@ -12,12 +12,12 @@ from pegaflow.wire.control import (
     SessionAt,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Announce, Exited, Kill, MakePool, NextIncarnation, Spawn
+from pegaflow.wire.jobs import Announce, Exited, Kill, NextIncarnation, OpenPool, Spawn
 from pegaflow.wire.values import Address
 
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
 
-PLAN = Plan(POOL, EXTENT, 1, "run", "0.1")
+PLAN = Plan(1, "run", "0.1")
 OPEN = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
 
 
@@ -30,7 +30,6 @@ class Group(Rig):
         self.living: list[Address] = []
         self.killed: list[Address] = []
         self.announced: list[str] = []  # to the service manager
-        self.pools = 0
         self.start()
         self.settle()
 
@@ -49,9 +48,8 @@ class Group(Rig):
         sent: list[Envelope] = []
         while self.jobs:
             job = self.jobs[0][1]
-            if isinstance(job, MakePool):
-                self.pools += 1
-                sent += self.done(MakePool, note=f"pool{self.pools}\nledger", values=(POOL,))
+            if isinstance(job, OpenPool):
+                sent += self.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
             elif isinstance(job, NextIncarnation):
                 self.incarnation += 1
                 sent += self.done(NextIncarnation, values=(self.incarnation,))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pegaflow.actors.actor import Actor, Dial, Hangup, Note
 from pegaflow.actors.asks import Host, Step
-from pegaflow.wire.control import Hello, Welcome
+from pegaflow.wire.control import Hello, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
@@ -29,6 +29,7 @@ EXTENT = 4 * PAGE
 POOL = 2 * EXTENT
 HELLO = Hello(100, 200, "ipc://somewhere")
 WELCOME = Welcome("pool", "ledger", POOL, EXTENT, "run")
+NOBODY_ELSE = Roll((), ())
 
 M = TypeVar("M", bound=Message)
 

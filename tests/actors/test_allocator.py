@@ -4,7 +4,7 @@ from pegaflow.actors.allocator import Allocator
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import GrowExtent, ReadRecords
+from pegaflow.wire.jobs import GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 
@@ -15,6 +15,7 @@ from .rig import (
     HELLO,
     IDX,
     MS,
+    NOBODY_ELSE,
     PAGE,
     POOL,
     SESSION_4,
@@ -35,9 +36,11 @@ def allocator(extents: int = POOL // EXTENT) -> tuple[Rig, Allocator]:
     rig = Rig(actor)
     assert said(rig.start(), Hello, BOSS) == HELLO
     rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, NOBODY_ELSE)
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
     for _ in range(extents):
         rig.done(GrowExtent)
-    rig.tell(IDX, Freed(()))
     return rig, actor
 
 
@@ -77,8 +80,6 @@ def test_impossible_requests() -> None:
     rig, _ = allocator()
     for ask in (Reserve(0, 1), Reserve(PAGE + 1, 1), Reserve(PAGE, 0)):
         assert said(rig.ask(SESSION_4, ask), Reserved).status is Status.BAD_REQUEST
-    fresh = Rig(Allocator(ALLOC, BOSS, HELLO))
-    assert said(fresh.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.NOT_READY
 
 
 def test_a_reservation_waits_for_an_extent_that_still_grows() -> None:

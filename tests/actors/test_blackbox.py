@@ -11,10 +11,10 @@ from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.index import Claim, Claimed, Seal
-from pegaflow.wire.jobs import FillPages, MakePool, Stopping
+from pegaflow.wire.jobs import FillPages, OpenPool, Stopping
 from pegaflow.wire.session import Keep, Save, Take
 
-from .rig import BOSS, CLIENT_7, HELLO, PAGE, SESSION_4, Rig, one, said
+from .rig import BOSS, CLIENT_7, HELLO, SESSION_4, Rig, one, said
 from .sessions import KEYS, SERVE, attached, grant
 
 
@@ -60,11 +60,11 @@ def test_what_killed_the_first_kills_the_second(tmp_path: Path) -> None:
 
 
 def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
-    plan = Plan(1 << 20, PAGE, 1, "run", "0")
+    plan = Plan(1, "run", "0")
     rig = Rig(Supervisor(BOSS, plan))
     rig.start()
     rig.inform(Stopping())
-    rig.done(MakePool, note="pool\nledger", values=(1 << 20,))
+    rig.done(OpenPool, note="pool\nledger", values=(1 << 20, 1 << 16))
     _, _, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     host = blackbox.replay(inputs, lambda: Supervisor(BOSS, plan))
     assert isinstance(host.actor, Supervisor) and host.actor.state == "draining"

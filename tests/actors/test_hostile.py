@@ -122,8 +122,8 @@ def test_no_answer_is_longer_than_a_message_may_be(monkeypatch: pytest.MonkeyPat
     save(rig, KEYS[:4])
     assert find(rig, KEYS[:4]).pages == (0, 1)
     assert len(press(rig, 9)) == 2
-    monkeypatch.setattr(allocator_module, "LIST_MAX", 2)
     rig, _ = allocator()
+    monkeypatch.setattr(allocator_module, "LIST_MAX", 2)
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 3)), Reserved).status is Status.BAD_REQUEST
 
 

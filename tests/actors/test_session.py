@@ -162,7 +162,7 @@ def test_each_beat_states_leases_and_pages() -> None:
     rig.answer(question, Held(5, 1, (0,)))
     sent = rig.wait(BEAT_NS)
     assert said(sent, Holding, IDX) == Holding(5, (5,), 0, ())
-    assert said(sent, Stock, ALLOC) == Stock(3, reserved.pages)
+    assert said(sent, Stock, ALLOC) == Stock(3, reserved.pages, PAGE)
 
 
 def test_a_late_held_is_handed_back() -> None:

@@ -11,16 +11,14 @@ from pegaflow.wire.control import (
     Drain,
     Gone,
     Hello,
-    Inspect,
     Refused,
-    Report,
     Serve,
     Serving,
     SessionAt,
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Announce, Exited, MakePool, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.jobs import Announce, NextIncarnation, OpenPool, Spawn, Stopping
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, Address
 
@@ -32,12 +30,6 @@ HTTP = replace(PLAN, http_addr="127.0.0.1:9091")
 
 def states(group: Group) -> dict[str, str]:
     return {kind.name: kind.state for kind in group.report().kinds}
-
-
-def bury_the_killed(group: Group) -> None:
-    for address in [a for a in group.living if a in group.killed]:
-        group.exit(address)
-    group.beats(TICK_NS)
 
 
 def test_spares_are_kept_as_many_as_were_asked_for() -> None:
@@ -99,10 +91,9 @@ def test_a_core_child_that_always_dies_rests_too() -> None:
     for _ in range(3 * FAILURES_MAX):
         for index in [a for a in group.living if a.name == INDEX]:
             group.exit(index)
-        bury_the_killed(group)
         group.beats(6 * 1000 * MS)
     assert group.boss.budgets.kinds[INDEX].restarts < 2 * FAILURES_MAX
-    assert group.boss.budgets.kinds[ALLOCATOR].restarts == 0, "killed by us, it did not fail"
+    assert group.boss.budgets.kinds[ALLOCATOR].restarts == 0 and group.killed == []
 
 
 def test_an_engine_that_breaks_its_sessions_is_refused_alone() -> None:
@@ -145,15 +136,6 @@ def test_sums_fit_a_message() -> None:
     assert len(group.sums(SESSION)) == NAMES_MAX
 
 
-def test_sums_survive_a_regroup() -> None:
-    group = Group()
-    index = group.now_living(INDEX)
-    group.tell(index, Beat((Counter("asked", 3),)))
-    group.exit(group.now_living(ALLOCATOR))
-    bury_the_killed(group)
-    assert group.now_living(INDEX) != index and group.sums(INDEX) == {"asked": 3}
-
-
 def test_the_supervisor_reports_itself() -> None:
     group = Group(replace(PLAN, pid=7))
     group.boss.measured = lambda: {"process_open_fds": 3}
@@ -166,41 +148,13 @@ def test_the_supervisor_reports_itself() -> None:
     assert group.sums(BOSS.name) == {"session_restarts": 1}
 
 
-def test_the_gateway_outlives_the_pool() -> None:
+def test_the_gateway_knows_no_pool() -> None:
     group = Group(HTTP)
-    gateway = group.now_living(GATEWAY)
-    assert pick(group.exit(group.now_living(INDEX)), Gone, gateway)
-    assert gateway in group.living and gateway not in group.killed
-    bury_the_killed(group)
-    assert (group.pools, group.boss.state, group.now_living(GATEWAY)) == (2, "up", gateway)
-
-
-def test_the_gateway_is_replaced_while_there_is_no_pool() -> None:
-    group = Group(HTTP)
-    old, index = group.now_living(GATEWAY), group.now_living(INDEX)
-    group.exit(index)
-    sent = group.exit(old)
+    old = group.now_living(GATEWAY)
+    assert pick(group.exit(group.now_living(INDEX)), Gone, old) and old in group.living
+    fresh_sent = group.exit(old)
     fresh = group.now_living(GATEWAY)
-    assert said(sent, Welcome, fresh) == Welcome("", "", 0, EXTENT, "run", HTTP.http_addr)
-    asked = group.ask(fresh, Inspect())
-    assert said(asked, Report, fresh).processes[0].state == "regrouping"
-    bury_the_killed(group)
-    assert (group.pools, group.boss.state, group.now_living(GATEWAY)) == (2, "up", fresh)
-
-
-def test_one_new_pool_however_often_the_gateway_dies_meanwhile() -> None:
-    rig = Rig(Supervisor(BOSS, HTTP))
-    rig.start()
-    rig.done(MakePool, note="pool\nledger", values=(POOL,))
-    children = [Address(n, 2 + i) for i, n in enumerate((ALLOCATOR, INDEX, SESSION, GATEWAY))]
-    for address in children:
-        spawned(rig, address)
-    for address in children[:3]:
-        rig.inform(Exited(address, 1))
-    assert len(rig.wanted(MakePool)) == 1
-    rig.inform(Exited(children[3], 1))
-    spawned(rig, Address(GATEWAY, 6))
-    assert len(rig.wanted(MakePool)) == 1
+    assert said(fresh_sent, Welcome, fresh) == Welcome("", "", 0, 0, "run", HTTP.http_addr)
 
 
 def spawned(rig: Rig, address: Address) -> None:
@@ -216,7 +170,7 @@ def test_a_gateway_that_always_dies_breaks_alone() -> None:
         for gateway in [a for a in group.living if a.name == GATEWAY]:
             group.exit(gateway)
         group.beats(12 * TICK_NS)
-    assert (group.boss.state, group.pools) == ("up", 1)
+    assert group.boss.state == "up"
     broken = [name for name, state in states(group).items() if state == "broken"]
     assert broken == [GATEWAY] and group.serve()
 
@@ -250,9 +204,8 @@ def test_the_service_manager_is_told_ready_once_and_what_changes() -> None:
     group.beats(4 * TICK_NS)
     assert group.announced[1:] == ["STATUS=up: 1 engines, 1 spare sessions"]
     group.exit(group.now_living(INDEX))
-    group.beats(TICK_NS)
-    assert group.announced[-1].startswith("STATUS=regrouping")
-    bury_the_killed(group)
+    group.exit(group.now_living(INDEX))
+    group.beats(TICK_NS, group.now_living(ALLOCATOR))
     group.beats(4 * TICK_NS)
     assert group.announced[-1].startswith("STATUS=up")
     assert [a for a in group.announced if "READY" in a] == group.announced[:1]
@@ -264,7 +217,7 @@ def test_the_service_manager_is_told_ready_once_and_what_changes() -> None:
 def test_it_is_not_ready_before_an_engine_could_have_a_session() -> None:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(MakePool, note="pool\nledger", values=(POOL,))
+    rig.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
     for incarnation, name in enumerate((ALLOCATOR, INDEX), 2):
         spawned(rig, Address(name, incarnation))
     session = Address(SESSION, 4)

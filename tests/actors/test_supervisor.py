@@ -13,19 +13,20 @@ from pegaflow.wire.control import (
     Neighbour,
     Refused,
     Report,
+    Roll,
     Serve,
     Serving,
     SessionAt,
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Kill, MakePool, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.jobs import Exited, Kill, NextIncarnation, OpenPool, Spawn, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 
 from .group import OPEN, PLAN, Group
-from .rig import BOSS, CLIENT_7, CLIENT_8, MS, POOL, Rig, one, pick, said
+from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
 
 
 def test_the_group_starts_in_order_and_hears_of_its_neighbours() -> None:
@@ -42,7 +43,7 @@ def test_a_child_that_comes_up_is_introduced() -> None:
     spare = group.now_living(SESSION)
     sent = group.exit(spare)
     fresh = group.now_living(SESSION)
-    assert said(sent, Welcome, fresh).pool_path == "pool1"
+    assert said(sent, Welcome, fresh).pool_path == "pool"
     told = [e.message for e in pick(sent, Neighbour, fresh)]
     assert {m.address.name for m in told if isinstance(m, Neighbour)} == {ALLOCATOR, INDEX}
 
@@ -70,7 +71,7 @@ def test_our_own_late_wake_restarts_the_clocks() -> None:
 def test_a_child_that_never_says_hello_is_killed() -> None:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(MakePool, note="pool\nledger", values=(POOL,))
+    rig.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
     rig.done(NextIncarnation, values=(2,))
     rig.done(Spawn, values=(7, 7))
     rig.wait(START_NS + 2 * TICK_NS)
@@ -80,7 +81,7 @@ def test_a_child_that_never_says_hello_is_killed() -> None:
 def test_no_pool_no_service() -> None:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(MakePool, Status.NO_SPACE, "/dev/shm is too small")
+    rig.done(OpenPool, Status.NO_SPACE, "/dev/shm is too small")
     assert rig.stop == "/dev/shm is too small"
 
 
@@ -105,19 +106,43 @@ def test_crashes_in_a_row_back_off() -> None:
     assert group.now_living(SESSION)
 
 
-def test_the_death_of_a_core_child_starts_all_anew_on_a_new_pool() -> None:
+def test_the_death_of_a_core_child_takes_nobody_down() -> None:
     group = Group()
-    old = list(group.living)
-    sent = group.exit(group.now_living(INDEX))
-    assert group.boss.state == "regrouping"
-    assert set(group.killed) == set(group.living) == set(old) - {Address(INDEX, 3)}
-    assert pick(sent, Gone) and group.pools == 1
-    for address in list(group.living):
-        group.exit(address)
-    group.beats(TICK_NS)
-    assert (group.pools, group.boss.state) == (2, "up")
-    assert sorted(a.name for a in group.living) == sorted(a.name for a in old)
-    assert not set(group.living) & set(old)
+    session = group.serve()
+    group.settle()
+    others = [a for a in group.living if a.name != INDEX]
+    old = group.now_living(INDEX)
+    sent = group.exit(old)
+    fresh = group.now_living(INDEX)
+    assert {e.receiver for e in pick(sent, Gone)} == set(others)
+    assert group.killed == [] and fresh.incarnation > max(a.incarnation for a in others)
+    assert said(sent, Welcome, fresh).pool_path == "pool"
+    sessions = tuple(a for a in others if a.name == SESSION)
+    assert session in sessions and said(sent, Roll, fresh) == Roll(sessions, ())
+    told = [e.receiver for e in pick(sent, Neighbour) if e.message.address == fresh]
+    assert set(told) == set(sessions), "whoever holds something dials it, and states it"
+    assert group.report().processes[0].state == "up"
+
+
+def test_a_roll_names_the_dead_too() -> None:
+    group = Group()
+    dead = group.serve()
+    group.settle()
+    group.exit(dead)
+    sent = group.exit(group.now_living(ALLOCATOR))
+    roll = said(sent, Roll, group.now_living(ALLOCATOR))
+    assert roll.dead == (dead,) and dead not in roll.living
+
+
+def test_engines_wait_while_the_core_is_not_complete() -> None:
+    group = Group()
+    group.exit(group.now_living(INDEX))
+    group.living.remove(group.now_living(INDEX))
+    group.inform(Exited(Address(INDEX, group.incarnation), 1))
+    assert group.report().processes[0].state == "recovering"
+    assert not pick(group.open(), Serve)
+    group.beats(4 * TICK_NS)
+    assert group.report().processes[0].state == "up"
 
 
 def test_an_engine_gets_a_spare_and_a_new_spare_is_made() -> None:

@@ -13,6 +13,7 @@ from pegaflow.cache.ledger import (
     Record,
     ledger_bytes,
 )
+from pegaflow.cache.scan import scan
 
 EXTENTS, PER_EXTENT = 3, 4
 PAGES = EXTENTS * PER_EXTENT
@@ -48,10 +49,16 @@ def test_a_new_ledger_is_void_and_keeps_its_header() -> None:
     assert ledger.header == HEADER
     assert ledger.records == PAGES
     assert all(ledger.is_void(page) for page in range(PAGES))
-    assert list(Ledger(buffer).sealed()) == []
+    assert scanned(Ledger(buffer)) == []
     ledger.set_incarnation(8)
     assert Ledger(buffer).header.incarnation == 8
     ledger.check()
+
+
+def scanned(ledger: Ledger) -> list[int]:
+    """The sealed pages as a scan finds them."""
+    pages: list[int] = scan(ledger, 0, ledger.records).pages.tolist()
+    return pages
 
 
 @given(st.integers(0, HEADER_BYTES), st.binary(min_size=8, max_size=8))
@@ -82,7 +89,7 @@ def test_a_torn_seal_is_void_or_whole(new: Record, old: Record | None, page: int
         buffer[at : at + RECORD_BYTES] = torn
         assert ledger.read(page) is None
         assert ledger.is_void(page)
-        assert list(ledger.sealed()) == []
+        assert scanned(ledger) == []
         torn[place] = after[place]
         if torn == after:
             break
@@ -148,10 +155,11 @@ class LedgerAgainstDict(RuleBasedStateMachine):
         super().__init__()
         self.buffer, self.ledger = fresh()
         self.model: dict[int, Record] = {}
+        self.bad: set[int] = set()
 
     @rule(page=st.integers(0, PAGES - 1), record=records())
     def seal(self, page: int, record: Record) -> None:
-        if page not in self.model:
+        if page not in self.model and page not in self.bad:
             self.ledger.seal(page, record)
             self.model[page] = record
 
@@ -159,6 +167,13 @@ class LedgerAgainstDict(RuleBasedStateMachine):
     def void(self, page: int) -> None:
         self.ledger.void(page)
         self.model.pop(page, None)
+        self.bad.discard(page)
+
+    @rule(page=st.integers(0, PAGES - 1))
+    def quarantine(self, page: int) -> None:
+        self.ledger.quarantine(page)
+        self.model.pop(page, None)
+        self.bad.add(page)
 
     @rule()
     def reopen(self) -> None:
@@ -166,9 +181,11 @@ class LedgerAgainstDict(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        assert list(self.ledger.sealed()) == sorted(self.model.items())
+        assert scanned(self.ledger) == sorted(self.model)
+        assert scan(self.ledger, 0, PAGES).quarantined == sorted(self.bad)
         for page in range(PAGES):
             assert self.ledger.read(page) == self.model.get(page)
+            assert self.ledger.is_void(page) == (page not in self.model and page not in self.bad)
         self.ledger.check()
 
 

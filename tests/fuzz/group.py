@@ -22,8 +22,8 @@ from pegaflow.wire.jobs import (
     Exited,
     Kill,
     Listen,
-    MakePool,
     NextIncarnation,
+    OpenPool,
     Publish,
     Spawn,
 )
@@ -41,7 +41,7 @@ class SupervisorCage(Cage):
     def build(self) -> Supervisor:
         self.incarnation = 1
         self.living: list[Address] = []
-        return Supervisor(BOSS, Plan(POOL, EXTENT, 2, "run", "0.1"))
+        return Supervisor(BOSS, Plan(2, "run", "0.1"))
 
     def settle(self) -> None:
         self.senders = [Address(CLIENT, n) for n in (7, 7, 8, 9)]
@@ -50,8 +50,8 @@ class SupervisorCage(Cage):
         self.generator.learn(sound, sound=True)
 
     def work(self, job: Message) -> Done | None:
-        if isinstance(job, MakePool):
-            return Done(Status.OK, "pool\nledger", (POOL,))
+        if isinstance(job, OpenPool):
+            return Done(Status.OK, "pool\nledger", (POOL, EXTENT))
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
             return Done(Status.OK, "", (self.incarnation,))

@@ -1,0 +1,101 @@
+"""How blocks that are in place are published: the half of saves.py that talks to the index.
+
+While a Seal is unanswered it is asked again with the same content, of the next index if this one is
+gone, and its pages are neither used nor returned: the index may have published them.
+"""
+
+from collections.abc import Hashable
+
+from pegaflow.wire.index import Claiming, Seal, Sealed
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import LIST_MAX, NOBODY, Address
+
+from .actor import MS, Ask, Effect, NoAnswer, Send
+from .orders import Order
+from .stock import PageStock
+
+INDEX_NS = 1000 * MS
+"""Patience with the index: a hundred times its worst answer on a busy host."""
+
+
+class Sealing:
+    """Open orders, and those of their blocks that the index is asked to publish."""
+
+    def __init__(self, namespace: bytes, payload: int, world: int, stock: PageStock) -> None:
+        self.namespace = namespace
+        self.payload = payload  # bytes of a page that mean something
+        self.world = world  # ranks, so pages per block
+        self.stock = stock
+        self.index = NOBODY  # the living one, or nobody
+        self.orders: dict[Hashable, Order] = {}  # not ended, oldest first
+        self.claimed_upto = 0  # newest claim number we have seen
+        self._unsealed: list[tuple[Order, tuple[int, ...]]] = []  # Seals for the next index
+
+    def finish(self, order: Order) -> list[Effect]:
+        """Hook: something of this order has ended."""
+        return []
+
+    def resume(self, index: Address, now: int) -> list[Effect]:
+        """Another index: tell it what we claim, and let `seal_again` follow our statement."""
+        self.index = index
+        return [
+            Send(index, Claiming(o.claim, self.namespace, tuple(o.keys[p] for p in o.new)))
+            for o in self.orders.values()
+            if o.claim and o.new
+        ]
+
+    def seal_again(self, now: int) -> list[Effect]:
+        """The Seals that the last index did not answer."""
+        again, self._unsealed = self._unsealed, []
+        return [e for order, whole in again for e in self._ask_seal(order, whole, now)]
+
+    def seal(self, order: Order, now: int) -> list[Effect]:
+        """Seal what is whole, unless a Seal is unanswered: then it goes with the next, so that a
+        busy index is asked less often."""
+        if order.asked or not order.whole:
+            return []
+        order.asked = True
+        order.whole.sort()
+        most = LIST_MAX // self.world
+        whole, order.whole = tuple(order.whole[:most]), order.whole[most:]
+        return self._ask_seal(order, whole, now)
+
+    def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
+        if self.index == NOBODY:
+            self._unsealed.append((order, whole))
+            return []
+        pages = [order.shards[p][rank] for p in whole for rank in range(self.world)]
+        ask = Seal(
+            order.claim or 0,
+            self.namespace,
+            self.stock.page_size,
+            self.payload,
+            self.world,
+            tuple(order.keys[p] for p in whole),
+            tuple(map(order.parent_of, whole)),
+            tuple(page for page, _ in pages),
+            tuple(stamp for _, stamp in pages),
+            tuple(order.sums.get(page, 0) for page, _ in pages) if order.sums else (),
+        )
+
+        def sealed(answer: Message, now: int) -> list[Effect]:
+            if isinstance(answer, NoAnswer):
+                return self._ask_seal(order, whole, now)
+            order.asked = False
+            positions = answer.positions if isinstance(answer, Sealed) else ()
+            return self._sealed(order, whole, set(positions)) + self.seal(order, now)
+
+        return [Ask(self.index, ask, now + INDEX_NS, sealed)]
+
+    def _sealed(self, order: Order, whole: tuple[int, ...], accepted: set[int]) -> list[Effect]:
+        order.sealing.difference_update(whole)
+        pages: list[int] = []
+        for at, position in enumerate(whole):
+            pages += [page for page, _ in order.shards.pop(position).values()]
+            for share in order.shares.values():
+                share.placed -= 1
+                share.saved += at in accepted
+        if len(accepted) < len(whole) and order.status is Status.OK:
+            order.status = Status.STALE_CLAIM
+        return self.stock.give_back(pages) + self.finish(order)
