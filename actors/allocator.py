@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.slab import Plan, Slab
-from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import Fence, Freed, Pressure, Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.message import Message
@@ -96,13 +96,17 @@ class Allocator(Adopting):
         return self._scan_all(now)
 
     def beat(self, now: int) -> list[Effect]:
-        """Look at the next few pages of the index, for one whose Freed was lost."""
+        """Look at the next few pages of the index, for one whose Freed was lost, and at the dead,
+        for one whose Fenced was."""
+        waiting = set(self.awaited or ()) if self.slab is None else self.slab.holders()
+        fence = [Fence(dead) for dead in self.dead if dead in waiting and self.index != NOBODY]
+        effects: list[Effect] = [Send(self.index, msg) for msg in fence]
         if self.slab is None:
-            return []
+            return effects
         if not self._scan:
             self._scan = self.slab.left_pages()
         chunk, self._scan = self._scan[:SCAN_PAGES], self._scan[SCAN_PAGES:]
-        return self._free_void(tuple(chunk)) + self._serve(now)
+        return effects + self._free_void(tuple(chunk)) + self._serve(now)
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """From here on the shell drops what the dead one had queued."""

@@ -17,7 +17,7 @@ from pegaflow.cache.ledger import (
     Record,
 )
 from pegaflow.cache.prefix_index import Block
-from pegaflow.wire.allocator import Freed, Pressure
+from pegaflow.wire.allocator import Fence, Freed, Pressure
 from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.index import (
     Claim,
@@ -62,6 +62,7 @@ class Index(Inheriting):
         self.on(Holding, self._on_holding, SESSION)
         self.on(Corrupt, self._on_corrupt, SESSION)
         self.on(Pressure, self._on_pressure, ALLOCATOR)
+        self.on(Fence, self._on_fence, ALLOCATOR)
 
     def gauges(self) -> dict[str, int]:
         """Sizes of the tables."""
@@ -292,6 +293,10 @@ class Index(Inheriting):
         found = map(self.blocks.by_page, range(first, first + geometry.records_per_extent))
         unique = {id(b): b for b in found if b is not None and not b.leases}
         return list(unique.values())
+
+    def _on_fence(self, sender: Sender, msg: Fence, now: int) -> list[Effect]:
+        """Only if we have heard of the death ourselves: what is queued of it is dropped then."""
+        return [Send(sender.address, Fenced(msg.address))] if msg.address in self.dead else []
 
     def _evict(self, block: Block) -> tuple[int, ...]:
         assert block.leases == 0

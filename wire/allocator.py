@@ -6,11 +6,12 @@
     allocator → index     Pressure  → Freed        evict enough for so many pages
     index → allocator     Freed                    told unasked: these pages' records are void now
     index → allocator     Fenced (control.py)      nothing of this dead process will be sealed
+    allocator → index     Fence                    pages of this dead process wait for your Fenced
 
 A page that leaves a holder (Return, a Stock that omits it, Fenced) is free only if its ledger
 record, read after that word, is void; if it is sealed it belongs to the index.  A page of the index
 is free when Freed names it, or a periodic scan finds it, and its record is void.  So a lost Return
-is mended by the next Stock and a lost Freed by the next scan.
+is mended by the next Stock, a lost Freed by the next scan, and a lost Fenced by the next Fence.
 
 Grants are numbered per holder.  A Reserved that the session no longer waits for is handed back with
 Return, not ignored.  A page granted later than the stated number is sent again.
@@ -29,7 +30,7 @@ mended by what they state, and what they ask for waits for the next allocator.
 
 from .message import Message, message
 from .status import Status
-from .values import U64s
+from .values import Address, U64s
 
 
 @message(80)
@@ -83,3 +84,10 @@ class Freed(Message):
     """The records of these pages are void now."""
 
     pages: U64s
+
+
+@message(86)
+class Fence(Message):
+    """Say Fenced of this process again: it is dead, and I still have pages of it."""
+
+    address: Address

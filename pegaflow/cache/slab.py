@@ -164,6 +164,10 @@ class Slab:
         """A copy of what the holder has: page -> the number it was granted under."""
         return dict(self._held.get(holder, {}))
 
+    def holders(self) -> set[Hashable]:
+        """Everyone who has a page."""
+        return set(self._held)
+
     def holder_of(self, page: int) -> Hashable | None:
         granted = self._granted.get(page)
         return granted[0] if granted else None

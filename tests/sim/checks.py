@@ -7,7 +7,8 @@ is slow and runs once in a while.
     pool     a sealed page holds the bytes of its key and rank, also after anybody wrote near it
     ledger   a block has all its shards, sealed together
     slab     a page is free or somebody's: never both, never two's; the free ones are void
-    index    what is leased is here; the dead hold nothing
+    index    what is leased is here; the dead hold nothing; once ready it agrees with the ledger
+    leases   a page that a session holds under a lease stays what it is, whoever dies
     session  only an opener has opened it
     client   an operation ends once (client.py); no byte moves after a load's end or after Left
 """
@@ -15,7 +16,6 @@ is slow and runs once in a while.
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
-from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.cache.slab import Slab
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -39,9 +39,12 @@ class Checks:
         self.house = house
         self.kinds: dict[bytes, tuple[int, int]] = {}  # namespace -> bytes of a shard, shards
         self.sealed: dict[int, Record] = {}  # the ledger, by page
-        self._path = ""  # of the ledger that `sealed` is from
-        self._words: list[int] = []  # state words of the ledger as of the last look
-        self._ledger: Ledger | None = None
+        assert house.files.paths is not None
+        self._pool, raw = (house.files.named[path] for path in house.files.paths)
+        self._ledger = Ledger(raw)
+        self._raw = raw
+        self._words = [0] * self._ledger.records  # state words as of the last look
+        self._doubtful: set[int] = set()  # sealed while no index was ready: perhaps not whole
         self._places: dict[int, int] = {}  # PAGE_ALIGN-sized place of the pool -> sealed page
         self._looks = 0
 
@@ -61,6 +64,7 @@ class Checks:
         if INDEX in children or ALLOCATOR in children:
             self._read_ledger()
             self._pages(ALLOCATOR in children)
+            self._leases()
         if INDEX in children:
             self._index()
         if self.house.files.written:
@@ -85,9 +89,10 @@ class Checks:
         return proc.actor.slab if proc and isinstance(proc.actor, Allocator) else None
 
     def index(self) -> Index | None:
-        """The living index."""
+        """The living index, once it has read the ledger."""
         proc = self.actor(INDEX)
-        return proc.actor if proc and isinstance(proc.actor, Index) else None
+        actor = proc.actor if proc else None
+        return actor if isinstance(actor, Index) and actor.ready else None
 
     def _client(self, client: Client) -> None:
         client.check()
@@ -99,41 +104,33 @@ class Checks:
 
     def _read_ledger(self) -> None:
         """Which pages have been sealed or voided since the last look?"""
-        path = self.house.paths[1]
-        if path != self._path:
-            raw = self.house.files.named.get(path)
-            if raw is None:
-                return
-            self._path, self._ledger = path, Ledger(raw)
-            self._words = [0] * self._ledger.records
-            self.sealed.clear()
-            self._places.clear()
-        assert self._ledger is not None
-        raw = self.house.files.named[path]
-        every = memoryview(raw)[HEADER_BYTES:].cast("Q")[:: RECORD_BYTES // 8]
+        every = memoryview(self._raw)[HEADER_BYTES:].cast("Q")[:: RECORD_BYTES // 8]
         words = every.tolist()[: len(self._words)]
         if words == self._words:
             return
         fresh: list[int] = []
         for page, (now, before) in enumerate(zip(words, self._words, strict=True)):
             if now != before:
-                if before:
+                if page in self.sealed:
                     self._void(page)
-                if now:
+                if self._ledger.read(page) is not None:
                     fresh.append(page)
         self._words = words
         for page in fresh:
             self._seal(page)
-        for page in fresh:
-            self._whole(self.sealed[page])
+        self._doubtful.update(fresh)
+        if self.index() is not None:
+            for page in self._doubtful & self.sealed.keys():
+                self._whole(self.sealed[page])
+            self._doubtful.clear()
 
     def _void(self, page: int) -> None:
         self.world.counts["pages evicted"] += 1
         del self.sealed[page]
+        self.house.files.flipped.discard(page)
         self._places = {place: at for place, at in self._places.items() if at != page}
 
     def _seal(self, page: int) -> None:
-        assert self._ledger is not None
         record = self._ledger.read(page)
         assert record is not None, f"page {page} has a torn record"
         self.sealed[page] = record
@@ -154,18 +151,25 @@ class Checks:
         assert len({r.seal for r in same}) == 1, "a block of two seals"
 
     def _offset(self, page: int) -> int:
-        plan = self.house.plan
         size, _ = self.kinds[self.sealed[page].namespace]
-        geometry = Geometry(plan.pool_bytes, plan.extent_bytes)
-        return geometry.offset(page, -(-size // PAGE_ALIGN) * PAGE_ALIGN)
+        return self.house.geometry.offset(page, -(-size // PAGE_ALIGN) * PAGE_ALIGN)
 
     def _judge(self, page: int) -> None:
         """A sealed page holds the bytes of its key."""
         record = self.sealed[page]
-        pool = self.house.files.named[self.house.paths[0]]
+        if page in self.house.files.flipped:
+            return
         offset, size = self._offset(page), record.length
-        right = pool[offset : offset + size] == content(size, record.key, record.shard)
+        right = self._pool[offset : offset + size] == content(size, record.key, record.shard)
         assert right, f"page {page} is sealed with wrong bytes"
+
+    def turn_bit(self, page: int) -> None:
+        """The memory does what it should not."""
+        record = self.sealed[page]
+        at = self._offset(page) + self.world.between(0, record.length)
+        self._pool[at] ^= 1 << self.world.between(0, 8)
+        self.house.files.flipped.add(page)
+        self.world.note("--", f"a bit of page {page} turns")
 
     def _written(self) -> None:
         """Somebody wrote into the pool: not into a sealed page, or it is still right."""
@@ -207,20 +211,28 @@ class Checks:
         for page in saves.stock.free:
             assert page not in self.sealed, f"page {page}: in stock but sealed"
 
+    def _leases(self) -> None:
+        """What a session holds under a lease stays what it is, whatever the index knows."""
+        for session in self.sessions().values():
+            for lease in session.leases.values():
+                for page in () if lease.lost else lease.pages:
+                    kept = page in self.sealed or self._ledger.is_quarantined(page)
+                    assert kept, f"page {page}, which {session.address} holds, is void"
+
     def _index(self) -> None:
         index, proc = self.index(), self.actor(INDEX)
         if index is None:
             return
         assert proc is not None and proc.host is not None
-        pages = {page for block in index.blocks for page in block.pages}
-        assert pages == self.sealed.keys(), "the index and its ledger disagree"
+        assert index.blocks.pages() == self.sealed.keys(), "the index and its ledger disagree"
         for address in [a for a in self.world.procs if a.name == SESSION]:
             held = index.leases.held(address)
             assert not held or address not in proc.host._gone, f"{address} is dead and has leases"
             for lease in held:
                 for block in lease.blocks:
                     here = index.blocks.get(block.namespace, block.key)
-                    assert here is block, f"a block leased by {address} was evicted"
+                    lost = any(map(self._ledger.is_quarantined, block.pages))
+                    assert here is block or lost, f"a block leased by {address} was evicted"
 
     # the end
 
@@ -258,8 +270,9 @@ class Checks:
     def _no_page_lost(self, slab: Slab, sessions: dict[Address, Session]) -> None:
         t = slab.totals()
         parts = (t.free_bytes, t.granted_bytes, t.left_bytes, t.absent_bytes, t.waste_bytes)
-        assert sum(parts) == t.total_bytes and t.absent_bytes == 0
-        left, sealed = set(slab.left_pages()), self.sealed.keys()
+        assert sum(parts) == t.total_bytes
+        bad = {page for page in range(self._ledger.records) if self._ledger.is_quarantined(page)}
+        left, sealed = set(slab.left_pages()), self.sealed.keys() | bad
         assert left == sealed, f"left {sorted(left ^ sealed)} neither sealed nor free"
         for address in self.world.procs:
             session = sessions.get(address)

@@ -8,12 +8,15 @@ process, at the deadline and at whether the mapping was given up, as the real on
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
+from xxhash import xxh3_64_intdigest
+
 from pegaflow.wire.jobs import (
     Done,
     FillPages,
     MapEngine,
     OpenBounce,
     ReadBlocks,
+    SumPages,
     UnmapEngine,
     WriteBlocks,
 )
@@ -37,6 +40,8 @@ class Files:
 
     def __init__(self) -> None:
         self.named: dict[str, bytearray] = {}
+        self.paths: tuple[str, str] | None = None  # of pool and ledger
+        self.flipped: set[int] = set()  # sealed pages in which somebody has turned a bit
         self.written: list[tuple[int, int]] = []  # (offset, end) in the pool, not judged yet
         self.copying: Callable[[Client, Proc, bool], None] = lambda engine, session, writes: None
 
@@ -102,6 +107,8 @@ class Device:
             return [self._move(job, mapping, *cut) for cut in cuts]
         if isinstance(job, OpenBounce):
             return [self._open_bounce(job)]
+        if isinstance(job, SumPages):
+            return [self._sum(job)]
         assert isinstance(job, MapEngine), job
         return [self._map(job)]
 
@@ -116,7 +123,17 @@ class Device:
     def _bounce_path(self, mapping: int) -> str:
         return f"{self.owner.address}.{mapping}.bounce"
 
+    def _sum(self, job: SumPages) -> Work:
+        sums: list[int] = []
+        for at in job.offsets:
+            sums.append(xxh3_64_intdigest(self.pool[at : at + job.length]) or 1)
+            yield
+        return Done(Status.OK, "", tuple(sums))
+
     def _open_bounce(self, job: OpenBounce) -> Work:
+        if self.world.rough and self.world.rng.random() < 0.1:
+            self.world.counts["no room for a bounce file"] += 1
+            return at_once(Done(Status.NO_SPACE, "no room"))
         path = self._bounce_path(job.mapping)
         self.bounces[job.mapping] = self.files.create(path, job.slots * job.page_size)
         return at_once(Done(Status.OK, path))
@@ -155,6 +172,13 @@ class Device:
         client, size, pool = mapping.client, mapping.size, self.pool
         cuts = [size * n // PIECES for n in range(PIECES + 1)]
         reads = isinstance(job, ReadBlocks)
+        sums = job.checksums[first:last] if isinstance(job, WriteBlocks) else ()
+        bad: list[int] = []
+        for offset, sum_ in zip(job.offsets[first:last], sums, strict=False):
+            found = xxh3_64_intdigest(pool[offset : offset + size]) or 1
+            bad += [offset] if sum_ not in (0, found) else []
+        if bad:
+            return Done(Status.CORRUPT, "corrupt", tuple(bad))
         for block, offset in zip(job.blocks[first:last], job.offsets[first:last], strict=True):
             for start, end in zip(cuts, cuts[1:], strict=False):
                 if mapping.closed or not client.alive:

@@ -3,7 +3,8 @@
 `HostProc` is to a simulated process what Loop and _Device (actors/process.py) are to a real one,
 and `House` is what serve.py is to the supervisor.  Reading records and watching a process are done
 at once, everything else by worker threads, a step at a time, so that a pause or a death may fall
-between two pieces of a copy.
+between two pieces of a copy.  With the supervisor's process all others die, and the next one adopts
+the pool.  An index may die between any two words that it writes into the ledger.
 """
 
 from collections import deque
@@ -18,7 +19,8 @@ from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
+from pegaflow.cache.ledger import Header, Ledger, Record, ledger_bytes
+from pegaflow.cache.scan import occupied
 from pegaflow.wire.control import Fenced, Hello, Report
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
@@ -29,11 +31,13 @@ from pegaflow.wire.jobs import (
     GrowExtent,
     Kill,
     Listen,
-    MakePool,
     NextIncarnation,
+    OpenPool,
     Publish,
     ReadRecords,
+    ScanRecords,
     Spawn,
+    Stopping,
     UnmapEngine,
     WatchProcess,
 )
@@ -43,7 +47,10 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from .files import Device, Files, Work, at_once
-from .world import MS, US, Proc, World
+from .world import MS, US, Died, Proc, World
+
+EXTENTS_SURE = 3
+"""Extents for which there always is room."""
 
 COPY_THREADS = 2
 """Of a session, as in Welcome.copy_threads."""
@@ -58,6 +65,33 @@ class _Job:
     done: Done = field(
         default_factory=lambda: Done(Status.OK)
     )  # the first that failed, or the last
+
+
+class FragileLedger(Ledger):
+    """A ledger whose writer may die at any of its words."""
+
+    fuse: int | None = None  # words until then; None: it does not
+
+    def _burn(self) -> None:
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse < 0:
+                raise Died("crashes while it writes the ledger")
+
+    def seal(self, page: int, record: Record) -> None:
+        """With a death before it, or between the body and the state word."""
+        self._burn()
+        if self.fuse == 0:
+            super().seal(page, record)
+            at = self._at(page)
+            self._words[at // 8] = 0
+        self._burn()
+        super().seal(page, record)
+
+    def void(self, page: int) -> None:
+        """With a death before it."""
+        self._burn()
+        super().void(page)
 
 
 class HostProc(Proc):
@@ -169,14 +203,27 @@ class ChildProc(HostProc):
         super().__init__(world, files, address)
         hello = Hello(self.pid, self.started, str(address))
         self.actor: Child
+        self.ledger: FragileLedger | None = None
         if address.name == INDEX:
-            self.actor = Index(address, boss, hello, lambda path: Ledger(files.named[path]))
+            self.actor = Index(address, boss, hello, self._open_ledger)
         else:
             kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
             self.actor = kinds[address.name](address, boss, hello)
         self.shown: Report | None = None  # what HTTP answers from
         self._device: Device | None = None
         self.dial(boss)
+
+    def _open_ledger(self, path: str) -> Ledger:
+        self.ledger = FragileLedger(self.files.named[path])
+        return self.ledger
+
+    def _scan(self, job: ScanRecords, path: str) -> Work:
+        """Record by record, while others write."""
+        found: list[int] = []
+        for page in range(job.first, job.first + job.count):
+            found += occupied(Ledger(self.files.named[path]), page, 1)
+            yield
+        return Done(Status.OK, "", tuple(found))
 
     def work(self, number: int, job: Message) -> Done | None:
         """The jobs of actors/process.py."""
@@ -198,8 +245,14 @@ class ChildProc(HostProc):
         if isinstance(job, ReadRecords):
             ledger = Ledger(self.files.named[welcome.ledger_path])
             return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+        if isinstance(job, ScanRecords):
+            self.slowly(number, [self._scan(job, welcome.ledger_path)])
+            return None
         if isinstance(job, GrowExtent):
-            self.slowly(number, [at_once(Done(Status.OK))])
+            there = job.extent < EXTENTS_SURE or not world.rough or world.rng.random() < 0.9
+            if not there:
+                world.counts["no room for an extent"] += 1
+            self.slowly(number, [at_once(Done(Status.OK if there else Status.NO_SPACE))])
             return None
         if isinstance(job, DrawProof):
             return Done(Status.OK, world.rng.randbytes(PROOF_BYTES).hex())
@@ -217,21 +270,42 @@ class ChildProc(HostProc):
 class House(HostProc):
     """The supervisor's process, and the memory that it makes."""
 
-    def __init__(self, world: World, files: Files, plan: Plan) -> None:
-        super().__init__(world, files, Address(SUPERVISOR, 1))
+    def __init__(self, world: World, files: Files, plan: Plan, pool: Geometry) -> None:
+        self.geometry = pool
+        if files.paths is None:
+            self._make(files)
+        assert files.paths is not None
+        self.ledger = Ledger(files.named[files.paths[1]])
+        self.incarnation = self.ledger.header.incarnation + 1
+        self.ledger.set_incarnation(self.incarnation)
+        super().__init__(world, files, Address(SUPERVISOR, self.incarnation))
+        files.unlink(".bounce")
         self.plan = plan
         self.supervisor = Supervisor(self.address, plan)
-        self.incarnation = 1
-        self.paths = ("", "")  # pool and ledger
         self.begin(Host(self.supervisor))
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self.input(lambda: self.inform(Stopping()))
+
+    def die(self, why: str) -> None:
+        """All children share its fate."""
+        if not self.alive:
+            return
+        super().die(why)
+        for proc in self.world.alive():
+            if isinstance(proc, ChildProc):
+                proc.die("its supervisor is gone")
 
     def work(self, number: int, job: Message) -> Done | None:
         """The jobs of serve.py."""
-        if isinstance(job, MakePool):
-            return self._make_pool(job)
+        if isinstance(job, OpenPool):
+            assert self.files.paths is not None
+            sizes = (self.geometry.pool_bytes, self.geometry.extent_bytes)
+            return Done(Status.OK, "\n".join(self.files.paths), sizes)
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
-            Ledger(self.files.named[self.paths[1]]).set_incarnation(self.incarnation)
+            self.ledger.set_incarnation(self.incarnation)
             return Done(Status.OK, "", (self.incarnation,))
         if isinstance(job, Spawn):
             return self._spawn(job.address)
@@ -243,15 +317,13 @@ class House(HostProc):
             self.world.at(self.world.now + self.world.delay(), lambda: child.die("killed"))
         return Done(Status.OK)
 
-    def _make_pool(self, job: MakePool) -> Done:
-        self.files.unlink(".pool", ".ledger")
-        g = Geometry(self.plan.pool_bytes, self.plan.extent_bytes)
-        self.paths = (f"{job.generation}.pool", f"{job.generation}.ledger")
-        self.files.create(self.paths[0], g.pool_bytes)
-        ledger = self.files.create(self.paths[1], ledger_bytes(g.extents, g.records_per_extent))
-        facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, self.incarnation)
+    def _make(self, files: Files) -> None:
+        g = self.geometry
+        files.paths = ("1.pool", "1.ledger")
+        files.create(files.paths[0], g.pool_bytes)
+        ledger = files.create(files.paths[1], ledger_bytes(g.extents, g.records_per_extent))
+        facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, 0)
         Ledger.format(ledger, Header(bytes(16), b"boot", *facts))
-        return Done(Status.OK, "\n".join(self.paths), (g.pool_bytes,))
 
     def _spawn(self, address: Address) -> Done:
         child = ChildProc(self.world, self.files, address, self.address)

@@ -1,12 +1,14 @@
 """One run from a seed: a group, its engines, some seconds of faults, then rest and the last checks.
 
-Time of faults: engines crash, leave, stop for a while; sessions crash, stop for less and for more
-than the watchdog's patience; now and then the index, the allocator or the supervisor stops, and
-rarely one of the first two dies, which restarts the group on a new pool.  The gateway dies at any
-time, that included.
+Time of faults: engines crash, leave, stop for a while; every kind of child crashes, stops for less
+and for more than the watchdog's patience; the supervisor crashes or is told to stop, and another
+one starts on what is left; links are full; an extent or a bounce file finds no room; where pages
+are verified, bits turn.  Besides, every run has its share of traps (traps.py): faults that wait for
+one message to one kind of process.
 """
 
 import traceback
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from unittest.mock import patch
 from pegaflow.actors import ranks, saves, session, stock
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan
+from pegaflow.cache import adoption
+from pegaflow.cache.geometry import Geometry
+from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, SUPERVISOR
 
 from .books import Books
@@ -23,10 +28,11 @@ from .client import Client
 from .engine import Engine, Kind
 from .files import Files
 from .memory import ChildProc, House
+from .traps import Trap, traps_of
 from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
-POOL = 4 * EXTENT
+POOL = Geometry(4 * EXTENT, EXTENT)
 FAULTS_NS = 8 * S
 REST_NS = 16 * S
 """Longer than any deadline, back-off and retry together."""
@@ -37,9 +43,10 @@ SCALE = (
     (stock, "STOCK_PAGES_MAX", 6),
     (ranks, "SLOTS_MAX", 10),
     (session, "LEASE_IDLE_NS", 7 * S),
+    (adoption, "CHUNK", 8),
 )
 """Numbers of the product made as small as the pool: several batches to a save, slots that run out,
-leases that go idle within the run."""
+leases that go idle within the run, ledgers that are not read at once."""
 
 SMALL, LARGE = 1024, 24 * 1024
 """Block sizes: one takes the smallest slot of the pool, the other a larger one, so that extents are
@@ -64,6 +71,7 @@ class Result:
     books: Books
     counts: dict[str, int]
     engines: int
+    met: Counter[Trap]
 
 
 class Scenario:
@@ -76,8 +84,12 @@ class Scenario:
         self.books = Books()
         self.engines: dict[str, Engine] = {}  # the present life of each
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
-        self.house = House(self.world, files, Plan(POOL, EXTENT, 1, "run", "sim", "http"))
+        self.plan = Plan(1, "run", "sim", "http", verify=seed % 3 == 1)
+        self.met: Counter[Trap] = Counter()
+        self._traps = {trap: self.world.rng.choice((0, 0, 1, 4)) for trap in traps_of(seed)}
+        self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
+        self.world.about = self._about
         files.copying = self._copying
         for kind in KINDS[seed % len(KINDS)]:
             self._start_engine(kind)
@@ -112,12 +124,26 @@ class Scenario:
             where = f"seed {world.seed}, step {world.steps}: {what}"
             raise AssertionError(f"{world.story()}\n{where}") from err
         engines = len(self.engines)
-        return Result(world.trace, world.steps, self.books, dict(world.counts), engines)
+        counts = dict(world.counts)
+        return Result(world.trace, world.steps, self.books, counts, engines, self.met)
 
     def _until(self, when: int) -> None:
         while self.world.next_at <= when:
             self.world.turn()
             self.checks.step()
+
+    def _open_house(self) -> House:
+        """A service starts; when it ends, another one does."""
+        house = House(self.world, self.files, self.plan, POOL)
+
+        def ended() -> None:
+            self.world.at(self.world.now + self.world.between(10 * MS, 800 * MS), self._reopen)
+
+        house.watch(ended)
+        return house
+
+    def _reopen(self) -> None:
+        self.house = self.checks.house = self._open_house()
 
     def _start_engine(self, kind: Kind) -> None:
         self.engines[kind.name] = Engine(self.world, self.files, self.books, kind)
@@ -144,6 +170,34 @@ class Scenario:
                 if client in engine.procs.values():
                     self._end_engine("engine crashes", name, client)
 
+    def _about(self, proc: Proc, envelope: Envelope) -> str:
+        """A process is about to hear this: spring the trap that waits for it, if there is one."""
+        if not self.faulty:
+            return ""
+        name, kind = proc.address.name, type(envelope.message).__name__
+        for trap, left in list(self._traps.items()):
+            if (trap.actor, trap.message) != (name, kind):
+                continue
+            if left:
+                self._traps[trap] -= 1
+                continue
+            del self._traps[trap]
+            return self._spring(trap, proc)
+        return ""
+
+    def _spring(self, trap: Trap, proc: Proc) -> str:
+        self.met[trap] += 1
+        self.world.note(proc.address, f"{trap.fault} at {trap.message}")
+        if trap.fault in ("stops", "hangs"):
+            lengths = (1200 * MS, 2300 * MS) if trap.fault == "stops" else (3500 * MS, 5000 * MS)
+            proc.pause(self.world.rng.choice(lengths))
+            return "stops"
+        if isinstance(proc, Client):
+            for name, engine in self.engines.items():
+                if proc in engine.procs.values():
+                    self._end_engine("engine crashes", name, proc)
+        return trap.fault
+
     def _fault(self) -> None:
         world, rng = self.world, self.world.rng
         if not self.faulty:
@@ -154,31 +208,88 @@ class Scenario:
             "engine leaves": 1,
             "engine stops": 2,
             "session crashes": 3,
-            "session stops": 5,
-            "session hangs": 2,
+            "session stops": 4,
+            "session hangs": 1,
             "core stops": 1,
+            "core hangs": 0.5,
+            "core crashes": 2,
+            "ledger tears": 1,
             "supervisor stops": 1,
-            "core crashes": 0.3,
+            "supervisor crashes": 0.6,
+            "supervisor is told to stop": 0.4,
             "gateway crashes": 1,
+            "link fills": 2,
+            "bit turns": 2 if self.plan.verify else 0,
         }
         deed = rng.choices(list(deeds), list(deeds.values()))[0]
-        core = rng.choice((INDEX, ALLOCATOR))
-        who = {"e": CLIENT, "s": SESSION, "c": core, "g": GATEWAY}[deed[0]]
         if deed in ("engine crashes", "engine leaves"):
             self._end_engine(deed, rng.choice(list(self.engines)))
-            return
-        victims = world.living(SUPERVISOR if deed == "supervisor stops" else who)
+        elif deed == "ledger tears":
+            self._tear()
+        elif deed == "link fills":
+            self._fill_link()
+        elif deed == "bit turns":
+            self._turn_bit()
+        else:
+            self._hit(deed)
+
+    def _hit(self, deed: str) -> None:
+        """Something happens to a process of a kind."""
+        world, rng = self.world, self.world.rng
+        kinds = {
+            "engine": CLIENT,
+            "session": SESSION,
+            "core": rng.choice((INDEX, ALLOCATOR)),
+            "gateway": GATEWAY,
+            "supervisor": SUPERVISOR,
+        }
+        victims = world.living(kinds[deed.split()[0]])
         if not victims:
             return
         world.counts[deed] += 1
         busy = [v for v in victims if len(v.links) > 1 and self._serves(v)]
         victim = rng.choice(busy or victims)
-        if deed.endswith("stops"):
+        if deed.endswith("told to stop"):
+            self.house.stop()
+        elif deed.endswith("stops"):
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
+        elif rng.random() < 0.3:
+            victim.die("crashes")
         else:
             victim.doomed = True
+
+    def _tear(self) -> None:
+        """The index dies between two words of the ledger."""
+        for proc in self.world.living(INDEX):
+            if isinstance(proc, ChildProc) and proc.ledger is not None:
+                self.world.counts["ledger tears"] += 1
+                proc.ledger.fuse = self.world.rng.choice((0, 1, 2, 3, 5))
+
+    def _fill_link(self) -> None:
+        """A link between two of the group takes nothing for a while, but for the supervisor's:
+        those are never so far behind."""
+        procs = [*self.world.living(SESSION), *self.world.living(INDEX)]
+        links = [k for p in procs for a, k in p.links.items() if a.name != SUPERVISOR]
+        if links:
+            self.world.counts["link fills"] += 1
+            length = self.world.rng.choice((5 * MS, 100 * MS, 900 * MS))
+            self.world.rng.choice(links).full_until = self.world.now + length
+
+    def _turn_bit(self) -> None:
+        """In a sealed page of which nobody has a lease: whoever has one has looked already."""
+        checks, rng = self.checks, self.world.rng
+        held = {p for s in checks.sessions().values() for x in s.leases.values() for p in x.pages}
+        index = checks.index()
+        pages = sorted(checks.sealed.keys() - held)
+        if index is None or not pages:
+            return
+        page = rng.choice(pages)
+        block = index.blocks.by_page(page)
+        if block is not None and not block.leases:
+            self.world.counts["bit turns"] += 1
+            checks.turn_bit(page)
 
     def _serves(self, proc: Proc) -> bool:
         actor = proc.actor if isinstance(proc, ChildProc) else None

@@ -6,6 +6,8 @@ it once it is dead is lost.  A `Link` is one dialled connection: frames on it ke
 each direction, and nothing else does; a link that is hung up or loses its owner may lose what is
 under way.  What was queued for a dead process is lost or reaches the next process of that name.
 
+A link may be full: what is sent on it meanwhile is dropped, as by a socket at its high-water mark.
+
 Everything that happens goes into the trace (a hash, to compare two runs) and, for people, into a
 story.
 """
@@ -31,6 +33,10 @@ STORY_LINES = 400
 Call = Callable[[], None]
 
 
+class Died(Exception):
+    """The process ends in the middle of what it does."""
+
+
 class Link:
     """A connection that `owner` dialled to `target`."""
 
@@ -41,6 +47,7 @@ class Link:
         self.cut = False  # what was under way to the target is lost
         self.slow = owner.world.rng.random() < 0.3  # so that others overtake it
         self.held_until = 0  # the target reads what a dead owner had sent only then
+        self.full_until = 0  # nothing more goes in, in either direction
         self.last = [0, 0]  # arrival of the newest frame to the target, and to the owner
 
     def close(self) -> None:
@@ -61,6 +68,7 @@ class World:
         self.by_pid: dict[int, Proc] = {}  # the newest with this pid
         self.openers: dict[bytes, tuple[int, int]] = {}  # generation -> its opener's pid and start
         self.stepped: list[Proc] = []  # processes that did something in this event
+        self.about: Callable[[Proc, Envelope], str] = lambda proc, envelope: ""  # see Proc.frames
         self.steps = 0  # inputs that processes have had
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Call]] = []
@@ -161,6 +169,10 @@ class World:
         self._post(back, 1, pack(envelope))
 
     def _post(self, link: Link, way: int, frames: list[bytes]) -> None:
+        if self.now < link.full_until:
+            self.counts["dropped by a full link"] += 1
+            self.note(link.owner.address, f"the link with {link.target} is full")
+            return
         delay = self.delay()
         if link.slow and self.rough:
             delay += self.between(0, 20 * MS)
@@ -184,7 +196,7 @@ class World:
     def _listener(self, target: Address) -> "Proc | None":
         """Who reads what was sent there: perhaps the successor of the one that was meant."""
         if target == Address(SUPERVISOR, 0):
-            return self.living(SUPERVISOR)[0]
+            return next(iter(self.living(SUPERVISOR)), None)
         proc = self.procs.get(target)
         if proc is not None and proc.alive:
             return proc
@@ -219,7 +231,17 @@ class Proc:
         """A message has come."""
         envelope = unpack(frames)
         self.world.note(self.address, envelope, b"".join(frames))
+        fate = self.world.about(self, envelope)
+        if fate == "dies before":
+            self.die("crashes before it hears this")
+            return
+        if fate == "stops":
+            self._inbox.appendleft(lambda: self.on_envelope(envelope, frames))
+            return
+        self.doomed = self.doomed or fate == "dies after"
         self.on_envelope(envelope, frames)
+        if fate == "dies after" and self.alive:
+            self.die("crashes right after that")
 
     def on_envelope(self, envelope: Envelope, frames: list[bytes]) -> None:
         """Subclass: handle a message."""
@@ -294,7 +316,7 @@ class Proc:
         for call in self._frozen:
             self.after(self.world.between(0, MS), call)
         self._frozen.clear()
-        while self._inbox and self.alive:
+        while self._inbox and self.alive and not self.paused:
             self._do(self._inbox.popleft())
         self._tick_at = None
         self._plan_tick()
@@ -310,7 +332,10 @@ class Proc:
         self.world.steps += 1
         self.world.stepped.append(self)
         self.sent = False
-        call()
+        try:
+            call()
+        except Died as why:
+            self.die(str(why))
         if self.doomed and self.sent:
             self.die("crashes after sending")
         self._plan_tick()

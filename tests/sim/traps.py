@@ -1,0 +1,84 @@
+"""Faults that wait for a message: which process, which message, what happens to it then.
+
+Every message that an actor may get is met by every fault somewhere among the seeds: a run takes its
+share of all cells in turn.  `table` shows how often each was met; a cell that was never met means
+that a path of the protocol was never tried, and fails the run of all seeds.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, SUPERVISOR
+
+FAULTS = ("dies before", "dies after", "stops", "hangs")
+"""It never hears the message; it hears it and dies; it hears it up to 2.3 s later; it hears it so
+late that it is killed instead, or once it goes on if nobody kills it."""
+
+MESSAGES: dict[str, tuple[str, ...]] = {
+    SUPERVISOR: ("Hello", "Beat", "Bye", "OpenSession", "Serving", "Inspect"),
+    ALLOCATOR: (
+        *("Welcome", "Roll", "Gone", "Drain", "Reserve", "Return", "Stock", "Freed", "Fenced"),
+    ),
+    INDEX: (
+        *("Welcome", "Roll", "Neighbour", "Gone", "Drain", "Find", "Release", "Claim", "EndClaim"),
+        *("Seal", "Holding", "Held", "Claiming", "Pressure", "Fence", "Corrupt"),
+    ),
+    SESSION: (
+        *("Welcome", "Neighbour", "Gone", "Drain", "Serve", "Attach", "Proven", "Leave", "Lookup"),
+        *("Load", "Copied", "Save", "Keep", "Drop", "Skip", "Release"),
+        *("Held", "Claimed", "Sealed", "Reserved"),
+    ),
+    GATEWAY: ("Welcome", "Gone", "Report", "Drain"),
+    CLIENT: (
+        *("SessionAt", "Refused", "Attached", "Prove", "Found", "Pages", "Loaded", "Confirmed"),
+        *("Take", "Taken", "Saved", "Left"),
+    ),
+}
+"""What each kind of process is told or answered.  Not here: Unheld, which needs a lost statement
+and a full link at once (tests/actors/test_adopting.py), Ping, Pong and Unreachable, which are for
+clients on TCP (tests/actors/test_remote.py)."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Trap:
+    """One cell of the table."""
+
+    actor: str
+    message: str
+    fault: str
+
+
+CELLS = tuple(
+    Trap(actor, message, fault)
+    for actor, messages in MESSAGES.items()
+    for message in messages
+    for fault in FAULTS
+    # A drained process is about to go: its supervisor waits for its death, not for its voice.
+    if not (message == "Drain" and fault in ("stops", "hangs"))
+)
+"""All of them."""
+
+PER_RUN = 6
+"""Traps of one run."""
+
+
+def traps_of(seed: int) -> list[Trap]:
+    """The share of one run."""
+    return [CELLS[(seed * PER_RUN + n) % len(CELLS)] for n in range(PER_RUN)]
+
+
+def table(met: Counter[Trap]) -> str:
+    """How often each cell was met."""
+    lines = [f"{'actor':12}{'message':12}" + "".join(f"{fault:>12}" for fault in FAULTS)]
+    for actor, messages in MESSAGES.items():
+        for message in messages:
+            cells = [Trap(actor, message, fault) for fault in FAULTS]
+            shown = (str(met[cell]) if cell in CELLS else "-" for cell in cells)
+            lines.append(f"{actor:12}{message:12}" + "".join(f"{text:>12}" for text in shown))
+    return "\n".join(lines)
+
+
+def missed(met: Counter[Trap]) -> Iterable[Trap]:
+    """Cells that were never met."""
+    return [cell for cell in CELLS if not met[cell]]
