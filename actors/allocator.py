@@ -80,7 +80,11 @@ class Allocator(Adopting):
 
     def receive(self, sender: Sender, msg: Message, now: int) -> list[Effect]:
         """While the ledger is being read, what was stated stands: a page that somebody held when
-        it began is his until it is over, whatever has become of it meanwhile."""
+        it began is his until it is over, whatever has become of it meanwhile.  An early Return
+        must not wait: its page may be granted anew before its turn comes.  A Stock mends it."""
+        if not self.ready and isinstance(msg, Return):
+            self.counts["returns_early"] += 1
+            return []
         if self._scanning and type(msg) in self.AT_ONCE:
             return self.defer(sender, msg)
         return super().receive(sender, msg, now)

@@ -279,10 +279,23 @@ def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -
     rig.tell(SESSION_4, Stock(1, (), PAGE))
     rig.done(ScanRecords)  # it was void when it was read
     assert actor.gauges()["pool_held_bytes"] == PAGE
-    while rig.wanted(ReadRecords):
-        rig.done(ReadRecords, values=(0,))  # and is sealed now
+    rig.done(ReadRecords, values=(0,))  # and is sealed now
     grown(rig)
     assert actor.gauges()["pool_sealed_bytes"] == PAGE
+
+
+def test_an_early_return_does_not_take_a_later_grant_away() -> None:
+    """Seed 243: the Return was of a page that an earlier allocator had granted."""
+    rig, actor = keeper(Roll((SESSION_4,), ()))
+    rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
+    rig.tell(SESSION_4, Return((0,)))
+    rig.tell(SESSION_4, Stock(1, (), PAGE))
+    rig.tell(IDX, Freed(()))
+    sent = rig.done(ScanRecords)
+    while rig.wanted(GrowExtent):
+        sent += rig.done(GrowExtent)
+    assert said(sent, Reserved, SESSION_4).number == 2
+    assert not rig.wanted(ReadRecords) and actor.gauges()["pool_held_bytes"] == POOL
 
 
 def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from pegaflow.client.results import Done, Lease, LookupDone
-from pegaflow.wire.session import Way
 
 from .books import Books, Operation, Role, content
 from .client import BLOCKS, Client
@@ -27,9 +26,6 @@ CHAIN_BLOCKS = 14
 FORK = 4
 """Chains of keys that all engines share; every two of them have their first FORK blocks in common,
 and all together are larger than the pool, so that eviction never rests."""
-
-WAYS = (Way.STAGED, Way.AUTO, Way.PROCESS_VM, Way.PROCESS_VM)
-"""What a process may wish."""
 
 OPEN_MAX = 6
 """Operations of one engine at a time."""
@@ -91,7 +87,7 @@ class Engine:
     def _start(self, part: int) -> None:
         if part in self._doomed:
             return
-        way = self.world.rng.choice(WAYS)
+        way = self.world.rng.choice(self.world.ways)
         kind, rank, opens = self.kind, part if part >= 0 else None, part == self.chief
         role = Role(kind.name, self.generation, kind.size, kind.ranks, rank, opens, way)
         client = self.procs[part] = Client(self.world, self.files, self.books, role)

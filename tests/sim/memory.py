@@ -113,10 +113,11 @@ class HostProc(Proc):
 
     def on_envelope(self, envelope: Envelope, frames: list[bytes]) -> None:
         """A message for the actor."""
-        if isinstance(envelope.message, Fenced):
+        if self.host is None:
+            return
+        if isinstance(envelope.message, Fenced) and envelope.sender not in self.host._gone:
             self.fenced.add(envelope.message.address)
-        if self.host is not None:
-            self.apply(self.host.deliver(envelope, self.world.now, frames))
+        self.apply(self.host.deliver(envelope, self.world.now, frames))
 
     def wake_at(self) -> int | None:
         """The actor's."""

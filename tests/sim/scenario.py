@@ -9,6 +9,7 @@ one message to one kind of process.
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pegaflow.actors.supervisor import Plan
 from pegaflow.cache import adoption
 from pegaflow.cache.geometry import Geometry
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.session import Way
 from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, SUPERVISOR
 
 from .books import Books
@@ -28,12 +30,12 @@ from .client import Client
 from .engine import Engine, Kind
 from .files import Files
 from .memory import ChildProc, House
-from .traps import Trap, traps_of
+from .traps import RARE, Trap, traps_of
 from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
 POOL = Geometry(4 * EXTENT, EXTENT)
-FAULTS_NS = 8 * S
+FAULTS_NS = 9 * S
 REST_NS = 16 * S
 """Longer than any deadline, back-off and retry together."""
 
@@ -47,6 +49,17 @@ SCALE = (
 )
 """Numbers of the product made as small as the pool: several batches to a save, slots that run out,
 leases that go idle within the run, ledgers that are not read at once."""
+
+BAITS = {
+    "Drain": ("supervisor is told to stop", 1),
+    "Held": ("index dies on leases", 6),
+    "Claiming": ("index dies on claims", 5),
+    "Fence": ("session dies unfenced", 4),
+    "Corrupt": ("bit turns", 16),
+    "Bye": ("engine leaves", 5),
+    "Left": ("engine leaves", 5),
+}
+"""What makes a rare message likely, and how often it is done."""
 
 SMALL, LARGE = 1024, 24 * 1024
 """Block sizes: one takes the smallest slot of the pool, the other a larger one, so that extents are
@@ -84,9 +97,16 @@ class Scenario:
         self.books = Books()
         self.engines: dict[str, Engine] = {}  # the present life of each
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
-        self.plan = Plan(1, "run", "sim", "http", verify=seed % 3 == 1)
+        self._traps = {
+            trap: 0 if trap.message in RARE else self.world.rng.choice((0, 0, 1, 4))
+            for trap in traps_of(seed)
+        }
         self.met: Counter[Trap] = Counter()
-        self._traps = {trap: self.world.rng.choice((0, 0, 1, 4)) for trap in traps_of(seed)}
+        baits = {trap.message for trap in self._traps}
+        if baits & {"Pages", "Copied", "Confirmed"}:
+            self.world.ways = (Way.STAGED,)
+        verify = seed % 3 == 1 or "Corrupt" in baits
+        self.plan = Plan(1, "run", "sim", "http", verify=verify)
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
         self.world.about = self._about
@@ -95,6 +115,10 @@ class Scenario:
             self._start_engine(kind)
         self.calm_at = self.world.now + FAULTS_NS
         self.world.at(self.world.now + S, self._fault)
+        for bait in sorted(baits & BAITS.keys()):
+            for _ in range(BAITS[bait][1]):
+                when = self.world.now + self.world.between(S, FAULTS_NS - 4 * S)
+                self.world.at(when, lambda deed=BAITS[bait][0]: self._do(deed))  # type: ignore[misc]
 
     def run(self) -> Result:
         """To the end; AssertionError with the story if anything is wrong."""
@@ -221,17 +245,39 @@ class Scenario:
             "link fills": 2,
             "bit turns": 2 if self.plan.verify else 0,
         }
-        deed = rng.choices(list(deeds), list(deeds.values()))[0]
+        self._do(rng.choices(list(deeds), list(deeds.values()))[0])
+
+    def _do(self, deed: str) -> None:
+        if not self.faulty:
+            return
         if deed in ("engine crashes", "engine leaves"):
-            self._end_engine(deed, rng.choice(list(self.engines)))
+            self._end_engine(deed, self.world.rng.choice(list(self.engines)))
         elif deed == "ledger tears":
             self._tear()
         elif deed == "link fills":
             self._fill_link()
         elif deed == "bit turns":
             self._turn_bit()
+        elif deed == "index dies on leases":
+            self._when(lambda s: bool(s.leases), "index crashes")
+        elif deed == "index dies on claims":
+            self._when(lambda s: bool(s.saves and s.saves.claims()), "index crashes")
+        elif deed == "session dies unfenced":
+            for proc in self.world.living(INDEX):
+                for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
+                    link.full_until = self.world.now + 900 * MS
+            self._hit("session crashes")
         else:
             self._hit(deed)
+
+    def _when(self, holds: Callable[[Session], bool], deed: str) -> None:
+        """As soon as this holds for some session that is not stopped."""
+        awake = {proc.address for proc in self.world.living(SESSION) if not proc.paused}
+        sessions = self.checks.sessions()
+        if any(holds(sessions[address]) for address in awake & sessions.keys()):
+            self._hit(deed)
+        elif self.faulty:
+            self.world.at(self.world.now + 5 * MS, lambda: self._when(holds, deed))
 
     def _hit(self, deed: str) -> None:
         """Something happens to a process of a kind."""
@@ -239,6 +285,7 @@ class Scenario:
         kinds = {
             "engine": CLIENT,
             "session": SESSION,
+            "index": INDEX,
             "core": rng.choice((INDEX, ALLOCATOR)),
             "gateway": GATEWAY,
             "supervisor": SUPERVISOR,
@@ -255,7 +302,7 @@ class Scenario:
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
-        elif rng.random() < 0.3:
+        elif deed == "index crashes" or rng.random() < 0.3:
             victim.die("crashes")
         else:
             victim.doomed = True

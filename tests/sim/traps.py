@@ -5,6 +5,7 @@ share of all cells in turn.  `table` shows how often each was met; a cell that w
 that a path of the protocol was never tried, and fails the run of all seeds.
 """
 
+import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,13 +60,23 @@ CELLS = tuple(
 )
 """All of them."""
 
-PER_RUN = 6
+RARE = frozenset(
+    "Bye Drain Return Gone Release Held Claiming Fence Corrupt Load Copied Skip Pages Loaded"
+    " Confirmed Left EndClaim Pressure Serving".split()
+)
+"""Messages that a run may see only a few times: their traps spring at the first."""
+
+PER_RUN = 8
 """Traps of one run."""
 
 
 def traps_of(seed: int) -> list[Trap]:
-    """The share of one run."""
-    return [CELLS[(seed * PER_RUN + n) % len(CELLS)] for n in range(PER_RUN)]
+    """The share of one run: each time the cells have all been dealt they are shuffled anew."""
+    dealt: list[Trap] = []
+    for n in range(seed * PER_RUN, (seed + 1) * PER_RUN):
+        deal, at = divmod(n, len(CELLS))
+        dealt.append(random.Random(deal).sample(CELLS, len(CELLS))[at])
+    return dealt
 
 
 def table(met: Counter[Trap]) -> str:

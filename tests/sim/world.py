@@ -21,7 +21,11 @@ from hashlib import blake2b
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.message import Message
+from pegaflow.wire.session import Way
 from pegaflow.wire.values import SUPERVISOR, Address
+
+WAYS = (Way.STAGED, Way.AUTO, Way.PROCESS_VM, Way.PROCESS_VM)
+"""What a client's process may wish."""
 
 US = 1_000
 MS = 1_000_000
@@ -63,6 +67,7 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 5 * S
+        self.ways: tuple[Way, ...] = WAYS
         self.rough = True  # False: faults are over, links are quick
         self.procs: dict[Address, Proc] = {}  # every life that ever was
         self.by_pid: dict[int, Proc] = {}  # the newest with this pid
