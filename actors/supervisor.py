@@ -262,6 +262,8 @@ class Supervisor(Actor):
         if kid is None:
             return []
         self.tally.bury(kid)
+        if not msg.code:
+            kid.state = "draining"  # it ended cleanly; its Bye may come later, or never
         if kid.address.name == SESSION:
             self.dead.append(kid.address)
         effects: list[Effect] = [

@@ -1,6 +1,7 @@
 """From Save to Saved: claims, slots, Keep and Drop, pages, seals."""
 
-from pegaflow.actors.saves import INDEX_NS, Saves
+from pegaflow.actors.saves import Saves
+from pegaflow.actors.sealing import INDEX_NS
 from pegaflow.actors.session import Session
 from pegaflow.wire.allocator import Reserve, Reserved, Return
 from pegaflow.wire.envelope import Envelope

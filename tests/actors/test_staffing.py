@@ -18,7 +18,7 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Announce, NextIncarnation, OpenPool, Spawn, Stopping
+from pegaflow.wire.jobs import Announce, Exited, NextIncarnation, OpenPool, Spawn, Stopping
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, Address
 
@@ -108,6 +108,17 @@ def test_an_engine_that_breaks_its_sessions_is_refused_alone() -> None:
     group.settle()
     group.beats(REST_NS)
     assert group.serve()
+
+
+def test_a_clean_end_is_no_failure_even_if_its_bye_is_late() -> None:
+    group = Group()
+    for _ in range(2 * FAILURES_MAX):
+        session = group.serve()
+        group.settle()
+        group.living.remove(session)
+        group.inform(Exited(session, 0))
+        group.settle()
+    assert group.boss.budgets.kinds[SESSION].restarts == 0 and group.serve()
 
 
 def test_sums_never_go_backwards() -> None:

@@ -24,6 +24,7 @@ from pegaflow.wire.jobs import Exited, Kill, NextIncarnation, OpenPool, Spawn, S
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
+from tests.wire.samples import fields
 
 from .group import OPEN, PLAN, Group
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
@@ -119,7 +120,7 @@ def test_the_death_of_a_core_child_takes_nobody_down() -> None:
     assert said(sent, Welcome, fresh).pool_path == "pool"
     sessions = tuple(a for a in others if a.name == SESSION)
     assert session in sessions and said(sent, Roll, fresh) == Roll(sessions, ())
-    told = [e.receiver for e in pick(sent, Neighbour) if e.message.address == fresh]
+    told = [e.receiver for e in pick(sent, Neighbour) if fresh in fields(e.message)]
     assert set(told) == set(sessions), "whoever holds something dials it, and states it"
     assert group.report().processes[0].state == "up"
 

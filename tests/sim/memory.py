@@ -47,7 +47,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from .files import Device, Files, Work, at_once
-from .world import MS, US, Died, Proc, World
+from .world import CLEAN_END, MS, US, Died, Proc, World
 
 EXTENTS_SURE = 3
 """Extents for which there always is room."""
@@ -171,7 +171,7 @@ class HostProc(Proc):
             if done is not None:
                 self._completions.append((number, done))
         if step.stop is not None:
-            self.die(step.stop or "clean end")
+            self.die(step.stop or CLEAN_END)
 
     def _turn_worker(self, job: _Job, part: Work) -> None:
         def turn() -> None:
@@ -332,7 +332,7 @@ class House(HostProc):
 
         def dead() -> None:
             self.files.unlink(f"{address}.")
-            self.input(lambda: self.inform(Exited(address, 1)))
+            self.input(lambda: self.inform(Exited(address, child.exit_code)))
 
         child.watch(dead)
         return Done(Status.OK, "", (child.pid, child.started))

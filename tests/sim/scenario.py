@@ -35,7 +35,7 @@ from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
 POOL = Geometry(4 * EXTENT, EXTENT)
-FAULTS_NS = 9 * S
+FAULTS_NS = 11 * S
 REST_NS = 16 * S
 """Longer than any deadline, back-off and retry together."""
 
@@ -52,10 +52,14 @@ leases that go idle within the run, ledgers that are not read at once."""
 
 BAITS = {
     "Drain": ("supervisor is told to stop", 1),
-    "Held": ("index dies on leases", 6),
+    "Held": ("index dies on leases", 10),
     "Claiming": ("index dies on claims", 5),
-    "Fence": ("session dies unfenced", 4),
-    "Corrupt": ("bit turns", 16),
+    "Fence": ("session dies unfenced", 6),
+    "Corrupt": ("bit turns", 40),
+    "Pressure": ("engine saves", 60),
+    "Release": ("engine releases", 30),
+    "Load": ("engine loads", 30),
+    "Loaded": ("engine loads", 30),
     "Bye": ("engine leaves", 5),
     "Left": ("engine leaves", 5),
 }
@@ -105,6 +109,8 @@ class Scenario:
         baits = {trap.message for trap in self._traps}
         if baits & {"Pages", "Copied", "Confirmed"}:
             self.world.ways = (Way.STAGED,)
+        elif baits & {"Loaded", "Taken", "Prove", "Proven"}:
+            self.world.ways = (Way.PROCESS_VM,)
         verify = seed % 3 == 1 or "Corrupt" in baits
         self.plan = Plan(1, "run", "sim", "http", verify=verify)
         self.house = self._open_house()
@@ -258,15 +264,21 @@ class Scenario:
             self._fill_link()
         elif deed == "bit turns":
             self._turn_bit()
+        elif deed in ("engine releases", "engine loads", "engine saves"):
+            engine = self.engines[self.world.rng.choice(list(self.engines))]
+            chief = engine.procs.get(engine.chief)
+            acts = {"releases": (engine.look_up, engine.release), "saves": (engine.save,)}
+            for act in acts.get(deed.split()[1], (engine.look_up, engine.load)) if chief else ():
+                chief.input(lambda act=act: chief.do(act))  # type: ignore
         elif deed == "index dies on leases":
-            self._when(lambda s: bool(s.leases), "index crashes")
+            self._when(lambda s: bool(s.leases), "index is killed")
         elif deed == "index dies on claims":
-            self._when(lambda s: bool(s.saves and s.saves.claims()), "index crashes")
+            self._when(lambda s: bool(s.saves and s.saves.claims()), "index is killed")
         elif deed == "session dies unfenced":
             for proc in self.world.living(INDEX):
                 for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
-                    link.full_until = self.world.now + 900 * MS
-            self._hit("session crashes")
+                    link.full_until = self.world.now + 300 * MS
+            self._hit("session is killed")
         else:
             self._hit(deed)
 
@@ -275,6 +287,8 @@ class Scenario:
         awake = {proc.address for proc in self.world.living(SESSION) if not proc.paused}
         sessions = self.checks.sessions()
         if any(holds(sessions[address]) for address in awake & sessions.keys()):
+            for client in self.world.living(CLIENT):
+                client.pause(500 * MS)  # what they have they keep
             self._hit(deed)
         elif self.faulty:
             self.world.at(self.world.now + 5 * MS, lambda: self._when(holds, deed))
@@ -302,7 +316,7 @@ class Scenario:
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
-        elif deed == "index crashes" or rng.random() < 0.3:
+        elif deed.endswith("is killed") or rng.random() < 0.3:
             victim.die("crashes")
         else:
             victim.doomed = True

@@ -37,6 +37,9 @@ STORY_LINES = 400
 Call = Callable[[], None]
 
 
+CLEAN_END = "clean end"
+
+
 class Died(Exception):
     """The process ends in the middle of what it does."""
 
@@ -221,6 +224,7 @@ class Proc:
         self.alive = True
         self.paused = False
         self.died_at = 0
+        self.exit_code = 1  # of a dead one
         self.doomed = False  # crashes as soon as it has sent something
         self.sent = False  # in the present input
         self.links: dict[Address, Link] = {}  # that we dialled
@@ -299,6 +303,7 @@ class Proc:
         self.world.note(self.address, f"DIES: {why}")
         self.alive = self.paused = False
         self.died_at = self.world.now
+        self.exit_code = int(why != CLEAN_END)
         self.world.bury(self)
         for link in self.links.values():
             link.close()
