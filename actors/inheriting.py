@@ -155,12 +155,12 @@ class Inheriting(Adopting):
         return blocks if len(blocks) == len(parts) else []
 
     def _on_claiming(self, sender: Sender, msg: Claiming, now: int) -> list[Effect]:
-        """A session restates a claim that an earlier index has given."""
+        """A session restates a claim that an earlier index has given, be it sealed by now or not:
+        it does not know, and seals again."""
         holder = sender.address
         if holder in self.heard or self.claims.held(holder) >= CLAIMS_MAX:
             return []
-        keys = [key for key in msg.keys if self.blocks.get(msg.namespace, key) is None]
-        self.claims.adopt(holder, msg.number, msg.namespace, keys, now)
+        self.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now)
         return []
 
     def learn_parents(self, blocks: list[Block]) -> None:

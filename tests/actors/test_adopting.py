@@ -140,6 +140,16 @@ def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
     assert actor.counts["blocks_sealed"] == 3 and len(actor.blocks) == 3
 
 
+def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
+    rig, actor = heir(left(KEYS[:1]), Roll((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Claiming(3, NS, KEYS[:1]))
+    rig.tell(SESSION_4, Holding(0, (), 3, (3,)))
+    assert press(rig) == (0,)
+    assert said(rig.ask(SESSION_4, seal_of(3, KEYS[:1])), Sealed).status is Status.OK
+    assert len(actor.blocks) == 1
+
+
 def test_half_a_seal_is_voided_and_sealed_again() -> None:
     rig, actor = index()
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)

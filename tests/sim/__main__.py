@@ -18,12 +18,8 @@ def main() -> int:
     parser.add_argument("--first", action="store_true", help="one after the other, to the first")
     args = parser.parse_args()
     if args.count == 1 or args.first:
-        return max(one(args.seed + n, args.quiet) for n in _until_found(args))
+        return int(any(one(args.seed + n, args.quiet) for n in range(args.count)))
     return many(args.seed, args.count, args.workers)
-
-
-def _until_found(args: argparse.Namespace) -> range:
-    return range(args.count)
 
 
 def one(seed: int, quiet: bool) -> int:

@@ -19,7 +19,7 @@ from pegaflow.actors.session import Session
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.cache.slab import Slab
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from .books import content
 from .client import Client
@@ -52,6 +52,8 @@ class Checks:
         """After each event."""
         children: set[str] = set()
         self._looks += 1
+        for name in (SUPERVISOR, ALLOCATOR, INDEX, GATEWAY):
+            assert len(self.world.living(name)) <= 1, f"two living processes are {name}"
         for proc in self.world.stepped:
             if isinstance(proc, Client):
                 self._client(proc)
@@ -193,7 +195,8 @@ class Checks:
         for session in self.sessions().values() if allocated else ():
             self._session(session)
         assert proc is not None and proc.host is not None
-        for dead in proc.fenced & proc.host._gone.keys():
+        idle = not proc.host.outstanding()[1]  # else it may be reading what becomes of them
+        for dead in proc.fenced & proc.host._gone.keys() if idle else ():
             assert not slab.held_by(dead), f"pages of {dead}, which is dead"
 
     def _session(self, session: Session) -> None:
@@ -225,6 +228,9 @@ class Checks:
             return
         assert proc is not None and proc.host is not None
         assert index.blocks.pages() == self.sealed.keys(), "the index and its ledger disagree"
+        # A claim lasts longer than a run, and is restated; only a full link may swallow that.
+        swallowed = self.world.counts["dropped by a full link"]
+        assert swallowed or not index.counts["seals_stale"], "a claim was lost"
         for address in [a for a in self.world.procs if a.name == SESSION]:
             held = index.leases.held(address)
             assert not held or address not in proc.host._gone, f"{address} is dead and has leases"

@@ -218,6 +218,14 @@ class ChildProc(HostProc):
         self.ledger = FragileLedger(self.files.named[path])
         return self.ledger
 
+    def _read(self, job: ReadRecords, path: str) -> Done:
+        ledger = Ledger(self.files.named[path])
+        return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+
+    def _read_later(self, job: ReadRecords, path: str) -> Work:
+        yield
+        return self._read(job, path)
+
     def _scan(self, job: ScanRecords, path: str) -> Work:
         """Record by record, while others write."""
         found: list[int] = []
@@ -244,8 +252,10 @@ class ChildProc(HostProc):
             self.shown = job.report
             return Done(Status.OK)
         if isinstance(job, ReadRecords):
-            ledger = Ledger(self.files.named[welcome.ledger_path])
-            return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+            if world.rng.random() < 0.7:
+                return self._read(job, welcome.ledger_path)
+            self.slowly(number, [self._read_later(job, welcome.ledger_path)])
+            return None
         if isinstance(job, ScanRecords):
             self.slowly(number, [self._scan(job, welcome.ledger_path)])
             return None

@@ -187,7 +187,7 @@ class Scenario:
     def _copying(self, client: Client, session: Proc, writes: bool) -> None:
         """A session is about to touch an engine's memory: a good moment for a fault."""
         rng = self.world.rng
-        if not self.faulty or rng.random() > (0.03 if writes else 0.01):
+        if not self.faulty or rng.random() > (0.05 if writes else 0.03):
             return
         deed = rng.choice(("session stops in a copy", "engine dies in a copy", "rank leaves in it"))
         self.world.counts[deed] += 1
@@ -212,15 +212,22 @@ class Scenario:
                 self._traps[trap] -= 1
                 continue
             del self._traps[trap]
-            return self._spring(trap, proc)
+            return self._spring(trap, proc, envelope)
         return ""
 
-    def _spring(self, trap: Trap, proc: Proc) -> str:
+    def _spring(self, trap: Trap, proc: Proc, envelope: Envelope) -> str:
         self.met[trap] += 1
         self.world.note(proc.address, f"{trap.fault} at {trap.message}")
         if trap.fault in ("stops", "hangs"):
             lengths = (1200 * MS, 2300 * MS) if trap.fault == "stops" else (3500 * MS, 5000 * MS)
             proc.pause(self.world.rng.choice(lengths))
+            sender = self.world.procs.get(envelope.sender)
+            if (
+                sender is not None
+                and sender.address.name == SESSION
+                and self.world.rng.random() < 0.5
+            ):
+                sender.die("crashes while it is not heard")
             return "stops"
         if isinstance(proc, Client):
             for name, engine in self.engines.items():
@@ -243,13 +250,13 @@ class Scenario:
             "core stops": 1,
             "core hangs": 0.5,
             "core crashes": 2,
-            "ledger tears": 1,
+            "ledger tears": 2.5,
             "supervisor stops": 1,
             "supervisor crashes": 0.6,
             "supervisor is told to stop": 0.4,
             "gateway crashes": 1,
             "link fills": 2,
-            "bit turns": 2 if self.plan.verify else 0,
+            "bit turns": 4 if self.plan.verify else 0,
         }
         self._do(rng.choices(list(deeds), list(deeds.values()))[0])
 
@@ -346,11 +353,11 @@ class Scenario:
         pages = sorted(checks.sealed.keys() - held)
         if index is None or not pages:
             return
-        page = rng.choice(pages)
-        block = index.blocks.by_page(page)
-        if block is not None and not block.leases:
-            self.world.counts["bit turns"] += 1
-            checks.turn_bit(page)
+        for page in rng.sample(pages, min(3, len(pages))):
+            block = index.blocks.by_page(page)
+            if block is not None and not block.leases:
+                self.world.counts["bit turns"] += 1
+                checks.turn_bit(page)
 
     def _serves(self, proc: Proc) -> bool:
         actor = proc.actor if isinstance(proc, ChildProc) else None
