@@ -125,6 +125,8 @@ class Index(Inheriting):
     def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
         if self.claims.held(sender.address) >= CLAIMS_MAX:
             return [Reply(sender, Claimed(0, ()))]
+        if not self.gathered():  # somebody may still restate the key: two save it then, one wins
+            self.counts["claims_early"] += 1
         get = self.blocks.get
         absent = [i for i, key in enumerate(msg.keys) if get(msg.namespace, key) is None]
         keys = [msg.keys[i] for i in absent]

@@ -1,6 +1,7 @@
 """`python -m tests.sim --seed N`: run one seed and tell its story; with --count, many at once."""
 
 import argparse
+import re
 import time
 
 from . import traps
@@ -15,26 +16,37 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="so many seeds from there on")
     parser.add_argument("--quiet", action="store_true", help="one line for one seed")
     parser.add_argument("--workers", type=int, help="processes; as many as there are cores")
-    parser.add_argument("--first", action="store_true", help="one after the other, to the first")
+    parser.add_argument("--bait", default="", help="a deed of scenario.py to be done often")
+    parser.add_argument("--until", help="one after the other, until one finds this pattern")
     args = parser.parse_args()
-    if args.count == 1 or args.first:
-        return int(any(one(args.seed + n, args.quiet) for n in range(args.count)))
+    if args.until is not None:
+        return until(args)
+    if args.count == 1:
+        return one(args.seed, args.bait, args.quiet)[0]
     return many(args.seed, args.count, args.workers)
 
 
-def one(seed: int, quiet: bool) -> int:
-    """One seed and its story."""
-    scenario = Scenario(seed)
+def one(seed: int, bait: str, quiet: bool) -> tuple[int, str]:
+    """One seed and its story; its exit status and last line."""
+    scenario = Scenario(seed, bait)
+    status = 0
     try:
         result = scenario.run()
+        story = f"{scenario.world.story()}\n{result.counts} {result.books}\n"
+        story += f"seed {seed}: {result.steps} steps, trace {result.trace}"
     except AssertionError as err:
-        story = str(err)
-        print(story.splitlines()[-1] if quiet else story)
-        return 1
-    if not quiet:
-        print(scenario.world.story())
-        print(result.counts, result.books)
-    print(f"seed {seed}: {result.steps} steps, trace {result.trace}")
+        status, story = 1, str(err)
+    last = story.splitlines()[-1]
+    print(last if quiet else story)
+    return status, last
+
+
+def until(args: argparse.Namespace) -> int:
+    """Seed after seed, until one of them finds what is sought; 1 if one does."""
+    for seed in range(args.seed, args.seed + args.count):
+        status, last = one(seed, args.bait, True)
+        if status and re.search(args.until, last):
+            return 1
     return 0
 
 

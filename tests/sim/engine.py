@@ -212,7 +212,7 @@ class Engine:
         task = self._allocate(len(keys))
         if task is None:
             return
-        if rng.random() < 0.9:
+        if rng.random() < 0.75:
             self.leases = [held for held in self.leases if held[0] != lease]
         for rank in range(self.kind.ranks):
             self._tell(rank, lambda client: self._load(client, lease, keys, first, task))

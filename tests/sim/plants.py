@@ -1,6 +1,7 @@
 """Planted bugs: patches of the product, each applied to a copy, which a few seeds must find.
 
-A patch begins with what it does and with `Sign:`, a pattern of what a seed that found it says.  A
+A patch begins with what it does and with `Sign:`, a pattern of what a seed that found it says.
+With `Bait:` the runs do something often that makes the bug show, but is no fault by itself.  A
 simulator that does not find one within SEEDS seeds watches nothing there.
 """
 
@@ -34,9 +35,18 @@ class Plant:
     @property
     def sign(self) -> str:
         """What a finding looks like."""
-        found = re.search(r"^Sign: (.+)$", self.patch.read_text(), re.MULTILINE)
-        assert found is not None, f"{self.patch} has no sign"
-        return found[1]
+        sign = self._said("Sign")
+        assert sign, f"{self.patch} has no sign"
+        return sign
+
+    @property
+    def bait(self) -> str:
+        """What the runs do often; empty: nothing."""
+        return self._said("Bait")
+
+    def _said(self, name: str) -> str:
+        found = re.search(rf"^{name}: (.+)$", self.patch.read_text(), re.MULTILINE)
+        return found[1] if found else ""
 
 
 PLANTS = [Plant(path) for path in sorted((HERE / "plants").glob("*.patch"))]
@@ -53,7 +63,8 @@ def seek(plant: Plant) -> str:
         outside = {**os.environ, "GIT_CEILING_DIRECTORIES": folder, "GIT_DIR": "/nowhere"}
         done = subprocess.run(git, cwd=folder, env=outside, capture_output=True, text=True)
         assert not done.returncode, f"{plant.name} does not apply any more: {done.stderr}"
-        command = [sys.executable, "-m", "tests.sim", "--count", str(SEEDS), "--first", "--quiet"]
+        command = [sys.executable, "-m", "tests.sim", "--count", str(SEEDS)]
+        command += ["--until", plant.sign, "--bait", plant.bait]
         env = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True).stdout
 

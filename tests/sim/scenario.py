@@ -58,12 +58,15 @@ BAITS = {
     "Corrupt": ("bit turns", 40),
     "Pressure": ("engine saves", 60),
     "Release": ("engine releases", 30),
-    "Load": ("engine loads", 30),
+    "Load": ("engine loads", 60),
     "Loaded": ("engine loads", 30),
     "Bye": ("engine leaves", 5),
     "Left": ("engine leaves", 5),
 }
 """What makes a rare message likely, and how often it is done."""
+
+BAIT_TIMES = 12
+"""How often a run does what it was asked to do besides."""
 
 SMALL, LARGE = 1024, 24 * 1024
 """Block sizes: one takes the smallest slot of the pool, the other a larger one, so that extents are
@@ -94,8 +97,10 @@ class Result:
 class Scenario:
     """One run."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, bait: str = "") -> None:
         self.world = World(seed)
+        self._in_copy = ""  # what happens in one of the next copies
+        self._deaf = False  # the index does not hear the next Seal in time
         files = Files()
         self.files = files
         self.books = Books()
@@ -111,7 +116,7 @@ class Scenario:
             self.world.ways = (Way.STAGED,)
         elif baits & {"Loaded", "Taken", "Prove", "Proven"}:
             self.world.ways = (Way.PROCESS_VM,)
-        verify = seed % 3 == 1 or "Corrupt" in baits
+        verify = seed % 3 == 1 or "Corrupt" in baits or bait == "bit turns"
         self.plan = Plan(1, "run", "sim", "http", verify=verify)
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
@@ -121,10 +126,11 @@ class Scenario:
             self._start_engine(kind)
         self.calm_at = self.world.now + FAULTS_NS
         self.world.at(self.world.now + S, self._fault)
-        for bait in sorted(baits & BAITS.keys()):
-            for _ in range(BAITS[bait][1]):
+        deeds = [BAITS[message] for message in sorted(baits & BAITS.keys())]
+        for deed, times in [*deeds, (bait, BAIT_TIMES)] if bait else deeds:
+            for _ in range(times):
                 when = self.world.now + self.world.between(S, FAULTS_NS - 4 * S)
-                self.world.at(when, lambda deed=BAITS[bait][0]: self._do(deed))  # type: ignore[misc]
+                self.world.at(when, lambda deed=deed: self._do(deed))  # type: ignore[misc]
 
     def run(self) -> Result:
         """To the end; AssertionError with the story if anything is wrong."""
@@ -187,13 +193,14 @@ class Scenario:
     def _copying(self, client: Client, session: Proc, writes: bool) -> None:
         """A session is about to touch an engine's memory: a good moment for a fault."""
         rng = self.world.rng
-        if not self.faulty or rng.random() > (0.05 if writes else 0.03):
+        if not self.faulty or rng.random() > (0.4 if self._in_copy else 0.05):
             return
-        deed = rng.choice(("session stops in a copy", "engine dies in a copy", "rank leaves in it"))
+        deeds = ("session stops in a copy", "engine dies in a copy", "rank leaves in a copy")
+        deed, self._in_copy = self._in_copy or rng.choice(deeds), ""
         self.world.counts[deed] += 1
         if deed == "session stops in a copy":
             session.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
-        elif deed == "rank leaves in it":
+        elif deed == "rank leaves in a copy":
             client.input(lambda: client.do(client.unregister))
         else:
             for name, engine in self.engines.items():
@@ -205,6 +212,12 @@ class Scenario:
         if not self.faulty:
             return ""
         name, kind = proc.address.name, type(envelope.message).__name__
+        if self._deaf and (name, kind) == (INDEX, "Seal"):
+            self._deaf = False
+            self.world.counts["seal is not heard"] += 1
+            proc.pause(self.world.rng.choice((300 * MS, 1200 * MS)))
+            self.world.procs[envelope.sender].die("crashes with a Seal on its way")
+            return "stops"
         for trap, left in list(self._traps.items()):
             if (trap.actor, trap.message) != (name, kind):
                 continue
@@ -251,12 +264,15 @@ class Scenario:
             "core hangs": 0.5,
             "core crashes": 2,
             "ledger tears": 2.5,
+            "seal is not heard": 2,
+            "index dies on leases": 1,
+            "allocator dies on pages": 1,
             "supervisor stops": 1,
             "supervisor crashes": 0.6,
             "supervisor is told to stop": 0.4,
             "gateway crashes": 1,
             "link fills": 2,
-            "bit turns": 4 if self.plan.verify else 0,
+            "bit turns": 6 if self.plan.verify else 0,
         }
         self._do(rng.choices(list(deeds), list(deeds.values()))[0])
 
@@ -277,10 +293,16 @@ class Scenario:
             acts = {"releases": (engine.look_up, engine.release), "saves": (engine.save,)}
             for act in acts.get(deed.split()[1], (engine.look_up, engine.load)) if chief else ():
                 chief.input(lambda act=act: chief.do(act))  # type: ignore
+        elif deed == "seal is not heard":
+            self._deaf = True
+        elif deed.endswith("in a copy"):
+            self._in_copy = deed
         elif deed == "index dies on leases":
             self._when(lambda s: bool(s.leases), "index is killed")
         elif deed == "index dies on claims":
             self._when(lambda s: bool(s.saves and s.saves.claims()), "index is killed")
+        elif deed == "allocator dies on pages":
+            self._when(lambda s: bool(s.saves and s.saves.stock.used), "allocator is killed")
         elif deed == "session dies unfenced":
             for proc in self.world.living(INDEX):
                 for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
@@ -293,9 +315,15 @@ class Scenario:
         """As soon as this holds for some session that is not stopped."""
         awake = {proc.address for proc in self.world.living(SESSION) if not proc.paused}
         sessions = self.checks.sessions()
-        if any(holds(sessions[address]) for address in awake & sessions.keys()):
+        holders = [
+            address for address in sorted(awake & sessions.keys()) if holds(sessions[address])
+        ]
+        if holders:
             for client in self.world.living(CLIENT):
                 client.pause(500 * MS)  # what they have they keep
+            for address in holders:
+                if self.world.rng.random() < 0.3:  # and states it late
+                    self.world.procs[address].pause(self.world.rng.choice((400 * MS, 900 * MS)))
             self._hit(deed)
         elif self.faulty:
             self.world.at(self.world.now + 5 * MS, lambda: self._when(holds, deed))
@@ -307,6 +335,7 @@ class Scenario:
             "engine": CLIENT,
             "session": SESSION,
             "index": INDEX,
+            "allocator": ALLOCATOR,
             "core": rng.choice((INDEX, ALLOCATOR)),
             "gateway": GATEWAY,
             "supervisor": SUPERVISOR,
@@ -333,7 +362,7 @@ class Scenario:
         for proc in self.world.living(INDEX):
             if isinstance(proc, ChildProc) and proc.ledger is not None:
                 self.world.counts["ledger tears"] += 1
-                proc.ledger.fuse = self.world.rng.choice((0, 1, 2, 3, 5))
+                proc.ledger.fuse = self.world.rng.randrange(10)
 
     def _fill_link(self) -> None:
         """A link between two of the group takes nothing for a while, but for the supervisor's:
@@ -353,7 +382,7 @@ class Scenario:
         pages = sorted(checks.sealed.keys() - held)
         if index is None or not pages:
             return
-        for page in rng.sample(pages, min(3, len(pages))):
+        for page in rng.sample(pages, min(4, len(pages))):
             block = index.blocks.by_page(page)
             if block is not None and not block.leases:
                 self.world.counts["bit turns"] += 1
@@ -384,6 +413,6 @@ class Scenario:
             self._start_engine(engine.kind)
 
 
-def run(seed: int) -> Result:
-    """One run from this seed."""
-    return Scenario(seed).run()
+def run(seed: int, bait: str = "") -> Result:
+    """One run from this seed; with a bait, some deed is done often."""
+    return Scenario(seed, bait).run()
