@@ -47,6 +47,7 @@ class Checks:
         self._doubtful: set[int] = set()  # sealed while no index was ready: perhaps not whole
         self._places: dict[int, int] = {}  # PAGE_ALIGN-sized place of the pool -> sealed page
         self._looks = 0
+        self._early = False  # some index has given a claim before all had stated theirs
 
     def step(self) -> None:
         """After each event."""
@@ -230,7 +231,8 @@ class Checks:
         assert index.blocks.pages() == self.sealed.keys(), "the index and its ledger disagree"
         # A claim lasts longer than a run, and is restated, unless a full link swallows that or
         # somebody else has claimed the key before.
-        excused = self.world.counts["dropped by a full link"] or index.counts["claims_early"]
+        self._early |= index.counts["claims_early"] > 0
+        excused = self.world.counts["dropped by a full link"] or self._early
         assert excused or not index.counts["seals_stale"], "a claim was lost"
         for address in [a for a in self.world.procs if a.name == SESSION]:
             held = index.leases.held(address)

@@ -17,6 +17,7 @@ class Fleet:
 
     green: int = 0
     steps: int = 0
+    loaded: int = 0  # blocks, each judged byte by byte
     stories: dict[int, str] = field(default_factory=dict)  # of the seeds that found something
     met: Counter[Trap] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
@@ -45,7 +46,8 @@ def sail(seeds: Iterable[int], workers: int | None = None) -> Fleet:
             fleet.counts.update(result.counts)
             books = result.books
             assert books.started == books.ended + books.abandoned
-            lively = books.loaded and books.saved and result.counts.get("pages evicted", 0)
+            lively = books.saved and result.counts.get("pages evicted", 0)
+            fleet.loaded += books.loaded
             if not (lively and result.engines >= 2 and result.steps >= 2000):
                 fleet.dull.append(seed)
     return fleet

@@ -59,7 +59,7 @@ BAITS = {
     "Pressure": ("engine saves", 60),
     "Release": ("engine releases", 30),
     "Load": ("engine loads", 60),
-    "Loaded": ("engine loads", 30),
+    "Loaded": ("engine loads", 60),
     "Bye": ("engine leaves", 5),
     "Left": ("engine leaves", 5),
 }
@@ -116,7 +116,7 @@ class Scenario:
             self.world.ways = (Way.STAGED,)
         elif baits & {"Loaded", "Taken", "Prove", "Proven"}:
             self.world.ways = (Way.PROCESS_VM,)
-        verify = seed % 3 == 1 or "Corrupt" in baits or bait == "bit turns"
+        verify = seed % 3 == 1 or "Corrupt" in baits or "bit turns" in bait
         self.plan = Plan(1, "run", "sim", "http", verify=verify)
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
@@ -127,7 +127,8 @@ class Scenario:
         self.calm_at = self.world.now + FAULTS_NS
         self.world.at(self.world.now + S, self._fault)
         deeds = [BAITS[message] for message in sorted(baits & BAITS.keys())]
-        for deed, times in [*deeds, (bait, BAIT_TIMES)] if bait else deeds:
+        deeds += [(deed, BAIT_TIMES) for deed in bait.split(", ") if deed]
+        for deed, times in deeds:
             for _ in range(times):
                 when = self.world.now + self.world.between(S, FAULTS_NS - 4 * S)
                 self.world.at(when, lambda deed=deed: self._do(deed))  # type: ignore[misc]
@@ -193,6 +194,8 @@ class Scenario:
     def _copying(self, client: Client, session: Proc, writes: bool) -> None:
         """A session is about to touch an engine's memory: a good moment for a fault."""
         rng = self.world.rng
+        if self._in_copy == "session stops in a copy" and not writes:
+            return
         if not self.faulty or rng.random() > (0.4 if self._in_copy else 0.05):
             return
         deeds = ("session stops in a copy", "engine dies in a copy", "rank leaves in a copy")
@@ -313,17 +316,16 @@ class Scenario:
 
     def _when(self, holds: Callable[[Session], bool], deed: str) -> None:
         """As soon as this holds for some session that is not stopped."""
+        rng, sessions = self.world.rng, self.checks.sessions()
         awake = {proc.address for proc in self.world.living(SESSION) if not proc.paused}
-        sessions = self.checks.sessions()
-        holders = [
-            address for address in sorted(awake & sessions.keys()) if holds(sessions[address])
-        ]
+        holders = [a for a in sorted(awake & sessions.keys()) if holds(sessions[a])]
         if holders:
             for client in self.world.living(CLIENT):
-                client.pause(500 * MS)  # what they have they keep
+                if rng.random() < 0.5:
+                    client.pause(500 * MS)  # what it has it keeps
             for address in holders:
-                if self.world.rng.random() < 0.3:  # and states it late
-                    self.world.procs[address].pause(self.world.rng.choice((400 * MS, 900 * MS)))
+                if rng.random() < 0.4:  # and states it late
+                    self.world.procs[address].pause(rng.choice((900 * MS, 2300 * MS)))
             self._hit(deed)
         elif self.faulty:
             self.world.at(self.world.now + 5 * MS, lambda: self._when(holds, deed))

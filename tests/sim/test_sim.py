@@ -11,7 +11,7 @@ import pytest
 from . import plants, traps
 from .fleet import sail
 
-SEEDS = range(330)
+SEEDS = range(340)
 
 
 def test_all_seeds_run_green_and_meet_every_fault_at_every_message() -> None:
@@ -20,7 +20,10 @@ def test_all_seeds_run_green_and_meet_every_fault_at_every_message() -> None:
     print(traps.table(fleet.met))
     print("\n".join(f"{what:32} {times}" for what, times in sorted(fleet.counts.items())))
     took = time.monotonic() - started
-    print(f"{fleet.green} of {len(SEEDS)} seeds green, {fleet.steps} steps, {took:.0f} s")
+    print(
+        f"{fleet.green} of {len(SEEDS)} seeds green, {fleet.steps} steps, "
+        f"{fleet.loaded} blocks loaded, {took:.0f} s"
+    )
     assert not fleet.stories, "\n".join(next(iter(fleet.stories.values())).splitlines()[-80:])
     assert not fleet.dull, f"seeds with too little in them: {fleet.dull}"
     assert not traps.missed(fleet.met), "messages that some fault never met"
