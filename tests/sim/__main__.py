@@ -61,6 +61,7 @@ def many(first: int, count: int, workers: int | None) -> int:
         print(f"seed {seed}: {story.splitlines()[-1]}")
     took = time.monotonic() - started
     print(f"{fleet.green} of {count} seeds green, {fleet.steps} steps, {took:.0f} s")
+    print(f"{fleet.chased} runs with one trap only")
     print(f"dull: {fleet.dull}")
     missed = list(traps.missed(fleet.met))
     print(f"cells that were never met: {missed}")

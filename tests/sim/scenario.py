@@ -9,9 +9,9 @@ one message to one kind of process.
 
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -65,6 +65,13 @@ BAITS = {
 }
 """What makes a rare message likely, and how often it is done."""
 
+GRANTS = {
+    "index dies on leases": ("Held", INDEX),
+    "index dies on claims": ("Claimed", INDEX),
+    "allocator dies on pages": ("Reserved", ALLOCATOR),
+}
+"""Deaths of a granter right after a grant: what it says with that, and who it is."""
+
 BAIT_TIMES = 12
 """How often a run does what it was asked to do besides."""
 
@@ -97,9 +104,10 @@ class Result:
 class Scenario:
     """One run."""
 
-    def __init__(self, seed: int, bait: str = "") -> None:
+    def __init__(self, seed: int, bait: str = "", only: Trap | None = None) -> None:
         self.world = World(seed)
         self._in_copy = ""  # what happens in one of the next copies
+        self._armed: set[str] = set()  # deeds of GRANTS that wait for their grant
         self._deaf = False  # the index does not hear the next Seal in time
         files = Files()
         self.files = files
@@ -108,7 +116,7 @@ class Scenario:
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
         self._traps = {
             trap: 0 if trap.message in RARE else self.world.rng.choice((0, 0, 1, 4))
-            for trap in traps_of(seed)
+            for trap in (traps_of(seed) if only is None else [only])
         }
         self.met: Counter[Trap] = Counter()
         baits = {trap.message for trap in self._traps}
@@ -221,6 +229,11 @@ class Scenario:
             proc.pause(self.world.rng.choice((300 * MS, 1200 * MS)))
             self.world.procs[envelope.sender].die("crashes with a Seal on its way")
             return "stops"
+        for deed in sorted(self._armed):
+            if name == SESSION and kind == GRANTS[deed][0]:
+                self._armed.discard(deed)
+                lose = partial(self._lose_granter, proc, GRANTS[deed][1])
+                self.world.at(self.world.now + self.world.between(0, MS), lose)
         for trap, left in list(self._traps.items()):
             if (trap.actor, trap.message) != (name, kind):
                 continue
@@ -300,12 +313,8 @@ class Scenario:
             self._deaf = True
         elif deed.endswith("in a copy"):
             self._in_copy = deed
-        elif deed == "index dies on leases":
-            self._when(lambda s: bool(s.leases), "index is killed")
-        elif deed == "index dies on claims":
-            self._when(lambda s: bool(s.saves and s.saves.claims()), "index is killed")
-        elif deed == "allocator dies on pages":
-            self._when(lambda s: bool(s.saves and s.saves.stock.used), "allocator is killed")
+        elif deed in GRANTS:
+            self._armed.add(deed)
         elif deed == "session dies unfenced":
             for proc in self.world.living(INDEX):
                 for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
@@ -314,21 +323,15 @@ class Scenario:
         else:
             self._hit(deed)
 
-    def _when(self, holds: Callable[[Session], bool], deed: str) -> None:
-        """As soon as this holds for some session that is not stopped."""
-        rng, sessions = self.world.rng, self.checks.sessions()
-        awake = {proc.address for proc in self.world.living(SESSION) if not proc.paused}
-        holders = [a for a in sorted(awake & sessions.keys()) if holds(sessions[a])]
-        if holders:
-            for client in self.world.living(CLIENT):
-                if rng.random() < 0.5:
-                    client.pause(500 * MS)  # what it has it keeps
-            for address in holders:
-                if rng.random() < 0.4:  # and states it late
-                    self.world.procs[address].pause(rng.choice((900 * MS, 2300 * MS)))
-            self._hit(deed)
-        elif self.faulty:
-            self.world.at(self.world.now + 5 * MS, lambda: self._when(holds, deed))
+    def _lose_granter(self, session: Proc, granter: str) -> None:
+        """A session has just been granted something, and whoever has granted it dies."""
+        rng = self.world.rng
+        for client in self.world.living(CLIENT):
+            if rng.random() < 0.3:
+                client.pause(500 * MS)  # what it has it keeps
+        if rng.random() < 0.5:  # and states it late
+            session.pause(rng.choice((900 * MS, 2300 * MS)))
+        self._hit(f"{granter} is killed")
 
     def _hit(self, deed: str) -> None:
         """Something happens to a process of a kind."""
@@ -352,6 +355,8 @@ class Scenario:
             self.house.stop()
         elif deed.endswith("stops"):
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
+        elif deed.endswith("lags"):
+            victim.pause(rng.choice((1200 * MS, 2300 * MS)))
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
         elif deed.endswith("is killed") or rng.random() < 0.3:
@@ -415,6 +420,6 @@ class Scenario:
             self._start_engine(engine.kind)
 
 
-def run(seed: int, bait: str = "") -> Result:
-    """One run from this seed; with a bait, some deed is done often."""
-    return Scenario(seed, bait).run()
+def run(seed: int, only: Trap | None = None) -> Result:
+    """One run from this seed, with its own share of traps or with this one alone."""
+    return Scenario(seed, only=only).run()
