@@ -23,7 +23,7 @@ from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, SESSION, Address
+from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, NUMBER_MAX, SESSION, Address
 
 from .actor import MS, Ask, Do, Effect, Note, Reply, Send, Sender
 from .adopting import Adopting
@@ -150,7 +150,7 @@ class Allocator(Adopting):
         """Make the slab: what somebody states is his, what is sealed is the index's."""
         plan = Plan(geometry)
         for holder, stock in self._stated.items():
-            self._grants[holder] = stock.upto
+            self._grants[holder] = min(stock.upto, NUMBER_MAX)
             for page in stock.pages:
                 if not plan.grant(page, stock.page_size, holder, stock.upto):
                     self.counts["pages_not_held"] += 1

@@ -34,7 +34,7 @@ from pegaflow.wire.index import (
 )
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, LIST_MAX, NUMBER_MAX, SESSION, Address
 
 from .actor import Effect, Note, Reply, Send, Sender
 from .inheriting import CLAIMS_MAX, LEASED_MAX, LEASES_MAX, Inheriting
@@ -178,7 +178,7 @@ class Index(Inheriting):
         key = msg.keys[at]
         pages = msg.pages[at * msg.shards : (at + 1) * msg.shards]
         stamps = msg.stamps[at * msg.shards : (at + 1) * msg.shards]
-        sums = msg.checksums[at * msg.shards : (at + 1) * msg.shards] or (0,) * msg.shards
+        sums = msg.checksums[at * msg.shards : (at + 1) * msg.shards] or (0,) * len(pages)
         resident = self.blocks.get(msg.namespace, key)
         if resident is not None:
             return resident.stamps == stamps
@@ -233,8 +233,8 @@ class Index(Inheriting):
         """Mend lost releases and lost grants of a session."""
         holder = sender.address
         if holder not in self.heard:
-            self.leases.go_on_from(holder, msg.lease_upto)
-            self.claims.go_on_from(holder, msg.claim_upto)
+            self.leases.go_on_from(holder, min(msg.lease_upto, NUMBER_MAX))
+            self.claims.go_on_from(holder, min(msg.claim_upto, NUMBER_MAX))
         unheld = tuple(n for n in msg.leases if self.leases.get(holder, n) is None)
         self.heard.add(holder)
         if unheld:

@@ -18,7 +18,7 @@ from pegaflow.cache.prefix_index import Block, PrefixIndex
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import Hello
 from pegaflow.wire.index import CLAIM_NS, Claiming, Held
-from pegaflow.wire.values import ALLOCATOR, LIST_MAX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, LIST_MAX, NUMBER_MAX, SESSION, Address
 
 from .actor import Effect, Note, Sender
 from .adopting import Adopting
@@ -138,7 +138,8 @@ class Inheriting(Adopting):
             return []
         blocks = self._named(msg)
         leases, leased = self.leases.load(holder)
-        if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
+        stray = not self.leases.last(holder) < msg.number <= NUMBER_MAX
+        if stray or not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             self.counts["leases_unknown"] += 1
             return []
         self.leases.adopt(holder, msg.number, blocks, now)
@@ -158,7 +159,8 @@ class Inheriting(Adopting):
         """A session restates a claim that an earlier index has given, be it sealed by now or not:
         it does not know, and seals again."""
         holder = sender.address
-        if holder in self.heard or self.claims.held(holder) >= CLAIMS_MAX:
+        full = self.claims.held(holder) >= CLAIMS_MAX
+        if holder in self.heard or full or msg.number > NUMBER_MAX:
             return []
         self.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now)
         return []

@@ -15,7 +15,7 @@ from .test_tidy import python_sources
 
 NO_LIMITS = {
     *inventory._UNITS,
-    "MAJOR", "MINOR", "VERSION", "VOID",  # formats
+    "MAJOR", "MINOR", "VERSION", "VOID", "SEALED", "QUARANTINED",  # formats
     "HEADER_BYTES", "RECORD_BYTES", "UUID_BYTES", "WORD",
 }  # fmt: skip
 

@@ -46,6 +46,9 @@ class Blob(NamedTuple):
 KEY_BYTES_MAX = 64
 """Longest block hash: sha512.  vLLM's are 32 (sha256) or 16 (xxhash128) bytes."""
 
+NUMBER_MAX = (1 << 63) - 1
+"""Largest number of a grant, lease or claim that a session may state: so many more still fit."""
+
 LIST_MAX = 65536
 """Most elements in one list: a prompt of a million tokens in blocks of 16."""
 

@@ -49,13 +49,17 @@ class LeaseTable:
     def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> None:
         """A lease that an earlier life of this table has granted; later than those adopted before.
         Numbers go on from it."""
-        assert number > self._last.get(holder, 0), (holder, number)
+        assert number > self.last(holder), (holder, number)
         self._last[holder] = number - 1
         self.grant(holder, blocks, now)
 
     def go_on_from(self, holder: Hashable, number: int) -> None:
         """The holder has heard of grants up to this number."""
         self._last[holder] = max(self._last.get(holder, 0), number)
+
+    def last(self, holder: Hashable) -> int:
+        """The newest number of this holder; 0: none."""
+        return self._last.get(holder, 0)
 
     def get(self, holder: Hashable, number: int) -> Lease | None:
         """The lease of this number."""

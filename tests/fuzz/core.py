@@ -2,12 +2,14 @@
 
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.index import Index
+from pegaflow.cache.slab import Slab
 from pegaflow.wire import index as index_words
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Return, Stock
 from pegaflow.wire.control import (
     Fenced,
     Gone,
     Neighbour,
+    Roll,
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
@@ -15,6 +17,7 @@ from pegaflow.wire.jobs import (
     Done,
     GrowExtent,
     ReadRecords,
+    ScanRecords,
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -34,7 +37,10 @@ class IndexCage(Cage):
         self.newest = 3
         self.senders = []
         self.tell(BOSS, WELCOME)
+        self.tell(BOSS, Roll((), ()))
         self.tell(BOSS, Neighbour(ALLOC, "a", 1))
+        while not self.index.ready:
+            self.take(self.host.wake(self.now))
         while len(self.senders) < 3:
             self._session()
         space = bytes(16)
@@ -90,13 +96,17 @@ class IndexCage(Cage):
             assert len(msg.pages) % max(msg.shards, 1) == 0
             assert all(page < RECORDS for page in msg.pages)
         elif isinstance(msg, Freed):
-            actor = self.host.actor
-            assert isinstance(actor, Index)
+            actor = self.index
             assert all(actor.ledger.is_void(page) for page in msg.pages)
 
-    def sizes(self) -> dict[str, int]:
+    @property
+    def index(self) -> Index:
         actor = self.host.actor
         assert isinstance(actor, Index)
+        return actor
+
+    def sizes(self) -> dict[str, int]:
+        actor = self.index
         return {
             "blocks": len(actor.blocks),
             "leases": len(actor.leases),
@@ -120,15 +130,19 @@ class AllocatorCage(Cage):
             self.senders.append(Address(SESSION, self.newest))
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         self.tell(BOSS, WELCOME)
-        self.tell(IDX, Freed(()))
-        for msg in (Reserve(PAGE, 4), Return((0, 1)), Stock(1, (0, 1))):
+        for msg in (Reserve(PAGE, 4), Return((0, 1)), Stock(1, (0, 1), PAGE)):
             self.generator.learn(msg, sound=True)
+        self.tell(BOSS, Roll(tuple(self.senders), ()))
+        for sender in self.senders:
+            self.tell(sender, self.generator.message(Stock))
+        self.tell(IDX, Freed(()))
+        while self.slab is None:
+            self.pass_time()
 
     def step(self) -> None:
         """The index seals what was granted, evicts, and fences the dead."""
-        rng = self.rng
-        actor = self.host.actor
-        assert isinstance(actor, Allocator) and actor.slab is not None
+        rng, slab = self.rng, self.slab
+        assert slab is not None
         if rng.random() < 0.05:
             dead = self.senders.pop(0)
             self.tell(IDX, Fenced(dead))
@@ -136,7 +150,7 @@ class AllocatorCage(Cage):
             self.newest += 1
             self.senders.append(Address(SESSION, self.newest))
         elif rng.random() < 0.5:
-            self.sealed |= {p for p in range(RECORDS) if actor.slab.is_granted(p) and p % 3 == 0}
+            self.sealed |= {p for p in range(RECORDS) if slab.is_granted(p) and p % 3 == 0}
         else:
             self.tell(IDX, Freed(self._evict(8)))
 
@@ -153,14 +167,21 @@ class AllocatorCage(Cage):
         if isinstance(job, GrowExtent):
             assert job.extent < GEOMETRY.extents
             return Done(Status.OK)
+        if isinstance(job, ScanRecords):
+            return Done(Status.OK)  # a fresh pool
         assert isinstance(job, ReadRecords)
         assert all(page < RECORDS for page in job.pages), "a page that is not there is read"
         return Done(Status.OK, "", tuple(p for p in job.pages if p in self.sealed))
 
-    def sizes(self) -> dict[str, int]:
+    @property
+    def slab(self) -> Slab | None:
         actor = self.host.actor
-        assert isinstance(actor, Allocator) and actor.slab is not None
-        slab = actor.slab
+        assert isinstance(actor, Allocator)
+        return actor.slab
+
+    def sizes(self) -> dict[str, int]:
+        actor, slab = self.host.actor, self.slab
+        assert isinstance(actor, Allocator) and slab is not None
         assert all(slab.is_granted(p) or slab.is_left(p) for p in self.sealed), "sealed and free"
         return {
             "waiting": len(actor._waiting),

@@ -65,16 +65,18 @@ class SupervisorCage(Cage):
             self.exit(job.address)
         return Done(Status.OK)
 
-    def exit(self, address: Address) -> None:
+    def exit(self, address: Address, code: int = 265) -> None:
         self.living.remove(address)
-        self.take(self.host.inform(Exited(address, 265), self.now))
+        self.take(self.host.inform(Exited(address, code), self.now))
 
     def step(self) -> None:
-        """Children say Hello and Beat; now and then one dies."""
+        """Children say Hello and Beat; who said Bye ends soon; now and then one dies."""
         for address in list(self.living):
             kid = self.supervisor.kids.get(address)
             if kid is not None and not kid.endpoint:
                 self.tell(address, Hello(1, 1, str(address)))
+            elif kid is not None and kid.state == "draining" and self.rng.random() < 0.3:
+                self.exit(address, 0)
             else:
                 self.tell(address, Beat(()))
         self.senders[4:] = self.living

@@ -20,7 +20,7 @@ DEEP = {
     "session": {"blocks_loaded": 20, "blocks_filled": 20, "answers": 1000},
     "index": {"blocks_sealed": 200, "blocks_evicted": 200, "answers": 1000},
     "allocator": {"pages_granted": 1000, "answers": 500},
-    "supervisor": {"engines_served": 20, "answers": 50},
+    "supervisor": {"engines_served": 100, "answers": 50},
     "gateway": {"reports_rendered": 20},
 }
 """What has to happen at least so often among the rest: else nothing deep is tested."""
