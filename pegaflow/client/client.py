@@ -31,6 +31,7 @@ from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
 from .buffers import EngineMemory
+from .patience import GRACE_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 from .shell import Shell, Who
 
@@ -181,12 +182,16 @@ class Client(Shell):
     ) -> int:
         """Write blocks first..first+len(blocks) of a lease into these blocks of the engine.
 
-        Consumes this rank's share of the lease.  Returns a ticket for a LoadDone.
+        Consumes this rank's share of the lease.  Returns a ticket for a LoadDone.  Where the
+        session writes itself it gets a quarter of the time less, half a second at most, so that one
+        which does not stop is dead by the deadline.
         """
         if first < 0 or not blocks or first + len(blocks) > lease.blocks:
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
         ids = self._blocks(blocks)
-        ticket, effects = self._machine.load(lease, ids, first, self._deadline(timeout))
+        until = self._deadline(timeout)
+        grace = min(GRACE_NS, int(timeout * 1e9) // 4)
+        ticket, effects = self._machine.load(lease, ids, first, until - grace, grace)
         self._apply(effects)
         return ticket
 

@@ -121,9 +121,15 @@ class Machine:
         return ticket, [self._ask(Lookup(keys), deadline, found, ticket)]
 
     def load(
-        self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int
+        self,
+        lease: Lease,
+        blocks: tuple[int, ...],
+        first: int,
+        deadline: int,
+        grace: int = GRACE_NS,
     ) -> tuple[int, list[Effect]]:
-        """Start a load; its ticket."""
+        """Start a load; its ticket.  A session that still writes so long after the deadline is
+        killed."""
         ticket = self._begin(Operation("load", deadline, blocks))
 
         def pages(answer: Message | None, now: int) -> list[Effect]:
@@ -155,7 +161,7 @@ class Machine:
             return ticket, [self._ask(ask, deadline, pages, ticket)]
         self.operations[ticket].direct = True
         ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
-        return ticket, [self._ask(ask, deadline, loaded, ticket, GRACE_NS)]
+        return ticket, [self._ask(ask, deadline, loaded, ticket, grace)]
 
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""

@@ -1,0 +1,246 @@
+"""What chaos is done to: a real service, its engines, and an eye on both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from pegaflow.client import inspect
+from pegaflow.errors import UserError
+from pegaflow.rundir import front_desk
+from pegaflow.serve import purge
+from pegaflow.wire.control import ProcessRow
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION
+from perf.chaosload import CHAINS, Engine, keys
+from perf.machine import ENVIRONMENT
+
+PATIENCE_S = 30.0
+"""Whatever takes longer than this to recover has not recovered."""
+
+POOL = "64MiB"  # some 32 MiB of blocks, and what sessions have in stock: nothing evicts
+POLL_S = 0.01
+
+
+def wait(what: str, check: Callable[[], bool]) -> float:
+    """Seconds until this holds.
+
+    Raises:
+        UserError: it never did.
+    """
+    began = time.monotonic()
+    while not check():
+        if time.monotonic() - began > PATIENCE_S:
+            raise UserError(f"not within {PATIENCE_S:g} s: {what}")
+        time.sleep(POLL_S)
+    return time.monotonic() - began
+
+
+class Group:
+    """`pegaflow serve`, started again whenever it has died."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run_dir = folder / "run"
+        self.endpoint = front_desk(self.run_dir)
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, in a process group of its own."""
+        command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(self.run_dir)]
+        command += ["--pool-size", POOL, "--http-addr", "127.0.0.1:0", "--log-format", "json"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stderr=log, stdin=subprocess.DEVNULL, process_group=0, env=ENVIRONMENT
+            )
+        wait("the service is up", self.up)
+
+    def rows(self) -> list[ProcessRow]:
+        """Who lives."""
+        report = inspect(self.endpoint, 0.5) if os.path.exists(self.endpoint) else None
+        return list(report.processes) if report else []
+
+    def up(self) -> bool:
+        """Whether an engine could have a session."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            last = self._log.read_text().splitlines()[-1:]
+            raise UserError(f"the service has ended: {last}")
+        states = {(row.address.name, row.state) for row in self.rows()}
+        return {(ALLOCATOR, "up"), (INDEX, "up"), (SESSION, "spare")} <= states
+
+    def counter(self, name: str) -> int:
+        """A number of this life, summed over all processes."""
+        return sum(c.value for row in self.rows() for c in row.counters if c.name == name)
+
+    def dead(self) -> None:
+        """Wait for the supervisor's end."""
+        assert self._process is not None
+        self._process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        """End it and remove its pool."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        purge(self.run_dir)
+
+
+class Worker:
+    """An engine process, and what it has said so far."""
+
+    def __init__(self, group: Group, name: str, seed: int) -> None:
+        self.name = name
+        self.sums: Counter[str] = Counter()
+        self.waits: dict[str, float] = {}
+        self.exceptions: list[str] = []
+        self.sealed: dict[int, int] = {}
+        command = [sys.executable, "-m", "perf.chaosload", group.endpoint, name, str(seed)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with suppress(json.JSONDecodeError):  # it was killed in the middle of it
+                self._take(json.loads(line))
+
+    def _take(self, said: dict[str, object]) -> None:
+        if isinstance(pair := said.get("sealed"), list):
+            self.sealed[pair[0]] = pair[1]
+        elif isinstance(sums := said["sums"], dict):
+            self.sums = Counter(sums)
+            waits, exceptions = said["waits"], said["exceptions"]
+            assert isinstance(waits, dict) and isinstance(exceptions, list)
+            self.waits, self.exceptions = waits, exceptions
+
+    def end(self) -> int:
+        """Let it end; its exit status."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join()
+        return code
+
+
+class Eye:
+    """An engine of our own that looks whether everything is still there."""
+
+    NAME = "eye"
+
+    def __init__(self, group: Group) -> None:
+        self.engine = Engine(group.endpoint, self.NAME)
+        self._saves = CHAINS
+
+    def attach(self) -> None:
+        """Be served, and save the chain that is looked for after every fault."""
+        wait("the eye is served", lambda: self.engine.client.connect(1.0))
+        wait("the first chain is there", self._kept)
+
+    def _kept(self) -> bool:
+        names = keys(CHAINS)
+        if self.lookup(CHAINS) == len(names):
+            return True
+        for block, key in enumerate(names):
+            self.engine.compute(block, key)
+        self.engine.client.save(names, list(range(len(names))), timeout=1.0)
+        return False
+
+    def lookup(self, chain: int) -> int:
+        """How many blocks of a chain are hits."""
+        found = self.engine.client.lookup(keys(chain), timeout=1.0)
+        if found.lease is not None:
+            self.engine.client.release(found.lease)
+        return found.blocks
+
+    def serves(self) -> bool:
+        """Whether old blocks are found and new ones are taken."""
+        if self.lookup(CHAINS) < len(keys(CHAINS)):
+            return False
+        key = keys(self._saves + 1)[0]
+        self.engine.compute(0, key)
+        done = self.engine.client.save([key], [0], timeout=1.0)
+        self._saves += done.saved
+        return done.saved == 1
+
+    def lost(self, sealed: dict[int, int]) -> int:
+        """How many of the blocks that were sealed are no hits any more."""
+        return sum(max(0, count - self._most(chain, count)) for chain, count in sealed.items())
+
+    def _most(self, chain: int, count: int) -> int:
+        """Hits of a chain; a lookup without an answer says nothing, so it is asked again."""
+        best = 0
+        for _ in range(3):
+            best = max(best, self.lookup(chain))
+            if best >= count:
+                break
+        return best
+
+    def wrong(self, sealed: dict[int, int]) -> int:
+        """How many of these blocks are not loaded as they were saved."""
+        wrong = 0
+        for chain, count in sealed.items():
+            names = keys(chain)[:count]
+            found = self.engine.client.lookup(names, timeout=1.0)
+            if found.lease is None:
+                continue  # lost, which is counted elsewhere
+            targets = list(range(found.blocks))
+            for block in targets:
+                self.engine.spoil(block)
+            loaded = self.engine.client.load(found.lease, targets)
+            self.engine.client.release(found.lease)
+            wrong += len(loaded.failed)
+            for block, key in zip(targets, names, strict=False):
+                wrong += block not in loaded.failed and not self.engine.holds(block, key)
+        return wrong
+
+
+class Home:
+    """A folder for all of it."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pegaflow-chaos-")
+        self.group = Group(Path(self._folder.name))
+
+    def __enter__(self) -> Group:
+        self.group.run_dir.mkdir(mode=0o700)
+        try:
+            self.group.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self.group
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.group.close()
+        finally:
+            self._folder.cleanup()
