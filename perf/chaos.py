@@ -84,9 +84,8 @@ class Chaos:
             how, who = plan.pop() if plan else self.rng.choice([*FAULTS, *FAULTS[:7], *FAULTS[:7]])
             time.sleep(self.rng.expovariate(1 / PAUSE_S))
             sealed = self.sealed()
-            self.evicted += (
-                self.group.counter("blocks_evicted") if who in (SUPERVISOR, GROUP) else 0
-            )
+            if how == KILLED and who in (SUPERVISOR, GROUP):  # and with it its counters
+                self.evicted += self.group.counter("blocks_evicted")
             self.recoveries[how, who].append(self.hit(how, who))
             self.lost += self.eye.lost(sealed)
             done += 1

@@ -2,11 +2,13 @@
 
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pegaflow.cache import ledger
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Record
 from pegaflow.device import poolfiles
@@ -75,12 +77,8 @@ def another_boot(path: Path) -> None:
     at = data.index(found)
     header = bytearray(data[:HEADER_BYTES])
     header[at : at + 4] = b"0000" if found[:4] != b"0000" else b"1111"
-    from pegaflow.cache import ledger
-
-    end = ledger._FACTS_AT + ledger._FACTS.size
-    struct.pack_into(
-        "=I", header, ledger._CRC_AT, ledger.zlib.crc32(header[ledger._FACTS_AT : end])
-    )
+    facts = header[ledger._FACTS_AT : ledger._FACTS_AT + ledger._FACTS.size]
+    struct.pack_into("=I", header, ledger._CRC_AT, zlib.crc32(facts))
     torn(path, 0, bytes(header))
 
 

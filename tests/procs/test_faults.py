@@ -11,6 +11,7 @@ import pytest
 from pegaflow.client import Client
 from pegaflow.client.effects import CopyIn, CopyOut
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import SESSION, Address
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
 
@@ -61,6 +62,16 @@ def before_copying_out(
 def pid_of(service: Service, engine: Engine) -> int:
     """Pid of the engine's session."""
     return service.session_of(engine.client._machine.me.engine).pid
+
+
+def ours(service: Service, engine: Engine) -> set[Address]:
+    """Who lives, but for spares and the sessions of other engines."""
+    rows = service.processes()
+    return {
+        r.address
+        for r in rows
+        if r.address.name != SESSION or r.engine == engine.client._machine.me.engine
+    }
 
 
 def attached_again(client: Client) -> None:
@@ -184,28 +195,34 @@ def test_a_session_stopped_in_the_middle_of_a_save_publishes_the_right_bytes_or_
     service.settled()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("name", ["index", "allocator"])
-def test_the_death_of_a_core_process_costs_misses_and_nothing_else(
-    service: Service, engine: Engine, name: str
+def test_whoever_of_the_core_dies_or_hangs_is_replaced_alone_and_no_lease_is_lost(
+    service: Service, engine: Engine, name: str, number: signal.Signals
 ) -> None:
-    hashes = keys(16, seed=700 + len(name))
+    hashes = keys(16, seed=700 + 10 * len(name) + number)
     engine.fill(BLOCKS, seed=70)
     assert engine.client.save(hashes, BLOCKS).saved == 16
+    held = engine.client.lookup(hashes)
+    assert held.lease is not None
+    before = ours(service, engine)
     (victim,) = service.processes(name)
-    os.kill(victim.pid, signal.SIGKILL)
+    os.kill(victim.pid, number)
     eventually(
-        "the group is new",
+        "there is another one",
         lambda: victim.address not in {r.address for r in service.processes(name)} and service.up(),
     )
-    eventually(
-        "a new session serves us",
-        lambda: engine.client.save(hashes, BLOCKS, timeout=1.0).status is Status.OK,
-    )
-    lease = engine.client.lookup(hashes).lease
-    assert lease is not None
+    after = ours(service, engine)
+    assert before - after == {victim.address} and len(after - before) == 1, "one for one"
     targets = list(range(32, 48))
-    assert engine.client.load(lease, targets).status is Status.OK
+    assert engine.client.load(held.lease, targets).status is Status.OK, "our lease lives on"
     assert engine.holds(targets, seed=70)
+    eventually("old blocks are hits", lambda: engine.client.lookup(hashes).blocks == 16)
+    more = keys(16, seed=900 + 10 * len(name) + number)
+    eventually(
+        "new blocks are taken",
+        lambda: engine.client.save(more, BLOCKS, timeout=1.0).status is Status.OK,
+    )
     service.settled()
 
 

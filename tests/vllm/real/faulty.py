@@ -24,8 +24,8 @@ SLOW_S = 1.0
 
 
 class FaultyClient(Client):
-    """`kill session` and `kill service PGID` (once), `fail tail` and `fail all`, `fail one` (the
-    tail, and at rank 1 alone), `slow load`."""
+    """`kill session`, `kill PID at load`, `kill PID at save` and `kill service PGID` (once), `fail
+    tail` and `fail all`, `fail one` (the tail, and at rank 1 alone), `slow load`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,21 +39,28 @@ class FaultyClient(Client):
         self._file.write_text("")
         return True
 
+    def _strike(self, moment: str) -> None:
+        fault = self._file.read_text()
+        if fault.startswith("kill") and fault.endswith(f"at {moment}") and self._take(fault):
+            os.kill(int(fault.split()[1]), signal.SIGKILL)
+
     def start_load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float
     ) -> int:
-        """Kills the session once it was asked, or remembers what to do with the answer."""
+        """Kills somebody once the session was asked, or remembers what to do with the answer."""
         ticket = super().start_load(lease, blocks, first=first, timeout=timeout)
         self._faulty[ticket] = (self._file.read_text(), tuple(blocks))
         if self._take("kill session"):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._strike("load")
         return ticket
 
     def start_save(self, *args: Any, **kwargs: Any) -> int:
-        """Kills the whole service while there is something to save."""
+        """Kills somebody, or the whole service, while there is something to save."""
         fault = self._file.read_text()
         if fault.startswith("kill service") and self._take(fault):
             os.killpg(int(fault.split()[2]), signal.SIGKILL)
+        self._strike("save")
         return super().start_save(*args, **kwargs)
 
     def poll(self, timeout: float = 0.0) -> list[Done]:

@@ -4,6 +4,7 @@ What counts as "from the cache" is vLLM's own metric of external prefix cache hi
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_an_engine_killed_and_started_again_finds_its_cache(
 @pytest.fixture(scope="module")
 def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose pool nobody has damaged."""
-    with Service(tmp_path_factory.mktemp("own"), pool_size="256MiB") as made:
+    run_dir = tmp_path_factory.mktemp("own")
+    with Service(run_dir, pool_size="256MiB", http_addr="127.0.0.1:0") as made:
         yield made
 
 
@@ -117,6 +119,49 @@ def test_a_service_killed_while_an_engine_works(
     own_service.kill()
     own_service.start()
     assert warm.run(seed=8, reset=True)["tokens"] == other["tokens"]
+
+
+VICTIMS = ("index", "allocator", "gateway", "supervisor")
+
+
+@pytest.mark.parametrize("moment", ["load", "save"])
+@pytest.mark.parametrize("name", VICTIMS)
+def test_whoever_dies_while_requests_run_no_token_differs(
+    own_service: Service, warm: Engine, truth: Truth, name: str, moment: str
+) -> None:
+    (victim,) = own_service.processes(name)
+    seed = 7 if moment == "load" else 20 + VICTIMS.index(name)
+    answer = warm.run(f"kill {victim.pid} at {moment}", seed=seed, reset=True)
+    assert answer["tokens"] == truth(seed=seed)
+    assert set(answer["reasons"]) == {"length"} and answer["left"] == [0, 0]
+    if name == "supervisor":
+        eventually("its children have followed it", lambda: own_service.left_over() == [])
+        own_service.start()
+    else:
+        eventually("it was killed and replaced", lambda: own_service.processes(name) != [victim])
+        eventually("the service is up", own_service.up)
+
+    def hits() -> bool:
+        again = warm.run(reset=True)
+        assert again["tokens"] == truth()
+        return bool(again["external"] >= 0.85 * again["prompt"])
+
+    eventually("what was sealed is a hit again", hits, patience=60)
+
+
+def test_with_verify_damaged_blocks_are_misses_and_counted(
+    tmp_path: Path, start: Start, truth: Truth
+) -> None:
+    with Service(tmp_path / "run", pool_size="256MiB", extra=("--verify",)) as service:
+        engine = start(endpoint=service.endpoint, extra=PATIENT)
+        fill(engine, truth)
+        assert service.counter("blocks_corrupt") == 0
+        flip_all_pages(service)
+        damaged = engine.run(reset=True)
+        assert damaged["tokens"] == truth() and damaged["left"] == [0, 0]
+        eventually("it is counted", lambda: service.counter("blocks_corrupt") > 0)
+        fill(engine, truth)
+        engine.kill()
 
 
 def test_preempted_requests_are_right(own_service: Service, start: Start, truth: Truth) -> None:
