@@ -119,17 +119,13 @@ class Inheriting(Adopting):
         """Warm the coldest blocks that a search for victims has to see: nobody has used them."""
         for size, pages in list(self._coldest.items()):
             count = msg.count if size == msg.page_size else 1
-            still = (p for p in pages if self._is_cold(p))
+            still = (p for p in pages if self.blocks.is_cold(p))
             for block in reversed([self.blocks.by_page(p) for p in islice(still, count)]):
                 assert block is not None
                 self.order.remove(block)
                 self.order.insert_oldest(block)
         if not self.blocks.cold:
             self._coldest.clear()
-
-    def _is_cold(self, page: int) -> bool:
-        record = self.ledger.read(page)
-        return record is not None and self.blocks.is_cold(record.namespace, record.key, page)
 
     def _on_held(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
         """A session restates a lease that an earlier index has granted."""

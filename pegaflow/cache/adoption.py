@@ -1,9 +1,9 @@
 """The index's blocks out of the ledger that an earlier life has left.
 
 The ledger is read chunk by chunk, so that whoever does it can answer to the clock in between.  A
-block of one page becomes a *cold* entry of the prefix index: its key and its page, nothing more,
-until somebody asks for it.  A million of them take less than a second; as objects they would take
-three.  Blocks of several pages are put together from the records of one seal.
+block of one page becomes a *cold* entry of the prefix index (cold.py) until somebody asks for it.
+A million of them take half a second; as objects they would take three.  Blocks of several pages are
+put together from the records of one seal.
 
 What means nothing is to be voided: a block that lacks a shard, a record that does not fit the cut
 of its extent, and all but one of several blocks with the same key.
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.cache.cold import hashes_of
 from pegaflow.cache.geometry import MIN_PAGE, Geometry, slot_size
-from pegaflow.cache.ledger import Ledger, Record
+from pegaflow.cache.ledger import MAX_KEY, Ledger, Record
 from pegaflow.cache.prefix_index import Block, PrefixIndex
 from pegaflow.cache.scan import Chunk, Sense, scan
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -37,7 +38,6 @@ class Adoption:
         self._next = 0  # first page that is still to be read
         self._parts: dict[int, list[tuple[int, Record]]] = {}  # seal -> pages of larger blocks
         self._cold: list[_Column] = []  # per chunk: pages, page sizes, depths, seals
-        self._twins = False  # two cold pages have one key
         self.nonsense: list[int] = []  # pages to be voided
         self.quarantined: list[int] = []
         self.bytes_ = 0  # of the pool, in the slots of adopted blocks
@@ -62,8 +62,11 @@ class Adoption:
 
     def finish(self) -> list[Block]:
         """Once all is read: the blocks of several pages, the tails of chains first."""
-        if self._twins:
-            self._drop_twins()
+        for page in self._blocks.settle_cold():
+            record = self._ledger.read(page)
+            assert record is not None
+            self.nonsense.append(page)
+            self.bytes_ -= slot_size(-(-record.length // PAGE_ALIGN) * PAGE_ALIGN)
         made: list[Block] = []
         for parts in self._parts.values():
             block = _block_of(parts)
@@ -91,36 +94,23 @@ class Adoption:
         rows = chunk.rows
         if not len(rows):
             return
-        halves = np.ascontiguousarray(rows["namespace"]).view(np.uint64).reshape(-1, 2)
-        kinds = np.column_stack([halves, rows["key_length"]])
-        for kind in _distinct(kinds):
-            here = (kinds == kind).all(axis=1)
-            namespace = rows["namespace"][here][0].tobytes()
-            whole = np.ascontiguousarray(rows["key"][here]).view(np.uint8).reshape(-1, 64)
-            keys = np.ascontiguousarray(whole[:, : int(kind[2])]).view(f"V{int(kind[2])}")
-            pages = chunk.pages[here].tolist()
-            self._twins |= not self._blocks.add_cold(namespace, keys.ravel().tolist(), pages)
+        spaces = np.ascontiguousarray(rows["namespace"]).view(np.uint64).reshape(-1, 2)
+        keys = np.ascontiguousarray(rows["key"]).view(np.uint8).reshape(-1, MAX_KEY)
+        hashes = hashes_of(keys[:, : -(-int(rows["key_length"].max()) // 8) * 8])
+        for space in _distinct(spaces):
+            here = (spaces == space).all(axis=1)
+            self._blocks.add_cold(space.tobytes(), hashes[here], chunk.pages[here])
         depths, seals = rows["depth"].astype(np.int64), rows["seal"].astype(np.int64)
         self._cold.append(np.stack([chunk.pages, sizes, depths, seals]))
         self.bytes_ += int(np.maximum(sizes, MIN_PAGE).sum())
 
-    def _drop_twins(self) -> None:
-        """Of several cold pages with one key one is in the index; the others go."""
-        for column in self._cold:
-            for page in column[0].tolist():
-                record = self._ledger.read(page)
-                assert record is not None
-                if not self._blocks.is_cold(record.namespace, record.key, page):
-                    self.nonsense.append(page)
-                    self.bytes_ -= slot_size(-(-record.length // PAGE_ALIGN) * PAGE_ALIGN)
 
-
-def _distinct(kinds: npt.NDArray[np.uint64]) -> list[npt.NDArray[np.uint64]]:
+def _distinct(rows: npt.NDArray[np.uint64]) -> list[npt.NDArray[np.uint64]]:
     """The different rows, of which there are few."""
     found = []
-    while len(kinds):
-        found.append(kinds[0])
-        kinds = kinds[(kinds != kinds[0]).any(axis=1)]
+    while len(rows):
+        found.append(rows[0])
+        rows = rows[(rows != rows[0]).any(axis=1)]
     return found
 
 

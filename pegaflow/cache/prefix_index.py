@@ -4,13 +4,14 @@ Keys are the engine's chained hashes: a key says everything about the blocks bef
 query walks the keys one by one and stops at the first that is not here. Each namespace has its own
 dict, so the walk hashes bytes objects that exist already (and cache their hash) and builds none.
 
-After a restart an entry may be *cold*: just the page of a block of one page, whose ledger record
-says the rest.  It becomes a block as soon as somebody asks for it.
+After a restart a block of one page may be *cold* (cold.py): nothing but its page is known, whose
+ledger record says the rest.  It becomes a block as soon as somebody asks for it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pegaflow.cache.cold import ColdTable, Hashes, Pages
 from pegaflow.cache.ledger import Record
 from pegaflow.wire.layout import PAGE_ALIGN
 
@@ -44,32 +45,32 @@ class PrefixIndex:
         read: Callable[[int], Record | None] = lambda page: None,
         warmed: Callable[[Block], None] = lambda block: None,
     ) -> None:
-        # namespace -> key -> block, or its page as long as it is cold; none empty
-        self._tables: dict[bytes, dict[bytes, Block | int]] = {}
+        self._tables: dict[bytes, dict[bytes, Block]] = {}  # namespace -> key -> block; none empty
         self._by_page: dict[int, Block] = {}  # every page of every block that is not cold
-        self._cold = 0  # cold entries
+        self._cold: dict[bytes, ColdTable] = {}  # by namespace; none empty
         self._read, self._warmed = read, warmed
 
     def get(self, namespace: bytes, key: bytes) -> Block | None:
         table = self._tables.get(namespace)
         block = table.get(key) if table else None
-        return self._warm(block) if isinstance(block, int) else block
+        return self._thaw(namespace, key) if block is None and self._cold else block
 
     def any_of(self, namespace: bytes) -> Block | None:
         """Some block of the namespace."""
-        key = next(iter(self._tables.get(namespace, {})), None)
-        return None if key is None else self.get(namespace, key)
+        block = next(iter(self._tables.get(namespace, {}).values()), None)
+        cold = self._cold.get(namespace)
+        page = cold.any_page() if block is None and cold else None
+        return block if page is None else self.by_page(page)
 
     def find(self, namespace: bytes, keys: Sequence[bytes]) -> list[Block]:
         """The blocks of the longest leading run of keys that are all here."""
-        table = self._tables.get(namespace)
+        table, cold = self._tables.get(namespace, {}), self._cold.get(namespace)
         found: list[Block] = []
-        if table is None:
-            return found
-        for block in map(table.get, keys):
-            if block is None:
+        for key, block in zip(keys, map(table.get, keys), strict=True):
+            one = self._thaw(namespace, key) if block is None and cold else block
+            if one is None:
                 break
-            found.append(self._warm(block) if isinstance(block, int) else block)
+            found.append(one)
         return found
 
     def add(self, block: Block) -> None:
@@ -82,19 +83,21 @@ class PrefixIndex:
             assert page not in self._by_page, (page, block)
             self._by_page[page] = block
 
-    def add_cold(self, namespace: bytes, keys: Sequence[bytes], pages: Sequence[int]) -> bool:
-        """Blocks of one page each; False if some key was here already (the newest page stays)."""
-        table = self._tables.setdefault(namespace, {})
-        before = len(table)
-        table.update(zip(keys, pages, strict=True))
-        added = len(table) - before
-        self._cold += added
-        return added == len(keys)
+    def add_cold(self, namespace: bytes, hashes: Hashes, pages: Pages) -> None:
+        """Blocks of one page each, to be found once they are settled."""
+        if namespace not in self._cold:
+            self._cold[namespace] = ColdTable(self._read)
+        self._cold[namespace].add(hashes, pages)
 
-    def is_cold(self, namespace: bytes, key: bytes, page: int) -> bool:
-        """Whether this key is here, cold and in this page."""
-        entry = self._tables.get(namespace, {}).get(key)
-        return isinstance(entry, int) and entry == page
+    def settle_cold(self) -> list[int]:
+        """All cold blocks are added.  Pages whose key has a later one are not here: these."""
+        return [page for table in self._cold.values() for page in table.settle()]
+
+    def is_cold(self, page: int) -> bool:
+        """Whether the block in this page is here and cold."""
+        record = self._read(page) if self._cold else None
+        cold = self._cold.get(record.namespace) if record is not None else None
+        return record is not None and cold is not None and cold.find(record.key) == page
 
     def remove(self, block: Block) -> None:
         table = self._tables[block.namespace]
@@ -107,11 +110,13 @@ class PrefixIndex:
 
     def by_page(self, page: int) -> Block | None:
         block = self._by_page.get(page)
-        if block is None and self._cold:
-            record = self._read(page)
-            if record is not None and self.is_cold(record.namespace, record.key, page):
-                return self._warm(page)
-        return block
+        return self._warm(page) if block is None and self.is_cold(page) else block
+
+    def _thaw(self, namespace: bytes, key: bytes) -> Block | None:
+        """The cold block of this key becomes one like any other."""
+        cold = self._cold.get(namespace)
+        page = cold.find(key) if cold else None
+        return None if page is None else self._warm(page)
 
     def _warm(self, page: int) -> Block:
         record = self._read(page)
@@ -126,45 +131,48 @@ class PrefixIndex:
             record.depth,
             checksums=(record.checksum or 0,),
         )
-        self._tables[record.namespace][record.key] = block
+        self._tables.setdefault(record.namespace, {})[record.key] = block
         self._by_page[page] = block
-        self._cold -= 1
+        cold = self._cold[record.namespace]
+        cold.take(record.key)
+        if not cold:
+            del self._cold[record.namespace]
         self._warmed(block)
         return block
 
     @property
     def cold(self) -> int:
         """How many blocks are cold."""
-        return self._cold
+        return sum(map(len, self._cold.values()))
 
     def __len__(self) -> int:
-        return sum(map(len, self._tables.values()))
+        return sum(map(len, self._tables.values())) + self.cold
 
     def __iter__(self) -> Iterator[Block]:
         """Every block that is not cold, namespace by namespace; not while adding or removing."""
         for table in self._tables.values():
-            yield from (block for block in table.values() if not isinstance(block, int))
+            yield from table.values()
 
     def pages(self) -> set[int]:
         """The pages of all blocks, cold ones too."""
-        cold = {e for t in self._tables.values() for e in t.values() if isinstance(e, int)}
-        return cold | self._by_page.keys()
+        return self._by_page.keys() | {page for cold in self._cold.values() for page in cold}
 
     def check(self) -> None:
-        pages = cold = 0
+        pages = 0
         for namespace, table in self._tables.items():
             assert table, "an empty namespace stayed"
             for key, block in table.items():
-                if isinstance(block, int):
-                    record = self._read(block)
-                    assert record is not None and record.shards == 1, (block, record)
-                    assert (record.namespace, record.key) == (namespace, key), (block, record)
-                    assert block not in self._by_page
-                    cold += 1
-                    continue
                 assert (block.namespace, block.key) == (namespace, key)
                 assert block.leases >= 0
                 for page in block.pages:
                     assert self._by_page[page] is block
                 pages += len(block.pages)
-        assert pages == len(self._by_page) and cold == self._cold
+        assert pages == len(self._by_page)
+        for namespace, cold in self._cold.items():
+            there = list(cold)
+            assert there or cold, "an empty table stayed"
+            for page in there:
+                record = self._read(page)
+                assert record is not None and record.shards == 1, (page, record)
+                assert record.namespace == namespace and cold.find(record.key) == page
+                assert record.key not in self._tables.get(namespace, {})

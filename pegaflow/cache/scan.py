@@ -43,12 +43,15 @@ def scan(ledger: Ledger, first: int, count: int) -> Chunk:
     words: U64 = np.frombuffer(raw, np.uint64).reshape(count, RECORD_BYTES // 8)
     state = words[:, 0]
     used = np.flatnonzero(state)
-    words, state = words[used], state[used]
-    sums = (words[:, 1:] * _FACTORS).sum(axis=1, dtype=np.uint64) >> np.uint64(32)
+    if len(used) < count:
+        words, state = words[used], state[used]
+    sums = np.einsum("ij,j->i", words[:, 1:], _FACTORS) >> np.uint64(32)
     sealed = state == (np.uint64(SEALED) | sums)
     bad = state >> np.uint64(32) == np.uint64(QUARANTINED >> 32)
-    rows = np.frombuffer(raw, ROW)[used[sealed]]
-    return Chunk(used[sealed] + first, rows, (used[bad] + first).tolist())
+    rows, good = np.frombuffer(raw, ROW), used[sealed]
+    if len(good) < count:
+        rows = rows[good]
+    return Chunk(good + first, rows, (used[bad] + first).tolist())
 
 
 def occupied(ledger: Ledger, first: int, count: int) -> tuple[int, ...]:

@@ -1,0 +1,131 @@
+"""How long a new index takes to know what its predecessor knew: python -m perf.recovery
+
+A real service with an index of so many blocks of one page each (perf/house.py); the index is killed
+and an engine asks, again and again, until all of a chain is a hit. Beside it: what the index does
+with the ledger, here, without its process; a Python process that imports what an index imports; and
+the memcpy of as many bytes as the ledger has.  Between two kills the index lives long enough to be
+restarted without any back-off.  Goal: a million pages are adopted in under a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from rich.table import Table
+
+from pegaflow.actors.restarts import CALM_NS
+from pegaflow.cache.adoption import Adoption
+from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.ledger import RECORD_BYTES, Ledger
+from pegaflow.cache.prefix_index import PrefixIndex
+from pegaflow.client import inspect
+from pegaflow.device.memory import SharedFile
+from pegaflow.errors import UserError
+from pegaflow.rundir import front_desk
+from pegaflow.wire.control import ProcessRow, Report
+from pegaflow.wire.values import INDEX
+from perf import house, machine
+from perf.attach import attach
+from perf.machine import timed, verdict
+
+COLUMNS = "pages adopted,killed to hit,most,bare process,adoption,memcpy,goal,load".split(",")
+PAGES = (100_000, 1_000_000)
+GOAL_S = 1.0
+WAIT_S = 30.0
+LEAST = 0.8  # of the blocks; the others had to go, so that the engine has pages to save into
+ENGINE = "perf"
+
+
+def report_of(run_dir: Path) -> Report:
+    """What the front desk says."""
+    report = inspect(front_desk(run_dir), 2.0)
+    if report is None:
+        raise UserError("the service does not answer")
+    return report
+
+
+def index_of(run_dir: Path) -> ProcessRow:
+    """The living index."""
+    for row in report_of(run_dir).processes:
+        if row.address.name == INDEX and row.state == "up":
+            return row
+    raise UserError("there is no index")
+
+
+def bare_process() -> None:
+    """A process with the index's imports, from spawn to exit."""
+    code = "import sys; sys.modules['rich'] = None; import pegaflow.actors.process, "
+    subprocess.run([sys.executable, "-c", code + "pegaflow.actors.index"], check=True)
+
+
+def adopt(ledger: Ledger, geometry: Geometry) -> int:
+    """What the index does with it; how many blocks it finds."""
+    blocks = PrefixIndex(ledger.read, lambda block: None)
+    adoption = Adoption(ledger, geometry, blocks)
+    while adoption.step():
+        pass
+    adoption.finish()
+    return len(blocks)
+
+
+def measure(pages: int, turns: int) -> tuple[list[float], list[float]]:
+    """Seconds from each kill to the first full hit; of the bare process, adoption and memcpy."""
+    with house.running(pages) as run_dir:
+        _, client = attach(front_desk(run_dir), ENGINE)
+        house.fill(run_dir, house.namespace_of(ENGINE, run_dir), pages)
+        names = house.keys(house.CHAIN, pages // house.CHAIN // 2)
+        recoveries = []
+        for turn in range(turns):
+            time.sleep(CALM_NS / 1e9 + 1 if turn else 0)
+            os.kill(index_of(run_dir).pid, signal.SIGKILL)
+            began = time.perf_counter()
+            while client.lookup(names, timeout=1.0).blocks < len(names):
+                if time.perf_counter() - began > WAIT_S:
+                    raise UserError(f"no hit within {WAIT_S:g} s")
+                time.sleep(0.001)
+            recoveries.append(time.perf_counter() - began)
+        report = report_of(run_dir)
+        client.close()
+        file = SharedFile.open(report.ledger_path, write=True)
+        ledger = Ledger(file.map, file.read)
+        geometry = Geometry(report.pool_bytes, report.extent_bytes)
+        source = np.ones(pages * RECORD_BYTES, np.uint8)
+        target = np.zeros_like(source)
+        found = timed(lambda: adopt(ledger, geometry))[1]
+        if found < LEAST * pages:
+            raise UserError(f"{found} of {pages} blocks were adopted")
+        copy = lambda: np.copyto(target, source)  # noqa: E731
+        calls = (bare_process, lambda: adopt(ledger, geometry), copy)
+        return recoveries, machine.medians(turns, calls)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few pages, one turn")
+    parser.add_argument("--turns", type=int, default=3)
+    given = parser.parse_args()
+    sizes, turns = ((10_240,), 1) if given.quick else (PAGES, given.turns)
+    table = Table(*COLUMNS, box=None, caption="seconds; medians, but for `most`")
+    try:
+        for pages in sizes:
+            recoveries, (bare, adoption, memcpy) = measure(pages, turns)
+            figures = (median(recoveries), max(recoveries), bare, adoption)
+            shown = [f"{figure:.2f}" for figure in figures]
+            goal = verdict(adoption, GOAL_S)
+            table.add_row(f"{pages:,}", *shown, f"{memcpy:.3f}", goal, machine.load())
+    except UserError as error:
+        raise SystemExit(f"perf.recovery: {error}") from None
+    machine.show(table)
+
+
+if __name__ == "__main__":
+    main()
