@@ -32,7 +32,7 @@ from pegaflow.errors import UserError
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR
 from perf import machine
-from perf.chaosgroup import Eye, Group, Home, Worker, wait
+from perf.chaosgroup import Eye, Group, Worker, home, wait
 from perf.chaosload import TIMEOUTS
 
 GROUP, ENGINE, SPARE = "whole group", "engine", "spare session"
@@ -220,7 +220,8 @@ def main() -> None:
     given = parser.parse_args()
     began = time.monotonic()
     try:
-        with Home() as group:
+        with home() as group:
+            group.start()
             chaos = Chaos(group, given.engines, given.seed)
             try:
                 chaos.run(given.seconds, given.faults)

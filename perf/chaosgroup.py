@@ -11,10 +11,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from pegaflow.client import inspect
 from pegaflow.errors import UserError
@@ -218,29 +217,13 @@ class Eye:
         return wrong
 
 
-class Home:
-    """A folder for all of it."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pegaflow-chaos-")
-        self.group = Group(Path(self._folder.name))
-
-    def __enter__(self) -> Group:
-        self.group.run_dir.mkdir(mode=0o700)
+@contextmanager
+def home() -> Iterator[Group]:
+    """A group that is not started yet, in a folder of its own; nothing of both is left."""
+    with tempfile.TemporaryDirectory(prefix="pegaflow-chaos-") as folder:
+        group = Group(Path(folder))
+        group.run_dir.mkdir(mode=0o700)
         try:
-            self.group.start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self.group
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.group.close()
+            yield group
         finally:
-            self._folder.cleanup()
+            group.close()

@@ -154,6 +154,13 @@ def test_an_idle_lease_is_released_unless_a_copy_of_it_runs() -> None:
     assert said(sent, to_index.Release, IDX).number == idle
 
 
+def test_an_idle_engine_is_never_reaped() -> None:
+    rig, _, _ = attached()
+    rig.wait(3600 * 1000 * MS)
+    assert rig.stop is None
+    one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
+
+
 def test_each_beat_states_leases_and_pages() -> None:
     rig, _, reserve = attached()
     reserved = grant(3, 4)
