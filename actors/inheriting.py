@@ -49,6 +49,7 @@ class Inheriting(Adopting):
         self._open_ledger = open_ledger  # maps the file that Welcome names
         self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
         self._adoption: Adoption | None = None  # while the ledger is being read
+        self._adopted: Adoption | None = None  # read, but not asked yet for the coldest
         self._coldest: dict[int, Iterator[int]] = {}  # page size -> cold pages, the coldest first
         self.heard: set[Address] = set()  # living sessions that have stated in this life
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
@@ -87,17 +88,16 @@ class Inheriting(Adopting):
         self.claims.expire(now)
         effects: list[Effect] = []
         if self._adoption is not None and not self._adoption.step():
-            effects = self._adopted(self._adoption, now)
+            effects = self._know(self._adoption, now)
         return effects + super().wake(now)
 
-    def _adopted(self, adoption: Adoption, now: int) -> list[Effect]:
+    def _know(self, adoption: Adoption, now: int) -> list[Effect]:
         """The ledger is read: from here on we answer."""
-        self._adoption = None
+        self._adoption, self._adopted = None, adoption
         for block in reversed(adoption.finish()):
             self.order.insert_oldest(block)
         for page in adoption.nonsense:
             self.ledger.void(page)
-        self._coldest = adoption.coldest()
         self.resident_bytes += adoption.bytes_
         self.quarantined = len(adoption.quarantined)
         self.counts["blocks_adopted"] += len(self.blocks)
@@ -117,6 +117,8 @@ class Inheriting(Adopting):
 
     def thaw(self, msg: Pressure) -> None:
         """Warm the coldest blocks that a search for victims has to see: nobody has used them."""
+        if self._adopted is not None:  # sorting a million takes longer than anybody should wait
+            self._coldest, self._adopted = self._adopted.coldest(), None
         for size, pages in list(self._coldest.items()):
             count = msg.count if size == msg.page_size else 1
             still = (p for p in pages if self.blocks.is_cold(p))
