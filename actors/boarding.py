@@ -60,7 +60,7 @@ class Boarding(Child):
         self.serve: Serve | None = None  # the engine; None: a spare
         self.served = 0  # since when
         self.clients: set[Address] = set()  # that have spoken and not left
-        self.remote: set[Address] = set()  # those of them that came over TCP
+        self.remote: set[Address] = set()  # those of them whose pids mean nothing here
         self.watched: set[tuple[int, int]] = set()  # (pid, start) of client processes
         self.ranks: dict[int, Rank] = {}  # attached, or about to be
         self.leaving: list[Rank] = []  # given up, but a job of theirs still runs
@@ -117,7 +117,7 @@ class Boarding(Child):
         refusal = self._fault(sender, msg)
         if refusal is not None:
             return [Reply(sender, refusal)]
-        effects = [] if sender.remote else self._watch(msg.pid, msg.started)
+        effects = [] if self._is_blind(sender) else self._watch(msg.pid, msg.started)
         old = self.ranks.get(msg.rank)
         if old is not None:
             effects += self._give_up(old)
@@ -126,7 +126,7 @@ class Boarding(Child):
             return [*effects, Reply(sender, busy)]
         self._mapping += 1
         rank = self.ranks[msg.rank] = new_rank(sender.address, msg, self._mapping)
-        if sender.remote or not wants_process_vm(rank):
+        if self._is_blind(sender) or not wants_process_vm(rank):
             return effects + self._bounce(rank, sender, now)
 
         def drawn(done: Done, now: int) -> list[Effect]:
@@ -139,8 +139,12 @@ class Boarding(Child):
         """Know a client from now on, unless there are too many."""
         if len(self.clients) < CLIENTS_MAX:
             self.clients.add(sender.address)
-            if sender.remote:
+            if self._is_blind(sender):
                 self.remote.add(sender.address)
+
+    def _is_blind(self, sender: Sender) -> bool:
+        """Whether this client's pid means nothing here."""
+        return sender.remote or (self.serve is not None and self.serve.foreign)
 
     def look_for_remote(self, now: int) -> list[Effect]:
         """A word to every client whose process we cannot watch: who is gone turns out to be
@@ -161,8 +165,11 @@ class Boarding(Child):
         why = layouts.fault(msg.layout, msg.region_bytes)
         if why:
             return Refused(Status.BAD_LAYOUT, why)
-        if sender.remote and msg.way is Way.PROCESS_VM:
-            why = "process_vm is not for clients on TCP: let `way` be auto or staged"
+        if self._is_blind(sender) and msg.way is Way.PROCESS_VM:
+            why = (
+                "process_vm is not for clients on TCP or in another pid namespace: "
+                "let `way` be auto or staged"
+            )
             return Refused(Status.BAD_REQUEST, why)
         why = fault(msg, self.ranks)
         if why:

@@ -62,6 +62,7 @@ class FrontDesk:
         self.kids = kids  # the supervisor's own table
         self.budgets = budgets  # the supervisor's own
         self.opens: deque[_Open] = deque()  # engines that wait for a session
+        self.pid_namespace = 0  # that our pids are of; 0: unknown
         self._kill = kill
         self._changed = changed
 
@@ -129,7 +130,7 @@ class FrontDesk:
             if kid.state == "assigned":
                 self.opens.append(open_)  # until it has said Serving
                 return []
-            return [Reply(open_.sender, self._session_at(kid, open_.sender))]
+            return [Reply(open_.sender, self._session_at(kid, open_))]
         rest = self.budgets.engine_rest(msg.engine, now)
         if rest:
             period, seconds = PERIOD_NS // (1000 * MS), rest // (1000 * MS) + 1
@@ -153,24 +154,32 @@ class FrontDesk:
                 spare.state = "serving"
                 effects: list[Effect] = [
                     Note("engine_opened", who(spare)),
-                    Reply(open_.sender, self._session_at(spare, open_.sender)),
+                    Reply(open_.sender, self._session_at(spare, open_)),
                 ]
                 return effects + self._changed(now)
             self.opens.append(open_)
             return self._kill(spare) + self._changed(now)
 
+        foreign = self._is_foreign(open_)
         serve = Serve(
             *(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe),
-            remote=open_.sender.remote,
+            remote=open_.sender.remote or foreign,
+            foreign=foreign,
         )
         return [Ask(spare.address, serve, now + SERVE_NS, serving)]
 
-    def _session_at(self, kid: Kid, to: Sender) -> SessionAt:
+    def _is_foreign(self, open_: _Open) -> bool:
+        """Whether this client of our host sees other pids than we do."""
+        theirs = 0 if open_.sender.remote else open_.msg.pid_namespace
+        return bool(theirs and self.pid_namespace) and theirs != self.pid_namespace
+
+    def _session_at(self, kid: Kid, open_: _Open) -> SessionAt:
         """The answer to an engine, with a word on a twin that hashes otherwise."""
-        if to.remote:
+        if open_.sender.remote:
             where = SessionAt(kid.address, f"{SAME_HOST}{kid.port}", 0)
         else:
-            where = SessionAt(kid.address, kid.endpoint, kid.pid)
+            pid = 0 if self._is_foreign(open_) else kid.pid
+            where = SessionAt(kid.address, kid.endpoint, pid)
         mine = kid.opener
         assert mine is not None
         for other in self.kids.values():

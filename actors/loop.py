@@ -238,8 +238,8 @@ class Loop:
             failed = _send(self._inbox, frames)
             if failed == zmq.EHOSTUNREACH and self._remote is not None:
                 failed = _send(self._remote, frames)
-                if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:
-                    self._unreachable.append(receiver)
+            if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:
+                self._unreachable.append(receiver)
         if failed:
             self.host.actor.counts["frames_unsent"] += 1
 

@@ -83,6 +83,7 @@ class Plan:
     copy_threads: int = 2  # of each session
     verify: bool = False  # check pages against their checksums on every load
     pid: int = 0  # the supervisor's own
+    pid_namespace: int = 0  # inode of the one that all our pids are of; 0: unknown
 
 
 class Supervisor(Actor):
@@ -97,6 +98,7 @@ class Supervisor(Actor):
         self.pool: Welcome | None = None  # None until there is one
         self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # sessions, the newest last
         self.desk = FrontDesk(self.kids, self.budgets, self._kill, self._restaff)
+        self.desk.pid_namespace = plan.pid_namespace
         self.state = "starting"  # starting, up, draining, killing
         self.started = 0
         self.next_tick = 0

@@ -24,6 +24,7 @@ from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.actors.tcp import tcp_of
 from pegaflow.actors.vitals import Vitals
 from pegaflow.cache.geometry import Geometry
+from pegaflow.client.place import pid_namespace
 from pegaflow.config import Settings
 from pegaflow.device import poolfiles
 from pegaflow.device.poolfiles import PoolFiles, Wanted
@@ -192,6 +193,7 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         settings.copy_threads,
         settings.verify,
         os.getpid(),
+        pid_namespace(),
     )
     signals = Signals(signal.SIGINT, signal.SIGTERM)
     supervisor = Supervisor(address, plan)

@@ -163,6 +163,7 @@ class OpenSession(Message):
     namespace: bytes  # what changes the meaning of bytes, layout excepted
     probe: bytes = b""  # the engine's hash of a fixed block; differs if its hash seed differs
     opens: bool = True  # False: join the generation once its opener has opened it
+    pid_namespace: int = 0  # inode of the one that `pid` is of; 0: not said
 
 
 @message(16)
@@ -175,7 +176,8 @@ class Serve(Message):
     started: int
     namespace: bytes
     probe: bytes = b""
-    remote: bool = False  # the engine came over TCP: its pid means nothing here
+    remote: bool = False  # its pid means nothing here: it came over TCP, or is `foreign`
+    foreign: bool = False  # it is in another pid namespace of this host, with all its clients
 
 
 @message(17)

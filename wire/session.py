@@ -51,9 +51,11 @@ next chunk; Left comes when none runs, and only then may the engine free its reg
 (TCP) clients and those who cannot see the session's pid are served staged, or refused if they will
 have nothing but process_vm.
 
-TCP.  The pid of a remote client means nothing here, so its death is seen by its connection: the
-session says Pong to each once per beat, and one that cannot be reached has left.  A remote engine
-of which no client has come 10 s after Serve is not waited for: the session stops.
+TCP and other pid namespaces.  The pid of a remote or foreign client means nothing here, so its
+death is seen by its connection: the session says Pong to each once per beat, and one that cannot be
+reached has left.  Such an engine of which no client has come 10 s after Serve is not waited for:
+the session stops.  A foreign client (OpenSession.pid_namespace is not ours) is told no pid of its
+session either: one of the same number may be somebody else's where it lives.
 
 Ranks.  A block has one page per rank.  A lease is consumed when every rank has loaded from it (or
 it is released, and no copy of it runs).  The ranks' saves of one scheduler order carry its number;

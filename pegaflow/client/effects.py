@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Attached, Way
@@ -23,6 +24,12 @@ class Identity:
     pid: int
     started: int
     opens: bool = True  # False: join a generation that another client opens
+    pid_namespace: int = 0  # that `pid` is of
+
+    def opening(self) -> OpenSession:
+        """What it says at the front desk."""
+        ids = (self.engine, self.generation, self.pid, self.started, self.namespace, self.probe)
+        return OpenSession(*ids, self.opens, self.pid_namespace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ the session: it ends by the session's word or by its proven death and by nothing
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from pegaflow.wire.control import OpenSession, Refused, SessionAt
+from pegaflow.wire.control import Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
@@ -338,8 +338,7 @@ class Machine:
 
     def _open(self, now: int) -> list[Effect]:
         self.state = "opening"
-        m = self.me
-        ask = OpenSession(m.engine, m.generation, m.pid, m.started, m.namespace, m.probe, m.opens)
+        ask = self.me.opening()
         number = self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
@@ -351,7 +350,7 @@ class Machine:
 
         self._questions[number] = Question(now + OPEN_NS, opened)
         desk = Address(SUPERVISOR, 0)
-        return [ToDesk(Envelope(m.address, desk, ask, number, 0, now + OPEN_NS))]
+        return [ToDesk(Envelope(self.me.address, desk, ask, number, 0, now + OPEN_NS))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
         self.state, self.session, self.advice = "joining", at.address, at.advice

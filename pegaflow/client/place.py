@@ -71,6 +71,14 @@ def start_ticks() -> int:
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
+def pid_namespace() -> int:
+    """Which pid namespace our pids are of: its inode, or 0 where /proc does not say."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def permit_tracer(pid: int) -> None:
     """Let this process, which is no ancestor of ours, read our memory where Yama restricts that."""
     _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(pid), 0, 0, 0)

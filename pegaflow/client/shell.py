@@ -90,6 +90,7 @@ class Shell:
                 self._pid,
                 place.start_ticks(),
                 who.opens,
+                place.pid_namespace(),
             )
         )
         self._context = who.context or zmq.Context()

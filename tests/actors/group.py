@@ -89,8 +89,10 @@ class Group(Rig):
         self.living.remove(address)
         return self.inform(Exited(address, 256 + 9)) + self.settle()
 
-    def open(self, msg: OpenSession = OPEN, client: Address = CLIENT_7) -> list[Envelope]:
-        return self.ask(client, msg, to=Address(BOSS.name, 0)) + self.settle()
+    def open(
+        self, msg: OpenSession = OPEN, client: Address = CLIENT_7, remote: bool = False
+    ) -> list[Envelope]:
+        return self.ask(client, msg, to=Address(BOSS.name, 0), remote=remote) + self.settle()
 
     def beats(self, nanoseconds: int, silent: Address | None = None) -> list[Envelope]:
         """Let time pass with all children beating but one."""

@@ -1,6 +1,8 @@
-"""Clients on TCP: their processes are not known, so none is watched and none is reached."""
+"""Clients on TCP or of another pid namespace: none of their processes is watched or reached."""
 
 from dataclasses import replace
+
+import pytest
 
 from pegaflow.actors.boarding import DIAL_NS
 from pegaflow.actors.session import Session
@@ -15,32 +17,38 @@ from .sessions import ATTACH, SERVE, spare
 DIRECT = replace(ATTACH, way=Way.PROCESS_VM, bases=(4096,), scratch=8192)
 
 
-def far() -> tuple[Rig, Session]:
-    """A session whose engine asked over TCP."""
+@pytest.fixture(params=[False, True], ids=["TCP", "another pid namespace"])
+def foreign(request: pytest.FixtureRequest) -> bool:
+    """Whether it is the engine's pid namespace, and its link is one of this host."""
+    return bool(request.param)
+
+
+def far(foreign: bool) -> tuple[Rig, Session]:
+    """A session whose engine is not to be watched."""
     rig, actor = spare()
-    said(rig.ask(BOSS, replace(SERVE, remote=True)), Serving, BOSS)
+    said(rig.ask(BOSS, replace(SERVE, remote=True, foreign=foreign)), Serving, BOSS)
     return rig, actor
 
 
-def test_it_is_served_staged_and_no_process_is_watched() -> None:
-    rig, _ = far()
-    assert rig.ask(CLIENT_7, replace(DIRECT, way=Way.AUTO), remote=True) == []
+def test_it_is_served_staged_and_no_process_is_watched(foreign: bool) -> None:
+    rig, _ = far(foreign)
+    assert rig.ask(CLIENT_7, replace(DIRECT, way=Way.AUTO), remote=not foreign) == []
     attached = said(rig.done(OpenBounce, note="bounce"), Attached, CLIENT_7)
     assert (attached.loads, attached.saves) == (Way.STAGED, Way.STAGED)
     assert not rig.wanted(WatchProcess) and not rig.wanted(DrawProof)
 
 
-def test_process_vm_is_refused_in_one_line() -> None:
-    rig, _ = far()
-    refused = said(rig.ask(CLIENT_7, DIRECT, remote=True), Refused, CLIENT_7)
+def test_process_vm_is_refused_in_one_line(foreign: bool) -> None:
+    rig, _ = far(foreign)
+    refused = said(rig.ask(CLIENT_7, DIRECT, remote=not foreign), Refused, CLIENT_7)
     assert refused.status is Status.BAD_REQUEST and "\n" not in refused.why
     assert not rig.wanted(DrawProof) and not rig.wanted(OpenBounce)
 
 
-def test_who_cannot_be_reached_has_left() -> None:
-    rig, _ = far()
+def test_who_cannot_be_reached_has_left(foreign: bool) -> None:
+    rig, _ = far(foreign)
     for client in (CLIENT_7, CLIENT_8):
-        said(rig.ask(client, Ping(), remote=True), Pong, client)
+        said(rig.ask(client, Ping(), remote=not foreign), Pong, client)
     beat = rig.wait(600 * MS)
     assert {e.receiver for e in beat if isinstance(e.message, Pong)} == {CLIENT_7, CLIENT_8}
     assert not pick(rig.inform(Unreachable(CLIENT_7)), Bye)
@@ -48,8 +56,8 @@ def test_who_cannot_be_reached_has_left() -> None:
     assert pick(rig.inform(Unreachable(CLIENT_8)), Bye) and rig.stop == ""
 
 
-def test_who_never_comes_is_not_waited_for() -> None:
-    rig, actor = far()
+def test_who_never_comes_is_not_waited_for(foreign: bool) -> None:
+    rig, actor = far(foreign)
     while rig.now < actor.served + DIAL_NS:
         assert rig.stop is None
         rig.wait(500 * MS)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from pegaflow.actors.supervisor import DRAIN_NS, START_NS, TICK_NS, Supervisor
 from pegaflow.wire.control import (
     SILENT_NS,
@@ -156,6 +158,26 @@ def test_an_engine_gets_a_spare_and_a_new_spare_is_made() -> None:
     assert (at.address, at.endpoint) == (spare, f"ipc://{spare}")
     group.settle()
     assert len([a for a in group.living if a.name == SESSION]) == 2
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "remote", "foreign"),
+    [(5, 6, False, True), (5, 5, False, False), (5, 0, False, False), (0, 6, False, False)]
+    + [(5, 6, True, False)],
+)
+def test_an_engine_of_another_pid_namespace_is_told_no_pid_and_its_own_is_not_believed(
+    ours: int, theirs: int, remote: bool, foreign: bool
+) -> None:
+    group = Group(replace(PLAN, pid_namespace=ours))
+    engine = replace(OPEN, pid_namespace=theirs)
+    serve = one(group.open(engine, remote=remote), Serve)
+    asked = serve.message
+    assert isinstance(asked, Serve)
+    assert (asked.remote, asked.foreign) == (remote or foreign, foreign)
+    at = said(group.answer(serve, Serving()), SessionAt, CLIENT_7)
+    assert bool(at.pid) is not (remote or foreign)
+    joined = said(group.open(engine, CLIENT_8, remote), SessionAt, CLIENT_8)
+    assert joined.pid == at.pid
 
 
 def test_the_same_life_of_an_engine_gets_the_same_session() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,49 @@ def test_a_killed_engine_leaves_its_blocks_and_nothing_else(service: Service) ->
         assert found.blocks == 10 and found.lease is not None
         assert successor.client.load(found.lease, list(range(10))).status is Status.OK
         assert successor.holds(list(range(10)), seed=400)
+
+
+IN_ANOTHER = ["unshare", "--map-root-user", "--fork", "--pid", "--mount-proc", "--kill-child"]
+"""A command in a pid namespace of its own, as in a container."""
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*IN_ANOTHER, "true"]).returncode != 0,
+    reason="this machine makes no pid namespaces for us",
+)
+def test_an_engine_of_another_pid_namespace_is_served_and_seen_to_die(service: Service) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.procs.service import Engine, Service, keys\n"
+        "e = Engine(Service(Path(sys.argv[1])), 'contained').attach()\n"
+        "e.fill(list(range(10)), seed=600)\n"
+        "assert e.client.save(keys(10, seed=6), list(range(10))).saved == 10\n"
+        "lease = e.client.lookup(keys(10, seed=6)).lease\n"
+        "e.client.load(lease, list(range(20, 30)))\n"
+        "assert e.holds(list(range(20, 30)), seed=600)\n"
+        "assert e.client.lookup(keys(10, seed=6)).lease is not None\n"
+        "print(os.getpid(), *e.client.ways[:2], flush=True)\n"
+        "signal.pause()\n"
+    )
+    with subprocess.Popen(
+        [*IN_ANOTHER, sys.executable, "-c", script, str(service.run_dir)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as contained:
+        assert contained.stdout is not None
+        assert contained.stdout.readline() == b"1 staged staged\n"
+        session = service.session_of("contained")
+        seen = service.counter("leases")
+        assert seen == 1, "it is served although nobody sees its pid"
+        contained.kill()
+    eventually(
+        "its session is gone",
+        lambda: session.address not in {r.address for r in service.processes()},
+    )
+    eventually("its lease is gone", lambda: service.counter("leases") == 0)
+    with Engine(service, "contained") as successor:
+        assert successor.client.lookup(keys(10, seed=6)).blocks == 10
 
 
 def test_an_engine_id_in_use_is_refused_in_one_line(service: Service) -> None:
