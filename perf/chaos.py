@@ -49,7 +49,7 @@ STOPPED_S = 4.0
 PAUSE_S = 0.3
 """Mean time of peace between two faults."""
 
-GRACE_S = 0.5
+GRACE_S = 1.0
 """What a call may be late by, on a machine whose cores are all busy."""
 
 

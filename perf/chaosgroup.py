@@ -29,6 +29,7 @@ PATIENCE_S = 30.0
 
 POOL = "64MiB"  # some 32 MiB of blocks, and what sessions have in stock: nothing evicts
 POLL_S = 0.01
+ASKED_AGAIN = 10  # lookups until a block counts as lost
 
 
 def wait(what: str, check: Callable[[], bool]) -> float:
@@ -192,7 +193,7 @@ class Eye:
     def _most(self, chain: int, count: int) -> int:
         """Hits of a chain; a lookup without an answer says nothing, so it is asked again."""
         best = 0
-        for _ in range(3):
+        for _ in range(ASKED_AGAIN):
             best = max(best, self.lookup(chain))
             if best >= count:
                 break
