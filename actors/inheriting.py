@@ -121,9 +121,8 @@ class Inheriting(Adopting):
             self._coldest, self._adopted = self._adopted.coldest(), None
         for size, pages in list(self._coldest.items()):
             count = msg.count if size == msg.page_size else 1
-            still = (p for p in pages if self.blocks.is_cold(p))
-            for block in reversed([self.blocks.by_page(p) for p in islice(still, count)]):
-                assert block is not None
+            warmed = islice(filter(None, map(self.blocks.warm, pages)), count)
+            for block in reversed(list(warmed)):
                 self.order.remove(block)
                 self.order.insert_oldest(block)
         if not self.blocks.cold:

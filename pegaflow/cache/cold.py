@@ -79,10 +79,10 @@ class ColdTable:
         self._hashes, self._pages = hashes.data.cast("B").cast("Q"), pages.data.cast("B").cast("q")
         dropped = []
         for at in (np.flatnonzero(hashes[1:] == hashes[:-1]) + 1).tolist():
-            key = self._key(at)
+            key = self._record(at).key
             before = at - 1
             while before >= 0 and self._hashes[before] == self._hashes[at]:
-                if self._pages[before] != _GONE and self._key(before) == key:
+                if self._pages[before] != _GONE and self._record(before).key == key:
                     dropped.append(self._pages[before])
                     self._remove(before)
                 before -= 1
@@ -90,8 +90,8 @@ class ColdTable:
 
     def find(self, key: bytes) -> int | None:
         """The page of this key."""
-        at = self._find(key)
-        return None if at is None else self._pages[at]
+        found = self._find(key)
+        return None if found is None else self._pages[found[0]]
 
     def any_page(self) -> int | None:
         """Some page that is here."""
@@ -99,29 +99,34 @@ class ColdTable:
             self._first += 1
         return self._pages[self._first] if self._first < len(self._pages) else None
 
-    def take(self, key: bytes) -> None:
-        """This key is not cold any more."""
-        at = self._find(key)
-        assert at is not None, key
+    def pop(self, key: bytes, page: int | None = None) -> tuple[int, Record] | None:
+        """Page and record of this key, which is not cold any more; None if it was not, or is in
+        another page than this one."""
+        found = self._find(key)
+        if found is None or page not in (None, self._pages[found[0]]):
+            return None
+        at, record = found
+        here = self._pages[at]
         self._remove(at)
+        return here, record
 
     def __iter__(self) -> Iterator[int]:
         """Every page that is here."""
         return (page for page in self._pages if page != _GONE)
 
-    def _find(self, key: bytes) -> int | None:
+    def _find(self, key: bytes) -> tuple[int, Record] | None:
         wanted = hash_of(key)
         at = bisect_left(self._hashes, wanted)
         while at < len(self._hashes) and self._hashes[at] == wanted:
-            if self._pages[at] != _GONE and self._key(at) == key:
-                return at
+            if self._pages[at] != _GONE and (record := self._record(at)).key == key:
+                return at, record
             at += 1
         return None
 
-    def _key(self, at: int) -> bytes:
+    def _record(self, at: int) -> Record:
         record = self._read(self._pages[at])
         assert record is not None, self._pages[at]
-        return record.key
+        return record
 
     def _remove(self, at: int) -> None:
         self._pages[at] = _GONE

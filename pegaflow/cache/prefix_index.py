@@ -93,12 +93,6 @@ class PrefixIndex:
         """All cold blocks are added.  Pages whose key has a later one are not here: these."""
         return [page for table in self._cold.values() for page in table.settle()]
 
-    def is_cold(self, page: int) -> bool:
-        """Whether the block in this page is here and cold."""
-        record = self._read(page) if self._cold else None
-        cold = self._cold.get(record.namespace) if record is not None else None
-        return record is not None and cold is not None and cold.find(record.key) == page
-
     def remove(self, block: Block) -> None:
         table = self._tables[block.namespace]
         assert table[block.key] is block, block
@@ -110,33 +104,35 @@ class PrefixIndex:
 
     def by_page(self, page: int) -> Block | None:
         block = self._by_page.get(page)
-        return self._warm(page) if block is None and self.is_cold(page) else block
+        return self.warm(page) if block is None and self._cold else block
 
-    def _thaw(self, namespace: bytes, key: bytes) -> Block | None:
-        """The cold block of this key becomes one like any other."""
-        cold = self._cold.get(namespace)
-        page = cold.find(key) if cold else None
-        return None if page is None else self._warm(page)
-
-    def _warm(self, page: int) -> Block:
+    def warm(self, page: int) -> Block | None:
+        """The block in this page, if it is cold: it becomes one like any other."""
         record = self._read(page)
-        assert record is not None and record.shards == 1, (page, record)
+        return None if record is None else self._thaw(record.namespace, record.key, page)
+
+    def _thaw(self, namespace: bytes, key: bytes, page: int | None = None) -> Block | None:
+        """The cold block of this key (in this page) becomes one like any other."""
+        cold = self._cold.get(namespace)
+        found = None if cold is None else cold.pop(key, page)
+        if cold is None or found is None:
+            return None
+        if not cold:
+            del self._cold[namespace]
+        here, record = found
+        assert record.shards == 1, (here, record)
         block = Block(
             record.namespace,
             record.key,
             -(-record.length // PAGE_ALIGN) * PAGE_ALIGN,
-            (page,),
+            (here,),
             (record.stamp,),
             record.seal,
             record.depth,
             checksums=(record.checksum or 0,),
         )
         self._tables.setdefault(record.namespace, {})[record.key] = block
-        self._by_page[page] = block
-        cold = self._cold[record.namespace]
-        cold.take(record.key)
-        if not cold:
-            del self._cold[record.namespace]
+        self._by_page[here] = block
         self._warmed(block)
         return block
 

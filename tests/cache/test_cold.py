@@ -54,7 +54,9 @@ def test_what_is_there_is_found(same: bool, keys: list[bytes], strangers: list[b
             some = table.any_page()
             assert some in last.values()
             assert table.find(key) == page
-            table.take(key)
+            assert table.pop(key, page + 1) is None, "it is in another page"
+            here = table.pop(key)
+            assert here is not None and (here[0], here[1].key) == (page, key)
             del last[key]
             assert table.find(key) is None
         assert not table and table.any_page() is None
