@@ -31,7 +31,6 @@ from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
 from .buffers import EngineMemory
-from .patience import GRACE_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 from .shell import Shell, Who
 
@@ -182,16 +181,13 @@ class Client(Shell):
     ) -> int:
         """Write blocks first..first+len(blocks) of a lease into these blocks of the engine.
 
-        Consumes this rank's share of the lease.  Returns a ticket for a LoadDone.  Where the
-        session writes itself it gets a quarter of the time less, half a second at most, so that one
-        which does not stop is dead by the deadline.
+        Consumes this rank's share of the lease.  Returns a ticket for a LoadDone.
         """
         if first < 0 or not blocks or first + len(blocks) > lease.blocks:
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
         ids = self._blocks(blocks)
-        until = self._deadline(timeout)
-        grace = min(GRACE_NS, int(timeout * 1e9) // 4)
-        ticket, effects = self._machine.load(lease, ids, first, until - grace, grace)
+        now, deadline = time.monotonic_ns(), self._deadline(timeout)
+        ticket, effects = self._machine.load(lease, ids, first, deadline, now)
         self._apply(effects)
         return ticket
 

@@ -121,10 +121,10 @@ class Machine:
         return ticket, [self._ask(Lookup(keys), deadline, found, ticket)]
 
     def load(
-        self, lease: Lease, blocks: tuple[int, ...], first: int, until: int, grace: int = GRACE_NS
+        self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int, now: int
     ) -> tuple[int, list[Effect]]:
-        """Start a load; its ticket.  A session that writes still `grace` after that is killed."""
-        ticket = self._begin(Operation("load", until, blocks))
+        """Start a load; its ticket."""
+        ticket = self._begin(Operation("load", deadline, blocks))
 
         def pages(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Pages):
@@ -137,7 +137,7 @@ class Machine:
             operation.copy = answer.copy
             if len(answer.offsets) != len(blocks):
                 return self.copied_in(ticket, False, now)
-            return [CopyIn(ticket, blocks, answer.offsets, until)]
+            return [CopyIn(ticket, blocks, answer.offsets, deadline)]
 
         def loaded(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, Loaded | Pages) and answer.status is not Status.OK:
@@ -152,10 +152,11 @@ class Machine:
             return ticket, self._end(ticket, Status.NO_SUCH_LEASE)
         if self.loads is Way.STAGED:
             ask = Load(lease.number, self.memory.rank, first, len(blocks))
-            return ticket, [self._ask(ask, until, pages, ticket)]
+            return ticket, [self._ask(ask, deadline, pages, ticket)]
         self.operations[ticket].direct = True
         ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
-        return ticket, [self._ask(ask, until, loaded, ticket, grace)]
+        grace = min(GRACE_NS, max(0, deadline - now) // 2)
+        return ticket, [self._ask(ask, deadline - grace, loaded, ticket, grace)]
 
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""

@@ -10,9 +10,9 @@ PING_NS = 1_000_000_000
 """Patience with a session that let a deadline pass; the watchdog kills it a little later."""
 
 GRACE_NS = 500_000_000
-"""Patience, beyond the deadline that it was given, with a session that writes into our blocks: it
-looks at it before each chunk of a millisecond.  After that we kill it.  The caller's deadline is so
-much later, as long as that leaves the session three quarters of the time."""
+"""Patience with a session that writes into our blocks, beyond the deadline that it was given: it
+looks at that before each chunk of a millisecond.  The caller's deadline is so much later, and then
+we kill it; of a short time the session gets half."""
 
 LEAVE_NS = 1_000_000_000
 """Patience with a session that we leave; then, if it may touch our memory, we kill it."""

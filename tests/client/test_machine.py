@@ -111,8 +111,10 @@ class Client:
         self.do(effects)
         return ticket, self.question(Lookup)
 
-    def load(self) -> tuple[int, Envelope]:
-        ticket, effects = self.m.load(Lease(PEER.incarnation, 5, 3), BLOCKS, 0, self.at())
+    def load(self, nanoseconds: int = 100 * MS) -> tuple[int, Envelope]:
+        ticket, effects = self.m.load(
+            Lease(PEER.incarnation, 5, 3), BLOCKS, 0, self.at(nanoseconds), self.now
+        )
         self.do(effects)
         return ticket, self.question(Load)
 
@@ -197,7 +199,7 @@ def test_a_refused_load() -> None:
 
 def test_a_lease_of_an_earlier_session_is_not_asked_for() -> None:
     c = ready()
-    _, effects = c.m.load(Lease(PEER.incarnation - 1, 5, 3), BLOCKS, 0, c.at())
+    _, effects = c.m.load(Lease(PEER.incarnation - 1, 5, 3), BLOCKS, 0, c.at(), c.now)
     c.do(effects)
     c.do(c.m.release(Lease(PEER.incarnation - 1, 5, 3)))
     assert [d.status for d in c.done] == [Status.NO_SUCH_LEASE] and c.sent == []
@@ -297,7 +299,7 @@ def test_without_a_session_operations_end_at_once() -> None:
     c = Client()
     for _, effects in (
         c.m.lookup(KEYS, c.at()),
-        c.m.load(Lease(4, 5, 3), BLOCKS, 0, c.at()),
+        c.m.load(Lease(4, 5, 3), BLOCKS, 0, c.at(), c.now),
         c.m.save(KEYS, BLOCKS, b"", lambda: True, c.at()),
     ):
         c.do(effects)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.client.effects import HangUp, KillSession, MapFiles, Memory, WriteProof
-from pegaflow.client.patience import GRACE_NS, LEAVE_NS
+from pegaflow.client.patience import LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.session import (
@@ -96,7 +96,9 @@ def test_a_load_names_its_blocks_and_ends_by_the_sessions_word() -> None:
 def test_a_load_is_not_over_at_its_deadline() -> None:
     c = ready()
     ticket, question = c.load()
-    c.wait(question.deadline - c.now)
+    until = c.m.operations[ticket].deadline
+    assert question.deadline == until - (until - c.now) // 2, "it has to stop before"
+    c.wait(until - 1 - c.now)
     assert c.done == [], "the session may still write"
     c.answer(question, Loaded(Status.EXPIRED))
     assert c.done == [LoadDone(ticket, Status.EXPIRED, BLOCKS)]
@@ -106,7 +108,7 @@ def test_a_session_that_does_not_stop_in_time_is_killed_and_its_death_awaited() 
     c = ready()
     ticket, question = c.load()
     other, _ = c.lookup()
-    c.wait(question.deadline + GRACE_NS - c.now)
+    c.wait(c.m.operations[ticket].deadline - c.now)
     assert c.others == [KillSession()]
     assert [done.ticket for done in c.done] == [other]
     c.wait(60_000 * MS)
@@ -122,7 +124,7 @@ def test_a_session_that_does_not_stop_in_time_is_killed_and_its_death_awaited() 
 
 def test_a_lost_link_does_not_end_a_load() -> None:
     c = ready()
-    c.load()
+    c.load(60_000 * MS)
     _, lookup = c.lookup()
     c.wait(lookup.deadline - c.now)
     (ping,) = [e for e in c.sent if isinstance(e.message, Ping)]

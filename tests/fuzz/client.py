@@ -135,7 +135,7 @@ class ClientCage:
             lease = self.leases.pop()
             count = rng.randrange(1, lease.blocks + 1)
             ids = tuple(range(count))
-            self._started(ids, deadline, *machine.load(lease, ids, 0, deadline))
+            self._started(ids, deadline, *machine.load(lease, ids, 0, deadline, self.now))
         elif call < 10:
             valid = rng.choice((True, True, True, False))
             started = machine.save(keys, blocks, b"", lambda: valid, deadline)

@@ -280,7 +280,9 @@ class Engine:
         if not client.base:
             self._done(client, task)
             return
-        ticket, effects = client.machine.load(lease, task.blocks, first, self._deadline())
+        ticket, effects = client.machine.load(
+            lease, task.blocks, first, self._deadline(), self.world.now
+        )
         operation = Operation("load", keys, lambda done: self._done(client, task), task.blocks)
         client.start(ticket, operation, effects)
 
