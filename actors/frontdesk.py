@@ -58,11 +58,12 @@ class FrontDesk:
         budgets: Budgets,
         kill: Callable[[Kid], list[Effect]],
         changed: Callable[[int], list[Effect]],
+        pid_namespace: int,
     ) -> None:
         self.kids = kids  # the supervisor's own table
         self.budgets = budgets  # the supervisor's own
         self.opens: deque[_Open] = deque()  # engines that wait for a session
-        self.pid_namespace = 0  # that our pids are of; 0: unknown
+        self._pid_namespace = pid_namespace  # that our pids are of; 0: unknown
         self._kill = kill
         self._changed = changed
 
@@ -127,6 +128,11 @@ class FrontDesk:
             if (kid.opener.namespace, kid.opener.probe) != (msg.namespace, msg.probe):
                 why = f"engine id {msg.engine!r} is open with another model or configuration"
                 return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
+            if self._is_foreign(open_) and not kid.foreign:
+                why = (
+                    f"engine id {msg.engine!r} was opened in another pid namespace than this one's"
+                )
+                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
             if kid.state == "assigned":
                 self.opens.append(open_)  # until it has said Serving
                 return []
@@ -160,18 +166,18 @@ class FrontDesk:
             self.opens.append(open_)
             return self._kill(spare) + self._changed(now)
 
-        foreign = self._is_foreign(open_)
+        spare.foreign = self._is_foreign(open_)
         serve = Serve(
             *(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe),
-            remote=open_.sender.remote or foreign,
-            foreign=foreign,
+            remote=open_.sender.remote or spare.foreign,
+            foreign=spare.foreign,
         )
         return [Ask(spare.address, serve, now + SERVE_NS, serving)]
 
     def _is_foreign(self, open_: _Open) -> bool:
         """Whether this client of our host sees other pids than we do."""
         theirs = 0 if open_.sender.remote else open_.msg.pid_namespace
-        return bool(theirs and self.pid_namespace) and theirs != self.pid_namespace
+        return bool(theirs and self._pid_namespace) and theirs != self._pid_namespace
 
     def _session_at(self, kid: Kid, open_: _Open) -> SessionAt:
         """The answer to an engine, with a word on a twin that hashes otherwise."""

@@ -20,6 +20,7 @@ class Kid:
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
     engine: str = ""  # sessions
     opener: OpenSession | None = None  # sessions: what it was opened with
+    foreign: bool = False  # sessions: by an engine that sees other pids than we do
     counters: tuple[Counter, ...] = ()  # as of its last beat
     gauges: tuple[Counter, ...] = ()  # likewise
 

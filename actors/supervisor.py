@@ -97,8 +97,9 @@ class Supervisor(Actor):
         self.tally = Tally()
         self.pool: Welcome | None = None  # None until there is one
         self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # sessions, the newest last
-        self.desk = FrontDesk(self.kids, self.budgets, self._kill, self._restaff)
-        self.desk.pid_namespace = plan.pid_namespace
+        self.desk = FrontDesk(
+            self.kids, self.budgets, self._kill, self._restaff, plan.pid_namespace
+        )
         self.state = "starting"  # starting, up, draining, killing
         self.started = 0
         self.next_tick = 0

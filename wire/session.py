@@ -55,7 +55,8 @@ TCP and other pid namespaces.  The pid of a remote or foreign client means nothi
 death is seen by its connection: the session says Pong to each once per beat, and one that cannot be
 reached has left.  Such an engine of which no client has come 10 s after Serve is not waited for:
 the session stops.  A foreign client (OpenSession.pid_namespace is not ours) is told no pid of its
-session either: one of the same number may be somebody else's where it lives.
+session either: one of the same number may be somebody else's where it lives.  All clients of an
+engine are foreign with it; a foreign one of a local engine is refused at the front desk.
 
 Ranks.  A block has one page per rank.  A lease is consumed when every rank has loaded from it (or
 it is released, and no copy of it runs).  The ranks' saves of one scheduler order carry its number;

@@ -180,6 +180,15 @@ def test_an_engine_of_another_pid_namespace_is_told_no_pid_and_its_own_is_not_be
     assert joined.pid == at.pid
 
 
+def test_a_rank_in_another_pid_namespace_than_its_engine_is_refused() -> None:
+    group = Group(replace(PLAN, pid_namespace=5))
+    serve = one(group.open(replace(OPEN, pid_namespace=5)), Serve)
+    group.answer(serve, Serving())
+    rank = replace(OPEN, pid_namespace=6, opens=False)
+    refused = said(group.open(rank, CLIENT_8), Refused, CLIENT_8)
+    assert refused.status is Status.DUPLICATE and "another pid namespace" in refused.why
+
+
 def test_the_same_life_of_an_engine_gets_the_same_session() -> None:
     group = Group()
     session = group.serve()
