@@ -37,11 +37,9 @@ from perf.chaosload import TIMEOUTS
 
 GROUP, ENGINE, SPARE = "whole group", "engine", "spare session"
 KILLED, STOPPED = "killed", "stopped"
-FAULTS = [
-    (how, who)
-    for how in (KILLED, STOPPED)
-    for who in (ALLOCATOR, INDEX, SESSION, SPARE, GATEWAY, SUPERVISOR, GROUP)
-] + [(KILLED, ENGINE)]
+MEMBERS = (ALLOCATOR, INDEX, SESSION, SPARE, GATEWAY, SUPERVISOR, GROUP)
+KILLS = [(KILLED, who) for who in (*MEMBERS, ENGINE)]
+FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS)]
 
 STOPPED_S = 4.0
 """Longer than a silence that gets a child killed."""
@@ -81,7 +79,7 @@ class Chaos:
         done = 0
         while plan or done < least or time.monotonic() < until:
             # Killing is quick, and what is stopped is killed in the end.
-            how, who = plan.pop() if plan else self.rng.choice([*FAULTS, *FAULTS[:7], *FAULTS[:7]])
+            how, who = plan.pop() if plan else self.rng.choice([*FAULTS, *KILLS, *KILLS])
             time.sleep(self.rng.expovariate(1 / PAUSE_S))
             sealed = self.sealed()
             if how == KILLED and who in (SUPERVISOR, GROUP):  # and with it its counters

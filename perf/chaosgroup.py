@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from pegaflow.client import inspect
 from pegaflow.errors import UserError
+from pegaflow.replay.service import stop
 from pegaflow.rundir import front_desk
 from pegaflow.serve import purge
 from pegaflow.wire.control import ProcessRow
@@ -32,8 +32,8 @@ POLL_S = 0.01
 ASKED_AGAIN = 10  # lookups until a block counts as lost
 
 
-def wait(what: str, check: Callable[[], bool]) -> float:
-    """Seconds until this holds.
+def wait(what: str, check: Callable[[], bool]) -> None:
+    """Until this holds.
 
     Raises:
         UserError: it never did.
@@ -43,7 +43,6 @@ def wait(what: str, check: Callable[[], bool]) -> float:
         if time.monotonic() - began > PATIENCE_S:
             raise UserError(f"not within {PATIENCE_S:g} s: {what}")
         time.sleep(POLL_S)
-    return time.monotonic() - began
 
 
 class Group:
@@ -96,13 +95,8 @@ class Group:
 
     def close(self) -> None:
         """End it and remove its pool."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+        if self._process is not None:
+            stop(self._process)
         purge(self.run_dir)
 
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import zmq
@@ -37,6 +36,7 @@ from pegaflow.client.place import dealer
 from pegaflow.config import Settings
 from pegaflow.device.memory import Extents
 from pegaflow.errors import UserError
+from pegaflow.replay.service import stop
 from pegaflow.rundir import front_desk
 from pegaflow.wire.control import Report
 from pegaflow.wire.envelope import Envelope, pack, unpack
@@ -50,7 +50,6 @@ EXTENT = 32 << 20
 CHAIN = 1024  # blocks of one chain: the longest lookup of the latency table
 
 START_SECONDS = 30.0
-STOP_SECONDS = 10.0
 
 
 def main() -> None:
@@ -114,13 +113,7 @@ def running(blocks: int) -> Iterator[Path]:
             _wait(run_dir, service)
             yield run_dir
         finally:
-            service.terminate()
-            try:
-                service.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                with suppress(ProcessLookupError):
-                    os.killpg(service.pid, signal.SIGKILL)
-                service.wait()
+            stop(service)
 
 
 def _wait(run_dir: Path, process: subprocess.Popen[bytes]) -> None:

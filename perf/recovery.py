@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -34,7 +35,7 @@ from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.values import INDEX
 from perf import house, machine
 from perf.attach import attach
-from perf.machine import timed, verdict
+from perf.machine import verdict
 
 COLUMNS = "pages adopted,killed to hit,most,bare process,adoption,memcpy,goal,load".split(",")
 PAGES = (100_000, 1_000_000)
@@ -99,11 +100,11 @@ def measure(pages: int, turns: int) -> tuple[list[float], list[float]]:
         geometry = Geometry(report.pool_bytes, report.extent_bytes)
         source = np.ones(pages * RECORD_BYTES, np.uint8)
         target = np.zeros_like(source)
-        found = timed(lambda: adopt(ledger, geometry))[1]
+        found = adopt(ledger, geometry)
         if found < LEAST * pages:
             raise UserError(f"{found} of {pages} blocks were adopted")
-        copy = lambda: np.copyto(target, source)  # noqa: E731
-        calls = (bare_process, lambda: adopt(ledger, geometry), copy)
+        copy = partial(np.copyto, target, source)
+        calls = (bare_process, partial(adopt, ledger, geometry), copy)
         return recoveries, machine.medians(turns, calls)
 
 

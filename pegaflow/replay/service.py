@@ -61,7 +61,7 @@ def running(
             _wait(process, endpoint, folder / "log")
             yield endpoint
         finally:
-            _stop(process)
+            stop(process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -82,7 +82,8 @@ def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
     raise UserError(f"the service did not start: {said}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a service that leads its process group, or kill it with the group."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

@@ -9,7 +9,13 @@ import pytest
 
 from perf.machine import ENVIRONMENT
 
-TABLES = {"latency": "/echo", "copies": "save/out", "attach": "spare", "step": "half"}
+TABLES = {
+    "latency": "/echo",
+    "copies": "save/out",
+    "attach": "spare",
+    "step": "half",
+    "recovery": "10,240",
+}
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -20,6 +20,7 @@ from pegaflow import rundir, writers
 from pegaflow.serve import shm_stem
 from pegaflow.wire.status import Status
 
+from ..test_writers import holder
 from .service import PATIENCE_S, Engine, Service, eventually, keys
 
 BLOCKS = list(range(16))
@@ -143,20 +144,14 @@ def test_without_keep_pool_nothing_is_kept(tmp_path: Path) -> None:
 def test_an_orphan_that_may_still_write_is_killed_before_its_pool_is_adopted(
     tmp_path: Path,
 ) -> None:
-    hold = (
-        "import signal, sys; from pathlib import Path; from pegaflow import writers\n"
-        "writers.hold(Path(sys.argv[1])); print('held', flush=True); signal.pause()"
-    )
     with Service(tmp_path / "run") as service:
         with Engine(service) as engine:
             assert engine.client.save(keys(16), BLOCKS).saved == 16
         service.kill()
-        command = [sys.executable, "-c", hold, str(service.run_dir)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as orphan:
-            assert orphan.stdout is not None and orphan.stdout.readline() == b"held\n"
-            orphan.send_signal(signal.SIGSTOP)
-            service.start()
-            assert orphan.wait(PATIENCE_S) == -signal.SIGKILL
+        orphan = holder(service.run_dir)
+        orphan.send_signal(signal.SIGSTOP)
+        service.start()
+        assert orphan.wait(PATIENCE_S) == -signal.SIGKILL
         assert said(service, "orphans_killed")[0]["pids"] == [orphan.pid]
         with Engine(service) as engine:
             assert engine.client.lookup(keys(16), timeout=5.0).blocks == 16
