@@ -9,6 +9,9 @@
     session    ─ Reserve, Return, Stock ───────────────────→ allocator       allocator.py
     allocator  ─ Pressure ─────────────────────────────────→ index
     index      ─ Freed, Fenced ────────────────────────────→ allocator
+    flusher    ─ Tier, Manifest, Forget, Flushed, Seal ────→ index           flusher.py
+    index      ─ Flush, Fetch ─────────────────────────────→ flusher
+    flusher    ─ Reserve, Return, Stock ───────────────────→ allocator
 
 Each conversation file says what its messages mean, in which order they are said, and what each side
 does when the other dies.  message.py declares, encodes and checks; envelope.py puts sender,

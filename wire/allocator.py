@@ -1,4 +1,4 @@
-"""Allocator: who may fill which page.  Sessions and the index dial it.
+"""Allocator: who may fill which page.  Sessions, flusher and index dial it.
 
     session → allocator   Reserve   → Reserved     pages to fill, under stamps never used before
     session → allocator   Return                   pages I hold no longer: sealed, or never to be
@@ -7,6 +7,8 @@
     index → allocator     Freed                    told unasked: these pages' records are void now
     index → allocator     Fenced (control.py)      nothing of this dead process will be sealed
     allocator → index     Fence                    pages of this dead process wait for your Fenced
+
+What is said here of sessions holds for the flusher, which fills pages too (flusher.py).
 
 A page that leaves a holder (Return, a Stock that omits it, Fenced) is free only if its ledger
 record, read after that word, is void; if it is sealed it belongs to the index.  A page of the index
@@ -60,11 +62,12 @@ class Return(Message):
 
 @message(83)
 class Stock(Message):
-    """Up to grant `upto` I hold exactly these pages, all of this size."""
+    """Up to grant `upto` I hold exactly these pages, all of this size, or each of its own."""
 
     upto: int
     pages: U64s
     page_size: int = 0
+    sizes: U64s = ()  # beside `pages`, if they are not all of one
 
 
 @message(84)

@@ -4,7 +4,7 @@ A child dials the supervisor's socket with its own address as routing id.
 
     child → supervisor   Hello          once, first: who I am and where my neighbours may dial me
     supervisor → child   Welcome        once: where the pool is and how it is cut
-    supervisor → index, allocator  Roll  once, after Welcome: which sessions live, which have died
+    supervisor → index, allocator  Roll  once, after Welcome: which holders live, which have died
     supervisor → child   Neighbour      a process of the group is up and may be dialled
     supervisor → child   Gone           a process is proven dead (its pidfd fired)
     index → allocator    Fenced         after its last ledger write for a dead session; to a new
@@ -32,11 +32,12 @@ refused (SUPERSEDED).  An opener of another generation is refused (DUPLICATE) wh
 the one in service lives: that one ends with its opener's process or any rank's.
 
 Adoption.  A new index or allocator begins with the pool that it finds, be it left by its
-predecessor or by an earlier service.  Roll names the sessions that may hold something of the pool:
-those that have said Hello and are not proven dead.  Each of them is told Neighbour and states what
-it holds; until the last has stated or is gone, nothing is evicted (index.py) and nothing is granted
-(allocator.py).  Roll also names the sessions that have died: the index says Fenced for them, in
-case its predecessor did not live to say it.  Who joins later holds nothing from before.
+predecessor or by an earlier service.  Roll names the holders, who may hold something of the pool:
+sessions and the flusher that have said Hello and are not proven dead.  Each of them is told
+Neighbour and states what it holds; until the last has stated or is gone, nothing is evicted
+(index.py) and nothing is granted (allocator.py).  Roll also names the holders that have died: the
+index says Fenced for them, in case its predecessor did not live to say it.  Who joins later holds
+nothing from before.
 
 The gateway is Welcomed before there is a pool (its Welcome names none): it answers while the
 others are started.  It asks Inspect again and again, each time with a
@@ -88,11 +89,12 @@ class Welcome(Message):
     http_addr: str = ""  # where the gateway listens
     copy_threads: int = 2  # of each session
     verify: bool = False  # pages are checked against their checksums on every load
+    ssd: bool = False  # there is a flusher, or will be
 
 
 @message(21)
 class Roll(Message):
-    """The sessions: those that live, and those that have died, the newest last."""
+    """Sessions and flusher: those that live, and those that have died, the newest last."""
 
     living: tuple[Address, ...]
     dead: tuple[Address, ...]

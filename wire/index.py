@@ -35,6 +35,9 @@ stated.  Nothing is evicted until every session of the Roll has said a Holding o
 is known, or is proven dead; a session that is told Unheld fails what it copies under that lease and
 states it no longer once no copy runs.
 
+The flusher (flusher.py) holds leases and seals blocks as a session does; the claim that its Seals
+quote is the number of the Fetch that they answer.
+
 Integrity.  With `verify` (Welcome) a session computes a checksum for each page that it seals, the
 index keeps it in the ledger and gives it out with Held, and the session compares before the bytes
 leave the pool.  A page that differs is Corrupt: its block is no hit from then on, and its pages are
@@ -119,6 +122,7 @@ class Seal(Message):
     pages: U64s
     stamps: U64s
     checksums: U64s = ()  # with `verify`: one per page
+    depths: U64s = ()  # flusher: position of each block in its chain; else parents tell
 
 
 @message(67)

@@ -14,11 +14,12 @@ from .values import Address, U64s
 
 @message(200)
 class Done(Message):
-    """A job is over.  `values` and `note` mean what the job says they mean."""
+    """A job is over.  `values`, `note` and `data` mean what the job says they mean."""
 
     status: Status
     note: str = ""
     values: U64s = ()
+    data: bytes = b""
 
 
 @message(201)

@@ -32,6 +32,7 @@ class Status(enum.IntEnum):
     DISCONNECTED = 18  # the client has no session at present
     SUPERSEDED = 19  # another generation of this engine is in service
     CORRUPT = 20  # the bytes in the pool are not those that were saved
+    READ_ONLY = 21  # nothing can be written there
 
     @property
     def words(self) -> str:

@@ -33,6 +33,7 @@ ALLOCATOR = "allocator"
 INDEX = "index"
 SESSION = "session"
 GATEWAY = "gateway"
+FLUSHER = "flusher"
 CLIENT = "client"
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import pegaflow.actors.actor
 import pegaflow.wire.allocator
 import pegaflow.wire.control
+import pegaflow.wire.diskjobs
+import pegaflow.wire.flusher
 import pegaflow.wire.index
 import pegaflow.wire.jobs
 import pegaflow.wire.session  # noqa: F401  (to declare their messages, like the four above)
