@@ -46,12 +46,12 @@ class LeaseTable:
             block.leases += 1
         return lease
 
-    def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> None:
+    def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> Lease:
         """A lease that an earlier life of this table has granted; later than those adopted before.
         Numbers go on from it."""
         assert number > self.last(holder), (holder, number)
         self._last[holder] = number - 1
-        self.grant(holder, blocks, now)
+        return self.grant(holder, blocks, now)
 
     def go_on_from(self, holder: Hashable, number: int) -> None:
         """The holder has heard of grants up to this number."""

@@ -1,0 +1,37 @@
+"""What a flusher is told once: where it writes, and how much of everything."""
+
+from dataclasses import dataclass
+
+CAPACITY_LEAST = 64 << 20
+"""Bytes of the smallest log: sixteen of the smallest segments."""
+
+WRITE_QUEUE_DEPTH = 8
+"""Flushes open at a time: what they name cannot be evicted meanwhile."""
+
+WRITE_INFLIGHT = 4
+"""Groups of one directory that are written side by side: a disk is busy while the next ones are
+summed, and while others are synced."""
+
+PREFETCH_INFLIGHT = 16
+"""Reads of one directory side by side: an NVMe disk is at its best from here on."""
+
+PREFETCH_BLOCKS = 800
+"""Blocks that one engine may await at a time."""
+
+DRAIN_NS = 3_000_000_000
+"""Time at the end of the service for what is still to be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlushPlan:
+    """Settings of the SSD tier."""
+
+    paths: tuple[str, ...]  # directories, one per device; at least one
+    capacity: int | None = None  # bytes of all segments together; None: as far as the floor
+    floor: int | None = None  # bytes of each file system that stay free; None: a share of it
+    write_queue_depth: int = WRITE_QUEUE_DEPTH
+    write_inflight: int = WRITE_INFLIGHT  # of each directory
+    prefetch_inflight: int = PREFETCH_INFLIGHT  # of each directory
+    max_prefetch_blocks: int = PREFETCH_BLOCKS
+    reused_only: bool = False  # write only what was asked for, or saved again
+    drain_ns: int = DRAIN_NS
