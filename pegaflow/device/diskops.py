@@ -1,0 +1,135 @@
+"""What the SSD tier asks of the operating system, in one place, so that tests can have it fail."""
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Callable, Sequence
+
+_Mover = Callable[[Sequence[memoryview], int], int]  # some of the parts, at an offset
+
+IOV_MAX = 1024
+"""Pieces of memory of one call: Linux takes no more."""
+
+ADVICE = {
+    errno.ENOSPC: "free some space, or set --ssd-cache-capacity",
+    errno.EDQUOT: "raise the quota, or set --ssd-cache-capacity",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "give the service's user the right to write there",
+    errno.EPERM: "give the service's user the right to write there",
+    errno.EIO: "look into the kernel's log: the disk may be failing",
+    errno.ENOENT: "make or mount the directory",
+    errno.ENOTDIR: "name a directory with --ssd-cache-path",
+}
+"""What to do about an error."""
+
+
+class Ops:
+    """The calls.  Every one raises OSError as the system does."""
+
+    def open(self, path: str, flags: int) -> int:
+        """A file descriptor."""
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+    def close(self, fd: int) -> None:
+        """Give it back."""
+        os.close(fd)
+
+    def make_folder(self, path: str) -> None:
+        """The directory, with all above it."""
+        os.makedirs(path, 0o700, exist_ok=True)
+
+    def lock(self, fd: int) -> None:
+        """Lock a directory for as long as `fd` is open; BlockingIOError if somebody else has."""
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def mode(self, fd: int) -> int:
+        """Who may do what with it."""
+        return os.fstat(fd).st_mode
+
+    def names(self, path: str) -> list[str]:
+        """What is in a directory."""
+        return os.listdir(path)
+
+    def space(self, fd: int) -> tuple[int, int]:
+        """Bytes that are free in the file system (for us), and all of them."""
+        found = os.fstatvfs(fd)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    def size(self, fd: int) -> int:
+        """Bytes of a file."""
+        return os.fstat(fd).st_size
+
+    def read(self, fd: int, into: Sequence[memoryview], offset: int) -> int:
+        """Read from `offset` on; bytes that were read, perhaps fewer."""
+        return os.preadv(fd, into, offset)
+
+    def write(self, fd: int, parts: Sequence[memoryview], offset: int) -> int:
+        """Write from `offset` on; bytes that were written, perhaps fewer."""
+        return os.pwritev(fd, parts, offset)
+
+    def allocate(self, fd: int, size: int) -> None:
+        """Make so many bytes of a new file really there."""
+        os.posix_fallocate(fd, 0, size)
+
+    def cut(self, fd: int, size: int) -> None:
+        """Cut a file behind so many bytes."""
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        """What was written is durable."""
+        os.fdatasync(fd)
+
+    def sync_all(self, fd: int) -> None:
+        """Also length and name of a file, or the names in a directory."""
+        os.fsync(fd)
+
+    def unlink(self, path: str) -> None:
+        """Remove a file."""
+        os.unlink(path)
+
+
+def buffer(size: int) -> mmap.mmap:
+    """Memory that begins at a page, as O_DIRECT wants it."""
+    return mmap.mmap(-1, max(size, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def read_all(ops: Ops, fd: int, into: Sequence[memoryview], offset: int) -> int:
+    """Read until all is full or the file ends; bytes that were read."""
+    return _move(into, offset, lambda parts, at: ops.read(fd, parts, at))
+
+
+def write_all(ops: Ops, fd: int, parts: Sequence[memoryview], offset: int) -> None:
+    """Write all of it.
+
+    Raises:
+        OSError: by the system, or EIO if it stops taking bytes.
+    """
+    total = sum(len(part) for part in parts)
+    if _move(parts, offset, lambda some, at: ops.write(fd, some, at)) != total:
+        raise OSError(errno.EIO, "fewer bytes were written than were given")
+
+
+def _move(parts: Sequence[memoryview], offset: int, move: _Mover) -> int:
+    left = list(parts)
+    done = 0
+    while left:
+        moved = move(left[:IOV_MAX], offset + done)
+        if moved <= 0:
+            break
+        done += moved
+        at = 0
+        while at < len(left) and moved >= len(left[at]):
+            moved -= len(left[at])
+            at += 1
+        left = left[at:]
+        if moved:
+            left[0] = left[0][moved:]
+    return done
+
+
+def said(path: str, error: OSError) -> str:
+    """The error in one line for people, with what to do."""
+    why = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0, "")
+    return f"{path}: {why[:1].lower()}{why[1:]}{'; ' + advice if advice else ''}"
