@@ -5,9 +5,12 @@ that starts here, so nothing is imported that an actor does not need.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.errors import UserError
 from pegaflow.roster import SPECS
 
@@ -23,6 +26,7 @@ def main() -> int:
     parser.add_argument("--addr", help="listen on TCP too")
     parser.add_argument("--curve-dir")
     parser.add_argument("--insecure-tcp", action="store_true")
+    parser.add_argument("--flush", type=json.loads, help="FlushPlan of a flusher, as JSON")
     given = parser.parse_args()
 
     # structlog imports rich to draw what goes wrong; that takes 70 ms.
@@ -38,9 +42,12 @@ def main() -> int:
         except UserError as err:
             print(f"pegaflow: {err}", file=sys.stderr)
             return 1
-    return run_child(
-        given.name, given.incarnation, given.run_dir, given.supervisor, given.parent, tcp
-    )
+    who = (given.name, given.incarnation, given.run_dir, given.supervisor, given.parent)
+    return run_child(*who, tcp, None if given.flush is None else _plan(given.flush))
+
+
+def _plan(given: dict[str, Any]) -> FlushPlan:
+    return FlushPlan(tuple(given.pop("paths")), **given)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 Until such an actor knows the pool (`ready`), questions wait in the order in which they came; what
 it needs to get there is heard at once.  The Roll of the supervisor says whose statements it has to
-wait for; a session that is proven dead is not waited for any more.  See wire/control.py.
+wait for; a holder that is proven dead is not waited for any more.  See wire/control.py.
 """
 
 from collections import OrderedDict, deque
 
+from pegaflow.roster import HOLDERS
 from pegaflow.wire.control import Gone, Hello, Roll
 from pegaflow.wire.message import Message
-from pegaflow.wire.values import SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import SUPERVISOR, Address
 
 from .actor import Effect, Sender
 from .child import Child
@@ -18,7 +19,7 @@ LATER_MAX = 10_000
 """Messages that wait until the pool is known: a link's queue holds as many."""
 
 DEAD_MAX = 1024
-"""Dead sessions remembered: hours of an engine that crashes again and again."""
+"""Dead holders remembered: hours of an engine that crashes again and again."""
 
 
 class Adopting(Child):
@@ -30,8 +31,8 @@ class Adopting(Child):
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address, supervisor, hello)
         self.ready = False  # the pool is known
-        self.awaited: set[Address] | None = None  # sessions still to state; None: no Roll yet
-        self.dead: OrderedDict[Address, None] = OrderedDict()  # sessions, the newest last
+        self.awaited: set[Address] | None = None  # holders still to state; None: no Roll yet
+        self.dead: OrderedDict[Address, None] = OrderedDict()  # holders, the newest last
         self._later: deque[tuple[Sender, Message]] = deque()  # empty once `ready`
         self.on(Roll, self._on_roll, SUPERVISOR)
 
@@ -60,7 +61,7 @@ class Adopting(Child):
         return effects
 
     def gathered(self) -> bool:
-        """Whether every session that may hold something has stated or is gone."""
+        """Whether every holder that may have something has stated or is gone."""
         return self.awaited is not None and not self.awaited
 
     def stated(self, now: int) -> list[Effect]:
@@ -68,7 +69,7 @@ class Adopting(Child):
         return []
 
     def bury(self, dead: Address) -> None:
-        """A session is proven dead."""
+        """A holder is proven dead."""
         self.dead[dead] = None
         while len(self.dead) > DEAD_MAX:
             self.dead.popitem(last=False)
@@ -82,6 +83,6 @@ class Adopting(Child):
     def _on_gone(self, sender: Sender, msg: Gone, now: int) -> list[Effect]:
         kept = [entry for entry in self._later if entry[0].address != msg.address]
         self._later = deque(kept)
-        if msg.address.name == SESSION:
+        if msg.address.name in HOLDERS:
             self.bury(msg.address)
         return super()._on_gone(sender, msg, now)

@@ -14,16 +14,18 @@ read, then the slab is made of both (`_adopt`), and only then is a page given aw
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.slab import Plan, Slab
+from pegaflow.roster import HOLDERS
 from pegaflow.wire.allocator import Fence, Freed, Pressure, Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, NUMBER_MAX, SESSION, Address
+from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, NUMBER_MAX, Address
 
 from .actor import MS, Ask, Do, Effect, Note, Reply, Send, Sender
 from .adopting import Adopting
@@ -72,9 +74,9 @@ class Allocator(Adopting):
         self._growing = False  # a GrowExtent is outstanding
         self._fenced: set[Address] = set()  # fenced, but not buried yet
         self._scan: list[int] = []  # left pages still to look at in this round
-        self.on(Reserve, self._on_reserve, SESSION, INDEX)
-        self.on(Return, self._on_return, SESSION, INDEX)
-        self.on(Stock, self._on_stock, SESSION, INDEX)
+        self.on(Reserve, self._on_reserve, *HOLDERS, INDEX)
+        self.on(Return, self._on_return, *HOLDERS, INDEX)
+        self.on(Stock, self._on_stock, *HOLDERS, INDEX)
         self.on(Freed, self._on_freed, INDEX)
         self.on(Fenced, self._on_fenced, INDEX)
 
@@ -151,8 +153,8 @@ class Allocator(Adopting):
         plan = Plan(geometry)
         for holder, stock in self._stated.items():
             self._grants[holder] = min(stock.upto, NUMBER_MAX)
-            for page in stock.pages:
-                if not plan.grant(page, stock.page_size, holder, stock.upto):
+            for page, size in _sized(stock):
+                if not plan.grant(page, size, holder, stock.upto):
                     self.counts["pages_not_held"] += 1
         for value in found:
             plan.leave(value & 0xFFFF_FFFF, value >> 32)
@@ -361,3 +363,9 @@ class Allocator(Adopting):
             return self._serve(now)
 
         return [Do(ReadRecords(pages), read)] if pages else []
+
+
+def _sized(stock: Stock) -> Iterator[tuple[int, int]]:
+    """Every page that is stated, with its size; a list that does not fit says nothing."""
+    sizes = stock.sizes or (stock.page_size,) * len(stock.pages)
+    return zip(stock.pages, sizes, strict=False)

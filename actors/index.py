@@ -5,6 +5,7 @@ page is named in a Freed.  A leased block is never a victim, neither of pressure
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 from pegaflow.cache.geometry import slot_size
@@ -24,7 +25,6 @@ from pegaflow.wire.index import (
     Claimed,
     Corrupt,
     EndClaim,
-    Find,
     Held,
     Holding,
     Release,
@@ -34,13 +34,15 @@ from pegaflow.wire.index import (
 )
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, LIST_MAX, NUMBER_MAX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, LIST_MAX, NUMBER_MAX, SESSION, Address
 
 from .actor import Effect, Note, Reply, Send, Sender
-from .inheriting import CLAIMS_MAX, LEASED_MAX, LEASES_MAX, Inheriting
+from .fetching import Fetching
+from .flushing import sayable
+from .inheriting import CLAIMS_MAX
 
 
-class Index(Inheriting):
+class Index(Fetching):
     """Key map, claims, leases, ledger."""
 
     DIALS = (ALLOCATOR,)
@@ -54,13 +56,12 @@ class Index(Inheriting):
     ) -> None:
         super().__init__(address, supervisor, hello, open_ledger)
         self._seals = 0  # newest seal id
-        self.on(Find, self._on_find, SESSION)
         self.on(Release, self._on_release, SESSION)
         self.on(Claim, self._on_claim, SESSION)
         self.on(EndClaim, self._on_end_claim, SESSION)
-        self.on(Seal, self._on_seal, SESSION)
-        self.on(Holding, self._on_holding, SESSION)
-        self.on(Corrupt, self._on_corrupt, SESSION)
+        self.on(Seal, self._on_seal, SESSION, FLUSHER)
+        self.on(Holding, self._on_holding, SESSION, FLUSHER)
+        self.on(Corrupt, self._on_corrupt, SESSION, FLUSHER)
         self.on(Pressure, self._on_pressure, ALLOCATOR)
         self.on(Fence, self._on_fence, ALLOCATOR)
 
@@ -72,6 +73,10 @@ class Index(Inheriting):
             "quarantined_pages": self.quarantined,
             "sessions_awaited": len(self.awaited or ()),
             "leases": len(self.leases),
+            "ssd_stored_blocks": sum(map(len, self.stored.values())),
+            "ssd_backlog_blocks": len(self.backlog),
+            "ssd_in_flight_blocks": len(self.in_flight),
+            "ssd_waits": sum(map(len, self.waits.values())),
         }
 
     def check(self) -> None:
@@ -80,6 +85,8 @@ class Index(Inheriting):
         self.order.check()
         self.leases.check()
         self.claims.check()
+        self.check_flushing()
+        self.check_fetching()
         blocks = list(self.blocks)
         assert len(self.order) == len(blocks), "a block that nothing can evict, or a ghost"
         assert len(blocks) + self.blocks.cold == len(self.blocks)
@@ -89,9 +96,12 @@ class Index(Inheriting):
                 assert record is not None and record.stamp == stamp and record.key == block.key
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
-        """Fence a dead session, then say so: no ledger write of it comes after this."""
-        if dead.name != SESSION:
+        """Fence a dead holder, then say so: no ledger write of it comes after this."""
+        if dead.name not in (SESSION, FLUSHER):
             return []
+        if dead.name == FLUSHER:
+            self.flusher_gone(dead, now)
+        self.drop_waits(dead)
         for lease in self.leases.fence(dead):
             self.order.touch(lease.blocks)
         self.claims.fence(dead)
@@ -105,21 +115,10 @@ class Index(Inheriting):
         fenced = [Send(neighbour, Fenced(dead)) for dead in self.dead]
         return [*fenced, Send(neighbour, Freed(()))]
 
-    def _on_find(self, sender: Sender, msg: Find, now: int) -> list[Effect]:
-        blocks = _sayable(self.blocks.find(msg.namespace, msg.keys))
-        self.learn_parents(blocks)
-        self.counts["blocks_asked"] += len(msg.keys)
-        leases, leased = self.leases.load(sender.address)
-        if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
-            return [Reply(sender, Held(0, 0, ()))]
-        self.counts["blocks_hit"] += len(blocks)
-        lease = self.leases.grant(sender.address, blocks, now)
-        return [Reply(sender, self._held(lease))]
-
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         lease = self.leases.release(sender.address, msg.number)
         if lease is not None:
-            self.order.touch(lease.blocks)
+            self.released(lease, now)
         return []
 
     def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
@@ -144,15 +143,19 @@ class Index(Inheriting):
             self.counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
         accepted = [i for i in range(count) if self._seal_one(sender.address, msg, i)]
+        if sender.address.name == SESSION:
+            self.counts["blocks_sealed"] += len(accepted)
+        status = Status.OK if len(accepted) == count else Status.STALE_CLAIM
+        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(accepted)))]
         if accepted:
             young = self._chain(msg.namespace, msg.keys[accepted[-1]])
             known = set(young)
-            found = (self.blocks.get(msg.namespace, msg.keys[i]) for i in accepted)
-            self.order.insert_chain([b for b in found if b is not None and b not in known])
+            gotten = (self.blocks.get(msg.namespace, msg.keys[i]) for i in accepted)
+            found = [block for block in gotten if block is not None]
+            self.order.insert_chain([block for block in found if block not in known])
             self.order.insert_chain(young)
-        self.counts["blocks_sealed"] += len(accepted)
-        status = Status.OK if len(accepted) == count else Status.STALE_CLAIM
-        return [Reply(sender, Sealed(status, tuple(accepted)))]
+            effects += self.arrived(found, now) + self.pump(now)
+        return effects
 
     def _makes_sense(self, msg: Seal) -> bool:
         """Whether the lists fit each other, and the numbers the ledger's records and the pool.
@@ -170,6 +173,7 @@ class Index(Inheriting):
             and 0 < msg.payload <= min(size, MAX_LENGTH)
             and size == -(-msg.payload // PAGE_ALIGN) * PAGE_ALIGN
             and len(msg.checksums) in (0, len(msg.pages))
+            and len(msg.depths) in (0, count)
             and all(self.geometry.holds(page, size) for page in msg.pages)
         )
 
@@ -182,8 +186,10 @@ class Index(Inheriting):
         resident = self.blocks.get(msg.namespace, key)
         if resident is not None:
             return resident.stamps == stamps
-        if not self.claims.owns(holder, msg.claim, msg.namespace, key):
-            self.counts["seals_stale"] += 1
+        fetched = holder.name == FLUSHER
+        owns = self.is_fetched if fetched else partial(self.claims.owns, holder)
+        if not owns(msg.claim, msg.namespace, key):
+            self.counts["fetches_stale" if fetched else "seals_stale"] += 1
             return False
         if not all(map(self.ledger.is_void, pages)):
             self.counts["seals_malformed"] += 1
@@ -197,7 +203,7 @@ class Index(Inheriting):
             pages,
             stamps,
             (self.address.incarnation << 40) + self._seals,
-            parent.depth + 1 if parent else 0,
+            msg.depths[at] if msg.depths else parent.depth + 1 if parent else 0,
             msg.parents[at],
             checksums=sums,
         )
@@ -215,7 +221,11 @@ class Index(Inheriting):
             )
             self.ledger.seal(page, record)
         self.blocks.add(block)
-        self.counts["bytes_sealed"] += msg.shards * msg.payload
+        if fetched:
+            self.counts["blocks_fetched"] += 1
+        else:
+            self.counts["bytes_sealed"] += msg.shards * msg.payload
+            self.saved(block)
         self.resident_bytes += len(pages) * slot_size(block.page_size)
         return True
 
@@ -230,7 +240,7 @@ class Index(Inheriting):
         return list(reversed(chain))
 
     def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
-        """Mend lost releases and lost grants of a session."""
+        """Mend lost releases and lost grants of a holder."""
         holder = sender.address
         if holder not in self.heard:
             self.leases.go_on_from(holder, min(msg.lease_upto, NUMBER_MAX))
@@ -242,11 +252,17 @@ class Index(Inheriting):
         elif self.awaited is not None:
             self.awaited.discard(holder)
         dropped, resend = self.leases.statement(holder, msg.lease_upto, msg.leases)
-        for lease in dropped:
-            self.order.touch(lease.blocks)
+        again: list[Effect] = []
+        if holder == self.flusher:
+            for lease in dropped:
+                self.landed(lease, True)
+            again = [effect for lease in resend for effect in self.flush_of(lease, now)]
+        elif holder.name == SESSION:
+            for lease in dropped:
+                self.released(lease, now)
+            again = [Send(holder, self.held(lease)) for lease in resend]
         self.claims.statement(holder, msg.claim_upto, msg.claims)
-        again = [Send(holder, self._held(lease)) for lease in resend]
-        return [*again, Send(holder, Unheld(unheld))] if unheld else list(again)
+        return [*again, Send(holder, Unheld(unheld))] if unheld else again
 
     def _on_corrupt(self, sender: Sender, msg: Corrupt, now: int) -> list[Effect]:
         """Blocks of which a page is not what was sealed: no hit any more, their pages nobody's."""
@@ -264,7 +280,8 @@ class Index(Inheriting):
             effects.append(Note("block_corrupt", facts, "error", "block_corrupt"))
         return effects
 
-    def _held(self, lease: Lease) -> Held:
+    def held(self, lease: Lease) -> Held:
+        """The answer that names this lease."""
         blocks = lease.blocks
         pages = tuple(chain.from_iterable([b.pages for b in blocks]))
         assert self.welcome is not None
@@ -279,11 +296,15 @@ class Index(Inheriting):
             return [Reply(sender, Freed(()))]
         self.thaw(msg)
         victims: list[Block] = []
+        effects: list[Effect] = []
         if not msg.recut:
-            victims = self.order.victims(msg.page_size, msg.count)
+            victims, effects = self.rescue(msg.page_size, msg.count, now)
         if not victims:
             victims = self._coldest_extent(msg.page_size)
-        return [Reply(sender, Freed(tuple(p for b in _sayable(victims) for p in self._evict(b))))]
+        victims = sayable(victims)
+        self.count_dropped(victims, now)
+        freed = tuple(page for block in victims for page in self._evict(block))
+        return [Reply(sender, Freed(freed)), *effects]
 
     def _coldest_extent(self, page_size: int) -> list[Block]:
         """Every evictable block of the extent that another page size has used longest ago."""
@@ -313,9 +334,5 @@ class Index(Inheriting):
         """The block is not resident any more; its records say so already."""
         self.order.remove(block)
         self.blocks.remove(block)
+        self.backlog.discard(block)
         self.resident_bytes -= len(block.pages) * slot_size(block.page_size)
-
-
-def _sayable(blocks: list[Block]) -> list[Block]:
-    """So many that one message can name their pages."""
-    return blocks[: LIST_MAX // len(blocks[0].pages)] if blocks else blocks

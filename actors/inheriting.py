@@ -1,7 +1,7 @@
 """The half of the index that inherits: the blocks, leases and claims of an earlier life.
 
 It begins by reading the ledger, chunk by chunk (cache/adoption.py); what comes meanwhile waits.
-Then it answers, but evicts nothing before every session of the Roll has stated its leases.  What
+Then it answers, but evicts nothing before every holder of the Roll has stated its leases.  What
 was adopted is older than whatever has been used since.
 """
 
@@ -12,13 +12,13 @@ from pegaflow.cache.adoption import Adoption
 from pegaflow.cache.claims import ClaimTable
 from pegaflow.cache.eviction import Lru
 from pegaflow.cache.geometry import MIN_PAGE, Geometry
-from pegaflow.cache.leases import LeaseTable
+from pegaflow.cache.leases import Lease, LeaseTable
 from pegaflow.cache.ledger import Ledger
 from pegaflow.cache.prefix_index import Block, PrefixIndex
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import Hello
 from pegaflow.wire.index import CLAIM_NS, Claiming, Held
-from pegaflow.wire.values import ALLOCATOR, LIST_MAX, NUMBER_MAX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, LIST_MAX, NUMBER_MAX, SESSION, Address
 
 from .actor import Effect, Note, Sender
 from .adopting import Adopting
@@ -51,7 +51,7 @@ class Inheriting(Adopting):
         self._adoption: Adoption | None = None  # while the ledger is being read
         self._adopted: Adoption | None = None  # read, but not asked yet for the coldest
         self._coldest: dict[int, Iterator[int]] = {}  # page size -> cold pages, the coldest first
-        self.heard: set[Address] = set()  # living sessions that have stated in this life
+        self.heard: set[Address] = set()  # living holders that have stated in this life
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex(lambda page: self.ledger.read(page), self._warmed)
         self.order = Lru()  # exactly the resident blocks that are not cold
@@ -59,7 +59,7 @@ class Inheriting(Adopting):
         self.claims = ClaimTable(CLAIM_NS)
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
-        self.on(Held, self._on_held, SESSION)
+        self.on(Held, self.on_held, SESSION, FLUSHER)
         self.on(Claiming, self._on_claiming, SESSION)
 
     @property
@@ -128,8 +128,11 @@ class Inheriting(Adopting):
         if not self.blocks.cold:
             self._coldest.clear()
 
-    def _on_held(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
-        """A session restates a lease that an earlier index has granted."""
+    def restated(self, lease: Lease) -> None:
+        """Hook: its holder has restated this lease."""
+
+    def on_held(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
+        """A holder restates a lease that an earlier index has granted."""
         holder = sender.address
         if holder in self.heard or self.leases.get(holder, msg.number) is not None:
             return []
@@ -139,7 +142,7 @@ class Inheriting(Adopting):
         if stray or not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             self.counts["leases_unknown"] += 1
             return []
-        self.leases.adopt(holder, msg.number, blocks, now)
+        self.restated(self.leases.adopt(holder, msg.number, blocks, now))
         return []
 
     def _named(self, msg: Held) -> list[Block]:

@@ -10,6 +10,7 @@ When an assertion kills an actor, its last inputs are written to the run directo
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pegaflow import logs, writers
+from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Ledger
 from pegaflow.device.memory import Extents, SharedFile
@@ -35,7 +37,15 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    FLUSHER,
+    GATEWAY,
+    INDEX,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 
 from . import blackbox
 from .asks import Host
@@ -49,6 +59,7 @@ if TYPE_CHECKING:
     from pegaflow.web import HttpDevice
 
     from .copies import Copies
+    from .flushdevice import FlushDevice
     from .tcp import Tcp
 
 
@@ -167,9 +178,15 @@ class _Device:
 
 
 def run_child(
-    name: str, incarnation: int, run_dir: Path, supervisor: int, parent: int, tcp: Tcp | None
+    name: str,
+    incarnation: int,
+    run_dir: Path,
+    supervisor: int,
+    parent: int,
+    tcp: Tcp | None,
+    flush: FlushPlan | None,
 ) -> int:
-    """The main function of `pegaflow.actors`; returns the exit status."""
+    """The main function of `pegaflow.actors`; returns the exit status.  `flush`: of a flusher."""
     address = Address(name, incarnation)
     level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
     form = os.environ.get("PEGAFLOW_LOG_FORMAT", "auto")
@@ -186,8 +203,9 @@ def run_child(
         return 1
     endpoint = str(run_dir / "actors" / f"{address}.sock")
     boss = Address(SUPERVISOR, supervisor)
-    actor = _make(name, address, boss, Hello(os.getpid(), start_ticks(os.getpid()), endpoint))
-    device = _device(actor)
+    hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
+    actor = _make(name, address, boss, hello, flush)
+    device = _device(actor, flush)
     host = Host(actor)
     loop = Loop(host, device.work)
     device.attach(loop)
@@ -222,8 +240,14 @@ def _last_words(host: Host, run_dir: Path) -> str:
         return f"not written: {err.strerror}"
 
 
-def _make(name: str, address: Address, supervisor: Address, hello: Hello) -> Child:
+def _make(
+    name: str, address: Address, supervisor: Address, hello: Hello, flush: FlushPlan | None
+) -> Child:
     """The actor; a process imports its own kind alone."""
+    if flush is not None:
+        from .flusher import Flusher
+
+        return Flusher(address, supervisor, hello, flush)
     if name == INDEX:
         from .index import Index
 
@@ -242,7 +266,11 @@ def _make(name: str, address: Address, supervisor: Address, hello: Hello) -> Chi
     return Gateway(address, supervisor, hello)
 
 
-def _device(actor: Child) -> _Device | HttpDevice:
+def _device(actor: Child, flush: FlushPlan | None) -> _Device | HttpDevice | FlushDevice:
+    if flush is not None:
+        from .flushdevice import FlushDevice
+
+        return FlushDevice(actor, flush)
     if actor.address.name != GATEWAY:
         return _Device(actor)
     from pegaflow.web import HttpDevice  # and its libraries: for this process only
@@ -274,4 +302,21 @@ def child_command(address: Address, settings: Settings, supervisor: int) -> list
     if address.name == SESSION and settings.addr is not None:
         command += ["--addr", settings.addr.rpartition(":")[0] + ":0"]
         command += ["--curve-dir", settings.curve_dir] if settings.curve_dir else ["--insecure-tcp"]
+    if address.name == FLUSHER:
+        command += ["--flush", json.dumps(dataclasses.asdict(flush_plan(settings)))]
     return command
+
+
+def flush_plan(settings: Settings) -> FlushPlan:
+    """What the flusher is told."""
+    return FlushPlan(
+        settings.ssd_cache_path,
+        settings.ssd_cache_capacity,
+        settings.ssd_free_floor,
+        settings.ssd_write_queue_depth,
+        settings.ssd_write_inflight,
+        settings.ssd_prefetch_inflight,
+        settings.max_prefetch_blocks,
+        settings.ssd_admission == "reused",
+        settings.drain_timeout * 1_000_000_000,
+    )

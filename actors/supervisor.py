@@ -12,7 +12,9 @@ A pure actor like the others: processes are started and killed by jobs, their de
   was stopped too: then all silence clocks start again.
 * A child that fails again and again is restarted ever later, then rests (restarts.py).
 * Spares that nobody wants any more drain one by one.
-* Drain: sessions first, then the core, then the gateway; whoever is left after DRAIN_NS is killed.
+* Drain: sessions first, then the flusher, which writes what is left, then the core, then the
+  gateway; whoever is left after DRAIN_NS, and the flusher's own time, is killed.  Meanwhile its
+  beats count, as those of no other that drains do: it has work to do.
 * A service manager is told READY once an engine could have a session, and what has changed since.
 """
 
@@ -48,7 +50,7 @@ from pegaflow.wire.jobs import (
     Stopping,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, Address
 
 from .actor import MS, Actor, Do, Effect, Note, Reply, Send, Sender, Stop
 from .frontdesk import FrontDesk
@@ -82,6 +84,8 @@ class Plan:
     http_addr: str = ""  # empty: no gateway
     copy_threads: int = 2  # of each session
     verify: bool = False  # check pages against their checksums on every load
+    ssd: bool = False  # there is an SSD tier
+    flush_ns: int = 0  # at the end, for blocks that are not in the log yet
     pid: int = 0  # the supervisor's own
     pid_namespace: int = 0  # inode of the one that all our pids are of; 0: unknown
 
@@ -96,7 +100,7 @@ class Supervisor(Actor):
         self.budgets = Budgets(tuple(SPECS))
         self.tally = Tally()
         self.pool: Welcome | None = None  # None until there is one
-        self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # sessions, the newest last
+        self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # holders, the newest last
         self.desk = FrontDesk(
             self.kids, self.budgets, self._kill, self._restaff, plan.pid_namespace
         )
@@ -164,7 +168,7 @@ class Supervisor(Actor):
 
     def _welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         plan = self.plan
-        rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify)
+        rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify, plan.ssd)
         return Welcome(pool, ledger, size, extent, *rest)
 
     def _staff(self, now: int) -> list[Effect]:
@@ -195,7 +199,8 @@ class Supervisor(Actor):
         """Children of a kind; of sessions, those without an engine."""
         if name == SESSION:
             return self.plan.spares + self.desk.waiting()
-        return 1 if name != GATEWAY or self.plan.http_addr else 0
+        unwanted = {GATEWAY: not self.plan.http_addr, FLUSHER: not self.plan.ssd}
+        return 0 if unwanted.get(name) else 1
 
     def shown(self) -> str:
         """The state for people: recovering while index or allocator is being replaced."""
@@ -250,8 +255,9 @@ class Supervisor(Actor):
         kid = self.kids.get(sender.address)
         if kid is not None:
             kid.counters, kid.gauges = msg.counters, msg.gauges
-            if kid.state != "draining":  # it said Bye, or was told to: now it has to go
-                kid.heard = now
+            flushing = self.state == "draining" and kid.address.name == FLUSHER
+            if kid.state != "draining" or flushing:
+                kid.heard = now  # the others said Bye, or were told to: now they have to go
         return []
 
     def _on_bye(self, sender: Sender, msg: Bye, now: int) -> list[Effect]:
@@ -267,7 +273,7 @@ class Supervisor(Actor):
         self.tally.bury(kid)
         if not msg.code:
             kid.state = "draining"  # it ended cleanly; its Bye may come later, or never
-        if kid.address.name == SESSION:
+        if SPECS[kid.address.name].holds:
             self.dead.append(kid.address)
         effects: list[Effect] = [
             Send(k.address, Gone(msg.address)) for k in self.kids.values() if k.endpoint
@@ -290,9 +296,9 @@ class Supervisor(Actor):
         return effects + self._restaff(now)
 
     def _roll(self) -> Roll:
-        """The sessions that may hold something of the pool, and those that are dead."""
+        """Those who may hold something of the pool, and those that are dead."""
         kids = self.kids.values()
-        living = tuple(k.address for k in kids if k.address.name == SESSION and k.endpoint)
+        living = tuple(k.address for k in kids if SPECS[k.address.name].holds and k.endpoint)
         return Roll(living, tuple(self.dead))
 
     def _on_open(self, sender: Sender, msg: OpenSession, now: int) -> list[Effect]:
@@ -319,17 +325,18 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             self.state = "killing"
             return self._kill_all() + self._drain_on()
-        self.state, self.drain_by = "draining", now + DRAIN_NS
+        self.state, self.drain_by = "draining", now + DRAIN_NS + self.plan.flush_ns
         say = Do(Announce("STOPPING=1\nSTATUS=draining"), lambda done, now: [])
         return [*self.desk.close(), say, *self._drain_on()]
 
     def _drain_on(self) -> list[Effect]:
-        """Sessions first, then the core, then the gateway; then stop."""
+        """Sessions first, then the flusher, then the core, then the gateway; then stop."""
         if not self.kids:
             return [Stop()]
         kids = list(self.kids.values())
         core = [k for k in kids if SPECS[k.address.name].core]
-        wave = [k for k in kids if k.address.name == SESSION] or core or kids
+        sessions = [k for k in kids if k.address.name == SESSION]
+        wave = sessions or [k for k in kids if SPECS[k.address.name].holds] or core or kids
         effects: list[Effect] = []
         for kid in wave:
             if kid.endpoint and kid.state != "draining":

@@ -170,6 +170,9 @@ def _show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pegaflow.ssdmetrics import ssd_line
+    from pegaflow.view import View
+
     console = Console()
     table = Table("process", "pid", "state", "restarts", "engine", box=None)
     for row in report.processes:
@@ -191,6 +194,9 @@ def _show(report: Report) -> None:
             else "nothing asked yet"
         )
     )
+    ssd = ssd_line(View(report, report.at))
+    if ssd:
+        console.print(ssd)
     console.print(_http(report))
     for kind in report.kinds:
         if kind.state != "ok":

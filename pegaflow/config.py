@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pegaflow import limits, rundir, sizes
+from pegaflow.cache import flushplan
 from pegaflow.errors import UserError
 
 PREFIX = "PEGAFLOW_"
+ADMISSIONS = ("all", "reused")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
@@ -31,6 +33,21 @@ SPARES_MAX = 64
 
 COPY_THREADS_MAX = 16
 """Memory is full of work long before; each thread is a core that the engine does not have."""
+
+SSD_DEPTH_MAX = 64
+"""Batches on their way to the log: half a gigabyte that cannot be evicted meanwhile."""
+
+SSD_INFLIGHT_MAX = 128
+"""Requests at a time: no disk is faster with more, and each is a thread."""
+
+PATH_MAX = 3800
+"""Bytes of a directory's path: Linux takes 4096 with the name of a file behind it."""
+
+PREFETCH_BLOCKS_MAX = 65536
+"""As many as one lookup can name."""
+
+DRAIN_TIMEOUT_MAX = 60
+"""Seconds: whoever stops a service waits no longer before it is killed."""
 
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -66,6 +83,26 @@ class Settings:
     keep_pool: bool = True
     #: Whether pages are checked against their checksums on every load.
     verify: bool = False
+    #: Directories of the SSD tier, absolute, one per device; none: there is no SSD tier.
+    ssd_cache_path: tuple[str, ...] = ()
+    #: Bytes of the whole log; None: as far as the floor.
+    ssd_cache_capacity: int | None = None
+    #: Bytes of each file system that stay free; None: a share of it.
+    ssd_free_floor: int | None = None
+    #: Batches of blocks on their way to the log.
+    ssd_write_queue_depth: int = flushplan.WRITE_QUEUE_DEPTH
+    #: Writes side by side in each directory.
+    ssd_write_inflight: int = flushplan.WRITE_INFLIGHT
+    #: Reads side by side in each directory.
+    ssd_prefetch_inflight: int = flushplan.PREFETCH_INFLIGHT
+    #: Blocks that one engine may await from the log.
+    max_prefetch_blocks: int = flushplan.PREFETCH_BLOCKS
+    #: One of ADMISSIONS.
+    ssd_admission: str = "all"
+    #: Whether to remove what is in the log.
+    fresh_ssd: bool = False
+    #: Seconds at the end for blocks that are not in the log yet.
+    drain_timeout: int = flushplan.DRAIN_NS // 1_000_000_000
     #: One of LOG_LEVELS.
     log_level: str = "info"
     #: One of LOG_FORMATS.
@@ -80,6 +117,8 @@ class Setting:
     parse: Callable[[object], object]
     help: str
     metavar: str
+    #: Whether the flag may be given several times.
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +159,7 @@ def trace(
         said |= _from_file(path)
     said |= _from_environment(env)
     for key, value in flags.items():
-        if value is not None:
+        if value is not None and value != []:
             said[key] = _Said(flag(key), value, Origin("flag", flag(key)))
     for key, saying in said.items():
         if key not in SETTINGS:
@@ -131,6 +170,9 @@ def trace(
         None if named is None else str(named), env, os.getuid(), tempfile.gettempdir()
     )
     settings = Settings(run_dir, **parsed)  # type: ignore[arg-type]
+    for key in ("ssd_cache_capacity", "ssd_free_floor", "fresh_ssd"):
+        if getattr(settings, key) and not settings.ssd_cache_path:
+            raise UserError(f"{said[key].where}: there is no SSD tier without --ssd-cache-path")
     default = Origin("default")
     return settings, {key: said[key].origin if key in said else default for key in SETTINGS}
 
@@ -182,9 +224,30 @@ def _parse(key: str, said: _Said) -> object:
 
 
 def _path(value: object) -> str:
-    if not isinstance(value, str | os.PathLike) or not str(value):
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise UserError(f"not a path: {value!r}")
     return str(value)
+
+
+def _folders(value: object) -> tuple[str, ...]:
+    """Directories as a list, or as one text with colons between them."""
+    given = value if isinstance(value, list | tuple) else _path(value).split(":")
+    paths = tuple(os.path.abspath(_path(one)) for one in given)
+    for path in paths:
+        if "\n" in path or len(os.fsencode(path)) > PATH_MAX:
+            raise UserError(f"not a path: {path!r}")
+    real = [os.path.realpath(path) for path in paths]
+    twice = next((p for p, r in zip(paths, real, strict=True) if real.count(r) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is named twice; name one directory per device")
+    return paths
+
+
+def _capacity(value: object) -> int:
+    size = _size(value)
+    if size < flushplan.CAPACITY_LEAST:
+        raise UserError(f"{value} is less than {sizes.show(flushplan.CAPACITY_LEAST)}")
+    return size
 
 
 def _size(value: object) -> int:
@@ -271,6 +334,32 @@ SETTINGS: dict[str, Setting] = {
     "fresh": Setting(_yes_or_no, "Start with an empty pool, whatever was kept.", ""),
     "keep_pool": Setting(_yes_or_no, "Keep the pool's blocks for the next start.", ""),
     "verify": Setting(_yes_or_no, "Check each page's checksum when it is loaded.", ""),
+    "ssd_cache_path": Setting(
+        _folders, "A directory for the SSD tier; one per device.", "DIR", many=True
+    ),
+    "ssd_cache_capacity": Setting(_capacity, "Bytes of the whole log, for example 512gb.", "SIZE"),
+    "ssd_free_floor": Setting(
+        _size, "Bytes of each file system that stay free (a twentieth of it).", "SIZE"
+    ),
+    "ssd_write_queue_depth": Setting(
+        _number(1, SSD_DEPTH_MAX), "Batches of blocks on their way to the log.", "N"
+    ),
+    "ssd_write_inflight": Setting(
+        _number(1, SSD_INFLIGHT_MAX), "Writes side by side in each directory.", "N"
+    ),
+    "ssd_prefetch_inflight": Setting(
+        _number(1, SSD_INFLIGHT_MAX), "Reads side by side in each directory.", "N"
+    ),
+    "max_prefetch_blocks": Setting(
+        _number(1, PREFETCH_BLOCKS_MAX), "Blocks that one engine may await from the log.", "N"
+    ),
+    "ssd_admission": Setting(
+        _one_of(ADMISSIONS), "Write all blocks, or those reused: asked for or saved again.", "WHAT"
+    ),
+    "fresh_ssd": Setting(_yes_or_no, "Remove what is in the log.", ""),
+    "drain_timeout": Setting(
+        _number(0, DRAIN_TIMEOUT_MAX), "Seconds at the end to write what is not in the log.", "S"
+    ),
     "log_level": Setting(_one_of(LOG_LEVELS), f"{', '.join(LOG_LEVELS)}.", "LEVEL"),
     "log_format": Setting(_one_of(LOG_FORMATS), f"{', '.join(LOG_FORMATS)}.", "FORMAT"),
 }

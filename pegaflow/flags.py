@@ -28,7 +28,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         command(flags, config_file, **given)
 
     options = [
-        _option(key, typer.Option(help=setting.help, metavar=setting.metavar))
+        _option(key, typer.Option(help=setting.help, metavar=setting.metavar), setting.many)
         for key, setting in config.SETTINGS.items()
     ]
     file = typer.Option("--config", help="A TOML file of settings.", metavar="FILE")
@@ -39,8 +39,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _option(name: str, option: Any) -> inspect.Parameter:
+def _option(name: str, option: Any, many: bool = False) -> inspect.Parameter:
     """An option that is None if it was not given; one without a metavar is a flag."""
-    kind = bool | None if option.metavar == "" else str | None
+    one: Any = bool if option.metavar == "" else list[str] if many else str
+    kind = one | None
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])

@@ -11,8 +11,8 @@ ram + rdma + ssd + miss = blocks asked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -26,32 +26,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pegaflow.wire.control import Report
-from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, INDEX, SESSION, SUPERVISOR
 
+from .shown import Shown
+from .ssdmetrics import SSD_METRICS, ssd_line
 from .view import Sample, View
 
 _S = 1_000_000_000
 
 STALE_NS = 5 * _S
 """A report this old means that the supervisor does not answer: it is asked every second."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One metric.  `source` says which actor knows it; a summary reads as count and sum."""
-
-    name: str
-    source: str
-    help: str
-    read: Callable[[View], float | Iterator[Sample]]
-    labels: tuple[str, ...] = field(default=())
-
-    @property
-    def type(self) -> str:
-        """counter, gauge or summary."""
-        if self.name.endswith("_duration_seconds"):
-            return "summary"
-        return "counter" if self.name.endswith("_total") else "gauge"
 
 
 ACTOR = ("actor", "incarnation")
@@ -64,10 +48,10 @@ def _build_info(view: View) -> Iterator[Sample]:
 
 
 def _tiers(view: View) -> Iterator[Sample]:
-    hit = view.total(INDEX, "blocks_hit")
-    yield ("ram",), hit
+    hit, ssd = view.total(INDEX, "blocks_hit"), view.total(INDEX, "blocks_hit_ssd")
+    yield ("ram",), hit - ssd
     yield ("rdma",), 0
-    yield ("ssd",), 0
+    yield ("ssd",), ssd
     yield ("miss",), view.total(INDEX, "blocks_asked") - hit
 
 
@@ -267,6 +251,7 @@ METRICS = (
         "Pages that nobody uses as long as the pool lives, since corrupt blocks were in them.",
         lambda v: v.gauge(INDEX, "quarantined_pages"),
     ),
+    *SSD_METRICS,
     Shown(
         "pegaflow_actor_restarts_total",
         SUPERVISOR,
@@ -351,7 +336,8 @@ def render(report: Report | None, now: int, accept: str = "") -> tuple[bytes, st
 
 
 def reasons(view: View) -> tuple[str, ...]:
-    """Why no engine can be served as it should be now; empty if nothing is wrong."""
+    """Why no engine can be served as it should be now; empty if nothing is wrong.  Without the SSD
+    tier it can: `ssd_line` says what is wrong there."""
     if view.report is None:
         return ("the supervisor has not answered yet",)
     found = []
@@ -361,23 +347,24 @@ def reasons(view: View) -> tuple[str, ...]:
     if state != "up":
         found.append(f"the service is {state}")
     for kind in view.kinds:
-        if kind.state == "broken":
+        if kind.state == "broken" and kind.name != FLUSHER:
             rest = max(0, kind.retry_at - view.now) / _S
             found.append(f"{kind.name} fails again and again; it is tried again in {rest:.0f} s")
     return tuple(found)
 
 
-def unready(report: Report | None, now: int) -> tuple[str, ...]:
-    """`reasons` of a report."""
-    return reasons(View(report, now))
+def readiness(report: Report | None, now: int) -> dict[str, Any]:
+    """Whether engines can be served, why not, and how the SSD tier is (empty: there is none)."""
+    view = View(report, now)
+    why = reasons(view)
+    return {"ready": not why, "reasons": list(why), "ssd": ssd_line(view)}
 
 
 def status(report: Report | None, now: int) -> dict[str, Any]:
     """The report as JSON, with its age and what is wrong."""
-    view = View(report, now)
-    why = reasons(view)
     body = _plain(asdict(report)) if report else None
-    return {"ready": not why, "reasons": list(why), "age_seconds": view.age, "report": body}
+    age = View(report, now).age
+    return {**readiness(report, now), "age_seconds": age, "report": body}
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -182,6 +183,8 @@ def _serve(settings: Settings, run_dir: Path) -> int:
     tcp = tcp_of(settings.addr, settings.curve_dir, settings.insecure_tcp)
     log = logs.get_logger()
     _raise_nofile()
+    if settings.fresh_ssd:
+        _remove_logs(settings.ssd_cache_path)
     house = _House(settings)
     size = house.files.header.pool_bytes
     address = Address(SUPERVISOR, house.supervisor)
@@ -192,6 +195,8 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         "" if settings.http_addr == "none" else settings.http_addr,
         settings.copy_threads,
         settings.verify,
+        bool(settings.ssd_cache_path),
+        settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
         os.getpid(),
         pid_namespace(),
     )
@@ -230,6 +235,21 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         raise UserError(why)
     log.info("stopped")
     return 0
+
+
+def _remove_logs(paths: Sequence[str]) -> None:
+    """Begin with empty logs.
+
+    Raises:
+        UserError: something of them is still there.
+    """
+    from pegaflow.device.disk import remove_log  # and its checksums: few services need them here
+
+    for path in paths:
+        removed, why = remove_log(path)
+        if why:
+            raise UserError(f"cannot remove the log: {why}")
+        logs.get_logger().info("ssd_removed", path=path, bytes=sizes.show(removed))
 
 
 def purge(run_dir: Path) -> int:

@@ -24,7 +24,6 @@ ALWAYS = {
 LOG_LEVELS = {"trace": "debug", "warn": "warning"}
 """The original's log levels that are called otherwise here."""
 
-_NO_SSD = "this version has no SSD tier; leave it out"
 _NO_PEERS = "this version does not use other hosts' memory; leave it out"
 _SCRAPE = "there is no OTLP export; let a collector scrape /metrics of --http-addr"
 _HIT_RATE = "hit rates are counted exactly, see /metrics of --http-addr; leave it out"
@@ -36,7 +35,6 @@ REFUSED = {
     "--devices": _NO_GPU,
     "--enable-lfu-admission": "this version admits every block and evicts the least recently used",
     "--hint-value-size": "pages are cut to each engine's blocks; leave it out",
-    "--max-prefetch-blocks": _NO_SSD,
     "--metaserver-addr": _NO_PEERS,
     "--metaserver-queue-depth": _NO_PEERS,
     "--metric-hll-bucket-bits": _HIT_RATE,
@@ -46,13 +44,8 @@ REFUSED = {
     "--nics": _NO_PEERS,
     "--pool-shards": "no lock is shared that a second shard would relieve; leave it out",
     "--qps-per-peer": _NO_PEERS,
-    "--ssd-cache-capacity": _NO_SSD,
-    "--ssd-cache-path": _NO_SSD,
-    "--ssd-cache-shards": _NO_SSD,
-    "--ssd-prefetch-inflight": _NO_SSD,
-    "--ssd-prefetch-queue-depth": _NO_SSD,
-    "--ssd-write-inflight": _NO_SSD,
-    "--ssd-write-queue-depth": _NO_SSD,
+    "--ssd-cache-shards": "each --ssd-cache-path is a log of its own, written in parallel",
+    "--ssd-prefetch-queue-depth": "no read is dropped; see --max-prefetch-blocks",
     "--trace-sample-rate": "this version traces no requests; see --log-level debug",
     "--transfer-lock-timeout-secs": _NO_PEERS,
     "--use-hugepages": "the pool is a file in /dev/shm; leave it out",

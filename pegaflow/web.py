@@ -159,9 +159,8 @@ def _app(snapshot: Callable[[], Report | None]) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def ready(request: Request) -> Response:
-        reasons = metrics.unready(snapshot(), time.monotonic_ns())
-        body = {"ready": not reasons, "reasons": list(reasons)}
-        return JSONResponse(body, 503 if reasons else 200)
+        body = metrics.readiness(snapshot(), time.monotonic_ns())
+        return JSONResponse(body, 200 if body["ready"] else 503)
 
     async def exposition(request: Request) -> Response:
         accept = request.headers.get("accept", "")

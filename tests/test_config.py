@@ -101,12 +101,26 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("run_dir", ""),
+        ("ssd_cache_path", [""]),
+        ("ssd_cache_path", ["a\0b"]),
+        ("ssd_cache_path", "/" + 4096 * "a"),
+        ("ssd_cache_capacity", "63MiB"),
+        ("ssd_cache_capacity", "all"),
+        ("ssd_free_floor", "a tenth"),
+        ("ssd_write_queue_depth", 0),
+        ("ssd_write_inflight", 0),
+        ("ssd_prefetch_inflight", 0),
+        ("max_prefetch_blocks", 0),
+        ("ssd_admission", "hot"),
+        ("drain_timeout", -1),
+        ("drain_timeout", 3601),
     ],
 )
 def test_a_bad_value_names_the_setting_and_the_value(key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^--{key.replace('_', '-')}: .*") as caught:
         config.load({key: value}, {})
-    assert str(value) in str(caught.value)
+    said = value[0] if isinstance(value, list) and key == "ssd_cache_path" else value
+    assert str(said) in str(caught.value) or repr(said) in str(caught.value)
 
 
 def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
@@ -129,3 +143,35 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
 )
 def test_http_addresses(said: str, meant: str) -> None:
     assert config.load({"http_addr": said}, {}).http_addr == meant
+
+
+def test_directories_of_the_ssd_tier_come_one_per_device(tmp_path: Path) -> None:
+    want = (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert config.load({"ssd_cache_path": list(want)}, {}).ssd_cache_path == want
+    env = {"PEGAFLOW_SSD_CACHE_PATH": ":".join(want)}
+    assert config.load({"ssd_cache_path": []}, env).ssd_cache_path == want
+    (tmp_path / "c.toml").write_text(f'ssd_cache_path = {list(want)}\nssd_cache_capacity = "512gb"')
+    settings = config.load({}, {}, str(tmp_path / "c.toml"))
+    assert settings.ssd_cache_path == want and settings.ssd_cache_capacity == 512 * GIB
+    assert config.load({"ssd_cache_path": ["x"]}, {}).ssd_cache_path == (str(Path.cwd() / "x"),)
+    with pytest.raises(UserError, match="^PEGAFLOW_SSD_CACHE_PATH: not a path: ''"):
+        config.load({}, {"PEGAFLOW_SSD_CACHE_PATH": "/a::/b"})
+
+
+def test_one_directory_is_no_two_devices(tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(tmp_path / "a")
+    for other in ("a", "a/", "alias", "./b/../a"):
+        paths = [str(tmp_path / "a"), f"{tmp_path}/{other}"]
+        with pytest.raises(UserError, match="^--ssd-cache-path: .*/a is named twice"):
+            config.load({"ssd_cache_path": paths}, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ssd_cache_capacity", "1g"), ("ssd_free_floor", "1g"), ("fresh_ssd", True)]
+)
+def test_what_is_said_of_a_tier_that_is_not_there(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no SSD tier without --ssd-cache-path") as caught:
+        config.load({}, {f"PEGAFLOW_{key.upper()}": str(value)})
+    assert str(caught.value).startswith(f"PEGAFLOW_{key.upper()}: ")
+    settings = config.load({key: value, "ssd_cache_path": [str(tmp_path)]}, {})
+    assert getattr(settings, key)

@@ -6,11 +6,22 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pegaflow import metrics
+from pegaflow import metrics, ssdmetrics
+from pegaflow.view import View
 from pegaflow.wire.control import Counter, KindRow, ProcessRow, Report, listed
-from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    FLUSHER,
+    GATEWAY,
+    INDEX,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "metrics.md"
 S = 1_000_000_000
 AT = 100 * S
 
@@ -23,7 +34,9 @@ def kind(name: str, state: str = "ok", retry_at: int = 0, **sums: int) -> KindRo
     return KindRow(name, state, retry_at, 2, listed(sums))
 
 
-def report(state: str = "up", *kinds: KindRow, at: int = AT) -> Report:
+def report(
+    state: str = "up", *kinds: KindRow, at: int = AT, more: tuple[ProcessRow, ...] = ()
+) -> Report:
     processes = (
         row(SUPERVISOR, 1, state, opens_waiting=4),
         row(ALLOCATOR, 2, "up", pool_held_bytes=10, pool_sealed_bytes=20, pool_free_bytes=30),
@@ -33,8 +46,9 @@ def report(state: str = "up", *kinds: KindRow, at: int = AT) -> Report:
         row(SESSION, 6, "spare"),
     )
     default = (kind(SUPERVISOR), kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_sealed=9))
+    rows = processes + more
     return Report(
-        "p", "l", 60, 32, AT - 50 * S, "1.2", processes, "127.0.0.1:9091", at, kinds or default
+        "p", "l", 60, 32, AT - 50 * S, "1.2", rows, "127.0.0.1:9091", at, kinds or default
     )
 
 
@@ -62,6 +76,14 @@ pegaflow_actor_broken pegaflow_actor_processes pegaflow_actor_resident_memory_by
 pegaflow_actor_open_fds pegaflow_actor_loop_lag_seconds pegaflow_actor_open_asks
 pegaflow_actor_open_jobs pegaflow_actor_events_total pegaflow_load_bytes_total
 pegaflow_load_failures_total pegaflow_load_duration_seconds
+pegaflow_ssd_write_bytes_total pegaflow_ssd_write_failures_total pegaflow_ssd_write_queue_pending
+pegaflow_ssd_write_queue_full_total pegaflow_ssd_write_inflight pegaflow_ssd_prefetch_bytes_total
+pegaflow_ssd_prefetch_success_total pegaflow_ssd_prefetch_failures_total
+pegaflow_ssd_prefetch_inflight pegaflow_ssd_prefetch_backpressure_blocks_total
+pegaflow_ssd_corrupt_blocks_total pegaflow_ssd_recovered_blocks_total
+pegaflow_ssd_carried_blocks_total pegaflow_ssd_dropped_blocks_total pegaflow_ssd_blocks
+pegaflow_ssd_stored_blocks pegaflow_ssd_backlog_blocks pegaflow_ssd_used_bytes
+pegaflow_ssd_capacity_bytes pegaflow_ssd_directories pegaflow_ssd_faults_total
 """.split()
 """What dashboards are built on: only ever added to."""
 
@@ -147,13 +169,13 @@ def test_openmetrics_for_whoever_accepts_it() -> None:
     ],
 )
 def test_what_is_wrong_is_said(shown: Report | None, now: int, words: str) -> None:
-    (reason,) = metrics.unready(shown, now)
+    (reason,) = metrics.readiness(shown, now)["reasons"]
     assert words in reason
     assert samples(shown, now)["pegaflow_ready", ()] == 0
 
 
 def test_a_child_that_waits_for_its_back_off_is_no_reason() -> None:
-    assert metrics.unready(report("up", kind(SESSION, "waiting", AT + S)), AT) == ()
+    assert metrics.readiness(report("up", kind(SESSION, "waiting", AT + S)), AT)["ready"]
 
 
 def test_status_is_json_that_a_person_can_read() -> None:
@@ -168,3 +190,152 @@ def test_status_is_json_that_a_person_can_read() -> None:
 def test_a_counter_of_an_unknown_actor_is_shown_too() -> None:
     shown = report("up", KindRow("flusher", "ok", 0, 0, (Counter("bytes", 3),)))
     assert samples(shown)["pegaflow_actor_events_total", ("flusher", "bytes")] == 3
+
+
+# the SSD tier
+
+
+def flusher(**gauges: int) -> ProcessRow:
+    numbers = listed({f"ssd_{name}": value for name, value in gauges.items()})
+    return ProcessRow(Address(FLUSHER, 7), 1007, "up", 0, "", numbers)
+
+
+def ssd(process: ProcessRow | None, *kinds: KindRow, now: int = AT) -> str:
+    """The line of a service with this flusher; it never keeps the service from being ready."""
+    found = metrics.readiness(report("up", *kinds, more=(process,) if process else ()), now)
+    assert found["ready"] and found["reasons"] == []
+    line = found["ssd"]
+    assert isinstance(line, str)
+    return line
+
+
+UP = {"volumes": 1, "readable_volumes": 1, "writable_volumes": 1, "blocks": 5, "bytes": 3 << 20}
+THREE = {"volumes": 3, "readable_volumes": 3, "capacity_bytes": 512 << 30}
+
+
+@pytest.mark.parametrize(
+    ("gauges", "line"),
+    [
+        ({}, "ssd: starting"),
+        (UP, "ssd: writable; 5 blocks in 3 MiB"),
+        (UP | {"capacity_bytes": 1 << 30}, "ssd: writable; 5 blocks in 3 MiB of 1 GiB"),
+        (
+            UP | {"writable_volumes": 0, "loading_volumes": 1},
+            "ssd: reading its inventory; 5 blocks in 3 MiB",
+        ),
+        (
+            UP | {"writable_volumes": 0, "fault": int(Status.NO_SPACE)},
+            f"ssd: read-only ({Status.NO_SPACE.words}; the log has the reason, and it is tried "
+            "again); 5 blocks in 3 MiB",
+        ),
+        (
+            {"volumes": 1, "fault": int(Status.COPY_FAILED)},
+            f"ssd: off ({Status.COPY_FAILED.words}; the log has the reason, and it is tried "
+            "again); 0 blocks in 0 B",
+        ),
+        (
+            THREE | {"writable_volumes": 3},
+            "ssd: writable, 3 directories; 0 blocks in 0 B of 512 GiB",
+        ),
+        (
+            THREE | {"writable_volumes": 2, "fault": int(Status.READ_ONLY)},
+            f"ssd: writable in 2 of 3 directories ({Status.READ_ONLY.words}; the log has the "
+            "reason, and it is tried again); 0 blocks in 0 B of 512 GiB",
+        ),
+    ],
+)
+def test_the_ssd_tier_says_how_it_is(gauges: dict[str, int], line: str) -> None:
+    assert ssd(flusher(**gauges)) == line
+    body = metrics.status(report(more=(flusher(**gauges),)), AT)
+    assert body["ssd"] == line
+
+
+def test_without_a_flusher_the_line_says_why_and_readiness_is_no_worse() -> None:
+    never = KindRow(FLUSHER, "ok", 0, 0, ())
+    assert ssd(None) == ssd(None, never) == "", "there is no SSD tier"
+    assert metrics.readiness(None, AT)["ssd"] == "", "nobody knows yet"
+    assert ssd(None, kind(FLUSHER, "waiting", AT + S)) == "ssd: off, its process is being replaced"
+    broken = ssd(None, kind(FLUSHER, "broken", AT + 9 * S))
+    assert broken == "ssd: off, its process fails again and again; it is tried again in 9 s"
+    found = samples(report("up", kind(FLUSHER, "broken", AT + 9 * S)))
+    assert found["pegaflow_actor_broken", (FLUSHER,)] == found["pegaflow_ready", ()] == 1
+
+
+def test_blocks_from_ssd_are_a_tier_of_their_own() -> None:
+    asked = kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_hit_ssd=25, blocks_fetched=30)
+    found = samples(report("up", asked))
+    tier = "pegaflow_cache_tier_block_requests_total"
+    tiers = {labels[0]: value for (name, labels), value in found.items() if name == tier}
+    assert tiers == {"ram": 35, "rdma": 0, "ssd": 25, "miss": 40}
+    assert found["pegaflow_cache_block_hits_total", ()] == 60
+
+
+def test_numbers_of_the_ssd_tier_find_their_names() -> None:
+    counted = kind(
+        FLUSHER,
+        ssd_write_bytes=1,
+        ssd_write_failures=2,
+        ssd_prefetch_bytes=3,
+        ssd_prefetch_success=4,
+        ssd_prefetch_failures=5,
+        ssd_blocks_corrupt=6,
+        ssd_blocks_recovered=7,
+        ssd_blocks_carried=8,
+        ssd_faults=9,
+    )
+    seen = kind(
+        INDEX, ssd_write_queue_full=10, ssd_prefetch_backpressure_blocks=11, ssd_blocks_dropped=12
+    )
+    knows = row(INDEX, 8, "up", ssd_stored_blocks=13, ssd_backlog_blocks=14)
+    has = flusher(write_queue_pending=15, write_inflight=16, prefetch_inflight=17, **UP)
+    found = samples(report("up", counted, seen, more=(knows, has)))
+    for name, value in {
+        "write_bytes_total": 1,
+        "write_failures_total": 2,
+        "prefetch_bytes_total": 3,
+        "prefetch_success_total": 4,
+        "prefetch_failures_total": 5,
+        "corrupt_blocks_total": 6,
+        "recovered_blocks_total": 7,
+        "carried_blocks_total": 8,
+        "faults_total": 9,
+        "write_queue_full_total": 10,
+        "prefetch_backpressure_blocks_total": 11,
+        "dropped_blocks_total": 12,
+        "stored_blocks": 13,
+        "backlog_blocks": 14,
+        "write_queue_pending": 15,
+        "write_inflight": 16,
+        "prefetch_inflight": 17,
+        "blocks": 5,
+        "used_bytes": 3 << 20,
+    }.items():
+        assert found[f"pegaflow_ssd_{name}", ()] == value, name
+    assert found["pegaflow_ssd_directories", ("writable",)] == 1
+    assert found["pegaflow_ssd_directories", ("loading",)] == 0
+
+
+class Names(View):
+    """Remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(None, AT)
+        self.asked: set[str] = set()
+
+    def total(self, kind: str, *names: str) -> float:
+        self.asked |= set(names)
+        return 0
+
+    def gauge(self, kind: str, *names: str) -> float:
+        self.asked |= set(names)
+        return 0
+
+
+def test_what_is_shown_of_the_ssd_tier_is_what_its_actors_count() -> None:
+    view = Names()
+    for metric in ssdmetrics.SSD_METRICS:
+        found = metric.read(view)
+        assert isinstance(found, int | float) or list(found)
+    source = "".join(path.read_text() for path in sorted((ROOT / "actors").glob("*.py")))
+    assert len(view.asked) > 20
+    assert sorted(name for name in view.asked if f'"{name}"' not in source) == []

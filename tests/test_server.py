@@ -70,11 +70,17 @@ def test_it_serves_with_what_was_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("PEGAFLOW_LOG_LEVEL", "PEGAFLOW_LOG_FORMAT"):
         monkeypatch.setenv(name, "")  # what it sets for its children ends with this test
     given = "--pool-size 1gb --blockwise-alloc --log-level warn --run-dir /r".split()
+    given += "--ssd-cache-path /ssd --ssd-cache-capacity 512gb --ssd-write-queue-depth 8".split()
+    given += "--ssd-write-inflight=3 --ssd-prefetch-inflight 16 --max-prefetch-blocks 800".split()
     monkeypatch.setattr(sys, "argv", ["pegaflow-server", *given])
     with pytest.raises(SystemExit) as ended:
         server.main()
     assert ended.value.code == 0
-    assert (seen[0].pool_size, seen[0].log_level) == (1 << 30, "warning")
+    (got,) = seen
+    assert (got.pool_size, got.log_level) == (1 << 30, "warning")
+    assert (got.ssd_cache_path, got.ssd_cache_capacity) == (("/ssd",), 512 << 30)
+    assert (got.ssd_write_queue_depth, got.ssd_write_inflight) == (8, 3)
+    assert (got.ssd_prefetch_inflight, got.max_prefetch_blocks) == (16, 800)
 
 
 def test_an_unknown_flag_is_a_wrong_command_line(

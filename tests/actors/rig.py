@@ -79,11 +79,13 @@ class Rig:
         status: Status = Status.OK,
         note: str = "",
         values: tuple[int, ...] = (),
+        data: bytes = b"",
     ) -> list[Envelope]:
         """End the oldest outstanding job of this kind."""
         entry = next(e for e in self.jobs if isinstance(e[1], kind))
         self.jobs.remove(entry)
-        return self._look(self.host.complete(entry[0], Done(status, note, values), self.now))
+        done = Done(status, note, values, data)
+        return self._look(self.host.complete(entry[0], done, self.now))
 
     def wait(self, nanoseconds: int) -> list[Envelope]:
         """Let time pass, waking the actor whenever it wants to be woken."""

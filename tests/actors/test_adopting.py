@@ -39,6 +39,7 @@ from .rig import (
     said,
 )
 from .test_index import KEYS, NS, ROOT, index, save, seal_of
+from .tier import FLUSHER_6
 
 IDX_9, ALLOC_9 = Address("index", 9), Address("allocator", 9)
 BOTH = Roll((SESSION_4, SESSION_5), ())
@@ -337,6 +338,30 @@ def test_nonsense_that_is_stated_is_nobodys() -> None:
     rig.done(ScanRecords)
     grown(rig)
     assert actor.gauges()["pool_held_bytes"] == PAGE and rig.count("pages_not_held") == 3
+
+
+def test_a_flusher_states_pages_of_several_sizes() -> None:
+    rig, actor = keeper(Roll((FLUSHER_6,), ()))
+    first = EXTENT // PAGE
+    rig.tell(FLUSHER_6, Stock(2, (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    grown(rig)
+    assert actor.gauges()["pool_held_bytes"] == 4 * PAGE
+    other = said(rig.ask(SESSION_4, Reserve(2 * PAGE, 1)), Reserved)
+    assert other.pages == (first + 1,), "the rest of an extent of this size"
+    rig.tell(IDX, Fenced(FLUSHER_6))
+    rig.done(ReadRecords)
+    assert actor.gauges()["pool_held_bytes"] == 2 * PAGE, "of the dead flusher nothing is left"
+
+
+def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
+    rig, actor = keeper(Roll((FLUSHER_6,), ()))
+    rig.tell(FLUSHER_6, Stock(2, (0, 1), 0, (PAGE,)))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    grown(rig)
+    assert actor.gauges()["pool_held_bytes"] == PAGE
 
 
 def test_without_an_index_reservations_wait() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors import allocator as allocator_module
-from pegaflow.actors import asks, boarding, frontdesk, saves, session
+from pegaflow.actors import asks, boarding, fetching, flushing, frontdesk, saves, session
 from pegaflow.actors import index as index_module
 from pegaflow.actors.actor import Sender
 from pegaflow.actors.frontdesk import ENGINE_MAX
@@ -117,7 +117,7 @@ def test_blocks_of_one_namespace_are_cut_alike() -> None:
 
 
 def test_no_answer_is_longer_than_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "LIST_MAX", 2)
+    monkeypatch.setattr(flushing, "LIST_MAX", 2)
     rig, _ = index()
     save(rig, KEYS[:4])
     assert find(rig, KEYS[:4]).pages == (0, 1)
@@ -138,7 +138,7 @@ def test_a_chain_that_bites_its_tail_is_walked_once() -> None:
 
 def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "CLAIMS_MAX", 2)
-    monkeypatch.setattr(index_module, "LEASED_MAX", 4)
+    monkeypatch.setattr(fetching, "LEASED_MAX", 4)
     rig, _ = index()
     save(rig, KEYS[:2])
     assert find(rig, KEYS[:2]).number and find(rig, KEYS[:2]).number

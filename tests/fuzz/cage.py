@@ -147,9 +147,12 @@ class Cage:
             return
         self.take(self.host.deliver(envelope, self.now, frames))
 
-    def tell(self, sender: Address, msg: Message, question: int = 0, answer: int = 0) -> None:
-        """A frame of a believed neighbour."""
-        envelope = Envelope(sender, self.host.actor.address, msg, question, answer)
+    def tell(
+        self, sender: Address, msg: Message, question: int = 0, answer: int = 0, patience: int = 0
+    ) -> None:
+        """A frame of a believed neighbour; `patience` in nanoseconds, 0: any."""
+        deadline = self.now + patience if patience else 0
+        envelope = Envelope(sender, self.host.actor.address, msg, question, answer, deadline)
         self.take(self.host.deliver(envelope, self.now, pack(envelope)))
 
     def pass_time(self) -> None:
@@ -181,8 +184,13 @@ class Cage:
         self.jobs += step.jobs
         if step.stop is not None:
             assert step.stop == "", step.stop
-            self.host = Host(self.build())
-            self.begin()
+            self.reborn()
+
+    def reborn(self) -> None:
+        """The next actor; what this one has counted is kept."""
+        self.counts += self.host.actor.counts
+        self.host = Host(self.build())
+        self.begin()
 
     def check(self) -> None:
         """All invariants, and that nothing grows without bound."""

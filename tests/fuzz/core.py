@@ -30,13 +30,15 @@ from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, WELCOME, Cage
 class IndexCage(Cage):
     """An index: its sessions are hostile; the allocator presses, the supervisor buries sessions."""
 
+    welcome = WELCOME
+
     def build(self) -> Index:
         return Index(IDX, BOSS, HELLO, lambda path: new_ledger())
 
     def settle(self) -> None:
         self.newest = 3
         self.senders = []
-        self.tell(BOSS, WELCOME)
+        self.tell(BOSS, self.welcome)
         self.tell(BOSS, Roll((), ()))
         self.tell(BOSS, Neighbour(ALLOC, "a", 1))
         while not self.index.ready:
@@ -61,7 +63,9 @@ class IndexCage(Cage):
 
     def step(self) -> None:
         rng = self.rng
-        if rng.random() < 0.05:
+        if self.index.gauges()["quarantined_pages"] > RECORDS // 2:
+            self.reborn()  # sessions have called so many corrupt that nothing more would happen
+        elif rng.random() < 0.05:
             self.tell(BOSS, Gone(self.senders.pop(0)))
             self._session()
         else:

@@ -19,6 +19,8 @@ FRAMES = 10_000
 DEEP = {
     "session": {"blocks_loaded": 20, "blocks_filled": 20, "answers": 1000},
     "index": {"blocks_sealed": 200, "blocks_evicted": 200, "answers": 1000},
+    "index-ssd": {"blocks_evicted": 50, "blocks_hit_ssd": 50, "ssd_waits_cut": 10},
+    "flusher": {"blocks_written": 100, "ssd_prefetch_success": 50, "ssd_blocks_corrupt": 10},
     "allocator": {"pages_granted": 1000, "answers": 500},
     "supervisor": {"engines_served": 100, "answers": 50},
     "gateway": {"reports_rendered": 20},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from perf.chaos import FAULTS, failures
+from pegaflow.roster import ROSTER
+from pegaflow.wire.values import SUPERVISOR
+from perf.chaos import FAULTS, KILLED, STOPPED, failures
 from perf.chaosload import CHAIN, TIMEOUTS, Engine, content, keys
 
 CALM = {"blocks_loaded": 5, "sealed": 5, "wrong_bytes": 0, "exceptions": 0, "lost": 0, "evicted": 0}
@@ -23,7 +25,10 @@ def test_whatever_is_wrong_is_named() -> None:
 
 
 def test_every_actor_is_hit_in_every_way() -> None:
-    assert len(set(FAULTS)) == len(FAULTS) == 15
+    assert len(set(FAULTS)) == len(FAULTS)
+    for way in (KILLED, STOPPED):
+        hit = {who for how, who in FAULTS if how == way}
+        assert {SUPERVISOR, *(spec.name for spec in ROSTER)} <= hit
 
 
 def test_an_engine_knows_the_bytes_of_a_key_from_those_of_any_other() -> None:

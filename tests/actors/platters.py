@@ -1,0 +1,138 @@
+"""A flusher in its rig, and a disk that does what it is told, when it is told."""
+
+from collections.abc import Callable, Mapping
+
+from pegaflow.actors.flusher import Flusher
+from pegaflow.cache.flushplan import FlushPlan
+from pegaflow.cache.segments import Row, block_sum, joined, unpack_rows
+from pegaflow.wire.control import Neighbour
+from pegaflow.wire.diskjobs import (
+    CarryGroup,
+    LoadSegment,
+    OpenVolume,
+    ReadRun,
+    SealSegment,
+    WriteGroup,
+)
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.flusher import Fetch, Flush, Manifest, Noted
+from pegaflow.wire.jobs import Done
+from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import FLUSHER, Address
+
+from .rig import ALLOC, BOSS, HELLO, IDX, MS, PAGE, WELCOME, Rig, pick
+
+FLUSHER_6 = Address(FLUSHER, 6)
+NS = b"n" * 16
+KEYS = tuple(bytes([n]) * 32 for n in range(1, 33))
+ROOT = bytes(32)
+PLAN = FlushPlan(("/ssd",))
+PATIENCE = 1000 * MS
+SUM = 7
+"""Checksum of every page."""
+
+Answer = Callable[[Message], Done]
+
+
+def row_of(at: int, segment_offset: int = 8192, generation: int = 1) -> Row:
+    """The row of KEYS[at], one page."""
+    offset = segment_offset + at * PAGE
+    return Row(offset, block_sum((SUM,)), generation, PAGE, at, 1, NS, KEYS[at])
+
+
+class Platters:
+    """Answers jobs as a disk in order would; `faults` answer otherwise, by kind of job."""
+
+    def __init__(self, plan: FlushPlan = PLAN) -> None:
+        self.actor = Flusher(FLUSHER_6, BOSS, HELLO, plan)
+        self.rig = Rig(self.actor)
+        self.segments: dict[tuple[int, int], bytes] = {}  # found at the start: their rows
+        self.faults: dict[type[Message], Answer] = {}
+        self.did: list[Message] = []  # jobs that have ended, in order
+        self.rig.start()
+
+    def meet(self, index: Address = IDX) -> list[Envelope]:
+        """Welcome, an index and an allocator."""
+        sent = self.rig.tell(BOSS, WELCOME)
+        sent += self.rig.tell(BOSS, Neighbour(index, "ipc://i", 1))
+        return sent + self.rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
+
+    def ready(self) -> list[Envelope]:
+        """Up, with everything told."""
+        return self.told(self.meet() + self.work())
+
+    def told(self, sent: list[Envelope], index: Address = IDX) -> list[Envelope]:
+        """Take in every part of the inventory."""
+        at = 0
+        while at < len(sent):
+            if isinstance(sent[at].message, Manifest) and sent[at].receiver == index:
+                sent += self.rig.answer(sent[at], Noted())
+            at += 1
+        return sent
+
+    def work(self, *kinds: type[Message]) -> list[Envelope]:
+        """End all jobs (of these kinds) and those that follow from them."""
+        sent: list[Envelope] = []
+        while found := [job for _, job in self.rig.jobs if not kinds or type(job) in kinds]:
+            sent += self.end(found[0])
+        return sent
+
+    def end(self, job: Message) -> list[Envelope]:
+        """End the oldest job of this one's kind."""
+        fault = self.faults.get(type(job))
+        done = fault(job) if fault else orderly(job, self.segments)
+        self.did.append(job)
+        return self.rig.done(type(job), done.status, done.note, done.values, done.data)
+
+    def kinds(self) -> list[str]:
+        """What was done so far."""
+        return [type(job).__name__ for job in self.did]
+
+
+def orderly(job: Message, segments: Mapping[tuple[int, int], bytes]) -> Done:
+    """The answer of a disk in order, which had these segments at the start."""
+    if isinstance(job, OpenVolume):
+        found = sorted(number for volume, number in segments if volume == job.volume)
+        pairs = [part for number in found for part in (number, 1 << 20)]
+        return Done(Status.OK, "", (1 << 40, *pairs))
+    if isinstance(job, LoadSegment):
+        rows = segments[job.volume, job.segment]
+        return Done(Status.OK, "", (1 << 20, 0, 0), rows)
+    if isinstance(job, WriteGroup):
+        return Done(Status.OK, "", (block_sum((SUM,) * job.shards),) * len(job.keys))
+    if isinstance(job, CarryGroup):
+        carried, at = [], job.offset + PAGE_ALIGN
+        for row in unpack_rows(job.rows):
+            carried.append(row._replace(offset=at))
+            at += row.length
+        return Done(Status.OK, "", (), joined(carried))
+    if isinstance(job, SealSegment):
+        return Done(Status.OK, "", (job.offset + 2 * PAGE_ALIGN,))
+    if isinstance(job, ReadRun):
+        return Done(Status.OK, "", (SUM,) * len(job.pages))
+    return Done(Status.OK)
+
+
+def broken(status: Status, note: str = "it is broken") -> Answer:
+    """A device that fails so."""
+    return lambda job: Done(status, note)
+
+
+def flush(number: int, first: int, count: int, share: int = 100) -> Flush:
+    """A Flush of some of KEYS, in pages of the same numbers."""
+    places = tuple(range(first, first + count))
+    keys = tuple(KEYS[at % len(KEYS)] for at in places)
+    return Flush(number, NS, PAGE, PAGE, 1, keys, tuple(at % 8 for at in places), places, (), share)
+
+
+def fetch(number: int, places: tuple[int, ...], engine: int = 4) -> Fetch:
+    keys = tuple(KEYS[at] for at in places)
+    parents = tuple(KEYS[at - 1] if at else ROOT for at in places)
+    return Fetch(number, NS, keys, parents, engine)
+
+
+def question(sent: list[Envelope], kind: type[Message]) -> Envelope:
+    """The newest question of this kind."""
+    return pick(sent, kind)[-1]

@@ -1,0 +1,91 @@
+"""An index of a host with an SSD tier, and the flusher's part of the conversation."""
+
+from dataclasses import replace
+
+from pegaflow.actors.index import Index
+from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
+from pegaflow.wire.control import Neighbour, Roll
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.flusher import (
+    Fetch,
+    Flush,
+    Flushed,
+    Manifest,
+    Noted,
+    Tier,
+)
+from pegaflow.wire.index import Find, Seal
+from pegaflow.wire.values import FLUSHER, Address
+
+from .rig import (
+    ALLOC,
+    BOSS,
+    EXTENT,
+    HELLO,
+    IDX,
+    MS,
+    PAGE,
+    SESSION_4,
+    WELCOME,
+    Rig,
+    said,
+)
+from .test_index import KEYS, NS, RECORDS, claim, seal_of
+
+FLUSHER_6 = Address(FLUSHER, 6)
+FLUSHER_9 = Address(FLUSHER, 9)
+TIER = Tier(True, 2, 1 << 20, 4, 4 * PAGE, 1 << 20, 100)
+PATIENCE = 1000 * MS
+EXTENTS = 16
+BIG = replace(WELCOME, pool_bytes=EXTENTS * EXTENT, ssd=True)  # a flush holds 8 blocks at most
+
+
+def big_ledger(path: str) -> Ledger:
+    header = Header(bytes(16), b"boot", BIG.pool_bytes, EXTENT, RECORDS, 1)
+    return Ledger.format(bytearray(ledger_bytes(EXTENTS, RECORDS)), header)
+
+
+def index(tier: Tier | None = TIER, roll: tuple[Address, ...] = ()) -> tuple[Rig, Index]:
+    """An index of a host with an SSD tier."""
+    actor = Index(IDX, BOSS, HELLO, big_ledger)
+    rig = Rig(actor)
+    rig.start()
+    rig.tell(BOSS, BIG)
+    rig.tell(BOSS, Roll(roll, ()))
+    rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
+    rig.wait(0)
+    if tier is not None:
+        rig.tell(FLUSHER_6, tier)
+    return rig, actor
+
+
+def saving(rig: Rig, keys: tuple[bytes, ...], first_page: int = 0) -> list[Envelope]:
+    """Claim and seal; what that led to."""
+    return rig.ask(SESSION_4, seal_of(claim(rig, keys).number, keys, first_page))
+
+
+def flushed(rig: Rig, flush: Flush, count: int | None = None) -> list[Envelope]:
+    """The flusher has written the first few blocks of a Flush."""
+    keys = flush.keys[:count]
+    return rig.tell(FLUSHER_6, Flushed(flush.number, NS, PAGE, 1, keys))
+
+
+def in_log(rig: Rig, keys: tuple[bytes, ...]) -> None:
+    assert said(rig.ask(FLUSHER_6, Manifest(NS, PAGE, 1, keys)), Noted) == Noted()
+
+
+def look_up(
+    rig: Rig, keys: tuple[bytes, ...], holder: Address = SESSION_4, patience: int = PATIENCE
+) -> list[Envelope]:
+    return rig.ask(holder, Find(NS, keys), rig.now + patience)
+
+
+def fetched_seal(
+    fetch: Fetch, first_page: int, at: slice = slice(None), depths: tuple[int, ...] | None = None
+) -> Seal:
+    """The flusher's word that it has read these blocks of a Fetch."""
+    keys, parents = fetch.keys[at], fetch.parents[at]
+    pages = tuple(range(first_page, first_page + len(keys)))
+    places = depths if depths is not None else tuple(KEYS.index(key) for key in keys)
+    stamps = tuple(500 + page for page in pages)
+    return Seal(fetch.number, NS, PAGE, PAGE, 1, keys, parents, pages, stamps, depths=places)
