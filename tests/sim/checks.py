@@ -14,12 +14,23 @@ is slow and runs once in a while.
 """
 
 from pegaflow.actors.allocator import Allocator
+from pegaflow.actors.flusher import Flusher
 from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
+from pegaflow.cache.segments import block_sum, sums_of
 from pegaflow.cache.slab import Slab
+from pegaflow.roster import HOLDERS
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    FLUSHER,
+    GATEWAY,
+    INDEX,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 
 from .books import content
 from .client import Client
@@ -38,22 +49,33 @@ class Checks:
         self.world = world
         self.house = house
         self.kinds: dict[bytes, tuple[int, int]] = {}  # namespace -> bytes of a shard, shards
-        self.sealed: dict[int, Record] = {}  # the ledger, by page
-        assert house.files.paths is not None
-        self._pool, raw = (house.files.named[path] for path in house.files.paths)
-        self._ledger = Ledger(raw)
-        self._raw = raw
-        self._words = [0] * self._ledger.records  # state words as of the last look
-        self._doubtful: set[int] = set()  # sealed while no index was ready: perhaps not whole
-        self._places: dict[int, int] = {}  # PAGE_ALIGN-sized place of the pool -> sealed page
         self._looks = 0
         self._early = False  # some index has given a claim before all had stated theirs
+        self._pool = bytearray()
+        self._raw = bytearray()
+        self.memory_lost()
+        self.goes_on(house)
+
+    def memory_lost(self) -> None:
+        """The host has gone down: there is no pool."""
+        self.sealed: dict[int, Record] = {}  # the ledger, by page
+        self._words: list[int] = []  # state words as of the last look
+        self._doubtful: set[int] = set()  # sealed while no index was ready: perhaps not whole
+        self._places: dict[int, int] = {}  # PAGE_ALIGN-sized place of the pool -> sealed page
+
+    def goes_on(self, house: House) -> None:
+        """Another service has started, perhaps with another pool."""
+        self.house = house
+        assert house.files.paths is not None
+        self._pool, self._raw = (house.files.named[path] for path in house.files.paths)
+        self._ledger = Ledger(self._raw)
+        self._words = self._words or [0] * self._ledger.records
 
     def step(self) -> None:
         """After each event."""
         children: set[str] = set()
         self._looks += 1
-        for name in (SUPERVISOR, ALLOCATOR, INDEX, GATEWAY):
+        for name in (SUPERVISOR, ALLOCATOR, INDEX, FLUSHER, GATEWAY):
             assert len(self.world.living(name)) <= 1, f"two living processes are {name}"
         for proc in self.world.stepped:
             if isinstance(proc, Client):
@@ -96,6 +118,11 @@ class Checks:
         proc = self.actor(INDEX)
         actor = proc.actor if proc else None
         return actor if isinstance(actor, Index) and actor.ready else None
+
+    def flusher(self) -> Flusher | None:
+        """The living flusher that knows the pool."""
+        proc = self.actor(FLUSHER)
+        return proc.actor if proc and isinstance(proc.actor, Flusher) else None
 
     def _client(self, client: Client) -> None:
         client.check()
@@ -197,7 +224,9 @@ class Checks:
             self._session(session)
         assert proc is not None and proc.host is not None
         idle = not proc.host.outstanding()[1]  # else it may be reading what becomes of them
-        for dead in proc.fenced & proc.host._gone.keys() if idle else ():
+        for dead, index in proc.fenced.items() if idle else ():
+            if dead not in proc.host._gone or index in proc.host._gone:
+                continue  # what a dead index has said may be lost, and is asked for again
             assert not slab.held_by(dead), f"pages of {dead}, which is dead"
 
     def _session(self, session: Session) -> None:
@@ -222,6 +251,11 @@ class Checks:
                 for page in () if lease.lost else lease.pages:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
+        flusher = self.flusher()
+        for flush in flusher.flushes.values() if flusher else ():
+            for page in flush.pages:
+                kept = page in self.sealed or self._ledger.is_quarantined(page)
+                assert kept, f"page {page}, which {flusher} writes, is void"
 
     def _index(self) -> None:
         index, proc = self.index(), self.actor(INDEX)
@@ -234,7 +268,7 @@ class Checks:
         self._early |= index.counts["claims_early"] > 0
         excused = self.world.counts["dropped by a full link"] or self._early
         assert excused or not index.counts["seals_stale"], "a claim was lost"
-        for address in [a for a in self.world.procs if a.name == SESSION]:
+        for address in [a for a in self.world.procs if a.name in HOLDERS]:
             held = index.leases.held(address)
             assert not held or address not in proc.host._gone, f"{address} is dead and has leases"
             for lease in held:
@@ -259,6 +293,7 @@ class Checks:
         index, slab = self.index(), self.slab()
         assert index is not None and slab is not None
         self._no_page_lost(slab, sessions)
+        self._ssd_at_rest(index)
         assert len(index.leases) == 0, "a lease is held by nobody"
         assert len(index.claims) == 0, "a claim is held by nobody"
         for session in sessions.values():
@@ -283,11 +318,47 @@ class Checks:
         bad = {page for page in range(self._ledger.records) if self._ledger.is_quarantined(page)}
         left, sealed = set(slab.left_pages()), self.sealed.keys() | bad
         assert left == sealed, f"left {sorted(left ^ sealed)} neither sealed nor free"
+        flusher = self.flusher()
         for address in self.world.procs:
             session = sessions.get(address)
             saves = session.saves if session else None
             stated = {*saves.stock.free, *saves.stock.used} if saves else set()
+            if address.name == FLUSHER and flusher is not None and flusher.address == address:
+                stated = set(flusher.pages)
             assert slab.held_by(address).keys() == stated, f"{address}'s pages are not all stated"
+
+    def _ssd_at_rest(self, index: Index) -> None:
+        """Everything that is worth it is in the log, and the log agrees with what is said of it."""
+        flusher = self.flusher()
+        assert (flusher is not None) == self.house.plan.ssd
+        assert not index.waits and not index.awaited_blocks, "somebody waits for ever"
+        if flusher is None:
+            return
+        assert all(v.state == "up" and v.writable for v in flusher.volumes), "a disk stays broken"
+        assert not flusher.flushes and not flusher.running and not flusher.pages
+        assert not index.backlog and not index.in_flight, "blocks that are never written"
+        for namespace, keys in index.stored.items():
+            for key in keys:
+                assert flusher.shelf.has(namespace, key), "a key that is not in the log any more"
+        said = sum(map(len, index.stored.values()))
+        assert said == flusher.shelf.blocks, "blocks that the index does not know to be in the log"
+
+    def durable(self) -> None:
+        """What the flusher takes for written is durable, but for bits that have turned."""
+        flusher = self.flusher()
+        for volume in flusher.volumes if flusher else ():
+            platter, lost = self.house.files.platters[volume.path], 0
+            for segment in volume.segments.values():
+                file = platter.files.get(f"{segment.number:016x}.segment")
+                for at in range(segment.count):
+                    row = segment.row(at)
+                    place = flusher.shelf.find(row.namespace, row.key) if flusher else None
+                    data = file.durable[row.offset : row.offset + row.length] if file else b""
+                    whole = len(data) == row.length and (
+                        block_sum(sums_of(memoryview(data), row)) == row.checksum
+                    )
+                    lost += place == (segment, at) and not whole
+            assert lost <= platter.rots, f"{lost} blocks that count as written are not durable"
 
     def _all_hit(self, index: Index) -> None:
         """Every sealed block whose chain is resident is a hit."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
+from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.wire.jobs import (
     Done,
     FillPages,
@@ -27,6 +28,7 @@ from .world import Call, Proc
 
 if TYPE_CHECKING:
     from .client import Client
+    from .disk import Platter
 
 PIECES = 2
 """Pieces in which a page is copied."""
@@ -41,6 +43,10 @@ class Files:
     def __init__(self) -> None:
         self.named: dict[str, bytearray] = {}
         self.paths: tuple[str, str] | None = None  # of pool and ledger
+        self.plan: FlushPlan | None = None  # of a host with SSDs
+        self.incarnation = 0  # the last one given away before the host went down
+        self.platters: dict[str, Platter] = {}  # SSD directories, by path
+        self.wrote: Call = lambda: None  # a write has reached a disk, not yet synced
         self.flipped: set[int] = set()  # sealed pages in which somebody has turned a bit
         self.written: list[tuple[int, int]] = []  # (offset, end) in the pool, not judged yet
         self.copying: Callable[[Client, Proc, bool], None] = lambda engine, session, writes: None

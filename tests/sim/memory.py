@@ -14,6 +14,7 @@ from pegaflow.actors.actor import Dial
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.asks import Host, Step
 from pegaflow.actors.child import Child
+from pegaflow.actors.flusher import Flusher
 from pegaflow.actors.gateway import Gateway
 from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
@@ -44,8 +45,17 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    FLUSHER,
+    GATEWAY,
+    INDEX,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 
+from .disk import FlushWork
 from .files import Device, Files, Work, at_once
 from .world import CLEAN_END, MS, US, Died, Proc, World
 
@@ -54,6 +64,9 @@ EXTENTS_SURE = 3
 
 COPY_THREADS = 2
 """Of a session, as in Welcome.copy_threads."""
+
+DISK_THREADS = 6
+"""Of the flusher."""
 
 
 @dataclass(slots=True)
@@ -101,7 +114,7 @@ class HostProc(Proc):
         super().__init__(world, address)
         self.files = files
         self.host: Host | None = None  # None until the process has come up
-        self.fenced: set[Address] = set()  # lives of which the index has said Fenced to us
+        self.fenced: dict[Address, Address] = {}  # dead lives, and the index that said Fenced
         self._completions: deque[tuple[int, Done]] = deque()
         self._parts: deque[tuple[_Job, Work]] = deque()  # that no worker has begun
         self._idle = 1  # workers
@@ -116,7 +129,7 @@ class HostProc(Proc):
         if self.host is None:
             return
         if isinstance(envelope.message, Fenced) and envelope.sender not in self.host._gone:
-            self.fenced.add(envelope.message.address)
+            self.fenced[envelope.message.address] = envelope.sender
         self.apply(self.host.deliver(envelope, self.world.now, frames))
 
     def wake_at(self) -> int | None:
@@ -205,8 +218,13 @@ class ChildProc(HostProc):
         hello = Hello(self.pid, self.started, str(address))
         self.actor: Child
         self.ledger: FragileLedger | None = None
+        self._disk: FlushWork | None = None
         if address.name == INDEX:
             self.actor = Index(address, boss, hello, self._open_ledger)
+        elif address.name == FLUSHER:
+            assert files.plan is not None
+            self.actor = Flusher(address, boss, hello, files.plan)
+            self._idle = DISK_THREADS
         else:
             kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
             self.actor = kinds[address.name](address, boss, hello)
@@ -245,6 +263,12 @@ class ChildProc(HostProc):
             proc.watch(lambda: self.input(lambda: self.complete(number, Done(Status.OK))))
             return None
         assert welcome is not None
+        if isinstance(self.actor, Flusher):
+            if self._disk is None:
+                pool = self.files.named[welcome.pool_path]
+                self._disk = FlushWork(world, self, self.files, pool)
+            self.slowly(number, [self._disk.part(job)])
+            return None
         if isinstance(job, Listen):
             busy = world.rough and world.rng.random() < 0.3
             return Done(Status.BUSY if busy else Status.OK, job.address, (1,))
@@ -333,7 +357,7 @@ class House(HostProc):
         files.paths = ("1.pool", "1.ledger")
         files.create(files.paths[0], g.pool_bytes)
         ledger = files.create(files.paths[1], ledger_bytes(g.extents, g.records_per_extent))
-        facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, 0)
+        facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, files.incarnation)
         Ledger.format(ledger, Header(bytes(16), b"boot", *facts))
 
     def _spawn(self, address: Address) -> Done:

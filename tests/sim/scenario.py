@@ -3,7 +3,8 @@
 Time of faults: engines crash, leave, stop for a while; every kind of child crashes, stops for less
 and for more than the watchdog's patience; the supervisor crashes or is told to stop, and another
 one starts on what is left; links are full; an extent or a bounce file finds no room; where pages
-are verified, bits turn.  Besides, every run has its share of traps (traps.py): faults that wait for
+are verified, bits turn; with SSDs, they fail for a while or rot, and the host goes down and comes
+up with an empty pool.  Besides, every run has its share of traps (traps.py): faults that wait for
 one message to one kind of process.
 """
 
@@ -15,22 +16,24 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors import ranks, saves, session, stock
-from pegaflow.actors.session import Session
+from pegaflow.actors import ranks, saves, session, stock, volumes
 from pegaflow.actors.supervisor import Plan
 from pegaflow.cache import adoption
+from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.geometry import Geometry
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.session import Way
-from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, SUPERVISOR
+from pegaflow.wire.values import FLUSHER, INDEX, SESSION
 
 from .books import Books
 from .checks import Checks
 from .client import Client
+from .deeds import GRANTS, Deeds
+from .disk import Platter
 from .engine import Engine, Kind
 from .files import Files
-from .memory import ChildProc, House
-from .traps import RARE, Trap, traps_of
+from .memory import House
+from .traps import RARE, Trap, is_of_ssd, traps_of
 from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
@@ -46,9 +49,18 @@ SCALE = (
     (ranks, "SLOTS_MAX", 10),
     (session, "LEASE_IDLE_NS", 7 * S),
     (adoption, "CHUNK", 8),
+    (volumes, "SEGMENT_SMALLEST", 160 * 1024),
+    (volumes, "MANIFEST_KEYS", 8),
+    (volumes, "CARRY_BYTES", 32 * 1024),
+    (volumes, "RETRY_NS", (300 * MS, 700 * MS)),
 )
 """Numbers of the product made as small as the pool: several batches to a save, slots that run out,
-leases that go idle within the run, ledgers that are not read at once."""
+leases that go idle within the run, ledgers that are not read at once, segments that are recycled.
+"""
+
+SSD_PATHS = ("/ssd/0", "/ssd/1")
+SSD_CAPACITY = 8 * 160 * 1024
+"""Less than all blocks of a run together."""
 
 BAITS = {
     "Drain": ("supervisor is told to stop", 1),
@@ -61,16 +73,20 @@ BAITS = {
     "Load": ("engine loads", 60),
     "Loaded": ("engine loads", 60),
     "Bye": ("engine leaves", 5),
+    "WriteAll": ("supervisor is told to stop", 2),
+    "Written": ("supervisor is told to stop", 2),
+    "Forget": ("engine saves", 60),
+    "Fetch": ("engine loads", 60),
+    "Fetched": ("engine loads", 60),
     "Left": ("engine leaves", 5),
 }
 """What makes a rare message likely, and how often it is done."""
 
-GRANTS = {
-    "index dies on leases": ("Held", INDEX),
-    "index dies on claims": ("Claimed", INDEX),
-    "allocator dies on pages": ("Reserved", ALLOCATOR),
-}
-"""Deaths of a granter right after a grant: what it says with that, and who it is."""
+OF_INDEX = ("blocks_fetched", "blocks_hit_ssd", "fetches_stale")
+"""Counters of the index that tell of the SSD tier."""
+
+ON_DISKS = "on disks"
+"""Said among the deeds: every run has SSDs."""
 
 BAIT_TIMES = 12
 """How often a run does what it was asked to do besides."""
@@ -101,18 +117,16 @@ class Result:
     met: Counter[Trap]
 
 
-class Scenario:
+class Scenario(Deeds):
     """One run."""
 
     def __init__(self, seed: int, bait: str = "", only: Trap | None = None) -> None:
+        super().__init__()
         self.world = World(seed)
-        self._in_copy = ""  # what happens in one of the next copies
-        self._armed: set[str] = set()  # deeds of GRANTS that wait for their grant
-        self._deaf = False  # the index does not hear the next Seal in time
         files = Files()
         self.files = files
         self.books = Books()
-        self.engines: dict[str, Engine] = {}  # the present life of each
+        self.engines = {}
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
         self._traps = {
             trap: 0 if trap.message in RARE else self.world.rng.choice((0, 0, 1, 4))
@@ -124,8 +138,24 @@ class Scenario:
             self.world.ways = (Way.STAGED,)
         elif baits & {"Loaded", "Taken", "Prove", "Proven"}:
             self.world.ways = (Way.PROCESS_VM,)
+        ssd = seed % 2 == 0 or any(is_of_ssd(trap) for trap in self._traps) or ON_DISKS in bait
+        if ssd:
+            files.platters = {path: Platter(self.world) for path in SSD_PATHS}
+            reused = seed % 10 == 4
+            files.plan = FlushPlan(
+                SSD_PATHS,
+                SSD_CAPACITY,
+                write_queue_depth=2,
+                write_inflight=2,
+                prefetch_inflight=3,
+                max_prefetch_blocks=10,
+                reused_only=reused,
+                drain_ns=500 * MS,
+            )
         verify = seed % 3 == 1 or "Corrupt" in baits or "bit turns" in bait
-        self.plan = Plan(1, "run", "sim", "http", verify=verify)
+        self.plan = Plan(
+            1, "run", "sim", "http", verify=verify, ssd=ssd, flush_ns=500 * MS if ssd else 0
+        )
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
         self.world.about = self._about
@@ -135,7 +165,7 @@ class Scenario:
         self.calm_at = self.world.now + FAULTS_NS
         self.world.at(self.world.now + S, self._fault)
         deeds = [BAITS[message] for message in sorted(baits & BAITS.keys())]
-        deeds += [(deed, BAIT_TIMES) for deed in bait.split(", ") if deed]
+        deeds += [(deed, BAIT_TIMES) for deed in bait.split(", ") if deed not in ("", ON_DISKS)]
         for deed, times in deeds:
             for _ in range(times):
                 when = self.world.now + self.world.between(S, FAULTS_NS - 4 * S)
@@ -154,6 +184,8 @@ class Scenario:
             self._until(self.calm_at)
             world.note("--", "faults are over")
             world.rough = False
+            for platter in self.files.platters.values():
+                platter.mode = ""
             self._until(world.now + REST_NS // 4)
             for engine in self.engines.values():
                 assert engine.whole, f"{engine.kind.name} has not come up"
@@ -169,6 +201,7 @@ class Scenario:
             where = f"seed {world.seed}, step {world.steps}: {what}"
             raise AssertionError(f"{world.story()}\n{where}") from err
         engines = len(self.engines)
+        self._add_up(self.house)
         counts = dict(world.counts)
         return Result(world.trace, world.steps, self.books, counts, engines, self.met)
 
@@ -182,13 +215,23 @@ class Scenario:
         house = House(self.world, self.files, self.plan, POOL)
 
         def ended() -> None:
+            self._add_up(house)
             self.world.at(self.world.now + self.world.between(10 * MS, 800 * MS), self._reopen)
 
         house.watch(ended)
         return house
 
+    def _add_up(self, house: House) -> None:
+        """What its children have counted of the SSD tier."""
+        supervisor = house.supervisor
+        for name in (INDEX, FLUSHER):
+            for counter in supervisor.tally.sums(name, supervisor.kids.values()):
+                if counter.name.startswith("ssd_") or counter.name in OF_INDEX:
+                    self.world.counts[f"{name}: {counter.name}"] += counter.value
+
     def _reopen(self) -> None:
-        self.house = self.checks.house = self._open_house()
+        self.house = self._open_house()
+        self.checks.goes_on(self.house)
 
     def _start_engine(self, kind: Kind) -> None:
         self.engines[kind.name] = Engine(self.world, self.files, self.books, kind)
@@ -263,141 +306,6 @@ class Scenario:
                 if proc in engine.procs.values():
                     self._end_engine("engine crashes", name, proc)
         return trap.fault
-
-    def _fault(self) -> None:
-        world, rng = self.world, self.world.rng
-        if not self.faulty:
-            return
-        world.at(world.now + world.between(100 * MS, 700 * MS), self._fault)
-        deeds = {
-            "engine crashes": 3,
-            "engine leaves": 1,
-            "engine stops": 2,
-            "session crashes": 3,
-            "session stops": 4,
-            "session hangs": 1,
-            "core stops": 1,
-            "core hangs": 0.5,
-            "core crashes": 2,
-            "ledger tears": 2.5,
-            "seal is not heard": 2,
-            "index dies on leases": 1,
-            "allocator dies on pages": 1,
-            "supervisor stops": 1,
-            "supervisor crashes": 0.6,
-            "supervisor is told to stop": 0.4,
-            "gateway crashes": 1,
-            "link fills": 2,
-            "bit turns": 6 if self.plan.verify else 0,
-        }
-        self._do(rng.choices(list(deeds), list(deeds.values()))[0])
-
-    def _do(self, deed: str) -> None:
-        if not self.faulty:
-            return
-        if deed in ("engine crashes", "engine leaves"):
-            self._end_engine(deed, self.world.rng.choice(list(self.engines)))
-        elif deed == "ledger tears":
-            self._tear()
-        elif deed == "link fills":
-            self._fill_link()
-        elif deed == "bit turns":
-            self._turn_bit()
-        elif deed in ("engine releases", "engine loads", "engine saves"):
-            engine = self.engines[self.world.rng.choice(list(self.engines))]
-            chief = engine.procs.get(engine.chief)
-            acts = {"releases": (engine.look_up, engine.release), "saves": (engine.save,)}
-            for act in acts.get(deed.split()[1], (engine.look_up, engine.load)) if chief else ():
-                chief.input(lambda act=act: chief.do(act))  # type: ignore
-        elif deed == "seal is not heard":
-            self._deaf = True
-        elif deed.endswith("in a copy"):
-            self._in_copy = deed
-        elif deed in GRANTS:
-            self._armed.add(deed)
-        elif deed == "session dies unfenced":
-            for proc in self.world.living(INDEX):
-                for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
-                    link.full_until = self.world.now + 300 * MS
-            self._hit("session is killed")
-        else:
-            self._hit(deed)
-
-    def _lose_granter(self, session: Proc, granter: str) -> None:
-        """A session has just been granted something, and whoever has granted it dies."""
-        rng = self.world.rng
-        for client in self.world.living(CLIENT):
-            if rng.random() < 0.3:
-                client.pause(500 * MS)  # what it has it keeps
-        if rng.random() < 0.5:  # and states it late
-            session.pause(rng.choice((900 * MS, 2300 * MS)))
-        self._hit(f"{granter} is killed")
-
-    def _hit(self, deed: str) -> None:
-        """Something happens to a process of a kind."""
-        world, rng = self.world, self.world.rng
-        kinds = {
-            "engine": CLIENT,
-            "session": SESSION,
-            "index": INDEX,
-            "allocator": ALLOCATOR,
-            "core": rng.choice((INDEX, ALLOCATOR)),
-            "gateway": GATEWAY,
-            "supervisor": SUPERVISOR,
-        }
-        victims = world.living(kinds[deed.split()[0]])
-        if not victims:
-            return
-        world.counts[deed] += 1
-        busy = [v for v in victims if len(v.links) > 1 and self._serves(v)]
-        victim = rng.choice(busy or victims)
-        if deed.endswith("told to stop"):
-            self.house.stop()
-        elif deed.endswith("stops"):
-            victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
-        elif deed.endswith("lags"):
-            victim.pause(rng.choice((1200 * MS, 2300 * MS)))
-        elif deed.endswith("hangs"):
-            victim.pause(rng.choice((3500 * MS, 5000 * MS)))
-        elif deed.endswith("is killed") or rng.random() < 0.3:
-            victim.die("crashes")
-        else:
-            victim.doomed = True
-
-    def _tear(self) -> None:
-        """The index dies between two words of the ledger."""
-        for proc in self.world.living(INDEX):
-            if isinstance(proc, ChildProc) and proc.ledger is not None:
-                self.world.counts["ledger tears"] += 1
-                proc.ledger.fuse = self.world.rng.randrange(10)
-
-    def _fill_link(self) -> None:
-        """A link between two of the group takes nothing for a while, but for the supervisor's:
-        those are never so far behind."""
-        procs = [*self.world.living(SESSION), *self.world.living(INDEX)]
-        links = [k for p in procs for a, k in p.links.items() if a.name != SUPERVISOR]
-        if links:
-            self.world.counts["link fills"] += 1
-            length = self.world.rng.choice((5 * MS, 100 * MS, 900 * MS))
-            self.world.rng.choice(links).full_until = self.world.now + length
-
-    def _turn_bit(self) -> None:
-        """In a sealed page of which nobody has a lease: whoever has one has looked already."""
-        checks, rng = self.checks, self.world.rng
-        held = {p for s in checks.sessions().values() for x in s.leases.values() for p in x.pages}
-        index = checks.index()
-        pages = sorted(checks.sealed.keys() - held)
-        if index is None or not pages:
-            return
-        for page in rng.sample(pages, min(4, len(pages))):
-            block = index.blocks.by_page(page)
-            if block is not None and not block.leases:
-                self.world.counts["bit turns"] += 1
-                checks.turn_bit(page)
-
-    def _serves(self, proc: Proc) -> bool:
-        actor = proc.actor if isinstance(proc, ChildProc) else None
-        return isinstance(actor, Session) and actor.saves is not None
 
     def _end_engine(self, deed: str, name: str, first: Client | None = None) -> None:
         """An engine ends, and is started again a little later."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, SUPERVISOR
+from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
 
 FAULTS = ("dies before", "dies after", "stops", "hangs")
 """It never hears the message; it hears it and dies; it hears it up to 2.3 s later; it hears it so
@@ -24,11 +24,16 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     INDEX: (
         *("Welcome", "Roll", "Neighbour", "Gone", "Drain", "Find", "Release", "Claim", "EndClaim"),
         *("Seal", "Holding", "Held", "Claiming", "Pressure", "Fence", "Corrupt"),
+        *("Tier", "Manifest", "Forget", "Flushed", "Fetched", "WriteAll"),
     ),
     SESSION: (
         *("Welcome", "Neighbour", "Gone", "Drain", "Serve", "Attach", "Proven", "Leave", "Lookup"),
         *("Load", "Copied", "Save", "Keep", "Drop", "Skip", "Release"),
         *("Held", "Claimed", "Sealed", "Reserved"),
+    ),
+    FLUSHER: (
+        *("Welcome", "Neighbour", "Gone", "Drain", "Flush", "Fetch", "Reserved", "Sealed", "Noted"),
+        "Written",
     ),
     GATEWAY: ("Welcome", "Gone", "Report", "Drain"),
     CLIENT: (
@@ -62,9 +67,12 @@ CELLS = tuple(
 
 RARE = frozenset(
     "Bye Drain Return Gone Release Held Claiming Fence Corrupt Load Copied Skip Pages Loaded"
-    " Confirmed Left EndClaim Pressure Serving".split()
+    " Confirmed Left EndClaim Pressure Serving Forget WriteAll Written Tier Manifest Noted".split()
 )
 """Messages that a run may see only a few times: their traps spring at the first."""
+
+OF_SSD = frozenset("Tier Manifest Forget Flushed Fetched WriteAll".split())
+"""What an index hears of a flusher only."""
 
 PER_RUN = 8
 """Traps of one run."""
@@ -77,6 +85,11 @@ def traps_of(seed: int) -> list[Trap]:
         deal, at = divmod(n, len(CELLS))
         dealt.append(random.Random(deal).sample(CELLS, len(CELLS))[at])
     return dealt
+
+
+def is_of_ssd(trap: Trap) -> bool:
+    """Whether only a host with SSDs has what it waits for."""
+    return trap.actor == FLUSHER or trap.message in OF_SSD
 
 
 def table(met: Counter[Trap]) -> str:

@@ -1,0 +1,239 @@
+"""The faults of a run: which there are, how likely each is, and how it is done."""
+
+from pegaflow.actors.session import Session
+from pegaflow.actors.supervisor import Plan
+from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
+
+from .checks import Checks
+from .client import Client
+from .disk import MODES
+from .engine import Engine
+from .files import Files
+from .memory import ChildProc, House
+from .world import MS, US, Proc, World
+
+GRANTS = {
+    "index dies on leases": ("Held", INDEX),
+    "index dies on claims": ("Claimed", INDEX),
+    "allocator dies on pages": ("Reserved", ALLOCATOR),
+}
+"""Deaths of a granter right after a grant: what it says with that, and who it is."""
+
+
+class Deeds:
+    """What a run does to itself."""
+
+    world: World
+    files: Files
+    plan: Plan
+    house: House
+    checks: Checks
+    engines: dict[str, Engine]  # the present life of each
+    _in_copy = ""  # what happens in one of the next copies
+    _deaf = False  # the index does not hear the next Seal in time
+
+    def __init__(self) -> None:
+        self._armed: set[str] = set()  # deeds of GRANTS that wait for their grant
+
+    @property
+    def faulty(self) -> bool:
+        """Whether faults may still begin."""
+        raise NotImplementedError
+
+    def _end_engine(self, deed: str, name: str, first: Client | None = None) -> None:
+        raise NotImplementedError
+
+    def _fault(self) -> None:
+        world, rng = self.world, self.world.rng
+        if not self.faulty:
+            return
+        world.at(world.now + world.between(100 * MS, 700 * MS), self._fault)
+        deeds = {
+            "engine crashes": 3,
+            "engine leaves": 1,
+            "engine stops": 2,
+            "session crashes": 3,
+            "session stops": 4,
+            "session hangs": 1,
+            "core stops": 1,
+            "core hangs": 0.5,
+            "core crashes": 2,
+            "ledger tears": 2.5,
+            "seal is not heard": 2,
+            "index dies on leases": 1,
+            "allocator dies on pages": 1,
+            "supervisor stops": 1,
+            "supervisor crashes": 0.6,
+            "supervisor is told to stop": 0.4,
+            "gateway crashes": 1,
+            "link fills": 2,
+            "bit turns": 6 if self.plan.verify else 0,
+        }
+        if self.plan.ssd:
+            deeds |= {
+                "flusher crashes": 2,
+                "flusher stops": 1,
+                "flusher hangs": 0.5,
+                "disk fails": 2,
+                "disk rots": 8,
+                "host goes down": 2,
+            }
+        self._do(rng.choices(list(deeds), list(deeds.values()))[0])
+
+    def _do(self, deed: str) -> None:
+        if not self.faulty:
+            return
+        if deed in ("engine crashes", "engine leaves"):
+            self._end_engine(deed, self.world.rng.choice(list(self.engines)))
+        elif deed == "ledger tears":
+            self._tear()
+        elif deed == "link fills":
+            self._fill_link()
+        elif deed == "bit turns":
+            self._turn_bit()
+        elif deed in ("disk fails", "disk drags"):
+            self._fail_disk("slow" if deed == "disk drags" else "")
+        elif deed == "disk rots":
+            platter = self.world.rng.choice(list(self.files.platters.values()))
+            self.world.counts["a bit of a disk turns"] += platter.rot()
+        elif deed == "host goes down":
+            self.files.wrote = self._soon_down
+        elif deed in ("engine releases", "engine loads", "engine saves"):
+            engine = self.engines[self.world.rng.choice(list(self.engines))]
+            chief = engine.procs.get(engine.chief)
+            acts = {"releases": (engine.look_up, engine.release), "saves": (engine.save,)}
+            for act in acts.get(deed.split()[1], (engine.look_up, engine.load)) if chief else ():
+                chief.input(lambda act=act: chief.do(act))  # type: ignore
+        elif deed == "seal is not heard":
+            self._deaf = True
+        elif deed.endswith("in a copy"):
+            self._in_copy = deed
+        elif deed in GRANTS:
+            self._armed.add(deed)
+        elif deed == "session dies unfenced":
+            for proc in self.world.living(INDEX):
+                for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
+                    link.full_until = self.world.now + 300 * MS
+            self._hit("session is killed")
+        else:
+            self._hit(deed)
+
+    def _lose_granter(self, session: Proc, granter: str) -> None:
+        """A session has just been granted something, and whoever has granted it dies."""
+        world, rng = self.world, self.world.rng
+        for client in world.living(CLIENT):
+            if rng.random() < 0.3:
+                client.pause(500 * MS)  # what it has it keeps
+        if rng.random() < 0.5:  # and states it late
+            session.pause(rng.choice((900 * MS, 2300 * MS)))
+        for _ in range(12):  # while others want room
+            at = world.now + world.between(100 * MS, 2300 * MS)
+            world.at(at, lambda: self._do("engine saves"))
+        self._hit(f"{granter} is killed")
+
+    def _hit(self, deed: str) -> None:
+        """Something happens to a process of a kind."""
+        world, rng = self.world, self.world.rng
+        kinds = {
+            "engine": CLIENT,
+            "session": SESSION,
+            "index": INDEX,
+            "allocator": ALLOCATOR,
+            "core": rng.choice((INDEX, ALLOCATOR)),
+            "gateway": GATEWAY,
+            "flusher": FLUSHER,
+            "supervisor": SUPERVISOR,
+        }
+        victims = world.living(kinds[deed.split()[0]])
+        if not victims:
+            return
+        world.counts[deed] += 1
+        busy = [v for v in victims if len(v.links) > 1 and self._serves(v)]
+        victim = rng.choice(busy or victims)
+        if deed.endswith("told to stop"):
+            self.house.stop()
+        elif deed.endswith("stops"):
+            victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
+        elif deed.endswith("lags"):
+            victim.pause(rng.choice((1200 * MS, 2300 * MS)))
+        elif deed.endswith("hangs"):
+            victim.pause(rng.choice((3500 * MS, 5000 * MS)))
+        elif deed.endswith("is killed") or rng.random() < 0.3:
+            victim.die("crashes")
+        else:
+            victim.doomed = True
+
+    def _tear(self) -> None:
+        """The index dies between two words of the ledger."""
+        for proc in self.world.living(INDEX):
+            if isinstance(proc, ChildProc) and proc.ledger is not None:
+                self.world.counts["ledger tears"] += 1
+                proc.ledger.fuse = self.world.rng.randrange(10)
+
+    def _fill_link(self) -> None:
+        """A link between two of the group takes nothing for a while, but for the supervisor's:
+        those are never so far behind."""
+        procs = [p for name in (SESSION, INDEX, FLUSHER) for p in self.world.living(name)]
+        links = [k for p in procs for a, k in p.links.items() if a.name != SUPERVISOR]
+        if links:
+            self.world.counts["link fills"] += 1
+            length = self.world.rng.choice((5 * MS, 100 * MS, 900 * MS))
+            self.world.rng.choice(links).full_until = self.world.now + length
+
+    def _turn_bit(self) -> None:
+        """In a sealed page of which nobody has a lease: whoever has one has looked already."""
+        checks, rng = self.checks, self.world.rng
+        held = {p for s in checks.sessions().values() for x in s.leases.values() for p in x.pages}
+        index = checks.index()
+        pages = sorted(checks.sealed.keys() - held)
+        if index is None or not pages:
+            return
+        for page in rng.sample(pages, min(4, len(pages))):
+            block = index.blocks.by_page(page)
+            if block is not None and not block.leases:
+                self.world.counts["bit turns"] += 1
+                checks.turn_bit(page)
+
+    def _fail_disk(self, mode: str) -> None:
+        """A disk is broken for a while; '' in some way."""
+        rng = self.world.rng
+        platter = rng.choice(list(self.files.platters.values()))
+        platter.mode = mode or rng.choice(list(MODES))
+        self.world.note("--", f"a disk is broken: {platter.mode}")
+
+        def mend() -> None:
+            platter.mode = ""
+
+        length = rng.choice((5 * MS, 100 * MS, 900 * MS))
+        self.world.at(self.world.now + length, mend)
+
+    def _soon_down(self) -> None:
+        """Something is on its way to a disk, or has just arrived: the worst moments."""
+        self.files.wrote = lambda: None
+        if self.faulty:
+            latest = self.world.rng.choice((40 * US, 40 * US, 2 * MS))
+            self.world.at(self.world.now + self.world.between(0, latest), self._go_down)
+
+    def _go_down(self) -> None:
+        """The host: all processes die at once, memory is lost, disks keep what they like."""
+        world = self.world
+        world.counts["host goes down"] += 1
+        world.note("--", "the host goes down")
+        for name in list(self.engines):
+            self._end_engine("engine crashes", name)
+        for proc in world.living(CLIENT):
+            proc.die("the host goes down")
+        self.checks.durable()
+        self.files.incarnation = self.house.incarnation
+        self.house.die("the host goes down")
+        for platter in self.files.platters.values():
+            platter.crash()
+        self.files.named.clear()
+        self.files.paths = None
+        self.files.flipped.clear()
+        self.files.written.clear()
+        self.checks.memory_lost()
+
+    def _serves(self, proc: Proc) -> bool:
+        actor = proc.actor if isinstance(proc, ChildProc) else None
+        return isinstance(actor, Session) and actor.saves is not None
