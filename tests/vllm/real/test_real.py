@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pegaflow.serve import shm_stem
 from tests.procs.service import Service, eventually
+from tests.vllm.engine import Options
 
 from .conftest import PATIENT, Engine, Start, Truth, fill
 
 FAULTY = "tests.vllm.real.faulty"
+BLOCK_TOKENS = Options().block_size
 
 
 def flip_all_pages(service: Service) -> None:
@@ -161,6 +164,43 @@ def test_with_verify_damaged_blocks_are_misses_and_counted(
         assert damaged["tokens"] == truth() and damaged["left"] == [0, 0]
         eventually("it is counted", lambda: service.counter("blocks_corrupt") > 0)
         fill(engine, truth)
+        engine.kill()
+
+
+def all_written(service: Service) -> bool:
+    """Whether every block in memory is in the log, by one report."""
+    report = service.report()
+    rows = report.processes if report else ()
+    now = {c.name: c.value for r in rows if r.address.name == "index" for c in r.counters}
+    waiting = now.get("ssd_backlog_blocks", 1) + now.get("ssd_in_flight_blocks", 1)
+    return not waiting and now["ssd_stored_blocks"] >= now["blocks_resident"] > 0
+
+
+def test_after_a_reboot_the_same_prompts_are_hits_from_ssd(
+    tmp_path: Path, start: Start, truth: Truth
+) -> None:
+    flags = ("--ssd-cache-path", str(tmp_path / "ssd"))
+    with Service(tmp_path / "run", pool_size="256MiB", extra=flags) as service:
+        engine = start(endpoint=service.endpoint, extra=PATIENT)
+        fill(engine, truth)
+        eventually("all of it is in the log", lambda: all_written(service))
+        stored = service.counter("ssd_stored_blocks")
+        assert service.stop() == 0
+        for path in Path("/dev/shm").glob(f"{shm_stem(service.run_dir)}.*"):
+            path.unlink()
+        service.start()
+        eventually("it knows its log", lambda: service.counter("ssd_stored_blocks") >= stored)
+
+        def served() -> bool:
+            engine.run(seed=99, reset=True)  # other prompts: it looks for a session when it works
+            return any(row.engine for row in service.processes("session"))
+
+        eventually("the engine is served again", served, patience=60)
+        again = engine.run(reset=True)
+        assert again["tokens"] == truth() and again["left"] == [0, 0]
+        assert again["external"] >= 0.85 * again["prompt"]
+        blocks = 0.85 * again["prompt"] // BLOCK_TOKENS
+        eventually("all from SSD", lambda: service.counter("blocks_hit_ssd") >= blocks)
         engine.kill()
 
 
