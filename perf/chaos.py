@@ -9,6 +9,8 @@ new ones; then every block that any lookup has ever returned is looked up again.
                service manager would.
     stopped    SIGSTOP.  Nobody wakes a child: it has to be found and replaced.  Supervisor and
                group are woken after STOPPED_S, as a machine that slept.
+    rebooted   All engines are killed; when all blocks are on the SSD the group is, and its memory
+               is removed.  Then every block comes from the SSD.
 
 Recovery is from the signal (of supervisor and group stopped: from the waking) to that point, the
 back-off of a child that was hit again and again included.  The longest wait is that of any call of
@@ -29,17 +31,18 @@ from statistics import median
 from rich.table import Table
 
 from pegaflow.errors import UserError
+from pegaflow.serve import purge
 from pegaflow.wire.control import ProcessRow
-from pegaflow.wire.values import ALLOCATOR, GATEWAY, INDEX, SESSION, SUPERVISOR
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
 from perf import machine
 from perf.chaosgroup import Eye, Group, Worker, home, wait
 from perf.chaosload import TIMEOUTS
 
-GROUP, ENGINE, SPARE = "whole group", "engine", "spare session"
-KILLED, STOPPED = "killed", "stopped"
-MEMBERS = (ALLOCATOR, INDEX, SESSION, SPARE, GATEWAY, SUPERVISOR, GROUP)
+GROUP, ENGINE, SPARE, HOST = "whole group", "engine", "spare session", "host"
+KILLED, STOPPED, REBOOTED = "killed", "stopped", "rebooted"
+MEMBERS = (ALLOCATOR, INDEX, FLUSHER, SESSION, SPARE, GATEWAY, SUPERVISOR, GROUP)
 KILLS = [(KILLED, who) for who in (*MEMBERS, ENGINE)]
-FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS)]
+FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS), (REBOOTED, HOST)]
 
 STOPPED_S = 4.0
 """Longer than a silence that gets a child killed."""
@@ -82,7 +85,7 @@ class Chaos:
             how, who = plan.pop() if plan else self.rng.choice([*FAULTS, *KILLS, *KILLS])
             time.sleep(self.rng.expovariate(1 / PAUSE_S))
             sealed = self.sealed()
-            if how == KILLED and who in (SUPERVISOR, GROUP):  # and with it its counters
+            if how != STOPPED and who in (SUPERVISOR, GROUP, HOST):  # and with it its counters
                 self.evicted += self.group.counter("blocks_evicted")
             self.recoveries[how, who].append(self.hit(how, who))
             self.lost += self.eye.lost(sealed)
@@ -93,6 +96,8 @@ class Chaos:
         """One fault; seconds until all is well again."""
         if who in (SUPERVISOR, GROUP):
             return self._hit_all(how, who)
+        if who == HOST:
+            return self._reboot()
         if who == ENGINE:
             return self._kill_engine()
         row = self._victim(who)
@@ -152,11 +157,33 @@ class Chaos:
         worker.process.kill()
         wait("the dead engine's session is gone", lambda: not self._served(worker.name))
         took = time.monotonic() - began
+        self._replace(worker)
+        return took
+
+    def _replace(self, worker: Worker) -> None:
         worker.end()
         self.buried.append(worker)
         self.workers.remove(worker)
         self.workers.append(Worker(self.group, worker.name, self.rng.randrange(1 << 30)))
+
+    def _reboot(self) -> float:
+        for worker in self.workers:
+            worker.process.kill()
+        wait("the engines are gone", lambda: not any(map(self._served, self._names())))
+        wait("all blocks are on the SSD", self.group.all_written)
+        os.killpg(self.group.pid, signal.SIGKILL)
+        self.group.dead()
+        purge(self.group.run_dir)
+        began = time.monotonic()
+        self.group.start()
+        wait("all is well after the host was rebooted", self.eye.serves)
+        took = time.monotonic() - began
+        for worker in list(self.workers):
+            self._replace(worker)
         return took
+
+    def _names(self) -> list[str]:
+        return [worker.name for worker in self.workers]
 
     def _served(self, name: str) -> bool:
         return any(row.engine == name for row in self.group.rows())

@@ -64,6 +64,7 @@ class Group:
         """Start it, in a process group of its own."""
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(self.run_dir)]
         command += ["--pool-size", POOL, "--http-addr", "127.0.0.1:0", "--log-format", "json"]
+        command += ["--ssd-cache-path", str(self.run_dir.parent / "ssd")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stderr=log, stdin=subprocess.DEVNULL, process_group=0, env=ENVIRONMENT
@@ -87,6 +88,13 @@ class Group:
     def counter(self, name: str) -> int:
         """A number of this life, summed over all processes."""
         return sum(c.value for row in self.rows() for c in row.counters if c.name == name)
+
+    def all_written(self) -> bool:
+        """Whether every block in memory is on the SSD."""
+        rows = self.rows()
+        now = {c.name: c.value for row in rows if row.address.name == INDEX for c in row.counters}
+        written = now.get("ssd_stored_blocks", 0) >= now.get("blocks_resident", 1)
+        return written and not now["ssd_backlog_blocks"] and not now["ssd_in_flight_blocks"]
 
     def dead(self) -> None:
         """Wait for the supervisor's end."""

@@ -1,16 +1,18 @@
-"""Replay a trace through pools of several sizes: python perf/replay.py [TRACE] [--requests N]
+"""Replay a trace through pools and SSD logs of several sizes: python -m perf.replay [TRACE]
 
-Each size, a percentage of the trace's unique blocks, gets a service and a namespace of its own. The
-table has the measured hit rate beside plain LRU and the infinite cache, and copies beside memcpy.
+Each size, a percentage of the trace's unique blocks, gets a service and a namespace of its own, and
+so does each size of the log below it. The table has the measured hit rate beside plain LRU of both
+together and the infinite cache, and copies beside memcpy.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from pegaflow.errors import UserError
@@ -18,29 +20,44 @@ from pegaflow.replay import ceiling, report, service
 from pegaflow.replay.engine import Shape
 from pegaflow.replay.runner import Plan, run
 from pegaflow.replay.trace import BUNDLED, Request, TraceError, count_blocks, read
+from pegaflow.wire.control import BEAT_NS
+from pegaflow.wire.values import INDEX
+from perf import fio, machine
+from perf.ssd import counted, flags, folders
 
 PERCENT = (1, 5, 10, 25)
+SSD_PERCENT = (0, 25, 100)
+SSD_LEAST = 64 << 20
+SSD_SLACK = 1.25  # of the log: heads, footers, and the segment that is written next
 EXTENT = 4 << 20  # smaller than a service's usual one, so that a small pool has some
-COLUMNS = ("pool", "blocks", "hit", "LRU", "infinite", "load", "save", "memcpy", "p50", "p99", "s")
+COLUMNS = "pool,ssd,blocks,hit,of ssd,LRU,infinite,load,save,memcpy,p50,p99,s".split(",")
 
 
-def measure(requests: list[Request], engines: int, shape: Shape, percent: int) -> list[str]:
+def measure(
+    requests: list[Request], engines: int, shape: Shape, percent: int, ssd: int, where: Path
+) -> list[str]:
     """One row of the table."""
     _, unique = count_blocks(requests)
     wanted = unique * percent // 100 * shape.block_bytes
     pool = max(4, -(-wanted // EXTENT)) * EXTENT
-    blocks = pool // shape.block_bytes
-    with service.running(pool, EXTENT) as endpoint:
-        outcome = run(Plan(requests, engines, shape, os.urandom(32), endpoint))
+    blocks, below = pool // shape.block_bytes, unique * ssd // 100
+    with folders(where, 1) as paths:
+        size = max(SSD_LEAST, int(below * shape.block_bytes * SSD_SLACK))
+        extra = flags(paths, "--ssd-cache-capacity", str(size)) if ssd else ()
+        with service.running(pool, EXTENT, extra) as endpoint:
+            outcome = run(Plan(requests, engines, shape, os.urandom(32), endpoint))
+            time.sleep(2 * BEAT_NS / 1e9)  # what was counted is said with each beat
+            fetched = counted(endpoint, INDEX, "blocks_hit_ssd")
     top = ceiling.infinite(requests)
     why = report.problem(outcome, top)
     if why:
         raise UserError(f"with a pool of {percent} %: {why}")
     t = report.total(outcome.records.values())
-    rates = (t.rate, ceiling.lru(requests, blocks).rate, top.rate)
+    rates = (t.rate, fetched / t.asked, ceiling.lru(requests, blocks + below).rate, top.rate)
     speeds = (t.load.large, t.save.large, outcome.memcpy)
     return [
         f"{percent} %",
+        f"{ssd} %",
         str(blocks),
         *map(report.percent, rates),
         *(f"{speed / 1e9:.2f}" for speed in speeds),
@@ -53,6 +70,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trace", nargs="?", type=Path, default=BUNDLED)
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="a folder on the disk")
     parser.add_argument("--requests", type=int, help="only so many")
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--layers", type=int, default=8)
@@ -62,11 +80,13 @@ def main() -> None:
     table = Table(*COLUMNS, box=None, caption="GB/s of copies of 2 MiB and more; lookup in us")
     try:
         requests = read(given.trace, given.requests)
-        for percent in PERCENT:
-            table.add_row(*measure(requests, given.engines, shape, percent))
+        fio.need_disk(given.dir)
+        for percent, ssd in itertools.product(PERCENT, SSD_PERCENT):
+            row = measure(requests, given.engines, shape, percent, ssd, given.dir)
+            table.add_row(*row)
     except (TraceError, UserError) as error:
         raise SystemExit(f"perf/replay.py: {error}") from None
-    Console().print(table)
+    machine.show(table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,323 @@
+"""The SSD tier beside fio, and loads from memory while it writes: python -m perf.ssd [--dir DIR]
+
+Writes: blocks that wait in memory are written; bytes per second between two beats of the flusher.
+Reads: the service is started anew with an empty pool of half the size; the engine looks all blocks
+up, several lookups at a time, each answered when its blocks are in the pool; bytes per second of
+the second time.  fio moves the same bytes in the same directories, in the same run.  CPU is that of
+the flusher, per GB.
+
+Loads: while the log is being written, and at rest, in turns: the time of a load from memory.
+
+Goals: 0.9 of the better fio; p99 of loads at most 1.2 x that at rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from rich.table import Table
+
+from pegaflow import sizes
+from pegaflow.actors.fetching import AWAITED_SHARE
+from pegaflow.client import Client, LookupDone, inspect
+from pegaflow.errors import UserError
+from pegaflow.replay import service
+from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import FLUSHER, INDEX
+from perf import fio, machine
+from perf.machine import percentile, timed, verdict
+
+MIB, GIB = 1 << 20, 1 << 30
+BLOCKS = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
+COLUMNS = "block dirs way tier psync io_uring /fio goal cpu_s/GB load".split()
+CHUNK = 16 * MIB  # of one save, and of one lookup
+EXTENT = 32 * MIB
+TIMEOUT_S = 30.0
+FIO_GOAL, LOAD_GOAL = 0.9, 1.2
+LOADS = 2000  # in each turn
+POLL_S = 0.025  # looking is work, too
+AWAITED = 800  # blocks that one engine may await
+
+
+@dataclass(frozen=True)
+class Beats:
+    """What the flusher has counted, and when we saw it change."""
+
+    seconds: float
+    bytes_: int
+    cpu: float
+
+
+class Engine:
+    """A client with one chunk of memory, which it saves under ever new keys."""
+
+    def __init__(self, endpoint: str, block: int, name: str = "perf-ssd") -> None:
+        self.block, self.count = block, CHUNK // block
+        self.memory = np.random.default_rng(1).integers(0, 256, 2 * CHUNK, np.uint8)
+        layout = Layout(2 * self.count, (LayerLayout(0, 0, block, block),), "uint8")
+        self._client = Client(name, b"ssd!" * 4, endpoint=endpoint)
+        self._client.register(layout, [self.memory])
+        if not self._client.connect(20.0):
+            raise UserError(f"no session: {self._client.refusal}")
+
+    def keys(self, chunk: int) -> list[bytes]:
+        return [b"%016x%016x" % (chunk, block) for block in range(self.count)]
+
+    def save(self, chunk: int) -> None:
+        """One chunk, from the first half of the memory."""
+        self.memory[:8] = np.frombuffer(chunk.to_bytes(8, "little"), np.uint8)
+        done = self._client.save(self.keys(chunk), range(self.count), timeout=TIMEOUT_S)
+        if done.saved != self.count:
+            raise UserError(f"{done.saved} of {self.count} blocks saved: {done.status.words}")
+
+    def look_up(self, chunks: Sequence[int], outstanding: int) -> int:
+        """So many lookups at a time; the blocks that were found."""
+        todo, open_, found = list(chunks), 0, 0
+        while todo or open_:
+            while todo and open_ < outstanding:
+                self._client.start_lookup(self.keys(todo.pop(0)), timeout=TIMEOUT_S)
+                open_ += 1
+            for done in self._client.poll(TIMEOUT_S):
+                assert isinstance(done, LookupDone)
+                open_, found = open_ - 1, found + done.blocks
+                if done.lease is not None:
+                    self._client.release(done.lease)
+        return found
+
+    def load(self, chunk: int, blocks: int) -> float:
+        """Seconds for the first few blocks of a chunk that is in memory."""
+        found = self._client.lookup(self.keys(chunk)[:blocks], timeout=TIMEOUT_S)
+        if found.lease is None or found.blocks != blocks:
+            raise UserError(f"{found.blocks} of {blocks} blocks are in memory")
+        lease, places = found.lease, range(self.count, self.count + blocks)
+        seconds, done = timed(lambda: self._client.load(lease, places, timeout=TIMEOUT_S))
+        if done.status is not Status.OK:
+            raise UserError(f"not loaded: {done.status.words}")
+        return seconds
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def beat(endpoint: str, counter: str) -> Beats:
+    """One look at the flusher."""
+    report = inspect(endpoint, 5.0)
+    rows = [row for row in report.processes if row.address.name == FLUSHER] if report else []
+    if not rows:
+        raise UserError("there is no flusher")
+    value = next((c.value for c in rows[0].counters if c.name == counter), 0)
+    ticks = Path(f"/proc/{rows[0].pid}/stat").read_text().rsplit(") ", 1)[1].split()[11:13]
+    cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return Beats(time.monotonic(), value, cpu)
+
+
+def progress(endpoint: str, counter: str, total: int) -> list[Beats]:
+    """Every change of a counter until it has reached `total`."""
+    beats = [beat(endpoint, counter)]
+    until = time.monotonic() + 120
+    while beats[-1].bytes_ < total:
+        if time.monotonic() > until:
+            raise UserError(f"{counter} stays at {beats[-1].bytes_} of {total}")
+        now = beat(endpoint, counter)
+        if now.bytes_ != beats[-1].bytes_:
+            beats.append(now)
+        time.sleep(POLL_S)
+    return beats
+
+
+def steady(beats: list[Beats]) -> tuple[float, float]:
+    """Bytes per second and CPU seconds per GB while it was busy: between the first beat that saw
+    progress and the last one before the end."""
+    busy = beats[1:-1] if len(beats) > 3 else beats[len(beats) // 3 :]
+    first, last = busy[0], busy[-1]
+    moved = last.bytes_ - first.bytes_
+    return moved / (last.seconds - first.seconds), (last.cpu - first.cpu) / (moved / 1e9)
+
+
+@contextmanager
+def folders(where: Path, count: int) -> Iterator[list[Path]]:
+    """So many new directories."""
+    base = Path(tempfile.mkdtemp(prefix="pegaflow-ssd-", dir=where))
+    try:
+        made = [base / str(n) for n in range(count)]
+        for path in made:
+            path.mkdir()
+        yield made
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def flags(paths: Sequence[Path], *more: str) -> tuple[str, ...]:
+    """Of a service with an SSD tier."""
+    return (*(part for path in paths for part in ("--ssd-cache-path", str(path))), *more)
+
+
+@contextmanager
+def engine(endpoint: str, block: int) -> Iterator[Engine]:
+    made = Engine(endpoint, block)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def write_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, float]:
+    """Bytes per second and CPU seconds per GB while all of it is written, and nothing else is done.
+
+    At first the directories are files, so that the blocks wait in memory; then they are not."""
+    pool = -(-(total + total // 4) // EXTENT) * EXTENT
+    extra = flags(blocked(paths))
+    with service.running(pool, EXTENT, extra) as endpoint, engine(endpoint, block) as one:
+        for chunk in range(total // CHUNK):
+            one.save(chunk)
+        unblock(paths)
+        return steady(progress(endpoint, "ssd_write_bytes", total))
+
+
+def read_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, float]:
+    """Bytes per second and CPU seconds per GB while all of it is looked up, twice as much as the
+    pool has room for, and once before, so that nothing touches the pool for the first time."""
+    chunks, pool = total // CHUNK, max(total // 2, 2 * EXTENT)
+    outstanding = max(1, min(8, AWAITED * block // CHUNK, pool // AWAITED_SHARE // CHUNK))
+    with service.running(pool, EXTENT, flags(paths)) as endpoint, engine(endpoint, block) as one:
+        known(endpoint, total // block)
+        one.look_up(range(chunks), outstanding)
+        before = beat(endpoint, "ssd_prefetch_bytes")
+        seconds, found = timed(lambda: one.look_up(range(chunks), outstanding))
+        after = beat(endpoint, "ssd_prefetch_bytes")
+        if found != total // block:
+            raise UserError(f"{found} of {total // block} blocks came back")
+    return total / seconds, (after.cpu - before.cpu) / (total / 1e9)
+
+
+def known(endpoint: str, blocks: int) -> None:
+    """Wait until the index knows what is in the log."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if counted(endpoint, INDEX, "ssd_stored_blocks") == blocks:
+            return
+        time.sleep(0.05)
+    there = counted(endpoint, INDEX, "ssd_stored_blocks")
+    raise UserError(f"the index knows of {there} blocks in the log, not of {blocks}")
+
+
+def counted(endpoint: str, name: str, counter: str) -> int:
+    """A counter or gauge of the processes of this name, as of their last beats."""
+    report = inspect(endpoint, 5.0)
+    rows = [row for row in report.processes if row.address.name == name] if report else []
+    return sum(c.value for row in rows for c in row.counters if c.name == counter)
+
+
+def throughput(table: Table, where: Path, blocks: Sequence[int], total: int) -> None:
+    """A row for each size, number of directories, and way."""
+    for block in blocks:
+        for count in (1, 2):
+            with folders(where, count) as paths:
+                ours = {
+                    "write": write_rate(block, paths, total),
+                    "read": read_rate(block, paths, total),
+                }
+                for path in paths:
+                    shutil.rmtree(path)
+                    path.mkdir()
+                for way, (speed, cpu) in ours.items():
+                    theirs = [fio.measure(e, way, paths, block, total) for e in fio.ENGINES]
+                    best = max(filter(None, theirs), default=None)
+                    ratio = speed / best if best else 0.0
+                    table.add_row(
+                        sizes.show(block),
+                        str(count),
+                        way,
+                        f"{speed / 1e9:.2f}",
+                        *(f"{speed / 1e9:.2f}" if speed else "-" for speed in theirs),
+                        *((f"{ratio:.2f}", verdict(ratio, FIO_GOAL, least=True)) if best else "--"),
+                        f"{cpu:.2f}",
+                        machine.load(),
+                    )
+
+
+def loads(where: Path, block: int, turns: int, count: int) -> tuple[list[float], list[float]]:
+    """Seconds of loads from memory while the log is written, and at rest."""
+    total, blocks = GIB, MIB // block
+    busy: list[float] = []
+    rest: list[float] = []
+    for _ in range(turns):
+        with (
+            folders(where, 1) as paths,
+            service.running(2 * total, EXTENT, flags(blocked(paths))) as endpoint,
+            engine(endpoint, block) as one,
+        ):
+            for chunk in range(total // CHUNK):
+                one.save(chunk)
+            unblock(paths)
+            while not beat(endpoint, "ssd_write_bytes").bytes_:
+                one.load(0, blocks)
+            own: list[float] = []
+            while len(own) < count and beat(endpoint, "ssd_write_bytes").bytes_ < total:
+                own += [one.load(0, blocks) for _ in range(50)]
+            progress(endpoint, "ssd_write_bytes", total)
+            busy += own
+            rest += [one.load(0, blocks) for _ in own]
+    return busy, rest
+
+
+def blocked(paths: Sequence[Path]) -> Sequence[Path]:
+    """Files instead of directories, so that blocks wait in memory until `unblock`."""
+    for path in paths:
+        path.rmdir()
+        path.touch()
+    return paths
+
+
+def unblock(paths: Sequence[Path]) -> None:
+    """The service makes directories, as soon as it looks again."""
+    for path in paths:
+        path.unlink()
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="a folder on the disk")
+    parser.add_argument("--bytes", type=int, default=4 * GIB, help="written and read for each row")
+    parser.add_argument("--turns", type=int, default=4, help="of loads with and without writes")
+    parser.add_argument("--quick", action="store_true", help="one size, few bytes")
+    given = parser.parse_args()
+    total = 4 * CHUNK if given.quick else given.bytes
+    blocks = BLOCKS[1:2] if given.quick else BLOCKS
+    table = Table(*COLUMNS, box=None, caption="GB/s; fio with O_DIRECT, 8 threads or depth 32")
+    try:
+        fio.need_disk(given.dir)
+        throughput(table, given.dir, blocks, total)
+        machine.show(table)
+        if given.quick:
+            return
+        p99 = Table("loads of 1 MiB", "p50 us", "p99 us", "goal", box=None)
+        busy, rest = loads(given.dir, 256 << 10, given.turns, LOADS)
+        for name, some in (("at rest", rest), ("while the log is written", busy)):
+            ratio = percentile(some, 99) / percentile(rest, 99)
+            goal = "" if some is rest else f"p99 {ratio:.2f} x {verdict(ratio, LOAD_GOAL)}"
+            p99.add_row(
+                f"{name} ({len(some)})",
+                f"{median(some) * 1e6:.0f}",
+                f"{percentile(some, 99) * 1e6:.0f}",
+                goal,
+            )
+        machine.show(p99)
+    except UserError as error:
+        raise SystemExit(f"perf.ssd: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
