@@ -2,6 +2,8 @@
 
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan
+from pegaflow.wire.allocator import Reserved
+from pegaflow.wire.index import Claimed, Held
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
 
 from .checks import Checks
@@ -12,12 +14,13 @@ from .files import Files
 from .memory import ChildProc, House
 from .world import MS, US, Proc, World
 
-GRANTS = {
-    "index dies on leases": ("Held", INDEX),
-    "index dies on claims": ("Claimed", INDEX),
-    "allocator dies on pages": ("Reserved", ALLOCATOR),
+GRANTS: dict[str, tuple[type[Held | Claimed | Reserved], str]] = {
+    "index dies on leases": (Held, INDEX),
+    "index dies on claims": (Claimed, INDEX),
+    "allocator dies on pages": (Reserved, ALLOCATOR),
 }
-"""Deaths of a granter right after a grant: what it says with that, and who it is."""
+"""Deaths of a granter right after a grant: what it says with that, and who it is.  `number` 0 grants
+nothing."""
 
 
 class Deeds:

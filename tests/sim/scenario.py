@@ -42,6 +42,9 @@ FAULTS_NS = 11 * S
 REST_NS = 16 * S
 """Longer than any deadline, back-off and retry together."""
 
+PRESS_NS = 120 * S
+"""So long engines may go on after the faults, if nobody has pressed on the pool before."""
+
 SCALE = (
     (saves, "BATCH_BLOCKS", 4),
     (saves, "ORDER_NS", 2 * S),
@@ -187,6 +190,8 @@ class Scenario(Deeds):
             for platter in self.files.platters.values():
                 platter.mode = ""
             self._until(world.now + REST_NS // 4)
+            while not world.counts["pages evicted"] and world.now < self.calm_at + PRESS_NS:
+                self._until(world.now + REST_NS // 4)
             for engine in self.engines.values():
                 assert engine.whole, f"{engine.kind.name} has not come up"
                 engine.settle()
@@ -273,7 +278,8 @@ class Scenario(Deeds):
             self.world.procs[envelope.sender].die("crashes with a Seal on its way")
             return "stops"
         for deed in sorted(self._armed):
-            if name == SESSION and kind == GRANTS[deed][0]:
+            grant = envelope.message
+            if name == SESSION and isinstance(grant, GRANTS[deed][0]) and grant.number:
                 self._armed.discard(deed)
                 lose = partial(self._lose_granter, proc, GRANTS[deed][1])
                 self.world.at(self.world.now + self.world.between(0, MS), lose)
