@@ -10,26 +10,38 @@ from pathlib import Path
 
 from pegaflow.errors import UserError
 
-ENGINES = {"psync": ("--numjobs=8", "--iodepth=1"), "io_uring": ("--iodepth=32",)}
-"""A thread per request, as the tier has, and one thread with many requests."""
+ENGINES = {"psync": 1, "io_uring": 32}
+"""Requests that a job has under way.  With one there are eight jobs, as the tier has threads; with
+many, one for each folder."""
+
+NAME = "fio-beside"
+"""Of fio's job, and with a number behind it of its files."""
 
 
 def measure(engine: str, way: str, folders: Sequence[Path], block: int, total: int) -> float | None:
     """Bytes per second of a sequential read or write (`way`) of `total` bytes with O_DIRECT, shared
-    by the folders; None without fio, or if this kernel has no such engine."""
+    by the folders; None without fio, or if this kernel has no such engine.  Writes are synced at
+    the end.
+
+    Raises:
+        UserError: its jobs did not have a file each, so its figure would be that of a cache.
+    """
     if shutil.which("fio") is None:
         return None
     jobs = 8 if engine == "psync" else len(folders)
-    size = total // (jobs if engine == "psync" else len(folders)) // block * block
-    command = ["fio", "--name=pegaflow", f"--rw={way}", f"--bs={block}", f"--size={size}"]
-    command += ["--direct=1", f"--ioengine={engine}", *ENGINES[engine], "--group_reporting"]
-    command += [f"--directory={':'.join(map(str, folders))}", "--output-format=json"]
-    command += ["--fallocate=none", "--end_fsync=1"]
-    if engine == "io_uring":
-        command.append(f"--numjobs={len(folders)}")
-    ran = subprocess.run(command, capture_output=True, text=True)
+    size = total // jobs // block * block
+    command = ["fio", f"--name={NAME}", f"--rw={way}", f"--bs={block}", f"--size={size}"]
+    command += ["--direct=1", f"--ioengine={engine}", f"--iodepth={ENGINES[engine]}"]
+    command += [f"--directory={':'.join(str(f.absolute()) for f in folders)}"]
+    command += ["--fallocate=none", "--end_fsync=1", f"--numjobs={jobs}"]
+    command += ["--group_reporting", "--output-format=json"]
+    # a job takes its name for that of a device, if something of that name lies where it runs
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folders[0])
     if ran.returncode:
         return None
+    files = [file for folder in folders for file in folder.glob(f"{NAME}.*")]
+    if sum(file.stat().st_size for file in files) != jobs * size:
+        raise UserError(f"fio's {jobs} jobs had {len(files)} files: it measures a cache")
     job = json.loads(ran.stdout[ran.stdout.index("{") :])["jobs"][0]
     return float(job[way]["bw_bytes"])
 
@@ -37,9 +49,8 @@ def measure(engine: str, way: str, folders: Sequence[Path], block: int, total: i
 def clean(folders: Sequence[Path]) -> None:
     """Remove fio's files."""
     for folder in folders:
-        for file in folder.glob("pegaflow.*"):
-            if not file.name.endswith((".lock", ".segment")):
-                file.unlink()
+        for file in folder.glob(f"{NAME}.*"):
+            file.unlink()
 
 
 def need_disk(folder: Path) -> None:

@@ -3,8 +3,9 @@
 Writes: blocks that wait in memory are written; bytes per second between two beats of the flusher.
 Reads: the service is started anew with an empty pool of half the size; the engine looks all blocks
 up, several lookups at a time, each answered when its blocks are in the pool; bytes per second of
-the second time.  fio moves the same bytes in the same directories, in the same run.  CPU is that of
-the flusher, per GB.
+the second time.  fio moves as many bytes in the same directories, in the same run.  Tier and fio
+have their turns one after the other, and nobody begins before the blocks of removed files are
+given back; the figures are medians.  CPU is that of the flusher, per GB.
 
 Loads: while the log is being written, and at rest, in turns: the time of a load from memory.
 
@@ -18,6 +19,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ from perf.machine import percentile, timed, verdict
 MIB, GIB = 1 << 20, 1 << 30
 BLOCKS = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
 COLUMNS = "block dirs way tier psync io_uring /fio goal cpu_s/GB load".split()
+WAYS = ("write", "read")
 CHUNK = 16 * MIB  # of one save, and of one lookup
 EXTENT = 32 * MIB
 TIMEOUT_S = 30.0
@@ -48,6 +51,10 @@ FIO_GOAL, LOAD_GOAL = 0.9, 1.2
 LOADS = 2000  # in each turn
 POLL_S = 0.025  # looking is work, too
 AWAITED = 800  # blocks that one engine may await
+
+
+Speeds = dict[tuple[str, str], list[float]]  # bytes per second, by way and by whom
+Cpus = dict[str, list[float]]  # seconds per GB, by way
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ def write_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, fl
     with service.running(pool, EXTENT, extra) as endpoint, engine(endpoint, block) as one:
         for chunk in range(total // CHUNK):
             one.save(chunk)
+        os.sync()
         unblock(paths)
         return steady(progress(endpoint, "ssd_write_bytes", total))
 
@@ -219,32 +227,48 @@ def counted(endpoint: str, name: str, counter: str) -> int:
     return sum(c.value for row in rows for c in row.counters if c.name == counter)
 
 
-def throughput(table: Table, where: Path, blocks: Sequence[int], total: int) -> None:
+def throughput(table: Table, where: Path, blocks: Sequence[int], total: int, turns: int) -> None:
     """A row for each size, number of directories, and way."""
     for block in blocks:
         for count in (1, 2):
-            with folders(where, count) as paths:
-                ours = {
-                    "write": write_rate(block, paths, total),
-                    "read": read_rate(block, paths, total),
-                }
-                for path in paths:
-                    shutil.rmtree(path)
-                    path.mkdir()
-                for way, (speed, cpu) in ours.items():
-                    theirs = [fio.measure(e, way, paths, block, total) for e in fio.ENGINES]
-                    best = max(filter(None, theirs), default=None)
-                    ratio = speed / best if best else 0.0
-                    table.add_row(
-                        sizes.show(block),
-                        str(count),
-                        way,
-                        f"{speed / 1e9:.2f}",
-                        *(f"{speed / 1e9:.2f}" if speed else "-" for speed in theirs),
-                        *((f"{ratio:.2f}", verdict(ratio, FIO_GOAL, least=True)) if best else "--"),
-                        f"{cpu:.2f}",
-                        machine.load(),
-                    )
+            speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
+            cpus: dict[str, list[float]] = defaultdict(list)
+            sides = [of_tier, of_fio]
+            for _ in range(turns):
+                for side in sides:
+                    with folders(where, count) as paths:
+                        side(speeds, cpus, block, paths, total)
+                sides.reverse()
+            for way in WAYS:
+                figures = [median(speeds[way, by]) for by in ("tier", *fio.ENGINES)]
+                best = max(figures[1:])
+                ratio = figures[0] / best if best else 0.0
+                table.add_row(
+                    sizes.show(block),
+                    str(count),
+                    way,
+                    *(f"{speed / 1e9:.2f}" if speed else "-" for speed in figures),
+                    *((f"{ratio:.2f}", verdict(ratio, FIO_GOAL, least=True)) if best else "--"),
+                    f"{median(cpus[way]):.2f}",
+                    machine.load(),
+                )
+
+
+def of_tier(speeds: Speeds, cpus: Cpus, block: int, paths: Sequence[Path], total: int) -> None:
+    """One turn of the tier."""
+    for way, rate in zip(WAYS, (write_rate, read_rate), strict=True):
+        speed, cpu = rate(block, paths, total)
+        speeds[way, "tier"].append(speed)
+        cpus[way].append(cpu)
+
+
+def of_fio(speeds: Speeds, cpus: Cpus, block: int, paths: Sequence[Path], total: int) -> None:
+    """One turn of fio; 0 where it is not to be had."""
+    for way in WAYS:
+        for by in fio.ENGINES:
+            os.sync()
+            speeds[way, by].append(fio.measure(by, way, paths, block, total) or 0.0)
+            fio.clean(paths)
 
 
 def loads(where: Path, block: int, turns: int, count: int) -> tuple[list[float], list[float]]:
@@ -290,21 +314,21 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="a folder on the disk")
-    parser.add_argument("--bytes", type=int, default=4 * GIB, help="written and read for each row")
-    parser.add_argument("--turns", type=int, default=4, help="of loads with and without writes")
+    parser.add_argument("--bytes", type=int, default=2 * GIB, help="written and read in each turn")
+    parser.add_argument("--turns", type=int, default=3, help="of everything")
     parser.add_argument("--quick", action="store_true", help="one size, few bytes")
     given = parser.parse_args()
-    total = 4 * CHUNK if given.quick else given.bytes
+    total, turns = (4 * CHUNK, 1) if given.quick else (given.bytes, given.turns)
     blocks = BLOCKS[1:2] if given.quick else BLOCKS
     table = Table(*COLUMNS, box=None, caption="GB/s; fio with O_DIRECT, 8 threads or depth 32")
     try:
         fio.need_disk(given.dir)
-        throughput(table, given.dir, blocks, total)
+        throughput(table, given.dir, blocks, total, turns)
         machine.show(table)
         if given.quick:
             return
         p99 = Table("loads of 1 MiB", "p50 us", "p99 us", "goal", box=None)
-        busy, rest = loads(given.dir, 256 << 10, given.turns, LOADS)
+        busy, rest = loads(given.dir, 256 << 10, turns, LOADS)
         for name, some in (("at rest", rest), ("while the log is written", busy)):
             ratio = percentile(some, 99) / percentile(rest, 99)
             goal = "" if some is rest else f"p99 {ratio:.2f} x {verdict(ratio, LOAD_GOAL)}"
