@@ -19,8 +19,8 @@ GRANTS: dict[str, tuple[type[Held | Claimed | Reserved], str]] = {
     "index dies on claims": (Claimed, INDEX),
     "allocator dies on pages": (Reserved, ALLOCATOR),
 }
-"""Deaths of a granter right after a grant: what it says with that, and who it is.  `number` 0 grants
-nothing."""
+"""Deaths of a granter right after a grant: what it says with that, and who it is.  Number 0 is no
+grant."""
 
 
 class Deeds:
