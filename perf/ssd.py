@@ -320,7 +320,7 @@ def main() -> None:
     given = parser.parse_args()
     total, turns = (4 * CHUNK, 1) if given.quick else (given.bytes, given.turns)
     blocks = BLOCKS[1:2] if given.quick else BLOCKS
-    table = Table(*COLUMNS, box=None, caption="GB/s; fio with O_DIRECT, 8 threads or depth 32")
+    table = Table(*COLUMNS, box=None, caption="GB/s; fio with O_DIRECT, 8 jobs or depth 32")
     try:
         fio.need_disk(given.dir)
         throughput(table, given.dir, blocks, total, turns)

@@ -270,7 +270,8 @@ class Scenario(Deeds):
         """A process is about to hear this: spring the trap that waits for it, if there is one."""
         if not self.faulty:
             return ""
-        name, kind = proc.address.name, type(envelope.message).__name__
+        said = envelope.message
+        name, kind = proc.address.name, type(said).__name__
         if self._deaf and (name, kind) == (INDEX, "Seal"):
             self._deaf = False
             self.world.counts["seal is not heard"] += 1
@@ -278,8 +279,7 @@ class Scenario(Deeds):
             self.world.procs[envelope.sender].die("crashes with a Seal on its way")
             return "stops"
         for deed in sorted(self._armed):
-            grant = envelope.message
-            if name == SESSION and isinstance(grant, GRANTS[deed][0]) and grant.number:
+            if name == SESSION and isinstance(said, GRANTS[deed][0]) and said.number:
                 self._armed.discard(deed)
                 lose = partial(self._lose_granter, proc, GRANTS[deed][1])
                 self.world.at(self.world.now + self.world.between(0, MS), lose)
