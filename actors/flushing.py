@@ -12,6 +12,7 @@ that what an earlier life saved and did not write is written too.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from pegaflow.cache.backlog import Backlog
 from pegaflow.cache.leases import Lease
@@ -266,24 +267,23 @@ class Flushing(Inheriting):
 
     def flush_of(self, lease: Lease, now: int) -> list[Effect]:
         """What is to be written under this lease: all but blocks found corrupt meanwhile."""
-        records = [(b, self.ledger.read(b.pages[0])) for b in lease.blocks]
-        blocks = [block for block, record in records if record is not None]
-        if not blocks:
+        sealed = self.ledger.are_sealed([block.pages[0] for block in lease.blocks])
+        blocks = [block for block, whole in zip(lease.blocks, sealed, strict=True) if whole]
+        first = self.ledger.read(blocks[0].pages[0]) if blocks else None
+        if first is None:
             self.leases.release(self.flusher, lease.number)
             self.landed(lease, False)
             return []
-        first = blocks[0]
-        payload = next(record.length for _, record in records if record is not None)
-        sums = tuple(sum_ for block in blocks for sum_ in block.checksums)
+        sums = tuple(chain.from_iterable([block.checksums for block in blocks]))
         flush = Flush(
             lease.number,
             first.namespace,
-            first.page_size,
-            payload,
-            len(first.pages),
-            tuple(block.key for block in blocks),
-            tuple(page for block in blocks for page in block.pages),
-            tuple(block.depth for block in blocks),
+            blocks[0].page_size,
+            first.length,
+            first.shards,
+            tuple([block.key for block in blocks]),
+            tuple(chain.from_iterable([block.pages for block in blocks])),
+            tuple([block.depth for block in blocks]),
             sums if any(sums) else (),
             self._share(now),
         )

@@ -138,24 +138,32 @@ class Index(Fetching):
         return []
 
     def _on_seal(self, sender: Sender, msg: Seal, now: int) -> list[Effect]:
-        count = len(msg.keys)
         if not self._makes_sense(msg):
             self.counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
-        accepted = [i for i in range(count) if self._seal_one(sender.address, msg, i)]
+        found = self._publish(sender.address, msg)
+        status = Status.OK if len(found) == len(msg.keys) else Status.STALE_CLAIM
+        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(found)))]
+        if not found:
+            return effects
+        blocks = list(found.values())
         if sender.address.name == SESSION:
-            self.counts["blocks_sealed"] += len(accepted)
-        status = Status.OK if len(accepted) == count else Status.STALE_CLAIM
-        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(accepted)))]
-        if accepted:
-            young = self._chain(msg.namespace, msg.keys[accepted[-1]])
-            known = set(young)
-            gotten = (self.blocks.get(msg.namespace, msg.keys[i]) for i in accepted)
-            found = [block for block in gotten if block is not None]
-            self.order.insert_chain([block for block in found if block not in known])
-            self.order.insert_chain(young)
-            effects += self.arrived(found, now) + self.pump(now)
-        return effects
+            self.counts["blocks_sealed"] += len(blocks)
+            self._make_young(blocks)
+            return effects + self.arrived(blocks, now) + self.pump(now)
+        self.order.insert_chain(blocks)
+        effects += self.arrived(blocks, now)
+        unawaited = [block for block in blocks if not block.leases]
+        if unawaited:  # of the others the end of the lease makes the whole chain young
+            self._make_young(unawaited)
+        return effects + self.pump(now)
+
+    def _make_young(self, blocks: list[Block]) -> None:
+        """These, and the resident chain that ends in the last of them, are the youngest now."""
+        young = self._chain(blocks[-1])
+        known = set(young)
+        self.order.insert_chain([block for block in blocks if block not in known])
+        self.order.insert_chain(young)
 
     def _makes_sense(self, msg: Seal) -> bool:
         """Whether the lists fit each other, and the numbers the ledger's records and the pool.
@@ -177,66 +185,72 @@ class Index(Fetching):
             and all(self.geometry.holds(page, size) for page in msg.pages)
         )
 
-    def _seal_one(self, holder: Address, msg: Seal, at: int) -> bool:
-        """Publish block `at` of a Seal; False if the claim does not cover it any more."""
-        key = msg.keys[at]
-        pages = msg.pages[at * msg.shards : (at + 1) * msg.shards]
-        stamps = msg.stamps[at * msg.shards : (at + 1) * msg.shards]
-        sums = msg.checksums[at * msg.shards : (at + 1) * msg.shards] or (0,) * len(pages)
-        resident = self.blocks.get(msg.namespace, key)
-        if resident is not None:
-            return resident.stamps == stamps
+    def _publish(self, holder: Address, msg: Seal) -> dict[int, Block]:
+        """Publish what the claim still covers.  What of this Seal is published now, by position."""
         fetched = holder.name == FLUSHER
         owns = self.is_fetched if fetched else partial(self.claims.owns, holder)
-        if not owns(msg.claim, msg.namespace, key):
-            self.counts["fetches_stale" if fetched else "seals_stale"] += 1
-            return False
-        if not all(map(self.ledger.is_void, pages)):
-            self.counts["seals_malformed"] += 1
-            return False
-        parent = self.blocks.get(msg.namespace, msg.parents[at])
+        namespace, shards = msg.namespace, msg.shards
+        void = self.ledger.are_void(msg.pages)
+        found: dict[int, Block] = {}
+        made: list[Block] = []
+        for at, key in enumerate(msg.keys):
+            first, end = at * shards, (at + 1) * shards
+            resident = self.blocks.get(namespace, key)
+            if resident is not None:
+                if resident.stamps == msg.stamps[first:end]:
+                    found[at] = resident
+            elif not owns(msg.claim, namespace, key):
+                self.counts["fetches_stale" if fetched else "seals_stale"] += 1
+            elif not all(void[first:end]):
+                self.counts["seals_malformed"] += 1
+            else:
+                found[at] = block = self._new_block(msg, at)
+                self.blocks.add(block)
+                made.append(block)
+        self._write_records(made, msg.payload)
+        if fetched:
+            self.counts["blocks_fetched"] += len(made)
+        else:
+            self.counts["bytes_sealed"] += len(made) * shards * msg.payload
+            for block in made:
+                self.saved(block)
+        self.resident_bytes += len(made) * shards * slot_size(msg.page_size)
+        return found
+
+    def _new_block(self, msg: Seal, at: int) -> Block:
+        parent = None if msg.depths else self.blocks.get(msg.namespace, msg.parents[at])
+        first, end = at * msg.shards, (at + 1) * msg.shards
         self._seals += 1
-        block = Block(
+        return Block(
             msg.namespace,
-            key,
+            msg.keys[at],
             msg.page_size,
-            pages,
-            stamps,
+            msg.pages[first:end],
+            msg.stamps[first:end],
             (self.address.incarnation << 40) + self._seals,
             msg.depths[at] if msg.depths else parent.depth + 1 if parent else 0,
             msg.parents[at],
-            checksums=sums,
+            checksums=msg.checksums[first:end] or (0,) * msg.shards,
         )
-        for shard, (page, stamp, sum_) in enumerate(zip(pages, stamps, sums, strict=True)):
-            record = Record(
-                stamp,
-                block.seal,
-                shard,
-                msg.shards,
-                msg.payload,
-                msg.namespace,
-                key,
-                sum_ or None,
-                block.depth,
-            )
-            self.ledger.seal(page, record)
-        self.blocks.add(block)
-        if fetched:
-            self.counts["blocks_fetched"] += 1
-        else:
-            self.counts["bytes_sealed"] += msg.shards * msg.payload
-            self.saved(block)
-        self.resident_bytes += len(pages) * slot_size(block.page_size)
-        return True
 
-    def _chain(self, namespace: bytes, key: bytes) -> list[Block]:
+    def _write_records(self, blocks: list[Block], payload: int) -> None:
+        pages: list[int] = []
+        records: list[Record] = []
+        for b in blocks:
+            pages += b.pages
+            for shard, (stamp, sum_) in enumerate(zip(b.stamps, b.checksums, strict=True)):
+                facts = (stamp, b.seal, shard, len(b.pages), payload)
+                records.append(Record(*facts, b.namespace, b.key, sum_ or None, b.depth))
+        self.ledger.seal_all(pages, records)
+
+    def _chain(self, last: Block) -> list[Block]:
         """The resident chain that ends in this block, head first: its tail must go before its head,
         so adding to a chain makes all of it young again."""
         chain: dict[Block, None] = {}
-        block = self.blocks.get(namespace, key)
+        block: Block | None = last
         while block is not None and block not in chain and len(chain) < LIST_MAX:
             chain[block] = None
-            block = self.blocks.get(namespace, block.parent)
+            block = self.blocks.get(block.namespace, block.parent)
         return list(reversed(chain))
 
     def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
@@ -303,8 +317,7 @@ class Index(Fetching):
             victims = self._coldest_extent(msg.page_size)
         victims = sayable(victims)
         self.count_dropped(victims, now)
-        freed = tuple(page for block in victims for page in self._evict(block))
-        return [Reply(sender, Freed(freed)), *effects]
+        return [Reply(sender, Freed(self._evict(victims))), *effects]
 
     def _coldest_extent(self, page_size: int) -> list[Block]:
         """Every evictable block of the extent that another page size has used longest ago."""
@@ -321,14 +334,16 @@ class Index(Fetching):
         """Only if we have heard of the death ourselves: what is queued of it is dropped then."""
         return [Send(sender.address, Fenced(msg.address))] if msg.address in self.dead else []
 
-    def _evict(self, block: Block) -> tuple[int, ...]:
-        assert block.leases == 0
-        for page in block.pages:
-            self.ledger.void(page)
-        self._remove(block)
-        self.counts["blocks_evicted"] += 1
-        self.counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)
-        return block.pages
+    def _evict(self, blocks: list[Block]) -> tuple[int, ...]:
+        """These go; their pages."""
+        assert not any(block.leases for block in blocks)
+        pages = tuple(chain.from_iterable([block.pages for block in blocks]))
+        self.ledger.void_all(pages)
+        for block in blocks:
+            self._remove(block)
+            self.counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)
+        self.counts["blocks_evicted"] += len(blocks)
+        return pages
 
     def _remove(self, block: Block) -> None:
         """The block is not resident any more; its records say so already."""

@@ -71,6 +71,7 @@ class _Device:
         self.loop: Loop | None = None
         self._pool: SharedFile | None = None
         self._ledger: SharedFile | None = None
+        self._records: Ledger | None = None  # of that file
         self._copies: Copies | None = None
         self._extents: Extents | None = None
         self._workers = Workers()
@@ -129,6 +130,12 @@ class _Device:
             self._ledger = SharedFile.open(self._welcome().ledger_path, write=True)
         return self._ledger
 
+    def _records_of_file(self) -> Ledger:
+        if self._records is None:
+            file = self._ledger_file()
+            self._records = Ledger(file.map, file.read)
+        return self._records
+
     def _space(self) -> Extents:
         if self._extents is None:
             w = self._welcome()
@@ -139,12 +146,11 @@ class _Device:
     def _scan_records(self, job: ScanRecords) -> Done:
         from pegaflow.cache.scan import occupied  # and numpy: not before the process is up
 
-        ledger = self._ledger_file()
-        return Done(Status.OK, "", occupied(Ledger(ledger.map, ledger.read), job.first, job.count))
+        return Done(Status.OK, "", occupied(self._records_of_file(), job.first, job.count))
 
     def _read_records(self, job: ReadRecords) -> Done:
-        ledger = Ledger(self._ledger_file().map)
-        return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+        void = self._records_of_file().are_void(job.pages)
+        return Done(Status.OK, "", tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
 
     def _session_copies(self) -> Copies:
         if self._copies is None:

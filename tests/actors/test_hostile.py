@@ -38,7 +38,7 @@ from .group import OPEN, Group
 from .rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, SESSION_4, SESSION_5, one, said
 from .sessions import ATTACH, KEYS, attached, grant, serving, spare
 from .test_allocator import allocator, granted
-from .test_index import NS, RECORDS, claim, find, index, press, save, seal_of
+from .test_index import RECORDS, claim, find, index, press, save, seal_of
 
 U64_MAX = (1 << 64) - 1
 
@@ -133,7 +133,7 @@ def test_a_chain_that_bites_its_tail_is_walked_once() -> None:
     for key, parent, page in ((one_, two, 0), (two, one_, 1)):
         msg = replace(seal_of(claim(rig, (key,)).number, (key,), page), parents=(parent,))
         assert said(rig.ask(SESSION_4, msg), Sealed).positions == (0,)
-    assert len(actor._chain(NS, one_)) == len(actor._chain(NS, two)) == 2
+    assert [len(actor._chain(block)) for block in actor.blocks] == [2, 2]
 
 
 def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

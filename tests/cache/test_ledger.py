@@ -84,6 +84,9 @@ def test_a_torn_seal_is_void_or_whole(new: Record, old: Record | None, page: int
     before = bytes(buffer[at : at + RECORD_BYTES])
     ledger.seal(page, new)
     after = bytes(buffer[at : at + RECORD_BYTES])
+    ledger.void(page)
+    ledger.seal_all([page], [new])
+    assert buffer[at : at + RECORD_BYTES] == after
     torn = bytearray(before)
     for place in (*range(8, RECORD_BYTES), *range(8)):
         buffer[at : at + RECORD_BYTES] = torn
@@ -144,8 +147,15 @@ def test_sealing_a_sealed_page_is_our_bug() -> None:
     ledger.seal(0, record)
     with pytest.raises(AssertionError):
         ledger.seal(0, record)
-    with pytest.raises(AssertionError):
-        ledger.void(PAGES)
+    for pages in ([1, 0], [1, 1], [1, PAGES]):
+        with pytest.raises(AssertionError):
+            ledger.seal_all(pages, [record, record])
+    assert ledger.is_void(1)
+    for page in (PAGES, -1):
+        with pytest.raises(AssertionError):
+            ledger.void(page)
+        with pytest.raises(AssertionError):
+            ledger.void_all([page])
 
 
 class LedgerAgainstDict(RuleBasedStateMachine):
@@ -162,6 +172,19 @@ class LedgerAgainstDict(RuleBasedStateMachine):
         if page not in self.model and page not in self.bad:
             self.ledger.seal(page, record)
             self.model[page] = record
+
+    @rule(some=st.dictionaries(st.integers(0, PAGES - 1), records()))
+    def seal_all(self, some: dict[int, Record]) -> None:
+        new = {p: r for p, r in some.items() if p not in self.model and p not in self.bad}
+        self.ledger.seal_all(list(new), list(new.values()))
+        self.model |= new
+
+    @rule(pages=st.lists(st.integers(0, PAGES - 1)))
+    def void_all(self, pages: list[int]) -> None:
+        self.ledger.void_all(pages)
+        self.bad.difference_update(pages)
+        for page in pages:
+            self.model.pop(page, None)
 
     @rule(page=st.integers(0, PAGES - 1))
     def void(self, page: int) -> None:
@@ -183,7 +206,10 @@ class LedgerAgainstDict(RuleBasedStateMachine):
     def same(self) -> None:
         assert scanned(self.ledger) == sorted(self.model)
         assert scan(self.ledger, 0, PAGES).quarantined == sorted(self.bad)
-        for page in range(PAGES):
+        every = range(PAGES)
+        assert self.ledger.are_sealed(every) == [page in self.model for page in every]
+        assert self.ledger.are_void(every) == list(map(self.ledger.is_void, every))
+        for page in every:
             assert self.ledger.read(page) == self.model.get(page)
             assert self.ledger.is_void(page) == (page not in self.model and page not in self.bad)
         self.ledger.check()

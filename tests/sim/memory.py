@@ -8,6 +8,7 @@ the pool.  An index may die between any two words that it writes into the ledger
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pegaflow.actors.actor import Dial
@@ -101,10 +102,33 @@ class FragileLedger(Ledger):
         self._burn()
         super().seal(page, record)
 
+    def seal_all(self, pages: Sequence[int], records: Sequence[Record]) -> None:
+        """One by one, if it dies meanwhile."""
+        if self._lasts(2 * len(pages)):
+            super().seal_all(pages, records)
+            return
+        for page, record in zip(pages, records, strict=True):
+            self.seal(page, record)
+
     def void(self, page: int) -> None:
         """With a death before it."""
         self._burn()
         super().void(page)
+
+    def void_all(self, pages: Sequence[int]) -> None:
+        """One by one, if it dies meanwhile."""
+        if self._lasts(len(pages)):
+            super().void_all(pages)
+            return
+        for page in pages:
+            self.void(page)
+
+    def _lasts(self, words: int) -> bool:
+        """Whether it lives to write so many words."""
+        if self.fuse is None or self.fuse < words:
+            return self.fuse is None
+        self.fuse -= words
+        return True
 
 
 class HostProc(Proc):
@@ -237,8 +261,8 @@ class ChildProc(HostProc):
         return self.ledger
 
     def _read(self, job: ReadRecords, path: str) -> Done:
-        ledger = Ledger(self.files.named[path])
-        return Done(Status.OK, "", tuple(p for p in job.pages if not ledger.is_void(p)))
+        void = Ledger(self.files.named[path]).are_void(job.pages)
+        return Done(Status.OK, "", tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
 
     def _read_later(self, job: ReadRecords, path: str) -> Work:
         yield
