@@ -1,6 +1,7 @@
 """The SSD tier beside fio, and loads from memory while it writes: python -m perf.ssd [--dir DIR]
 
-Writes: blocks that wait in memory are written; bytes per second between two beats of the flusher.
+Writes: blocks that wait in memory are written; bytes per second from the first to the last that the
+kernel books to the flusher, which syncs all the while.
 Reads: the service is started anew with an empty pool of half the size; the engine looks all blocks
 up, several lookups at a time, each answered when its blocks are in the pool; bytes per second of
 the second time.  fio moves as many bytes in the same directories, in the same run.  Tier and fio
@@ -31,6 +32,7 @@ from rich.table import Table
 
 from pegaflow import sizes
 from pegaflow.actors.fetching import AWAITED_SHARE
+from pegaflow.cache.flushplan import PREFETCH_BLOCKS
 from pegaflow.client import Client, LookupDone, inspect
 from pegaflow.errors import UserError
 from pegaflow.replay import service
@@ -49,8 +51,7 @@ EXTENT = 32 * MIB
 TIMEOUT_S = 30.0
 FIO_GOAL, LOAD_GOAL = 0.9, 1.2
 LOADS = 2000  # in each turn
-POLL_S = 0.025  # looking is work, too
-AWAITED = 800  # blocks that one engine may await
+POLL_S = 0.01  # looking is work, too
 
 
 Speeds = dict[tuple[str, str], list[float]]  # bytes per second, by way and by whom
@@ -58,12 +59,12 @@ Cpus = dict[str, list[float]]  # seconds per GB, by way
 
 
 @dataclass(frozen=True)
-class Beats:
-    """What the flusher has counted, and when we saw it change."""
+class Sample:
+    """What the flusher has done so far, by the kernel's books."""
 
-    seconds: float
-    bytes_: int
-    cpu: float
+    seconds: float  # of the monotonic clock
+    written: int  # bytes given to the disk
+    cpu: float  # seconds
 
 
 class Engine:
@@ -117,39 +118,36 @@ class Engine:
         self._client.close()
 
 
-def beat(endpoint: str, counter: str) -> Beats:
-    """One look at the flusher."""
+def flusher(endpoint: str) -> int:
+    """Its pid."""
     report = inspect(endpoint, 5.0)
-    rows = [row for row in report.processes if row.address.name == FLUSHER] if report else []
-    if not rows:
+    pids = [row.pid for row in report.processes if row.address.name == FLUSHER] if report else []
+    if not pids:
         raise UserError("there is no flusher")
-    value = next((c.value for c in rows[0].counters if c.name == counter), 0)
-    ticks = Path(f"/proc/{rows[0].pid}/stat").read_text().rsplit(") ", 1)[1].split()[11:13]
+    return pids[0]
+
+
+def sample(pid: int) -> Sample:
+    """One look at the flusher."""
+    process = Path("/proc", str(pid))
+    facts = dict(line.split(": ") for line in (process / "io").read_text().splitlines())
+    ticks = (process / "stat").read_text().rsplit(") ", 1)[1].split()[11:13]
     cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    return Beats(time.monotonic(), value, cpu)
+    return Sample(time.monotonic(), int(facts["write_bytes"]), cpu)
 
 
-def progress(endpoint: str, counter: str, total: int) -> list[Beats]:
-    """Every change of a counter until it has reached `total`."""
-    beats = [beat(endpoint, counter)]
+def progress(pid: int, before: Sample, total: int) -> list[Sample]:
+    """Every change until `total` bytes are written."""
+    samples = [before]
     until = time.monotonic() + 120
-    while beats[-1].bytes_ < total:
+    while samples[-1].written - before.written < total:
         if time.monotonic() > until:
-            raise UserError(f"{counter} stays at {beats[-1].bytes_} of {total}")
-        now = beat(endpoint, counter)
-        if now.bytes_ != beats[-1].bytes_:
-            beats.append(now)
+            raise UserError(f"{samples[-1].written - before.written} of {total} bytes are written")
+        now = sample(pid)
+        if now.written != samples[-1].written:
+            samples.append(now)
         time.sleep(POLL_S)
-    return beats
-
-
-def steady(beats: list[Beats]) -> tuple[float, float]:
-    """Bytes per second and CPU seconds per GB while it was busy: between the first beat that saw
-    progress and the last one before the end."""
-    busy = beats[1:-1] if len(beats) > 3 else beats[len(beats) // 3 :]
-    first, last = busy[0], busy[-1]
-    moved = last.bytes_ - first.bytes_
-    return moved / (last.seconds - first.seconds), (last.cpu - first.cpu) / (moved / 1e9)
+    return samples
 
 
 @contextmanager
@@ -189,21 +187,26 @@ def write_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, fl
         for chunk in range(total // CHUNK):
             one.save(chunk)
         os.sync()
+        pid = flusher(endpoint)
+        before = sample(pid)
         unblock(paths)
-        return steady(progress(endpoint, "ssd_write_bytes", total))
+        _, first, *_, last = progress(pid, before, total)
+        moved = last.written - first.written
+        return moved / (last.seconds - first.seconds), (last.cpu - first.cpu) / (moved / 1e9)
 
 
 def read_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, float]:
     """Bytes per second and CPU seconds per GB while all of it is looked up, twice as much as the
     pool has room for, and once before, so that nothing touches the pool for the first time."""
     chunks, pool = total // CHUNK, max(total // 2, 2 * EXTENT)
-    outstanding = max(1, min(8, AWAITED * block // CHUNK, pool // AWAITED_SHARE // CHUNK))
+    outstanding = max(1, min(8, PREFETCH_BLOCKS * block // CHUNK, pool // AWAITED_SHARE // CHUNK))
     with service.running(pool, EXTENT, flags(paths)) as endpoint, engine(endpoint, block) as one:
         known(endpoint, total // block)
         one.look_up(range(chunks), outstanding)
-        before = beat(endpoint, "ssd_prefetch_bytes")
+        pid = flusher(endpoint)
+        before = sample(pid)
         seconds, found = timed(lambda: one.look_up(range(chunks), outstanding))
-        after = beat(endpoint, "ssd_prefetch_bytes")
+        after = sample(pid)
         if found != total // block:
             raise UserError(f"{found} of {total // block} blocks came back")
     return total / seconds, (after.cpu - before.cpu) / (total / 1e9)
@@ -284,13 +287,15 @@ def loads(where: Path, block: int, turns: int, count: int) -> tuple[list[float],
         ):
             for chunk in range(total // CHUNK):
                 one.save(chunk)
+            pid = flusher(endpoint)
+            before = sample(pid)
             unblock(paths)
-            while not beat(endpoint, "ssd_write_bytes").bytes_:
+            while sample(pid).written == before.written:
                 one.load(0, blocks)
             own: list[float] = []
-            while len(own) < count and beat(endpoint, "ssd_write_bytes").bytes_ < total:
+            while len(own) < count and sample(pid).written - before.written < total:
                 own += [one.load(0, blocks) for _ in range(50)]
-            progress(endpoint, "ssd_write_bytes", total)
+            progress(pid, before, total)
             busy += own
             rest += [one.load(0, blocks) for _ in own]
     return busy, rest
