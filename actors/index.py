@@ -182,7 +182,7 @@ class Index(Fetching):
             and size == -(-msg.payload // PAGE_ALIGN) * PAGE_ALIGN
             and len(msg.checksums) in (0, len(msg.pages))
             and len(msg.depths) in (0, count)
-            and all(self.geometry.holds(page, size) for page in msg.pages)
+            and self.geometry.hold(msg.pages, size)
         )
 
     def _publish(self, holder: Address, msg: Seal) -> dict[int, Block]:
@@ -241,7 +241,7 @@ class Index(Fetching):
             for shard, (stamp, sum_) in enumerate(zip(b.stamps, b.checksums, strict=True)):
                 facts = (stamp, b.seal, shard, len(b.pages), payload)
                 records.append(Record(*facts, b.namespace, b.key, sum_ or None, b.depth))
-        self.ledger.seal_all(pages, records)
+        self.ledger.seal(pages, records)
 
     def _chain(self, last: Block) -> list[Block]:
         """The resident chain that ends in this block, head first: its tail must go before its head,
@@ -338,7 +338,7 @@ class Index(Fetching):
         """These go; their pages."""
         assert not any(block.leases for block in blocks)
         pages = tuple(chain.from_iterable([block.pages for block in blocks]))
-        self.ledger.void_all(pages)
+        self.ledger.void(pages)
         for block in blocks:
             self._remove(block)
             self.counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)

@@ -96,8 +96,7 @@ class Inheriting(Adopting):
         self._adoption, self._adopted = None, adoption
         for block in reversed(adoption.finish()):
             self.order.insert_oldest(block)
-        for page in adoption.nonsense:
-            self.ledger.void(page)
+        self.ledger.void(adoption.nonsense)
         self.resident_bytes += adoption.bytes_
         self.quarantined = len(adoption.quarantined)
         self.counts["blocks_adopted"] += len(self.blocks)

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from pegaflow.cache.flushplan import FlushPlan
-from pegaflow.cache.segments import GROUP_ROWS, Row, block_sum, joined
+from pegaflow.cache.segments import GROUP_ROWS, Row, block_sums
 from pegaflow.cache.shelf import Segment
 from pegaflow.limits import MIB
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
@@ -79,14 +79,11 @@ class _Run:
     positions: list[int]
     segment: Segment
     places: list[int]  # of their rows in the segment
-    rows: list[Row]
+    rows: list[Row]  # of equal payload and shards
+    stretches: list[int]  # pages between the rows of one group and those of the next
+    length: int  # bytes of their pages
     pages: tuple[int, ...] = ()  # block-major, once they are reserved
     stamps: tuple[int, ...] = ()
-
-    @property
-    def length(self) -> int:
-        """Bytes of their pages."""
-        return sum(row.length for row in self.rows)
 
 
 class Reading(Writing):
@@ -159,23 +156,25 @@ class Reading(Writing):
         if self._stalled(volume, now):
             return self._fail(fetch, [position])
         row = segment.row(first)
-        run = _Run(fetch, [position], segment, [first], [row])
-        length, most = row.length, self._run_bytes(len(msg.keys) * row.length)
-        while fetch.todo and len(run.rows) < RUN_ROWS:
+        payload, shards, size = row.payload, row.shards, row.length
+        run = _Run(fetch, [position], segment, [first], [row], [shards], size)
+        most, end = self._run_bytes(len(msg.keys) * size), row.offset + size
+        while fetch.todo and len(run.rows) < RUN_ROWS and run.length + size <= most:
             found = self.shelf.find(msg.namespace, msg.keys[fetch.todo[0]])
             if found is None or found[0] is not segment:
                 break
             row = segment.row(found[1])
-            last = run.rows[-1]
-            length += row.length
-            gap = row.offset - last.offset - last.length
-            behind = gap in (0, PAGE_ALIGN)  # the rows of the next group lie between
-            alike = (row.payload, row.shards) == (last.payload, last.shards)
-            if not behind or not alike or length > most:
+            gap = row.offset - end
+            if row.payload != payload or row.shards != shards or gap not in (0, PAGE_ALIGN):
                 break
+            if gap:
+                run.stretches.append(0)
+            run.stretches[-1] += shards
             run.positions.append(fetch.todo.popleft())
             run.places.append(found[1])
             run.rows.append(row)
+            run.length += size
+            end = row.offset + size
         volume.runs += 1
         volume.run_bytes += run.length
         segment.users += 1
@@ -218,8 +217,8 @@ class Reading(Writing):
         return [Ask(allocator, Reserve(first.page_bytes, count), deadline, reserved)]
 
     def _read(self, run: _Run, volume: Volume, now: int) -> list[Effect]:
-        size = run.rows[0].page_bytes
-        offsets = tuple(self.geometry.offset(page, size) for page in run.pages)
+        first = run.rows[0]
+        offsets = self.geometry.offsets(run.pages, first.page_bytes)
         self._reads += 1
         number = self._reads
         volume.reads[number] = now
@@ -229,10 +228,12 @@ class Reading(Writing):
             if done.status is not Status.OK:
                 return self._bad_read(run, volume, done, now) + self.read_on(now)
             volume.bad_reads = 0
-            self.counts["ssd_prefetch_bytes"] += sum(row.length for row in run.rows)
+            self.counts["ssd_prefetch_bytes"] += run.length
             return self._compare(run, done.values, now) + self.read_on(now)
 
-        job = ReadRun(volume.number, run.segment.number, joined(run.rows), offsets)
+        stretches = tuple(run.stretches)
+        file = (volume.number, run.segment.number)
+        job = ReadRun(*file, first.offset, first.payload, stretches, offsets)
         return self.do(volume, job, read)
 
     def _bad_read(self, run: _Run, volume: Volume, done: Done, now: int) -> list[Effect]:
@@ -250,20 +251,10 @@ class Reading(Writing):
         """Publish what is as it was written; what is not is never served."""
         msg, shards = run.fetch.msg, run.rows[0].shards
         good: list[int] = []
-        effects: list[Effect] = []
-        for at, row in enumerate(run.rows):
-            if block_sum(sums[at * shards : (at + 1) * shards]) == row.checksum:
-                good.append(at)
-                continue
-            self.counts["ssd_blocks_corrupt"] += 1
-            if self.shelf.find(row.namespace, row.key) == (run.segment, run.places[at]):
-                self.shelf.forget(row.namespace, row.key)
-            facts = (("segment", run.segment.number), ("offset", row.offset))
-            path = ("path", self.volumes[run.segment.volume].path)
-            effects.append(Note("ssd_block_corrupt", (path, *facts), "error", "ssd_block_corrupt"))
-        bad = [run.positions[at] for at in range(len(run.rows)) if at not in good]
-        run.fetch.absent += bad
-        effects += self._fail(run.fetch, bad)
+        bad: list[int] = []
+        for at, (sum_, row) in enumerate(zip(block_sums(sums, shards), run.rows, strict=True)):
+            (good if sum_ == row.checksum else bad).append(at)
+        effects = self._corrupt(run, bad)
         if not good:
             return effects + self._over(run, True, now)
         places = [at * shards + shard for at in good for shard in range(shards)]
@@ -283,10 +274,23 @@ class Reading(Writing):
             tuple(run.rows[at].depth for at in good),
         )
         run.positions = positions
-        for at in good:
-            if run.segment.count > run.places[at]:  # not dropped meanwhile
-                self.shelf.was_read(run.segment, run.places[at])
+        self.shelf.were_read(run.segment, [run.places[at] for at in good])
         return effects + self._seal_run(run, seal, now)
+
+    def _corrupt(self, run: _Run, bad: list[int]) -> list[Effect]:
+        """These are not what was written: nobody finds them any more."""
+        effects: list[Effect] = []
+        for at in bad:
+            row = run.rows[at]
+            self.counts["ssd_blocks_corrupt"] += 1
+            if self.shelf.find(row.namespace, row.key) == (run.segment, run.places[at]):
+                self.shelf.forget(row.namespace, row.key)
+            facts = (("segment", run.segment.number), ("offset", row.offset))
+            path = ("path", self.volumes[run.segment.volume].path)
+            effects.append(Note("ssd_block_corrupt", (path, *facts), "error", "ssd_block_corrupt"))
+        positions = [run.positions[at] for at in bad]
+        run.fetch.absent += positions
+        return effects + self._fail(run.fetch, positions)
 
     def _seal_run(self, run: _Run, seal: Seal, now: int) -> list[Effect]:
         index = self.peer(INDEX)

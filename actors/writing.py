@@ -152,7 +152,7 @@ class Writing(Volumes):
         volume.writing += 1
         volume.writing_bytes += batch.length
         places = [p * shards + shard for p in batch.positions for shard in range(shards)]
-        offsets = tuple(self.geometry.offset(msg.pages[at], msg.page_size) for at in places)
+        offsets = self.geometry.offsets([msg.pages[at] for at in places], msg.page_size)
         job = WriteGroup(
             volume.number,
             writer.segment.number,

@@ -4,13 +4,13 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pegaflow.cache.segments import Row, joined, unpack_rows
+from pegaflow.cache.segments import Row, unpack_rows
 from pegaflow.device.disk import Disk
 from pegaflow.device.diskops import Ops
 from pegaflow.device.memory import SharedFile
@@ -41,6 +41,17 @@ def content(key: bytes, shard: int = 0) -> bytes:
     """What a block has to contain."""
     seed = hashlib.sha256(key + bytes([shard])).digest()
     return (seed * (PAYLOAD // 32 + 1))[:PAYLOAD]
+
+
+def read_of(segment: int, rows: Sequence[Row], pages: tuple[int, ...]) -> ReadRun:
+    """The job that reads these blocks, which lie behind each other, into these pages."""
+    stretches = [0]
+    for before, row in zip((rows[0], *rows), rows, strict=False):
+        if row.offset > before.offset + before.length:
+            stretches.append(0)
+        stretches[-1] += row.shards
+    first = rows[0]
+    return ReadRun(0, segment, first.offset, first.payload, tuple(stretches), pages)
 
 
 def key_of(number: int) -> bytes:
@@ -122,7 +133,7 @@ class Bench:
         """The checksums of the pages, and the payloads, shard by shard."""
         count = sum(row.shards for row in rows)
         pages = tuple(HALF + n * PAGE for n in range(count))
-        done = self.work(ReadRun(0, segment, joined(rows), pages))
+        done = self.work(read_of(segment, rows, pages))
         return done.values, [bytes(self.pool.map[at : at + PAYLOAD]) for at in pages]
 
     def right(self, segment: int, row: Row) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.cache.segments import block_sum, pack_row, page_sum, unpack_rows
+from pegaflow.cache.segments import block_sum, block_sums, pack_row, page_sum, unpack_rows
 from pegaflow.device.disk import remove_log
 from pegaflow.device.diskops import ADVICE
 from pegaflow.wire.diskjobs import (
@@ -23,7 +23,6 @@ from pegaflow.wire.diskjobs import (
     LoadSegment,
     MakeSegment,
     OpenVolume,
-    ReadRun,
     SealSegment,
     SyncSegment,
 )
@@ -31,7 +30,7 @@ from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
-from .disks import HALF, PAGE, PAYLOAD, SEGMENT, Bench, content, flip, key_of, small_disk
+from .disks import HALF, PAGE, PAYLOAD, SEGMENT, Bench, content, flip, key_of, read_of, small_disk
 from .failing import CALLS, ERRORS, Failing
 
 SHM = Path("/dev/shm")
@@ -87,8 +86,8 @@ def test_a_run_is_read_in_one_go_with_the_checksum_of_every_page(bench: Bench) -
     assert rows[3].offset == rows[2].offset + rows[2].length + PAGE_ALIGN, "another group's rows"
     sums, payloads = bench.read(1, rows)
     assert payloads == [content(row.key, shard) for row in rows for shard in (0, 1)]
-    pairs = range(0, len(sums), 2)
-    assert [block_sum(sums[n : n + 2]) for n in pairs] == [row.checksum for row in rows]
+    pairs = [block_sum(sums[n : n + 2]) for n in range(0, len(sums), 2)]
+    assert block_sums(sums, 2) == pairs == [row.checksum for row in rows]
 
 
 def test_pages_that_are_not_what_was_sealed_are_named_and_nothing_is_written(bench: Bench) -> None:
@@ -241,7 +240,7 @@ def jobs_of(bench: Bench) -> list[Message]:
         bench.group(2, 7, 30 * PAGE_ALIGN, [key_of(99)]),
         CarryGroup(0, 1, 2, 8, 60 * PAGE_ALIGN, rows),
         SyncSegment(0, 2),
-        ReadRun(0, 1, rows, pages),
+        read_of(1, bench.rows(1)[:1], pages),
         SealSegment(0, 2, 90 * PAGE_ALIGN, b""),
         DropSegment(0, 9),
     ]
@@ -305,7 +304,7 @@ def test_a_read_behind_the_end_has_failed(bench: Bench) -> None:
     bench.write(1, 1)
     row = bench.rows(1)[0]._replace(offset=SEGMENT * 2)
     pages = tuple(HALF + n * PAGE for n in range(2))
-    assert bench.work(ReadRun(0, 1, pack_row(row), pages), Status.COPY_FAILED).note
+    assert bench.work(read_of(1, [row], pages), Status.COPY_FAILED).note
 
 
 def test_the_floor_of_the_file_system_is_kept(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def made(stem: str, number: int = 1) -> PoolFiles:
     files = poolfiles.make(stem, number, GEOMETRY, incarnation=6)
     records = GEOMETRY.records_per_extent * RECORD_BYTES
     assert files.file.reserve(HEADER_BYTES, records) == ""
-    files.ledger.seal(0, RECORD)
+    files.ledger.seal([0], [RECORD])
     return files
 
 

@@ -98,12 +98,15 @@ class SealSegment(Message):
 
 @message(247)
 class ReadRun(Message):
-    """Read blocks that lie behind each other, or with the rows of a group between, into these pool
-    offsets (block-major).  Done.values: the checksum of every page, for whoever asks to compare."""
+    """Read pages of `payload` bytes, which lie behind each other from `offset` on, into these pool
+    offsets.  They come in stretches of so many pages; between two of them lie the rows of a group.
+    Done.values: the checksum of every page, for whoever asks to compare."""
 
     volume: int
     segment: int
-    rows: bytes
+    offset: int
+    payload: int
+    stretches: U64s
     pages: U64s
 
 

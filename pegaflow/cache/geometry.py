@@ -5,6 +5,7 @@ have pages of the smallest size, and an extent of larger pages leaves the rest u
 has one record per id, at a place that never moves when an extent changes its page size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -52,6 +53,15 @@ class Geometry:
         extent, slot = divmod(page, self.records_per_extent)
         return 0 <= extent < self.extents and slot < self.pages_per_extent(page_size)
 
+    def hold(self, pages: Sequence[int], page_size: int) -> bool:
+        """Whether there are all of these."""
+        own = self.records_per_extent
+        return not pages or (
+            0 <= min(pages)
+            and max(pages) < self.extents * own
+            and max([page % own for page in pages]) < self.pages_per_extent(page_size)
+        )
+
     def extent_of(self, page: int) -> int:
         return page // self.records_per_extent
 
@@ -61,3 +71,9 @@ class Geometry:
         assert 0 <= extent < self.extents, page
         assert slot < self.pages_per_extent(page_size), (page, page_size)
         return extent * self.extent_bytes + slot * slot_size(page_size)
+
+    def offsets(self, pages: Sequence[int], page_size: int) -> tuple[int, ...]:
+        """Where each of them begins."""
+        assert self.hold(pages, page_size), (pages, page_size)
+        own, extent, slot = self.records_per_extent, self.extent_bytes, slot_size(page_size)
+        return tuple([page // own * extent + page % own * slot for page in pages])

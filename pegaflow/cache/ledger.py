@@ -9,8 +9,7 @@ says that a page is quarantined: it holds no block, and nobody may use it as lon
 
 The checksum is a sum of products, modulo 2^64, whose upper half is kept: numpy makes it for a
 whole chunk of records at once (scan.py), which is what lets a restart read a million in a second,
-and makes the verbs for many pages ten times as fast as those for one.  Each record of many is
-written as that of one is: the body before the word.
+and for all that one message names.
 
 The file never leaves its host, so numbers are in the host's byte order; the magic word is a number
 too, and a file of the other order has no valid header. The header's magic word is written last. The
@@ -193,31 +192,9 @@ class Ledger:
         body = self._bytes[at + 8 : at + RECORD_BYTES]
         return _record(body) if self._words[at // 8] == SEALED | _sum(body) else None
 
-    def is_void(self, page: int) -> bool:
-        """True if the page may be used anew: void, or torn."""
-        at = self._at(page)
-        word = self._words[at // 8]
-        if word == VOID:
-            return True
-        sealed = word == SEALED | _sum(self._bytes[at + 8 : at + RECORD_BYTES])
-        return not (sealed or self.is_quarantined(page))
-
     def is_quarantined(self, page: int) -> bool:
-        """Whether `quarantine` was said of it."""
+        """Whether nobody may use it any more."""
         return self._words[self._at(page) // 8] >> 32 == QUARANTINED >> 32
-
-    def seal(self, page: int, record: Record) -> None:
-        """Writes the body, then the state word. The page must be void."""
-        assert self.is_void(page), page
-        body = _body(record)
-        at = self._at(page)
-        self._words[at // 8] = VOID
-        self._bytes[at + 8 : at + RECORD_BYTES] = body
-        self._words[at // 8] = SEALED | _sum(body)
-
-    def void(self, page: int) -> None:
-        """Ends the record, sealed or not."""
-        self._words[self._at(page) // 8] = VOID
 
     def quarantine(self, page: int) -> None:
         """Ends the record; nobody may use the page as long as the pool lives."""
@@ -229,28 +206,27 @@ class Ledger:
         return found
 
     def are_void(self, pages: Sequence[int]) -> list[bool]:
-        """Of each page whether it may be used anew."""
+        """Of each page whether it may be used anew: void, or torn."""
         sealed, quarantined = self._states(pages)
         found: list[bool] = (~(sealed | quarantined)).tolist()
         return found
 
-    def seal_all(self, pages: Sequence[int], records: Sequence[Record]) -> None:
-        """`seal` for different pages, each of which must be void."""
+    def seal(self, pages: Sequence[int], records: Sequence[Record]) -> None:
+        """Write the bodies, then the state words.  The pages are different, and void."""
         import numpy as np
 
         assert len(set(pages)) == len(pages) and all(self.are_void(pages)), pages
-        at = self._checked(pages)
         bodies = np.frombuffer(b"".join(map(_body, records)), np.uint64).reshape(-1, len(FACTORS))
-        sums = np.dot(bodies, np.array(FACTORS, np.uint64)) >> np.uint64(32)
-        table = self._table()
-        words = table[:, 0]
-        words[at] = VOID
-        table[at, 1:] = bodies
-        words[at] = sums | np.uint64(SEALED)
+        sums = np.dot(bodies, np.array(FACTORS, np.uint64)) >> np.uint64(32) | np.uint64(SEALED)
+        self.void(pages)
+        self._table()[self._checked(pages), 1:] = bodies
+        for page, word in zip(pages, sums.tolist(), strict=True):
+            self._words[self._at(page) // 8] = word
 
-    def void_all(self, pages: Sequence[int]) -> None:
-        """`void` for each of them."""
-        self._table()[:, 0][self._checked(pages)] = VOID
+    def void(self, pages: Sequence[int]) -> None:
+        """End these records, sealed or not."""
+        for page in pages:
+            self._words[self._at(page) // 8] = VOID
 
     def chunk(self, first: int, count: int) -> bytes:
         """The raw records of these pages."""

@@ -21,7 +21,7 @@ Numbers are little-endian whatever the host: a disk may be carried to another.
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from struct import Struct
+from struct import Struct, pack
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -94,7 +94,13 @@ def page_sum(page: bytes | memoryview) -> int:
 
 def block_sum(sums: Sequence[int]) -> int:
     """Checksum of a block, from those of its pages."""
-    return xxh3_64_intdigest(b"".join(s.to_bytes(8, "little") for s in sums))
+    return xxh3_64_intdigest(pack(f"<{len(sums)}Q", *sums))
+
+
+def block_sums(sums: Sequence[int], shards: int) -> list[int]:
+    """Of several blocks, from those of their pages, block-major."""
+    raw, size = memoryview(pack(f"<{len(sums)}Q", *sums)), 8 * shards
+    return [xxh3_64_intdigest(raw[at : at + size]) for at in range(0, len(raw), size)]
 
 
 def pack_row(row: Row) -> bytes:

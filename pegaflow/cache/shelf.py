@@ -97,10 +97,11 @@ class Shelf:
         """Whether the block is here."""
         return key in self._places.get(namespace, ())
 
-    def was_read(self, segment: Segment, at: int) -> None:
-        """Somebody has read this row."""
-        segment.read.pop(at, None)
-        segment.read[at] = None
+    def were_read(self, segment: Segment, places: Iterable[int]) -> None:
+        """Somebody has read these rows, unless they have been dropped meanwhile."""
+        for at in places if segment.rows else ():
+            segment.read.pop(at, None)
+            segment.read[at] = None
 
     def forget(self, namespace: bytes, key: bytes) -> None:
         """The block is not what it should be, wherever it is."""

@@ -26,6 +26,7 @@ from pegaflow.cache.segments import (
     group,
     head,
     joined,
+    padded,
     page_sum,
     read_footer,
     read_head,
@@ -354,20 +355,14 @@ class Disk:
 
     def _read(self, volume: _Volume, job: ReadRun) -> Done:
         file = self._file(volume, job.segment)
-        rows = unpack_rows(job.rows)
-        size, payload = rows[0].page_bytes, rows[0].payload
+        size, payload = padded(job.payload), job.payload
         into: list[memoryview] = []
-        first = end = 0  # of the rows that lie behind each other
-        for at, row in enumerate((*rows, None)):
-            if row is None or (at and row.offset != end):
-                pages = job.pages[first * rows[0].shards : at * rows[0].shards]
-                into += _merged(self._pool, pages, size)
-                first = at
-                if row is not None:
-                    into.append(memoryview(buffer(row.offset - end)))
-            if row is not None:
-                end = row.offset + row.length
-        if read_all(self._ops, file.fd, into, rows[0].offset) != end - rows[0].offset:
+        at = 0
+        for count in job.stretches:
+            into += [memoryview(buffer(PAGE_ALIGN))] if at else []
+            into += _merged(self._pool, job.pages[at : at + count], size)
+            at += count
+        if read_all(self._ops, file.fd, into, job.offset) != sum(map(len, into)):
             raise OSError(errno.EIO, f"segment {job.segment} is shorter than it should be")
         sums = tuple(page_sum(self._pool[at : at + payload]) for at in job.pages)
         return Done(Status.OK, "", sums)

@@ -156,7 +156,7 @@ def test_half_a_seal_is_voided_and_sealed_again() -> None:
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)
     whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), (900, 901))
     rig.ask(SESSION_4, whole)
-    actor.ledger.void(1)
+    actor.ledger.void([1])
     rig, actor = heir(actor.ledger, Roll((SESSION_4,), ()))
     rig.ask(SESSION_4, Find(NS, KEYS))
     told = rig.wait(0)
@@ -206,7 +206,7 @@ def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -
     rig.tell(SESSION_4, Corrupt((1, 1, 99)))
     assert rig.count("blocks_corrupt") == 1
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:3])), Held).pages == (0,)
-    assert not actor.ledger.is_void(1) and actor.gauges()["quarantined_pages"] == 1
+    assert actor.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
     rig.tell(SESSION_5, Holding(lease.number, (), 0, ()))
     rig, actor = heir(actor.ledger, Roll((), ()))
     rig.wait(0)

@@ -59,8 +59,8 @@ def test_a_fetch_is_reserved_read_compared_sealed_and_answered() -> None:
     assert said(sent, Reserve, ALLOC) == Reserve(PAGE, 3)
     assert granted(plates, sent, 1) == []
     (job,) = plates.rig.wanted(ReadRun)
-    assert (job.segment, job.rows) == (1, joined([row_of(0), row_of(1), row_of(2)]))
-    assert len(job.pages) == 3
+    assert (job.segment, job.offset, job.payload) == (1, row_of(0).offset, PAGE)
+    assert job.stretches == (3,) and len(job.pages) == 3
     sent = plates.work()
     seal = said(sent, Seal, IDX)
     assert (seal.claim, seal.keys, seal.parents) == (9, KEYS[:3], (ROOT, *KEYS[:2]))
@@ -83,7 +83,11 @@ def test_a_run_goes_on_behind_the_rows_of_the_next_group_in_any_order_of_their_e
     plates = Platters()
     plates.segments = {(0, 1): joined([*later, row_of(0), row_of(1)])}
     plates.ready()
-    assert said(asks(plates, fetch(1, (0, 1, 2, 3))), Reserve) == Reserve(PAGE, 4)
+    sent = asks(plates, fetch(1, (0, 1, 2, 3)))
+    assert said(sent, Reserve) == Reserve(PAGE, 4)
+    granted(plates, sent, 1)
+    (job,) = plates.rig.wanted(ReadRun)
+    assert (job.offset, job.stretches, len(job.pages)) == (row_of(0).offset, (2, 2), 4)
 
 
 def test_an_idle_disk_gets_a_fetch_in_parts_and_a_busy_one_in_one_piece(

@@ -230,7 +230,7 @@ def test_what_was_read_is_carried_over() -> None:
     rounds(plates, 1, 2)
     place = plates.actor.shelf.find(NS, KEYS[0])
     assert place is not None
-    plates.actor.shelf.was_read(*place)
+    plates.actor.shelf.were_read(place[0], place[1:])
     heard = rounds(plates, 3, 4)
     forgotten = [key for msg in heard if isinstance(msg, Forget) for key in msg.keys]
     assert KEYS[0] not in forgotten and plates.actor.shelf.has(NS, KEYS[0])
@@ -244,7 +244,7 @@ def test_a_carry_that_fails_forgets_its_blocks() -> None:
     rounds(plates, 1, 2)
     place = plates.actor.shelf.find(NS, KEYS[0])
     assert place is not None
-    plates.actor.shelf.was_read(*place)
+    plates.actor.shelf.were_read(place[0], place[1:])
     plates.faults[CarryGroup] = BROKEN
     heard = rounds(plates, 3, 3)
     forgotten = [key for msg in heard if isinstance(msg, Forget) for key in msg.keys]

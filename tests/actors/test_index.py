@@ -121,7 +121,7 @@ def test_a_seal_needs_a_live_claim_of_its_sender() -> None:
     assert said(rig.ask(SESSION_5, seal_of(mine, KEYS[:2])), Sealed) == refused
     rig.tell(SESSION_4, EndClaim(mine))
     assert said(rig.ask(SESSION_4, seal_of(mine, KEYS[:2])), Sealed) == refused
-    assert len(actor.blocks) == 0 and actor.ledger.is_void(0)
+    assert len(actor.blocks) == 0 and actor.ledger.are_void([0]) == [True]
 
 
 def test_an_expired_claim_seals_nothing_and_the_next_one_does() -> None:
@@ -191,7 +191,7 @@ def test_pressure_takes_the_tail_first_and_voids_before_it_says_so() -> None:
     rig, actor = index()
     save(rig, KEYS[:4])
     assert press(rig, 1) == (3,)
-    assert actor.ledger.is_void(3) and not actor.ledger.is_void(2)
+    assert actor.ledger.are_void([3, 2]) == [True, False]
     assert press(rig, 9) == (2, 1, 0)
     assert press(rig, 1) == ()
 
@@ -207,7 +207,7 @@ def test_leases_pin_against_pressure_until_the_last_is_released() -> None:
     assert press(rig, 9) == (1,)
     rig.tell(SESSION_5, Release(theirs.number))
     assert press(rig, 9) == (0,)
-    assert all(map(actor.ledger.is_void, range(actor.ledger.records)))
+    assert all(actor.ledger.are_void(range(actor.ledger.records)))
 
 
 def test_a_lease_is_released_by_its_holder_only() -> None:

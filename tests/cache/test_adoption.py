@@ -54,7 +54,7 @@ def test_single_pages(sealed: dict[int, tuple[int, bytes]], bad: set[int]) -> No
     ledger = fresh()
     fits = {p: e for p, e in sealed.items() if GEOMETRY.holds(p, size_of(p)) and p not in bad}
     for page, (space, key) in sealed.items():
-        ledger.seal(page, record(page, key, space=space))
+        ledger.seal([page], [record(page, key, space=space)])
     for page in bad:
         ledger.quarantine(page)
     blocks, work, _ = adopt(ledger)
@@ -82,7 +82,7 @@ def size_of(page: int) -> int:
 def test_tails_go_before_heads_and_older_before_younger() -> None:
     ledger = fresh()
     for page, (depth, seal) in enumerate([(0, 5), (1, 4), (1, 3), (2, 1)]):
-        ledger.seal(page, record(page, bytes([page + 1]))._replace(depth=depth, seal=seal))
+        ledger.seal([page], [record(page, bytes([page + 1]))._replace(depth=depth, seal=seal)])
     _, work, _ = adopt(ledger)
     (pages,) = work.coldest().values()
     assert list(pages) == [3, 2, 1, 0]
@@ -91,9 +91,9 @@ def test_tails_go_before_heads_and_older_before_younger() -> None:
 def test_a_block_that_lacks_a_shard_is_nonsense() -> None:
     ledger = fresh()
     for shard, page in enumerate((4, 0, 2)):
-        ledger.seal(page, record(page, b"whole", shard, 3, seal=9))
-    ledger.seal(6, record(6, b"half", 1, 3, seal=10))
-    ledger.seal(7, record(7, b"half", 2, 3, seal=10))
+        ledger.seal([page], [record(page, b"whole", shard, 3, seal=9)])
+    ledger.seal([6], [record(6, b"half", 1, 3, seal=10)])
+    ledger.seal([7], [record(7, b"half", 2, 3, seal=10)])
     blocks, work, made = adopt(ledger)
     assert [(b.key, b.pages, b.stamps) for b in made] == [(b"whole", (4, 0, 2), (104, 100, 102))]
     assert sorted(work.nonsense) == [6, 7] and len(blocks) == 1
@@ -102,16 +102,16 @@ def test_a_block_that_lacks_a_shard_is_nonsense() -> None:
 
 def test_shards_of_two_seals_are_no_block() -> None:
     ledger = fresh()
-    ledger.seal(0, record(0, b"key", 0, 2, seal=9))
-    ledger.seal(1, record(1, b"key", 1, 2, seal=10))
+    ledger.seal([0], [record(0, b"key", 0, 2, seal=9)])
+    ledger.seal([1], [record(1, b"key", 1, 2, seal=10)])
     _, work, made = adopt(ledger)
     assert not made and sorted(work.nonsense) == [0, 1]
 
 
 def test_an_extent_has_one_page_size() -> None:
     ledger = fresh()
-    ledger.seal(0, record(0, b"first"))
-    ledger.seal(1, record(1, b"other")._replace(length=9000))
+    ledger.seal([0], [record(0, b"first")])
+    ledger.seal([1], [record(1, b"other")._replace(length=9000)])
     blocks, work, _ = adopt(ledger)
     assert (blocks.pages(), work.nonsense) == ({0}, [1])
     plan = Plan(GEOMETRY)
@@ -124,7 +124,7 @@ def test_an_extent_has_one_page_size() -> None:
 def test_of_two_blocks_with_one_key_one_stays() -> None:
     ledger = fresh()
     for page in (0, 1, 5):
-        ledger.seal(page, record(page, b"same"))
+        ledger.seal([page], [record(page, b"same")])
     blocks, work, _ = adopt(ledger)
     assert len(blocks) == 1 and len(work.nonsense) == 2 and work.bytes_ == PAGE
     assert blocks.pages() | set(work.nonsense) == {0, 1, 5}
@@ -133,7 +133,7 @@ def test_of_two_blocks_with_one_key_one_stays() -> None:
 def test_chunk_by_chunk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = fresh()
     for page in range(PER):
-        ledger.seal(page, record(page, b"key%d" % page))
+        ledger.seal([page], [record(page, b"key%d" % page)])
     before = adopt(ledger)[0].pages()
     monkeypatch.setattr(adoption, "CHUNK", 3)
     assert adopt(ledger)[0].pages() == before == set(range(PER))

@@ -27,3 +27,12 @@ def test_pages_tile_their_extent(extents: int, per_extent: int, units: int) -> N
             assert end <= (extent + 1) * geometry.extent_bytes
             assert not seen or (seen[-1][0] < page and seen[-1][1] <= start)
             seen.append((page, end))
+
+
+@given(st.lists(st.integers(-1, 50)), st.integers(1, 40))
+def test_many_pages_are_what_each_of_them_is(pages: list[int], units: int) -> None:
+    geometry, page_size = Geometry(4 * 10 * MIN_PAGE, 10 * MIN_PAGE), units * 4096
+    assert geometry.hold(pages, page_size) == all(geometry.holds(p, page_size) for p in pages)
+    there = [page for page in pages if geometry.holds(page, page_size)]
+    each = tuple(geometry.offset(page, page_size) for page in there)
+    assert geometry.offsets(there, page_size) == each

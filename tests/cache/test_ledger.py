@@ -48,7 +48,7 @@ def test_a_new_ledger_is_void_and_keeps_its_header() -> None:
     buffer, ledger = fresh()
     assert ledger.header == HEADER
     assert ledger.records == PAGES
-    assert all(ledger.is_void(page) for page in range(PAGES))
+    assert all(ledger.are_void(range(PAGES)))
     assert scanned(Ledger(buffer)) == []
     ledger.set_incarnation(8)
     assert Ledger(buffer).header.incarnation == 8
@@ -79,19 +79,16 @@ def test_a_torn_seal_is_void_or_whole(new: Record, old: Record | None, page: int
     buffer, ledger = fresh()
     at = HEADER_BYTES + page * RECORD_BYTES
     if old is not None:
-        ledger.seal(page, old)
-        ledger.void(page)
+        ledger.seal([page], [old])
+        ledger.void([page])
     before = bytes(buffer[at : at + RECORD_BYTES])
-    ledger.seal(page, new)
+    ledger.seal([page], [new])
     after = bytes(buffer[at : at + RECORD_BYTES])
-    ledger.void(page)
-    ledger.seal_all([page], [new])
-    assert buffer[at : at + RECORD_BYTES] == after
     torn = bytearray(before)
     for place in (*range(8, RECORD_BYTES), *range(8)):
         buffer[at : at + RECORD_BYTES] = torn
         assert ledger.read(page) is None
-        assert ledger.is_void(page)
+        assert ledger.are_void([page]) == [True]
         assert scanned(ledger) == []
         torn[place] = after[place]
         if torn == after:
@@ -105,10 +102,10 @@ def test_a_damaged_body_is_void_and_can_be_sealed_again(
     record: Record, place: int, flip: int
 ) -> None:
     buffer, ledger = fresh()
-    ledger.seal(5, record)
+    ledger.seal([5], [record])
     buffer[HEADER_BYTES + 5 * RECORD_BYTES + place] ^= flip
-    assert ledger.is_void(5)
-    ledger.seal(5, record)
+    assert ledger.are_void([5]) == [True]
+    ledger.seal([5], [record])
     assert ledger.read(5) == record
 
 
@@ -134,7 +131,7 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ledger, "_words", watched)
     at = HEADER_BYTES + 2 * RECORD_BYTES
     before = bytes(buffer[at + 8 : at + RECORD_BYTES])
-    ledger.seal(2, Record(1, 2, 0, 1, 99, bytes(16), b"key", None, 3))
+    ledger.seal([2], [Record(1, 2, 0, 1, 99, bytes(16), b"key", None, 3)])
     assert watched.writes[0] == (0, before)
     word, body = watched.writes[-1]
     assert word != 0
@@ -144,18 +141,18 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sealing_a_sealed_page_is_our_bug() -> None:
     _, ledger = fresh()
     record = Record(1, 2, 0, 1, 99, bytes(16), b"key", 17, 3)
-    ledger.seal(0, record)
+    ledger.seal([0], [record])
     with pytest.raises(AssertionError):
-        ledger.seal(0, record)
+        ledger.seal([0], [record])
     for pages in ([1, 0], [1, 1], [1, PAGES]):
         with pytest.raises(AssertionError):
-            ledger.seal_all(pages, [record, record])
-    assert ledger.is_void(1)
+            ledger.seal(pages, [record, record])
+    assert ledger.are_void([1]) == [True]
     for page in (PAGES, -1):
         with pytest.raises(AssertionError):
-            ledger.void(page)
+            ledger.void([page])
         with pytest.raises(AssertionError):
-            ledger.void_all([page])
+            ledger.are_void([page])
 
 
 class LedgerAgainstDict(RuleBasedStateMachine):
@@ -167,30 +164,18 @@ class LedgerAgainstDict(RuleBasedStateMachine):
         self.model: dict[int, Record] = {}
         self.bad: set[int] = set()
 
-    @rule(page=st.integers(0, PAGES - 1), record=records())
-    def seal(self, page: int, record: Record) -> None:
-        if page not in self.model and page not in self.bad:
-            self.ledger.seal(page, record)
-            self.model[page] = record
-
     @rule(some=st.dictionaries(st.integers(0, PAGES - 1), records()))
-    def seal_all(self, some: dict[int, Record]) -> None:
+    def seal(self, some: dict[int, Record]) -> None:
         new = {p: r for p, r in some.items() if p not in self.model and p not in self.bad}
-        self.ledger.seal_all(list(new), list(new.values()))
+        self.ledger.seal(list(new), list(new.values()))
         self.model |= new
 
     @rule(pages=st.lists(st.integers(0, PAGES - 1)))
-    def void_all(self, pages: list[int]) -> None:
-        self.ledger.void_all(pages)
+    def void(self, pages: list[int]) -> None:
+        self.ledger.void(pages)
         self.bad.difference_update(pages)
         for page in pages:
             self.model.pop(page, None)
-
-    @rule(page=st.integers(0, PAGES - 1))
-    def void(self, page: int) -> None:
-        self.ledger.void(page)
-        self.model.pop(page, None)
-        self.bad.discard(page)
 
     @rule(page=st.integers(0, PAGES - 1))
     def quarantine(self, page: int) -> None:
@@ -208,10 +193,11 @@ class LedgerAgainstDict(RuleBasedStateMachine):
         assert scan(self.ledger, 0, PAGES).quarantined == sorted(self.bad)
         every = range(PAGES)
         assert self.ledger.are_sealed(every) == [page in self.model for page in every]
-        assert self.ledger.are_void(every) == list(map(self.ledger.is_void, every))
+        void = [page not in self.model and page not in self.bad for page in every]
+        assert self.ledger.are_void(every) == void
         for page in every:
             assert self.ledger.read(page) == self.model.get(page)
-            assert self.ledger.is_void(page) == (page not in self.model and page not in self.bad)
+            assert self.ledger.is_quarantined(page) == (page in self.bad)
         self.ledger.check()
 
 

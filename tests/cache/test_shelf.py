@@ -44,7 +44,7 @@ def test_what_was_read_is_hot_within_the_budget_the_last_read_first() -> None:
     segment = shelf.segment(0, 1, 6 * SIZE)
     shelf.append(segment, [row(n, n * SIZE) for n in range(6)])
     for at in (5, 1, 2, 1, 4):
-        shelf.was_read(segment, at)
+        shelf.were_read(segment, [at])
     assert shelf.hot(segment) == [1, 2, 4], "three of six fit"
     shelf.forget(NS, key(4))
     assert shelf.hot(segment) == [1, 2, 5], "what is nowhere any more is not carried"
@@ -112,7 +112,7 @@ class Machine(RuleBasedStateMachine):
         place = self.shelf.find(NS, key(one))
         assert place == self.model.get(key(one))
         if place is not None:
-            self.shelf.was_read(*place)
+            self.shelf.were_read(place[0], place[1:])
             assert place[1] in self.shelf.hot(place[0])
 
     @invariant()

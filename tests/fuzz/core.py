@@ -101,7 +101,7 @@ class IndexCage(Cage):
             assert all(page < RECORDS for page in msg.pages)
         elif isinstance(msg, Freed):
             actor = self.index
-            assert all(actor.ledger.is_void(page) for page in msg.pages)
+            assert all(actor.ledger.are_void(msg.pages))
 
     @property
     def index(self) -> Index:

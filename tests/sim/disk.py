@@ -13,7 +13,7 @@ import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from pegaflow.cache.segments import row_at
+from pegaflow.cache.segments import padded
 from pegaflow.device.disk import Disk
 from pegaflow.device.diskops import Ops
 from pegaflow.wire.diskjobs import ReadRun
@@ -281,7 +281,7 @@ class FlushWork:
             yield
         done = self._disk.work(job)
         if isinstance(job, ReadRun):
-            length = row_at(job.rows, 0).page_bytes
+            length = padded(job.payload)
             self._files.written += [(at, at + length) for at in job.pages]
         for _ in range(self._world.between(0, 3)):
             yield  # it is done, and nobody knows

@@ -92,36 +92,26 @@ class FragileLedger(Ledger):
             if self.fuse < 0:
                 raise Died("crashes while it writes the ledger")
 
-    def seal(self, page: int, record: Record) -> None:
-        """With a death before it, or between the body and the state word."""
-        self._burn()
-        if self.fuse == 0:
-            super().seal(page, record)
-            at = self._at(page)
-            self._words[at // 8] = 0
-        self._burn()
-        super().seal(page, record)
-
-    def seal_all(self, pages: Sequence[int], records: Sequence[Record]) -> None:
-        """One by one, if it dies meanwhile."""
+    def seal(self, pages: Sequence[int], records: Sequence[Record]) -> None:
+        """With a death before a page, or between its body and its state word."""
         if self._lasts(2 * len(pages)):
-            super().seal_all(pages, records)
+            super().seal(pages, records)
             return
         for page, record in zip(pages, records, strict=True):
-            self.seal(page, record)
+            self._burn()
+            super().seal([page], [record])
+            if self.fuse == 0:
+                self._words[self._at(page) // 8] = 0
+            self._burn()
 
-    def void(self, page: int) -> None:
-        """With a death before it."""
-        self._burn()
-        super().void(page)
-
-    def void_all(self, pages: Sequence[int]) -> None:
-        """One by one, if it dies meanwhile."""
+    def void(self, pages: Sequence[int]) -> None:
+        """With a death before a page."""
         if self._lasts(len(pages)):
-            super().void_all(pages)
+            super().void(pages)
             return
         for page in pages:
-            self.void(page)
+            self._burn()
+            super().void([page])
 
     def _lasts(self, words: int) -> bool:
         """Whether it lives to write so many words."""
