@@ -280,7 +280,7 @@ class Flushing(Inheriting):
             first.namespace,
             blocks[0].page_size,
             first.length,
-            first.shards,
+            len(blocks[0].pages),
             tuple([block.key for block in blocks]),
             tuple(chain.from_iterable([block.pages for block in blocks])),
             tuple([block.depth for block in blocks]),

@@ -34,6 +34,7 @@ class Deeds:
     engines: dict[str, Engine]  # the present life of each
     _in_copy = ""  # what happens in one of the next copies
     _deaf = False  # the index does not hear the next Seal in time
+    _orphan = False  # the session whose lookup needs the next Fetch dies
 
     def __init__(self) -> None:
         self._armed: set[str] = set()  # deeds of GRANTS that wait for their grant
@@ -61,7 +62,8 @@ class Deeds:
             "core stops": 1,
             "core hangs": 0.5,
             "core crashes": 2,
-            "ledger tears": 2.5,
+            "ledger tears": 1.5,
+            "block is halved": 1,
             "seal is not heard": 2,
             "index dies on leases": 1,
             "allocator dies on pages": 1,
@@ -77,6 +79,7 @@ class Deeds:
                 "flusher crashes": 2,
                 "flusher stops": 1,
                 "flusher hangs": 0.5,
+                "session dies in a wait": 1,
                 "disk fails": 2,
                 "disk rots": 8,
                 "host goes down": 2,
@@ -88,8 +91,8 @@ class Deeds:
             return
         if deed in ("engine crashes", "engine leaves"):
             self._end_engine(deed, self.world.rng.choice(list(self.engines)))
-        elif deed == "ledger tears":
-            self._tear()
+        elif deed in ("ledger tears", "block is halved"):
+            self._tear(deed)
         elif deed == "link fills":
             self._fill_link()
         elif deed == "bit turns":
@@ -109,6 +112,8 @@ class Deeds:
                 chief.input(lambda act=act: chief.do(act))  # type: ignore
         elif deed == "seal is not heard":
             self._deaf = True
+        elif deed == "session dies in a wait":
+            self._orphan = True
         elif deed.endswith("in a copy"):
             self._in_copy = deed
         elif deed in GRANTS:
@@ -166,12 +171,15 @@ class Deeds:
         else:
             victim.doomed = True
 
-    def _tear(self) -> None:
-        """The index dies between two words of the ledger."""
+    def _tear(self, deed: str) -> None:
+        """The index dies between two words of the ledger, or between two pages of a block."""
         for proc in self.world.living(INDEX):
             if isinstance(proc, ChildProc) and proc.ledger is not None:
-                self.world.counts["ledger tears"] += 1
-                proc.ledger.fuse = self.world.rng.randrange(10)
+                self.world.counts[deed] += 1
+                if deed == "block is halved":
+                    proc.ledger.halves = True
+                else:
+                    proc.ledger.fuse = self.world.rng.randrange(10)
 
     def _fill_link(self) -> None:
         """A link between two of the group takes nothing for a while, but for the supervisor's:

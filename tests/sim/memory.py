@@ -85,6 +85,7 @@ class FragileLedger(Ledger):
     """A ledger whose writer may die at any of its words."""
 
     fuse: int | None = None  # words until then; None: it does not
+    halves = False  # it dies between the pages of the next block that has several
 
     def _burn(self) -> None:
         if self.fuse is not None:
@@ -94,6 +95,10 @@ class FragileLedger(Ledger):
 
     def seal(self, pages: Sequence[int], records: Sequence[Record]) -> None:
         """With a death before a page, or between its body and its state word."""
+        second = next((n for n, r in enumerate(records) if r.shard), None) if self.halves else None
+        if second is not None:
+            super().seal(pages[:second], records[:second])
+            raise Died("crashes between two pages of a block")
         if self._lasts(2 * len(pages)):
             super().seal(pages, records)
             return

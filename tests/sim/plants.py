@@ -18,7 +18,7 @@ from pathlib import Path
 import pegaflow
 
 HERE = Path(__file__).resolve().parent
-SEEDS = 10
+SEEDS = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from pegaflow.cache import adoption
 from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.geometry import Geometry
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.flusher import Fetch
 from pegaflow.wire.session import Way
-from pegaflow.wire.values import FLUSHER, INDEX, SESSION
+from pegaflow.wire.values import FLUSHER, INDEX, SESSION, Address
 
 from .books import Books
 from .checks import Checks
@@ -196,6 +197,7 @@ class Scenario(Deeds):
                 assert engine.whole, f"{engine.kind.name} has not come up"
                 engine.settle()
             self._until(world.now + REST_NS)
+            self._until(world.now + self._longest_rest())
             for engine in self.engines.values():
                 states = [client.machine.state for client in engine.procs.values()]
                 assert engine.served, f"{engine.kind.name} is {states}"
@@ -209,6 +211,15 @@ class Scenario(Deeds):
         self._add_up(self.house)
         counts = dict(world.counts)
         return Result(world.trace, world.steps, self.books, counts, engines, self.met)
+
+    def _longest_rest(self) -> int:
+        """Until the last engine whose sessions have failed too often is served again."""
+        rest_of = self.house.supervisor.budgets.engine_rest
+        rests = [rest_of(name, self.world.now) for name in self.engines]
+        if not any(rests):
+            return 0
+        self.world.counts["an engine rests"] += 1
+        return max(rests) + REST_NS // 4
 
     def _until(self, when: int) -> None:
         while self.world.next_at <= when:
@@ -255,10 +266,11 @@ class Scenario(Deeds):
         if not self.faulty or rng.random() > (0.4 if self._in_copy else 0.05):
             return
         deeds = ("session stops in a copy", "engine dies in a copy", "rank leaves in a copy")
+        lengths = (1200 * MS, 2300 * MS) if self._in_copy else (20 * MS, 300 * MS, 1200 * MS)
         deed, self._in_copy = self._in_copy or rng.choice(deeds), ""
         self.world.counts[deed] += 1
         if deed == "session stops in a copy":
-            session.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
+            session.pause(rng.choice(lengths))
         elif deed == "rank leaves in a copy":
             client.input(lambda: client.do(client.unregister))
         else:
@@ -278,6 +290,10 @@ class Scenario(Deeds):
             proc.pause(self.world.rng.choice((300 * MS, 1200 * MS)))
             self.world.procs[envelope.sender].die("crashes with a Seal on its way")
             return "stops"
+        if self._orphan and isinstance(said, Fetch):
+            self._orphan = False
+            self.world.counts["session dies in a wait"] += 1
+            self.world.procs[Address(SESSION, said.engine)].die("crashes with a Fetch on its way")
         for deed in sorted(self._armed):
             if name == SESSION and isinstance(said, GRANTS[deed][0]) and said.number:
                 self._armed.discard(deed)
