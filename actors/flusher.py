@@ -172,7 +172,7 @@ class Flusher(Reading):
     def drain(self, now: int) -> list[Effect]:
         """Write what is queued, for as long as we may; then the footers."""
         self._drain_by = now + self.plan.drain_ns + SEAL_ALL_NS
-        effects = self.changed(now)
+        effects = self.changed(now) + self.hurry(now)
         index = self.peer(INDEX)
         if index == NOBODY:
             return effects + self._finish(now)

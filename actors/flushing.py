@@ -261,7 +261,7 @@ class Flushing(Inheriting):
 
     def _share(self, now: int) -> int:
         """Percent of the time that the log may have."""
-        if not self._is_gentle(now):
+        if self._write_all is not None or not self._is_gentle(now):
             return 100
         return PRESSED_SHARE if now - self._lost_at < PRESSED_NS else GENTLE_SHARE
 

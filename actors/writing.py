@@ -20,7 +20,7 @@ from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
 
-from .actor import Effect, Sender
+from .actor import MS, Effect, Sender
 from .volume import Batch, Volume, Writer
 from .volumes import Volumes
 
@@ -32,6 +32,10 @@ BATCH_PARTS = 4
 
 STRIPE_BYTES = 8 * MIB
 """Given to one volume before another has its turn: what was saved together is read in long runs."""
+
+REST_NS = 1000 * MS
+"""Longest rest of a volume after a group: one that took longer than its share of this was stopped
+meanwhile, with all of us, or its disk is sick; neither lasts because we wait."""
 
 
 class Writing(Volumes):
@@ -138,6 +142,13 @@ class Writing(Volumes):
             effects += self._write(volume, writer, volume.queue.popleft(), now)
         return effects
 
+    def hurry(self, now: int) -> list[Effect]:
+        """Nobody who loads is spared any more."""
+        self._share = 100
+        for volume in self.volumes:
+            volume.not_before = 0
+        return [effect for volume in self.volumes for effect in self.write_on(volume, now)]
+
     def _may_write(self, volume: Volume) -> bool:
         """Whether the next batch may be written beside those that are."""
         batch, most = volume.queue[0], self.plan.write_inflight
@@ -181,7 +192,8 @@ class Writing(Volumes):
             volume.writing_bytes -= batch.length
             writer.writing -= 1
             if self._share < 100:
-                volume.not_before = now + (now - begun) * (100 - self._share) // self._share
+                rest = (now - begun) * (100 - self._share) // self._share
+                volume.not_before = now + min(rest, REST_NS)
             if done.status is Status.OK:
                 rows = self._rows(job, done.values)
                 effects = self.land(volume, writer, rows, landed, now)

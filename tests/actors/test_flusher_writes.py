@@ -7,6 +7,7 @@ import pytest
 from pegaflow.actors import volumes, writing
 from pegaflow.actors.flusher import NOTED_NS, SEAL_ALL_NS
 from pegaflow.actors.volumes import RETRY_NS, SEGMENT_SMALLEST
+from pegaflow.actors.writing import REST_NS
 from pegaflow.cache.segments import joined
 from pegaflow.limits import MIB
 from pegaflow.wire.control import BEAT_NS, Bye, Drain, Gone, Neighbour
@@ -179,6 +180,27 @@ def test_while_somebody_loads_a_volume_rests_after_each_group() -> None:
     plates.work()
     assert len(plates.rig.wanted(WriteGroup)) == 0
     plates.rig.wait(10 * MS * 9 - 1)
+    assert not plates.rig.wanted(WriteGroup)
+    plates.rig.wait(1)
+    assert len(plates.rig.wanted(WriteGroup)) == 1
+
+
+def resting() -> Platters:
+    """A volume that rests, as a group has taken long, and another that waits."""
+    plates = Platters(replace(PLAN, write_inflight=1))
+    plates.ready()
+    plates.rig.tell(IDX, flush(1, 0, 1, share=10))
+    plates.rig.tell(IDX, flush(2, 1, 1, share=10))
+    plates.work(MakeSegment)
+    plates.rig.wait(4000 * MS)
+    plates.work()
+    assert not plates.rig.wanted(WriteGroup)
+    return plates
+
+
+def test_a_group_that_was_stopped_meanwhile_is_not_rested_from_for_long() -> None:
+    plates = resting()
+    plates.rig.wait(REST_NS - 1)
     assert not plates.rig.wanted(WriteGroup)
     plates.rig.wait(1)
     assert len(plates.rig.wanted(WriteGroup)) == 1
@@ -398,6 +420,12 @@ def test_a_drain_writes_what_is_left_then_the_footers() -> None:
     assert not pick(plates.rig.answer(ask, Written(0)), Bye)
     assert pick(plates.work(), Bye, BOSS) and plates.rig.stop == ""
     assert plates.kinds()[-1] == "SealSegment"
+
+
+def test_a_drain_does_not_rest() -> None:
+    plates = resting()
+    plates.rig.tell(BOSS, Drain())
+    assert len(plates.rig.wanted(WriteGroup)) == 1
 
 
 def test_a_drain_ends_in_time() -> None:

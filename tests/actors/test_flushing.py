@@ -283,6 +283,15 @@ def test_write_all_is_answered_when_nothing_is_left() -> None:
     assert said(flushed(rig, second), Written) == Written(0)
 
 
+def test_in_the_end_nobody_who_loads_is_spared() -> None:
+    rig, _ = index(replace(TIER, batch_blocks=1, depth=1))
+    first = said(saving(rig, KEYS[:3]), Flush)
+    find(rig, KEYS[:1])
+    second = said(flushed(rig, first), Flush)
+    rig.ask(FLUSHER_6, WriteAll(), rig.now + PATIENCE)
+    assert (second.share, said(flushed(rig, second), Flush).share) == (GENTLE_SHARE, 100)
+
+
 def test_write_all_is_answered_in_time_with_what_is_left() -> None:
     rig, _ = index(replace(TIER, batch_blocks=1, depth=1))
     saving(rig, KEYS[:3])
