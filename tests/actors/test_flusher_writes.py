@@ -1,16 +1,15 @@
-"""From Flush to Flushed: batches, volumes, faults, recycling, the end."""
+"""From Flush to Flushed: batches, volumes, faults, recycling."""
 
 from dataclasses import replace
 
 import pytest
 
 from pegaflow.actors import volumes, writing
-from pegaflow.actors.flusher import NOTED_NS, SEAL_ALL_NS
+from pegaflow.actors.flusher import NOTED_NS
 from pegaflow.actors.volumes import RETRY_NS, SEGMENT_SMALLEST
-from pegaflow.actors.writing import REST_NS
 from pegaflow.cache.segments import joined
 from pegaflow.limits import MIB
-from pegaflow.wire.control import BEAT_NS, Bye, Drain, Gone, Neighbour
+from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.diskjobs import (
     CarryGroup,
     DropSegment,
@@ -21,7 +20,7 @@ from pegaflow.wire.diskjobs import (
     SyncSegment,
     WriteGroup,
 )
-from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier, WriteAll, Written
+from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier
 from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
@@ -29,7 +28,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
 
 from .platters import KEYS, NS, PLAN, Platters, broken, flush, orderly, row_of
-from .rig import BOSS, IDX, MS, PAGE, pick, said
+from .rig import BOSS, IDX, PAGE, pick, said
 
 INDEX_8 = Address(INDEX, 8)
 FULL = broken(Status.NO_SPACE, "no space left")
@@ -168,42 +167,6 @@ def test_a_segment_that_failed_gets_no_footer() -> None:
     plates.work()
     assert "SealSegment" not in plates.kinds()
     assert plates.actor.shelf.blocks == 2, "what was durable still is"
-
-
-def test_while_somebody_loads_a_volume_rests_after_each_group() -> None:
-    plates = Platters(replace(PLAN, write_inflight=1))
-    plates.ready()
-    plates.rig.tell(IDX, flush(1, 0, 1, share=10))
-    plates.rig.tell(IDX, flush(2, 1, 1, share=10))
-    plates.work(MakeSegment)
-    plates.rig.wait(10 * MS)
-    plates.work()
-    assert len(plates.rig.wanted(WriteGroup)) == 0
-    plates.rig.wait(10 * MS * 9 - 1)
-    assert not plates.rig.wanted(WriteGroup)
-    plates.rig.wait(1)
-    assert len(plates.rig.wanted(WriteGroup)) == 1
-
-
-def resting() -> Platters:
-    """A volume that rests, as a group has taken long, and another that waits."""
-    plates = Platters(replace(PLAN, write_inflight=1))
-    plates.ready()
-    plates.rig.tell(IDX, flush(1, 0, 1, share=10))
-    plates.rig.tell(IDX, flush(2, 1, 1, share=10))
-    plates.work(MakeSegment)
-    plates.rig.wait(4000 * MS)
-    plates.work()
-    assert not plates.rig.wanted(WriteGroup)
-    return plates
-
-
-def test_a_group_that_was_stopped_meanwhile_is_not_rested_from_for_long() -> None:
-    plates = resting()
-    plates.rig.wait(REST_NS - 1)
-    assert not plates.rig.wanted(WriteGroup)
-    plates.rig.wait(1)
-    assert len(plates.rig.wanted(WriteGroup)) == 1
 
 
 def test_a_full_segment_gets_its_footer_and_the_next_is_made() -> None:
@@ -405,48 +368,6 @@ def test_what_we_hold_is_stated_with_each_beat() -> None:
     sent = plates.rig.wait(BEAT_NS)
     assert said(sent, Holding, IDX) == Holding(3, (3,), 0, ())
     assert said(sent, Tier, IDX) == plates.actor.tier
-
-
-# the end
-
-
-def test_a_drain_writes_what_is_left_then_the_footers() -> None:
-    plates = Platters()
-    plates.ready()
-    sent = plates.rig.tell(BOSS, Drain())
-    ask = pick(sent, WriteAll, IDX)[0]
-    plates.rig.tell(IDX, flush(1, 0, 2))
-    assert said(plates.work(), Flushed).keys == KEYS[:2]
-    assert not pick(plates.rig.answer(ask, Written(0)), Bye)
-    assert pick(plates.work(), Bye, BOSS) and plates.rig.stop == ""
-    assert plates.kinds()[-1] == "SealSegment"
-
-
-def test_a_drain_does_not_rest() -> None:
-    plates = resting()
-    plates.rig.tell(BOSS, Drain())
-    assert len(plates.rig.wanted(WriteGroup)) == 1
-
-
-def test_a_drain_ends_in_time() -> None:
-    plates = Platters()
-    plates.ready()
-    plates.rig.tell(IDX, flush(1, 0, 2))
-    plates.work()
-    plates.rig.tell(BOSS, Drain())
-    plates.rig.wait(PLAN.drain_ns)
-    assert plates.rig.wanted(SealSegment) and plates.rig.stop is None
-    plates.rig.wait(SEAL_ALL_NS)
-    assert plates.rig.stop == ""
-    assert "ssd_drain_left" in [note.event for note in plates.rig.notes]
-
-
-def test_a_drain_without_an_index_or_anything_to_seal_is_over_at_once() -> None:
-    plates = Platters()
-    plates.meet()
-    plates.rig.tell(BOSS, Gone(IDX))
-    plates.rig.tell(BOSS, Drain())
-    assert plates.rig.stop == ""
 
 
 def test_the_smallest_log_is_cut_into_segments_that_hold_a_batch() -> None:
