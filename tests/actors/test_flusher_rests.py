@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from pegaflow.actors.flusher import SEAL_ALL_NS
 from pegaflow.actors.writing import REST_NS
 from pegaflow.wire.control import Bye, Drain, Gone
@@ -12,37 +14,24 @@ from .platters import KEYS, PLAN, Platters, flush
 from .rig import BOSS, IDX, MS, pick, said
 
 
-def resting() -> Platters:
-    """A volume that rests, as a group has taken long, and another that waits."""
+def resting(took: int) -> Platters:
+    """A volume that rests after a group that took so long, while another waits."""
     plates = Platters(replace(PLAN, write_inflight=1))
     plates.ready()
     plates.rig.tell(IDX, flush(1, 0, 1, share=10))
     plates.rig.tell(IDX, flush(2, 1, 1, share=10))
     plates.work(MakeSegment)
-    plates.rig.wait(4000 * MS)
+    plates.rig.wait(took)
     plates.work()
     assert not plates.rig.wanted(WriteGroup)
     return plates
 
 
-def test_while_somebody_loads_a_volume_rests_after_each_group() -> None:
-    plates = Platters(replace(PLAN, write_inflight=1))
-    plates.ready()
-    plates.rig.tell(IDX, flush(1, 0, 1, share=10))
-    plates.rig.tell(IDX, flush(2, 1, 1, share=10))
-    plates.work(MakeSegment)
-    plates.rig.wait(10 * MS)
-    plates.work()
-    assert len(plates.rig.wanted(WriteGroup)) == 0
-    plates.rig.wait(10 * MS * 9 - 1)
-    assert not plates.rig.wanted(WriteGroup)
-    plates.rig.wait(1)
-    assert len(plates.rig.wanted(WriteGroup)) == 1
-
-
-def test_a_group_that_was_stopped_meanwhile_is_not_rested_from_for_long() -> None:
-    plates = resting()
-    plates.rig.wait(REST_NS - 1)
+@pytest.mark.parametrize("took, rest", [(10 * MS, 90 * MS), (4000 * MS, REST_NS)])
+def test_while_somebody_loads_a_volume_rests_after_each_group(took: int, rest: int) -> None:
+    """Nine times as long as it took, but not if the flusher was stopped meanwhile."""
+    plates = resting(took)
+    plates.rig.wait(rest - 1)
     assert not plates.rig.wanted(WriteGroup)
     plates.rig.wait(1)
     assert len(plates.rig.wanted(WriteGroup)) == 1
@@ -64,7 +53,7 @@ def test_a_drain_writes_what_is_left_then_the_footers() -> None:
 
 
 def test_a_drain_does_not_rest() -> None:
-    plates = resting()
+    plates = resting(10 * MS)
     plates.rig.tell(BOSS, Drain())
     assert len(plates.rig.wanted(WriteGroup)) == 1
 
