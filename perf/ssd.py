@@ -190,7 +190,10 @@ def write_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, fl
         pid = flusher(endpoint)
         before = sample(pid)
         unblock(paths)
-        _, first, *_, last = progress(pid, before, total)
+        samples = progress(pid, before, total)
+        if len(samples) < 3:
+            raise UserError("all of it was written between two looks; give more --bytes")
+        first, last = samples[1], samples[-1]
         moved = last.written - first.written
         return moved / (last.seconds - first.seconds), (last.cpu - first.cpu) / (moved / 1e9)
 
