@@ -266,7 +266,8 @@ class Scenario(Deeds):
         if not self.faulty or rng.random() > (0.4 if self._in_copy else 0.05):
             return
         deeds = ("session stops in a copy", "engine dies in a copy", "rank leaves in a copy")
-        lengths = (1200 * MS, 2300 * MS) if self._in_copy else (20 * MS, 300 * MS, 1200 * MS)
+        long = (1200 * MS, 2300 * MS)
+        lengths = long if self._in_copy else (20 * MS, 300 * MS, *long)
         deed, self._in_copy = self._in_copy or rng.choice(deeds), ""
         self.world.counts[deed] += 1
         if deed == "session stops in a copy":
