@@ -90,6 +90,11 @@ class Hangup:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebind:
+    """The file of our inbox is gone: listen at its path again; links that stand go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End this process.  An empty reason is a clean end."""
 
@@ -109,7 +114,7 @@ class Note:
     repeats: str = ""
 
 
-Effect = Send | Reply | Ask | Do | Dial | Hangup | Stop | Note
+Effect = Send | Reply | Ask | Do | Dial | Hangup | Rebind | Stop | Note
 Then = Callable[[Message, int], list[Effect]]
 Done_ = Callable[[Done, int], list[Effect]]
 Handler = Callable[[Sender, Any, int], list[Effect]]

@@ -31,6 +31,7 @@ from .actor import (
     Hangup,
     NoAnswer,
     Note,
+    Rebind,
     Reply,
     Send,
     Sender,
@@ -57,7 +58,7 @@ INPUTS_BYTES_MAX = 64 << 20
 class Step:
     """What the shell has to do after one input, in this order."""
 
-    links: list[Dial | Hangup] = field(default_factory=list)
+    links: list[Dial | Hangup | Rebind] = field(default_factory=list)
     envelopes: list[Envelope] = field(default_factory=list)
     jobs: list[tuple[int, Message]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -216,7 +217,7 @@ class Host:
                 self._last += 1
                 self._jobs[self._last] = effect.then
                 step.jobs.append((self._last, effect.job))
-            elif isinstance(effect, Dial | Hangup):
+            elif isinstance(effect, Dial | Hangup | Rebind):
                 step.links.append(effect)
             elif isinstance(effect, Note):
                 step.notes.append(effect)

@@ -27,7 +27,7 @@ from pegaflow.wire.session import (
     Way,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, SUPERVISOR, Address, U64s
 
 from .actor import MS, Do, Effect, Note, Reply, Send, Sender
 from .child import Child
@@ -216,7 +216,7 @@ class Boarding(Child):
     def _bounce(self, rank: Rank, sender: Sender, now: int) -> list[Effect]:
         """Make the bounce file, if this rank saves through one; then it is there."""
         if rank.saves is not Way.STAGED:
-            return self._attached(rank, sender, "", now)
+            return self._attached(rank, sender, "", (), now)
         slots = bounce_slots(rank.page_size)
 
         def opened(done: Done, now: int) -> list[Effect]:
@@ -226,7 +226,7 @@ class Boarding(Child):
             if done.status is not Status.OK:
                 return [Reply(sender, Refused(done.status, done.note)), *self._give_up(rank)]
             rank.slots, rank.free_slots = slots, list(range(slots))
-            return self._attached(rank, sender, done.note, now)
+            return self._attached(rank, sender, done.note, done.values, now)
 
         rank.running += 1
         return [Do(OpenBounce(slots, rank.page_size, rank.mapping), opened)]
@@ -235,7 +235,9 @@ class Boarding(Child):
         taken = Refused(Status.DROPPED, "another client took this rank")
         return [Reply(sender, taken), *self.left(rank)]
 
-    def _attached(self, rank: Rank, sender: Sender, path: str, now: int) -> list[Effect]:
+    def _attached(
+        self, rank: Rank, sender: Sender, path: str, file: U64s, now: int
+    ) -> list[Effect]:
         assert self.welcome is not None and self.serve is not None
         rank.there = True
         effects: list[Effect] = []
@@ -253,6 +255,8 @@ class Boarding(Child):
             rank.loads,
             rank.saves,
             rank.note,
+            self.welcome.pool_file,
+            file,
         )
         facts = (
             ("engine", self.serve.engine),

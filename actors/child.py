@@ -7,6 +7,7 @@ It says Beat on its own clock; a child that cannot (stopped, or in an endless lo
 from pegaflow.wire.control import (
     BEAT_NS,
     Beat,
+    BindAgain,
     Bye,
     Drain,
     Gone,
@@ -18,7 +19,7 @@ from pegaflow.wire.control import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
 
-from .actor import Actor, Dial, Effect, Hangup, Send, Sender, Stop
+from .actor import Actor, Dial, Effect, Hangup, Rebind, Send, Sender, Stop
 
 
 class Child(Actor):
@@ -38,6 +39,7 @@ class Child(Actor):
         self.on(Welcome, self._on_welcome, SUPERVISOR)
         self.on(Neighbour, self._on_neighbour, SUPERVISOR)
         self.on(Gone, self._on_gone, SUPERVISOR)
+        self.on(BindAgain, self._on_bind_again, SUPERVISOR)
         self.on(Drain, self._on_drain, SUPERVISOR)
 
     def knows(self, sender: Address) -> bool:
@@ -118,6 +120,9 @@ class Child(Actor):
             del self.peers[msg.address.name]
             effects.append(Hangup(msg.address))
         return effects + self.gone(msg.address, now)
+
+    def _on_bind_again(self, sender: Sender, msg: BindAgain, now: int) -> list[Effect]:
+        return [Rebind()]
 
     def _on_drain(self, sender: Sender, msg: Drain, now: int) -> list[Effect]:
         if self.draining:

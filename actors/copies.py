@@ -107,7 +107,7 @@ class Copies:
             bounce.file.unlink()
             return Done(Status.NO_SPACE, f"no room for a bounce file in /dev/shm: {why}")
         self._bounces[job.mapping] = bounce
-        return Done(Status.OK, bounce.file.path)
+        return Done(Status.OK, bounce.file.path, bounce.file.id)
 
     def _map(self, job: MapEngine) -> Done:
         self._engines[job.mapping] = ForeignMemory(

@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from pegaflow.cache.leases import Lease
 from pegaflow.cache.ledger import Ledger
 from pegaflow.cache.prefix_index import Block
-from pegaflow.wire.control import Hello
+from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.flusher import FETCH_NS, Fetch, Fetched
 from pegaflow.wire.index import Find, Held
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -68,7 +68,7 @@ class Fetching(Flushing):
         address: Address,
         supervisor: Address,
         hello: Hello,
-        open_ledger: Callable[[str], Ledger],
+        open_ledger: Callable[[Welcome], Ledger],
     ) -> None:
         super().__init__(address, supervisor, hello, open_ledger)
         self.awaited_blocks: dict[_Name, _Awaited] = {}

@@ -8,7 +8,6 @@ import os
 
 from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.device.disk import Disk
-from pegaflow.device.memory import SharedFile
 from pegaflow.wire.diskjobs import ReadRun
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
@@ -16,6 +15,7 @@ from pegaflow.wire.status import Status
 
 from .child import Child
 from .loop import Loop
+from .mapped import pool_file
 from .workers import Workers
 from .writing import BATCH_PARTS
 
@@ -62,7 +62,7 @@ class FlushDevice:
     def _open(self) -> Disk:
         if self._disk is None:
             assert self._actor.welcome is not None
-            pool = SharedFile.open(self._actor.welcome.pool_path, write=True)
+            pool = pool_file(self._actor.welcome, self._actor.supervisor)
             self._disk = Disk(self._plan.paths, self._plan.floor, pool)
         return self._disk
 

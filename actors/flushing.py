@@ -20,7 +20,7 @@ from pegaflow.cache.ledger import Ledger
 from pegaflow.cache.prefix_index import Block
 from pegaflow.cache.scan import occupied
 from pegaflow.limits import MIB
-from pegaflow.wire.control import Hello
+from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.flusher import (
     Flush,
     Flushed,
@@ -81,7 +81,7 @@ class Flushing(Inheriting):
         address: Address,
         supervisor: Address,
         hello: Hello,
-        open_ledger: Callable[[str], Ledger],
+        open_ledger: Callable[[Welcome], Ledger],
     ) -> None:
         super().__init__(address, supervisor, hello, open_ledger)
         self.flusher = NOBODY  # who has told us what is in the log

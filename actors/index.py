@@ -19,7 +19,7 @@ from pegaflow.cache.ledger import (
 )
 from pegaflow.cache.prefix_index import Block
 from pegaflow.wire.allocator import Fence, Freed, Pressure
-from pegaflow.wire.control import Fenced, Hello
+from pegaflow.wire.control import Fenced, Hello, Welcome
 from pegaflow.wire.index import (
     Claim,
     Claimed,
@@ -52,7 +52,7 @@ class Index(Fetching):
         address: Address,
         supervisor: Address,
         hello: Hello,
-        open_ledger: Callable[[str], Ledger],
+        open_ledger: Callable[[Welcome], Ledger],
     ) -> None:
         super().__init__(address, supervisor, hello, open_ledger)
         self._seals = 0  # newest seal id

@@ -16,7 +16,7 @@ from pegaflow.cache.leases import Lease, LeaseTable
 from pegaflow.cache.ledger import Ledger
 from pegaflow.cache.prefix_index import Block, PrefixIndex
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import Hello
+from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.index import CLAIM_NS, Claiming, Held
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, LIST_MAX, NUMBER_MAX, SESSION, Address
 
@@ -43,7 +43,7 @@ class Inheriting(Adopting):
         address: Address,
         supervisor: Address,
         hello: Hello,
-        open_ledger: Callable[[str], Ledger],
+        open_ledger: Callable[[Welcome], Ledger],
     ) -> None:
         super().__init__(address, supervisor, hello)
         self._open_ledger = open_ledger  # maps the file that Welcome names
@@ -71,7 +71,7 @@ class Inheriting(Adopting):
     def up(self, now: int) -> list[Effect]:
         """Map the ledger, and begin to read it."""
         assert self.welcome is not None
-        self._ledger = self._open_ledger(self.welcome.ledger_path)
+        self._ledger = self._open_ledger(self.welcome)
         self.geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
         self._adoption = Adoption(self._ledger, self.geometry, self.blocks)
         return []

@@ -28,7 +28,7 @@ from pegaflow.wire.jobs import Done, Unreachable
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
 from pegaflow.wire.values import CLIENT, Address
 
-from .actor import Dial
+from .actor import Dial, Hangup
 from .asks import Host, Step
 
 if TYPE_CHECKING:  # with what they need, the time of a spare to start; most services have no TCP
@@ -61,6 +61,7 @@ class Loop:
         self.log = get_logger()
         self._poll = zmq.Poller()
         self._inbox: zmq.Socket[bytes] | None = None
+        self._path = ""  # of the inbox's socket
         self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
         self._guard: Guard | None = None  # who may come in there; None: everybody
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
@@ -79,15 +80,31 @@ class Loop:
             UserError: the socket cannot be made.
         """
         self._inbox = self._router()
+        self._path = path
         Path(path).unlink(missing_ok=True)
+        self._listen(self._inbox)
+        self._watch_socket(self._inbox, None)
+
+    def _listen(self, inbox: zmq.Socket[bytes]) -> None:
         before = os.umask(0o177)
         try:
-            self._inbox.bind(f"ipc://{path}")
+            inbox.bind(f"ipc://{self._path}")
         except zmq.ZMQError as err:
-            raise UserError(f"cannot listen at {path}: {err.strerror}") from None
+            raise UserError(f"cannot listen at {self._path}: {err.strerror}") from None
         finally:
             os.umask(before)
-        self._watch_socket(self._inbox, None)
+
+    def bind_again(self) -> None:
+        """The socket's file is gone: make another one.  A second listener of the same inbox: to end
+        the first would end the links that came through it."""
+        if self._inbox is None or os.path.lexists(self._path):
+            return
+        try:
+            self._listen(self._inbox)
+        except UserError as err:
+            self.log.warning("socket_lost", why=str(err), repeats="socket_lost")
+            return
+        self.log.warning("socket_bound_again", path=self._path)
 
     def bind_tcp(self, where: Tcp) -> int:
         """A second inbox, on TCP and for clients only; the port it got.
@@ -127,8 +144,10 @@ class Loop:
         for link in step.links:
             if isinstance(link, Dial):
                 self.dial(link.address, link.endpoint)
-            else:
+            elif isinstance(link, Hangup):
                 self._hang_up(link.address)
+            else:
+                self.bind_again()
         for note in step.notes:
             facts = dict(note.facts)
             if note.repeats:

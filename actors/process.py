@@ -14,10 +14,11 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pegaflow import logs, writers
+from pegaflow import logs
 from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Ledger
@@ -51,6 +52,7 @@ from . import blackbox
 from .asks import Host
 from .child import Child
 from .loop import Loop, Signals
+from .mapped import ledger_file, pool_file
 from .vitals import Vitals
 from .workers import Workers
 
@@ -122,12 +124,12 @@ class _Device:
 
     def _pool_file(self) -> SharedFile:
         if self._pool is None:
-            self._pool = SharedFile.open(self._welcome().pool_path, write=True)
+            self._pool = pool_file(self._welcome(), self.actor.supervisor)
         return self._pool
 
     def _ledger_file(self) -> SharedFile:
         if self._ledger is None:
-            self._ledger = SharedFile.open(self._welcome().ledger_path, write=True)
+            self._ledger = ledger_file(self._welcome(), self.actor.supervisor)
         return self._ledger
 
     def _records_of_file(self) -> Ledger:
@@ -202,11 +204,6 @@ def run_child(
     signals = Signals(signal.SIGTERM)
     if not die_with_parent(parent):
         return 1
-    try:
-        writers.hold(run_dir)
-    except UserError as err:
-        logs.get_logger().error("actor_stopped", why=str(err))
-        return 1
     endpoint = str(run_dir / "actors" / f"{address}.sock")
     boss = Address(SUPERVISOR, supervisor)
     hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
@@ -257,7 +254,7 @@ def _make(
     if name == INDEX:
         from .index import Index
 
-        return Index(address, supervisor, hello, _open_ledger)
+        return Index(address, supervisor, hello, partial(_open_ledger, supervisor=supervisor))
     if name == ALLOCATOR:
         from .allocator import Allocator
 
@@ -284,8 +281,11 @@ def _device(actor: Child, flush: FlushPlan | None) -> _Device | HttpDevice | Flu
     return HttpDevice()
 
 
-def _open_ledger(path: str) -> Ledger:
-    file = SharedFile.open(path, write=True)
+def _open_ledger(welcome: Welcome, supervisor: Address) -> Ledger:
+    try:
+        file = ledger_file(welcome, supervisor)
+    except OSError as err:
+        raise UserError(f"cannot map {err.filename}: {err.strerror}; restart the service") from None
     return Ledger(file.map, file.read)
 
 

@@ -15,9 +15,12 @@ A pure actor like the others: processes are started and killed by jobs, their de
 * Drain: sessions first, then the flusher, which writes what is left, then the core, then the
   gateway; whoever is left after DRAIN_NS, and the flusher's own time, is killed.  Meanwhile its
   beats count, as those of no other that drains do: it has work to do.
+* Every tick it is looked whether others still find the service's files; what cannot be mended is a
+  fault, said once and reported for as long as it is there.
 * A service manager is told READY once an engine could have a session, and what has changed since.
 """
 
+import dataclasses
 from collections import deque
 from dataclasses import dataclass
 
@@ -25,6 +28,7 @@ from pegaflow.roster import ROSTER, SPECS
 from pegaflow.wire.control import (
     SILENT_NS,
     Beat,
+    BindAgain,
     Bye,
     Drain,
     Gone,
@@ -41,6 +45,7 @@ from pegaflow.wire.control import (
 )
 from pegaflow.wire.jobs import (
     Announce,
+    CheckFiles,
     Done,
     Exited,
     Kill,
@@ -108,6 +113,7 @@ class Supervisor(Actor):
         self.started = 0
         self.next_tick = 0
         self.drain_by = 0
+        self.faults: tuple[str, ...] = ()  # of the service's files, as of the last look
         self._spawning = 0  # incarnations asked for, child not yet spawned
         self._ready_said = False  # the service manager knows that we are ready
         self._status_said = ""  # what it was told last
@@ -147,6 +153,7 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
         self.desk.expire(now)
+        effects.append(Do(CheckFiles(), self._checked))
         return effects + self._thin() + self._staff(now) + self._announce(now)
 
     def gauges(self) -> dict[str, int]:
@@ -163,13 +170,32 @@ class Supervisor(Actor):
         if done.status is not Status.OK:
             return [Stop(done.note)]
         pool, ledger = done.note.split("\n")
-        self.pool = self._welcome(pool, ledger, *done.values)
+        self.pool = dataclasses.replace(
+            self._welcome(pool, ledger, *done.values[:2]),
+            pool_file=done.values[2:4],
+            ledger_file=done.values[4:6],
+        )
         return self._drain_on() if self.state in ("draining", "killing") else self._staff(now)
 
     def _welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         plan = self.plan
         rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify, plan.ssd)
         return Welcome(pool, ledger, size, extent, *rest)
+
+    def _checked(self, done: Done, now: int) -> list[Effect]:
+        """What a look at the service's files has found."""
+        faults = tuple(done.note.splitlines())
+        effects: list[Effect] = []
+        for fault in faults:
+            if fault not in self.faults:
+                self.counts["files_lost"] += 1
+                effects.append(Note("files_lost", (("why", fault),), "error"))
+        if self.faults and not faults:
+            effects.append(Note("files_back"))
+        self.faults = faults
+        lost = set(done.values)
+        kids = [k for k in self.kids.values() if k.address.incarnation in lost and k.endpoint]
+        return effects + [Send(k.address, BindAgain()) for k in kids]
 
     def _staff(self, now: int) -> list[Effect]:
         """Start every child that is missing and may start."""
@@ -385,5 +411,6 @@ class Supervisor(Actor):
             self.plan.http_addr,
             now,
             tuple(kinds),
+            self.faults,
         )
         return [Reply(sender, report)]

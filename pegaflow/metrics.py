@@ -340,7 +340,7 @@ def reasons(view: View) -> tuple[str, ...]:
     tier it can: `ssd_line` says what is wrong there."""
     if view.report is None:
         return ("the supervisor has not answered yet",)
-    found = []
+    found = list(view.report.faults)
     if view.now - view.report.at > STALE_NS:
         found.append(f"the supervisor has not answered for {view.age:.0f} s")
     state = view.processes[0].state

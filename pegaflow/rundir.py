@@ -6,12 +6,17 @@ setting at all.  It must be ours alone (mode 0700, our uid, no symlink): whoever
 talk to the service.  A directory that is not like that is refused and never repaired, since the
 one that was named by mistake may be `/tmp`.
 
-`ServiceLock` says who lives here.  It is an fcntl lock, which belongs to the process and not to a
-descriptor: a forked child does not inherit it, the kernel drops it at the owner's death however
-that came, and F_GETLK names the owner's pid.  (A flock, in contrast, was seen to be kept alive by
-a forked grandchild of its dead owner.)  Its one trap: closing *any* descriptor of the file gives
-the lock up, so nothing but this module opens it.  Sockets left behind by a killed service are
-removed by the next lock holder and by nobody else.
+`ServiceLock` says who lives here.  What decides is a lock of the directory's own inode, which no
+cleaner can remove and no second mount point can double.  A directory can only have a flock, which
+belongs to a descriptor and would outlive its owner in a forked child; ours are all exec'ed, and it
+is closed on exec.  Beside it stands what can be asked without taking anything: a read lock on the
+same descriptor, and the file `lock` with an fcntl lock, whose owner F_GETLK names by pid.  The trap
+of the latter: closing *any* descriptor of the file gives the lock up, so nothing but this module
+opens it. Sockets left behind by a killed service are removed by the next lock holder and by nobody
+else.
+
+A directory that is removed, or replaced, under its service is noticed by `ServiceLock.look`, which
+makes what is missing anew.  A directory in which another service lives by then is left to it.
 """
 
 from __future__ import annotations
@@ -114,36 +119,50 @@ def _check_ours(folder: Path) -> None:
 class ServiceLock:
     """Held by the one service of a run directory for as long as its process lives."""
 
-    def __init__(self, run_dir: Path, fd: int) -> None:
+    def __init__(self, run_dir: Path, folder: int, fd: int) -> None:
         #: The directory this lock speaks for; it passed `prepare`.
         self.run_dir = run_dir
+        #: The directory itself, whatever is at its path by now; what is left is removed through it.
+        self.folder = folder
         #: The only descriptor of the lock file in this process; -1 after `release`.
         self._fd = fd
 
     @classmethod
     def acquire(cls, run_dir: Path) -> Self:
         """Takes the lock, or raises `UserError` naming the pid that has it."""
-        path = run_dir / LOCK
-        while True:
-            try:
-                fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
-            except OSError as error:
-                raise UserError(f"cannot lock {path}: {error.strerror}") from error
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    os.close(fd)
-                    raise
-                pid = _owner(fd)
-                os.close(fd)
-                if pid is None:
-                    continue  # it went away between the two calls
-                who = f"pid {pid}" if pid else "a process of another pid namespace"
-                raise UserError(f"already running, {who} (run directory {run_dir})") from error
-            if _is_named(fd, path):
-                return cls(run_dir, fd)
-            os.close(fd)  # its last owner unlinked this file while we were opening it
+        folder = _lock_folder(run_dir)
+        try:
+            return cls(run_dir, folder, _lock_file(run_dir))
+        except UserError:
+            os.close(folder)
+            raise
+
+    def look(self) -> str:
+        """Why engines cannot find this service any more, in one line; '' if they can.
+
+        A directory or a lock file that is gone is made anew, unless somebody else was faster.
+        """
+        try:
+            if not _is_named(self.folder, self.run_dir):
+                self._move()
+            elif not (self.run_dir / ACTORS).is_dir():
+                prepare(self.run_dir)
+            if not _is_named(self._fd, self.run_dir / LOCK):
+                fd = _lock_file(self.run_dir)
+                os.close(self._fd)
+                self._fd = fd
+        except UserError as err:
+            return str(err)
+        return ""
+
+    def _move(self) -> None:
+        """Be the service of the directory that is at our path now, or make one."""
+        if not self.run_dir.parent.is_dir():
+            raise UserError(f"{self.run_dir} was removed, and so was {self.run_dir.parent}")
+        prepare(self.run_dir)
+        folder = _lock_folder(self.run_dir)
+        os.close(self.folder)
+        self.folder = folder
 
     def remove_stale_sockets(self) -> list[str]:
         """Unlinks what a killed service left bound; returns names relative to the directory."""
@@ -155,12 +174,20 @@ class ServiceLock:
                 removed.append(str(path.relative_to(self.run_dir)))
         return removed
 
+    def remove(self, name: str) -> None:
+        """Unlinks a name below the directory that is ours, not below another one at its path."""
+        try:
+            os.unlink(name, dir_fd=self.folder)
+        except FileNotFoundError:
+            pass
+
     def release(self) -> None:
         """Removes the lock file and gives the lock up; a second call does nothing."""
         if self._fd < 0:
             return
-        (self.run_dir / LOCK).unlink(missing_ok=True)
+        self.remove(LOCK)
         os.close(self._fd)
+        os.close(self.folder)
         self._fd = -1
 
     def __enter__(self) -> Self:
@@ -175,19 +202,74 @@ class ServiceLock:
         self.release()
 
 
+def _lock_folder(run_dir: Path) -> int:
+    """A descriptor of the directory that holds its lock."""
+    try:
+        fd = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot use run directory {run_dir}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+    except BlockingIOError as error:
+        os.close(fd)
+        raise UserError(
+            f"already running, {_who(running(run_dir))} (run directory {run_dir})"
+        ) from error
+    except OSError as error:
+        os.close(fd)
+        raise UserError(
+            f"cannot lock {run_dir}: {error.strerror}; choose a --run-dir on a local file system"
+        ) from error
+    return fd
+
+
+def _lock_file(run_dir: Path) -> int:
+    """The only descriptor of the lock file, which holds its lock."""
+    path = run_dir / LOCK
+    while True:
+        try:
+            fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise UserError(f"cannot lock {path}: {error.strerror}") from error
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                os.close(fd)
+                raise
+            pid = _owner(fd)
+            os.close(fd)
+            if pid is None:
+                continue  # it went away between the two calls
+            raise UserError(f"already running, {_who(pid)} (run directory {run_dir})") from error
+        if _is_named(fd, path):
+            return fd
+        os.close(fd)  # its last owner unlinked this file while we were opening it
+
+
+def _who(pid: int | None) -> str:
+    return f"pid {pid}" if pid else "a process whose pid cannot be seen from here"
+
+
 def running(run_dir: Path) -> int | None:
     """The pid of the service that lives in `run_dir`, 0 if it is in another pid namespace, or None.
 
-    For other processes only: called inside the service itself it would give the lock up.
+    0 too while the service's lock file is gone: it makes another one within a beat.  For other
+    processes only: called inside the service itself it would give the lock up.
     """
-    try:
-        fd = _open_lock(run_dir / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        return _owner(fd)
-    finally:
-        os.close(fd)
+    for path in (run_dir / LOCK, run_dir):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            pid = _owner(fd)
+        finally:
+            os.close(fd)
+        if pid is not None:
+            return pid
+    return None
 
 
 def _open_lock(path: Path, flags: int) -> int:
@@ -198,7 +280,7 @@ def _owner(fd: int) -> int | None:
     """Who holds the lock against us: 0 for an owner whose pid we cannot see, None for nobody."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else int(pid)
+    return None if kind == fcntl.F_UNLCK else max(int(pid), 0)
 
 
 def _is_named(fd: int, path: Path) -> bool:

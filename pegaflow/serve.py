@@ -1,11 +1,13 @@
 """`pegaflow serve`: the supervisor's process.
 
 It takes the run directory's lock, adopts the pool of an earlier life or makes one, and runs the
-supervisor actor over the same loop as every other actor, with jobs of its own: spawn, kill, and the
-proof of death of each child by pidfd.  All children share its process group and die with it.
+supervisor actor over the same loop as every other actor, with jobs of its own: spawn, kill, the
+proof of death of each child by pidfd, and a look at the files by which others find the service.
+All children share its process group and die with it.
 
 An old pool never keeps a service from starting: what cannot be adopted is removed, with one line
-that says why.  A pool with blocks in it is kept on stop, for the next life.
+that says why; one in which another service lives is left to it.  A pool with blocks in it is kept
+on stop, for the next life.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pegaflow import limits, logs, poolsize, rundir, sdnotify, sizes, writers
+from pegaflow import limits, logs, poolsize, rundir, sdnotify, sizes
 from pegaflow.actors.asks import Host
 from pegaflow.actors.loop import Loop, Signals
 from pegaflow.actors.process import child_command
@@ -33,6 +35,7 @@ from pegaflow.device.procs import open_pidfd, start_ticks
 from pegaflow.errors import UserError
 from pegaflow.wire.jobs import (
     Announce,
+    CheckFiles,
     Done,
     Exited,
     Kill,
@@ -57,57 +60,67 @@ def shm_stem(run_dir: Path) -> str:
 class _House:
     """The supervisor's jobs."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lock: rundir.ServiceLock) -> None:
         self.settings = settings
         self.loop: Loop | None = None
+        self._lock = lock
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
         self._manager = sdnotify.Notifier()
         self._stem = str(SHM / shm_stem(settings.run_dir))
         self.reason = ""  # why the pool is as it is
-        self.incarnation = poolfiles.incarnation_of(self._stem) + 1  # the last one given away
+        given = poolfiles.incarnation_of(self._stem)
+        above = max(poolfiles.numbers(self._stem), default=0)
+        self.files = self._adopt() or self._make(given, above)
+        self.incarnation = max(given, self.files.header.incarnation) + 1  # the last one given away
         self.supervisor = self.incarnation  # our own
-        self.files = self._adopt() or self._make()
         self.files.ledger.set_incarnation(self.incarnation)
+        self.files.share(self.supervisor)
 
     def _adopt(self) -> PoolFiles | None:
-        """The pool of an earlier life, if there is one as it is wanted; else none is left."""
+        """The pool of an earlier life, if there is one as it is wanted; others are removed, but for
+        those that are in use."""
         settings = self.settings
         extent = settings.extent_size
         wanted = Wanted(
             settings.pool_size, None if extent == limits.EXTENT_SIZE else extent, settings.fresh
         )
-        files, why = poolfiles.adopt(self._stem, wanted)
+        found = poolfiles.adopt(self._stem, wanted)
+        log = logs.get_logger()
+        if found.orphans:
+            log.warning("orphans_killed", pids=list(found.orphans))
+        files = found.files
+        then = "starting with an empty one" if files is None else "starting with an older one"
+        for why in found.in_use:
+            log.warning("pool_in_use", why=why, then=then)
+        for why in found.refused:
+            log.warning("pool_not_adopted", why=why, then=then)
+        poolfiles.remove(self._stem, files)
         if files is not None:
-            poolfiles.remove(self._stem, (files.pool.path, files.file.path))
             pages, bytes_ = files.sealed()
             held = f"{sizes.show(bytes_)} in {pages} pages"
             self.reason = f"adopted from an earlier life with {held}"
-            return files
-        if why:
-            log = logs.get_logger()
-            log.warning("pool_not_adopted", why=why, then="starting with an empty one")
-        return None
+        return files
 
-    def _make(self) -> PoolFiles:
+    def _make(self, incarnation: int, above: int) -> PoolFiles:
         """A new pool.
 
         Raises:
             UserError: there is no room for it.
         """
-        number = max(poolfiles.numbers(self._stem), default=0) + 1
-        poolfiles.remove(self._stem)
         extent = self.settings.extent_size
         chosen = poolsize.choose(self.settings.pool_size, poolsize.look(), extent)
         self.reason = chosen.reason
-        geometry = Geometry(chosen.size, extent)
-        return poolfiles.make(self._stem, number, geometry, self.incarnation - 1)
+        return poolfiles.make(self._stem, Geometry(chosen.size, extent), incarnation, above)
 
     def work(self, number: int, job: Message) -> Done | None:
         """Carry out one job."""
         if isinstance(job, OpenPool):
             header = self.files.header
             paths = f"{self.files.pool.path}\n{self.files.file.path}"
-            return Done(Status.OK, paths, (header.pool_bytes, header.extent_bytes))
+            values = (header.pool_bytes, header.extent_bytes)
+            return Done(Status.OK, paths, (*values, *self.files.pool.id, *self.files.file.id))
+        if isinstance(job, CheckFiles):
+            return self._check()
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
             self.files.ledger.set_incarnation(self.incarnation)
@@ -140,13 +153,29 @@ class _House:
             loop.unwatch(fd)
             os.close(fd)
             code = self._children.pop(address).wait()
-            for path in SHM.glob(f"{Path(self._stem).name}.*.{address}.*.bounce"):
+            pool = Path(self.files.pool.path).stem
+            for path in SHM.glob(f"{pool}.{address}.*.bounce"):
                 path.unlink(missing_ok=True)
-            Path(self.settings.run_dir, rundir.ACTORS, f"{address}.sock").unlink(missing_ok=True)
+            self._lock.remove(f"{rundir.ACTORS}/{address}.sock")
             loop.inform(Exited(address, code if code >= 0 else 256 - code))
 
         loop.watch(fd, dead)
         return Done(Status.OK, "", (child.pid, started))
+
+    def _check(self) -> Done:
+        """Whether others still find us; what can be made anew is."""
+        assert self.loop is not None
+        found = [self._lock.look()]
+        if not found[0]:
+            self.loop.bind_again()
+        for file in (self.files.pool, self.files.file):
+            if not file.named():
+                gone = f"{file.path} was removed or replaced: the cache is lost at the next start"
+                found.append(f"{gone}, and staged engines are refused; restart the service")
+        folder = self.settings.run_dir / rundir.ACTORS
+        deaf = [a for a in self._children if not os.path.lexists(folder / f"{a}.sock")]
+        lost = () if found[0] else tuple(address.incarnation for address in deaf)
+        return Done(Status.OK, "\n".join(filter(None, found)), lost)
 
     def close(self) -> None:
         """Keep the pool for the next life, if there is a block in it."""
@@ -173,19 +202,16 @@ def serve(settings: Settings) -> int:
     (run_dir / rundir.ACTORS).mkdir(mode=0o700, exist_ok=True)
     with rundir.ServiceLock.acquire(run_dir) as lock:
         lock.remove_stale_sockets()
-        orphans = writers.end_orphans(run_dir)
-        if orphans:
-            logs.get_logger().warning("orphans_killed", pids=orphans)
-        return _serve(settings, run_dir)
+        return _serve(settings, run_dir, lock)
 
 
-def _serve(settings: Settings, run_dir: Path) -> int:
+def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock) -> int:
     tcp = tcp_of(settings.addr, settings.curve_dir, settings.insecure_tcp)
     log = logs.get_logger()
     _raise_nofile()
     if settings.fresh_ssd:
         _remove_logs(settings.ssd_cache_path)
-    house = _House(settings)
+    house = _House(settings, lock)
     size = house.files.header.pool_bytes
     address = Address(SUPERVISOR, house.supervisor)
     plan = Plan(
@@ -230,7 +256,7 @@ def _serve(settings: Settings, run_dir: Path) -> int:
         why = loop.run()
     finally:
         house.close()
-        Path(front_desk).unlink(missing_ok=True)
+        lock.remove(rundir.FRONT_DESK)
     if why:
         raise UserError(why)
     log.info("stopped")
@@ -256,12 +282,14 @@ def purge(run_dir: Path) -> int:
     """Remove the pool that a stopped service has left; the bytes that this frees.
 
     Raises:
-        UserError: the service runs.
+        UserError: the service runs, or another one lives in the pool.
     """
     rundir.prepare(run_dir)
     with rundir.ServiceLock.acquire(run_dir):
-        writers.end_orphans(run_dir)
-        return poolfiles.remove(str(SHM / shm_stem(run_dir)))
+        freed, in_use = poolfiles.remove(str(SHM / shm_stem(run_dir)))
+        if in_use:
+            raise UserError(f"another service lives in {', '.join(in_use)}: it stays as it is")
+        return freed
 
 
 def _raise_nofile() -> None:

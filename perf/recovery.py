@@ -95,7 +95,7 @@ def measure(pages: int, turns: int) -> tuple[list[float], list[float]]:
             recoveries.append(time.perf_counter() - began)
         report = report_of(run_dir)
         client.close()
-        file = SharedFile.open(report.ledger_path, write=True)
+        file = SharedFile.peek(report.ledger_path)
         ledger = Ledger(file.map, file.read)
         geometry = Geometry(report.pool_bytes, report.extent_bytes)
         source = np.ones(pages * RECORD_BYTES, np.uint8)

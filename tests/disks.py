@@ -63,10 +63,8 @@ class Bench:
 
     def __init__(self, folder: Path, pool: Path, ops: Ops | None = None, floor: int = 0) -> None:
         path = str(pool)
-        if not pool.exists():
-            SharedFile.create(path, POOL).close()
         self.folder = folder
-        self.pool = SharedFile.open(path, write=True)
+        self.pool = SharedFile.adopt(path) if pool.exists() else SharedFile.create(path, POOL)
         self.disk = Disk([str(folder)], floor, self.pool, ops)
         self.shards = 2
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,12 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def other_service(home: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock of `home`."""
+    with holding(home) as process:
+        yield process
+
+
+@contextmanager
+def holding(home: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(home)],
         stdin=subprocess.PIPE,
@@ -178,3 +186,54 @@ def test_a_lock_that_cannot_be_made_is_one_line(home: Path) -> None:
     (home / "lock").symlink_to(home / "nowhere")
     with pytest.raises(UserError, match="cannot lock .*lock: "):
         rundir.ServiceLock.acquire(home)
+
+
+def test_the_directory_itself_is_locked_without_any_file_in_it(
+    home: Path, other_service: subprocess.Popen[str]
+) -> None:
+    (home / "lock").unlink()
+    assert rundir.running(home) == 0
+    with pytest.raises(UserError, match="already running, a process whose pid cannot be seen"):
+        rundir.ServiceLock.acquire(home)
+    assert not (home / "lock").exists()
+
+
+def test_a_service_that_looks_mends_what_is_missing(home: Path) -> None:
+    with rundir.ServiceLock.acquire(home) as lock:
+        assert lock.look() == ""
+        (home / "lock").unlink()
+        assert lock.look() == "" and (home / "lock").exists()
+        (home / "actors").rmdir()
+        assert lock.look() == "" and (home / "actors").is_dir()
+        shutil.rmtree(home)
+        assert lock.look() == "" and sorted(p.name for p in home.iterdir()) == ["actors", "lock"]
+        shutil.rmtree(home)
+        home.symlink_to("/nowhere")
+        assert "a symbolic link" in lock.look()
+        home.unlink()
+        home.mkdir(mode=0o755)
+        assert "has mode 0755" in lock.look()
+        home.rmdir()
+    assert not home.exists()
+
+
+def test_a_parent_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    """It may be a mount point, or a login's directory whose owner has logged out."""
+    home = rundir.prepare(tmp_path / "gone" / "run")
+    with rundir.ServiceLock.acquire(home) as lock:
+        shutil.rmtree(tmp_path / "gone")
+        assert f"so was {tmp_path / 'gone'}" in lock.look()
+        assert not (tmp_path / "gone").exists()
+
+
+def test_a_directory_that_another_service_has_taken_is_left_to_it(home: Path) -> None:
+    with rundir.ServiceLock.acquire(home) as lock:
+        home.rename(home.with_name("elsewhere"))
+        rundir.prepare(home)
+        with holding(home) as other:
+            for _ in range(2):
+                assert f"already running, pid {other.pid}" in lock.look()
+            bind(home / "actors" / "index.1.sock")
+            lock.remove("actors/index.1.sock")
+            assert (home / "actors" / "index.1.sock").exists()
+        assert lock.look() == ""

@@ -53,7 +53,9 @@ FLOORS: dict[str, set[str]] = {
 # The shell and the command line, which join everything: `pegaflow.<name>` and these.
 SHELL = {
     f"pegaflow.actors.{name}"
-    for name in ("__main__ loop tcp workers process copies blackbox vitals flushdevice".split())
+    for name in (
+        "__main__ loop tcp workers process copies blackbox vitals flushdevice mapped".split()
+    )
 }
 # Files on a floor with sockets or clocks that are pure themselves.
 PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, "pegaflow.actors", "pegaflow.client.machine")

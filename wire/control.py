@@ -11,6 +11,7 @@ A child dials the supervisor's socket with its own address as routing id.
                                         allocator for all that died before, too
     child → supervisor   Beat           every BEAT_NS; silence of SILENT_NS is death by SIGKILL
     supervisor → session Serve → Serving  a spare gets its engine; only then the engine may dial it
+    supervisor → child   BindAgain      your socket was removed: make another one at its path
     supervisor → child   Drain          finish what you have, say Bye and exit
     child → supervisor   Bye
 
@@ -39,6 +40,15 @@ Neighbour and states what it holds; until the last has stated or is gone, nothin
 index says Fenced for them, in case its predecessor did not live to say it.  Who joins later holds
 nothing from before.
 
+Files that vanish.  The supervisor looks every TICK at the names by which others find the service:
+the run directory, its lock and sockets, pool and ledger.  A name is not the thing: links that stand
+and files that are mapped go on, and Welcome says which files are meant (device and inode), so a
+child that starts later maps these or none.  What is missing is made anew (a directory, the lock,
+the front desk's socket by the supervisor; a child's by the child, at BindAgain); what another
+service has taken, or a pool whose name is gone, is said in Report.faults for as long as it is so.
+BindAgain has no answer: a socket that is still missing at the next look is asked for again, and a
+child that dies meanwhile has a successor with a socket of its own.
+
 The gateway is Welcomed before there is a pool (its Welcome names none): it answers while the
 others are started.  It asks Inspect again and again, each time with a
 deadline and never twice at once; while nobody answers it shows the last Report and how old that is.
@@ -53,7 +63,7 @@ from collections.abc import Mapping
 
 from .message import Message, message
 from .status import Status
-from .values import Address
+from .values import Address, U64s
 
 BEAT_NS = 500_000_000
 """How often a child says it is alive: six chances within SILENT_NS."""
@@ -90,6 +100,13 @@ class Welcome(Message):
     copy_threads: int = 2  # of each session
     verify: bool = False  # pages are checked against their checksums on every load
     ssd: bool = False  # there is a flusher, or will be
+    pool_file: U64s = ()  # device and inode of the pool's file
+    ledger_file: U64s = ()  # and of the ledger's
+
+
+@message(22)
+class BindAgain(Message):
+    """The file of your socket is gone: listen at the same path again."""
 
 
 @message(21)
@@ -248,3 +265,4 @@ class Report(Message):
     http_addr: str = ""  # where the gateway is to listen; empty: there is none
     at: int = 0  # CLOCK_MONOTONIC ns at which this was written
     kinds: tuple[KindRow, ...] = ()  # the supervisor and every row of the roster
+    faults: tuple[str, ...] = ()  # files that are gone or somebody else's, a line each

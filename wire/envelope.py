@@ -22,7 +22,7 @@ from .values import Address
 
 MAGIC = "pega"
 MAJOR = 1
-MINOR = 3
+MINOR = 4
 
 HEADER_BYTES_MAX = 512
 """Longest header: two names and seven numbers."""

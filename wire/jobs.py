@@ -47,7 +47,8 @@ class ScanRecords(Message):
 
 @message(203)
 class OpenBounce(Message):
-    """Create the bounce file of a mapping: `slots` slots of `page_size`.  Done.note: its path."""
+    """Create the bounce file of a mapping: `slots` slots of `page_size`.  Done.note: its path;
+    values: its device and inode."""
 
     slots: int
     page_size: int
@@ -98,7 +99,14 @@ class Kill(Message):
 @message(209)
 class OpenPool(Message):
     """A pool and its ledger, adopted or new.  Done.note: 'pool path\\nledger path'; values: bytes
-    of the pool and of an extent."""
+    of the pool and of an extent, device and inode of the pool's file and of the ledger's."""
+
+
+@message(233)
+class CheckFiles(Message):
+    """Are the run directory, its lock, the sockets, pool and ledger still where others find them?
+    What can be made anew is.  Done.note: what cannot, a line each; values: incarnations of the
+    children whose socket is not there (or not yet)."""
 
 
 @message(210)

@@ -29,6 +29,10 @@ have.  All ranks cut pages of one size.
 
 Two ways for the bytes, chosen per direction at Attach:
 
+Which file.  A path is looked up where the client lives, and there another file may have it: another
+/dev/shm, or one that came when ours was removed.  So Attached says device and inode of pool and
+bounce file, and a client maps these or refuses with the path in its line.
+
 Staged.  The client never writes the pool.  On a load its own thread copies from the pool,
 mapped read-only, into its blocks and then asks Copied: only a Confirmed(OK) makes it a success,
 because a reader that cannot be killed proves its lease after reading.  On a save the session claims
@@ -142,6 +146,8 @@ class Attached(Message):
     loads: Way = Way.STAGED
     saves: Way = Way.STAGED
     note: str = ""  # why it is not the way that was wished
+    pool_file: U64s = ()  # device and inode of the file at `pool_path`
+    bounce_file: U64s = ()  # and at `bounce_path`
 
 
 @message(32)

@@ -4,6 +4,7 @@ Each layer becomes one strided numpy view per region, shape (blocks, segments, s
 that a block's layer is one assignment; numpy releases the GIL while it copies.
 """
 
+import errno
 import mmap
 import os
 import time
@@ -19,16 +20,28 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class FileView:
-    """A shared file mapped whole."""
+    """A shared file mapped whole.
 
-    def __init__(self, path: str, write: bool) -> None:
-        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+    Args:
+        known: device and inode of the file that is meant; empty: whatever is there.
+
+    Raises:
+        OSError: it cannot be opened, or another file is there (ESTALE).
+        ValueError: it is empty.
+    """
+
+    def __init__(self, path: str, write: bool, known: tuple[int, ...]) -> None:
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
+            found = os.fstat(fd)
+            if known and (found.st_dev, found.st_ino) != known:
+                raise OSError(errno.ESTALE, "another file is there", path)
             access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
             self._map = mmap.mmap(fd, 0, mmap.MAP_SHARED, access)
         finally:
             os.close(fd)
         self.path = path
+        self.known = known
         self.bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
 
 

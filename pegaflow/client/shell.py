@@ -191,14 +191,16 @@ class Shell:
     def _map(self, attached: Attached) -> None:
         try:
             if attached.loads is Way.STAGED:
-                if self._pool is None or self._pool.path != attached.pool_path:
-                    self._pool = FileView(attached.pool_path, write=False)
+                pool = attached.pool_path, attached.pool_file
+                if self._pool is None or (self._pool.path, self._pool.known) != pool:
+                    self._pool = FileView(pool[0], write=False, known=pool[1])
             if attached.saves is Way.STAGED:
-                self._bounce = FileView(attached.bounce_path, write=True)
+                path, known = attached.bounce_path, attached.bounce_file
+                self._bounce = FileView(path, write=True, known=known)
         except OSError as err:
             hint = "; was it removed, or is /dev/shm not shared with us?"
             why = f"cannot map {err.filename}: {err.strerror}"
-            why += hint if err.errno == errno.ENOENT else ""
+            why += hint if err.errno in (errno.ENOENT, errno.ESTALE) else ""
             self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
             return
         except ValueError as err:  # an empty file, or no path at all

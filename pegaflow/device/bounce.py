@@ -5,17 +5,20 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.device import locks
 from pegaflow.device.memory import SharedFile
 
 
 class Bounce:
     """A file of equal slots that the client writes and the session reads.
 
-    It is unlinked with the session's process by whoever finds it: its name holds the incarnation.
+    The session holds its lock, so nobody takes it for a leftover; once the session's process is
+    dead its supervisor, or whoever starts next, unlinks it.
     """
 
     def __init__(self, path: str, slots: int, page_size: int) -> None:
         self.file = SharedFile.create(path, slots * page_size)
+        locks.take(self.file.fd)
         self.page_size = page_size
         self._bytes = _bytes(self.file.map)
 

@@ -4,6 +4,12 @@ Plain files in /dev/shm and mmap; never multiprocessing.shared_memory, whose res
 unlinks what another process still uses.  A file gets its full length at once (sparse) and is never
 truncated after that; space becomes real by posix_fallocate, extent by extent, and nobody touches an
 extent before that: touching a hole of a full tmpfs is a SIGBUS.
+
+A name in /dev/shm proves nothing: it can be removed, and another file can take it.  So a file is
+known by its device and inode (`SharedFile.id`).  A process that is told both opens the name,
+compares, and where the name is gone or another file's it opens the very file through the descriptor
+that its parent still has.  Whoever writes holds a lock on the inode from before the mapping on
+(locks.py).
 """
 
 import ctypes
@@ -17,6 +23,11 @@ from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES
 from pegaflow.errors import UserError
 
+from . import locks
+
+FileId = tuple[int, int]
+"""Device and inode: which file it is, whatever it is called."""
+
 
 class SharedFile:
     """A file of fixed length, mapped whole and shared."""
@@ -24,7 +35,9 @@ class SharedFile:
     def __init__(self, path: str, length: int, fd: int, write: bool) -> None:
         self.path = path
         self.length = length  # bytes; constant
-        self._fd = fd
+        self.fd = fd  # the only one of this file in this process: see locks.py
+        self.id = _id(os.fstat(fd))
+        self.orphans: list[int] = []  # pids that were killed when it was adopted
         access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self.map = mmap.mmap(fd, length, mmap.MAP_SHARED, access)
 
@@ -33,10 +46,13 @@ class SharedFile:
         """A new file of this length, private to the user; its space is not there yet.
 
         Raises:
+            FileExistsError: the name is taken.
             UserError: the file cannot be made.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise
         except OSError as err:
             raise UserError(f"cannot create {path}: {err.strerror}") from None
         try:
@@ -48,34 +64,72 @@ class SharedFile:
         return cls(path, length, fd, write=True)
 
     @classmethod
-    def open(cls, path: str, write: bool) -> "SharedFile":
-        """An existing file."""
-        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
-        return cls(path, os.fstat(fd).st_size, fd, write)
+    def open(cls, path: str, known: FileId, service: int) -> "SharedFile":
+        """A file of the service whose child we are, for writing.
+
+        Args:
+            known: which file it has to be.
+            service: the supervisor's incarnation.
+
+        Raises:
+            OSError: it cannot be opened.
+            UserError: another service has it.
+        """
+        fd = _open_known(path, known)
+        try:
+            locks.hold(fd, service)
+        except locks.InUse as err:
+            os.close(fd)
+            raise UserError(f"{path} is in use by another service ({err})") from None
+        return cls(path, os.fstat(fd).st_size, fd, write=True)
 
     @classmethod
     def adopt(cls, path: str) -> "SharedFile":
-        """A file that an earlier life has left, for writing.
+        """A file that an earlier life has left, claimed for writing.
 
         Raises:
             OSError: it cannot be opened, or is a link.
-            UserError: it is not a regular file that only we may touch.
+            InUse: a service lives in it.
+            UserError: it is not a regular file that only we may touch, or an orphan holds it.
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        found = os.fstat(fd)
-        ours = found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o600
-        if not (stat.S_ISREG(found.st_mode) and ours and found.st_nlink == 1 and found.st_size):
+        try:
+            found = os.fstat(fd)
+            ours = found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o600
+            if not (stat.S_ISREG(found.st_mode) and ours and found.st_nlink == 1 and found.st_size):
+                raise UserError(f"{path} is not a regular file of ours with mode 0600 and one name")
+            orphans = locks.claim(fd)
+            if not _names(path, _id(found)):
+                raise UserError(f"{path} was removed meanwhile")
+        except (OSError, UserError, locks.InUse):
             os.close(fd)
-            raise UserError(f"{path} is not a regular file of ours with mode 0600")
-        return cls(path, found.st_size, fd, write=True)
+            raise
+        file = cls(path, found.st_size, fd, write=True)
+        file.orphans = orphans
+        return file
+
+    @classmethod
+    def peek(cls, path: str) -> "SharedFile":
+        """A file of ours to look at; nothing that is read here may be relied upon.
+
+        Raises:
+            OSError: it cannot be opened, or is a link.
+            UserError: it is no regular file, or empty.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.fstat(fd)
+        if not (stat.S_ISREG(found.st_mode) and found.st_size):
+            os.close(fd)
+            raise UserError(f"{path} is not a regular file")
+        return cls(path, found.st_size, fd, write=False)
 
     def read(self, offset: int, length: int) -> bytes:
         """These bytes, without making a hole of the file real."""
-        return os.pread(self._fd, length, offset)
+        return os.pread(self.fd, length, offset)
 
     def close(self) -> None:
         """Give the descriptor back, and our part in the mapping: it ends with its last user."""
-        os.close(self._fd)
+        os.close(self.fd)
         del self.map
 
     @property
@@ -86,14 +140,46 @@ class SharedFile:
     def reserve(self, offset: int, length: int) -> str:
         """Make this range really there; '' or the reason why not."""
         try:
-            os.posix_fallocate(self._fd, offset, length)
+            os.posix_fallocate(self.fd, offset, length)
         except OSError as err:
             return os.strerror(err.errno or errno.EIO)
         return ""
 
+    def named(self) -> bool:
+        """Whether the name is still this file's."""
+        return _names(self.path, self.id)
+
     def unlink(self) -> None:
-        """Remove the name; mappings live on."""
-        Path(self.path).unlink(missing_ok=True)
+        """Remove the name, if it is still this file's; mappings live on."""
+        if self.named():
+            Path(self.path).unlink(missing_ok=True)
+
+
+def _id(found: os.stat_result) -> FileId:
+    return found.st_dev, found.st_ino
+
+
+def _names(path: str, known: FileId) -> bool:
+    try:
+        return _id(os.stat(path, follow_symlinks=False)) == known
+    except OSError:
+        return False
+
+
+def _open_known(path: str, known: FileId) -> int:
+    """The file with this identity: by its name, else by a descriptor that our parent has."""
+    if _names(path, known):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if _id(os.fstat(fd)) == known:
+            return fd
+        os.close(fd)
+    for link in Path(f"/proc/{os.getppid()}/fd").iterdir():
+        try:
+            if _id(link.stat()) == known:
+                return os.open(link, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    raise OSError(errno.ESTALE, "it was removed or replaced", path)
 
 
 class Extents:

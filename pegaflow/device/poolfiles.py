@@ -1,28 +1,43 @@
 """The pool's files: made, adopted from an earlier life, and removed.
 
-    STEM.N.pool      the extents, then one page with the pool's uuid
+    STEM.N.pool      the extents, then one page: the pool's uuid, and which two files these are
     STEM.N.ledger    the header with the same uuid, then the records
 
-N grows with every new pool of a run directory, so that whoever still has an older one mapped keeps
-what it has.  An old pool is adopted only if both files are regular files of ours that nobody else
-may open, if they belong together, and if format, boot and sizes are what is wanted; else a new one
-is made and the old names are removed.  No file is ever truncated.
+N grows with every new pool, so that whoever still has an older one mapped keeps what it has.  An
+old pool is adopted only if nobody lives in it (locks.py), which is found out before a byte of it is
+believed; if both files are regular files of ours that nobody else may open and that have no second
+name; if they belong together and are the very files that were made, not copies, since a copy of a
+living pool is torn; and if format, boot and sizes are what is wanted.  What is not adopted is
+removed, but for pools that are in use: another mount namespace, or a run directory that was removed
+under its service, can have the same stem.  No file is ever truncated.
+
+Names in /dev/shm can be taken by anybody on the host.  Files of others are passed over, and a
+number that somebody else has taken is followed by one that nobody can guess.
 """
 
 import os
-from collections.abc import Iterable
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
 from pegaflow.cache.scan import scan
 from pegaflow.errors import UserError
 
-from .memory import SharedFile
+from .locks import InUse, claim, share, take
+from .memory import FileId, SharedFile
 
 TRAILER_BYTES = 4096
-"""Room behind the last extent for the pool's uuid: one page."""
+"""Room behind the last extent for the pool's uuid and its files' identities: one page."""
+
+TRIES_MAX = 16
+"""Names tried for a new pool; all but the first are drawn from 2^48."""
+
+_IDENTITY = Struct("=8s4QI")  # magic, device and inode of the pool, of the ledger, checksum
+_MAGIC = b"PEGAFILE"
 
 _SCAN = 65536  # records looked at at a time
 
@@ -58,6 +73,11 @@ class PoolFiles:
             bytes_ += int(chunk.rows["length"].sum(dtype="u8"))
         return pages, bytes_
 
+    def share(self, service: int) -> None:
+        """Let the children of the supervisor of this incarnation write."""
+        share(self.pool.fd, service)
+        share(self.file.fd, service)
+
     def unlink(self) -> None:
         """Remove both names; whoever has the files mapped keeps them."""
         self.pool.unlink()
@@ -69,8 +89,13 @@ def boot_id() -> bytes:
     return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
-def make(stem: str, number: int, geometry: Geometry, incarnation: int) -> PoolFiles:
-    """A new pool and its ledger; only the ledger's header and the pool's trailer are really there.
+def make(stem: str, geometry: Geometry, incarnation: int, above: int = 0) -> PoolFiles:
+    """A new pool and its ledger, claimed for us; only the ledger's header and the pool's trailer
+    are really there.
+
+    Args:
+        incarnation: the last one given away so far.
+        above: the highest number of a pool that was removed.
 
     Raises:
         UserError: there is no room.
@@ -83,23 +108,51 @@ def make(stem: str, number: int, geometry: Geometry, incarnation: int) -> PoolFi
         geometry.records_per_extent,
         incarnation,
     )
-    size = ledger_bytes(geometry.extents, geometry.records_per_extent)
-    file = SharedFile.create(f"{stem}.{number}.ledger", size)
+    file, pool = _create(stem, geometry, above)
     try:
         _reserve(file, 0, HEADER_BYTES)
-        pool = SharedFile.create(f"{stem}.{number}.pool", geometry.pool_bytes + TRAILER_BYTES)
-        try:
-            _reserve(pool, geometry.pool_bytes, TRAILER_BYTES)
-        except UserError:
-            pool.unlink()
-            raise
+        _reserve(pool, geometry.pool_bytes, TRAILER_BYTES)
     except UserError:
         file.unlink()
+        pool.unlink()
         raise
     at = geometry.pool_bytes
     pool.map[at : at + UUID_BYTES] = header.pool_uuid
+    _identify(pool, file, at)
     Ledger.format(file.map, header)
     return PoolFiles(pool, file, Ledger(file.map, file.read))
+
+
+def _create(stem: str, geometry: Geometry, above: int) -> tuple[SharedFile, SharedFile]:
+    """Ledger and pool under a number that nobody has, claimed."""
+    number = max([*numbers(stem), above]) + 1
+    size = ledger_bytes(geometry.extents, geometry.records_per_extent)
+    for _ in range(TRIES_MAX):
+        made: list[SharedFile] = []
+        try:
+            made.append(_claimed(f"{stem}.{number}.ledger", size))
+            made.append(_claimed(f"{stem}.{number}.pool", geometry.pool_bytes + TRAILER_BYTES))
+            return made[0], made[1]
+        except (FileExistsError, InUse):
+            for file in made:
+                file.unlink()
+                file.close()
+        except UserError:
+            for file in made:
+                file.unlink()
+            raise
+        number += int.from_bytes(os.urandom(6))
+    raise UserError(f"every name tried for a pool is taken, the last {stem}.{number}.ledger")
+
+
+def _claimed(path: str, length: int) -> SharedFile:
+    """A new file that is ours from its first moment, or InUse: whoever cleans up was faster."""
+    file = SharedFile.create(path, length)
+    claim(file.fd)
+    if not file.named():
+        file.close()
+        raise InUse(path)
+    return file
 
 
 def _reserve(file: SharedFile, offset: int, length: int) -> None:
@@ -109,19 +162,38 @@ def _reserve(file: SharedFile, offset: int, length: int) -> None:
 
 
 def numbers(stem: str) -> list[int]:
-    """The pools of this stem that have left a ledger, the newest first."""
+    """The pools of this stem that have left a ledger of ours, the newest first."""
+    found = [(_parts(path, stem), path) for path in _ours(stem)]
+    return sorted((int(p[1]) for p, _ in found if p is not None and p[2] == "ledger"), reverse=True)
+
+
+def _ours(stem: str) -> list[Path]:
+    """All names of this stem that belong to this user."""
     folder, name = os.path.split(stem)
-    found = [path.name.removeprefix(f"{name}.") for path in Path(folder).glob(f"{name}.*.ledger")]
-    counts = [part.removesuffix(".ledger") for part in found]
-    return sorted((int(part) for part in counts if part.isdecimal()), reverse=True)
+    found = []
+    for path in sorted(Path(folder).glob(f"{name}.*")):
+        try:
+            if path.lstat().st_uid == os.getuid():
+                found.append(path)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _parts(path: Path, stem: str) -> re.Match[str] | None:
+    """Group 1: the pool's number; group 2: what comes behind it."""
+    return re.fullmatch(r"\.([0-9]{1,18})\.(.+)", path.name[len(os.path.basename(stem)) :])
 
 
 def incarnation_of(stem: str) -> int:
-    """The highest incarnation that any pool of this stem has given away; 0 without one."""
+    """The highest incarnation that any pool of this stem has given away; 0 without one.
+
+    Before one of them is claimed: this closes descriptors of theirs.
+    """
     highest = 0
     for number in numbers(stem):
         try:
-            file = SharedFile.adopt(f"{stem}.{number}.ledger")
+            file = SharedFile.peek(f"{stem}.{number}.ledger")
         except (OSError, UserError):
             continue
         if not Ledger.fault(file.map):
@@ -130,39 +202,79 @@ def incarnation_of(stem: str) -> int:
     return highest
 
 
-def adopt(stem: str, wanted: Wanted) -> tuple[PoolFiles | None, str]:
-    """The newest pool of this stem, if it is as wanted; else None and why in one line ('' if there
-    is none)."""
-    found = numbers(stem)
-    if not found:
-        return None, ""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was left by earlier lives."""
+
+    files: PoolFiles | None  # adopted, and claimed for us
+    refused: tuple[str, ...] = ()  # why others are not to be had, a line each
+    in_use: tuple[str, ...] = ()  # those in which a service lives, and which
+    orphans: tuple[int, ...] = ()  # processes that were killed for it
+
+
+def adopt(stem: str, wanted: Wanted) -> Found:
+    """The newest pool of this stem that is as wanted and in which nobody lives."""
+    refused: list[str] = []
+    in_use: list[str] = []
+    orphans: list[int] = []
+    for number in numbers(stem):
+        try:
+            files, why, killed = _adopt(f"{stem}.{number}", wanted)
+        except InUse as err:
+            in_use.append(f"{stem}.{number}.pool is in use by another service ({err})")
+            continue
+        orphans += killed
+        if files is not None:
+            return Found(files, tuple(refused), tuple(in_use), tuple(orphans))
+        refused.append(why)
+    return Found(None, tuple(refused), tuple(in_use), tuple(orphans))
+
+
+def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int]]:
+    """One pool, or why it is not to be had.
+
+    Raises:
+        InUse: a service lives in it.
+    """
     if wanted.fresh:
-        return None, "--fresh was asked for"
+        return None, "--fresh was asked for", []
     files: list[SharedFile] = []
     try:
         for end in ("ledger", "pool"):
-            files.append(SharedFile.adopt(f"{stem}.{found[0]}.{end}"))
+            files.append(SharedFile.adopt(f"{base}.{end}"))
         file, pool = files
-        why = Ledger.fault(file.map) or _fault(pool, Ledger(file.map).header, wanted)
+        why = Ledger.fault(file.map) or _fault(pool, file, Ledger(file.map).header, wanted)
     except OSError as err:
         why = f"cannot open {err.filename}: {err.strerror}"
     except UserError as err:
         why = str(err)
+    except InUse:
+        for opened in files:
+            opened.close()
+        raise
+    killed = [pid for opened in files for pid in opened.orphans]
     if not why:
-        return PoolFiles(pool, file, Ledger(file.map, file.read)), ""
+        found = PoolFiles(pool, file, Ledger(file.map, file.read))
+        _identify(pool, file, found.header.pool_bytes)
+        return found, "", killed
     for opened in files:
         opened.close()
-    return None, why
+    return None, why, killed
 
 
-def _fault(pool: SharedFile, header: Header, wanted: Wanted) -> str:
+def _fault(pool: SharedFile, file: SharedFile, header: Header, wanted: Wanted) -> str:
     """Why this pool is not to be had, in one line; '' if it is."""
+    at = header.pool_bytes
     if header.boot_id != boot_id():
         return "it is of an earlier boot of this machine"
-    if pool.length != header.pool_bytes + TRAILER_BYTES:
+    if pool.length != at + TRAILER_BYTES:
         return f"its file has {pool.length} bytes, not those of its header"
-    if pool.map[header.pool_bytes : header.pool_bytes + UUID_BYTES] != header.pool_uuid:
+    if pool.map[at : at + UUID_BYTES] != header.pool_uuid:
         return "its ledger is another pool's"
+    written = pool.map[at + UUID_BYTES : at + UUID_BYTES + _IDENTITY.size]
+    # Versions before this one wrote no identity there.
+    if any(written) and written != _identity(pool.id, file.id):
+        return f"{pool.path} or its ledger is a copy"
     if wanted.extent_bytes not in (None, header.extent_bytes):
         return f"its extents have {header.extent_bytes} bytes, {wanted.extent_bytes} are wanted"
     size = wanted.pool_bytes
@@ -171,12 +283,63 @@ def _fault(pool: SharedFile, header: Header, wanted: Wanted) -> str:
     return ""
 
 
-def remove(stem: str, keep: Iterable[str] = ()) -> int:
-    """Remove the names of all files of this stem but these; the bytes that they had."""
-    folder, name = os.path.split(stem)
-    kept, removed = set(keep), 0
-    for path in Path(folder).glob(f"{name}.*"):
-        if str(path) not in kept:
-            removed += path.lstat().st_blocks * 512
-            path.unlink(missing_ok=True)
-    return removed
+def _identify(pool: SharedFile, file: SharedFile, at: int) -> None:
+    """Write down which files these are."""
+    start = at + UUID_BYTES
+    pool.map[start : start + _IDENTITY.size] = _identity(pool.id, file.id)
+
+
+def _identity(pool: FileId, file: FileId) -> bytes:
+    facts = _IDENTITY.pack(_MAGIC, *pool, *file, 0)
+    return facts[:-4] + zlib.crc32(facts[:-4]).to_bytes(4, "little")
+
+
+def remove(stem: str, keep: PoolFiles | None = None) -> tuple[int, list[str]]:
+    """Remove the names of all files of this stem, but for the pool `keep` and for those in which a
+    service lives; the bytes that they had, and the pools that are in use."""
+    groups: dict[str, list[Path]] = {}
+    for path in _ours(stem):
+        part = _parts(path, stem)
+        groups.setdefault(part[1] if part else "", []).append(path)
+    removed, in_use = 0, []
+    for number, paths in groups.items():
+        if keep is not None and keep.pool.path == f"{stem}.{number}.pool":
+            own = (keep.pool.path, keep.file.path)
+            removed += sum(_remove(path) for path in paths if str(path) not in own)
+            continue
+        claims = [fd for path in paths if (fd := _claim_to_remove(path)) is not None]
+        if all(fd >= 0 for fd in claims):
+            removed += sum(_remove(path) for path in paths)
+        else:
+            in_use.append(f"{stem}.{number}")
+        for fd in claims:
+            if fd >= 0:
+                os.close(fd)
+    return removed, in_use
+
+
+def _claim_to_remove(path: Path) -> int | None:
+    """Claim a file: its descriptor; -1 if somebody lives in it; None if only its name can go."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        if path.suffix in (".pool", ".ledger"):
+            claim(fd)
+            return fd
+        if take(fd):
+            return fd
+    except (InUse, UserError):
+        pass
+    os.close(fd)
+    return -1
+
+
+def _remove(path: Path) -> int:
+    try:
+        size = path.lstat().st_blocks * 512
+        path.unlink()
+    except (FileNotFoundError, IsADirectoryError):
+        return 0
+    return size

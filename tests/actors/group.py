@@ -12,7 +12,7 @@ from pegaflow.wire.control import (
     SessionAt,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Announce, Exited, Kill, NextIncarnation, OpenPool, Spawn
+from pegaflow.wire.jobs import Announce, CheckFiles, Exited, Kill, NextIncarnation, OpenPool, Spawn
 from pegaflow.wire.values import Address
 
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
@@ -24,12 +24,15 @@ OPEN = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
 class Group(Rig):
     """A supervisor whose jobs are done as soon as they are asked for; children say Hello."""
 
-    def __init__(self, plan: Plan = PLAN) -> None:
+    def __init__(self, plan: Plan = PLAN, opened: tuple[int, ...] = (POOL, EXTENT)) -> None:
         super().__init__(Supervisor(BOSS, plan))
         self.incarnation = BOSS.incarnation
         self.living: list[Address] = []
         self.killed: list[Address] = []
         self.announced: list[str] = []  # to the service manager
+        self.opened = opened  # what OpenPool gives
+        self.faults: list[str] = []  # what a look at the service's files finds
+        self.lost: tuple[int, ...] = ()  # incarnations of children whose socket is gone
         self.start()
         self.settle()
 
@@ -49,7 +52,7 @@ class Group(Rig):
         while self.jobs:
             job = self.jobs[0][1]
             if isinstance(job, OpenPool):
-                sent += self.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
+                sent += self.done(OpenPool, note="pool\nledger", values=self.opened)
             elif isinstance(job, NextIncarnation):
                 self.incarnation += 1
                 sent += self.done(NextIncarnation, values=(self.incarnation,))
@@ -60,6 +63,8 @@ class Group(Rig):
             elif isinstance(job, Announce):
                 self.announced.append(job.lines)
                 sent += self.done(Announce)
+            elif isinstance(job, CheckFiles):
+                sent += self.done(CheckFiles, note="\n".join(self.faults), values=self.lost)
             else:
                 assert isinstance(job, Kill)
                 self.killed.append(job.address)

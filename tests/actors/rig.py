@@ -6,7 +6,7 @@ of a kind.  All invariants are checked after each step.
 
 from typing import TypeVar
 
-from pegaflow.actors.actor import Actor, Dial, Hangup, Note
+from pegaflow.actors.actor import Actor, Dial, Hangup, Note, Rebind
 from pegaflow.actors.asks import Host, Step
 from pegaflow.wire.control import Hello, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
@@ -42,7 +42,7 @@ class Rig:
         self.me = actor.address
         self.now = 1000 * MS
         self.jobs: list[tuple[int, Message]] = []  # without an end yet, oldest first
-        self.links: list[Dial | Hangup] = []  # all so far
+        self.links: list[Dial | Hangup | Rebind] = []  # all so far
         self.notes: list[Note] = []  # all so far
         self.stop: str | None = None  # the reason, once the actor has stopped
         self._question = 0

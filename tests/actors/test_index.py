@@ -5,7 +5,7 @@ from dataclasses import replace
 from pegaflow.actors.index import Index
 from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import Fenced, Gone, Neighbour
+from pegaflow.wire.control import Fenced, Gone, Neighbour, Welcome
 from pegaflow.wire.index import (
     CLAIM_NS,
     Claim,
@@ -44,8 +44,8 @@ ROOT = bytes(32)
 RECORDS = EXTENT // PAGE
 
 
-def new_ledger(path: str) -> Ledger:
-    assert path == WELCOME.ledger_path
+def new_ledger(welcome: Welcome) -> Ledger:
+    assert welcome == WELCOME
     header = Header(bytes(16), b"boot", POOL, EXTENT, RECORDS, 1)
     return Ledger.format(bytearray(ledger_bytes(POOL // EXTENT, RECORDS)), header)
 

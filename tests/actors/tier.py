@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pegaflow.actors.index import Index
 from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
-from pegaflow.wire.control import Neighbour, Roll
+from pegaflow.wire.control import Neighbour, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import (
     Fetch,
@@ -40,7 +40,7 @@ EXTENTS = 16
 BIG = replace(WELCOME, pool_bytes=EXTENTS * EXTENT, ssd=True)  # a flush holds 8 blocks at most
 
 
-def big_ledger(path: str) -> Ledger:
+def big_ledger(welcome: Welcome) -> Ledger:
     header = Header(bytes(16), b"boot", BIG.pool_bytes, EXTENT, RECORDS, 1)
     return Ledger.format(bytearray(ledger_bytes(EXTENTS, RECORDS)), header)
 

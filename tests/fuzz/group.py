@@ -18,6 +18,7 @@ from pegaflow.wire.control import (
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
     Announce,
+    CheckFiles,
     Done,
     Exited,
     Kill,
@@ -58,7 +59,7 @@ class SupervisorCage(Cage):
         if isinstance(job, Spawn):
             self.living.append(job.address)
             return Done(Status.OK, "", (1000 + job.address.incarnation, 1))
-        if isinstance(job, Announce):
+        if isinstance(job, Announce | CheckFiles):
             return Done(Status.OK)
         assert isinstance(job, Kill)
         if job.address in self.living:

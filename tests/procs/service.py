@@ -137,6 +137,11 @@ class Service:
         self._process.send_signal(number)
         return self._process.wait(PATIENCE_S)
 
+    def resume(self) -> None:
+        """Let a stopped supervisor go on, if it still lives."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL the whole group."""
         assert self._process is not None

@@ -49,12 +49,26 @@ def test_a_pool_file_deleted_under_a_running_service(tmp_path: Path) -> None:
         assert found.lease is not None
         assert old.client.load(found.lease, BLOCKS).status is Status.OK
         assert old.holds(BLOCKS, seed=1)
-        new = Engine(service, "new")
+        new = Engine(service, "new", way="staged")
         assert not new.client.connect(1.0)
         assert report.pool_path in new.client.refusal and "\n" not in new.client.refusal
         assert new.client.lookup(keys(16), timeout=0.5).status is Status.DISCONNECTED
         new.client.close()
         assert old.client.lookup(keys(16, seed=2)).blocks == 16
+        seen = service.report()
+        assert seen is not None and {f.split()[0] for f in seen.faults} == {
+            report.pool_path,
+            report.ledger_path,
+        }
+        assert service.log().count("files_lost") == 2, "each is said once"
+        # What starts later has them through its supervisor.
+        os.kill(service.processes("index")[0].pid, signal.SIGKILL)
+        with Engine(service, "later", way="process_vm") as later:
+            eventually("a new index finds all", lambda: later.client.lookup(keys(16)).blocks == 16)
+            found = later.client.lookup(keys(16))
+            assert found.lease is not None
+            assert later.client.load(found.lease, BLOCKS).status is Status.OK
+            assert later.holds(BLOCKS, seed=1)
         assert "Traceback" not in service.log() and "Fatal" not in service.log()
         assert service.stop() == 0
 

@@ -192,7 +192,7 @@ def test_a_signal_ends_the_whole_group_and_leaves_nothing(tmp_path: Path, number
         assert service.stop(number) == 0
         assert service.left_over() == []
         assert not Path(report.pool_path).exists() and not Path(report.ledger_path).exists()
-        assert sorted(p.name for p in service.run_dir.rglob("*")) == ["actors", "log", "writers"]
+        assert sorted(p.name for p in service.run_dir.rglob("*")) == ["actors", "log"]
         stem = report.pool_path.rsplit(".", 2)[0]
         assert list(Path("/dev/shm").glob(Path(stem).name + "*")) == []
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from pegaflow import rundir, writers
+from pegaflow import rundir
 from pegaflow.serve import shm_stem
 from pegaflow.wire.status import Status
 
-from ..test_writers import holder
+from ..test_locks import holder
 from .service import PATIENCE_S, Engine, Service, eventually, keys
 
 BLOCKS = list(range(16))
@@ -147,12 +147,14 @@ def test_an_orphan_that_may_still_write_is_killed_before_its_pool_is_adopted(
     with Service(tmp_path / "run") as service:
         with Engine(service) as engine:
             assert engine.client.save(keys(16), BLOCKS).saved == 16
+        report = service.report()
+        assert report is not None
         service.kill()
-        orphan = holder(service.run_dir)
-        orphan.send_signal(signal.SIGSTOP)
-        service.start()
-        assert orphan.wait(PATIENCE_S) == -signal.SIGKILL
-        assert said(service, "orphans_killed")[0]["pids"] == [orphan.pid]
+        with holder(Path(report.pool_path), report.processes[0].address.incarnation) as orphan:
+            orphan.send_signal(signal.SIGSTOP)
+            service.start()
+            assert orphan.wait(PATIENCE_S) == -signal.SIGKILL
+            assert said(service, "orphans_killed")[0]["pids"] == [orphan.pid]
         with Engine(service) as engine:
             assert engine.client.lookup(keys(16), timeout=5.0).blocks == 16
 
@@ -166,8 +168,7 @@ def test_what_others_might_open_is_private(tmp_path: Path) -> None:
             shared = [Path("/dev/shm", name) for name in files(service)]
             assert len(shared) >= 2
             inside = [p for p in service.run_dir.rglob("*") if p.is_socket()]
-            inside.append(service.run_dir / writers.FILE)
-            assert len(inside) >= 5
+            assert len(inside) >= 4
             assert {p.stat().st_mode & 0o777 for p in (*shared, *inside)} == {0o600}
     finally:
         os.umask(before)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pegaflow.actors.actor import Dial
+from pegaflow.actors.actor import Dial, Hangup
 from pegaflow.actors.allocator import Allocator
 from pegaflow.actors.asks import Host, Step
 from pegaflow.actors.child import Child
@@ -23,10 +23,11 @@ from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.cache.scan import occupied
-from pegaflow.wire.control import Fenced, Hello, Report
+from pegaflow.wire.control import Fenced, Hello, Report, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
     Announce,
+    CheckFiles,
     Done,
     DrawProof,
     Exited,
@@ -194,7 +195,7 @@ class HostProc(Proc):
         for link in step.links:
             if isinstance(link, Dial):
                 self.dial(link.address)
-            else:
+            elif isinstance(link, Hangup):
                 self.hang_up(link.address)
         for envelope in step.envelopes:
             self.world.send(self, envelope)
@@ -251,8 +252,8 @@ class ChildProc(HostProc):
         self._device: Device | None = None
         self.dial(boss)
 
-    def _open_ledger(self, path: str) -> Ledger:
-        self.ledger = FragileLedger(self.files.named[path])
+    def _open_ledger(self, welcome: Welcome) -> Ledger:
+        self.ledger = FragileLedger(self.files.named[welcome.ledger_path])
         return self.ledger
 
     def _read(self, job: ReadRecords, path: str) -> Done:
@@ -363,7 +364,7 @@ class House(HostProc):
             return Done(Status.OK, "", (self.incarnation,))
         if isinstance(job, Spawn):
             return self._spawn(job.address)
-        if isinstance(job, Announce):
+        if isinstance(job, Announce | CheckFiles):
             return Done(Status.OK)
         assert isinstance(job, Kill)
         child = self.world.procs.get(job.address)
