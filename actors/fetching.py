@@ -8,7 +8,7 @@ any more, or shortly before the question's deadline: then it is whatever run is 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from pegaflow.cache.leases import Lease
@@ -106,17 +106,20 @@ class Fetching(Flushing):
             effects = self._wait_for(sender, msg, blocks, now)
             if effects is not None:
                 return effects
-        return [self._answer(sender, blocks, 0, now)]
+        return [self._answer(sender, blocks, (), now)]
 
-    def _answer(self, sender: Sender, blocks: list[Block], fetched: int, now: int) -> Effect:
+    def _answer(
+        self, sender: Sender, blocks: list[Block], fetched: tuple[int, ...], now: int
+    ) -> Effect:
         """Lease this run, if there is any, and if the session has room for it."""
         leases, leased = self.leases.load(sender.address)
         if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             return Reply(sender, Held(0, 0, ()))
         self.counts["blocks_hit"] += len(blocks)
-        self.counts["blocks_hit_ssd"] += fetched
+        self.counts["blocks_hit_ssd"] += len(fetched)
         self.asked_for(blocks)
-        return Reply(sender, self.held(self.leases.grant(sender.address, blocks, now)))
+        held = self.held(self.leases.grant(sender.address, blocks, now))
+        return Reply(sender, replace(held, disk=fetched))
 
     def held(self, lease: Lease) -> Held:
         """Hook: the answer that names this lease."""
@@ -253,7 +256,7 @@ class Fetching(Flushing):
     def _answer_wait(self, wait: Wait, now: int) -> list[Effect]:
         """The run that is in memory is the answer."""
         blocks = sayable(self.blocks.find(wait.namespace, wait.keys))
-        fetched = sum(at < len(blocks) for at in wait.came)
+        fetched = tuple(sorted(at for at in wait.came if at < len(blocks)))
         answer = self._answer(wait.sender, blocks, fetched, now)
         self._end(wait)
         return [answer]

@@ -31,6 +31,7 @@ class Order:
     keys: tuple[bytes, ...]
     parent: bytes
     born: int
+    committed: bool = True  # the engine stands by it: what is whole may be sealed
     claim: int | None = None  # None: the index has not answered yet
     new: tuple[int, ...] = ()  # positions that are ours to save
     known: int = 0  # blocks that are saved already, or by somebody else

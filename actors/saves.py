@@ -100,7 +100,7 @@ class Saves(Sealing):
     def begin(self, rank: Rank, sender: Sender, msg: Save, now: int) -> list[Effect]:
         """A rank's save: a new order, or its share in one."""
         key = (sender.address, msg.save)
-        name: Hashable = msg.order if self.world > 1 else key
+        name: Hashable = msg.order if self.world > 1 or msg.commits else key
         if name in self._ended:
             return [Reply(sender, Saved(Status.DROPPED, 0, 0))]
         order = self.orders.get(name)
@@ -111,7 +111,10 @@ class Saves(Sealing):
             return [Reply(sender, Saved(Status.BUSY, 0, 0))]
         self._keys += len(msg.keys)
         joins = order is not None
-        order = order or Order(name, msg.keys, msg.parent, now)
+        if order is None:
+            stands = not msg.commits or msg.order in self._early
+            order = Order(name, msg.keys, msg.parent, now, stands)
+            self._early.pop(msg.order, None)
         self.orders[name] = order
         share = self.shares[key] = order.shares[rank.number] = Share(order, rank, sender, msg)
         if joins:
@@ -122,7 +125,7 @@ class Saves(Sealing):
         return [Ask(self.index, ask, now + INDEX_NS, lambda a, n: self._claimed(order, a, n))]
 
     def _sound(self, order: Order | None, rank: Rank, msg: Save) -> bool:
-        if not msg.keys or (self.world > 1 and not msg.order):
+        if not msg.keys or ((self.world > 1 or msg.commits) and not msg.order):
             return False
         if rank.saves is Way.PROCESS_VM and not (
             len(msg.blocks) == len(msg.keys) and max(msg.blocks) < rank.layout.blocks
@@ -165,7 +168,7 @@ class Saves(Sealing):
         return effects
 
     def skip(self, name: int) -> list[Effect]:
-        """A rank will not save this order."""
+        """A rank will not save this order, or the engine does not stand by it."""
         self._remember(name)
         order = self.orders.get(name)
         return self._kill(order, order.new, Status.DROPPED) if order else []
@@ -179,10 +182,10 @@ class Saves(Sealing):
         return effects
 
     def expire(self, now: int) -> list[Effect]:
-        """Give up the orders that not every rank has saved in time."""
+        """Give up the orders that not every rank has saved, or nobody committed, in time."""
         effects: list[Effect] = []
         for order in list(self.orders.values()):
-            if self.world > 1 and now - order.born > ORDER_NS:
+            if (self.world > 1 or not order.committed) and now - order.born > ORDER_NS:
                 self._remember(order.name)
                 effects += self._kill(order, order.new, Status.EXPIRED)
         return effects
@@ -331,9 +334,7 @@ class Saves(Sealing):
             if len(shards) == self.world:
                 whole.append(position)
         effects = self.stock.give_back(back)
-        order.sealing.update(whole)
-        order.whole += whole
-        return effects + self.seal(order, now) + self.finish(order)
+        return effects + self.publish(order, whole, now) + self.finish(order)
 
     # giving up
 
@@ -399,8 +400,8 @@ class Saves(Sealing):
         return effects
 
     def _remember(self, name: Hashable) -> None:
-        """An order of several ranks that is over, or will be soon."""
-        if self.world > 1:
+        """An order with a number that is over, or will be soon."""
+        if isinstance(name, int):
             self._ended[name] = None
             while len(self._ended) > ENDED_MAX:
                 self._ended.popitem(last=False)

@@ -1,10 +1,14 @@
 """How blocks that are in place are published: the half of saves.py that talks to the index.
 
+Of an order that waits for the engine's word nothing is sealed before Commit names it.  Until then
+its pages are given up like those of any other block that is not whole.
+
 While a Seal is unanswered it is asked again with the same content, of the next index if this one is
 gone, and its pages are neither used nor returned: the index may have published them.
 """
 
-from collections.abc import Hashable
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 
 from pegaflow.wire.index import Claiming, Seal, Sealed
 from pegaflow.wire.message import Message
@@ -17,6 +21,9 @@ from .stock import PageStock
 
 INDEX_NS = 1000 * MS
 """Patience with the index: a hundred times its worst answer on a busy host."""
+
+EARLY_MAX = 1 << 16
+"""Commits remembered that have come before their Save: seconds of an engine's orders."""
 
 
 class Sealing:
@@ -31,6 +38,7 @@ class Sealing:
         self.orders: dict[Hashable, Order] = {}  # not ended, oldest first
         self.claimed_upto = 0  # newest claim number we have seen
         self._unsealed: list[tuple[Order, tuple[int, ...]]] = []  # Seals for the next index
+        self._early: OrderedDict[int, None] = OrderedDict()  # committed, and not begun yet
 
     def finish(self, order: Order) -> list[Effect]:
         """Hook: something of this order has ended."""
@@ -49,6 +57,29 @@ class Sealing:
         """The Seals that the last index did not answer."""
         again, self._unsealed = self._unsealed, []
         return [e for order, whole in again for e in self._ask_seal(order, whole, now)]
+
+    def commit(self, names: Iterable[int], now: int) -> list[Effect]:
+        """The engine stands by these orders."""
+        effects: list[Effect] = []
+        for name in names:
+            order = self.orders.get(name)
+            if order is None:
+                self._early[name] = None
+            elif not order.committed:
+                order.committed = True
+                whole = [p for p, shards in order.shards.items() if len(shards) == self.world]
+                effects += self.publish(order, whole, now)
+        while len(self._early) > EARLY_MAX:
+            self._early.popitem(last=False)
+        return effects
+
+    def publish(self, order: Order, whole: Iterable[int], now: int) -> list[Effect]:
+        """These positions are whole: seal them, or let them wait for Commit."""
+        if not order.committed:
+            return []
+        order.sealing.update(whole)
+        order.whole += whole
+        return self.seal(order, now)
 
     def seal(self, order: Order, now: int) -> list[Effect]:
         """Seal what is whole, unless a Seal is unanswered: then it goes with the next, so that a

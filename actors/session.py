@@ -25,6 +25,7 @@ from pegaflow.wire.jobs import Done, SumPages, WriteBlocks
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     LEASE_IDLE_NS,
+    Commit,
     Confirmed,
     Copied,
     Drop,
@@ -101,6 +102,7 @@ class Session(Boarding):
         self.on(Keep, self._on_keep, CLIENT)
         self.on(Drop, self._on_drop, CLIENT)
         self.on(Skip, self._on_skip, CLIENT)
+        self.on(Commit, self._on_commit, CLIENT)
         self.on(Release, self._on_release, CLIENT)
         self.on(Held, self._on_held_again, INDEX)
         self.on(Unheld, self._on_unheld, INDEX)
@@ -256,7 +258,7 @@ class Session(Boarding):
                 miss = Reply(sender, Found(Status.OK, 0, 0))
                 return [miss, *self._end_lease(answer.number)]
             blocks = len(answer.pages) // answer.shards
-            return [Reply(sender, Found(Status.OK, answer.number, blocks))]
+            return [Reply(sender, Found(Status.OK, answer.number, blocks, answer.disk))]
 
         self.counts["blocks_asked"] += len(msg.keys)
         ask = to_index.Find(saves.namespace, msg.keys)
@@ -413,8 +415,12 @@ class Session(Boarding):
         return self.saves.drop(sender.address, msg) if self.saves else []
 
     def _on_skip(self, sender: Sender, msg: Skip, now: int) -> list[Effect]:
-        mine = any(rank.client == sender.address for rank in self.ranks.values())
+        mine = sender.address in self.clients
         return self.saves.skip(msg.order) if self.saves and mine else []
+
+    def _on_commit(self, sender: Sender, msg: Commit, now: int) -> list[Effect]:
+        mine = sender.address in self.clients
+        return self.saves.commit(msg.orders, now) if self.saves and mine else []
 
     def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
         """A lease sent again: ours already, or one that we never heard of and hand back."""

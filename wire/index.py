@@ -73,6 +73,7 @@ class Held(Message):
     shards: int
     pages: U64s
     checksums: U64s = ()  # with `verify`: one per page, 0 where it was never computed
+    disk: U64s = ()  # places in the run of the blocks that were read from SSD for this lookup
 
 
 @message(62)

@@ -14,6 +14,7 @@ Every client of one engine (scheduler, ranks) dials the session that the front d
     client → session   Keep                              copied, and the blocks were still the key's
     client → session   Drop                              the engine takes its blocks back
     client → session   Skip                              this rank will not save that order
+    client → session   Commit                            the engine stands by those orders
     client → session   Leave     → Left                  nothing of ours is touched any more
     client → session   Release
     client → session   Ping      → Pong
@@ -68,6 +69,13 @@ a block is sealed when every rank has said Keep for it under the same order, so 
 computations never meet.  An order that a rank drops, skips or does not join within ORDER_NS is
 given up for all ranks; who comes later is told DROPPED.
 
+Commit.  An engine may find out after a step that what it computed in it is void (another cache's
+load had failed, say), when the ranks have long copied the blocks and said Keep.  So its saves wait
+(Save.commits): they are copied at once, but sealed only when a client of the engine, in vLLM the
+scheduler's, has named their order in Commit.  It may come before the Save: ranks and scheduler have
+their own connections.  Nothing is published by silence: an order that is not committed within
+ORDER_NS is given up, and one that turned out void is ended at once by Skip.
+
 Who dies when:
 * session before Found: the question expires at the client, a miss.
 * session after Found, before Confirmed: its leases end with it; the client reports the blocks as
@@ -100,7 +108,8 @@ LEASE_IDLE_NS = 120_000_000_000
 """A lease that nobody loads for so long is released: a request waits in a queue for less."""
 
 ORDER_NS = 5_000_000_000
-"""An order that not every rank saves within this time is given up: ranks compute in step."""
+"""An order that not every rank saves, or nobody commits, within this time is given up: ranks
+compute in step, and the engine knows at the step's end whether it stands."""
 
 PROOF_BYTES = 32
 """Bytes of Prove: nobody holds them by chance."""
@@ -164,6 +173,7 @@ class Found(Message):
     status: Status
     lease: int
     blocks: int
+    disk: U64s = ()  # places in the run of the blocks that were read from SSD for this lookup
 
 
 @message(34)
@@ -211,6 +221,7 @@ class Save(Message):
     parent: bytes
     order: int = 0  # the same at every rank of an engine with several; 0: there is but one
     blocks: U64s = ()  # process_vm: the engine's block of each key
+    commits: bool = False  # sealed only when Commit has named its order, which then is not 0
 
 
 @message(39)
@@ -299,7 +310,7 @@ class Taken(Message):
 
 @message(51)
 class Skip(Message):
-    """This rank does not save this order: nobody should wait for it."""
+    """This order will not be saved, by this rank or by any: nobody should wait for it."""
 
     order: int
 
@@ -307,3 +318,10 @@ class Skip(Message):
 @message(52)
 class Left(Message):
     """The client's memory is not touched any more, and nothing of it is held."""
+
+
+@message(53)
+class Commit(Message):
+    """The steps that computed these orders stand: their blocks may be sealed."""
+
+    orders: U64s

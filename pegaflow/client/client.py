@@ -199,6 +199,7 @@ class Client(Shell):
         timeout: float,
         parent: bytes = b"",
         order: int = 0,
+        commits: bool = False,
         valid: Callable[[], bool] = lambda: True,
     ) -> int:
         """Save the engine's blocks under these keys.  Returns a ticket for a SaveDone.
@@ -210,6 +211,8 @@ class Client(Shell):
             parent: the key before the first, if there is one; it orders eviction.
             order: with several ranks: the number, from one up, under which all ranks of the engine
                 save these same keys; a block is there when every rank has saved its part of it.
+            commits: with an order: it is published only when `commit`, of any client of the engine,
+                has named it; copied it is at once.
             valid: asked (from the thread that polls) before each copy and once more after it;
                 False means that the engine has taken its blocks back, and nothing of what was
                 copied meanwhile is published.
@@ -218,13 +221,17 @@ class Client(Shell):
             raise ValueError(f"{len(keys)} keys for {len(blocks)} blocks")
         ids, hashes = self._blocks(blocks), _keys(keys)
         deadline = self._deadline(timeout)
-        ticket, effects = self._machine.save(hashes, ids, parent, valid, deadline, order)
+        ticket, effects = self._machine.save(hashes, ids, parent, valid, deadline, order, commits)
         self._apply(effects)
         return ticket
 
     def skip_save(self, order: int) -> None:
-        """With several ranks: this one will not save that order, so nobody need wait for it."""
+        """This client, or the whole engine, will not save that order: nobody need wait for it."""
         self._apply(self._machine.skip(order))
+
+    def commit(self, orders: Sequence[int]) -> None:
+        """The engine stands by what it computed for these orders, saved with `commits`."""
+        self._apply(self._machine.commit(tuple(orders)))
 
     def drop_save(self, ticket: int) -> None:
         """Give a save up: what was not copied yet is not saved and never published."""

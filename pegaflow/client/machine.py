@@ -25,6 +25,7 @@ from pegaflow.wire.session import (
     PROOF_BYTES,
     Attach,
     Attached,
+    Commit,
     Confirmed,
     Copied,
     Drop,
@@ -114,7 +115,8 @@ class Machine:
             lease = None
             if answer.blocks:
                 lease = Lease(self.session.incarnation, answer.lease, answer.blocks)
-            return self._finish(ticket, LookupDone(ticket, answer.status, lease, answer.blocks))
+            done = LookupDone(ticket, answer.status, lease, answer.blocks, answer.disk)
+            return self._finish(ticket, done)
 
         if self.state != "ready":
             return ticket, self._end(ticket, Status.DISCONNECTED)
@@ -183,6 +185,7 @@ class Machine:
         valid: Callable[[], bool],
         deadline: int,
         order: int = 0,
+        commits: bool = False,
     ) -> tuple[int, list[Effect]]:
         """Start a save; its ticket."""
         ticket = self._begin(Operation("save", deadline, blocks, valid=valid))
@@ -196,7 +199,7 @@ class Machine:
         if self.state != "ready" or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         named = blocks if self.saves is Way.PROCESS_VM else ()
-        ask = Save(ticket, self.memory.rank, keys, parent, order, named)
+        ask = Save(ticket, self.memory.rank, keys, parent, order, named, commits)
         return ticket, [self._ask(ask, deadline, saved, ticket)]
 
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
@@ -209,8 +212,12 @@ class Machine:
         return self.drop(ticket)
 
     def skip(self, order: int) -> list[Effect]:
-        """This rank will not save an order."""
+        """This rank, or the whole engine, will not save an order."""
         return [self._tell(Skip(order))] if self.state == "ready" else []
+
+    def commit(self, orders: tuple[int, ...]) -> list[Effect]:
+        """The engine stands by these orders."""
+        return [self._tell(Commit(orders))] if self.state == "ready" else []
 
     def drop(self, ticket: int) -> list[Effect]:
         """The engine takes the blocks of a save back."""

@@ -25,6 +25,7 @@ class LookupDone:
     status: Status
     lease: Lease | None
     blocks: int
+    disk: tuple[int, ...] = ()  # places in the hit of the blocks that were read from SSD for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ try:
 except ImportError:
     _hashes = None
 
+try:
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource as _Source
+except ImportError:
+    _Source = None
+
 
 class _Absent:
     """Stands for a base class that this vLLM does not have."""
@@ -30,6 +35,10 @@ class _Absent:
 
 def _named(name: str) -> Any:
     return getattr(_base, name, _Absent)
+
+
+class _NoHybrid:
+    """Stands for SupportsHMA, by which a connector says that it bears several KV cache groups."""
 
 
 class _StandInConnector:
@@ -46,12 +55,19 @@ class _StandInConnector:
 
 
 ConnectorBase: Any = getattr(_base, "KVConnectorBase_V1", _StandInConnector)
+SupportsHMA: Any = getattr(_base, "SupportsHMA", _NoHybrid)
 Metadata: Any = _named("KVConnectorMetadata")
 WorkerMetadata: Any = _named("KVConnectorWorkerMetadata")
 
 FULL_ATTENTION = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
 """KV cache kinds whose blocks stay with their request until it ends, and are named by one hash
 each."""
+
+WINDOWED = frozenset({"SlidingWindowSpec", "ChunkedLocalAttentionSpec"})
+"""Kinds that vLLM treats as full attention if it is started without its hybrid manager."""
+
+KINDS = ("seq", "tok")
+"""vLLM pools over sequences or over tokens, each in its own way."""
 
 RANDOM_SEEDED = frozenset({"xxhash", "xxhash_cbor"})
 """Hash algorithms that vLLM seeds anew in every process unless PYTHONHASHSEED is set."""
@@ -138,14 +154,47 @@ def hash_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
     return int(tokens or block_tokens(vllm_config, kv_cache_config))
 
 
+def specs(kv_cache_config: Any) -> list[Any]:
+    """What the engine's layers keep: the KV cache specs of all groups."""
+    found: list[Any] = []
+    for group in attribute(kv_cache_config, "kv_cache_groups", []):
+        inner = attribute(group.kv_cache_spec, "kv_cache_specs")
+        found += inner.values() if inner else [group.kv_cache_spec]
+    return found
+
+
+def is_encoder_decoder(vllm_config: Any) -> bool:
+    """Whether the model attends to an encoder's output, which no token's hash covers."""
+    return bool(attribute(vllm_config, "model_config.is_encoder_decoder", False))
+
+
 def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
-    """Why this engine's KV cannot be cached by block hash, in one line; '' if it can."""
-    groups = attribute(kv_cache_config, "kv_cache_groups", [])
-    if len(groups) != 1:
-        return f"the model has {len(groups)} KV cache groups; one is supported"
-    spec = groups[0].kv_cache_spec
-    inner = attribute(spec, "kv_cache_specs")
-    kinds = {type(one).__name__ for one in (inner.values() if inner else [spec])}
+    """Why this engine's KV cannot be cached by block hash, in one line; '' if it can.
+
+    A model for which vLLM itself rules prefix caching out is never offered a hit: it pools over all
+    tokens of a step, say, or attends to later ones. A user who merely turned vLLM's own cache off
+    is served.
+    """
+    kept = specs(kv_cache_config)
+    kinds = {type(spec).__name__ for spec in kept}
+    groups = len(attribute(kv_cache_config, "kv_cache_groups", []))
+    if is_encoder_decoder(vllm_config):
+        return "the model is an encoder-decoder, whose KV depends on more than its tokens"
+    if any(attribute(spec, "non_causal", False) for spec in kept):
+        return "the model attends to later tokens, so a prefix cannot be reused"
+    if not attribute(vllm_config, "model_config.is_prefix_caching_supported", True):
+        pooler = "model_config.pooler_config"
+        names = {str(attribute(vllm_config, f"{pooler}.{kind}_pooling_type", "")) for kind in KINDS}
+        how = f" ({'/'.join(sorted(names - {''}))} pooling)" if names - {""} else ""
+        return f"vLLM does not support prefix caching for this model{how}"
+    if groups != 1 and kinds and kinds <= FULL_ATTENTION | WINDOWED:
+        return (
+            f"the model has {groups} KV cache groups, for full attention and windows; one is"
+            " supported: start vLLM with --disable-hybrid-kv-cache-manager, and it has one"
+        )
+    if groups != 1:
+        listed = f" ({', '.join(sorted(kinds))})" if kinds else ""
+        return f"the model has {groups} KV cache groups{listed}; one is supported"
     if not kinds <= FULL_ATTENTION:
         return f"the KV cache kind {', '.join(sorted(kinds - FULL_ATTENTION))} is not supported"
     hashed, whole = (
@@ -155,6 +204,13 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     if whole % hashed:
         return f"a block of {whole} tokens is no multiple of the {hashed} tokens of a hash"
     return ""
+
+
+def hit_sources(host: int, disk: int) -> dict[Any, int]:
+    """Tokens by the tier they came from, in vLLM's words; empty before 0.32."""
+    if _Source is None:
+        return {}
+    return {name: n for name, n in ((_Source.HOST, host), (_Source.DISK, disk)) if n}
 
 
 def hash_algorithm(vllm_config: Any) -> str:
@@ -207,6 +263,15 @@ def parent_differs(parent: bytes | None) -> bool:
     """Whether vLLM's own NONE_HASH is there and is not what we worked out."""
     real = getattr(_hashes, "NONE_HASH", None)
     return parent is not None and isinstance(real, bytes) and real != parent
+
+
+def processed_tokens(request: Any) -> int:
+    """Tokens of a vLLM Request that are computed, by steps whose output vLLM has taken in.
+
+    `num_computed_tokens` is set forward when a step is scheduled; with asynchronous scheduling or
+    pipeline ranks some of that is still in flight.
+    """
+    return int(request.num_computed_tokens) - int(getattr(request, "num_in_flight_tokens", 0))
 
 
 def block_ids(blocks: Any) -> list[int]:

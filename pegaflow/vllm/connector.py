@@ -74,13 +74,27 @@ def _emergency(self: Any) -> StepOrders:
     return self._scheduler.emergency() if self._scheduler else StepOrders()
 
 
+def _lost_sight(self: Any) -> None:
+    if self._scheduler:
+        self._scheduler.lost_sight()
+
+
+def _drop_all(self: Any) -> None:
+    if self._worker:
+        self._worker.drop_all()
+
+
 def _rescue(self: Any) -> None:
     if self._worker:
         self._worker.rescue(self._orders)
 
 
-class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
-    """vLLM's KVConnectorBase_V1 over a PegaFlow service."""
+class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore[misc]
+    """vLLM's KVConnectorBase_V1 over a PegaFlow service.
+
+    SupportsHMA is what lets the engine of a hybrid model start at all. A model that cannot be
+    served (compat.unsupported) gets a connector that is off.
+    """
 
     def __init__(
         self, vllm_config: Any, role: Any, kv_cache_config: Any = None, **kwargs: Any
@@ -103,7 +117,8 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
         log = compat.logger()
         why = compat.unsupported(vllm_config, kv_cache_config)
         if why:
-            log.error("pegaflow: off: %s", why)
+            if compat.is_scheduler(role):
+                log.warning("pegaflow: off: %s", why)
             return
         made, warnings = engine(vllm_config, kv_cache_config)
         if compat.is_scheduler(role):
@@ -154,6 +169,12 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
         return self._scheduler.matched(request, num_computed_tokens)
 
     @guarded(_nothing)
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """vLLM's pool of blocks."""
+        if self._scheduler:
+            self._scheduler.bind_pool(gpu_block_pool)
+
+    @guarded(_lost_sight)
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """The request has its blocks."""
         if self._scheduler:
@@ -163,6 +184,7 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """This step's orders."""
         assert self._scheduler is not None
+        self._scheduler.begin_step()
         if self._errors >= MAX_ERRORS:
             return self._scheduler.emergency()
         return self._scheduler.orders(scheduler_output)
@@ -173,11 +195,33 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
         if self._scheduler:
             self._scheduler.output(connector_output)
 
+    @guarded(lambda _: ())
+    def take_events(self) -> tuple[Any, ...]:
+        """No events. vLLM asks once for each step, when it has taken in its output."""
+        if self._scheduler:
+            self._scheduler.passed()
+        return ()
+
     @guarded(lambda _: (False, None))
     def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """Whether the request's blocks must wait for its saves."""
         assert self._scheduler is not None
         return self._scheduler.finished(request.request_id), None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: Any
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """`request_finished`, as vLLM asks it of a connector that bears several groups."""
+        return self.request_finished(request, block_ids[0] if block_ids else [])
+
+    @guarded(lambda _: {})
+    def get_external_cache_hit_sources(
+        self, request: Any, num_external_tokens: int
+    ) -> dict[Any, int]:
+        """Which tiers the load just ordered comes from."""
+        if not self._scheduler:
+            return {}
+        return self._scheduler.sources(request.request_id, num_external_tokens)
 
     @guarded(lambda _: False)
     def reset_cache(self) -> bool | None:
@@ -204,11 +248,16 @@ class PegaKVConnector(compat.ConnectorBase):  # type: ignore[misc]
         if self._worker:
             self._worker.restore()
 
-    @guarded(_nothing)
+    @guarded(_drop_all)
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """Blocks are about to be overwritten."""
         if self._worker and isinstance(kv_connector_metadata, StepOrders):
             self._worker.preempted(kv_connector_metadata)
+
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        """A step begins; not every version has said `handle_preemptions` before."""
+        super().bind_connector_metadata(connector_metadata)
+        self.handle_preemptions(connector_metadata)
 
     @guarded(_rescue)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ LOAD_TIMEOUT_S = 10.0
 """The largest prompts are a few GB: a second on the slowest way. Beyond it, computing is faster."""
 
 SAVE_TIMEOUT_S = 10.0
-"""A finished request's blocks are held no longer; enough for thousands of blocks in the queue."""
+"""Enough for thousands of blocks in the queue."""
 
 LET_GO_S = 4.0
 """The session answers when no copy of its runs, within milliseconds; one that does not answer is
@@ -209,6 +209,7 @@ class Mover:
                 timeout=SAVE_TIMEOUT_S,
                 parent=saved.parent,
                 order=saved.order,
+                commits=True,
                 valid=lambda: not job.dropped,
             )
             self._open[ticket] = job

@@ -12,7 +12,14 @@ A request's life, as far as the cache is concerned:
 What is saved. `saved_to` is the first block not yet offered to the cache. A lookup sets it to the
 length of the hit: blocks that only this engine has (computed while no service was there) are
 saved along with the new ones, otherwise a restarted service could never again hit a prefix whose
-head it lost. A load that fails sets it back to the first failed block, which is computed again.
+head it lost. A load that fails sets it back to the first failed block, which is computed again, and
+so does a step that turns out void (steps.py).
+
+A finished request's blocks. Its saves may still be read from them. vLLM may have them back at once
+all the same, for every block that it gives to somebody passes through `reused`, before anything is
+written to it: the saves that read from it are dropped then. Only where memory is so tight that
+those who wait would take the blocks in the next steps is the request *held* instead, for as long as
+its saves need, and let go (`relax`) when there is room again.
 
 What is refused. A block that failed to load is never again offered to its request: vLLM would retry
 it for ever. Hashes are chained, so one number, `limit`, holds that. A lookup that did not answer in
@@ -32,12 +39,20 @@ KEEP_S = 10.0
 requests must not pin the cache, and the session drops leases of 120 s anyway."""
 
 
+AHEAD_BLOCKS = 2
+"""What a running request may take while a save is copied: steps write a block each, at most."""
+
+
 class Hashed(Protocol):
     """What we use of vLLM's Request beyond its id: its growing list of block hashes."""
 
     @property
     def block_hashes(self) -> Sequence[bytes]:
         """One hash per hash block of its tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,16 @@ class SaveOrder:
     keys: tuple[bytes, ...]
     blocks: tuple[int, ...]
     parent: bytes  # the key before the first; empty at the start of a prompt
+    first: int = 0  # place of the first block in the request
+
+
+@dataclass(slots=True)
+class _Open:
+    """A save order that not every worker has reported over."""
+
+    tracked: "Tracked"
+    blocks: frozenset[int]
+    reports: int  # still to come
 
 
 class Lookup(Enum):
@@ -84,13 +109,14 @@ class Tracked:
     asked_at: float = 0.0  # when the lookup was sent; valid in ASKED
     ticket: int = 0  # of the lookup; valid in ASKED
     lease: Lease | None = None  # present exactly in HIT
+    disk: tuple[int, ...] = ()  # places in the last hit of blocks that came from SSD
     answered_at: float = 0.0  # valid in HIT
     local: int = 0  # blocks vLLM had itself at the last offer
     limit: int | None = None  # first block never to be loaded again; None: no failure yet
     blocks: list[int] = field(default_factory=list)  # the engine's blocks, in order
     saved_to: int | None = None  # first block not yet offered to the cache; None: never scheduled
     loading: LoadOrder | None = None  # a load under way or ordered
-    saves: int = 0  # save orders times ranks not yet reported done
+    open: set[int] = field(default_factory=set)  # its save orders that are not over
 
     def usable(self) -> int:
         """Leading blocks that the lease covers and that never failed."""
@@ -112,6 +138,9 @@ class Requests:
         self.tracked: dict[str, Tracked] = {}
         self._tickets: dict[int, str] = {}  # open lookups: ticket -> request
         self._order = 0  # number of the newest save order
+        self._open: dict[int, _Open] = {}  # save orders that are not over
+        self._loose: set[int] = set()  # those of them whose request has ended and is not held
+        self._held: dict[str, set[int]] = {}  # finished requests that vLLM keeps for these orders
 
     def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[bytes, ...]:
         """Keys of the request's full blocks first..end."""
@@ -140,13 +169,21 @@ class Requests:
         tracked.lookup, tracked.ticket, tracked.asked_at = Lookup.ASKED, ticket, now
         self._tickets[ticket] = request
 
-    def answered(self, ticket: int, lease: Lease | None, in_time: bool, now: float) -> Lease | None:
+    def answered(
+        self,
+        ticket: int,
+        lease: Lease | None,
+        in_time: bool,
+        now: float,
+        disk: tuple[int, ...] = (),
+    ) -> Lease | None:
         """An answer came; returns its lease if nobody wants it any more."""
         tracked = self.tracked.get(self._tickets.pop(ticket, ""))
         if tracked is None or tracked.lookup is not Lookup.ASKED or tracked.ticket != ticket:
             return lease
         if lease is not None:
             tracked.lookup, tracked.lease, tracked.answered_at = Lookup.HIT, lease, now
+            tracked.disk = disk
         else:
             tracked.lookup = Lookup.MISS if in_time else Lookup.NEVER
         if in_time and tracked.saved_to is not None:
@@ -202,6 +239,14 @@ class Requests:
         tracked.lookup, tracked.lease = Lookup.NONE, None
         return []
 
+    def from_disk(self, request: str) -> int:
+        """Blocks of the request's load that had to be read from SSD."""
+        tracked = self.tracked.get(request)
+        order = tracked.loading if tracked else None
+        if tracked is None or order is None:
+            return 0
+        return sum(0 <= place - order.first < len(order.blocks) for place in tracked.disk)
+
     def step(
         self, request: str, blocks: Iterable[int], replace: bool, computed: int, scheduled: int
     ) -> SaveOrder | None:
@@ -223,9 +268,15 @@ class Requests:
         tracked.saved_to = first + len(keys)
         parent = self.keys(tracked, first - 1, first)[0] if first else b""
         targets = tuple(tracked.blocks[first : tracked.saved_to])
-        tracked.saves += self._ranks
         self._order += 1
-        return SaveOrder(self._order, request, keys, targets, parent)
+        self._open[self._order] = _Open(tracked, frozenset(targets), self._ranks)
+        tracked.open.add(self._order)
+        return SaveOrder(self._order, request, keys, targets, parent, first)
+
+    def void(self, tracked: Tracked, first: int) -> None:
+        """What was saved from this block on is not published: it is saved again."""
+        if tracked.saved_to is not None:
+            tracked.saved_to = min(first, tracked.saved_to)
 
     # what became of it
 
@@ -245,11 +296,16 @@ class Requests:
         if request in self.tracked:
             self.tracked[request].loading = None
 
-    def saved(self, request: str, count: int) -> None:
-        """Workers ended this many saves of the request."""
-        if request in self.tracked:
-            tracked = self.tracked[request]
-            tracked.saves = max(0, tracked.saves - count)
+    def saved(self, order: int, count: int) -> None:
+        """So many more workers are done with this save."""
+        save = self._open.get(order)
+        if save is None:
+            return
+        save.reports -= count
+        if save.reports <= 0:
+            del self._open[order]
+            self._loose.discard(order)
+            save.tracked.open.discard(order)
 
     def preempted(self, request: str) -> list[Lease]:
         """The request lost its blocks; it will be looked up again."""
@@ -259,8 +315,9 @@ class Requests:
         tracked.blocks = []
         return self._drop_answer(tracked)
 
-    def finished(self, request: str) -> tuple[bool, list[Lease]]:
-        """Forget the request. (whether its blocks are still needed for saves, leases to release)
+    def finished(self, request: str, free: int) -> tuple[bool, list[Lease]]:
+        """Forget the request, while vLLM has so many free blocks. (whether its blocks must be kept
+        for its saves, leases to release)
 
         A request whose load is under way ends by that load's report alone: vLLM keeps its blocks
         until then, and a second report would kill the engine.
@@ -268,8 +325,51 @@ class Requests:
         tracked = self.tracked.pop(request, None)
         if tracked is None:
             return False, []
-        held = tracked.saves > 0 and tracked.loading is None
+        held = bool(tracked.open) and tracked.loading is None and self._wanted(free)
+        if held:
+            self._held[request] = tracked.open
+        else:
+            self._loose |= tracked.open
         return held, self._drop_answer(tracked)
+
+    def relax(self, free: int) -> tuple[str, ...]:
+        """Held requests that need not be any more, with so many free blocks: vLLM may have them."""
+        if not self._held or self._wanted(free):
+            return ()
+        names = tuple(self._held)
+        for orders in self._held.values():
+            self._loose |= orders
+        self._held.clear()
+        return names
+
+    def sent(self, request: str) -> None:
+        """vLLM was told that it can have the blocks of a held request."""
+        self._loose |= self._held.pop(request, set())
+
+    def reused(self, blocks: Collection[int]) -> tuple[int, ...]:
+        """Saves to be dropped, for these blocks are about to be written by somebody else."""
+        if not self._loose or not blocks:
+            return ()
+        given = frozenset(blocks)
+        gone = tuple(n for n in self._loose if not given.isdisjoint(self._open[n].blocks))
+        self._loose.difference_update(gone)
+        return gone
+
+    def drop_loose(self) -> tuple[int, ...]:
+        """Saves to be dropped, for any block may be written by somebody else."""
+        gone = tuple(self._loose)
+        self._loose.clear()
+        return gone
+
+    def _wanted(self, free: int) -> bool:
+        """Whether those who are there may soon take more than these blocks."""
+        wanted = 0
+        for tracked in self.tracked.values():
+            missing = tracked.source.num_tokens // self.block_tokens + 1 - len(tracked.blocks)
+            wanted += max(AHEAD_BLOCKS, missing)
+            if wanted > free:
+                return True
+        return False
 
     def clear_answers(self) -> list[Lease]:
         """Everything the cache said is void."""

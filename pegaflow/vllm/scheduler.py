@@ -8,11 +8,16 @@ one opens the engine's session (a new one after each reset); the workers' client
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
 between, `emergency` sends what is left as abandoned, and the workers report it failed.
+
+The workers copy a save at once, but the service publishes it only when we commit it: when vLLM has
+taken in the step's output and stands by what was computed (steps.py). That is said from here, over
+our own connection, so it needs no further step: what the last step of an idle engine computed is
+published as well.
 """
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +25,7 @@ from pegaflow.client import Client, Lease, LookupDone
 from pegaflow.vllm import compat
 from pegaflow.vllm.requests import LoadOrder, Requests, SaveOrder
 from pegaflow.vllm.settings import Engine
+from pegaflow.vllm.steps import Saving, Steps
 from pegaflow.wire.status import Status
 
 STEP_BUDGET_S = 0.0002
@@ -43,6 +49,8 @@ class StepOrders(compat.Metadata):  # type: ignore[misc]
     saves: tuple[SaveOrder, ...] = ()
     preempted: tuple[str, ...] = ()  # requests whose blocks are gone
     held: tuple[str, ...] = ()  # finished requests whose blocks wait for their saves
+    let_go: tuple[str, ...] = ()  # held requests that need not be held any more
+    dropped: tuple[int, ...] = ()  # saves whose blocks are written by somebody else from now on
     abandoned: tuple[tuple[str, tuple[int, ...]], ...] = ()  # loads to report failed: ids, blocks
 
 
@@ -54,6 +62,8 @@ class Scheduler:
         self._requests = Requests(
             engine.block_tokens, engine.hash_tokens, engine.world, engine.settings.saves
         )
+        self._steps = Steps(compat.processed_tokens)
+        self._pool: Any = None  # vLLM's, which knows how many of its blocks are free
         self._epoch = 0  # counts reset_cache; part of the namespace after the first
         self._checked = False  # the worked-out hash seed was compared with vLLM's
         self._off = ""  # why nothing is asked or saved any more
@@ -66,6 +76,8 @@ class Scheduler:
         # Loads promised to vLLM that no worker has been told of: request -> order or block ids.
         self._loads: dict[str, LoadOrder | tuple[int, ...]] = {}
         self._held: list[str] = []  # finished since the last step, to be reported by the workers
+        self._allocated: dict[str, list[int]] = {}  # blocks given to requests since the last step
+        self._blind = False  # more were given, nobody knows which
 
     def _new_client(self) -> Client:
         engine = self._engine
@@ -121,7 +133,8 @@ class Scheduler:
         for done in self._client.poll(max(0.0, STEP_BUDGET_S - self._spent)):
             assert isinstance(done, LookupDone)
             in_time = done.status is not Status.EXPIRED
-            unwanted = self._requests.answered(done.ticket, done.lease, in_time, start)
+            answer = (done.lease, in_time, start, done.disk)
+            unwanted = self._requests.answered(done.ticket, *answer)
             self._release([unwanted] if unwanted else [])
         now = time.monotonic()
         self._spent += now - start
@@ -141,16 +154,38 @@ class Scheduler:
 
     # loads and saves
 
+    def bind_pool(self, pool: Any) -> None:
+        """vLLM's pool of blocks."""
+        self._pool = pool
+
+    def _free(self) -> int:
+        """Blocks that nobody holds; -1 where it is not known."""
+        return int(self._pool.get_num_free_blocks()) if self._pool is not None else -1
+
     def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
         """vLLM gave the request its blocks and waits for `tokens` of them, if any."""
         name, ids = request.request_id, compat.block_ids(blocks)
         tracked = self._requests.add(name, request)
+        self._allocated[name] = ids[tracked.local :] if tokens else ids
         if tokens:
             self._loads[name] = tuple(ids[tracked.local :])  # come what may, it is reported
         self._release(self._requests.allocated(name, ids, tokens))
         order = tracked.loading
         if tokens and order is not None:
             self._loads[name] = order
+
+    def sources(self, name: str, tokens: int) -> dict[Any, int]:
+        """Tokens of the load just ordered, by tier."""
+        disk = min(tokens, self._requests.from_disk(name) * self._engine.block_tokens)
+        return compat.hit_sources(tokens - disk, disk)
+
+    def lost_sight(self) -> None:
+        """Blocks were given to somebody, and we do not know which."""
+        self._blind = True
+
+    def begin_step(self) -> None:
+        """A step is scheduled; `orders` or, should that fail, `emergency` has the workers' part."""
+        self._steps.begin()
 
     def orders(self, output: Any) -> StepOrders:
         """Everything that this step brings, for the workers."""
@@ -162,9 +197,15 @@ class Scheduler:
         for name in preempted:
             self._release(self._requests.preempted(name))
         self._release(self._requests.stale(time.monotonic()))
-        saves = () if self._off else tuple(self._saves(output))
         orders = self._outgoing()
-        orders.saves, orders.preempted = saves, preempted
+        orders.preempted = preempted
+        orders.saves = () if self._off else tuple(self._saves(output))
+        if not self._blind:
+            orders.dropped = self._requests.reused(self._given(output))
+            orders.let_go = self._requests.relax(self._free())
+            self._sent()
+            return orders
+        orders.dropped = self._requests.drop_loose()
         self._sent()
         return orders
 
@@ -174,6 +215,7 @@ class Scheduler:
             if isinstance(order, LoadOrder):
                 self._loads[name] = order.blocks
         orders = self._outgoing()
+        orders.dropped = self._requests.drop_loose()
         self._sent()
         return orders
 
@@ -188,44 +230,73 @@ class Scheduler:
         )
 
     def _sent(self) -> None:
-        self._loads, self._held = {}, []
+        self._loads, self._held, self._allocated, self._blind = {}, [], {}, False
+
+    def _rows(self, output: Any) -> Iterator[tuple[str, list[int], bool, int]]:
+        """Of each scheduled request: its new blocks, whether they are all it has, and its tokens
+        that are computed."""
+        for new in output.scheduled_new_reqs:
+            yield new.req_id, compat.block_ids(new.block_ids), True, new.num_computed_tokens
+        cached = output.scheduled_cached_reqs
+        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
+        for name, blocks, computed in rows:
+            ids = compat.block_ids(blocks) if blocks is not None else []
+            yield name, ids, name in cached.resumed_req_ids, computed
+
+    def _given(self, output: Any) -> list[int]:
+        """Blocks that this step, or a load that it starts, may write: all that their owner has not
+        had before, but for those that it found in vLLM's own cache."""
+        found: list[int] = []
+        for _, blocks, replaced, computed in self._rows(output):
+            found += blocks[computed // self._engine.block_tokens :] if replaced else blocks
+        for name, blocks in self._allocated.items():
+            if name not in output.num_scheduled_tokens:
+                found += blocks
+        return found
 
     def _saves(self, output: Any) -> list[SaveOrder]:
         scheduled: Mapping[str, int] = output.num_scheduled_tokens
         found = [
-            self._requests.step(
-                new.req_id,
-                compat.block_ids(new.block_ids),
-                True,
-                new.num_computed_tokens,
-                scheduled.get(new.req_id, 0),
-            )
-            for new in output.scheduled_new_reqs
+            self._requests.step(name, blocks, replaced, computed, scheduled.get(name, 0))
+            for name, blocks, replaced, computed in self._rows(output)
         ]
-        cached = output.scheduled_cached_reqs
-        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
-        for name, blocks, computed in rows:
-            resumed = name in cached.resumed_req_ids
-            ids = compat.block_ids(blocks) if blocks is not None else []
-            found.append(self._requests.step(name, ids, resumed, computed, scheduled.get(name, 0)))
-        return [order for order in found if order is not None]
+        orders = [order for order in found if order is not None]
+        whole, tracked = self._engine.block_tokens, self._requests.tracked
+        self._steps.ordered(
+            Saving(o.order, tracked[o.request], o.first, (o.first + len(o.keys)) * whole)
+            for o in orders
+        )
+        return orders
 
     # what the workers report
 
     def output(self, output: Any) -> None:
         """Failures first: a load that ended may have failed."""
         bad = getattr(output, "invalid_block_ids", None)
+        if bad or getattr(output, "failed_recving", None):
+            self._steps.void()
         if bad:
             self._requests.failed(bad)
         for name in output.finished_recving or ():
             self._requests.loaded(name)
         done = getattr(output, "kv_connector_worker_meta", None)
-        for name, count in getattr(done, "saves", {}).items():
-            self._requests.saved(name, count)
+        for order, count in getattr(done, "saves", {}).items():
+            self._requests.saved(order, count)
+        for name in output.finished_sending or ():
+            self._requests.sent(name)
+
+    def passed(self) -> None:
+        """vLLM has taken in the output of the oldest step."""
+        stands, void = self._steps.passed()
+        if stands:
+            self._client.commit(stands)
+        for saving in void:
+            self._client.skip_save(saving.order)
+            self._requests.void(saving.request, saving.first)
 
     def finished(self, name: str) -> bool:
         """The request ended; whether its blocks must wait for saves."""
-        held, leases = self._requests.finished(name)
+        held, leases = self._requests.finished(name, self._free())
         self._release(leases)
         if held:
             self._held.append(name)

@@ -32,20 +32,23 @@ class Settings:
     mode: str  # one of MODES
     timeout_s: float  # after this long, a lookup is a miss
     way: str  # one of WAYS: how blocks move between the engine and the pool
+    role: str = "kv_both"  # vLLM's kv_role
 
     @property
     def loads(self) -> bool:
         """Whether the cache is read."""
-        return self.mode != "save_only"
+        return self.mode != "save_only" and self.role != "kv_producer"
 
     @property
     def saves(self) -> bool:
         """Whether the cache is written."""
-        return self.mode != "read_only"
+        return self.mode != "read_only" and self.role != "kv_consumer"
 
 
-def settings(extra: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Settings, list[str]]:
-    """The settings, and one warning per key or value that was not understood."""
+def settings(
+    extra: Mapping[str, Any], env: Mapping[str, str], role: str = "kv_both"
+) -> tuple[Settings, list[str]]:
+    """The settings, and one warning per key or value that was not understood or is overruled."""
     names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms", "way")
     known = {f"{PREFIX}{name}" for name in names}
     where = choose(extra, env)
@@ -72,7 +75,14 @@ def settings(extra: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Settings
     if not 0 < timeout < float("inf"):
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
-    return Settings(where.url, where.curve, mode, timeout / 1000, way), warnings
+    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role)
+    if f"{PREFIX}mode" in extra:
+        said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
+        if mode != "save_only" and not made.loads:
+            warnings.append(f"{said}: nothing is loaded")
+        if mode != "read_only" and not made.saves:
+            warnings.append(f"{said}: nothing is saved")
+    return made, warnings
 
 
 def facts(vllm_config: Any, kv_cache_config: Any) -> dict[str, str]:
@@ -138,7 +148,8 @@ class Engine:
 
 def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
     """This engine, and warnings for the log."""
-    chosen, warnings = settings(compat.extra_config(vllm_config), os.environ)
+    role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", "kv_both"))
+    chosen, warnings = settings(compat.extra_config(vllm_config), os.environ, role)
     algorithm = compat.hash_algorithm(vllm_config)
     parent = compat.first_parent(algorithm)
     if parent is None:

@@ -6,17 +6,17 @@ Every method runs in the engine's thread and only moves entries between lists. I
 - Every load is reported exactly once, as received; failed blocks are named in the same step. This
   holds without a Mover (the KV memory cannot be described, or is given up), after its death, and
   for abandoned loads.
-- Every held request is reported exactly once, as sent, as soon as no save of it is open. A save
-  that takes too long is dropped, so that nothing is held for ever.
-- Blocks computed in a step that reported load errors are not saved.
+- Every held request is reported exactly once, as sent, as soon as no save of it is open or the
+  scheduler lets it go. After HOLD_S its saves are dropped, so that nothing is held for longer.
+- When `preempted` returns, blocks that somebody else will write are not saved any more.
 
 Results are collected once per step, at its first call, so that all its reports agree with each
 other.
 
 Of an engine with several ranks each makes these reports by itself. vLLM waits until all of them
 have reported a request as received or sent, adds their failed blocks up, and computes again from
-the first one that any rank names. A step in which one rank reports errors is saved by none: that
-rank skips the step's orders, and an order is published only when every rank has saved it.
+the first one that any rank names. An order is published only when every rank has saved it and the
+scheduler has committed it: never that of a step in which any rank reports errors (steps.py).
 """
 
 import time
@@ -27,14 +27,15 @@ from typing import Any
 from pegaflow.client import Client
 from pegaflow.vllm import compat
 from pegaflow.vllm.layout import Tensor, Unrepresentable, plan
-from pegaflow.vllm.mover import LET_GO_S, SAVE_TIMEOUT_S, Load, Mover, Reset, Save, Skip
+from pegaflow.vllm.mover import LET_GO_S, Load, Mover, Reset, Save, Skip
 from pegaflow.vllm.requests import LoadOrder
 from pegaflow.vllm.scheduler import StepOrders
 from pegaflow.vllm.settings import Engine
 from pegaflow.wire.layout import Layout
 
-SAVE_GRACE_S = 2.0
-"""On top of the client's own timeout, which normally ends a save first."""
+HOLD_S = 2.0
+"""Longest hold of a finished request's blocks: a save takes milliseconds, and whoever waits for the
+memory so long has more use of it than a later request has of the blocks."""
 
 DEAD_LOAD_S = 5.0
 """A load of a dead Mover is reported failed this much later: its client has left the session, which
@@ -47,14 +48,14 @@ from a session that hangs, and to stop what it is doing."""
 
 @dataclass
 class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
-    """Saves that ended since the last step, per request; the ranks' reports are added up."""
+    """Workers that ended a save since the last step, per order; the ranks' reports are added up."""
 
-    saves: dict[str, int] = field(default_factory=dict)
+    saves: dict[int, int] = field(default_factory=dict)
 
     def aggregate(self, other: "SavesDone") -> "SavesDone":
         """Both reports in one."""
-        names = self.saves.keys() | other.saves.keys()
-        return SavesDone({n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in names})
+        orders = self.saves.keys() | other.saves.keys()
+        return SavesDone({n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in orders})
 
 
 def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
@@ -110,8 +111,7 @@ class Worker:
         self._held: dict[str, float] = {}  # request -> when its saves are dropped
         self._received: set[str] = set()  # to be reported in this step
         self._errors: set[int] = set()  # to be reported in this step
-        self._errors_in_step = False  # whether this step reports, or reported, errors
-        self._ended: dict[str, int] = {}  # saves to be reported to the scheduler
+        self._ended: set[int] = set()  # save orders to be reported to the scheduler
 
     def register(self, caches: Mapping[str, Any]) -> None:
         """The engine's KV memory; from now on it is offered to the service."""
@@ -132,8 +132,7 @@ class Worker:
             return
         if not mover.stop(FAREWELL_S):
             compat.logger().error("pegaflow: the service has not let go of the KV memory")
-        for name in list(self._saves):
-            self._drop(name)
+        self.drop_all()
         for name in list(self._loads):
             self._finish(name, self._loads.pop(name).order.blocks)
 
@@ -152,9 +151,17 @@ class Worker:
     # a step, in vLLM's order
 
     def preempted(self, orders: StepOrders) -> None:
-        """Blocks are about to be overwritten: of these requests, or after a reset of any."""
+        """Blocks are about to be overwritten: of these requests or saves, or after a reset any."""
         self._follow(orders)
         for name in orders.preempted:
+            self._drop(name)
+        if orders.dropped:
+            for saves in list(self._saves.values()):
+                self._drop_saves([s for s in saves if s.order.order in orders.dropped])
+
+    def drop_all(self) -> None:
+        """Any block may be about to be overwritten."""
+        for name in list(self._saves):
             self._drop(name)
 
     def begin(self, orders: StepOrders) -> None:
@@ -173,12 +180,12 @@ class Worker:
         if orders.namespace != self._engine.namespace(orders.epoch):
             compat.logger().error("pegaflow: off: scheduler and worker differ in their namespace")
             self._disagrees = True
+            self.drop_all()
             if self._mover is not None:
                 self._mover.stop(0.0)
         elif orders.epoch != self._epoch:
             self._epoch = orders.epoch
-            for name in list(self._saves):
-                self._drop(name)
+            self.drop_all()
             for load in self._loads.values():
                 load.spoiled = True  # it brings KV of other weights
             if self._mover is not None:
@@ -196,12 +203,12 @@ class Worker:
         """The step's KV is computed: start its saves, and note who waits for theirs."""
         jobs: list[Save | Skip] = []
         for order in orders.saves:
-            if self._moves and not self._errors_in_step:
+            if self._moves:
                 save = Save(order)
                 self._saves.setdefault(order.request, []).append(save)
                 jobs.append(save)
             else:
-                self._ended[order.request] = self._ended.get(order.request, 0) + 1
+                self._ended.add(order.order)
                 jobs.append(Skip(order.order))
         if jobs and self._mover is not None and self._moves:
             self._mover.submit(*jobs)
@@ -210,11 +217,13 @@ class Worker:
         """(held requests whose saves are over, requests whose load is over)"""
         now = time.monotonic()
         for name in orders.held if orders else ():
-            self._held[name] = now + SAVE_TIMEOUT_S + SAVE_GRACE_S
+            self._held[name] = now + HOLD_S
         for name, until in self._held.items():
             if now >= until:
                 self._drop(name)
         sent = {name for name in self._held if name not in self._saves}
+        if orders:
+            sent.update(self._held.keys() & orders.let_go)
         for name in sent:
             del self._held[name]
         received, self._received = self._received, set()
@@ -229,7 +238,8 @@ class Worker:
         """What the scheduler half should know."""
         if not self._ended:
             return None
-        done, self._ended = SavesDone(self._ended), {}
+        done = SavesDone(dict.fromkeys(self._ended, 1))
+        self._ended.clear()
         return done
 
     def rescue(self, orders: StepOrders | None) -> None:
@@ -245,7 +255,6 @@ class Worker:
     # inside
 
     def _collect(self) -> None:
-        self._errors_in_step = bool(self._errors)
         mover = self._mover
         while mover is not None and mover.done:
             job = mover.done.popleft()
@@ -263,8 +272,7 @@ class Worker:
             self._dead_since = now
             if self._mover is not None:
                 compat.logger().error("pegaflow: off: the mover thread has died")
-        for name in list(self._saves):
-            self._drop(name)
+        self.drop_all()
         if now >= self._dead_since + DEAD_LOAD_S:
             for name in list(self._loads):
                 self._finish(name, self._loads.pop(name).order.blocks)
@@ -272,10 +280,12 @@ class Worker:
     def _finish(self, name: str, failed: Iterable[int]) -> None:
         self._received.add(name)
         self._errors.update(failed)
-        self._errors_in_step = self._errors_in_step or bool(self._errors)
 
     def _drop(self, name: str) -> None:
-        for save in list(self._saves.get(name, ())):
+        self._drop_saves(list(self._saves.get(name, ())))
+
+    def _drop_saves(self, saves: Iterable[Save]) -> None:
+        for save in saves:
             save.dropped = True
             self._end(save)
 
@@ -288,4 +298,4 @@ class Worker:
         saves.remove(save)
         if not saves:
             del self._saves[name]
-        self._ended[name] = self._ended.get(name, 0) + 1
+        self._ended.add(save.order.order)

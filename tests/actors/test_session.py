@@ -35,8 +35,8 @@ def leased() -> tuple[Rig, Session, int]:
     """A session with a lease of three blocks."""
     rig, actor, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS[:4])), Find, IDX)
-    found = said(rig.answer(question, Held(5, 1, (0, 1, 4))), Found, CLIENT_7)
-    assert (found.status, found.blocks) == (Status.OK, 3)
+    found = said(rig.answer(question, Held(5, 1, (0, 1, 4), (), (1, 2))), Found, CLIENT_7)
+    assert (found.status, found.blocks, found.disk) == (Status.OK, 3, (1, 2))
     return rig, actor, found.lease
 
 

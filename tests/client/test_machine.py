@@ -27,6 +27,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     Attach,
     Attached,
+    Commit,
     Confirmed,
     Copied,
     Drop,
@@ -152,9 +153,9 @@ def test_a_client_without_memory_is_ready_after_a_ping() -> None:
 def test_lookup() -> None:
     c = ready()
     ticket, question = c.lookup()
-    c.answer(question, Found(Status.OK, 9, 2))
+    c.answer(question, Found(Status.OK, 9, 2, (1,)))
     lease = Lease(PEER.incarnation, 9, 2)
-    assert c.done == [LookupDone(ticket, Status.OK, lease, 2)]
+    assert c.done == [LookupDone(ticket, Status.OK, lease, 2, (1,))]
     ticket, question = c.lookup()
     c.answer(question, Found(Status.OK, 0, 0))
     assert c.done[1:] == [LookupDone(ticket, Status.OK, None, 0)]
@@ -214,6 +215,16 @@ def test_save() -> None:
     assert c.look() == [Keep(ticket, 1)]
     c.answer(question, Saved(Status.OK, 2, 1))
     assert c.done == [SaveDone(ticket, Status.OK, 2, 1)]
+
+
+def test_a_save_that_waits_for_commit() -> None:
+    c = ready()
+    _, effects = c.m.save(KEYS, BLOCKS, b"", lambda: True, c.at(), 7, True)
+    c.do([*effects, *c.m.commit((7,))])
+    save, commit = c.look()
+    assert isinstance(save, Save) and (save.order, save.commits) == (7, True)
+    assert commit == Commit((7,))
+    assert joined().m.commit((7,)) == [], "nobody is there to hear it"
 
 
 def test_blocks_taken_back_during_the_copy_are_never_kept() -> None:

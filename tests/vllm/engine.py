@@ -43,6 +43,8 @@ class Options:
     endpoint: str = ""  # of the service; empty: no connector at all
     module: str = "pegaflow.connector"  # where PegaKVConnector is taken from
     extra: dict[str, Any] = field(default_factory=dict)  # more connector configuration
+    role: str = "kv_both"
+    beside: str = ""  # a module whose `Connector` is asked first, with ours in a MultiConnector
     lengths: list[int] = field(default_factory=lambda: [300, 513, 777, 641])
     seed: int = 7  # of the prompts
     tokens: int = 24  # to generate for each
@@ -74,13 +76,19 @@ def build(model: str, options: Options) -> Any:
 
     more: dict[str, Any] = {}
     if options.endpoint:
-        more["kv_transfer_config"] = KVTransferConfig(
-            kv_connector="PegaKVConnector",
-            kv_role="kv_both",
-            kv_connector_module_path=options.module,
-            kv_load_failure_policy="recompute",
-            kv_connector_extra_config={"pegaflow.endpoint": options.endpoint, **options.extra},
-        )
+        ours: dict[str, Any] = {
+            "kv_connector": "PegaKVConnector",
+            "kv_role": options.role,
+            "kv_connector_module_path": options.module,
+            "kv_connector_extra_config": {"pegaflow.endpoint": options.endpoint, **options.extra},
+        }
+        if options.beside:
+            first = {**ours, "kv_connector": "Connector", "kv_connector_extra_config": {}}
+            first["kv_connector_module_path"] = options.beside
+            both = {"connectors": [first, ours]}
+            ours = {"kv_connector": "MultiConnector", "kv_role": options.role}
+            ours["kv_connector_extra_config"] = both
+        more["kv_transfer_config"] = KVTransferConfig(**ours, kv_load_failure_policy="recompute")
     if options.tp > 1:
         more |= {"tensor_parallel_size": options.tp, "distributed_executor_backend": "mp"}
     if options.kv_blocks:

@@ -28,6 +28,8 @@ class Request:
     request_id: str
     num_tokens: int
     salt: str = ""
+    num_computed_tokens: int = 0
+    num_in_flight_tokens: int = 0
 
     @property
     def block_hashes(self) -> list[bytes]:
@@ -41,6 +43,24 @@ class FullAttentionSpec:
     block_size = BLOCK
 
 
+class SlidingWindowSpec:
+    """Of layers that see a window."""
+
+    block_size = BLOCK
+
+
+class MambaSpec:
+    """Of layers that keep a state."""
+
+    block_size = BLOCK
+
+
+class PrefixLMSpec(FullAttentionSpec):
+    """Of layers that see later tokens."""
+
+    non_causal = True
+
+
 def config(
     mode: str = "read_write",
     extra: dict[str, Any] | None = None,
@@ -49,6 +69,8 @@ def config(
     world: int = 1,
     life: str = "42",
     dtype: str = "auto",
+    kv_role: str = "kv_both",
+    **model: Any,
 ) -> Any:
     """A VllmConfig, as a process of that rank sees it."""
     return SimpleNamespace(
@@ -56,19 +78,22 @@ def config(
         parallel_config=SimpleNamespace(rank=rank, world_size=world),
         kv_transfer_config=SimpleNamespace(
             engine_id="engine",
+            kv_role=kv_role,
             kv_load_failure_policy="recompute",
-            kv_connector_extra_config={"pegaflow.mode": mode, **(extra or {})},
+            kv_connector_extra_config={
+                **({"pegaflow.mode": mode} if mode else {}),
+                **(extra or {}),
+            },
         ),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype=dtype),
+        model_config=SimpleNamespace(model="", **model),
     )
 
 
-def kv_cache_config(blocks: int = 64, groups: int = 1) -> Any:
-    """A KVCacheConfig."""
-    group = SimpleNamespace(kv_cache_spec=FullAttentionSpec())
-    return SimpleNamespace(
-        num_blocks=blocks, kv_cache_groups=[group] * groups, hash_block_size=BLOCK
-    )
+def kv_cache_config(blocks: int = 64, kinds: Sequence[type] = (FullAttentionSpec,)) -> Any:
+    """A KVCacheConfig with a group of each kind."""
+    groups = [SimpleNamespace(kv_cache_spec=kind()) for kind in kinds]
+    return SimpleNamespace(num_blocks=blocks, kv_cache_groups=groups, hash_block_size=BLOCK)
 
 
 def role(name: str) -> Any:
@@ -104,11 +129,18 @@ def blocks(ids: list[int]) -> Any:
 
 
 def worker_output(
-    received: set[str] | None = None, bad: Collection[int] = (), meta: Any = None
+    received: set[str] | None = None,
+    bad: Collection[int] = (),
+    meta: Any = None,
+    sent: Collection[str] = (),
 ) -> Any:
     """A KVConnectorOutput."""
     return SimpleNamespace(
-        finished_recving=received, invalid_block_ids=bad, kv_connector_worker_meta=meta
+        finished_recving=received,
+        finished_sending=sent,
+        failed_recving=set(),
+        invalid_block_ids=bad,
+        kv_connector_worker_meta=meta,
     )
 
 
@@ -126,6 +158,8 @@ class Store:
     loaded: dict[int, set[int]] = field(default_factory=dict)  # lease -> ranks that have used it
     orders: dict[Order, dict[int, list[bytes]]] = field(default_factory=dict)  # parts by rank
     given_up: set[Order] = field(default_factory=set)
+    committed: set[Order] = field(default_factory=set)
+    on_disk: Collection[bytes] = ()  # hashes that a lookup has to read from SSD
     holding: bool = False  # answers are kept back
     failing: int = 0  # of each load, so many last blocks fail
     failing_ranks: Collection[int] = (0,)  # where they do
@@ -136,7 +170,8 @@ class Store:
 
     def has(self, request: Request) -> bool:
         """Whether any block of the request is there, in any namespace."""
-        return any(key.endswith(block) for key in self.pages for block in request.block_hashes)
+        with self.lock:
+            return any(key.endswith(block) for key in self.pages for block in request.block_hashes)
 
     def let_go(self) -> None:
         """Give the answers that were held back."""
@@ -242,7 +277,8 @@ class FakeClient:
         if held:
             self.store.leases[ticket] = held
         lease = Lease(1, ticket, len(held)) if held else None
-        self.done.append(LookupDone(ticket, Status.OK, lease, len(held)))
+        disk = tuple(i for i, key in enumerate(keys[: len(held)]) if key in self.store.on_disk)
+        self.done.append(LookupDone(ticket, Status.OK, lease, len(held), disk))
         return ticket
 
     def start_load(
@@ -276,9 +312,11 @@ class FakeClient:
         timeout: float,
         parent: bytes = b"",
         order: int = 0,
+        commits: bool = False,
         valid: Callable[[], bool] = lambda: True,
     ) -> int:
         """Copied by `poll`."""
+        assert order and commits
         ticket = self._ticket()
         self.saves.append(_Save(ticket, (self.generation, order), keys, blocks, valid))
         return ticket
@@ -287,6 +325,12 @@ class FakeClient:
         """No rank's part of it is published."""
         with self.store.lock:
             self.store.given_up.add((self.generation, order))
+        self.store.wake_all()
+
+    def commit(self, orders: Sequence[int]) -> None:
+        """What all ranks have of them is published."""
+        with self.store.lock:
+            self.store.committed |= {(self.generation, order) for order in orders}
         self.store.wake_all()
 
     def release(self, lease: Lease) -> None:
@@ -320,7 +364,7 @@ class FakeClient:
                     parts[self.rank] = [self._block(block) for block in save.blocks]
                 if save.order in self.store.given_up:
                     self._end(save, Status.DROPPED)
-                elif len(parts) == self.world:
+                elif len(parts) == self.world and save.order in self.store.committed:
                     pages = zip(*(parts[rank] for rank in range(self.world)), strict=True)
                     self.store.pages.update(
                         zip(self._named(save.keys), map(list, pages), strict=True)

@@ -5,7 +5,7 @@ The ranks' threads are real; a step that needs their results is repeated, as an 
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any
@@ -38,6 +38,7 @@ class Pair:
         world: int = 1,
         dtype: str = "auto",
         order: Sequence[int] = (),
+        kv_role: str = "kv_both",
     ) -> None:
         self.world = world
         life = str(next(_lives))
@@ -45,7 +46,15 @@ class Pair:
         self.memories = np.zeros(shape, np.uint8) if memory is None else memory[None]
         ranks: dict[int, PegaKVConnector] = {}
         for one in order or [*range(world), SCHEDULER]:
-            seen = config(mode, extra, rank=max(one, 0), world=world, life=life, dtype=dtype)
+            seen = config(
+                mode,
+                extra,
+                rank=max(one, 0),
+                world=world,
+                life=life,
+                dtype=dtype,
+                kv_role=kv_role,
+            )
             name = "SCHEDULER" if one == SCHEDULER else "WORKER"
             made = PegaKVConnector(seen, role(name), kv_cache_config(BLOCKS))
             if one == SCHEDULER:
@@ -60,6 +69,7 @@ class Pair:
         self.errors: set[int] = set()
         self._sending: Counter[str] = Counter()
         self._receiving: Counter[str] = Counter()
+        self._flying: deque[list[tuple[Request, int]]] = deque()  # of the steps under way
         self._attach()
 
     def _attach(self) -> None:
@@ -92,7 +102,35 @@ class Pair:
 
     def step(self, out: Any = None, finished: Collection[str] = ()) -> StepOrders:
         """One engine step; the ranks' reports are put together as vLLM does it."""
-        orders = self.scheduler.build_connector_meta(out or output())
+        orders = self.schedule(out)
+        self.execute(orders, finished)
+        return orders
+
+    def schedule(self, out: Any = None) -> StepOrders:
+        """The first half of a step: vLLM counts its tokens as computed, and as in flight."""
+        out = out or output()
+        orders = self.scheduler.build_connector_meta(out)
+        assert isinstance(orders, StepOrders)
+        half = self.scheduler._scheduler
+        tracked = half._requests.tracked if half else {}
+        entries = [(new.req_id, new.num_computed_tokens) for new in out.scheduled_new_reqs]
+        cached = out.scheduled_cached_reqs
+        entries += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        flying: list[tuple[Request, int]] = []
+        for name, computed in entries:
+            source: Any = tracked[name].source if name in tracked else None
+            if source is not None:
+                source.num_computed_tokens = computed + out.num_scheduled_tokens[name]
+                source.num_in_flight_tokens += out.num_scheduled_tokens[name]
+                flying.append((source, out.num_scheduled_tokens[name]))
+        self._flying.append(flying)
+        return orders
+
+    def execute(
+        self, orders: StepOrders, finished: Collection[str] = (), bad: Collection[int] = ()
+    ) -> None:
+        """The rest: run it, and take its output in; `bad`: blocks another connector failed to
+        load."""
         sent: set[str] = set()
         received: set[str] = set()
         errors: set[int] = set()
@@ -111,12 +149,14 @@ class Pair:
             sent |= self._by_all(self._sending, reports[0])
             received |= self._by_all(self._receiving, reports[1])
             meta = meta.aggregate(done) if meta and done else meta or done
-        self.scheduler.update_connector_output(worker_output(received, errors, meta))
+        for request, tokens in self._flying.popleft():
+            request.num_in_flight_tokens -= tokens
+        named = errors | set(bad)
+        self.scheduler.update_connector_output(worker_output(received, named, meta, sent))
+        assert list(self.scheduler.take_events()) == []
         self.sent += sent
         self.received += received
         self.errors |= errors
-        assert isinstance(orders, StepOrders)
-        return orders
 
     def _by_all(self, counts: Counter[str], names: set[str] | None) -> set[str]:
         """Requests that the last rank has reported now."""

@@ -120,12 +120,3 @@ def test_settings_name_the_right_key() -> None:
     )
     assert (chosen.endpoint, chosen.loads, chosen.saves) == ("x", True, False)
     assert chosen.timeout_s == 0.05 and warnings == []
-
-
-@pytest.mark.parametrize(("groups", "kind"), [(2, "full"), (0, "full"), (1, "window")])
-def test_what_is_not_supported_is_said(groups: int, kind: str) -> None:
-    cache = kv_cache_config(groups=groups)
-    if kind == "window":
-        cache.kv_cache_groups[0].kv_cache_spec = type("SlidingWindowSpec", (), {"block_size": 4})()
-    assert compat.unsupported(config(), cache)
-    assert compat.unsupported(config(), kv_cache_config()) == ""

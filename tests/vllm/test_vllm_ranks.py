@@ -113,6 +113,7 @@ def test_blocks_of_a_preempted_request_are_published_by_none(both: Pair, store: 
 def test_a_finished_request_is_held_until_every_rank_has_saved(both: Pair, store: Store) -> None:
     request = Request("a", 25)
     both.scheduler.on_new_request(request)
+    both.scheduler.on_new_request(Request("w", 25, salt="w"))
     store.holding = True
     both.compute(request, SAVED)
     assert both.finish(request)

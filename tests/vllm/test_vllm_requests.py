@@ -60,7 +60,7 @@ def test_a_load_carries_the_lease_away_and_is_not_saved_again() -> None:
     assert save is not None
     assert save.blocks == (15,) and save.keys == tuple(Request("r", 25).block_hashes[5:])
     assert save.parent == Request("r", 25).block_hashes[4]
-    assert requests.finished("r") == (True, [])
+    assert requests.finished("r", -1) == (False, [])
 
 
 def test_a_lease_that_is_not_needed_is_given_back() -> None:
@@ -68,7 +68,7 @@ def test_a_lease_that_is_not_needed_is_given_back() -> None:
     arrived(requests, hit=5)
     assert requests.allocated("r", [1, 2, 3, 4, 5, 6, 7], 0) == [LEASE]
     arrived(other := book(), hit=5)
-    assert other.finished("r") == (False, [LEASE])
+    assert other.finished("r", 9) == (False, [LEASE])
     arrived(third := book(), hit=5)
     assert third.clear_answers() == [LEASE]
 
@@ -114,7 +114,7 @@ def test_nothing_is_saved_where_saving_is_off() -> None:
     requests = book(saving=False)
     requests.add("r", Request("r", 25))
     assert requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25) is None
-    assert requests.finished("r") == (False, [])
+    assert requests.finished("r", 9) == (False, [])
 
 
 def test_failed_blocks_are_never_offered_again_and_saved_when_computed() -> None:
@@ -188,18 +188,97 @@ def test_preemption_asks_again_and_saves_what_got_lost() -> None:
     assert save is not None and save.blocks == (22, 23, 24, 25)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_request_is_held_until_every_rank_has_saved(ranks: int) -> None:
+def saving(ranks: int = 1, waiting: int = 0) -> tuple[Requests, int]:
+    """A request "r" with a save under way, beside one that waits for so many tokens' memory."""
     requests = book(ranks=ranks)
     requests.add("r", Request("r", 25))
-    requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25)
-    requests.saved("r", ranks)
-    assert requests.finished("r") == (False, [])
+    order = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25)
+    assert order is not None
+    if waiting:
+        requests.add("w", Request("w", waiting))
+    return requests, order.order
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_where_memory_is_tight_a_request_is_held_until_every_rank_has_saved(ranks: int) -> None:
+    requests, order = saving(ranks, waiting=40)
+    requests.saved(order, ranks)
+    assert requests.finished("r", 0) == (False, [])
+    requests, order = saving(ranks, waiting=40)
+    requests.saved(order, ranks - 1)
+    assert requests.finished("r", 10) == (True, [])
+    assert requests.finished("r", 10) == (False, [])
+    assert requests.relax(10) == () and requests.reused([1]) == ()
+    requests.saved(order, 1)
+    requests.sent("r")
+    assert requests.relax(11) == ()
+
+
+def test_where_there_is_room_a_request_is_not_held_but_its_saves_give_way() -> None:
+    requests, order = saving(waiting=40)
+    assert requests.finished("r", 11) == (False, [])
+    assert requests.reused([8, 9]) == ()
+    assert requests.reused([9, 3]) == (order,)
+    assert requests.reused([3]) == (), "said once"
+    requests.saved(order, 1)
+    assert not requests._open and not requests._loose
+
+
+def test_a_save_that_is_over_does_not_give_way() -> None:
+    requests, order = saving()
+    assert requests.finished("r", 0) == (False, []), "nobody is there to take the blocks"
+    requests.saved(order, 1)
+    assert requests.reused([3]) == ()
+
+
+def test_a_held_request_is_let_go_once_there_is_room() -> None:
+    requests, order = saving(waiting=40)
+    assert requests.finished("r", 10) == (True, [])
+    assert requests.relax(11) == ("r",)
+    assert requests.relax(11) == ()
+    assert requests.reused([3]) == (order,)
+    requests, order = saving(waiting=40)
+    requests.finished("r", 10)
+    requests.sent("r")
+    assert requests.reused([3]) == (order,), "held no longer, for it took too long"
+
+
+def test_a_running_request_takes_a_block_now_and_then() -> None:
+    requests, _ = saving(waiting=40)
+    requests.step("w", range(10, 21), True, 40, 1)
+    assert requests.finished("r", 1) == (True, [])
+    requests, _ = saving(waiting=40)
+    requests.step("w", range(10, 21), True, 40, 1)
+    assert requests.finished("r", 2) == (False, [])
+
+
+def test_when_we_do_not_know_any_save_of_a_finished_request_gives_way() -> None:
+    requests, order = saving()
+    requests.finished("r", 0)
+    assert requests.drop_loose() == (order,)
+    assert requests.reused([3]) == ()
+
+
+def test_what_turned_out_void_is_saved_again() -> None:
+    requests = book()
     requests.add("r", Request("r", 25))
-    requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25)
-    requests.saved("r", ranks - 1)
-    assert requests.finished("r") == (True, [])
-    assert requests.finished("r") == (False, [])
+    first = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 12)
+    second = requests.step("r", [], False, 12, 13)
+    assert first is not None and second is not None
+    requests.void(requests.tracked["r"], second.first)
+    again = requests.step("r", [], False, 12, 13)
+    assert again is not None and again.blocks == second.blocks and again.order != second.order
+
+
+def test_blocks_of_a_load_that_came_from_ssd() -> None:
+    requests = book()
+    requests.add("r", Request("r", 25))
+    requests.asked("r", 1, 0.0)
+    assert requests.answered(1, LEASE, True, 0.0, (0, 3, 4, 9)) is None
+    requests.offer("r", 8)
+    assert requests.from_disk("r") == 0, "nothing is loaded yet"
+    requests.allocated("r", [10, 11, 12, 13, 14], 12)
+    assert requests.from_disk("r") == 2 and requests.from_disk("x") == 0
 
 
 def test_a_request_aborted_while_it_loads_is_not_held() -> None:
@@ -211,6 +290,6 @@ def test_a_request_aborted_while_it_loads_is_not_held() -> None:
     requests.answered(1, LEASE, True, 0.0)
     requests.offer("r", 0)
     requests.allocated("r", [1, 2, 3, 4, 5], 20)
-    assert requests.finished("r") == (False, [])
+    assert requests.finished("r", 9) == (False, [])
     requests.loaded("r")
     requests.failed({1})
