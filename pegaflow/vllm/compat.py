@@ -206,6 +206,16 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     return ""
 
 
+def withdraw(vllm_config: Any) -> None:
+    """Take the connector out of the engine of an encoder-decoder, which vLLM starts with none.
+
+    Only where workers and scheduler share this configuration: elsewhere vLLM ends with its reason.
+    """
+    if is_encoder_decoder(vllm_config) and world(vllm_config) == 1:
+        logger().warning("pegaflow: off: %s", unsupported(vllm_config, None))
+        vllm_config.kv_transfer_config = None
+
+
 def hit_sources(host: int, disk: int) -> dict[Any, int]:
     """Tokens by the tier they came from, in vLLM's words; empty before 0.32."""
     if _Source is None:

@@ -141,6 +141,15 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         if self._errors == MAX_ERRORS:
             compat.logger().error("pegaflow: off after %d errors", MAX_ERRORS)
 
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        """None is required. It is the first that vLLM asks, with its configuration, of us."""
+        try:
+            compat.withdraw(vllm_config)
+        except Exception as error:
+            compat.logger().error("pegaflow: the engine may not start: %r", error)
+        return None
+
     @property
     def _orders(self) -> StepOrders | None:
         """This step's orders, while vLLM has them bound."""

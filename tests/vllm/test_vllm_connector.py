@@ -564,6 +564,17 @@ def test_a_model_that_cannot_be_served_is_said_in_one_line(
     assert all(connector._off for connector in made)
 
 
+def test_the_engine_of_an_encoder_decoder_has_no_connector(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = config(is_encoder_decoder=True)
+    assert PegaKVConnector.get_required_kvcache_layout(seen) is None
+    assert seen.kv_transfer_config is None and len(caplog.records) == 1
+    for other in (config(), config(is_encoder_decoder=True, world=2)):
+        assert PegaKVConnector.get_required_kvcache_layout(other) is None
+        assert other.kv_transfer_config is not None, "the workers have theirs"
+
+
 def test_who_merely_turned_vllms_own_cache_off_is_served(store: Store) -> None:
     seen = config(is_prefix_caching_supported=True)
     seen.cache_config.enable_prefix_caching = False
@@ -578,7 +589,7 @@ def test_hits_are_told_apart_by_tier(
     tiers = SimpleNamespace(HOST="host", DISK="disk")
     monkeypatch.setattr(pegaflow.vllm.compat, "_Source", tiers)
     pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    sources = pair.scheduler.get_external_cache_hit_sources
+    sources: Any = pair.scheduler.get_external_cache_hit_sources
     request = Request("b", 25)
     store.on_disk = request.block_hashes[4:]
     pair.load(request, [10, 11, 12, 13, 14, 15])
