@@ -611,8 +611,8 @@ def test_memory_that_cannot_be_described_is_a_cache_that_has_nothing(store: Stor
 
 
 def test_reports_of_ranks_add_up() -> None:
-    both = SavesDone({"a": 1, "b": 2}).aggregate(SavesDone({"b": 1, "c": 1}))
-    assert both.saves == {"a": 1, "b": 3, "c": 1}
+    both = SavesDone({1: 1, 2: 2}).aggregate(SavesDone({2: 1, 3: 1}))
+    assert both.saves == {1: 1, 2: 3, 3: 1}
 
 
 def test_the_plugin_registers_once_and_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
