@@ -229,7 +229,7 @@ class Mover:
 
     def _saved(self, save: Save, done: SaveDone) -> None:
         missing = len(save.order.keys) - done.saved - done.known
-        if missing and not save.dropped:
+        if missing and done.status is not Status.DROPPED:  # nobody has given them up
             self._lost += missing
         if self._lost and time.monotonic() - self._told >= LOST_EVERY_S:
             compat.logger().warning(

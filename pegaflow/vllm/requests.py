@@ -346,10 +346,13 @@ class Requests:
         """vLLM was told that it can have the blocks of a held request."""
         self._loose |= self._held.pop(request, set())
 
+    @property
+    def loose(self) -> bool:
+        """Whether saves read from blocks that vLLM may give to others."""
+        return bool(self._loose)
+
     def reused(self, blocks: Collection[int]) -> tuple[int, ...]:
         """Saves to be dropped, for these blocks are about to be written by somebody else."""
-        if not self._loose or not blocks:
-            return ()
         given = frozenset(blocks)
         gone = tuple(n for n in self._loose if not given.isdisjoint(self._open[n].blocks))
         self._loose.difference_update(gone)

@@ -200,12 +200,11 @@ class Scheduler:
         orders = self._outgoing()
         orders.preempted = preempted
         orders.saves = () if self._off else tuple(self._saves(output))
-        if not self._blind:
+        if self._blind:
+            orders.dropped = self._requests.drop_loose()
+        elif self._requests.loose:
             orders.dropped = self._requests.reused(self._given(output))
-            orders.let_go = self._requests.relax(self._free())
-            self._sent()
-            return orders
-        orders.dropped = self._requests.drop_loose()
+        orders.let_go = self._requests.relax(self._free())
         self._sent()
         return orders
 
