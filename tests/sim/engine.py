@@ -7,7 +7,8 @@ ended well can be judged byte by byte.  At random times a rank takes back the bl
 way and overwrites them at once, as another thread of a real engine would.
 
 Some orders are *poisoned*: the ranks hold wrong bytes for them, and one rank never keeps the order
-(it skips it, drops it or never hears of it).  So none of it may ever be seen.
+(it skips it, drops it or never hears of it), or the scheduler does not commit it.  So none of it
+may ever be seen.
 """
 
 from collections.abc import Callable
@@ -194,12 +195,36 @@ class Engine:
             manners[rng.randrange(ranks)] = rng.choice(("skips", "never hears of", "drops"))
             poisoned = rng.random() < 0.7
             self.again = keys, parent
+        commits = rng.random() < 0.5
+        if commits and rng.random() < 0.3:
+            poisoned, self.again = True, (keys, parent)
+            self._take_word_back(order)
+        elif commits:
+            self._commit(order)
         for rank, manner in enumerate(manners):
 
             def go(client: Client, manner: str = manner) -> None:
-                self._save(client, order, keys, parent, task, manner, poisoned)
+                self._save(client, order, keys, parent, task, manner, poisoned, commits)
 
             self._tell(rank, go)
+
+    def _commit(self, order: int) -> None:
+        """The scheduler stands by an order: at once, or when the ranks may have copied it."""
+        chief = self.procs[self.chief]
+        chief.after(
+            self.world.rng.choice((0, MS, 30 * MS)),
+            lambda: chief.do(lambda: chief.run(chief.machine.commit((order,)))),
+        )
+
+    def _take_word_back(self, order: int) -> None:
+        """The scheduler does not stand by an order, and says so or not."""
+        chief = self.procs[self.chief]
+        self.world.note(chief.address, f"order {order} is void")
+        if self.world.rng.random() < 0.5:
+            chief.after(
+                self.world.rng.choice((0, MS, 30 * MS)),
+                lambda: chief.do(lambda: chief.run(chief.machine.skip(order))),
+            )
 
     def load(self) -> None:
         """Let the ranks load some blocks of a lease that we have."""
@@ -238,6 +263,7 @@ class Engine:
         task: _Task,
         manner: str,
         poisoned: bool,
+        commits: bool,
     ) -> None:
         rng, rank = self.world.rng, client.role.rank
         assert rank is not None
@@ -257,7 +283,13 @@ class Engine:
         operation = Operation("save", keys, lambda done: self._done(client, task), task.blocks)
         operation.taken_back = manner == "drops"
         ticket, effects = client.machine.save(
-            keys, task.blocks, parent, lambda: not operation.taken_back, self._deadline(), order
+            keys,
+            task.blocks,
+            parent,
+            lambda: not operation.taken_back,
+            self._deadline(),
+            order,
+            commits,
         )
         client.start(ticket, operation, effects)
         if rng.random() < (0.25 if manner == "saves" else 0.8):

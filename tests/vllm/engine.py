@@ -55,6 +55,7 @@ class Options:
     follow: bool = False
     reset: bool = False  # forget vLLM's own prefix cache first
     reset_connector: bool = False  # with `reset`: the weights have changed, say
+    reset_after: bool = False  # forget it right after the batch; the answer says whether it could
     abort_after: int = 0  # abort the first request after this many steps; 0: never
     kill_rank_after: int = 0  # SIGKILL the process of a rank after this many steps; 0: never
 
@@ -131,6 +132,7 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
             rank = multiprocessing.active_children()[-1]
             assert rank.pid is not None
             os.kill(rank.pid, signal.SIGKILL)
+    could_reset = bool(options.reset_after and llm.reset_prefix_cache())
     outs.sort(key=lambda out: int(out.request_id))
     values = {m.name: getattr(m, "value", 0) for m in llm.get_metrics()}
     return {
@@ -139,9 +141,21 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
         "reasons": [out.outputs[0].finish_reason for out in outs],
         "cached": [out.num_cached_tokens for out in outs],
         "prompt": sum(options.lengths),
+        "reset": could_reset,
+        "sources": sources(llm),
         "left": left_over(llm, options),
         **{name: values.get(metric, 0) for name, metric in METRICS.items()},
     }
+
+
+def sources(llm: Any) -> dict[str, int]:
+    """Tokens that vLLM says it found, by where."""
+    found: dict[str, int] = {}
+    for metric in llm.get_metrics():
+        if metric.name == "vllm:prompt_tokens_cached_by_source":
+            tier = metric.labels["source"]
+            found[tier] = found.get(tier, 0) + int(metric.value)
+    return found
 
 
 def forget(llm: Any, connector: bool) -> None:

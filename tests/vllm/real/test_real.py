@@ -42,6 +42,8 @@ def test_an_engine_killed_and_started_again_finds_its_cache(
     assert again["tokens"] == truth()
     assert again["external"] >= 0.85 * again["prompt"]
     assert again["queries"] == again["prompt"]
+    assert again["sources"]["host"] == again["external"]
+    assert not again["sources"].get("external_unspecified")
     second.kill()
 
     flip_all_pages(service)
@@ -93,6 +95,19 @@ def test_a_request_aborted_while_it_loads(warm: Engine, truth: Truth) -> None:
     assert answer["tokens"] == truth()[1:]
     assert answer["left"] == [0, 0]
     assert warm.run(reset=True)["tokens"] == truth()
+
+
+def test_vllms_own_cache_can_be_reset_right_after_a_batch(warm: Engine, truth: Truth) -> None:
+    for seed in range(40, 44):
+        answer = warm.run(seed=seed, tokens=1, reset=True, reset_after=True)
+        assert answer["reset"], "blocks of finished requests are held"
+        assert answer["left"] == [0, 0]
+
+    def saved() -> bool:
+        again = warm.run(seed=43, tokens=1, reset=True)
+        return bool(again["external"] >= 0.85 * again["prompt"])
+
+    eventually("what ended while it was saved is saved", saved, patience=60)
 
 
 def test_a_session_killed_while_it_serves_a_load(
@@ -199,6 +214,7 @@ def test_after_a_reboot_the_same_prompts_are_hits_from_ssd(
         again = engine.run(reset=True)
         assert again["tokens"] == truth() and again["left"] == [0, 0]
         assert again["external"] >= 0.85 * again["prompt"]
+        assert again["sources"]["disk"] >= 0.85 * again["prompt"]
         blocks = 0.85 * again["prompt"] // BLOCK_TOKENS
         eventually("all from SSD", lambda: service.counter("blocks_hit_ssd") >= blocks)
         engine.kill()
