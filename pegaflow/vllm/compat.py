@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
+from math import prod
 from typing import Any
 
 try:
@@ -128,8 +129,15 @@ def generation(vllm_config: Any, epoch: int = 0) -> bytes:
 
 
 def world(vllm_config: Any) -> int:
-    """Processes that hold a part of every block: tensor times pipeline ranks."""
-    return int(attribute(vllm_config, "parallel_config.world_size", 1))
+    """Processes that hold a part of every block.
+
+    vLLM's own `world_size` is no such number: under an external launcher it counts the data
+    parallel ranks too, each of which is an engine of its own to us.
+    """
+    ways = ("tensor", "pipeline", "prefill_context")
+    return prod(
+        int(attribute(vllm_config, f"parallel_config.{way}_parallel_size", 1)) for way in ways
+    )
 
 
 def rank(vllm_config: Any) -> int:

@@ -70,12 +70,16 @@ def config(
     life: str = "42",
     dtype: str = "auto",
     kv_role: str = "kv_both",
+    data: int = 1,
     **model: Any,
 ) -> Any:
-    """A VllmConfig, as a process of that rank sees it."""
+    """A VllmConfig, as a process of that rank sees it; `data`: parallel ranks that the launcher
+    counts in."""
     return SimpleNamespace(
         instance_id=life,
-        parallel_config=SimpleNamespace(rank=rank, world_size=world),
+        parallel_config=SimpleNamespace(
+            rank=rank, world_size=world * data, tensor_parallel_size=world
+        ),
         kv_transfer_config=SimpleNamespace(
             engine_id="engine",
             kv_role=kv_role,

@@ -8,9 +8,10 @@ import pytest
 
 import pegaflow.vllm.connector
 import pegaflow.vllm.worker
+from pegaflow.vllm import compat
 from pegaflow.vllm.settings import Engine, engine
 
-from .fakes import Request, Store, output
+from .fakes import Request, Store, config, output
 from .pair import PATIENCE_S, SCHEDULER, Pair
 
 SAVED = [1, 2, 3, 4, 5, 6, 7]
@@ -37,6 +38,12 @@ def test_the_processes_of_an_engine_come_up_in_any_order(
     assert other.errors == set() and other.holds(LOADED, SAVED[:6]) and store.leases == {}
     other.save(store, Request("c", 25, salt="c"), SAVED)
     other.close()
+
+
+def test_data_parallel_ranks_are_engines_of_their_own() -> None:
+    for rank in range(4):
+        seen = config(rank=rank, world=2, data=2)
+        assert (compat.world(seen), compat.rank(seen)) == (2, rank % 2)
 
 
 def test_an_engine_with_a_rank_missing_misses_and_saves_nothing(both: Pair, store: Store) -> None:
