@@ -35,17 +35,23 @@ class Lines(logging.Handler):
 
 def answers(llm: Any, pools: bool) -> list[Any]:
     """What the model says to the same prompts, again and again."""
-    from vllm import SamplingParams
+    from vllm import PoolingParams, SamplingParams
 
-    asked = [{"prompt_token_ids": tokens} for tokens in prompts(OPTIONS)]
-    how = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, detokenize=False)
+    how: Any = PoolingParams(task="embed")
+    if not pools:
+        how = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, detokenize=False)
+    engine = llm.llm_engine
     found: list[Any] = []
     for _ in range(ROUNDS):
+        for index, tokens in enumerate(prompts(OPTIONS)):
+            engine.add_request(str(index), {"prompt_token_ids": tokens}, how)
+        outs: list[Any] = []
+        while engine.has_unfinished_requests():
+            outs += [out for out in engine.step() if out.finished]
+        outs.sort(key=lambda out: int(out.request_id))
         if pools:
-            outs = llm.encode(asked, pooling_task="embed", use_tqdm=False)
             found.append([out.outputs.data.tolist() for out in outs])
         else:
-            outs = llm.generate(asked, how, use_tqdm=False)
             found.append([list(out.outputs[0].token_ids) for out in outs])
     return found
 
