@@ -13,25 +13,16 @@ import pytest
 import pegaflow.vllm.compat
 import pegaflow.vllm.requests
 import pegaflow.vllm.worker
-from pegaflow.connector import PegaKVConnector
 from pegaflow.vllm import plugin
 from pegaflow.vllm.connector import MAX_ERRORS
 from pegaflow.vllm.scheduler import StepOrders
-from pegaflow.vllm.steps import OPEN_MAX
 from pegaflow.vllm.worker import SavesDone
 
 from .fakes import (
-    FullAttentionSpec,
-    MambaSpec,
-    PrefixLMSpec,
     Request,
-    SlidingWindowSpec,
     Store,
     blocks,
-    config,
-    kv_cache_config,
     output,
-    role,
 )
 from .pair import PATIENCE_S, Pair
 
@@ -88,225 +79,6 @@ def test_failed_blocks_are_named_with_the_load_and_refused_later(pair: Pair, sto
     assert pair.scheduler.get_num_new_matched_tokens(request, 0) == (16, True)
 
 
-def test_a_step_in_which_anybody_reports_errors_publishes_nothing(pair: Pair, store: Store) -> None:
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    orders = pair.schedule(output(new=[("a", [1, 2, 3, 4, 5, 6, 7], 0, 9)]))
-    assert len(orders.saves) == 1
-    pair.execute(orders, bad={40})
-    pair.until(pair.idle)
-    assert store.pages == {}
-    again = pair.step(output(cached=[("a", [], 9, 16)]))
-    assert len(again.saves[0].keys) == 6, "all of it is saved again"
-    pair.until(lambda: len(store.pages) == 6)
-
-
-def test_a_step_scheduled_before_vllm_heard_of_the_error_publishes_nothing_either(
-    pair: Pair, store: Store
-) -> None:
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    first = pair.schedule(output(new=[("a", [1, 2, 3, 4, 5, 6, 7], 0, 12)]))
-    second = pair.schedule(output(cached=[("a", [], 12, 13)]))
-    pair.execute(first, bad={40})
-    pair.execute(second)
-    pair.until(pair.idle)
-    assert store.pages == {}
-
-
-def test_a_request_that_is_set_back_publishes_nothing_of_that_step_or_what_follows(
-    pair: Pair, store: Store
-) -> None:
-    request, other = Request("a", 25), Request("b", 9, salt="b")
-    pair.scheduler.on_new_request(request)
-    pair.scheduler.on_new_request(other)
-    new = [("a", [1, 2, 3, 4, 5, 6, 7], 0, 12), ("b", [20, 21, 22], 0, 9)]
-    first = pair.schedule(output(new=new))
-    second = pair.schedule(output(cached=[("a", [], 12, 13)]))
-    request.num_computed_tokens = 8
-    pair.execute(first)
-    pair.execute(second)
-    pair.until(pair.idle)
-    assert store.has(other) and not store.has(request)
-    pair.step(output(cached=[("a", [], 8, 17)]))
-    pair.until(lambda: all(store.has(r) for r in (request, other)) and len(store.pages) == 8)
-
-
-@pytest.mark.parametrize("failed", [True, False])
-def test_a_request_that_ends_while_its_step_runs(pair: Pair, store: Store, failed: bool) -> None:
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    orders = pair.schedule(output(new=[("a", [1, 2, 3, 4, 5, 6, 7], 0, 25)]))
-    if failed:
-        pair._flying[0].clear()  # vLLM does not look at the output of a request that is gone
-    assert not pair.finish(request)
-    pair.execute(orders)
-    pair.until(pair.idle)
-    assert store.has(request) is not failed
-
-
-def test_what_the_last_step_computed_is_published_without_another(pair: Pair, store: Store) -> None:
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
-    assert not pair.finish(request)
-    end = time.monotonic() + PATIENCE_S
-    while len(store.pages) < 6:
-        assert time.monotonic() < end
-
-
-def test_a_step_whose_end_nobody_sees_is_not_published(pair: Pair, store: Store) -> None:
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    orders = pair.schedule(output(new=[("a", [1, 2, 3, 4, 5, 6, 7], 0, 25)]))
-    pair.worker.bind_connector_metadata(orders)
-    pair.worker.wait_for_save()
-    for _ in range(OPEN_MAX + 2):
-        pair.scheduler.build_connector_meta(output())
-    pair.execute(StepOrders(orders.namespace))
-    pair.until(pair.idle)
-    assert store.pages == {}
-
-
-class Pool:
-    """vLLM's pool of blocks."""
-
-    free = 1000
-
-    def get_num_free_blocks(self) -> int:
-        """So many are left."""
-        return self.free
-
-
-def finished_while_saving(pair: Pair, store: Store, free: int) -> tuple[Request, bool]:
-    """A request that ends before it is copied, while another waits for 10 blocks."""
-    pool = Pool()
-    pool.free = free
-    pair.scheduler.bind_gpu_block_pool(pool)
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    pair.scheduler.on_new_request(Request("w", 37, salt="w"))
-    pair.step()
-    store.holding = True
-    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
-    return request, pair.finish(request)
-
-
-def test_a_finished_request_is_held_until_saved_and_reported_once(pair: Pair, store: Store) -> None:
-    _, held = finished_while_saving(pair, store, free=9)
-    assert held
-    for _ in range(3):
-        pair.step(finished={"a"})
-    assert pair.sent == []
-    store.let_go()
-    pair.until(lambda: pair.sent == ["a"])
-    pair.step()
-    assert pair.sent == ["a"] and len(store.pages) == 6
-
-
-def test_a_request_nobody_saves_is_not_held_for_ever(
-    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pegaflow.vllm.worker, "HOLD_S", 0.0)
-    assert finished_while_saving(pair, store, free=9)[1]
-    pair.step()
-    assert pair.sent == ["a"]
-    store.let_go()
-    pair.until(pair.idle)
-    assert store.pages == {}, "its blocks were given back before they were copied"
-
-
-def test_a_held_request_is_let_go_when_there_is_room_and_saved_all_the_same(
-    pair: Pair, store: Store
-) -> None:
-    assert finished_while_saving(pair, store, free=9)[1]
-    pair.step()
-    pair.scheduler.bind_gpu_block_pool(Pool())
-    pair.step()
-    assert pair.sent == ["a"] and not pair.idle()
-    store.let_go()
-    pair.until(lambda: len(store.pages) == 6)
-
-
-def test_a_request_held_and_let_go_in_the_same_step(pair: Pair, store: Store) -> None:
-    request, held = finished_while_saving(pair, store, free=9)
-    pair.scheduler.request_finished(Request("w", 37, salt="w"), [])
-    pair.step()
-    assert held and pair.sent == ["a"]
-    store.let_go()
-    pair.until(lambda: store.has(request))
-
-
-@pytest.mark.parametrize("by", ["new", "grown", "resumed", "loaded", "loaded by another"])
-def test_blocks_given_to_somebody_else_are_not_saved_any_more(
-    pair: Pair, store: Store, by: str
-) -> None:
-    pair.save(store, Request("b", 25, salt="b"), [41, 42, 43, 44, 45, 46, 47])
-    request, held = finished_while_saving(pair, store, free=1000)
-    assert not held
-    store.holding = False
-    out = {
-        "new": output(new=[("w", [20, 3], 4, 4)]),
-        "grown": output(cached=[("w", [3], 4, 4)]),
-        "resumed": output(cached=[("w", [20, 3], 4, 4)], resumed={"w"}),
-    }.get(by, output())
-    if by == "loaded":
-        assert pair.load(Request("l", 25, salt="b"), [20, 3, 22, 23, 24, 25]) == 24
-    elif by == "loaded by another":
-        pair.scheduler.update_state_after_alloc(Request("l", 9), blocks([20, 3]), 0)
-    store.holding = True
-    orders = pair.schedule(out)
-    pair.worker.handle_preemptions(orders)
-    pair.memory[:, :8] = 99
-    store.let_go()
-    pair.execute(orders)
-    pair.until(pair.idle)
-    assert not store.has(request)
-
-
-def test_blocks_found_in_vllms_own_cache_are_saved_all_the_same(pair: Pair, store: Store) -> None:
-    request, _ = finished_while_saving(pair, store, free=1000)
-    pair.scheduler.update_state_after_alloc(Request("w", 37, salt="w"), blocks([1, 2, 30]), 0)
-    assert pair.step(output(new=[("w", [1, 2, 30], 8, 4)])).dropped == ()
-    store.let_go()
-    pair.until(lambda: store.has(request))
-
-
-def test_when_blocks_may_have_been_given_away_unseen_no_finished_request_is_saved(
-    pair: Pair, store: Store
-) -> None:
-    request, _ = finished_while_saving(pair, store, free=1000)
-    pair.scheduler.update_state_after_alloc(None, None, 0)
-    assert len(pair.step().dropped) == 1
-    store.let_go()
-    pair.until(pair.idle)
-    assert not store.has(request)
-
-
-def test_after_an_error_in_a_step_no_finished_request_is_saved(pair: Pair, store: Store) -> None:
-    request, _ = finished_while_saving(pair, store, free=1000)
-    orders = pair.scheduler.build_connector_meta(None)
-    assert isinstance(orders, StepOrders) and len(orders.dropped) == 1
-    pair._flying.append([])
-    pair.execute(orders)
-    store.let_go()
-    pair.until(pair.idle)
-    assert not store.has(request)
-
-
-def test_blocks_of_a_preempted_request_are_not_published(pair: Pair, store: Store) -> None:
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    store.holding = True
-    pair.compute(request, [1, 2, 3, 4, 5, 6, 7])
-    pair.step(output(preempted={"a"}))
-    pair.memory[:] = 99
-    store.let_go()
-    pair.until(pair.idle)
-    assert store.pages == {}
-    assert not pair.finish(request), "nothing is left to wait for"
-
-
 def test_a_load_that_vllm_starts_long_after_it_took_the_offer(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,54 +108,6 @@ def test_an_aborted_load_ends_as_received_only(pair: Pair, store: Store) -> None
     pair.until(lambda: pair.received == ["b"])
     pair.step()
     assert (pair.received, "b" in pair.sent) == (["b"], False)
-
-
-@pytest.mark.parametrize(("mode", "loads", "saves"), [("save_only", 0, 6), ("read_only", 24, 0)])
-def test_modes(pair: Pair, store: Store, mode: str, loads: int, saves: int) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    one_way = Pair(mode)
-    assert one_way.load(Request("b", 25), [1, 2, 3, 4, 5, 6]) == loads
-    other = Request("c", 25, salt="c")
-    one_way.scheduler.on_new_request(other)
-    orders = one_way.compute(other, [11, 12, 13, 14, 15, 16, 17])
-    assert sum(len(o.keys) for o in orders.saves) == saves
-    one_way.close()
-
-
-@pytest.mark.parametrize(
-    ("kv_role", "mode", "loads", "saves", "said"),
-    [
-        ("kv_producer", "", 0, 6, ""),
-        ("kv_consumer", "", 24, 0, ""),
-        ("kv_producer", "save_only", 0, 6, ""),
-        ("kv_consumer", "read_only", 24, 0, ""),
-        ("kv_producer", "read_write", 0, 6, "nothing is loaded"),
-        ("kv_consumer", "read_write", 24, 0, "nothing is saved"),
-        ("kv_consumer", "save_only", 0, 0, "nothing is saved"),
-        ("kv_producer", "read_only", 0, 0, "nothing is loaded"),
-    ],
-)
-def test_vllms_role_is_honoured(
-    pair: Pair,
-    store: Store,
-    caplog: pytest.LogCaptureFixture,
-    kv_role: str,
-    mode: str,
-    loads: int,
-    saves: int,
-    said: str,
-) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    caplog.clear()
-    one_way = Pair(mode, kv_role=kv_role)
-    lines = [r.getMessage() for r in caplog.records if "contradict" in r.getMessage()]
-    assert len(lines) == bool(said) and all(said in line for line in lines)
-    assert one_way.load(Request("b", 25), [1, 2, 3, 4, 5, 6]) == loads
-    other = Request("c", 25, salt="c")
-    one_way.scheduler.on_new_request(other)
-    orders = one_way.compute(other, [11, 12, 13, 14, 15, 16, 17])
-    assert sum(len(o.keys) for o in orders.saves) == saves
-    one_way.close()
 
 
 def test_nothing_ever_raises(pair: Pair, store: Store) -> None:
@@ -519,68 +243,6 @@ def test_halves_that_disagree_do_not_work_together(pair: Pair, store: Store) -> 
     pair.step()
     assert store.pages == {}
     other.close()
-
-
-def test_an_engine_that_cannot_be_served_works_without() -> None:
-    windowed = kv_cache_config(kinds=(FullAttentionSpec, SlidingWindowSpec))
-    connector = PegaKVConnector(config(), role("SCHEDULER"), windowed)
-    request = Request("a", 25)
-    assert connector.get_num_new_matched_tokens(request, 0) == (0, False)
-    assert connector.build_connector_meta(output()) == StepOrders()
-    assert connector.request_finished(request, []) == (False, None)
-    assert connector.request_finished_all_groups(request, ([1], [2])) == (False, None)
-    assert list(connector.take_events()) == []
-
-
-UNSERVED = [
-    ({}, (FullAttentionSpec, SlidingWindowSpec), "--disable-hybrid-kv-cache-manager"),
-    ({}, (FullAttentionSpec, MambaSpec), "2 KV cache groups (FullAttentionSpec, MambaSpec)"),
-    ({}, (), "0 KV cache groups"),
-    ({}, (MambaSpec,), "the KV cache kind MambaSpec"),
-    ({}, (PrefixLMSpec,), "later tokens"),
-    ({"is_encoder_decoder": True}, (FullAttentionSpec,), "encoder-decoder"),
-    ({"is_prefix_caching_supported": False}, (FullAttentionSpec,), "does not support prefix"),
-    (
-        {
-            "is_prefix_caching_supported": False,
-            "pooler_config": SimpleNamespace(seq_pooling_type="MEAN", tok_pooling_type=None),
-        },
-        (FullAttentionSpec,),
-        "(MEAN pooling)",
-    ),
-]
-
-
-@pytest.mark.parametrize(("model", "kinds", "why"), UNSERVED, ids=lambda value: str(value)[:40])
-def test_a_model_that_cannot_be_served_is_said_in_one_line(
-    model: dict[str, Any], kinds: tuple[type, ...], why: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = [
-        PegaKVConnector(config(**model), role(name), kv_cache_config(kinds=kinds))
-        for name in ("SCHEDULER", "WORKER", "WORKER")
-    ]
-    (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]
-    assert why in line
-    assert all(connector._off for connector in made)
-
-
-def test_the_engine_of_an_encoder_decoder_has_no_connector(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    seen = config(is_encoder_decoder=True)
-    assert PegaKVConnector.get_required_kvcache_layout(seen) is None
-    assert seen.kv_transfer_config is None and len(caplog.records) == 1
-    for other in (config(), config(is_encoder_decoder=True, world=2)):
-        assert PegaKVConnector.get_required_kvcache_layout(other) is None
-        assert other.kv_transfer_config is not None, "the workers have theirs"
-
-
-def test_who_merely_turned_vllms_own_cache_off_is_served(store: Store) -> None:
-    seen = config(is_prefix_caching_supported=True)
-    seen.cache_config.enable_prefix_caching = False
-    connector = PegaKVConnector(seen, role("SCHEDULER"), kv_cache_config())
-    assert not connector._off
-    connector.shutdown()
 
 
 def test_hits_are_told_apart_by_tier(
