@@ -84,6 +84,7 @@ def lfm2() -> Any:
         pad_token_id=0,
         layer_types=["conv", "full_attention"] * 2,
         block_auto_adjust_ff_dim=False,
+        conv_dim=WIDE["hidden_size"],
     )
     return Lfm2ForCausalLM(config)
 
