@@ -18,7 +18,7 @@ engine waits some microseconds longer for its blocks, and in return Saved means 
 hits.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 
 from pegaflow.wire.index import Claim, Claimed, EndClaim
@@ -69,7 +69,6 @@ class Saves(Sealing):
         self.offset_of: Callable[[int], int] = lambda page: page
         self.shares: dict[tuple[Address, int], Share] = {}  # open, by client and its number
         self._keys = 0  # of all open shares together
-        self._ended: OrderedDict[Hashable, None] = OrderedDict()  # names of ended orders
         self._batch = 0  # newest batch number
         self._hungry: deque[tuple[Share, int]] = deque()  # batches without pages
 

@@ -38,6 +38,7 @@ class Sealing:
         self.orders: dict[Hashable, Order] = {}  # not ended, oldest first
         self.claimed_upto = 0  # newest claim number we have seen
         self._unsealed: list[tuple[Order, tuple[int, ...]]] = []  # Seals for the next index
+        self._ended: OrderedDict[Hashable, None] = OrderedDict()  # names of ended orders
         self._early: OrderedDict[int, None] = OrderedDict()  # committed, and not begun yet
 
     def finish(self, order: Order) -> list[Effect]:
@@ -63,9 +64,9 @@ class Sealing:
         effects: list[Effect] = []
         for name in names:
             order = self.orders.get(name)
-            if order is None:
+            if order is None and name not in self._ended:
                 self._early[name] = None
-            elif not order.committed:
+            elif order is not None and not order.committed:
                 order.committed = True
                 whole = [p for p, shards in order.shards.items() if len(shards) == self.world]
                 effects += self.publish(order, whole, now)

@@ -88,6 +88,14 @@ def test_without_a_word_nothing_is_published() -> None:
     assert not pick(sent, Seal) and idle(actor)
 
 
+def test_a_word_on_what_has_ended_is_forgotten() -> None:
+    rig, actor = served()
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"", 7, (), True)), Claim, IDX)
+    assert said(rig.answer(claim, Claimed(0, ())), Saved) == Saved(Status.OK, 0, 3)
+    rig.tell(SCHEDULER, Commit((7,)))
+    assert idle(actor) and not books(actor)._early
+
+
 def test_a_stranger_has_no_say() -> None:
     rig, actor = stocked()
     copied(rig, 7)
