@@ -195,7 +195,7 @@ class Engine:
             manners[rng.randrange(ranks)] = rng.choice(("skips", "never hears of", "drops"))
             poisoned = rng.random() < 0.7
             self.again = keys, parent
-        commits = rng.random() < 0.5
+        commits = rng.random() < 0.3
         if commits and rng.random() < 0.3:
             poisoned, self.again = True, (keys, parent)
             self._take_word_back(order)
