@@ -173,19 +173,20 @@ def test_blocks_given_to_somebody_else_are_not_saved_any_more(
     pair: Pair, store: Store, by: str
 ) -> None:
     pair.save(store, Request("b", 25, salt="b"), [41, 42, 43, 44, 45, 46, 47])
+    loader = Request("l", 25, salt="b")
+    if by == "loaded":
+        assert pair.scheduler.get_num_new_matched_tokens(loader, 0) == (24, True)
     request, held = finished_while_saving(pair, store, free=1000)
     assert not held
-    store.holding = False
     out = {
         "new": output(new=[("w", [20, 3], 4, 4)]),
         "grown": output(cached=[("w", [3], 4, 4)]),
         "resumed": output(cached=[("w", [20, 3], 4, 4)], resumed={"w"}),
     }.get(by, output())
     if by == "loaded":
-        assert pair.load(Request("l", 25, salt="b"), [20, 3, 22, 23, 24, 25]) == 24
+        pair.scheduler.update_state_after_alloc(loader, blocks([20, 3, 22, 23, 24, 25]), 24)
     elif by == "loaded by another":
         pair.scheduler.update_state_after_alloc(Request("l", 9), blocks([20, 3]), 0)
-    store.holding = True
     orders = pair.schedule(out)
     pair.worker.handle_preemptions(orders)
     pair.memory[:, :8] = 99
