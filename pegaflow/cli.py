@@ -8,10 +8,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from pegaflow.errors import UserError
 from pegaflow.flags import with_settings
 from pegaflow.wire.control import Report
 from pegaflow.wire.message import WireError
+
+if TYPE_CHECKING:
+    from pegaflow.device.poolfiles import Kept
 
 app = typer.Typer(
     name="pegaflow",
@@ -51,10 +54,23 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
 
 
 @app.command()
-def purge(run_dir: RunDir = None) -> None:
+def purge(
+    run_dir: RunDir = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show all pools, free nothing.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Free all that are not in use.")] = False,
+) -> None:
     """Free the pool that a stopped service has kept for its next start."""
     from pegaflow import serve as service
 
+    if list_:
+        _show_pools(service.kept_pools())
+        return
+    if all_:
+        freed, stay = service.purge_all()
+        print(f"freed {sizes.show(freed)}")
+        for name in stay:
+            print(f"{name} is in use")
+        return
     where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
     freed = service.purge(where)
     print(f"freed {sizes.show(freed)}" if freed else f"no pool was kept for {where}")
@@ -160,6 +176,18 @@ def demo() -> None:
     from pegaflow.replay.cli import demo_command
 
     raise typer.Exit(demo_command())
+
+
+def _show_pools(pools: "Sequence[Kept]") -> None:
+    """One line a pool, and what to do."""
+    for pool in pools:
+        state = f"in use by {pool.owner}" if pool.owner else "free to purge"
+        print(
+            f"{pool.path}: {state}, {sizes.show(pool.taken_bytes)} of memory with "
+            f"{sizes.show(pool.sealed_bytes)} of blocks, run directory {pool.run_dir or 'unknown'}"
+        )
+    if not pools:
+        print("no pool is kept")
 
 
 def _plain(value: object) -> object:

@@ -47,6 +47,11 @@ class Memory:
     #: Free space of the file system that holds the pool.
     shm_free: int
 
+    def plus(self, there: int) -> Memory:
+        """As if so many bytes, which an old pool has, were not taken."""
+        room = None if self.cgroup_room is None else self.cgroup_room + there
+        return Memory(self.total, self.available + there, room, self.shm_free + there)
+
 
 @dataclass(frozen=True)
 class PoolSize:

@@ -82,7 +82,11 @@ class _House:
         settings = self.settings
         extent = settings.extent_size
         wanted = Wanted(
-            settings.pool_size, None if extent == limits.EXTENT_SIZE else extent, settings.fresh
+            settings.pool_size,
+            None if extent == limits.EXTENT_SIZE else extent,
+            settings.fresh,
+            str(settings.run_dir),
+            lambda there: poolsize.choose(settings.pool_size, poolsize.look().plus(there), extent),
         )
         found = poolfiles.adopt(self._stem, wanted)
         log = logs.get_logger()
@@ -99,6 +103,8 @@ class _House:
             pages, bytes_ = files.sealed()
             held = f"{sizes.show(bytes_)} in {pages} pages"
             self.reason = f"adopted from an earlier life with {held}"
+            if found.was_bytes != files.header.pool_bytes:
+                self.reason += f", when it had {sizes.show(found.was_bytes)}"
         return files
 
     def _make(self, incarnation: int, above: int) -> PoolFiles:
@@ -110,7 +116,8 @@ class _House:
         extent = self.settings.extent_size
         chosen = poolsize.choose(self.settings.pool_size, poolsize.look(), extent)
         self.reason = chosen.reason
-        return poolfiles.make(self._stem, Geometry(chosen.size, extent), incarnation, above)
+        geometry, run_dir = Geometry(chosen.size, extent), str(self.settings.run_dir)
+        return poolfiles.make(self._stem, geometry, incarnation, above, run_dir)
 
     def work(self, number: int, job: Message) -> Done | None:
         """Carry out one job."""
@@ -278,15 +285,32 @@ def _remove_logs(paths: Sequence[str]) -> None:
         logs.get_logger().info("ssd_removed", path=path, bytes=sizes.show(removed))
 
 
+def kept_pools() -> list[poolfiles.Kept]:
+    """All pools of this user in shared memory."""
+    return poolfiles.kept(str(SHM / f"pegaflow-{os.getuid()}-"))
+
+
+def purge_all() -> tuple[int, list[str]]:
+    """Remove every pool of this user in which no service lives; the bytes that this frees, and the
+    pools that stay."""
+    stems = {str(Path(pool.path).with_suffix("").with_suffix("")) for pool in kept_pools()}
+    done = [poolfiles.remove(stem) for stem in sorted(stems)]
+    return sum(freed for freed, _ in done), [name for _, stay in done for name in stay]
+
+
 def purge(run_dir: Path) -> int:
     """Remove the pool that a stopped service has left; the bytes that this frees.
 
     Raises:
-        UserError: the service runs, or another one lives in the pool.
+        UserError: the service runs, another one lives in the pool, or there is no such directory.
     """
-    rundir.prepare(run_dir)
-    with rundir.ServiceLock.acquire(run_dir):
-        freed, in_use = poolfiles.remove(str(SHM / shm_stem(run_dir)))
+    stem = str(SHM / shm_stem(run_dir))
+    if not run_dir.is_dir():
+        if not poolfiles.numbers(stem):
+            raise UserError(f"there is no run directory {run_dir} and no pool of it; see --list")
+        run_dir = rundir.prepare(run_dir)
+    with rundir.ServiceLock.acquire(rundir.prepare(run_dir)):
+        freed, in_use = poolfiles.remove(stem)
         if in_use:
             raise UserError(f"another service lives in {', '.join(in_use)}: it stays as it is")
         return freed

@@ -44,7 +44,7 @@ def test_a_pool_as_it_was_left_is_adopted(stem: str) -> None:
     for wanted in (AS_IT_IS, Wanted(POOL, EXTENT, False), Wanted(POOL + 1, None, False)):
         found = poolfiles.adopt(stem, wanted)
         files = found.files
-        assert files is not None and found == Found(files)
+        assert files is not None and found == Found(files, was_bytes=POOL)
         assert files.header == old.header
         assert files.sealed() == (1, 16384)
         assert files.ledger.read(0) == RECORD
@@ -98,7 +98,7 @@ def another_boot(path: Path) -> None:
         ("ledger", a_fifo, "regular file of ours"),
         ("pool", lambda p: p.unlink(), "cannot open"),
         ("pool", lambda p: torn(p, POOL, b"another one's"), "another pool's"),
-        ("pool", lambda p: os.truncate(p, POOL), "not those of its header"),
+        ("pool", lambda p: os.truncate(p, POOL), "fewer than its header says"),
         ("ledger", lambda p: torn(p, 0, bytes(8)), "ledger"),
         ("ledger", lambda p: torn(p, 24, b"\xff"), "ledger"),
         ("ledger", lambda p: os.truncate(p, 100), "ledger"),
@@ -119,7 +119,6 @@ def test_what_is_not_ours_or_not_whole_is_not_adopted(
 @pytest.mark.parametrize(
     ("wanted", "why"),
     [
-        (Wanted(2 * POOL, None, False), f"it has {POOL} bytes, {2 * POOL} are wanted"),
         (Wanted(None, 2 * EXTENT, False), f"its extents have {EXTENT} bytes"),
         (Wanted(None, None, True), "--fresh"),
     ],
@@ -250,3 +249,95 @@ def test_what_is_kept_is_not_removed(stem: str) -> None:
         "pegaflow-0-abc.1.pool",
         "pegaflow-0-abc.1.ledger",
     }
+
+
+def sealed_at(files: PoolFiles, extent: int, slot: int, seal: int) -> bytes:
+    """A block whose key and bytes say where it was; its key."""
+    page = GEOMETRY.page_id(extent, slot)
+    key = b"%32d" % page
+    at = GEOMETRY.offset(page, 16384)
+    files.pool.reserve(at, 16384)
+    files.pool.map[at : at + 32] = key
+    own = GEOMETRY.records_per_extent * RECORD_BYTES
+    assert files.file.reserve(HEADER_BYTES + extent * own, own) == ""
+    files.ledger.seal([page], [RECORD._replace(key=key, seal=seal)])
+    return key
+
+
+def found_in(files: PoolFiles) -> set[bytes]:
+    """The keys of all sealed pages, whose bytes are theirs."""
+    geometry = Geometry(files.header.pool_bytes, EXTENT)
+    keys = set()
+    for page in range(files.ledger.records):
+        record = files.ledger.read(page)
+        if record is not None:
+            at = geometry.offset(page, 16384)
+            assert files.pool.map[at : at + 32] == record.key
+            assert record.key not in keys
+            keys.add(record.key)
+    return keys
+
+
+def sized(stem: str, extents: int) -> PoolFiles:
+    found = poolfiles.adopt(stem, Wanted(extents * EXTENT, None, False, "/run/here"))
+    assert found.files is not None and found.refused == ()
+    assert found.files.header.pool_bytes == extents * EXTENT
+    return found.files
+
+
+def test_a_pool_that_grows_keeps_everything_and_shrinks_again(stem: str) -> None:
+    files = poolfiles.make(stem, GEOMETRY, 6)
+    keys = {sealed_at(files, extent, slot, 1) for extent in range(4) for slot in (0, 3)}
+    for extents in (9, 5, 4, 7, 4):
+        files = sized(stem, extents)
+        assert found_in(files) == keys and files.header.incarnation == 6
+        assert poolfiles.kept(stem)[0].run_dir == "/run/here"
+
+
+def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> None:
+    files = poolfiles.make(stem, Geometry(8 * EXTENT, EXTENT), 6)
+    for extent, seal in ((0, 50), (4, 10), (5, 30), (6, 20), (7, 40)):
+        for slot in range(4):
+            page = extent * GEOMETRY.records_per_extent + slot
+            key, at = b"%32d" % page, extent * EXTENT + slot * 16384
+            files.pool.map[at : at + 32] = key
+            files.ledger.seal([page], [RECORD._replace(key=key, seal=seal)])
+    files = sized(stem, 3)
+    moved = {int(key) // GEOMETRY.records_per_extent for key in found_in(files)}
+    assert moved == {0, 5, 7} and files.sealed()[0] == 12
+    taken = os.stat(files.pool.path).st_blocks * 512
+    assert taken <= 3 * EXTENT + poolfiles.TRAILER_BYTES
+    files = sized(stem, 8)
+    assert files.sealed()[0] == 12, "what was voided does not come back"
+
+
+@pytest.mark.parametrize("call", ["seal", "void", "format"])
+def test_who_is_killed_while_a_pool_shrinks_leaves_no_wrong_block(
+    stem: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = poolfiles.make(stem, GEOMETRY, 6)
+    keys = {sealed_at(files, extent, slot, extent) for extent in (0, 2, 3) for slot in range(4)}
+
+    def dies(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Ledger, call, dies)
+        with pytest.raises(KeyboardInterrupt):
+            sized(stem, 2)
+    pages = sized(stem, 4)
+    seen = [r.key for p in range(pages.ledger.records) if (r := pages.ledger.read(p)) is not None]
+    assert set(seen) <= keys and len(set(seen)) >= 8
+
+
+def test_a_size_that_does_not_fit_is_one_line_and_costs_nothing(stem: str) -> None:
+    made(stem)
+
+    def check(there: int) -> None:
+        assert there > 0
+        raise UserError("it does not fit")
+
+    with pytest.raises(UserError, match="does not fit"):
+        poolfiles.adopt(stem, Wanted(2 * POOL, None, False, "", check))
+    found = poolfiles.adopt(stem, AS_IT_IS)
+    assert found.files is not None and found.files.sealed() == (1, 16384)

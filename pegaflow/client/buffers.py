@@ -40,9 +40,13 @@ class FileView:
             self._map = mmap.mmap(fd, 0, mmap.MAP_SHARED, access)
         finally:
             os.close(fd)
-        self.path = path
-        self.known = known
+        self._path = path
+        self._known = known
         self.bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
+
+    def shows(self, path: str, known: tuple[int, ...], size: int) -> bool:
+        """Whether this is a view of that file that reaches so far: a pool may have grown."""
+        return (self._path, self._known) == (path, known) and len(self.bytes) >= size
 
 
 class EngineMemory:

@@ -191,9 +191,10 @@ class Shell:
     def _map(self, attached: Attached) -> None:
         try:
             if attached.loads is Way.STAGED:
-                pool = attached.pool_path, attached.pool_file
-                if self._pool is None or (self._pool.path, self._pool.known) != pool:
-                    self._pool = FileView(pool[0], write=False, known=pool[1])
+                if self._pool is None or not self._pool.shows(
+                    attached.pool_path, attached.pool_file, attached.pool_bytes
+                ):
+                    self._pool = FileView(attached.pool_path, write=False, known=attached.pool_file)
             if attached.saves is Way.STAGED:
                 path, known = attached.bounce_path, attached.bounce_file
                 self._bounce = FileView(path, write=True, known=known)

@@ -145,6 +145,17 @@ class SharedFile:
             return os.strerror(err.errno or errno.EIO)
         return ""
 
+    def lengthen(self, length: int) -> None:
+        """Have at least this length; only before anything refers to the mapping.
+
+        Raises:
+            OSError: the file cannot be so long.
+        """
+        if length > self.length:
+            os.ftruncate(self.fd, length)
+            self.length = length
+            self.map = mmap.mmap(self.fd, length, mmap.MAP_SHARED)
+
     def named(self) -> bool:
         """Whether the name is still this file's."""
         return _names(self.path, self.id)

@@ -1,15 +1,17 @@
 """The pool's files: made, adopted from an earlier life, and removed.
 
-    STEM.N.pool      the extents, then one page: the pool's uuid, and which two files these are
+    STEM.N.pool      the extents, then one page: the pool's uuid, which two files these are, and
+                     the run directory of their service
     STEM.N.ledger    the header with the same uuid, then the records
 
-N grows with every new pool, so that whoever still has an older one mapped keeps what it has.  An
-old pool is adopted only if nobody lives in it (locks.py), which is found out before a byte of it is
+N grows with every new pool, so that whoever still has an older one mapped keeps what it has. An old
+pool is adopted only if nobody lives in it (locks.py), which is found out before a byte of it is
 believed; if both files are regular files of ours that nobody else may open and that have no second
 name; if they belong together and are the very files that were made, not copies, since a copy of a
-living pool is torn; and if format, boot and sizes are what is wanted.  What is not adopted is
-removed, but for pools that are in use: another mount namespace, or a run directory that was removed
-under its service, can have the same stem.  No file is ever truncated.
+living pool is torn; and if format, boot and size of extents are what is wanted. What is not adopted
+is removed, but for pools that are in use: another mount namespace, or a run directory that was
+removed under its service, can have the same stem. No file is ever truncated; a pool of another size
+keeps what fits (resize.py).
 
 Names in /dev/shm can be taken by anybody on the host.  Files of others are passed over, and a
 number that somebody else has taken is followed by one that nobody can guess.
@@ -18,7 +20,8 @@ number that somebody else has taken is followed by one that nobody can guess.
 import os
 import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
 
@@ -27,6 +30,7 @@ from pegaflow.cache.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledg
 from pegaflow.cache.scan import scan
 from pegaflow.errors import UserError
 
+from . import locks, resize
 from .locks import InUse, claim, share, take
 from .memory import FileId, SharedFile
 
@@ -38,6 +42,7 @@ TRIES_MAX = 16
 
 _IDENTITY = Struct("=8s4QI")  # magic, device and inode of the pool, of the ledger, checksum
 _MAGIC = b"PEGAFILE"
+_RUN_DIR_AT = 256  # in the trailer; to its end, closed by zeros
 
 _SCAN = 65536  # records looked at at a time
 
@@ -49,6 +54,14 @@ class Wanted:
     pool_bytes: int | None  # None: whatever an old pool has
     extent_bytes: int | None  # likewise
     fresh: bool  # whatever there is, it is not adopted
+    run_dir: str = ""  # of the service, for people
+    #: Told the bytes that an old pool has, raises UserError if the wanted size does not fit.
+    check: Callable[[int], object] = bool
+
+    def size_of(self, header: Header) -> int:
+        """Bytes that a pool with this header is to have."""
+        wanted = header.pool_bytes if self.pool_bytes is None else self.pool_bytes
+        return wanted // header.extent_bytes * header.extent_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +102,16 @@ def boot_id() -> bytes:
     return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
-def make(stem: str, geometry: Geometry, incarnation: int, above: int = 0) -> PoolFiles:
+def make(
+    stem: str, geometry: Geometry, incarnation: int, above: int = 0, run_dir: str = ""
+) -> PoolFiles:
     """A new pool and its ledger, claimed for us; only the ledger's header and the pool's trailer
     are really there.
 
     Args:
         incarnation: the last one given away so far.
         above: the highest number of a pool that was removed.
+        run_dir: the run directory, for people.
 
     Raises:
         UserError: there is no room.
@@ -118,7 +134,7 @@ def make(stem: str, geometry: Geometry, incarnation: int, above: int = 0) -> Poo
         raise
     at = geometry.pool_bytes
     pool.map[at : at + UUID_BYTES] = header.pool_uuid
-    _identify(pool, file, at)
+    _identify(pool, file, at, run_dir)
     Ledger.format(file.map, header)
     return PoolFiles(pool, file, Ledger(file.map, file.read))
 
@@ -210,6 +226,44 @@ class Found:
     refused: tuple[str, ...] = ()  # why others are not to be had, a line each
     in_use: tuple[str, ...] = ()  # those in which a service lives, and which
     orphans: tuple[int, ...] = ()  # processes that were killed for it
+    was_bytes: int = 0  # size that the adopted pool had
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A pool in shared memory, to be shown."""
+
+    path: str
+    owner: str  # the service that lives in it, '' for nobody
+    pool_bytes: int
+    taken_bytes: int  # of memory, by both files
+    sealed_bytes: int  # of blocks
+    run_dir: str  # of its service; '' if a version made it that did not say
+
+
+def kept(begins: str) -> list[Kept]:
+    """The pools of this user whose paths begin so, as far as they can be read.  For processes that
+    hold none of them: this closes descriptors of theirs."""
+    found = []
+    folder, name = os.path.split(begins)
+    for path in sorted(Path(folder).glob(f"{name}*.ledger")):
+        try:
+            file, pool = SharedFile.peek(str(path)), SharedFile.peek(f"{path.with_suffix('')}.pool")
+        except (OSError, UserError):
+            continue
+        if not Ledger.fault(file.map):
+            found.append(_shown(PoolFiles(pool, file, Ledger(file.map, file.read))))
+        file.close()
+        pool.close()
+    return found
+
+
+def _shown(files: PoolFiles) -> Kept:
+    at = files.header.pool_bytes + _RUN_DIR_AT
+    run_dir = os.fsdecode(files.pool.read(at, TRAILER_BYTES - _RUN_DIR_AT).rstrip(b"\0"))
+    taken = sum(os.fstat(f.fd).st_blocks * 512 for f in (files.pool, files.file))
+    owner = locks.owner(files.file.fd)
+    return Kept(files.pool.path, owner, files.header.pool_bytes, taken, files.sealed()[1], run_dir)
 
 
 def adopt(stem: str, wanted: Wanted) -> Found:
@@ -219,25 +273,25 @@ def adopt(stem: str, wanted: Wanted) -> Found:
     orphans: list[int] = []
     for number in numbers(stem):
         try:
-            files, why, killed = _adopt(f"{stem}.{number}", wanted)
+            files, why, killed, was = _adopt(f"{stem}.{number}", wanted)
         except InUse as err:
             in_use.append(f"{stem}.{number}.pool is in use by another service ({err})")
             continue
         orphans += killed
         if files is not None:
-            return Found(files, tuple(refused), tuple(in_use), tuple(orphans))
+            return Found(files, tuple(refused), tuple(in_use), tuple(orphans), was)
         refused.append(why)
     return Found(None, tuple(refused), tuple(in_use), tuple(orphans))
 
 
-def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int]]:
-    """One pool, or why it is not to be had.
+def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int], int]:
+    """One pool, or why it is not to be had; orphans killed, and the size that it had.
 
     Raises:
         InUse: a service lives in it.
     """
     if wanted.fresh:
-        return None, "--fresh was asked for", []
+        return None, "--fresh was asked for", [], 0
     files: list[SharedFile] = []
     try:
         for end in ("ledger", "pool"):
@@ -255,11 +309,14 @@ def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int]]
     killed = [pid for opened in files for pid in opened.orphans]
     if not why:
         found = PoolFiles(pool, file, Ledger(file.map, file.read))
-        _identify(pool, file, found.header.pool_bytes)
-        return found, "", killed
+        was = found.header.pool_bytes
+        try:
+            return _fitted(found, wanted), "", killed, was
+        except OSError as err:
+            why = f"it cannot be made as large as is wanted: {err.strerror}"
     for opened in files:
         opened.close()
-    return None, why, killed
+    return None, why, killed, 0
 
 
 def _fault(pool: SharedFile, file: SharedFile, header: Header, wanted: Wanted) -> str:
@@ -267,8 +324,8 @@ def _fault(pool: SharedFile, file: SharedFile, header: Header, wanted: Wanted) -
     at = header.pool_bytes
     if header.boot_id != boot_id():
         return "it is of an earlier boot of this machine"
-    if pool.length != at + TRAILER_BYTES:
-        return f"its file has {pool.length} bytes, not those of its header"
+    if pool.length < at + TRAILER_BYTES:
+        return f"its file has {pool.length} bytes, fewer than its header says"
     if pool.map[at : at + UUID_BYTES] != header.pool_uuid:
         return "its ledger is another pool's"
     written = pool.map[at + UUID_BYTES : at + UUID_BYTES + _IDENTITY.size]
@@ -277,16 +334,42 @@ def _fault(pool: SharedFile, file: SharedFile, header: Header, wanted: Wanted) -
         return f"{pool.path} or its ledger is a copy"
     if wanted.extent_bytes not in (None, header.extent_bytes):
         return f"its extents have {header.extent_bytes} bytes, {wanted.extent_bytes} are wanted"
-    size = wanted.pool_bytes
-    if size is not None and size // header.extent_bytes * header.extent_bytes != header.pool_bytes:
-        return f"it has {header.pool_bytes} bytes, {size} are wanted"
     return ""
 
 
-def _identify(pool: SharedFile, file: SharedFile, at: int) -> None:
-    """Write down which files these are."""
+def _identify(pool: SharedFile, file: SharedFile, at: int, run_dir: str) -> None:
+    """Write down which files these are, and whose."""
     start = at + UUID_BYTES
     pool.map[start : start + _IDENTITY.size] = _identity(pool.id, file.id)
+    path = os.fsencode(run_dir)[: TRAILER_BYTES - _RUN_DIR_AT]
+    pool.map[at + _RUN_DIR_AT : at + TRAILER_BYTES] = path.ljust(TRAILER_BYTES - _RUN_DIR_AT, b"\0")
+
+
+def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
+    """The same pool with the size that is wanted, and what fits of its blocks.
+
+    Raises:
+        OSError: a file cannot be made so long.
+        UserError: there is no room.
+    """
+    pool, file, header = files.pool, files.file, files.header
+    pool_bytes = wanted.size_of(header)
+    if pool_bytes == header.pool_bytes:
+        _identify(pool, file, pool_bytes, wanted.run_dir)
+        return files
+    wanted.check(os.fstat(pool.fd).st_blocks * 512)
+    geometry = Geometry(pool_bytes, header.extent_bytes)
+    if pool_bytes > header.pool_bytes:
+        resize.grow(pool, file, geometry, TRAILER_BYTES)
+    else:
+        resize.shrink(pool, file, geometry)
+    _reserve(pool, pool_bytes, TRAILER_BYTES)
+    pool.map[pool_bytes : pool_bytes + UUID_BYTES] = header.pool_uuid
+    _identify(pool, file, pool_bytes, wanted.run_dir)
+    Ledger.format(file.map, replace(header, pool_bytes=pool_bytes))
+    resize.punch(pool, pool_bytes + TRAILER_BYTES)
+    resize.punch(file, ledger_bytes(geometry.extents, geometry.records_per_extent))
+    return PoolFiles(pool, file, Ledger(file.map, file.read))
 
 
 def _identity(pool: FileId, file: FileId) -> bytes:

@@ -99,11 +99,10 @@ def test_what_is_kept_is_told_and_purged(tmp_path: Path) -> None:
     ("extra", "size", "why"),
     [
         (("--fresh",), "64MiB", "--fresh was asked for"),
-        ((), "96MiB", "it has 67108864 bytes, 100663296 are wanted"),
         (("--extent-size", "16MiB"), "64MiB", "its extents have 33554432 bytes"),
     ],
 )
-def test_another_size_or_a_wish_starts_empty_with_one_line(
+def test_another_extent_size_or_a_wish_starts_empty_with_one_line(
     tmp_path: Path, extra: tuple[str, ...], size: str, why: str
 ) -> None:
     old = Service(tmp_path / "run")
@@ -119,6 +118,41 @@ def test_another_size_or_a_wish_starts_empty_with_one_line(
             assert engine.client.lookup(keys(16)).blocks == 0
             assert not set(before) & set(files(new)), "the old names are gone, the new ones are new"
             assert session < min(r.address.incarnation for r in new.processes())
+
+
+@pytest.mark.parametrize("way", ["process_vm", "staged"])
+def test_a_pool_grows_and_shrinks_and_keeps_what_fits(tmp_path: Path, way: str) -> None:
+    service = Service(tmp_path / "run", pool_size="64MiB", extra=("--extent-size", "4MiB"))
+    with service, Engine(service, way=way, blocks=1024) as engine:
+        for size, least in ((64, 512), (128, 512), (96, 512), (32, 400), (16, 200)):
+            if size != 64:
+                service.kill()
+                at = service._command.index("--pool-size")
+                service._command[at + 1] = f"{size}MiB"
+                service.start()
+                assert len(files(service)) >= 2 and said(service, "pool_not_adopted") == []
+                report = service.report()
+                assert report is not None and report.pool_bytes == size << 20
+                room = os.stat(report.pool_path).st_blocks * 512
+                assert room <= (size << 20) + (1 << 20), "what went is given back"
+            else:
+                for first in range(0, 512, 64):
+                    blocks = list(range(first, first + 64))
+                    engine.fill(blocks, seed=first)
+                    assert engine.client.save(keys(64, seed=first), blocks, timeout=5).saved == 64
+            eventually(
+                "it is served again", lambda: engine.client.lookup(keys(1)).status is Status.OK
+            )
+            hits = 0
+            for first in range(0, 512, 64):
+                target = list(range(512, 576))
+                found = engine.client.lookup(keys(64, seed=first), timeout=5.0)
+                if found.lease is not None:
+                    target = target[: found.blocks]
+                    assert engine.client.load(found.lease, target, timeout=5.0).status is Status.OK
+                    assert engine.holds(target, seed=first), f"{size} MiB: other bytes"
+                    hits += found.blocks
+            assert hits >= least * (size >= 32), (size, hits)
 
 
 def test_without_a_size_the_adopted_one_stays(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""A kept pool of another size: what fits is kept.
+
+Only at adoption, when the files are claimed and no other process has them mapped for writing.  A
+page keeps its id, so a pool that grows only gets a longer file.  One that shrinks keeps its low
+extents; blocks in the extents that go are moved, extent by extent and the newest first, into low
+extents that are empty.  Of a moved extent the bytes come first, then its records, then the old
+records are voided; who is killed in between leaves a block twice or not at all in the ledger, and
+adoption takes one or none.  The header is written when all records are where it says, so a pool
+whose header was never finished is lost, and nothing worse.
+
+A file is never cut: an engine that is served staged may still have it mapped, and would get a
+SIGBUS. What is behind the new end is given back to the system as a hole instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from pegaflow.cache.geometry import Geometry
+from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, ledger_bytes
+from pegaflow.cache.scan import scan
+
+from .memory import SharedFile
+
+_PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """What an extent holds."""
+
+    number: int
+    newest: int  # the highest seal in it
+    pages: tuple[int, ...]  # sealed ones
+
+
+def grow(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -> None:
+    """Make room in both files for this geometry; nothing in them changes.
+
+    Raises:
+        OSError: a file cannot be made so long.
+    """
+    pool.lengthen(geometry.pool_bytes + trailer)
+    file.lengthen(ledger_bytes(geometry.extents, geometry.records_per_extent))
+
+
+def shrink(pool: SharedFile, file: SharedFile, geometry: Geometry) -> None:
+    """Have every sealed record within this geometry; those that do not fit are voided.  The ledger
+    still has the header of the larger pool."""
+    ledger = Ledger(file.map, file.read)
+    extents = _extents(ledger, geometry.records_per_extent)
+    last = geometry.extents
+    empty = [n for n in range(last) if n not in extents]
+    going = sorted((e for n, e in extents.items() if n >= last), key=lambda e: -e.newest)
+    records = geometry.records_per_extent * RECORD_BYTES
+    for extent in going:
+        while empty:
+            target = empty.pop()
+            room = pool.reserve(target * geometry.extent_bytes, geometry.extent_bytes) == ""
+            if room and file.reserve(HEADER_BYTES + target * records, records) == "":
+                _move(pool, ledger, geometry, extent, target)
+                break
+        ledger.void(extent.pages)
+
+
+def punch(file: SharedFile, start: int) -> None:
+    """Give the file's space from here on back; its length stays.  Not to be had is no harm: the
+    space comes back with the file."""
+    if file.length > start:
+        _libc.fallocate(file.fd, _PUNCH_HOLE, start, file.length - start)
+
+
+def _extents(ledger: Ledger, records: int) -> dict[int, _Extent]:
+    """The extents with a record that is not void, whatever it says."""
+    found: dict[int, _Extent] = {}
+    for number in range(ledger.records // records):
+        chunk = scan(ledger, number * records, records)
+        if len(chunk.pages) or chunk.quarantined:
+            newest = int(chunk.rows["seal"].max()) if len(chunk.pages) else 0
+            found[number] = _Extent(number, newest, tuple(chunk.pages.tolist()))
+    return found
+
+
+def _move(
+    pool: SharedFile, ledger: Ledger, geometry: Geometry, extent: _Extent, target: int
+) -> None:
+    size, own = geometry.extent_bytes, geometry.records_per_extent
+    bytes_ = np.frombuffer(pool.map, np.uint8)
+    source = extent.number * size
+    bytes_[target * size : (target + 1) * size] = bytes_[source : source + size]
+    records = [ledger.read(page) for page in extent.pages]
+    shift = (target - extent.number) * own
+    pairs = [(p + shift, r) for p, r in zip(extent.pages, records, strict=True) if r is not None]
+    ledger.seal([page for page, _ in pairs], [record for _, record in pairs])
