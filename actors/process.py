@@ -199,6 +199,7 @@ def run_child(
     level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
     form = os.environ.get("PEGAFLOW_LOG_FORMAT", "auto")
     logs.configure(level, form, actor=name, incarnation=incarnation)
+    logs.take_over()
     logs.enable_faulthandler()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals = Signals(signal.SIGTERM)

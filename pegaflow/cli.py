@@ -47,6 +47,7 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
 
     settings = config.load(flags, os.environ, config_file)
     logs.configure(settings.log_level, settings.log_format, actor="supervisor")
+    logs.take_over()
     logs.enable_faulthandler()
     os.environ["PEGAFLOW_LOG_LEVEL"] = settings.log_level
     os.environ["PEGAFLOW_LOG_FORMAT"] = settings.log_format

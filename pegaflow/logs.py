@@ -8,6 +8,11 @@ Two rules are enforced here and not left to the caller.  Keys and payloads (any 
 only at debug; above it their number and length stand in their place.  And a line that carries
 `repeats=<key>` is rate-limited per (event, key): the first passes, the next ones within the
 interval are counted, and the line that passes after it says how many were `suppressed`.
+
+What others have to say in a process of ours (a library through `logging` or `warnings`, the
+interpreter about an exception that nobody caught) comes as a line of ours too, `library_log` or
+`uncaught`, and is rate-limited alike (`take_over`; never in an engine's process, whose log is not
+ours).
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ import contextlib
 import faulthandler
 import logging
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
@@ -36,17 +43,21 @@ BYTES_SHOWN = 32
 
 
 class Repeats:
-    """Which repetitions of an event are worth a line; pure but for the clock it is given."""
+    """Which repetitions of an event are worth a line, by the clock it is given."""
 
     def __init__(self, now: Callable[[], float], interval: float = REPEAT_INTERVAL_S) -> None:
         self._now = now
         self._interval = interval
         #: (when the next line may pass, lines dropped since the last), longest silent first.
         self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+        self._lock = threading.Lock()  # every thread of the process logs
 
     def passes(self, event: str, key: Hashable) -> int | None:
         """None if the line is to be dropped, else how many were dropped before it."""
-        now = self._now()
+        with self._lock:
+            return self._passes(event, key, self._now())
+
+    def _passes(self, event: str, key: Hashable, now: float) -> int | None:
         not_before, suppressed = self._seen.get((event, key), (now, 0))
         if now < not_before:
             self._seen[event, key] = (not_before, suppressed + 1)
@@ -135,6 +146,43 @@ def configure(
 def get_logger(**bound: object) -> FilteringBoundLogger:
     """The process's logger with `bound` in every line."""
     return cast(FilteringBoundLogger, structlog.get_logger(**bound))
+
+
+class _Libraries(logging.Handler):
+    """Lines of others as lines of ours: repetitions are those of one logger and one text, whatever
+    is filled into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a text and its values differ
+            facts: dict[str, Any] = {"library": record.name, "said": record.getMessage().strip()}
+            if record.exc_info and record.exc_info[0] is not None:
+                facts["exc_info"] = record.exc_info
+            repeats = (record.name, str(record.msg))
+            get_logger().log(record.levelno, "library_log", **facts, repeats=repeats)
+
+
+_LIBRARIES = _Libraries(logging.WARNING)
+
+_Caught = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def take_over() -> None:
+    """From now on all that this process says is a line of ours."""
+    logging.getLogger().addHandler(_LIBRARIES)
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _uncaught((kind, error, trace), "main")
+    sys.unraisablehook = lambda said: _uncaught(
+        (said.exc_type, said.exc_value or said.exc_type(), said.exc_traceback), "nobody's"
+    )
+    threading.excepthook = lambda said: _uncaught(
+        (said.exc_type, said.exc_value or said.exc_type(), said.exc_traceback),
+        said.thread.name if said.thread else "unknown",
+    )
+
+
+def _uncaught(caught: _Caught, thread: str) -> None:
+    repeats = (caught[0].__name__, thread)
+    get_logger().critical("uncaught", thread=thread, exc_info=caught, repeats=repeats)
 
 
 def enable_faulthandler() -> None:

@@ -2,8 +2,15 @@
 
 The loop's thread swaps the snapshot in (`Publish`), the HTTP thread only reads it, so neither ever
 waits for the other, and what a client does ends in this process.  That is bounded too: so many
-connections, so large a request, and so long for one request and its answer, after which the
-connection is cut (the library's own timeout begins only after the first answer).
+connections, so large a request, so long for one request and its answer, and so long between two of
+them; then the connection is cut (the library's own timeout begins only after the first answer).
+
+A newcomer is always let in, so a probe is answered however many connections do nothing: above the
+limit the one goes that was answered, or opened, longest ago.  An answer takes microseconds, so that
+one waits for its client and not for us.  So few are accepted at a time that whoever has sent its
+request with its connection is read before as many others have come as there is room for.
+
+What the libraries have to say of a client's bytes comes into our log as their words (logs.py).
 
     /healthz, /health   200 while this process lives
     /readyz             200, or 503 with the reasons, as JSON
@@ -14,6 +21,7 @@ connection is cut (the library's own timeout begins only after the first answer)
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import threading
@@ -21,6 +29,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -37,11 +46,21 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
 CONNECTIONS_MAX = 64
-"""Connections at once: a few scrapers and people; a new one above that is closed at once."""
+"""Connections at once: a few scrapers and people; one more costs the one that was idle longest."""
 
-EXCHANGE_S = 30.0
-"""Time for one request and its answer, waiting for the request included: twice a scrape's usual
-interval, so that a scraper may keep its connection."""
+ACCEPTS_MAX = 16
+"""Connections accepted before anything else is looked at: a quarter of those that there may be."""
+
+BACKLOG = 128
+"""Connections that the kernel keeps for us: a burst is let in a few at a time and not refused."""
+
+REQUEST_S = 5.0
+"""Time for one request and its answer, from the opening of the connection or from the first byte of
+a further request: a header is one packet, and who sends it byte by byte wants our connections."""
+
+IDLE_S = 30.0
+"""Time between two requests: twice a scrape's usual interval, so that a scraper may keep its
+connection."""
 
 REQUEST_BYTES_MAX = 16 << 10
 """Largest request line with headers; a body is never read."""
@@ -99,10 +118,11 @@ def serve(listener: socket.socket, snapshot: Callable[[], Report | None]) -> Non
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(EXCHANGE_S),
+        backlog=ACCEPTS_MAX,
+        timeout_keep_alive=math.ceil(IDLE_S),
         h11_max_incomplete_event_size=REQUEST_BYTES_MAX,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
 
     def run() -> None:
         try:
@@ -123,30 +143,95 @@ def _listener(address: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
-        listener.listen(CONNECTIONS_MAX)
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
     return listener
 
 
+class _Server(uvicorn.Server):
+    """The library has one number for the kernel's queue and for what is accepted at a time."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
+
+
 class _Bounded(H11Protocol):
-    """A connection that ends."""
+    """A connection that ends, and that gives way."""
 
     _end: asyncio.TimerHandle | None = None
+    _used = 0.0  # when it was opened, or answered last
+    _idle = False  # it was answered, and nothing of a next request has come
+    _deaf = False  # it sent what is no HTTP: nothing more of it is looked at
+    _half_closed = False  # the client sends nothing more
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._used = self.loop.time()
+        self._ends_in(REQUEST_S)
         if len(self.connections) > CONNECTIONS_MAX:
-            transport.abort()
-            return
-        self._end = self.loop.call_later(EXCHANGE_S, transport.abort)
+            self._make_room()
 
-    def on_response_complete(self) -> None:
+    def _make_room(self) -> None:
+        others = [c for c in self.connections if isinstance(c, _Bounded) and c is not self]
+        oldest = min(others, key=lambda connection: connection._used)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+        logs.get_logger().warning(
+            "http_connection_shed",
+            limit=CONNECTIONS_MAX,
+            client=str(oldest.client),
+            repeats="http_connection_shed",
+        )
+
+    def _ends_in(self, seconds: float) -> None:
         if self._end is not None:
             self._end.cancel()
-            self._end = self.loop.call_later(EXCHANGE_S, self.transport.abort)
+        self._end = self.loop.call_later(seconds, self.transport.abort)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer, and hear the client out unheeded: to close now would be to reset the connection,
+        and an answer that was not read yet would be lost with it."""
+        self._deaf = True
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()  # what is wrong is the rest of a request that was answered
+            return
+        close = [("connection", "close"), ("content-type", "text/plain; charset=utf-8")]
+        answer = (
+            h11.Response(status_code=400, headers=close, reason=b"Bad Request"),
+            h11.Data(data=msg.encode()),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(part) or b"" for part in answer))
+        self.transport.write_eof()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._idle:
+            self._idle = False
+            self._ends_in(REQUEST_S)
+        super().data_received(data)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Who says that it sends nothing more has its answer all the same."""
+        self._half_closed = True
+        return self._is_answering()
+
+    def on_response_complete(self) -> None:
+        self._used, self._idle = self.loop.time(), True
+        self._ends_in(IDLE_S)
         super().on_response_complete()
+        if self._half_closed and not self._is_answering():
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._end is not None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +34,25 @@ class Terminal(io.StringIO):
 def restore() -> Iterator[None]:
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def taken_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """The log of a process that has been taken over; everything is given back after the test."""
+    root, out = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [])
+    for where, hook in (
+        (sys, "excepthook"),
+        (sys, "unraisablehook"),
+        (threading, "excepthook"),
+    ):
+        monkeypatch.setattr(where, hook, getattr(where, hook))
+    logs.configure(stream=out, actor="gateway")
+    logs.take_over()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield out
+    logging.captureWarnings(False)
 
 
 def lines(out: io.StringIO) -> list[dict[str, Any]]:
@@ -146,3 +170,55 @@ def test_what_cannot_be_written_is_lost() -> None:
         logs.get_logger().error("first")
         logs.get_logger().error("second")
         full.flush()  # nothing is left behind that would fail when the process ends
+
+
+def test_libraries_speak_in_our_lines_and_no_faster(taken_over: io.StringIO) -> None:
+    library = logging.getLogger("uvicorn.error")
+    for number in range(300):
+        library.warning("Invalid request %d received.\n", number)
+    library.info("Uvicorn running")
+    (line,) = lines(taken_over)
+    assert line.pop("timestamp")
+    assert line == {
+        "actor": "gateway",
+        "event": "library_log",
+        "level": "warning",
+        "library": "uvicorn.error",
+        "said": "Invalid request 0 received.",
+    }
+
+
+def test_a_library_that_says_nonsense_is_no_error(taken_over: io.StringIO) -> None:
+    (ours, *_) = logging.getLogger().handlers
+    ours.handle(logging.LogRecord("asyncio", logging.ERROR, "", 0, "%d %d", ("one",), None))
+    assert lines(taken_over) == []
+
+
+def test_exceptions_and_warnings_are_lines_too(taken_over: io.StringIO) -> None:
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        logging.getLogger("asyncio").exception("a task failed")
+    warnings.warn("an old call", DeprecationWarning, stacklevel=1)
+    failing = threading.Thread(target=lambda: {}["missing"], name="http")
+    failing.start()
+    failing.join()
+    Failing()
+    gc.collect()
+    sys.excepthook(ValueError, ValueError("outer"), None)
+    said = lines(taken_over)
+    events = [(line["event"], line.get("library", line.get("thread"))) for line in said]
+    assert events == [
+        ("library_log", "asyncio"),
+        ("library_log", "py.warnings"),
+        ("uncaught", "http"),
+        ("uncaught", "nobody's"),
+        ("uncaught", "main"),
+    ]
+    for line, words in zip(said, ("inner", None, "missing", "finalizer", "outer"), strict=True):
+        assert words is None or words in line["exception"]
+
+
+class Failing:
+    def __del__(self) -> None:
+        raise RuntimeError("of a finalizer")

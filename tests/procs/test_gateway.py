@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -132,23 +133,55 @@ def test_a_stopped_supervisor_is_told_and_nobody_is_killed_for_it(service: Serve
     assert service.counter("woke_late") >= 1
 
 
-def test_connections_and_requests_are_bounded(service: Served) -> None:
+def test_probes_are_answered_however_many_connections_do_nothing(service: Served) -> None:
+    eventually("it is ready", lambda: service.reasons() == [])
     with ExitStack() as stack, Engine(service) as engine:
-        idle = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-            for _ in range(CONNECTIONS_MAX + 8)
-        ]
-
-        def closed() -> int:
-            return sum(is_closed(s) for s in idle)
-
-        eventually("those above the limit are closed", lambda: closed() == 8)
+        idle: list[socket.socket] = []
+        for _ in range(4):
+            for _ in range(CONNECTIONS_MAX):
+                connection = socket.create_connection(("127.0.0.1", service.port))
+                idle.append(stack.enter_context(connection))
+            assert service.reasons() == []
+            assert service.get("/healthz") == (200, "ok\n")
+        eventually(
+            "so many stay as there may be",
+            lambda: sum(not is_closed(s) for s in idle) < CONNECTIONS_MAX,
+        )
+        assert not is_closed(idle[-1]), "the newest stay"
         assert engine.client.lookup(keys(4)).status is Status.OK
-    eventually("the others are forgotten", lambda: answers(service))
-    with socket.create_connection(("127.0.0.1", service.port)) as large:
-        large.sendall(b"GET / HTTP/1.1\r\n" + b"x: " + b"y" * (64 << 10))
-        large.settimeout(PATIENCE_S)
-        assert large.recv(4096).startswith(b"HTTP/1.1 400")
+    shed = [line for line in lines(service) if line["event"] == "http_connection_shed"]
+    assert 1 <= len(shed) <= 3 and shed[0]["limit"] == CONNECTIONS_MAX
+
+
+BAD = (
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+    b"GET /metrics\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\n\r\n",  # no host
+    b"GET / HTTP/1.1\r\nx: " + b"y" * (1 << 20),
+    b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZ\r\n",
+    b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+)
+
+
+def test_bad_requests_cost_few_lines_and_all_of_them_are_json(service: Served) -> None:
+    before = len(lines(service))
+    for bad in BAD * 50:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_S) as caller:
+            try:
+                caller.sendall(bad)
+                caller.shutdown(socket.SHUT_WR)
+                assert caller.recv(4096).startswith(b"HTTP/1.1 4")
+            except (ConnectionResetError, BrokenPipeError):
+                pass
+    assert service.get("/healthz")[0] == 200
+    said = [line for line in lines(service)[before:] if line["event"] == "library_log"]
+    assert 1 <= len(said) <= 20, said
+    assert {(line["actor"], line["level"]) for line in said} == {("gateway", "warning")}
+
+
+def lines(service: Served) -> list[dict[str, Any]]:
+    """The whole log; every line of it is an object of JSON."""
+    return [json.loads(line) for line in service.log().splitlines()]
 
 
 def is_closed(connection: socket.socket) -> bool:
