@@ -6,14 +6,19 @@ envelopes and jobs for the shell.  It gives each question exactly one end: the a
 counted and dropped by its number.  Frames from or to any other life than the current one are
 counted and dropped too, so what was queued for a dead process cannot reach its successor.
 
+Of a client's question it keeps when it came and of what kind it is, and counts both with the answer
+(series.RPC), whichever actor answers.
+
 The shell and the simulator drive the same Host, so both see the same matching and the same drops.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from heapq import heapify, heappop, heappush
 
+from pegaflow import series
 from pegaflow.wire.control import Gone
 from pegaflow.wire.envelope import Envelope, pack
 from pegaflow.wire.jobs import Done
@@ -89,7 +94,7 @@ class Host:
     def start(self, now: int) -> Step:
         """The actor's first step."""
         self._note(now, "start", b"", b"")
-        return self._run(lambda: self.actor.start(now))
+        return self._run(lambda: self.actor.start(now), now)
 
     def deliver(
         self,
@@ -112,20 +117,21 @@ class Host:
             return Step()
         if isinstance(e.message, Gone):
             return self._gone_step(e, e.message.address, now)
-        sender = Sender(e.sender, e.question, e.deadline, remote)
-        return self._run(lambda: self.actor.receive(sender, e.message, now))
+        timed = type(e.message).__name__ if e.question and e.sender.name == CLIENT else ""
+        sender = Sender(e.sender, e.question, e.deadline, remote, now, timed)
+        return self._run(lambda: self.actor.receive(sender, e.message, now), now)
 
     def complete(self, number: int, done: Done, now: int) -> Step:
         """The completion of a job."""
         self._note(now, "done", number.to_bytes(8, "little"), encode(done))
         then = self._jobs.pop(number)
-        return self._run(lambda: then(done, now))
+        return self._run(lambda: then(done, now), now)
 
     def inform(self, msg: Message, now: int) -> Step:
         """Something the shell itself has to say to the actor (a child's exit, a signal)."""
         self._note(now, "inform", msg.TAG.to_bytes(8, "little"), encode(msg))
         sender = Sender(self.actor.address)
-        return self._run(lambda: self.actor.receive(sender, msg, now))
+        return self._run(lambda: self.actor.receive(sender, msg, now), now)
 
     def wake(self, now: int) -> Step:
         """Expire questions whose deadline has passed, then let the actor look at the time."""
@@ -136,7 +142,7 @@ class Host:
             self._end(first[1], NoAnswer(Status.EXPIRED), now, step)
         at = self.actor.wake_at()
         if at is not None and at <= now:
-            self._apply(self.actor.wake(now), step)
+            self._apply(self.actor.wake(now), step, now)
         return step
 
     def wake_at(self) -> int | None:
@@ -172,7 +178,7 @@ class Host:
         self._gone[dead] = None
         while len(self._gone) > GONE_MAX:
             self._gone.popitem(last=False)
-        step = self._run(lambda: self.actor.receive(Sender(e.sender), e.message, now))
+        step = self._run(lambda: self.actor.receive(Sender(e.sender), e.message, now), now)
         for number in [n for n, q in self._asks.items() if q.to == dead]:
             self._end(number, NoAnswer(Status.PEER_GONE), now, step)
         return step
@@ -186,25 +192,26 @@ class Host:
         self.actor.counts["answers_late"] += 1
         late = getattr(self.actor, "late", None)
         if late is not None and sender.name != CLIENT:
-            self._apply(late(sender, msg, now), step)
+            self._apply(late(sender, msg, now), step, now)
         return step
 
     def _end(self, number: int, msg: Message, now: int, step: Step) -> None:
         question = self._asks.pop(number)
-        self._apply(question.then(msg, now), step)
+        self._apply(question.then(msg, now), step, now)
 
-    def _run(self, call: Callable[[], list[Effect]]) -> Step:
+    def _run(self, call: Callable[[], list[Effect]], now: int) -> Step:
         step = Step()
-        self._apply(call(), step)
+        self._apply(call(), step, now)
         return step
 
-    def _apply(self, effects: list[Effect], step: Step) -> None:
+    def _apply(self, effects: list[Effect], step: Step, now: int) -> None:
         own = self.actor.address
         for effect in effects:
             if isinstance(effect, Send):
                 step.envelopes.append(Envelope(own, effect.to, effect.message))
             elif isinstance(effect, Reply):
                 if effect.to.question:
+                    self._count(effect, now)
                     step.envelopes.append(
                         Envelope(own, effect.to.address, effect.message, answer=effect.to.question)
                     )
@@ -223,6 +230,14 @@ class Host:
                 step.notes.append(effect)
             else:
                 step.stop = effect.reason
+
+    def _count(self, answer: Reply, now: int) -> None:
+        """A client has its answer."""
+        to = answer.to
+        if to.method:
+            status: Status = getattr(answer.message, "status", Status.OK)
+            took_us = max(0, now - to.asked) // 1000
+            series.RPC.count(self.actor.counts, took_us, _snake(to.method), status.label)
 
     def _ask(self, effect: Ask) -> int:
         assert len(self._asks) < ASKS_MAX, "too many outstanding questions"
@@ -249,3 +264,9 @@ class Host:
         while len(self.inputs) > INPUTS_MAX or self._input_bytes > INPUTS_BYTES_MAX:
             _, _, head, body = self.inputs.popleft()
             self._input_bytes -= len(head) + len(body)
+
+
+@cache
+def _snake(name: str) -> str:
+    """OpenSession as open_session; there are as many as there are kinds of questions."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

@@ -19,9 +19,10 @@ from pegaflow.wire.flusher import FETCH_NS, Fetch, Fetched
 from pegaflow.wire.index import Find, Held
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
 from pegaflow.wire.values import LIST_MAX, SESSION, Address
 
-from .actor import MS, Ask, Effect, Reply, Sender
+from .actor import MS, Ask, Effect, NoAnswer, Reply, Sender
 from .flushing import Flushing, sayable
 from .inheriting import LEASED_MAX, LEASES_MAX
 
@@ -205,6 +206,8 @@ class Fetching(Flushing):
             if isinstance(answer, Fetched):
                 absent = (fetch.keys[at] for at in answer.absent if at < len(fetch.keys))
                 self.not_stored(fetch.namespace, absent)
+            elif isinstance(answer, NoAnswer) and answer.status is Status.EXPIRED:
+                self.counts["ssd_fetches_expired"] += 1
             return [e for key in fetch.keys for e in self._ended(number, fetch.namespace, key, now)]
 
         return [Ask(self.flusher, fetch, now + FETCH_NS, fetched)]

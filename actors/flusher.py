@@ -10,6 +10,7 @@ from collections import deque
 
 from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.segments import Row
+from pegaflow.series import labelled
 from pegaflow.wire.allocator import Reserved
 from pegaflow.wire.control import Hello
 from pegaflow.wire.flusher import Manifest, Noted, WriteAll, Written
@@ -56,6 +57,11 @@ class Flusher(Reading):
             "ssd_write_inflight": sum(v.writing for v in volumes),
             "ssd_write_queue_pending": len(self.flushes),
             "ssd_prefetch_inflight": self.running,
+            **{
+                labelled(f"ssd_directory_{name}", volume.path): value
+                for volume in volumes
+                for name, value in volume.gauges().items()
+            },
         }
 
     def check(self) -> None:

@@ -17,6 +17,7 @@ the supervisor's.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 
 from pegaflow.wire.control import SAME_HOST, OpenSession, Refused, Serve, Serving, SessionAt
 from pegaflow.wire.message import Message
@@ -153,6 +154,8 @@ class FrontDesk:
 
     def _assign(self, spare: Kid, open_: _Open, now: int) -> list[Effect]:
         msg = open_.msg
+        taken = {kid.seat for kid in self.kids.values()}
+        spare.seat = next(seat for seat in count(1) if seat not in taken)
         spare.engine, spare.opener, spare.state = msg.engine, msg, "assigned"
 
         def serving(answer: Message, now: int) -> list[Effect]:

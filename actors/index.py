@@ -4,6 +4,7 @@ It is the only writer of the ledger: a record is sealed when a Seal is accepted 
 page is named in a Freed.  A leased block is never a victim, neither of pressure nor of a recut.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -18,6 +19,7 @@ from pegaflow.cache.ledger import (
     Record,
 )
 from pegaflow.cache.prefix_index import Block
+from pegaflow.series import RESIDENCE
 from pegaflow.wire.allocator import Fence, Freed, Pressure
 from pegaflow.wire.control import Fenced, Hello, Welcome
 from pegaflow.wire.index import (
@@ -36,7 +38,7 @@ from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, LIST_MAX, NUMBER_MAX, SESSION, Address
 
-from .actor import Effect, Note, Reply, Send, Sender
+from .actor import MS, Effect, Note, Reply, Send, Sender
 from .fetching import Fetching
 from .flushing import sayable
 from .inheriting import CLAIMS_MAX
@@ -141,7 +143,7 @@ class Index(Fetching):
         if not self._makes_sense(msg):
             self.counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
-        found = self._publish(sender.address, msg)
+        found = self._publish(sender.address, msg, now)
         status = Status.OK if len(found) == len(msg.keys) else Status.STALE_CLAIM
         effects: list[Effect] = [Reply(sender, Sealed(status, tuple(found)))]
         if not found:
@@ -185,7 +187,7 @@ class Index(Fetching):
             and self.geometry.hold(msg.pages, size)
         )
 
-    def _publish(self, holder: Address, msg: Seal) -> dict[int, Block]:
+    def _publish(self, holder: Address, msg: Seal, now: int) -> dict[int, Block]:
         """Publish what the claim still covers.  What of this Seal is published now, by position."""
         fetched = holder.name == FLUSHER
         owns = self.is_fetched if fetched else partial(self.claims.owns, holder)
@@ -204,7 +206,7 @@ class Index(Fetching):
             elif not all(void[first:end]):
                 self.counts["seals_malformed"] += 1
             else:
-                found[at] = block = self._new_block(msg, at)
+                found[at] = block = self._new_block(msg, at, now)
                 self.blocks.add(block)
                 made.append(block)
         self._write_records(made, msg.payload)
@@ -217,7 +219,7 @@ class Index(Fetching):
         self.resident_bytes += len(made) * shards * slot_size(msg.page_size)
         return found
 
-    def _new_block(self, msg: Seal, at: int) -> Block:
+    def _new_block(self, msg: Seal, at: int, now: int) -> Block:
         parent = None if msg.depths else self.blocks.get(msg.namespace, msg.parents[at])
         first, end = at * msg.shards, (at + 1) * msg.shards
         self._seals += 1
@@ -231,6 +233,7 @@ class Index(Fetching):
             msg.depths[at] if msg.depths else parent.depth + 1 if parent else 0,
             msg.parents[at],
             checksums=msg.checksums[first:end] or (0,) * msg.shards,
+            born=now,
         )
 
     def _write_records(self, blocks: list[Block], payload: int) -> None:
@@ -288,6 +291,7 @@ class Index(Fetching):
             for own in block.pages:
                 self.ledger.quarantine(own)
             self._remove(block)
+            self._count_stay([block], "cleanup", now)
             self.quarantined += len(block.pages)
             self.counts["blocks_corrupt"] += 1
             facts = (("page", page), ("depth", block.depth), ("found_by", str(sender.address)))
@@ -317,7 +321,7 @@ class Index(Fetching):
             victims = self._coldest_extent(msg.page_size)
         victims = sayable(victims)
         self.count_dropped(victims, now)
-        return [Reply(sender, Freed(self._evict(victims))), *effects]
+        return [Reply(sender, Freed(self._evict(victims, now))), *effects]
 
     def _coldest_extent(self, page_size: int) -> list[Block]:
         """Every evictable block of the extent that another page size has used longest ago."""
@@ -334,7 +338,7 @@ class Index(Fetching):
         """Only if we have heard of the death ourselves: what is queued of it is dropped then."""
         return [Send(sender.address, Fenced(msg.address))] if msg.address in self.dead else []
 
-    def _evict(self, blocks: list[Block]) -> tuple[int, ...]:
+    def _evict(self, blocks: list[Block], now: int) -> tuple[int, ...]:
         """These go; their pages."""
         assert not any(block.leases for block in blocks)
         pages = tuple(chain.from_iterable([block.pages for block in blocks]))
@@ -343,7 +347,15 @@ class Index(Fetching):
             self._remove(block)
             self.counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)
         self.counts["blocks_evicted"] += len(blocks)
+        self._count_stay(blocks, "pressure", now)
         return pages
+
+    def _count_stay(self, blocks: list[Block], why: str, now: int) -> None:
+        """How long these were in memory, as far as it is known; those of one Seal are as old."""
+        for born, times in Counter(block.born for block in blocks).items():
+            if born:
+                stay_ms = max(0, now - born) // MS
+                RESIDENCE.count(self.counts, stay_ms, why, times=times)
 
     def _remove(self, block: Block) -> None:
         """The block is not resident any more; its records say so already."""

@@ -19,6 +19,7 @@ class Kid:
     heard: int = 0  # last sign of life
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
     engine: str = ""  # sessions
+    seat: int = 0  # of the engine; 0: none
     opener: OpenSession | None = None  # sessions: what it was opened with
     foreign: bool = False  # sessions: by an engine that sees other pids than we do
     counters: tuple[Counter, ...] = ()  # as of its last beat

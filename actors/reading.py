@@ -14,6 +14,7 @@ from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.segments import GROUP_ROWS, Row, block_sums
 from pegaflow.cache.shelf import Segment
 from pegaflow.limits import MIB
+from pegaflow.series import SSD_PREFETCH_RATE, labelled, rate
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import Hello
 from pegaflow.wire.diskjobs import ReadRun
@@ -106,6 +107,7 @@ class Reading(Writing):
 
     def _on_fetch(self, sender: Sender, msg: Fetch, now: int) -> list[Effect]:
         if self._fetches >= FETCHES_MAX or self.draining:
+            self.counts["ssd_prefetch_queue_full"] += len(msg.keys)
             return [Reply(sender, Fetched(Status.BUSY, tuple(range(len(msg.keys)))))]
         self._fetches += 1
         fetch = _Fetch(sender, msg, deque(range(len(msg.keys))), len(msg.keys))
@@ -224,11 +226,13 @@ class Reading(Writing):
         volume.reads[number] = now
 
         def read(done: Done, now: int) -> list[Effect]:
-            del volume.reads[number]
+            begun = volume.reads.pop(number)
             if done.status is not Status.OK:
                 return self._bad_read(run, volume, done, now) + self.read_on(now)
             volume.bad_reads = 0
             self.counts["ssd_prefetch_bytes"] += run.length
+            self.counts[labelled("ssd_directory_prefetch_bytes", volume.path)] += run.length
+            SSD_PREFETCH_RATE.count(self.counts, rate(run.length, now - begun))
             return self._compare(run, done.values, now) + self.read_on(now)
 
         stretches = tuple(run.stretches)

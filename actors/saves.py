@@ -18,9 +18,10 @@ engine waits some microseconds longer for its blocks, and in return Saved means 
 hits.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 
+from pegaflow.cache.geometry import slot_size
 from pegaflow.wire.index import Claim, Claimed, EndClaim
 from pegaflow.wire.jobs import Done, FillPages, ReadBlocks, SumPages
 from pegaflow.wire.message import Message
@@ -31,7 +32,7 @@ from pegaflow.wire.values import NOBODY, Address
 from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
 from .orders import Batch, Order, Share
 from .ranks import Rank
-from .sealing import INDEX_NS, Sealing
+from .sealing import INDEX_NS, Sealing, count_dropped
 from .stock import PageStock
 
 SAVES_MAX = 4096
@@ -60,9 +61,10 @@ class Saves(Sealing):
         payload: int,
         world: int,
         idle: Callable[[Rank], list[Effect]],
+        counts: Counter[str],
     ) -> None:
         stock = PageStock(page_size, self._hunger, self._feed, self._starve)
-        super().__init__(namespace, payload, world, stock)
+        super().__init__(namespace, payload, world, stock, counts)
         self.page_size = page_size
         self.idle = idle  # told whenever a job of a rank has ended
         self.verify = False  # a checksum is made of each page
@@ -90,6 +92,10 @@ class Saves(Sealing):
         mine = [s for s in self.shares.values() if s.rank is rank]
         return [slot for s in mine for b in s.batches.values() for slot in b.slots]
 
+    def bytes_of(self, pages: int) -> int:
+        """Bytes of the pool in so many pages."""
+        return pages * slot_size(self.page_size)
+
     def claims(self) -> tuple[int, ...]:
         """Claims under which we still save."""
         return tuple(order.claim for order in self.orders.values() if order.claim)
@@ -101,13 +107,13 @@ class Saves(Sealing):
         key = (sender.address, msg.save)
         name: Hashable = msg.order if self.world > 1 or msg.commits else key
         if name in self._ended:
-            return [Reply(sender, Saved(Status.DROPPED, 0, 0))]
+            return self.refuse(rank, sender, msg, Status.DROPPED)
         order = self.orders.get(name)
         if not self._sound(order, rank, msg) or key in self.shares:
-            return [Reply(sender, Saved(Status.BAD_REQUEST, 0, 0))]
+            return self.refuse(rank, sender, msg, Status.BAD_REQUEST)
         full = len(self.shares) >= SAVES_MAX or self._keys + len(msg.keys) > KEYS_MAX
         if full or (order is None and len(self.orders) >= SAVES_MAX):
-            return [Reply(sender, Saved(Status.BUSY, 0, 0))]
+            return self.refuse(rank, sender, msg, Status.BUSY)
         self._keys += len(msg.keys)
         joins = order is not None
         if order is None:
@@ -122,6 +128,11 @@ class Saves(Sealing):
             return self._claimed(order, NoAnswer(Status.PEER_GONE), now)
         ask = Claim(self.namespace, msg.keys)
         return [Ask(self.index, ask, now + INDEX_NS, lambda a, n: self._claimed(order, a, n))]
+
+    def refuse(self, rank: Rank, sender: Sender, msg: Save, why: Status) -> list[Effect]:
+        """Nothing of it is saved; of an order its first rank's word is counted."""
+        count_dropped(self.counts, why, 0 if rank.number else len(msg.keys))
+        return [Reply(sender, Saved(why, 0, 0))]
 
     def _sound(self, order: Order | None, rank: Rank, msg: Save) -> bool:
         if not msg.keys or ((self.world > 1 or msg.commits) and not msg.order):
@@ -225,6 +236,7 @@ class Saves(Sealing):
         if not isinstance(answer, Claimed):
             order.claim = 0
             order.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
+            count_dropped(self.counts, order.status, len(order.keys))
             self._remember(order.name)
             return self.finish(order)
         self.claimed_upto = max(self.claimed_upto, answer.number)
@@ -354,6 +366,7 @@ class Saves(Sealing):
         """These positions will not be sealed: not by this rank, so by none."""
         lost = set(positions) - order.sealing - order.dead
         order.dead |= lost
+        count_dropped(self.counts, status, len(lost))
         if lost and order.status is Status.OK:
             order.status = status
         back: list[int] = []

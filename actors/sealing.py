@@ -7,9 +7,10 @@ While a Seal is unanswered it is asked again with the same content, of the next 
 gone, and its pages are neither used nor returned: the index may have published them.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 
+from pegaflow.series import labelled
 from pegaflow.wire.index import Claiming, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -29,7 +30,10 @@ EARLY_MAX = 1 << 16
 class Sealing:
     """Open orders, and those of their blocks that the index is asked to publish."""
 
-    def __init__(self, namespace: bytes, payload: int, world: int, stock: PageStock) -> None:
+    def __init__(
+        self, namespace: bytes, payload: int, world: int, stock: PageStock, counts: Counter[str]
+    ) -> None:
+        self.counts = counts  # the session's own
         self.namespace = namespace
         self.payload = payload  # bytes of a page that mean something
         self.world = world  # ranks, so pages per block
@@ -128,6 +132,13 @@ class Sealing:
             for share in order.shares.values():
                 share.placed -= 1
                 share.saved += at in accepted
+        count_dropped(self.counts, Status.STALE_CLAIM, len(whole) - len(accepted))
         if len(accepted) < len(whole) and order.status is Status.OK:
             order.status = Status.STALE_CLAIM
         return self.stock.give_back(pages) + self.finish(order)
+
+
+def count_dropped(counts: Counter[str], why: Status, blocks: int) -> None:
+    """So many blocks of saves are not published, and why."""
+    if blocks:
+        counts[labelled("save_blocks_dropped", why.label)] += blocks

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pegaflow.cache.geometry import Geometry
+from pegaflow.series import LOAD
 from pegaflow.wire import index as to_index
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.allocator import Reserved, Return, Stock
@@ -51,7 +52,7 @@ from .ranks import (
     namespace,
 )
 from .saves import Saves
-from .sealing import INDEX_NS
+from .sealing import INDEX_NS, count_dropped
 
 COPIES_MAX = 4096
 """Loads under way at once: an engine has one per request at most."""
@@ -111,11 +112,13 @@ class Session(Boarding):
     def gauges(self) -> dict[str, int]:
         """What is open now."""
         saves = self.saves
+        pinned = sum(len(lease.pages) for lease in self.leases.values())
         return {
             "session_clients": len(self.clients),
             "session_ranks": sum(rank.there for rank in self.ranks.values()),
             "session_attached": int(self.complete),
             "session_leases": len(self.leases),
+            "session_pinned_bytes": saves.bytes_of(pinned) if saves else 0,
             "session_loads_open": len(self.copies),
             "session_saves_open": len(saves.shares) if saves else 0,
             "session_held_bytes": saves.stock.held_bytes() if saves else 0,
@@ -209,7 +212,7 @@ class Session(Boarding):
             return old.stock.refill(now)
         geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
         payload = layouts.page_bytes(self.ranks[0].layout)
-        saves = Saves(space, size, payload, len(self.ranks), self.left)
+        saves = Saves(space, size, payload, len(self.ranks), self.left, self.counts)
         saves.verify = self.welcome.verify
         if old is not None:
             effects += self.tell(ALLOCATOR, Return(tuple(old.stock.free)))
@@ -376,7 +379,7 @@ class Session(Boarding):
             return
         self.counts["loads"] += 1
         self.counts["bytes_loaded"] += copy.bytes_
-        self.counts["load_ns"] += now - copy.asked
+        LOAD.count(self.counts, max(0, now - copy.asked) // 1000)
 
     def _end_copy(self, number: int) -> list[Effect]:
         """A rank has loaded; the lease ends with the last one."""
@@ -403,9 +406,10 @@ class Session(Boarding):
     def _on_save(self, sender: Sender, msg: Save, now: int) -> list[Effect]:
         rank = self._rank(sender.address, msg.rank)
         if rank is None or self.saves is None or not self.complete:
+            count_dropped(self.counts, Status.NOT_ATTACHED, len(msg.keys))
             return [Reply(sender, Saved(Status.NOT_ATTACHED, 0, 0))]
         if msg.parent and len(msg.parent) != len(msg.keys[0] if msg.keys else b""):
-            return [Reply(sender, Saved(Status.BAD_REQUEST, 0, 0))]
+            return self.saves.refuse(rank, sender, msg, Status.BAD_REQUEST)
         return self.saves.begin(rank, sender, msg, now)
 
     def _on_keep(self, sender: Sender, msg: Keep, now: int) -> list[Effect]:

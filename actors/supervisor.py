@@ -24,6 +24,7 @@ import dataclasses
 from collections import deque
 from dataclasses import dataclass
 
+from pegaflow import series
 from pegaflow.roster import ROSTER, SPECS
 from pegaflow.wire.control import (
     SILENT_NS,
@@ -387,13 +388,15 @@ class Supervisor(Actor):
         return [Do(Announce("\n".join(lines)), lambda done, now: [])]
 
     def _on_inspect(self, sender: Sender, msg: Inspect, now: int) -> list[Effect]:
-        own = listed({**self.counts, **self.gauges(), **self.measured()})
+        plain = {name: n for name, n in self.counts.items() if series.SEPARATOR not in name}
+        own = listed({**plain, **self.gauges(), **self.measured()})
         rows = [ProcessRow(self.address, self.plan.pid, self.shown(), 0, "", own)]
         kinds = [KindRow(self.address.name, "ok", 0, 0, listed(self.counts))]
         for kid in self.kids.values():
             restarts = self.budgets.kinds[kid.address.name].restarts
             state = "killed" if kid.killed else kid.state
-            numbers = kid.counters + kid.gauges
+            numbers = tuple(c for c in kid.counters if series.SEPARATOR not in c.name) + kid.gauges
+            numbers += listed({"engine_seat": kid.seat}) if kid.seat else ()
             rows.append(ProcessRow(kid.address, kid.pid, state, restarts, kid.engine, numbers))
         for name, budget in self.budgets.kinds.items():
             sums = self.tally.sums(name, self.kids.values())

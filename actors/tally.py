@@ -3,15 +3,13 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from pegaflow.series import VALUE_MAX
 from pegaflow.wire import control
 
 from .kids import Kid
 
-NAMES_MAX = 256
-"""Counters of one kind of child: ours have a few dozen."""
-
-VALUE_MAX = (1 << 64) - 1
-"""What a message can carry."""
+NAMES_MAX = 2048
+"""Counters of one kind of child: ours have some hundred, with the buckets of their histograms."""
 
 
 class Tally:

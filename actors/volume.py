@@ -99,6 +99,15 @@ class Volume:
         """Whether blocks may be queued for it."""
         return self.readable and self.writable
 
+    def gauges(self) -> dict[str, int]:
+        """How it is."""
+        return {
+            "used_bytes": self.bytes_,
+            "blocks": sum(segment.live for segment in self.segments.values()),
+            "readable": int(self.readable),
+            "writable": int(self.open_to_writes),
+        }
+
     @property
     def bytes_(self) -> int:
         """Of all its segments."""

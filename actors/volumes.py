@@ -24,6 +24,7 @@ from pegaflow.cache.segments import (
 )
 from pegaflow.cache.shelf import Segment, Shelf
 from pegaflow.limits import MIB
+from pegaflow.series import labelled
 from pegaflow.wire.control import Hello
 from pegaflow.wire.diskjobs import (
     CarryGroup,
@@ -76,6 +77,9 @@ class Volumes(Child):
         self.shelf = Shelf()
         self.volumes = [Volume(n, path) for n, path in enumerate(plan.paths)]
         self.writers: set[Writer] = set()  # whose segments are not sealed
+        for path in plan.paths:  # so that the first of them is seen as one more than none
+            for name in ("write_bytes", "prefetch_bytes", "faults"):
+                self.counts[labelled(f"ssd_directory_{name}", path)] = 0
         self.capacity = plan.capacity // len(plan.paths) if plan.capacity else None  # of each
         self.segment_bytes = SEGMENT_BYTES
         if self.capacity:
@@ -210,6 +214,7 @@ class Volumes(Child):
         why, volume.fault = done.note, done.status
         volume.faults += 1
         self.counts["ssd_faults"] += 1
+        self.counts[labelled("ssd_directory_faults", volume.path)] += 1
         rest = RETRY_NS[min(volume.faults, len(RETRY_NS)) - 1]
         volume.retry_at = now + rest
         effects: list[Effect] = []

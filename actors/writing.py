@@ -11,6 +11,7 @@ from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.geometry import MIN_PAGE, Geometry
 from pegaflow.cache.segments import GROUP_ROWS, HEAD_BYTES, Row, footer_bytes
 from pegaflow.limits import MIB
+from pegaflow.series import SSD_WRITE_RATE, labelled, rate
 from pegaflow.wire.control import Hello
 from pegaflow.wire.diskjobs import WriteGroup
 from pegaflow.wire.flusher import Flush, Flushed, Tier
@@ -185,6 +186,7 @@ class Writing(Volumes):
                 return self.homeless([batch], now)
             self.counts["ssd_blocks_written"] += len(batch.positions)
             self.counts["ssd_write_bytes"] += batch.length
+            self.counts[labelled("ssd_directory_write_bytes", volume.path)] += batch.length
             return self._end(msg)
 
         def written(done: Done, now: int) -> list[Effect]:
@@ -195,6 +197,7 @@ class Writing(Volumes):
                 rest = (now - begun) * (100 - self._share) // self._share
                 volume.not_before = now + min(rest, REST_NS)
             if done.status is Status.OK:
+                SSD_WRITE_RATE.count(self.counts, rate(batch.length, now - begun))
                 rows = self._rows(job, done.values)
                 effects = self.land(volume, writer, rows, landed, now)
             elif done.status is Status.CORRUPT:

@@ -10,7 +10,6 @@ ram + rdma + ssd + miss = blocks asked.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +18,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     Metric,
-    SummaryMetricFamily,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -28,6 +27,9 @@ from prometheus_client.registry import Collector
 from pegaflow.wire.control import Report
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, INDEX, SESSION, SUPERVISOR
 
+from .actormetrics import ACTOR_METRICS
+from .enginemetrics import ENGINE_METRICS
+from .series import RESIDENCE
 from .shown import Shown
 from .ssdmetrics import SSD_METRICS, ssd_line
 from .view import Sample, View
@@ -38,7 +40,6 @@ STALE_NS = 5 * _S
 """A report this old means that the supervisor does not answer: it is asked every second."""
 
 
-ACTOR = ("actor", "incarnation")
 RESERVE_FAILURES = ("reserve_no_space", "reserve_too_large", "reserve_busy", "reserve_expired")
 
 
@@ -58,27 +59,6 @@ def _tiers(view: View) -> Iterator[Sample]:
 def _parts(view: View) -> Iterator[Sample]:
     for part in ("free", "held", "sealed", "absent", "waste"):
         yield (part,), view.gauge(ALLOCATOR, f"pool_{part}_bytes")
-
-
-def _restarts(view: View) -> Iterator[Sample]:
-    for kind in view.kinds:
-        yield (kind.name,), kind.restarts
-
-
-def _broken(view: View) -> Iterator[Sample]:
-    for kind in view.kinds:
-        yield (kind.name,), kind.state == "broken"
-
-
-def _processes(view: View) -> Iterator[Sample]:
-    found = Counter((p.address.name, p.state) for p in view.processes[1:])
-    yield from sorted(found.items())
-
-
-def _events(view: View) -> Iterator[Sample]:
-    for kind, counters in view.totals():
-        for name, value in counters.items():
-            yield (kind, name), value
 
 
 METRICS = (
@@ -174,6 +154,34 @@ METRICS = (
         lambda v: v.total(INDEX, "blocks_evicted"),
     ),
     Shown(
+        "pegaflow_cache_block_evictions_by_class_total",
+        INDEX,
+        "The same by class; all blocks are `retained`.",
+        lambda v: iter([(("retained",), v.total(INDEX, "blocks_evicted"))]),
+        ("class",),
+    ),
+    Shown(
+        "pegaflow_cache_block_evictions_still_referenced_total",
+        INDEX,
+        "0: a block that somebody uses is not evicted.",
+        lambda v: 0,
+    ),
+    Shown(
+        "pegaflow_cache_block_admission_rejections_total",
+        INDEX,
+        "0: every block that is saved is taken in.",
+        lambda v: 0,
+    ),
+    Shown(
+        "pegaflow_cache_residence_duration_seconds",
+        INDEX,
+        "Time that blocks stayed in memory, by why they went: pressure (evicted) or cleanup "
+        "(corrupt).  A block of an earlier life of the index is not counted: its age is unknown.",
+        lambda v: v.histogram(INDEX, RESIDENCE),
+        ("reason",),
+        histogram=True,
+    ),
+    Shown(
         "pegaflow_cache_eviction_reclaimed_bytes_total",
         INDEX,
         "Bytes of the pages of evicted blocks.",
@@ -197,42 +205,7 @@ METRICS = (
         "Loads that were refused or whose copy failed; their blocks are computed instead.",
         lambda v: v.total(SESSION, "loads_refused", "loads_failed"),
     ),
-    Shown(
-        "pegaflow_load_duration_seconds",
-        SESSION,
-        "Time from an engine's question to the end of its copy, of each load that succeeded.",
-        lambda v: iter([((), v.total(SESSION, "loads")), ((), v.total(SESSION, "load_ns") / _S)]),
-    ),
-    Shown(
-        "pegaflow_leases",
-        INDEX,
-        "Leases on blocks that engines hold.",
-        lambda v: v.gauge(INDEX, "leases"),
-    ),
-    Shown(
-        "pegaflow_engines",
-        SUPERVISOR,
-        "Engines with a session.",
-        lambda v: sum(bool(p.engine) for p in v.processes),
-    ),
-    Shown(
-        "pegaflow_engines_waiting",
-        SUPERVISOR,
-        "Engines that wait for a session.",
-        lambda v: v.gauge(SUPERVISOR, "opens_waiting"),
-    ),
-    Shown(
-        "pegaflow_loads_open",
-        SESSION,
-        "Loads under way.",
-        lambda v: v.gauge(SESSION, "session_loads_open"),
-    ),
-    Shown(
-        "pegaflow_saves_open",
-        SESSION,
-        "Saves under way.",
-        lambda v: v.gauge(SESSION, "session_saves_open"),
-    ),
+    *ENGINE_METRICS,
     Shown(
         "pegaflow_blocks_adopted_total",
         INDEX,
@@ -252,69 +225,7 @@ METRICS = (
         lambda v: v.gauge(INDEX, "quarantined_pages"),
     ),
     *SSD_METRICS,
-    Shown(
-        "pegaflow_actor_restarts_total",
-        SUPERVISOR,
-        "Processes of this kind that failed and were replaced.",
-        _restarts,
-        ("actor",),
-    ),
-    Shown(
-        "pegaflow_actor_broken",
-        SUPERVISOR,
-        "1 while this kind of process failed too often and rests before it is tried again.",
-        _broken,
-        ("actor",),
-    ),
-    Shown(
-        "pegaflow_actor_processes",
-        SUPERVISOR,
-        "Living processes by kind and state.",
-        _processes,
-        ("actor", "state"),
-    ),
-    Shown(
-        "pegaflow_actor_resident_memory_bytes",
-        "each actor",
-        "Resident memory of the process, the part of the pool that it has touched included.",
-        lambda v: v.each("process_resident_bytes"),
-        ACTOR,
-    ),
-    Shown(
-        "pegaflow_actor_open_fds",
-        "each actor",
-        "Open file descriptors.",
-        lambda v: v.each("process_open_fds"),
-        ACTOR,
-    ),
-    Shown(
-        "pegaflow_actor_loop_lag_seconds",
-        "each actor",
-        "How late the latest timer of the last second or two was: a busy or starved loop.",
-        lambda v: v.each("loop_late_us", 1e-6),
-        ACTOR,
-    ),
-    Shown(
-        "pegaflow_actor_open_asks",
-        "each actor",
-        "Questions to other actors without an answer yet.",
-        lambda v: v.each("asks_open"),
-        ACTOR,
-    ),
-    Shown(
-        "pegaflow_actor_open_jobs",
-        "each actor",
-        "Device work under way or queued, watches over other processes included.",
-        lambda v: v.each("jobs_open"),
-        ACTOR,
-    ),
-    Shown(
-        "pegaflow_actor_events_total",
-        "each actor",
-        "Every counter an actor keeps, under its internal name; names may change.",
-        _events,
-        ("actor", "event"),
-    ),
+    *ACTOR_METRICS,
 )
 
 
@@ -391,13 +302,15 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric, with the samples that there are."""
         for m in METRICS:
-            if m.type == "summary":
-                (_, count), (_, total) = m.read(self._view)  # type: ignore[misc]
-                yield SummaryMetricFamily(m.name, m.help, int(count), total)
+            found = m.read(self._view)
+            if isinstance(found, dict):
+                histogram = HistogramMetricFamily(m.name, m.help, labels=m.labels)
+                for labels, buckets in sorted(found.items()):
+                    histogram.add_metric(labels, buckets.cumulative, buckets.total)
+                yield histogram
                 continue
             kind = CounterMetricFamily if m.type == "counter" else GaugeMetricFamily
             family = kind(m.name, m.help, labels=m.labels)
-            found = m.read(self._view)
             samples = [((), float(found))] if isinstance(found, int | float) else found
             for labels, value in samples:
                 family.add_metric(labels, value)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pegaflow import sizes
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import FLUSHER, INDEX
 
+from .series import SSD_PREFETCH_RATE, SSD_WRITE_RATE
 from .shown import Shown
-from .view import View
+from .view import Sample, View
+
+
+def _of_each(name: str) -> Callable[[View], Iterator[Sample]]:
+    """A number of each directory, be it a counter or a gauge."""
+
+    def read(view: View) -> Iterator[Sample]:
+        full = f"ssd_directory_{name}"
+        counters = view.labelled(FLUSHER, full)
+        yield from (counters or view.labelled_gauge(FLUSHER, full)).items()
+
+    return read
 
 
 def _total(*names: str) -> Callable[[View], float]:
@@ -32,6 +44,14 @@ SSD_METRICS = (
         FLUSHER,
         "Blocks whose write failed; they stay in memory and are tried again.",
         _total("ssd_write_failures"),
+    ),
+    Shown(
+        "pegaflow_ssd_write_throughput_bytes_per_second_per_second",
+        FLUSHER,
+        "Bytes per second of each group of blocks written; the name is the one that the dashboard "
+        "of the original asks for.",
+        lambda v: v.histogram(FLUSHER, SSD_WRITE_RATE),
+        histogram=True,
     ),
     Shown(
         "pegaflow_ssd_write_queue_pending",
@@ -80,6 +100,25 @@ SSD_METRICS = (
         FLUSHER,
         "Blocks that were to be read and were not: gone meanwhile, no pages, an error, too late.",
         _total("ssd_prefetch_failures"),
+    ),
+    Shown(
+        "pegaflow_ssd_prefetch_throughput_bytes_per_second_per_second",
+        FLUSHER,
+        "Bytes per second of each run of blocks read; named as its like for writes.",
+        lambda v: v.histogram(FLUSHER, SSD_PREFETCH_RATE),
+        histogram=True,
+    ),
+    Shown(
+        "pegaflow_ssd_prefetch_queue_full_total",
+        FLUSHER,
+        "Blocks that were to be read and were refused, since too many reads waited.",
+        _total("ssd_prefetch_queue_full"),
+    ),
+    Shown(
+        "pegaflow_prefetch_stale_gc_total",
+        INDEX,
+        "Requests for blocks from the log that were given up unanswered.",
+        lambda v: v.total(INDEX, "ssd_fetches_expired"),
     ),
     Shown(
         "pegaflow_ssd_prefetch_inflight",
@@ -143,6 +182,55 @@ SSD_METRICS = (
             ]
         ),
         ("state",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_used_bytes",
+        FLUSHER,
+        "Bytes of the log's files in each directory.",
+        _of_each("used_bytes"),
+        ("directory",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_blocks",
+        FLUSHER,
+        "Blocks in each directory.",
+        _of_each("blocks"),
+        ("directory",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_readable",
+        FLUSHER,
+        "1 for each directory that blocks may be read from.",
+        _of_each("readable"),
+        ("directory",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_writable",
+        FLUSHER,
+        "1 for each directory that blocks may be written to.",
+        _of_each("writable"),
+        ("directory",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_write_bytes_total",
+        FLUSHER,
+        "Bytes of blocks written to each directory and durable.",
+        _of_each("write_bytes"),
+        ("directory",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_prefetch_bytes_total",
+        FLUSHER,
+        "Bytes of blocks read from each directory.",
+        _of_each("prefetch_bytes"),
+        ("directory",),
+    ),
+    Shown(
+        "pegaflow_ssd_directory_faults_total",
+        FLUSHER,
+        "Times that each directory could not be written or used; each ends in a retry.",
+        _of_each("faults"),
+        ("directory",),
     ),
     Shown(
         "pegaflow_ssd_faults_total",

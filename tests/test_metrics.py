@@ -1,12 +1,17 @@
 """What HTTP shows of a report: names, sums, readiness."""
 
 import json
+from collections import Counter as Counting
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pegaflow import metrics, ssdmetrics
+from pegaflow.actors.flusher import Flusher
+from pegaflow.series import LOAD, SSD_WRITE_RATE
 from pegaflow.view import View
 from pegaflow.wire.control import Counter, KindRow, ProcessRow, Report, listed
 from pegaflow.wire.status import Status
@@ -19,6 +24,9 @@ from pegaflow.wire.values import (
     SUPERVISOR,
     Address,
 )
+
+from .actors.platters import PLAN
+from .actors.rig import HELLO
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "metrics.md"
@@ -34,6 +42,14 @@ def kind(name: str, state: str = "ok", retry_at: int = 0, **sums: int) -> KindRo
     return KindRow(name, state, retry_at, 2, listed(sums))
 
 
+ENGINE_A = {"engine_seat": 1, "session_loads_open": 2, "session_leases": 3}
+ENGINE_B = {"engine_seat": 3, "session_loads_open": 3, "session_pinned_bytes": 4096}
+
+
+def counted(name: str, numbers: Mapping[str, int]) -> KindRow:
+    return KindRow(name, "ok", 0, 2, listed(numbers))
+
+
 def report(
     state: str = "up", *kinds: KindRow, at: int = AT, more: tuple[ProcessRow, ...] = ()
 ) -> Report:
@@ -41,8 +57,8 @@ def report(
         row(SUPERVISOR, 1, state, opens_waiting=4),
         row(ALLOCATOR, 2, "up", pool_held_bytes=10, pool_sealed_bytes=20, pool_free_bytes=30),
         row(INDEX, 3, "up", blocks_resident=7, resident_bytes=70, leases=1),
-        row(SESSION, 4, "serving", "a", session_loads_open=2, loop_late_us=1500),
-        row(SESSION, 5, "serving", "b", session_loads_open=3, loop_late_us=0),
+        row(SESSION, 4, "serving", "a", loop_late_us=1500, asks_open=4, **ENGINE_A),
+        row(SESSION, 5, "serving", "b", loop_late_us=0, asks_open=5, **ENGINE_B),
         row(SESSION, 6, "spare"),
     )
     default = (kind(SUPERVISOR), kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_sealed=9))
@@ -84,6 +100,13 @@ pegaflow_ssd_corrupt_blocks_total pegaflow_ssd_recovered_blocks_total
 pegaflow_ssd_carried_blocks_total pegaflow_ssd_dropped_blocks_total pegaflow_ssd_blocks
 pegaflow_ssd_stored_blocks pegaflow_ssd_backlog_blocks pegaflow_ssd_used_bytes
 pegaflow_ssd_capacity_bytes pegaflow_ssd_directories pegaflow_ssd_faults_total
+pegaflow_rpc_requests_total pegaflow_rpc_duration_seconds pegaflow_save_duration_seconds
+pegaflow_save_dropped_blocks_total pegaflow_cache_residence_duration_seconds
+pegaflow_cache_block_evictions_by_class_total pegaflow_engine_leases pegaflow_engine_leased_bytes
+pegaflow_engine_inflight_bytes pegaflow_ssd_directory_used_bytes pegaflow_ssd_directory_blocks
+pegaflow_ssd_directory_readable pegaflow_ssd_directory_writable
+pegaflow_ssd_directory_write_bytes_total pegaflow_ssd_directory_prefetch_bytes_total
+pegaflow_ssd_directory_faults_total
 """.split()
 """What dashboards are built on: only ever added to."""
 
@@ -128,20 +151,34 @@ def test_numbers_find_their_names() -> None:
     assert found["pegaflow_cache_resident_blocks", ("retained",)] == 7
     assert found["pegaflow_actor_processes", (SESSION, "serving")] == 2
     assert found["pegaflow_actor_restarts_total", (INDEX,)] == 2
-    assert found["pegaflow_actor_loop_lag_seconds", (SESSION, "4")] == pytest.approx(0.0015)
+    assert found["pegaflow_actor_loop_lag_seconds", (SESSION,)] == pytest.approx(0.0015)
+    assert found["pegaflow_actor_open_asks", (SESSION,)] == 9
     assert found["pegaflow_actor_events_total", (INDEX, "blocks_sealed")] == 9
 
 
 def test_loads_are_counted_and_timed() -> None:
-    loads = kind(
-        SESSION, loads=4, bytes_loaded=4096, load_ns=2 * S, loads_refused=1, loads_failed=2
-    )
-    found = samples(report("up", loads))
+    def load(books: Counting[str]) -> None:
+        for took_us in (400, 1_500, 90_000_000, 1_000):
+            LOAD.count(books, took_us)
+
+    sums = counts(load)
+    sums |= {"loads": 4, "bytes_loaded": 4096, "loads_refused": 1, "loads_failed": 2}
+    found = samples(report("up", counted(SESSION, sums)))
     assert found["pegaflow_load_bytes_total", ()] == 4096
     assert found["pegaflow_load_failures_total", ()] == 3
-    assert found["pegaflow_load_duration_seconds_count", ()] == 4
-    assert found["pegaflow_load_duration_seconds_sum", ()] == 2
-    assert samples(None)["pegaflow_load_duration_seconds_count", ()] == 0
+    name = "pegaflow_load_duration_seconds"
+    assert found[f"{name}_count", ()] == found[f"{name}_bucket", ("+Inf",)] == 4
+    assert found[f"{name}_sum", ()] == pytest.approx(90.0029)
+    upto = {le: found[f"{name}_bucket", (le,)] for le in ("0.0005", "0.001", "0.002", "60.0")}
+    assert upto == {"0.0005": 1, "0.001": 2, "0.002": 3, "60.0": 3}
+    assert samples(None)[f"{name}_count", ()] == 0
+
+
+def counts(count: Callable[[Counting[str]], object]) -> dict[str, int]:
+    """What an actor has in its books after this."""
+    books: Counting[str] = Counting()
+    count(books)
+    return dict(books)
 
 
 def test_there_are_metrics_before_there_is_a_report() -> None:
@@ -271,7 +308,7 @@ def test_blocks_from_ssd_are_a_tier_of_their_own() -> None:
 
 
 def test_numbers_of_the_ssd_tier_find_their_names() -> None:
-    counted = kind(
+    written = kind(
         FLUSHER,
         ssd_write_bytes=1,
         ssd_write_failures=2,
@@ -282,13 +319,22 @@ def test_numbers_of_the_ssd_tier_find_their_names() -> None:
         ssd_blocks_recovered=7,
         ssd_blocks_carried=8,
         ssd_faults=9,
+        ssd_prefetch_queue_full=19,
     )
+    each = {"ssd_directory_write_bytes|/a": 18, "ssd_directory_write_bytes|/b": 0}
+    each |= counts(lambda books: SSD_WRITE_RATE.count(books, 3_000_000_000))
+    written = replace(written, counters=written.counters + listed(each))
     seen = kind(
-        INDEX, ssd_write_queue_full=10, ssd_prefetch_backpressure_blocks=11, ssd_blocks_dropped=12
+        INDEX,
+        ssd_write_queue_full=10,
+        ssd_prefetch_backpressure_blocks=11,
+        ssd_blocks_dropped=12,
+        ssd_fetches_expired=20,
     )
     knows = row(INDEX, 8, "up", ssd_stored_blocks=13, ssd_backlog_blocks=14)
-    has = flusher(write_queue_pending=15, write_inflight=16, prefetch_inflight=17, **UP)
-    found = samples(report("up", counted, seen, more=(knows, has)))
+    can = {"directory_writable|/a": 1, "directory_writable|/b": 0}
+    has = flusher(write_queue_pending=15, write_inflight=16, prefetch_inflight=17, **UP, **can)
+    found = samples(report("up", written, seen, more=(knows, has)))
     for name, value in {
         "write_bytes_total": 1,
         "write_failures_total": 2,
@@ -311,6 +357,13 @@ def test_numbers_of_the_ssd_tier_find_their_names() -> None:
         "used_bytes": 3 << 20,
     }.items():
         assert found[f"pegaflow_ssd_{name}", ()] == value, name
+    for directory, value in (("/a", 18), ("/b", 0)):
+        assert found["pegaflow_ssd_directory_write_bytes_total", (directory,)] == value
+        assert found["pegaflow_ssd_directory_writable", (directory,)] == (value > 0)
+    assert found["pegaflow_ssd_prefetch_queue_full_total", ()] == 19
+    assert found["pegaflow_prefetch_stale_gc_total", ()] == 20
+    rates = "pegaflow_ssd_write_throughput_bytes_per_second_per_second"
+    assert found[f"{rates}_sum", ()] == found[f"{rates}_bucket", ("3000000000.0",)] * 3e9 == 3e9
     assert found["pegaflow_ssd_directories", ("writable",)] == 1
     assert found["pegaflow_ssd_directories", ("loading",)] == 0
 
@@ -330,12 +383,26 @@ class Names(View):
         self.asked |= set(names)
         return 0
 
+    def labelled(self, kind: str, name: str) -> dict[tuple[str, ...], int]:
+        return {("/ssd",): 0} if name in COUNTED else {}
+
+    def labelled_gauge(self, kind: str, name: str) -> dict[tuple[str, ...], int]:
+        return {("/ssd",): 0} if name in COUNTED else {}
+
+
+def everything_of_a_directory() -> set[str]:
+    actor = Flusher(Address(FLUSHER, 6), Address(SUPERVISOR, 1), HELLO, PLAN)
+    return {name.split("|")[0] for name in (*actor.counts, *actor.gauges()) if "|" in name}
+
+
+COUNTED = everything_of_a_directory()
+
 
 def test_what_is_shown_of_the_ssd_tier_is_what_its_actors_count() -> None:
     view = Names()
     for metric in ssdmetrics.SSD_METRICS:
         found = metric.read(view)
-        assert isinstance(found, int | float) or list(found)
+        assert isinstance(found, int | float) or metric.histogram or list(found), metric.name
     source = "".join(path.read_text() for path in sorted((ROOT / "actors").glob("*.py")))
     assert len(view.asked) > 20
     assert sorted(name for name in view.asked if f'"{name}"' not in source) == []

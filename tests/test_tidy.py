@@ -27,15 +27,16 @@ LINE_LENGTH = 100
 # Floor -> what it may import of ours, besides itself.  The longest matching prefix decides.
 WIRE, CACHE, CLIENT = "pegaflow.wire", "pegaflow.cache", "pegaflow.client"
 CONTRACT, LIMITS = "pegaflow.actors.actor", "pegaflow.limits"
-ROSTER, ERRORS = "pegaflow.roster", "pegaflow.errors"
+ROSTER, ERRORS, SERIES = "pegaflow.roster", "pegaflow.errors", "pegaflow.series"
 FLOORS: dict[str, set[str]] = {
     WIRE: set(),
     LIMITS: set(),
     ERRORS: set(),
+    SERIES: set(),
     ROSTER: {WIRE, LIMITS},
     CACHE: {WIRE, LIMITS},
     CONTRACT: {WIRE, CACHE, LIMITS},
-    "pegaflow.actors": {WIRE, CACHE, LIMITS, ROSTER},
+    "pegaflow.actors": {WIRE, CACHE, LIMITS, ROSTER, SERIES},
     "pegaflow.device": {WIRE, CACHE, CONTRACT, LIMITS, ERRORS},
     CLIENT: {WIRE},
     "pegaflow.vllm": {WIRE, CLIENT},
@@ -58,7 +59,7 @@ SHELL = {
     )
 }
 # Files on a floor with sockets or clocks that are pure themselves.
-PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, "pegaflow.actors", "pegaflow.client.machine")
+PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, SERIES, "pegaflow.actors", "pegaflow.client.machine")
 IMPURE = set(
     "time socket threading random zmq cupy pyverbs os subprocess select signal mmap ctypes asyncio"
     " multiprocessing secrets uuid datetime logging structlog".split()

@@ -56,7 +56,12 @@ deadline and never twice at once; while nobody answers it shows the last Report 
 Numbers.  A Beat's counters only grow within one life; the supervisor adds the last ones of every
 dead life to those of the living (Report.kinds), so the sums never go backwards.  What a process
 counted after its last Beat dies with it.  Gauges describe the present and are not summed over
-lives.
+lives.  A number may have labels behind its name, and a histogram is a set of such counters
+(series.py); a ProcessRow leaves its labelled counters out, since KindRow has their sums.
+
+Seats.  An engine's id may be drawn anew at each of its starts, so nothing that is kept for long is
+named after it.  While it is served it has a seat, the least number from 1 on that no other has;
+the ProcessRow of its session has both, the seat among its numbers (engine_seat).
 """
 
 from collections.abc import Mapping
@@ -236,7 +241,7 @@ class ProcessRow(Message):
     state: str  # starting, up, spare, assigned, serving, draining, killed
     restarts: int
     engine: str  # sessions: the engine served, else empty
-    counters: tuple[Counter, ...]  # counters and gauges of its last Beat
+    counters: tuple[Counter, ...]  # counters and gauges of its last Beat; a session's engine_seat
 
 
 @message(20)

@@ -39,6 +39,11 @@ class Status(enum.IntEnum):
         """The status in lower-case words."""
         return self.name.lower().replace("_", " ")
 
+    @property
+    def label(self) -> str:
+        """The status as the label of a metric."""
+        return self.name.lower()
+
     @classmethod
     def _missing_(cls, value: object) -> "Status | None":
         return cls.UNKNOWN if isinstance(value, int) else None

@@ -30,6 +30,7 @@ class Block:
     parent: bytes = b""  # key of the block before it; may have been evicted since.  Empty: unknown
     leases: int = 0  # leases that name it, kept by the lease table; evictable only at 0
     checksums: tuple[int, ...] = ()  # of its pages, where they are kept; 0: never computed
+    born: int = 0  # when it was published, in nanoseconds; 0: in an earlier life, nobody knows
 
 
 class PrefixIndex:

@@ -52,7 +52,12 @@ def new_ledger(welcome: Welcome) -> Ledger:
 
 def index() -> tuple[Rig, Index]:
     """An index that has dialled its allocator."""
-    actor = Index(IDX, BOSS, HELLO, new_ledger)
+    return index_of(new_ledger(WELCOME))
+
+
+def index_of(ledger: Ledger) -> tuple[Rig, Index]:
+    """The same, with what an earlier one has left."""
+    actor = Index(IDX, BOSS, HELLO, lambda welcome: ledger)
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, WELCOME)

@@ -156,7 +156,8 @@ def test_the_supervisor_reports_itself() -> None:
     assert (report.at, first.address, first.pid) == (group.now, BOSS, 7)
     numbers = {c.name: c.value for c in first.counters}
     assert numbers == {"session_restarts": 1, "process_open_fds": 3, "opens_waiting": 0}
-    assert group.sums(BOSS.name) == {"session_restarts": 1}
+    sums = group.sums(BOSS.name)
+    assert {n: v for n, v in sums.items() if "|" not in n} == {"session_restarts": 1}
 
 
 def test_the_gateway_knows_no_pool() -> None:
