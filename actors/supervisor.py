@@ -308,7 +308,7 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             return effects + self._drain_on()
         level = "info" if kid.state == "draining" and not msg.code else "warning"
-        effects.append(Note("child_gone", (*who(kid), ("code", msg.code)), level))
+        effects.append(Note("child_gone", (*who(kid), ("how", msg.how)), level))
         return effects + self._lost(kid, now)
 
     def _lost(self, kid: Kid, now: int) -> list[Effect]:

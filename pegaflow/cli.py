@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,6 @@ import typer
 from pegaflow import config, logs, rundir, sizes
 from pegaflow.errors import UserError
 from pegaflow.flags import with_settings
-from pegaflow.wire.control import Report
 from pegaflow.wire.message import WireError
 
 if TYPE_CHECKING:
@@ -82,7 +80,10 @@ def status(
     run_dir: RunDir = None,
     format: Annotated[str, typer.Option(help="table or json")] = "table",
 ) -> None:
-    """Show processes, incarnations, pool, blocks, sessions and hit rate."""
+    """Show processes, incarnations, pool, blocks, sessions and hit rate.
+
+    With --format json it is the same object that /v1/status answers.
+    """
     from pegaflow.client import inspect
 
     where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
@@ -93,10 +94,13 @@ def status(
     if report is None:
         raise UserError(f"no service answers in {where}: start one with `pegaflow serve`")
     if format == "json":
-        json.dump(asdict(report), sys.stdout, default=_plain)
-        print()
-        return
-    _show(report)
+        from pegaflow import metrics
+
+        print(json.dumps(metrics.status(report, report.at)))
+    else:
+        from pegaflow import statustable
+
+        statustable.show(report)
 
 
 @app.command()
@@ -189,59 +193,6 @@ def _show_pools(pools: "Sequence[Kept]") -> None:
         )
     if not pools:
         print("no pool is kept")
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else repr(value)
-
-
-def _show(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pegaflow.ssdmetrics import ssd_line
-    from pegaflow.view import View
-
-    console = Console()
-    table = Table("process", "pid", "state", "restarts", "engine", box=None)
-    for row in report.processes:
-        table.add_row(
-            str(row.address), str(row.pid), row.state, str(row.restarts), row.engine or "-"
-        )
-    console.print(table)
-    core = [row for row in report.processes if row.address.name in ("index", "allocator")]
-    numbers = {c.name: c.value for row in core for c in row.counters}
-    asked, hit = numbers.get("blocks_asked", 0), numbers.get("blocks_hit", 0)
-    used = numbers.get("pool_sealed_bytes", 0) + numbers.get("pool_held_bytes", 0)
-    console.print(
-        f"pool {sizes.show(report.pool_bytes)} at {report.pool_path}, {sizes.show(used)} in use; "
-        f"{numbers.get('blocks_resident', 0)} blocks, "
-        f"{sum(bool(r.engine) for r in report.processes)} engines; "
-        + (
-            f"hit rate {100 * hit / asked:.1f} % of {asked} blocks"
-            if asked
-            else "nothing asked yet"
-        )
-    )
-    ssd = ssd_line(View(report, report.at))
-    if ssd:
-        console.print(ssd)
-    console.print(_http(report))
-    for kind in report.kinds:
-        if kind.state != "ok":
-            rest = max(0, kind.retry_at - report.at) / 1e9
-            console.print(f"{kind.name} is {kind.state}: it is tried again in {rest:.1f} s")
-
-
-def _http(report: Report) -> str:
-    """Where HTTP is answered, or why it is not."""
-    if not report.http_addr:
-        return "no HTTP (--http-addr none)"
-    numbers = {c.name: c.value for r in report.processes for c in r.counters}
-    port = numbers.get("http_port", 0)
-    if not port:
-        return f"no HTTP at {report.http_addr} yet: see http_unavailable in the log"
-    return f"HTTP at http://{report.http_addr.rpartition(':')[0]}:{port}/metrics"
 
 
 def main() -> None:

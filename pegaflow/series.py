@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 SEPARATOR = "|"
 """Between a name and its labels."""
@@ -65,9 +66,9 @@ class Histogram:
         """A value, or several that are equal."""
         assert len(labels) == self.labels and value >= 0
         at = bisect_left(self.bounds, value)
-        bound = str(self.bounds[at]) if at < len(self.bounds) else "inf"
-        counts[labelled(self.name, *labels, bound)] += times
-        total = labelled(self.name, *labels, "sum")
+        bound = self.bounds[at] if at < len(self.bounds) else None
+        bucket, total = _names(self.name, labels, bound)
+        counts[bucket] += times
         counts[total] = min(counts[total] + value * times, VALUE_MAX)
 
     def empty(self) -> Buckets:
@@ -89,6 +90,17 @@ class Histogram:
             cumulative.append((repr(bound / self.per_unit), sum_))
         cumulative.append(("+Inf", sum_ + parts.get("inf", 0)))
         return Buckets(tuple(cumulative), parts.get("sum", 0) / self.per_unit)
+
+
+NAMES_KEPT = 4096
+"""Names that are made once: those of every bucket of every kind of question."""
+
+
+@lru_cache(NAMES_KEPT)
+def _names(name: str, labels: tuple[str, ...], bound: int | None) -> tuple[str, str]:
+    """Of a bucket, and of the sum beside it."""
+    upto = "inf" if bound is None else str(bound)
+    return labelled(name, *labels, upto), labelled(name, *labels, "sum")
 
 
 def rate(length: int, took_ns: int) -> int:

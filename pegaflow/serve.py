@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pegaflow import limits, logs, poolsize, rundir, sdnotify, sizes
+from pegaflow import exits, limits, logs, poolsize, rundir, sdnotify, sizes
 from pegaflow.actors.asks import Host
 from pegaflow.actors.loop import Loop, Signals
 from pegaflow.actors.process import child_command
@@ -164,7 +164,8 @@ class _House:
             for path in SHM.glob(f"{pool}.{address}.*.bounce"):
                 path.unlink(missing_ok=True)
             self._lock.remove(f"{rundir.ACTORS}/{address}.sock")
-            loop.inform(Exited(address, code if code >= 0 else 256 - code))
+            number = code if code >= 0 else 256 - code
+            loop.inform(Exited(address, number, exits.words(code)))
 
         loop.watch(fd, dead)
         return Done(Status.OK, "", (child.pid, started))

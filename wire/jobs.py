@@ -87,6 +87,7 @@ class Exited(Message):
 
     address: Address
     code: int
+    how: str = ""  # the same in words
 
 
 @message(208)

@@ -75,6 +75,33 @@ def test_every_path_answers(service: Served) -> None:
     assert service.get("/metrics", "POST")[0] == 405
 
 
+def shape(value: Any) -> Any:
+    """What is there, without its values; of a list what its items have in common, or not."""
+    if isinstance(value, dict):
+        return {key: shape(v) for key, v in value.items() if key != "counters"}
+    if isinstance(value, list):
+        return sorted({json.dumps(shape(item), sort_keys=True) for item in value})
+    return type(value).__name__
+
+
+def test_status_has_one_shape_for_all_who_ask(service: Served) -> None:
+    with Engine(service, "[/]"):
+        asked: dict[str, Any] = {}
+
+        def has_the_engine() -> bool:
+            asked.update(json.loads(service.get("/v1/status")[1]))
+            return any(row["engine"] == "[/]" for row in asked["report"]["processes"])
+
+        eventually("both have heard of the engine", has_the_engine)
+        printed = service.status()
+        assert "[/]" in service.status_text(), "an id is no markup"
+    printed["age_seconds"] = float(printed["age_seconds"])
+    assert shape(printed) == shape(asked)
+    for told in (printed, asked):
+        counters = [row["counters"] for row in told["report"]["processes"]]
+        assert all(isinstance(n, int) for some in counters for n in some.values())
+
+
 def test_what_an_engine_does_is_counted(service: Served) -> None:
     before = service.metrics()
     with Engine(service) as engine:
@@ -208,6 +235,8 @@ def test_a_killed_gateway_is_replaced_at_its_port(tmp_path: Path) -> None:
         (old,) = service.processes("gateway")
         os.kill(old.pid, signal.SIGKILL)
         eventually("another answers", lambda: service.processes("gateway") != [old])
+        gone = next(line for line in lines(service) if line["event"] == "child_gone")
+        assert (gone["child"], gone["how"]) == (str(old.address), "killed by SIGKILL")
         eventually("at the same port", lambda: answers(service))
         eventually("it is told", lambda: service.metrics()["pegaflow_actor_restarts_total"] == 1)
         assert e.client.lookup(keys(4)).status is Status.OK
