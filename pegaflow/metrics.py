@@ -10,7 +10,7 @@ ram + rdma + ssd + miss = blocks asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pegaflow.wire.control import Report
@@ -35,6 +35,9 @@ from .ssdmetrics import SSD_METRICS, ssd_line
 from .view import Sample, View
 
 _S = 1_000_000_000
+
+Encoder = Callable[[Collector], bytes]
+"""Of prometheus-client."""
 
 STALE_NS = 5 * _S
 """A report this old means that the supervisor does not answer: it is asked every second."""
@@ -238,12 +241,11 @@ def table() -> list[str]:
     return rows
 
 
-def render(report: Report | None, now: int, accept: str = "") -> tuple[bytes, str]:
-    """The exposition in the format that the Accept header asks for, and its content type."""
+def render(report: Report | None, now: int, encode: Encoder = generate_latest) -> bytes:
+    """The exposition, in one of the formats that prometheus-client has an encoder for."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(View(report, now)))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    return encode(registry)
 
 
 def reasons(view: View) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ limit the one goes that was answered, or opened, longest ago.  An answer takes m
 one waits for its client and not for us.  So few are accepted at a time that whoever has sent its
 request with its connection is read before as many others have come as there is room for.
 
+A scrape takes tens of milliseconds to write, so what was written serves everybody for a while: a
+client that asks without a pause costs the probes nothing either.
+
 What the libraries have to say of a client's bytes comes into our log as their words (logs.py).
 
     /healthz, /health   200 while this process lives
@@ -21,6 +24,7 @@ What the libraries have to say of a client's bytes comes into our log as their w
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import socket
@@ -31,6 +35,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -64,6 +69,11 @@ connection."""
 
 REQUEST_BYTES_MAX = 16 << 10
 """Largest request line with headers; a body is never read."""
+
+
+RENDERED_S = 1.0
+"""What was written of a report serves so long: reports come as often.  Ages in it are by so much
+too low at most."""
 
 
 class HttpDevice:
@@ -239,7 +249,24 @@ class _Bounded(H11Protocol):
         super().connection_lost(exc)
 
 
+class _Rendered:
+    """The newest text of each kind."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Report | None, float, bytes]] = {}
+
+    def get(self, kind: str, report: Report | None, write: Callable[[int], bytes]) -> bytes:
+        """What was written of this very report, or what `write` makes of it now."""
+        now = time.monotonic()
+        kept = self._kept.get(kind)
+        if kept is None or kept[0] is not report or now - kept[1] >= RENDERED_S:
+            kept = self._kept[kind] = (report, now, write(time.monotonic_ns()))
+        return kept[2]
+
+
 def _app(snapshot: Callable[[], Report | None]) -> Starlette:
+    rendered = _Rendered()
+
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
@@ -248,13 +275,17 @@ def _app(snapshot: Callable[[], Report | None]) -> Starlette:
         return JSONResponse(body, 200 if body["ready"] else 503)
 
     async def exposition(request: Request) -> Response:
-        accept = request.headers.get("accept", "")
-        body, kind = metrics.render(snapshot(), time.monotonic_ns(), accept)
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        report = snapshot()
+        body = rendered.get(kind, report, lambda now: metrics.render(report, now, encode))
         return Response(body, headers={"content-type": kind})
 
     async def status(request: Request) -> Response:
-        body: dict[str, Any] = metrics.status(snapshot(), time.monotonic_ns())
-        return JSONResponse(body, 200 if body["report"] else 503)
+        report = snapshot()
+        body = rendered.get(
+            "status", report, lambda now: json.dumps(metrics.status(report, now)).encode()
+        )
+        return Response(body, 200 if report else 503, media_type="application/json")
 
     routes: list[tuple[str, Callable[[Request], Any]]] = [
         ("/healthz", health),

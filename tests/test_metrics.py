@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
 from pegaflow import metrics, ssdmetrics
@@ -70,7 +71,7 @@ def report(
 
 def samples(shown: Report | None, now: int = AT) -> dict[tuple[str, tuple[str, ...]], float]:
     """(name, label values in order of their names) -> value, as a scraper reads them."""
-    body, _ = metrics.render(shown, now)
+    body = metrics.render(shown, now)
     return {
         (s.name, tuple(v for _, v in sorted(s.labels.items()))): s.value
         for family in text_string_to_metric_families(body.decode())
@@ -188,7 +189,8 @@ def test_there_are_metrics_before_there_is_a_report() -> None:
 
 
 def test_openmetrics_for_whoever_accepts_it() -> None:
-    body, content_type = metrics.render(report(), AT, "application/openmetrics-text;version=1.0.0")
+    encode, content_type = choose_encoder("application/openmetrics-text;version=1.0.0")
+    body = metrics.render(report(), AT, encode)
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 

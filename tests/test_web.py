@@ -4,13 +4,15 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPResponse
+from typing import Any
 
 import pytest
 
-from pegaflow import web
+from pegaflow import metrics, web
 from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.values import SUPERVISOR, Address
 
@@ -173,6 +175,32 @@ def test_a_body_that_goes_wrong_after_its_answer_ends_the_connection(answers: An
         assert answered(connection)[0] == 405
         connection.sendall(b"Z\r\n")
         assert rest_of(connection) == b""
+
+
+def test_a_text_serves_all_who_ask_for_it_meanwhile(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, Report | None]] = []
+    monkeypatch.setattr(web, "RENDERED_S", PATIENCE_S)
+
+    def noted(name: str) -> None:
+        call: Callable[..., Any] = getattr(metrics, name)
+
+        def write(report: Report | None, *rest: Any) -> Any:
+            written.append((name, report))
+            return call(report, *rest)
+
+        monkeypatch.setattr(metrics, name, write)
+
+    noted("render")
+    noted("status")
+    first, second = replace(REPORT, version="1.3"), replace(REPORT, version="1.4")
+    for shown in (first, second):
+        answers.shown = shown
+        for number in range(20):
+            assert f'version="{shown.version}"' in answers.get("/metrics", f"text/x{number}")[2]
+            assert json.loads(answers.get("/v1/status")[2])["report"]["version"] == shown.version
+    assert written == [(n, r) for r in (first, second) for n in ("render", "status")]
 
 
 def test_a_newcomer_is_answered_however_many_are_there(answers: Answers) -> None:

@@ -129,7 +129,7 @@ class GatewayCage(Cage):
                 return Done(Status.NO_SPACE, "in use")
             return Done(Status.OK, "127.0.0.1:5", (5,))
         assert isinstance(job, Publish)
-        body, _ = metrics.render(job.report, self.now)
+        body = metrics.render(job.report, self.now)
         assert all(line.startswith((b"#", b"p")) for line in body.splitlines()), body
         json.dumps(metrics.status(job.report, self.now))
         self.counts["reports_rendered"] += 1
