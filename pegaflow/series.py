@@ -79,7 +79,8 @@ class Histogram:
         """By label values; one without labels is there before it has counted anything."""
         found: dict[tuple[str, ...], dict[str, int]] = {} if self.labels else {(): {}}
         for (*labels, part), value in labels_of(self.name, numbers):
-            found.setdefault(tuple(labels), {})[part] = value
+            if len(labels) == self.labels:  # a child may say what it will
+                found.setdefault(tuple(labels), {})[part] = value
         return {labels: self._buckets(parts) for labels, parts in found.items()}
 
     def _buckets(self, parts: Mapping[str, int]) -> Buckets:

@@ -63,6 +63,11 @@ def test_labels_keep_histograms_apart() -> None:
     assert len(counts) == 6, "only what has counted something is a number"
 
 
+def test_what_is_no_bucket_of_it_is_left_out() -> None:
+    names = ("rpc_us", "rpc_us|a", "rpc_us|a|b|c|500", "rpc_us|a|b|what", "rpc_usual|a|b|500")
+    assert RPC.read(dict.fromkeys(names, 9)) == {("a", "b"): RPC.empty()}
+
+
 def test_a_sum_stays_what_a_message_can_carry() -> None:
     counts: Counter[str] = Counter()
     for _ in range(3):
