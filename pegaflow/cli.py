@@ -144,7 +144,18 @@ def config_limits(
 
 @app.command()
 def replay(
-    trace: Annotated[Path, typer.Argument(help="A trace in the Mooncake JSONL format, or .gz.")],
+    traces: Annotated[
+        list[Path], typer.Argument(help="Files of a trace, packed or not; - is stdin.")
+    ],
+    format: Annotated[
+        str, typer.Option(help="auto, mooncake, bailian, weka, dynamo or aiperf.")
+    ] = "auto",
+    block_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a block, where the trace does not tell.")
+    ] = None,
+    ids: Annotated[
+        str, typer.Option(help="Where an id is the same block: auto, global, file, conversation.")
+    ] = "auto",
     engines: Annotated[int, typer.Option(help="Engine processes.")] = 2,
     requests: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
     layers: Annotated[int, typer.Option(help="Layers of a block.")] = 8,
@@ -158,11 +169,14 @@ def replay(
     ] = None,
     run_dir: RunDir = None,
 ) -> None:
-    """Replay a prefix trace through a running service and check each byte that comes back."""
+    """Replay a trace of prompts through a running service and check each byte that comes back."""
     from pegaflow.replay.cli import replay_command
 
     code = replay_command(
-        trace,
+        *traces,
+        format=format,
+        block_tokens=block_tokens,
+        ids=ids,
         engines=engines,
         requests=requests,
         layers=layers,

@@ -18,8 +18,10 @@ from rich.table import Table
 from pegaflow.errors import UserError
 from pegaflow.replay import ceiling, report, service
 from pegaflow.replay.engine import Shape
+from pegaflow.replay.errors import TraceError
+from pegaflow.replay.reading import Options, read
 from pegaflow.replay.runner import Plan, run
-from pegaflow.replay.trace import BUNDLED, Request, TraceError, count_blocks, read
+from pegaflow.replay.trace import BUNDLED, Trace
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.values import INDEX
 from perf import fio, machine
@@ -34,10 +36,11 @@ COLUMNS = "pool,ssd,blocks,hit,of ssd,LRU,infinite,load,save,memcpy,p50,p99,s".s
 
 
 def measure(
-    requests: list[Request], engines: int, shape: Shape, percent: int, ssd: int, where: Path
+    trace: Trace, engines: int, shape: Shape, percent: int, ssd: int, where: Path
 ) -> list[str]:
     """One row of the table."""
-    _, unique = count_blocks(requests)
+    top = ceiling.infinite(trace)
+    unique = top.missed
     wanted = unique * percent // 100 * shape.block_bytes
     pool = max(4, -(-wanted // EXTENT)) * EXTENT
     blocks, below = pool // shape.block_bytes, unique * ssd // 100
@@ -45,15 +48,14 @@ def measure(
         size = max(SSD_LEAST, int(below * shape.block_bytes * SSD_SLACK))
         extra = flags(paths, "--ssd-cache-capacity", str(size)) if ssd else ()
         with service.running(pool, EXTENT, extra) as endpoint:
-            outcome = run(Plan(requests, engines, shape, os.urandom(32), endpoint))
+            outcome = run(Plan(trace, engines, shape, os.urandom(32), endpoint))
             time.sleep(2 * BEAT_NS / 1e9)  # what was counted is said with each beat
             fetched = counted(endpoint, INDEX, "blocks_hit_ssd")
-    top = ceiling.infinite(requests)
     why = report.problem(outcome, top)
     if why:
         raise UserError(f"with a pool of {percent} %: {why}")
     t = report.total(outcome.records.values())
-    rates = (t.rate, fetched / t.asked, ceiling.lru(requests, blocks + below).rate, top.rate)
+    rates = (t.rate, fetched / t.asked, ceiling.lru(trace, blocks + below).rate, top.rate)
     speeds = (t.load.large, t.save.large, outcome.memcpy)
     return [
         f"{percent} %",
@@ -79,10 +81,10 @@ def main() -> None:
     shape = Shape(given.layers, given.layer_bytes, 256)
     table = Table(*COLUMNS, box=None, caption="GB/s of copies of 2 MiB and more; lookup in us")
     try:
-        requests = read(given.trace, given.requests)
+        trace = read([given.trace], Options(limit=given.requests))
         fio.need_disk(given.dir)
         for percent, ssd in itertools.product(PERCENT, SSD_PERCENT):
-            row = measure(requests, given.engines, shape, percent, ssd, given.dir)
+            row = measure(trace, given.engines, shape, percent, ssd, given.dir)
             table.add_row(*row)
     except (TraceError, UserError) as error:
         raise SystemExit(f"perf/replay.py: {error}") from None

@@ -16,7 +16,7 @@ from .test_tidy import python_sources
 NO_LIMITS = {
     *inventory._UNITS,
     "MAJOR", "MINOR", "VERSION", "VOID", "SEALED", "QUARANTINED",  # formats
-    "HEADER_BYTES", "RECORD_BYTES", "UUID_BYTES", "WORD",
+    "HEADER_BYTES", "RECORD_BYTES", "UUID_BYTES", "WORD", "NONE",
 }  # fmt: skip
 
 

@@ -67,7 +67,12 @@ def test_every_declared_entry_point_resolves() -> None:
 def test_the_distribution_is_the_one_declared() -> None:
     found = importlib.metadata.distribution("pegaflow")
     assert found.version == PYPROJECT["project"]["version"]
-    assert set(found.metadata.get_all("Provides-Extra") or []) == {"gpu", "gpu-cu13", "rdma"}
+    assert set(found.metadata.get_all("Provides-Extra") or []) == {
+        "gpu",
+        "gpu-cu13",
+        "rdma",
+        "zstd",
+    }
 
 
 @pytest.mark.skipif(not INSTALLED, reason="a checkout is tested; tox tests the wheel")

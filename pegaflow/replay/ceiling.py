@@ -9,10 +9,11 @@ a tail without its head is not.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pegaflow.replay.trace import Request
+from pegaflow.replay.trace import Trace
+from pegaflow.replay.tree import NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class Score:
     def rate(self) -> float:
         """Hits per block asked, 0..1."""
         return self.hit / self.asked if self.asked else 0.0
+
+    @property
+    def missed(self) -> int:
+        """For the infinite cache this is the number of different blocks."""
+        return self.asked - self.hit
 
 
 class LruCache:
@@ -44,29 +50,32 @@ class LruCache:
         return hit
 
 
-def infinite(requests: Iterable[Request]) -> Score:
-    """A cache that forgets nothing: the ceiling of every real one."""
-    seen: set[int] = set()
-    asked = hit = 0
-    for request in requests:
-        asked += len(request.blocks)
-        hit += _prefix(request.blocks, seen)
-        seen.update(request.blocks)
-    return Score(asked, hit)
+def infinite(trace: Trace) -> Score:
+    """A cache that forgets nothing: the ceiling of every real one.
+
+    A block that was seen was seen with all before it, so each request is followed from its end up
+    to the first block that is known.
+    """
+    seen = bytearray(len(trace.parents))
+    missed = 0
+    for node in trace.ends:
+        while node != NONE and not seen[node]:
+            seen[node] = True
+            missed += 1
+            node = trace.parents[node]
+    asked = sum(trace.depths)
+    return Score(asked, asked - missed)
 
 
-def lru(requests: Iterable[Request], capacity: int, pools: int = 1) -> Score:
+def lru(trace: Trace, capacity: int, pools: int = 1) -> Score:
     """LRU with `capacity` blocks in all, cut into `pools` equal isolated caches.
 
     Request `i` goes to cache `i % pools`, as the replay gives it to an engine; with one pool that
     is the cache which all engines share.
     """
     caches = [LruCache(capacity // pools) for _ in range(pools)]
-    asked = hit = 0
-    for request in requests:
-        asked += len(request.blocks)
-        hit += caches[request.index % pools].request(request.blocks)
-    return Score(asked, hit)
+    hit = sum(caches[one.index % pools].request(one.blocks) for one in trace)
+    return Score(sum(trace.depths), hit)
 
 
 def _prefix(blocks: Sequence[int], held: Collection[int]) -> int:

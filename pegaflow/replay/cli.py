@@ -20,8 +20,13 @@ from pegaflow import rundir, sizes
 from pegaflow.errors import UserError
 from pegaflow.replay import ceiling, report, service
 from pegaflow.replay.engine import Record, Shape
+from pegaflow.replay.errors import TraceError
+from pegaflow.replay.fitting import BLOCK_TOKENS_MAX
+from pegaflow.replay.formats import AUTO, FORMATS
+from pegaflow.replay.reading import SCOPES, Options, read
 from pegaflow.replay.runner import Plan, run
-from pegaflow.replay.trace import BUNDLED, TraceError, count_blocks, read
+from pegaflow.replay.source import STDIN
+from pegaflow.replay.trace import BUNDLED
 
 ENGINES_MAX = 64
 """Processes started at once."""
@@ -35,8 +40,10 @@ DEMO_POOL = 768 << 20
 
 
 def replay_command(
-    trace: Path,
-    *,
+    *traces: Path,
+    format: str = AUTO,
+    block_tokens: int | None = None,
+    ids: str = AUTO,
     engines: int = 2,
     requests: int | None = None,
     layers: int = 8,
@@ -46,12 +53,12 @@ def replay_command(
     namespace: str | None = None,
     run_dir: str | None = None,
 ) -> int:
-    """Replay a Mooncake trace through a running service, and check each byte that comes back.
+    """Replay a trace through a running service, and check each byte that comes back.
 
     Args:
-        trace: a JSONL file, plain or gzip.
+        traces: files, one after the other; `-` is standard input.
+        format, block_tokens, ids, requests: how they are read, see reading.Options.
         engines: engine processes; request i goes to engine i % engines.
-        requests: only so many from the beginning of the trace.
         layers, layer_size: a block is so many pieces of this size.
         engine_blocks: blocks in the memory of one engine.
         restart: kill this engine (from 0) half way and start it again.
@@ -62,21 +69,25 @@ def replay_command(
         shape = _shape(layers, layer_size, engine_blocks)
         _check(1 <= engines <= ENGINES_MAX, f"--engines is a number from 1 to {ENGINES_MAX}")
         _check(restart is None or 0 <= restart < engines, f"there is no engine {restart}")
-        _check(requests is None or requests > 0, "--requests is a number from 1")
-        asked = read(trace, requests)
-        _check(count_blocks(asked)[0] > 0, f"{trace} has no request with a full block")
-    except (TraceError, UserError) as error:
+        options = _options(format, block_tokens, ids, requests)
+        lost = next((one for one in traces if str(one) != STDIN and not one.exists()), None)
+        _check(lost is None, f"{lost}: No such file or directory")
+    except UserError as error:
         return _fail(str(error), 2)
-    seed = os.urandom(16) if namespace is None else namespace.encode()
-    space = blake2b(seed, digest_size=32, person=b"replay namespace").digest()
     endpoint = None
     if run_dir is not None:
         where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
         endpoint = rundir.front_desk(where)
-    plan = Plan(asked, engines, shape, space, endpoint, restart)
-    with _progress(len(asked)) as progress:
-        outcome = run(plan, progress)
-    top = ceiling.infinite(asked)
+    try:
+        trace = read(traces, options)
+    except TraceError as error:
+        return _fail(str(error), 2)
+    top = ceiling.infinite(trace)
+    print(f"{trace.about}; {len(trace)} requests, {top.asked} blocks, {top.missed} different")
+    seed = os.urandom(16) if namespace is None else namespace.encode()
+    space = blake2b(seed, digest_size=32, person=b"replay namespace").digest()
+    with _progress(len(trace)) as progress:
+        outcome = run(Plan(trace, engines, shape, space, endpoint, restart), progress)
     _show(report.rows(outcome, top))
     why = report.problem(outcome, top)
     return _fail(why, 1) if why else 0
@@ -84,22 +95,21 @@ def replay_command(
 
 def demo_command() -> int:
     """Start a service, replay a real conversation trace from two engines, kill one half way."""
-    asked = read(BUNDLED)
-    blocks, unique = count_blocks(asked)
+    trace = read([BUNDLED])
+    top = ceiling.infinite(trace)
     pool_blocks = DEMO_POOL // DEMO_SHAPE.block_bytes
     print(
         f"A pool of {sizes.show(DEMO_POOL)}, {pool_blocks} blocks of "
-        f"{sizes.show(DEMO_SHAPE.block_bytes)}; two engines replay {len(asked)} real requests, "
-        f"{blocks} blocks, {unique} of them different. One is killed half way."
+        f"{sizes.show(DEMO_SHAPE.block_bytes)}; two engines replay {len(trace)} real requests, "
+        f"{top.asked} blocks, {top.missed} of them different. One is killed half way."
     )
     try:
-        with service.running(DEMO_POOL) as endpoint, _progress(len(asked)) as progress:
-            plan = Plan(asked, 2, DEMO_SHAPE, os.urandom(32), endpoint, kill=1)
+        with service.running(DEMO_POOL) as endpoint, _progress(len(trace)) as progress:
+            plan = Plan(trace, 2, DEMO_SHAPE, os.urandom(32), endpoint, kill=1)
             outcome = run(plan, progress)
     except UserError as error:
         return _fail(str(error), 1)
-    top = ceiling.infinite(asked)
-    split = ceiling.lru(asked, pool_blocks, pools=2)
+    split = ceiling.lru(trace, pool_blocks, pools=2)
     lines = list(report.rows(outcome, top))
     lines.append(
         ("two isolated pools", f"of half the size would have hit {report.percent(split.rate)}")
@@ -125,6 +135,16 @@ def _shape(layers: int, layer_size: str, blocks: int) -> Shape:
     memory = shape.block_bytes * blocks
     _check(memory <= MEMORY_MAX, f"an engine would need {sizes.show(memory)} of memory")
     return shape
+
+
+def _options(format: str, block_tokens: int | None, ids: str, limit: int | None) -> Options:
+    known = (AUTO, *sorted(FORMATS))
+    _check(format in known, f"--format is one of {', '.join(known)}")
+    _check(ids in SCOPES, f"--ids is one of {', '.join(SCOPES)}")
+    fits = block_tokens is None or 0 < block_tokens <= BLOCK_TOKENS_MAX
+    _check(fits, f"--block-tokens is a number from 1 to {BLOCK_TOKENS_MAX}")
+    _check(limit is None or limit > 0, "--requests is a number from 1")
+    return Options(format, block_tokens, ids, limit)
 
 
 def _check(good: bool, otherwise: str) -> None:

@@ -22,15 +22,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from pegaflow.client import Client, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.replay.content import Bytes, fill, mismatch
-from pegaflow.replay.trace import block_key
+from pegaflow.replay.trace import Saved
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 
@@ -94,12 +95,19 @@ class Job:
     endpoint: str | None  # of the front desk; None: the default
     shape: Shape
     spawned_ns: int  # CLOCK_MONOTONIC just before the process was started
-    requests: list[tuple[int, list[int]]]  # index in the trace, ids of the full blocks
+    tree: str  # the folder with the trace's blocks
+    requests: list[tuple[int, int]]  # index in the trace, the last of its blocks
 
     @classmethod
     def load(cls, text: str) -> Job:
         fields = json.loads(text)
         return cls(**{**fields, "shape": Shape(**fields["shape"])})
+
+    def work(self) -> Iterator[tuple[int, list[bytes]]]:
+        """For each request its index and the keys of its blocks."""
+        saved = Saved(Path(self.tree))
+        for index, end in self.requests:
+            yield index, saved.block_keys(end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +149,10 @@ class Engine:
         self._next = 0  # the slot after the last one used
         self._patience = RECONNECT_SECONDS  # what is left of it
 
-    def replay(self, requests: Sequence[tuple[int, Sequence[int]]]) -> Iterator[Record]:
+    def replay(self, requests: Iterable[tuple[int, Sequence[bytes]]]) -> Iterator[Record]:
         """One record per request, as soon as it is done."""
-        for index, blocks in requests:
-            yield self.request(index, [block_key(block) for block in blocks])
+        for index, keys in requests:
+            yield self.request(index, keys)
 
     def request(self, index: int, keys: Sequence[bytes]) -> Record:
         """Serve one request from the cache as far as it goes, compute and save the rest."""
@@ -254,7 +262,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     now = time.monotonic_ns()
     _report(Attached((now - job.spawned_ns) / 1e9, (now - began) / 1e9))
-    for record in Engine(client, job.shape, memory, namespace).replay(job.requests):
+    for record in Engine(client, job.shape, memory, namespace).replay(job.work()):
         _report(record)
     client.close()
     return 0

@@ -16,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from pegaflow.replay.engine import Attached, Job, Record, Shape
-from pegaflow.replay.trace import Request
+from pegaflow.replay.trace import Trace
 
 ENGINE = (sys.executable, "-m", "pegaflow.replay.engine")
 _READ_BYTES = 1 << 16  # a pipe's default capacity
@@ -36,7 +36,7 @@ _MEMCPY_PASSES = 5
 class Plan:
     """What to replay, and how."""
 
-    requests: Sequence[Request]
+    trace: Trace
     engines: int
     shape: Shape  # of each engine's memory
     namespace: bytes
@@ -62,7 +62,7 @@ class _Running:
     """One engine process."""
 
     number: int
-    requests: list[tuple[int, list[int]]]  # its job
+    requests: list[tuple[int, int]]  # its job
     process: subprocess.Popen[bytes]
     log: Path  # its stderr
     life: int = 0  # 1: the successor of a killed one
@@ -89,10 +89,10 @@ class Runner:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="pegaflow-replay-") as folder, self._selector:
             try:
+                plan.trace.save(Path(folder))
+                jobs = list(enumerate(plan.trace.ends))
                 for number in range(plan.engines):
-                    mine = [r for r in plan.requests if r.index % plan.engines == number]
-                    jobs = [(r.index, list(r.blocks)) for r in mine]
-                    self._start(Path(folder), number, jobs, life=0)
+                    self._start(Path(folder), number, jobs[number :: plan.engines], life=0)
                 while self._running:
                     for key, _ in self._selector.select():
                         self._read(key.data, Path(folder))
@@ -106,13 +106,11 @@ class Runner:
         outcome.memcpy = float(np.median([before, memcpy_speed(block_bytes)]))
         return outcome
 
-    def _start(
-        self, folder: Path, number: int, requests: list[tuple[int, list[int]]], life: int
-    ) -> None:
+    def _start(self, folder: Path, number: int, requests: list[tuple[int, int]], life: int) -> None:
         plan = self._plan
         name = f"engine-{number}"
         path, log = folder / f"{name}.{life}.json", folder / f"{name}.{life}.log"
-        job = Job(name, plan.namespace.hex(), plan.endpoint, plan.shape, 0, requests)
+        job = Job(name, plan.namespace.hex(), plan.endpoint, plan.shape, 0, str(folder), requests)
         path.write_text(json.dumps(asdict(replace(job, spawned_ns=time.monotonic_ns()))))
         with log.open("wb") as errors:
             process = subprocess.Popen(

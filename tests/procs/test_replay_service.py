@@ -18,21 +18,24 @@ def test_replay_through_a_real_service(tmp_path: Path, capsys: pytest.CaptureFix
     with gzip.open(BUNDLED) as lines:
         text = b"".join(next(lines) for _ in range(40))
     trace = tmp_path / "twice.jsonl"
-    trace.write_bytes(text + text)
+    trace.write_bytes(text)
     with service.running(128 << 20) as endpoint:
         run_dir = str(Path(endpoint).parent)
-        code = replay_command(trace, restart=1, layers=2, layer_size="4KiB", run_dir=run_dir)
+        code = replay_command(trace, trace, restart=1, layers=2, layer_size="4KiB", run_dir=run_dir)
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "bytes wrong" in said.out and "failures" not in said.out
     assert not Path(run_dir).exists()
+    first, *_ = said.out.splitlines()
+    assert first.startswith("Mooncake, 512 tokens a block (it fits every row), ids mean the same")
+    assert "; 80 requests, " in first
 
 
 def test_no_service_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pegaflow.replay.engine.CONNECT_SECONDS", 0.1)
-    job = Job("e", bytes(16).hex(), str(tmp_path / "none.sock"), Shape(1, 4096, 1), 0, [])
+    job = Job("e", bytes(16).hex(), str(tmp_path / "none.sock"), Shape(1, 4096, 1), 0, "", [])
     path = tmp_path / "job.json"
     path.write_text(json.dumps(asdict(job)))
     assert main([str(path)]) == 1
@@ -53,6 +56,9 @@ def test_a_service_that_cannot_start_says_why() -> None:
         ({"layers": 0}, "--layers"),
         ({"layer_size": "big"}, "not a size"),
         ({"layer_size": "1TiB"}, "an engine would need"),
+        ({"format": "csv"}, "--format is one of auto, aiperf, bailian, dynamo, mooncake, weka"),
+        ({"ids": "local"}, "--ids is one of auto, global, file, conversation"),
+        ({"block_tokens": 0}, "--block-tokens is a number from 1"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -67,9 +73,7 @@ def test_an_unreadable_trace_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert replay_command(tmp_path / "none") == 2
-    assert "No such file" in capsys.readouterr().err
-    (tmp_path / "short").write_text(
-        '{"input_length": 5, "hash_ids": [1], "timestamp": 0, "output_length": 0}'
-    )
+    assert "none: No such file" in capsys.readouterr().err
+    (tmp_path / "short").write_text('{"input_length": 5, "hash_ids": [1]}')
     assert replay_command(tmp_path / "short") == 2
     assert "no request with a full block" in capsys.readouterr().err

@@ -25,7 +25,7 @@ if kind == "refuse":
     sys.exit("no service answers")
 say(Attached(0.2, 0.01))
 half = -(-len(job.requests) // 2)
-for done, (index, blocks) in enumerate(job.requests):
+for done, (index, blocks) in enumerate(job.work()):
     if kind == "wait" and first_life and job.engine == "engine-1" and done == half:
         os.write(1, b'{"index": 77, "asked"')
         signal.pause()

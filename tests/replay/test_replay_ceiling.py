@@ -4,18 +4,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pegaflow.replay.ceiling import infinite, lru
-from pegaflow.replay.trace import BUNDLED, Request, count_blocks, read
+from pegaflow.replay.reading import read
+from pegaflow.replay.trace import BUNDLED
+from tests.replay.counting import traced
 
 
-def requests(chains: list[list[int]]) -> list[Request]:
-    return [Request(i, 0, 512 * len(c), 0, tuple(c)) for i, c in enumerate(chains)]
+def prefixes(chains: list[list[int]]) -> list[list[tuple[int, ...]]]:
+    """A block is its id after all ids before it."""
+    return [[tuple(chain[: n + 1]) for n in range(len(chain))] for chain in chains]
 
 
 def naive(chains: list[list[int]], capacity: int) -> int:
     """A list, newest first: a request's chain comes to its front, and its end is cut."""
-    held: list[int] = []
+    held: list[tuple[int, ...]] = []
     hits = 0
-    for chain in chains:
+    for chain in prefixes(chains):
         hit = 0
         while hit < len(chain) and chain[hit] in held:
             hit += 1
@@ -30,36 +33,36 @@ CHAINS = st.lists(st.lists(st.integers(0, 12), max_size=6, unique=True), max_siz
 @settings(max_examples=200, deadline=None)
 @given(CHAINS, st.integers(0, 15))
 def test_lru_is_the_naive_list(chains: list[list[int]], capacity: int) -> None:
-    assert lru(requests(chains), capacity).hit == naive(chains, capacity)
+    assert lru(traced(chains), capacity).hit == naive(chains, capacity)
 
 
 @settings(max_examples=100, deadline=None)
 @given(CHAINS, st.integers(0, 15))
 def test_isolated_pools_are_caches_of_their_own(chains: list[list[int]], capacity: int) -> None:
-    split = lru(requests(chains), capacity, pools=2)
+    split = lru(traced(chains), capacity, pools=2)
     assert split.hit == sum(naive(chains[first::2], capacity // 2) for first in (0, 1))
 
 
 @given(CHAINS)
 def test_the_infinite_cache_is_lru_that_never_evicts(chains: list[list[int]]) -> None:
-    assert infinite(requests(chains)) == lru(requests(chains), 13)
+    assert infinite(traced(chains)) == lru(traced(chains), 6 * 30)
 
 
 def test_a_hit_ends_at_the_first_missing_block() -> None:
-    assert infinite(requests([[1, 2], [1, 9, 2]])).hit == 1
+    assert infinite(traced([[1, 2], [1, 9, 2]])).hit == 1
 
 
 def test_the_tail_of_a_chain_goes_before_its_head() -> None:
-    assert lru(requests([[1, 2, 3], [1, 2, 3]]), 2).hit == 2
+    assert lru(traced([[1, 2, 3], [1, 2, 3]]), 2).hit == 2
 
 
 def test_an_empty_trace_has_a_rate() -> None:
-    assert infinite([]).rate == 0.0
+    assert infinite(traced([])).rate == 0.0
 
 
 def test_figures_of_the_bundled_slice() -> None:
-    trace = read(BUNDLED)
-    _, unique = count_blocks(trace)
+    trace = read([BUNDLED])
+    unique = infinite(trace).missed
     assert round(100 * infinite(trace).rate, 1) == 27.5
     shared = [lru(trace, unique * percent // 100).rate for percent in (5, 10, 25)]
     split = [lru(trace, unique * percent // 100, 2).rate for percent in (5, 10, 25)]

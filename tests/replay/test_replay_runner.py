@@ -9,16 +9,16 @@ from pegaflow.replay import report
 from pegaflow.replay.ceiling import Score, infinite
 from pegaflow.replay.engine import Record, Shape
 from pegaflow.replay.runner import Outcome, Plan, memcpy_speed, run
-from pegaflow.replay.trace import Request
+from tests.replay.counting import traced
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_engine.py")))
-REQUESTS = [Request(i, 0, 2048, 0, (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3)) for i in range(9)]
+TRACE = traced([[4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3] for i in range(9)])
 
 
 def replay(kind: str, engines: int = 2, kill: int | None = None) -> Outcome:
     shape = Shape(2, 4096, 8)
     space = kind.encode().ljust(16)
-    return run(Plan(REQUESTS, engines, shape, space, kill=kill, command=STUB))
+    return run(Plan(TRACE, engines, shape, space, kill=kill, command=STUB))
 
 
 def test_each_request_is_replayed_once() -> None:
@@ -50,7 +50,7 @@ def test_an_engine_that_fails_is_named_in_one_line() -> None:
 
 def test_progress_sees_every_record() -> None:
     seen: list[Record] = []
-    run(Plan(REQUESTS, 2, Shape(1, 4096, 1), bytes(16), command=STUB), seen.append)
+    run(Plan(TRACE, 2, Shape(1, 4096, 1), bytes(16), command=STUB), seen.append)
     assert sorted(record.index for record in seen) == list(range(9))
 
 
@@ -59,12 +59,12 @@ def test_an_exception_leaves_no_process() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(Plan(REQUESTS, 2, Shape(1, 4096, 1), b"wait".ljust(16), command=STUB), stop)
+        run(Plan(TRACE, 2, Shape(1, 4096, 1), b"wait".ljust(16), command=STUB), stop)
 
 
 def test_the_result_for_people() -> None:
     outcome = replay("wrong")
-    lines = dict(report.rows(outcome, infinite(REQUESTS)))
+    lines = dict(report.rows(outcome, infinite(TRACE)))
     assert lines["blocks asked"] == "36" and lines["blocks served"] == "18"
     assert lines["bytes wrong"] == "27 (first in layer 1)"
     assert lines["hit rate"] == "50.0 %; an infinite cache: 0.0 %"

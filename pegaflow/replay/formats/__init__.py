@@ -1,0 +1,39 @@
+"""The trace formats that are read, one module each, and those that are only named (foreign).
+
+To add one: a module with a class like those here, and its line in `FORMATS`. A first value is given
+to them in this order.
+"""
+
+from __future__ import annotations
+
+from pegaflow.replay.formats import foreign
+from pegaflow.replay.formats.aiperf import AIPerf
+from pegaflow.replay.formats.bailian import Bailian
+from pegaflow.replay.formats.base import Format, Row
+from pegaflow.replay.formats.dynamo import Dynamo
+from pegaflow.replay.formats.mooncake import Mooncake
+from pegaflow.replay.formats.weka import Weka
+from pegaflow.replay.source import Value
+
+__all__ = ["AUTO", "FORMATS", "Format", "Row", "recognized", "unknown"]
+
+AUTO = "auto"
+
+FORMATS: dict[str, Format] = {
+    one.name: one for one in (Dynamo(), Weka(), Bailian(), Mooncake(), AIPerf())
+}
+
+
+def recognized(first: Value) -> Format | None:
+    """The format of a file that begins with this value, if it is one that is read."""
+    if not isinstance(first.data, dict):
+        return None
+    fields = first.data
+    return next((one for one in FORMATS.values() if one.fits(fields)), None)
+
+
+def unknown(first: Value) -> str:
+    """Why a file that begins with this value is not read: what it is, if that is known."""
+    known = ", ".join(sorted(FORMATS))
+    why = foreign.named(first.data) or f"this is no trace of a known format ({known})"
+    return f"{first.where}: {why}"
