@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -33,6 +34,9 @@ ENGINES_MAX = 64
 
 MEMORY_MAX = 1 << 36
 """Bytes of one engine: beyond it, a size was mistyped."""
+
+SUMMARY_COLUMNS = 80
+"""As wide as a terminal is at least."""
 
 DEMO_SHAPE = Shape(layers=8, layer_bytes=8 * 1024, blocks=256)
 DEMO_POOL = 768 << 20
@@ -78,6 +82,8 @@ def replay_command(
     if run_dir is not None:
         where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
         endpoint = rundir.front_desk(where)
+    if why := service.missing(endpoint):
+        return _fail(why, 1)
     try:
         trace = read(traces, options)
     except TraceError as error:
@@ -88,7 +94,13 @@ def replay_command(
     space = blake2b(seed, digest_size=32, person=b"replay namespace").digest()
     with _progress(len(trace)) as progress:
         outcome = run(Plan(trace, engines, shape, space, endpoint, restart), progress)
-    _show(report.rows(outcome, top))
+    if not outcome.attached and outcome.errors:
+        return _fail(outcome.errors[0], 1)
+    lines = list(report.rows(outcome, top))
+    if restart is not None:
+        lines.append(report.restarted(outcome, restart))
+    _show(lines)
+    print(textwrap.fill(report.summary(outcome), SUMMARY_COLUMNS))
     why = report.problem(outcome, top)
     return _fail(why, 1) if why else 0
 
@@ -114,16 +126,9 @@ def demo_command() -> int:
     lines.append(
         ("two isolated pools", f"of half the size would have hit {report.percent(split.rate)}")
     )
-    if outcome.restarted is not None:
-        again = outcome.restarted
-        lines.append(
-            (
-                "restarted engine",
-                f"attached {again.connect_seconds * 1e3:.0f} ms after it asked, "
-                f"{again.attach_seconds * 1e3:.0f} ms after its process was started",
-            )
-        )
+    lines.append(report.restarted(outcome, 1))
     _show(lines)
+    print(textwrap.fill(report.summary(outcome), SUMMARY_COLUMNS))
     why = report.problem(outcome, top)
     return _fail(why, 1) if why else 0
 

@@ -86,6 +86,34 @@ def rows(outcome: Outcome, ceiling: Score) -> Iterator[Row]:
         yield "failures", ", ".join(listed)
 
 
+def restarted(outcome: Outcome, engine: int) -> Row:
+    """What became of the engine that was to be killed half way."""
+    again = outcome.restarted
+    if again is None:
+        return "restarted engine", f"none: engine {engine} ended before it could be killed"
+    return (
+        "restarted engine",
+        f"attached {again.connect_seconds * 1e3:.0f} ms after it asked, "
+        f"{again.attach_seconds * 1e3:.0f} ms after its process was started",
+    )
+
+
+def summary(outcome: Outcome) -> str:
+    """What was asked, served and verified, in a sentence or two."""
+    t = total(outcome.records.values())
+    if not t.asked:
+        return "No request was answered."
+    known = sum(record.known for record in outcome.records.values())
+    saved = sum(record.saved for record in outcome.records.values())
+    right = f"{t.wrong_bytes} bytes were wrong" if t.wrong_bytes else "every one was right"
+    served = f"each of their {t.verified_bytes} bytes was compared, and {right}"
+    return (
+        f"Of {t.asked} blocks asked for in {len(outcome.records)} requests {t.served} were served "
+        f"from the cache{f': {served}' if t.served else ''}. The others were computed: {saved} of "
+        f"them were saved, {known} another engine had saved meanwhile."
+    )
+
+
 def problem(outcome: Outcome, ceiling: Score) -> str:
     """Why the replay is no success, in one line; empty if it is one."""
     t = total(outcome.records.values())

@@ -1,8 +1,8 @@
-"""A cache service of one's own, for a demonstration or a benchmark.
+"""Whether a cache service is there; and one of one's own, for a demonstration or a benchmark.
 
-It is the real `pegaflow serve` in a new temporary run directory and in a session of its own, so
-that Ctrl-C reaches us and not the group behind our back. It is stopped with SIGTERM; whoever does
-not go by then is killed with its whole group, and the directory is removed.
+The latter is the real `pegaflow serve` in a new temporary run directory and in a session of its
+own, so that Ctrl-C reaches us and not the group behind our back. It is stopped with SIGTERM;
+whoever does not go by then is killed with its whole group, and the directory is removed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pegaflow.client import Client
+from pegaflow.client import Client, inspect
+from pegaflow.client.place import default_endpoint
 from pegaflow.errors import UserError
 from pegaflow.limits import EXTENT_SIZE
 from pegaflow.rundir import front_desk
+from pegaflow.wire.message import WireError
 
 START_SECONDS = 30.0
 """A pool on a slow machine; usually a fraction of a second."""
@@ -29,7 +31,29 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 """Twice what the service promises."""
 
+CHECK_SECONDS = 2.0
+"""A service that is there answers within milliseconds, a busy one within a beat."""
+
 _LOOK_SECONDS = 0.02  # how often we look for the socket
+
+
+def missing(endpoint: str | None) -> str:
+    """Why no service is to be had there, in one line; empty if one answers.
+
+    Args:
+        endpoint: of its front desk; None for the default one.
+    """
+    where = endpoint or default_endpoint()
+    start = "start one with `pegaflow serve`"
+    if "://" not in where and not os.path.exists(where):
+        return f"no service at {where}: {start}"
+    try:
+        report = inspect(where, CHECK_SECONDS)
+    except WireError as error:
+        return f"the service at {where} is of another version: {error}"
+    except (ValueError, OSError) as error:
+        return f"no service can be asked at {where}: {error}"
+    return "" if report else f"no service answers at {where}: {start}"
 
 
 @contextmanager

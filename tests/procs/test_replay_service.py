@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket as socket_module
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pegaflow.errors import UserError
 from pegaflow.replay import service
 from pegaflow.replay.cli import replay_command
 from pegaflow.replay.engine import Job, Shape, main
+from pegaflow.replay.runner import Outcome
 from pegaflow.replay.trace import BUNDLED
 
 
@@ -26,9 +28,44 @@ def test_replay_through_a_real_service(tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 0, said.err
     assert "bytes wrong" in said.out and "failures" not in said.out
     assert not Path(run_dir).exists()
-    first, *_ = said.out.splitlines()
+    first, *rows = said.out.splitlines()
     assert first.startswith("Mooncake, 512 tokens a block (it fits every row), ids mean the same")
     assert "; 80 requests, " in first
+    assert any(row.startswith("restarted engine    attached ") for row in rows)
+    words = " ".join(said.out[said.out.index("Of ") :].split())
+    assert "blocks asked for in 80 requests" in words and "every one was right" in words
+
+
+@pytest.mark.parametrize("socket", [False, True])
+def test_without_a_service_nothing_is_begun(
+    socket: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither where there is no socket nor where nobody answers at it; no engine is started."""
+    monkeypatch.setattr("pegaflow.replay.service.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("pegaflow.replay.cli.run", lambda *_: pytest.fail("engines were started"))
+    if socket:
+        with socket_module.socket(socket_module.AF_UNIX) as left:
+            left.bind(str(tmp_path / "pegaflow.sock"))
+    assert replay_command(BUNDLED, run_dir=str(tmp_path)) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert str(tmp_path / "pegaflow.sock") in said.err and "`pegaflow serve`" in said.err
+
+
+def test_engines_that_are_all_refused_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No table of zeros before the reason."""
+    monkeypatch.setattr("pegaflow.replay.service.missing", lambda endpoint: "")
+    refused = Outcome(errors=["engine 0 ended with status 1: refused"])
+    monkeypatch.setattr("pegaflow.replay.cli.run", lambda *_: refused)
+    assert replay_command(BUNDLED, run_dir=str(tmp_path)) == 1
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 1  # how the trace was read
+    assert said.err == "pegaflow: engine 0 ended with status 1: refused\n"
 
 
 def test_no_service_is_one_line(
@@ -70,10 +107,11 @@ def test_wrong_arguments_are_one_line(
 
 
 def test_an_unreadable_trace_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert replay_command(tmp_path / "none") == 2
     assert "none: No such file" in capsys.readouterr().err
+    monkeypatch.setattr("pegaflow.replay.service.missing", lambda endpoint: "")
     (tmp_path / "short").write_text('{"input_length": 5, "hash_ids": [1]}')
     assert replay_command(tmp_path / "short") == 2
     assert "no request with a full block" in capsys.readouterr().err

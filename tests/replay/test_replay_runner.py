@@ -70,7 +70,24 @@ def test_the_result_for_people() -> None:
     assert lines["hit rate"] == "50.0 %; an infinite cache: 0.0 %"
     assert lines["lookup"] == "p50 100 us, p99 100 us"
     assert lines["failures"] == "1 x save expired"
+    assert report.summary(outcome) == (
+        "Of 36 blocks asked for in 9 requests 18 were served from the cache: each of their 3600 "
+        "bytes was compared, and 27 bytes were wrong. The others were computed: 0 of them were "
+        "saved, 0 another engine had saved meanwhile."
+    )
     assert report.problem(outcome, Score(36, 0)) == "27 wrong bytes, the first in layer 1"
+
+
+def test_the_restarted_engine_has_a_line_whatever_became_of_it() -> None:
+    name, said = report.restarted(replay("wait", kill=1), 1)
+    assert name == "restarted engine"
+    assert said == "attached 10 ms after it asked, 200 ms after its process was started"
+    fallen = report.restarted(replay("die", kill=1), 1)
+    assert fallen == (name, "none: engine 1 ended before it could be killed")
+
+
+def test_nothing_answered_is_said() -> None:
+    assert report.summary(Outcome()) == "No request was answered."
 
 
 def test_nothing_served_is_a_problem_only_if_something_could_be() -> None:
