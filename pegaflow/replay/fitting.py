@@ -93,8 +93,8 @@ class Fit:
         )
 
 
-def check(where: str, tokens: int, ids: int, size: int) -> None:
-    """A row of a trace whose block size is known.
+def check(where: str, tokens: int, ids: int, size: int, said: str) -> None:
+    """A row of a trace whose block size is known, and from whom.
 
     Raises:
         TraceError: the row has another number of ids than blocks.
@@ -104,7 +104,7 @@ def check(where: str, tokens: int, ids: int, size: int) -> None:
     wanted = tokens // size if not tokens % size else f"{tokens // size} or {tokens // size + 1}"
     raise TraceError(
         f"{where}: {_counted(ids, 'block id')} for {_counted(tokens, 'token')}, where blocks of "
-        f"{size} tokens make {wanted}"
+        f"{size} tokens ({said}) make {wanted}"
     )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from pegaflow.replay import fitting, formats, source
 from pegaflow.replay.errors import TraceError
 from pegaflow.replay.formats import AUTO, Format, Row
+from pegaflow.replay.formats.base import TOKENS_MAX
 from pegaflow.replay.guards import Anew, Turns
 from pegaflow.replay.trace import Trace
 from pegaflow.replay.tree import NONE, Clash, Keys, Prompt, Tree, salt
@@ -110,7 +111,7 @@ class _Reading:
         return len(self.wheres) == self.options.limit
 
     def file(self, file: Path) -> None:
-        name = "stdin" if str(file) == source.STDIN else str(file)
+        name = source.shown(file)
         self.names.append(name)
         with source.opened(file) as values:
             for row in self._rows(values, name):
@@ -169,12 +170,12 @@ class _Reading:
         if self.size is None:
             self.fit.add(row.where, row.tokens, len(ids))
         else:
-            fitting.check(row.where, row.tokens, len(ids), self.size)
+            fitting.check(row.where, row.tokens, len(ids), self.size, self.said)
         scope = self._scope(row, file)
-        if self.options.ids == AUTO and self.format.prefixed and not row.local:
+        if self.options.ids == AUTO and not row.local:
             self.anew.add(file, row.conversation, ids)
-            if self.options.format == AUTO and row.conversation is not None:
-                self.turns.add((file, row.conversation), ids)
+        if self.options.format == AUTO and self.format.prefixed and row.conversation is not None:
+            self.turns.add((file, row.conversation), ids)
         if row.delta and row.conversation is not None:
             self._turn(row, (file, row.conversation), scope, ids)
             return
@@ -187,6 +188,8 @@ class _Reading:
         assert self.size is not None
         before = self.talks.get(talk, _Talk())
         tokens = before.tokens + row.tokens
+        if tokens > TOKENS_MAX:
+            raise TraceError(f"{row.where}: with all before it a prompt of {tokens} tokens")
         depth = tokens // self.size
         if before.turns:  # its blocks follow an answer that no trace has: they are its own
             ids = np.arange(depth - before.depth, dtype=np.uint64)
@@ -219,10 +222,10 @@ class _Reading:
     def _refuse(self, row: Row, clash: Clash) -> NoReturn:
         assert row.ids is not None
         raise TraceError(
-            f"{row.where}: block id {row.ids[clash.position]} stands after other ids than at "
-            f"{self.wheres[clash.elsewhere]}, so ids are no whole prefixes here: say --ids file or "
-            f"--ids conversation if each of them counts anew, --ids global if an id names one "
-            f"block's content wherever it stands"
+            f"{row.where}: block id {repr(row.ids[clash.position])[:40]} stands after other ids "
+            f"than at {self.wheres[clash.elsewhere]}, so ids are no whole prefixes here: say --ids "
+            f"file or --ids conversation if each of them counts anew, --ids global if an id names "
+            f"one block's content wherever it stands"
         )
 
     def _known_size(self, row: Row, format: Format) -> None:

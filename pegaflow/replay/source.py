@@ -64,9 +64,9 @@ def opened(path: Path) -> Iterator[Iterator[Value]]:
     Raises:
         TraceError: it cannot be opened, unpacked, decoded or parsed.
     """
-    name = "stdin" if str(path) == STDIN else str(path)
+    name = shown(path)
     try:
-        if name == "stdin":
+        if str(path) == STDIN:
             yield _values(_decoded(sys.stdin.buffer, name), name)
             return
         with path.open("rb") as raw:
@@ -74,6 +74,14 @@ def opened(path: Path) -> Iterator[Iterator[Value]]:
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise TraceError(f"{name}: {why}") from error
+
+
+def shown(path: Path) -> str:
+    """The file's name for people, whatever bytes it is made of."""
+    if str(path) == STDIN:
+        return "stdin"
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _decoded(raw: Readable, name: str) -> io.TextIOBase:

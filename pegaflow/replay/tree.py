@@ -48,7 +48,8 @@ def mixed(x: Keys) -> Keys:
 
 def salt(*names: str) -> int:
     """64 bits that stand for a scope, or for a label of whatever kind."""
-    text = b"".join(b"%d %s" % (len(raw), raw) for raw in (name.encode() for name in names))
+    raw = [name.encode("utf-8", "surrogatepass") for name in names]  # JSON has lone surrogates too
+    text = b"".join(b"%d %s" % (len(one), one) for one in raw)
     return int.from_bytes(blake2b(text, digest_size=8, person=b"replay scope").digest(), "little")
 
 

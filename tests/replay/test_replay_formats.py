@@ -257,6 +257,16 @@ def test_aiperf_turns_hold_what_is_new(tmp_path: Path) -> None:
     assert alone.asked < exact(prompts).asked
 
 
+def test_an_answer_too_long_is_no_prompt(tmp_path: Path) -> None:
+    row = {"session_id": "s", "input_length": 512, "output_length": 1 << 26, "hash_ids": [1]}
+    with pytest.raises(TraceError, match="long:2: with all before it a prompt of "):
+        read_one(write(tmp_path / "long", [row, row]), format="aiperf")
+    with pytest.raises(
+        TraceError, match=r"512 tokens \(as is usual; --block-tokens says otherwise"
+    ):
+        read_one(write(tmp_path / "other", [row | {"hash_ids": [1, 2]}]), format="aiperf")
+
+
 def test_an_aiperf_session_may_hold_whole_prompts(tmp_path: Path) -> None:
     row = {"session_id": "s", "input_length": 1024, "output_length": 3, "hash_ids": [1, 2]}
     row["context_mode"] = "message_array_with_responses"

@@ -64,6 +64,7 @@ IDS: list[list[object]] = [
     [-1, -(2**63)],
     ["0xBEEF", "cafe"],
     ["b0", 7],
+    ["\ud800", "x\n"],
 ]
 
 
@@ -94,8 +95,14 @@ def test_ids_that_are_none_are_refused(broken: list[object], tmp_path: Path) -> 
         ("5", "must be a JSON object"),
         ('{"input_length": "many", "hash_ids": []}', "'input_length' must be a whole number"),
         ('{"hash_ids": [1]}', "no field 'input_length'"),
+        ('{"input_length": 1e300, "hash_ids": [1]}', "'input_length' must be a whole number"),
+        ('{"input_length": NaN, "hash_ids": [1]}', "'input_length' must be a whole number"),
+        (f'{{"input_length": {10**50}, "hash_ids": [1]}}', "'input_length' must be a whole"),
         (line(512, [1]).replace("[1]", "1"), "'hash_ids' must be a list"),
-        (line(1024, [1]), "1 block id for 1024 tokens, where blocks of 512 tokens make 2"),
+        (
+            line(1024, [1]),
+            "1 block id for 1024 tokens, where blocks of 512 tokens (--block-tokens) make 2",
+        ),
     ],
 )
 def test_errors_name_the_line(broken: str, why: str, tmp_path: Path) -> None:
@@ -167,6 +174,28 @@ def test_conversations_that_each_count_from_the_beginning(tmp_path: Path) -> Non
     assert score(path, ids="conversation") == exact(each)
     with pytest.raises(TraceError, match="chat:1: --ids conversation, and this row names none"):
         read_one(file(tmp_path, line(512, [1])), ids="conversation")
+
+
+def test_files_of_numbers_of_their_own_are_not_taken_for_one_in_any_format(tmp_path: Path) -> None:
+    """Bailian numbers the hashes of each file in order."""
+    files = []
+    for name, prompts in {"a": ([0, 1, 2], [3, 1, 4]), "b": ([0, 1, 2, 3], [4, 5, 0])}.items():
+        rows = [{"chat_id": n, "input_length": 16 * len(ids), "hash_ids": ids}
+                for n, ids in enumerate(prompts)]  # fmt: skip
+        files.append(file(tmp_path, *(json.dumps(row) + "\n" for row in rows), name=name))
+    with pytest.raises(TraceError, match="2 files: the block ids of each file count up"):
+        read(files)
+    assert infinite(read(files, Options(ids="file"))) == Score(13, 0)
+
+
+def test_lines_for_people_are_lines_whatever_is_in_the_trace(tmp_path: Path) -> None:
+    rows = (line(1024, [1, "a\nb" * 50]), line(512, ["a\nb" * 50]))
+    path = file(tmp_path, *rows, name=f"a\nb{chr(0xDC80)}")
+    with pytest.raises(TraceError, match="stands after other ids") as caught:
+        read_one(path)
+    line_said = str(caught.value)
+    assert line_said.isprintable() and len(line_said) < 600
+    line_said.encode()
 
 
 def test_a_shared_head_alone_is_no_sign_of_that(tmp_path: Path) -> None:

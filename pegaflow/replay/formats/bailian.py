@@ -25,12 +25,12 @@ class Bailian:
         return "chat_id" in first and "hash_ids" in first
 
     def rows(self, values: Iterator[Value]) -> Iterator[Row]:
-        roots: dict[object, str] = {}  # chat -> the first chat of its conversation
+        roots: dict[str, str] = {}  # chat -> the first chat of its conversation
         for value in values:
             fields, where = fields_of(value), value.where
             ids = ids_of(fields, where, "hash_ids")
             tokens = count(fields, where, "input_length") if ids is not None else 0
-            chat, parent = fields.get("chat_id"), fields.get("parent_chat_id", -1)
-            root = str(chat) if parent in (-1, None) else roots.get(str(parent), str(parent))
-            roots[str(chat)] = root
+            chat, parent = str(fields.get("chat_id")), str(fields.get("parent_chat_id", -1))
+            root = chat if parent in ("-1", "None") else roots.get(parent, parent)
+            roots[chat] = root
             yield Row(where, tokens, ids, root)

@@ -16,6 +16,9 @@ from pegaflow.replay.source import Value
 
 Fields = Mapping[str, object]
 
+TOKENS_MAX = 1 << 26
+"""Of one prompt or answer: far above what any model takes, so a larger number is a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -78,9 +81,11 @@ def count(fields: Fields, where: str, *names: str) -> int:
             value = fields[name]
             if isinstance(value, float) and value.is_integer():
                 value = int(value)
-            if type(value) is int and value >= 0:
+            if type(value) is int and 0 <= value <= TOKENS_MAX:
                 return value
-            raise TraceError(f"{where}: field '{name}' must be a whole number from 0")
+            raise TraceError(
+                f"{where}: field '{name}' must be a whole number from 0 to {TOKENS_MAX}"
+            )
     raise TraceError(f"{where}: no field '{names[0]}'")
 
 
