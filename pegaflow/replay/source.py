@@ -209,18 +209,19 @@ def _document(text: str, name: str, line: int) -> Iterator[Value]:
     if len(text) >= TEXT_MAX:
         raise TraceError(f"{name}: more than {TEXT_MAX} characters in a document over many lines")
     decoder = json.JSONDecoder()
-    at = 0
+    at = counted = 0
     while True:
         start = next((n for n in range(at, len(text)) if not text[n].isspace()), len(text))
         if start == len(text):
             return
-        where = f"{name}:{line + text.count(chr(10), 0, start)}"
+        line += text.count("\n", counted, start)
+        counted = start
         try:
             data, at = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            spot = getattr(error, "lineno", 1) + line - 1
-            raise TraceError(f"{name}:{spot}: {_why(error)}") from error
-        yield from _each(data, where)
+            line += text.count("\n", counted, getattr(error, "pos", start))
+            raise TraceError(f"{name}:{line}: {_why(error)}") from error
+        yield from _each(data, f"{name}:{line}")
 
 
 def _each(data: object, where: str) -> Iterator[Value]:

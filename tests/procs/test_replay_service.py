@@ -14,6 +14,7 @@ from pegaflow.replay.cli import replay_command
 from pegaflow.replay.engine import Job, Shape, main
 from pegaflow.replay.runner import Outcome
 from pegaflow.replay.trace import BUNDLED
+from tests.replay.counting import exact
 
 
 def test_replay_through_a_real_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +35,26 @@ def test_replay_through_a_real_service(tmp_path: Path, capsys: pytest.CaptureFix
     assert any(row.startswith("restarted engine    attached ") for row in rows)
     words = " ".join(said.out[said.out.index("Of ") :].split())
     assert "blocks asked for in 80 requests" in words and "every one was right" in words
+
+
+def test_one_engine_in_a_large_pool_hits_what_an_exact_count_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of Weka's conversations, whose ids are the same numbers and not the same blocks."""
+    turns = [[*range(1, 20)], [*range(1, 30)], [*range(1, 15), *range(40, 60)], [*range(1, 45)]]
+    requests = [{"t": 0.0, "type": "n", "in": 64 * len(ids) + 5, "hash_ids": ids} for ids in turns]
+    weka = {"id": "t", "block_size": 64, "hash_id_scope": "local", "requests": requests}
+    trace = tmp_path / "weka.jsonl"
+    trace.write_text(2 * (json.dumps(weka) + "\n"))
+    wanted = exact((n, ids) for n in range(2) for ids in turns)
+    with service.running(128 << 20) as endpoint:
+        run_dir = str(Path(endpoint).parent)
+        code = replay_command(trace, engines=1, layers=2, layer_size="4KiB", run_dir=run_dir)
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert f"blocks asked        {wanted.asked}\n" in said.out
+    assert f"blocks served       {wanted.hit}\n" in said.out
+    assert f"{100 * wanted.rate:.1f} %; an infinite cache: {100 * wanted.rate:.1f} %" in said.out
 
 
 @pytest.mark.parametrize("socket", [False, True])

@@ -63,8 +63,11 @@ class Growing:
         return [self.numbers.setdefault(prompt[:end], len(self.numbers)) for end in ends]
 
     def contents(self, prompt: tuple[int, ...]) -> list[int]:
-        """Ids of single blocks."""
-        return [self.numbers.setdefault(one, len(self.numbers)) for one in self.full(prompt)]
+        """Ids of single blocks, and of the part of one at the end."""
+        blocks = self.full(prompt)
+        if rest := prompt[len(blocks) * self.size :]:
+            blocks.append(rest)
+        return [self.numbers.setdefault(one, len(self.numbers)) for one in blocks]
 
 
 def mixed(conversations: list[list[tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
@@ -146,7 +149,7 @@ def test_dynamos_recorded_requests(tmp_path: Path) -> None:
 
 def test_bailian(tmp_path: Path) -> None:
     """Ids of single blocks: the same text at two places has one id, and is two blocks."""
-    source = Growing(4, 16, False)
+    source = Growing(4, 16, True)
     twice = source.text(16)
     conversations = source.conversations(20)
     conversations += [[twice + source.text(40)], [source.text(16) + twice + source.text(8)]]
