@@ -147,10 +147,12 @@ class _Reading:
 
     def _rows(self, values: Iterator[source.Value], name: str) -> Iterator[Row]:
         """The rows of a file, in the format that was asked for or that it looks like."""
+        seen = list(itertools.islice(values, 1))
         if self.options.format != AUTO:
             self.format = formats.FORMATS[self.options.format]
-            return self.format.rows(values)
-        seen = list(itertools.islice(values, 1))
+            if seen and (why := formats.mistaken(seen[0], self.format)):
+                raise TraceError(why)
+            return self.format.rows(itertools.chain(seen, values))
         if not seen:
             raise TraceError(f"{name} is empty")
         while (found := formats.recognized(seen[-1])) is None:

@@ -309,6 +309,15 @@ def test_what_cannot_be_replayed_is_named(text: str, tmp_path: Path) -> None:
     assert FOREIGN[text] in str(caught.value)
 
 
+def test_a_format_asked_for_by_mistake_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "w", [{"block_size": 64, "requests": [{"in": 64, "hash_ids": [1]}]}])
+    with pytest.raises(TraceError, match="w:1: this is a Weka trace, and --format says mooncake"):
+        read_one(path, format="mooncake")
+    (tmp_path / "azure").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    with pytest.raises(TraceError, match="azure:1: this is the Azure LLM inference trace"):
+        read_one(tmp_path / "azure", format="bailian")
+
+
 def test_rows_without_ids_are_left_out_and_said(tmp_path: Path) -> None:
     row = {"timestamp": 0, "input_length": 1024, "output_length": 1}
     some = [row, row | {"hash_ids": [1, 2]}, row | {"hash_ids": None}, row | {"hash_ids": [1, 2]}]

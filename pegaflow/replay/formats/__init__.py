@@ -15,7 +15,7 @@ from pegaflow.replay.formats.mooncake import Mooncake
 from pegaflow.replay.formats.weka import Weka
 from pegaflow.replay.source import Value
 
-__all__ = ["AUTO", "FORMATS", "Format", "Row", "recognized", "unknown"]
+__all__ = ["AUTO", "FORMATS", "Format", "Row", "mistaken", "recognized", "unknown"]
 
 AUTO = "auto"
 
@@ -37,3 +37,16 @@ def unknown(first: Value) -> str:
     known = ", ".join(sorted(FORMATS))
     why = foreign.named(first.data) or f"this is no trace of a known format ({known})"
     return f"{first.where}: {why}"
+
+
+def mistaken(first: Value, asked: Format) -> str:
+    """Why a file that begins with this value is not of the format asked for; empty if it may be.
+
+    Rows like Mooncake's may be of other formats too: that is what asking is for.
+    """
+    found = recognized(first)
+    if not isinstance(first.data, dict):
+        return unknown(first)
+    if found is None or asked.fits(first.data) or isinstance(found, Mooncake):
+        return ""
+    return f"{first.where}: this is a {found.title} trace, and --format says {asked.name}"
