@@ -1,7 +1,8 @@
 """Makes tiny models with random weights on disk: `python model.py DIR [KIND]`. Needs no network.
 
-Prompts are given as token ids, so there is no tokenizer. The weights are wide enough apart that the
-greedy output depends on the whole prompt: KV of another prompt, or damaged KV, gives other tokens.
+Prompts are given as token ids; the tokenizer is there for engines that will not start without one.
+The weights are wide enough apart that the greedy output depends on the whole prompt: KV of another
+prompt, or damaged KV, gives other tokens.
 """
 
 import sys
@@ -97,9 +98,15 @@ KINDS: dict[str, Callable[[], Any]] = {
 def make(directory: str, kind: str = "llama") -> None:
     """Write the model; the same bytes every time."""
     import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
     torch.manual_seed(1)
     KINDS[kind]().to(torch.bfloat16).save_pretrained(directory)
+    words = models.WordLevel({str(number): number for number in range(VOCABULARY)}, "0")
+    names = {"unk_token": "0", "bos_token": "1", "eos_token": "2", "pad_token": "0"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **names)
+    tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":

@@ -69,17 +69,18 @@ def run(model: str, ours: bool, more: dict[str, Any]) -> list[Any]:
             kv_connector_module_path="pegaflow.connector",
             kv_connector_extra_config={"pegaflow.endpoint": "/nobody/there"},
         )
+    pools = more.get("runner") == "pooling"
     llm = LLM(
         model=model,
         dtype="float32",
         max_model_len=1024,
         max_num_seqs=4,
         enforce_eager=True,
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=not pools,
         seed=0,
         **more,
     )
-    found = answers(llm, more.get("runner") == "pooling")
+    found = answers(llm, pools)
     llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()
