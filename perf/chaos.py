@@ -9,6 +9,8 @@ new ones; then every block that any lookup has ever returned is looked up again.
                service manager would.
     stopped    SIGSTOP.  Nobody wakes a child: it has to be found and replaced.  Supervisor and
                group are woken after STOPPED_S, as a machine that slept.
+    removed, replaced, started
+               Names of the service's files, and a second service (chaosfiles.py).
     rebooted   All engines are killed; when all blocks are on the SSD the group is, and its memory
                is removed.  Then every block comes from the SSD.
 
@@ -34,7 +36,7 @@ from pegaflow.errors import UserError
 from pegaflow.serve import purge
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
-from perf import machine
+from perf import chaosfiles, machine
 from perf.chaosgroup import Eye, Group, Worker, home, wait
 from perf.chaosload import TIMEOUTS
 
@@ -42,7 +44,7 @@ GROUP, ENGINE, SPARE, HOST = "whole group", "engine", "spare session", "host"
 KILLED, STOPPED, REBOOTED = "killed", "stopped", "rebooted"
 MEMBERS = (ALLOCATOR, INDEX, FLUSHER, SESSION, SPARE, GATEWAY, SUPERVISOR, GROUP)
 KILLS = [(KILLED, who) for who in (*MEMBERS, ENGINE)]
-FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS), (REBOOTED, HOST)]
+FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS), (REBOOTED, HOST), *chaosfiles.DEEDS]
 
 STOPPED_S = 4.0
 """Longer than a silence that gets a child killed."""
@@ -100,6 +102,8 @@ class Chaos:
             return self._reboot()
         if who == ENGINE:
             return self._kill_engine()
+        if (how, who) in chaosfiles.DEEDS:
+            return chaosfiles.do(how, who, self.group, self.eye.serves)
         row = self._victim(who)
         began = time.monotonic()
         os.kill(row.pid, signal.SIGKILL if how == KILLED else signal.SIGSTOP)

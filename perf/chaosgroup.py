@@ -51,6 +51,7 @@ class Group:
     def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "run"
         self.endpoint = front_desk(self.run_dir)
+        self.ssd = folder / "ssd"
         self._log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -60,14 +61,21 @@ class Group:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it, in a process group of its own."""
+    def command(self) -> list[str]:
+        """The command line of the service."""
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(self.run_dir)]
         command += ["--pool-size", POOL, "--http-addr", "127.0.0.1:0", "--log-format", "json"]
-        command += ["--ssd-cache-path", str(self.run_dir.parent / "ssd")]
+        return [*command, "--ssd-cache-path", str(self.ssd)]
+
+    def start(self) -> None:
+        """Start it, in a process group of its own."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stderr=log, stdin=subprocess.DEVNULL, process_group=0, env=ENVIRONMENT
+                self.command(),
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+                env=ENVIRONMENT,
             )
         wait("the service is up", self.up)
 
