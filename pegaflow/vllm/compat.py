@@ -9,6 +9,7 @@ default: a field that a version does not have must not stop an engine.
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from math import prod
@@ -146,13 +147,15 @@ def rank(vllm_config: Any) -> int:
 
 
 def block_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
-    """Tokens of one scheduler block: ranks of a context-parallel group hold a slice each."""
+    """Tokens of one scheduler block: ranks of a decode context-parallel group hold a slice each, of
+    the kinds of KV that are sharded among them (all, before vLLM could tell)."""
     groups = attribute(kv_cache_config, "kv_cache_groups", [])
-    tokens = attribute(groups[0], "kv_cache_spec.block_size") if groups else None
+    spec = attribute(groups[0], "kv_cache_spec") if groups else None
+    tokens = attribute(spec, "block_size")
     if tokens is None:
         tokens = attribute(vllm_config, "cache_config.block_size", 16)
-    for way in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        tokens *= attribute(vllm_config, f"parallel_config.{way}", 1)
+    if attribute(spec, "dcp_sharded", True):
+        tokens *= attribute(vllm_config, "parallel_config.decode_context_parallel_size", 1)
     return int(tokens)
 
 
@@ -183,6 +186,8 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     tokens of a step, say, or attends to later ones. A user who merely turned vLLM's own cache off
     is served.
     """
+    if attribute(vllm_config, "parallel_config.prefill_context_parallel_size", 1) > 1:
+        return "prefill context parallelism is not supported"
     kept = specs(kv_cache_config)
     kinds = {type(spec).__name__ for spec in kept}
     groups = len(attribute(kv_cache_config, "kv_cache_groups", []))
@@ -297,6 +302,32 @@ def block_ids(blocks: Any) -> list[int]:
     it."""
     groups = blocks.get_block_ids() if hasattr(blocks, "get_block_ids") else blocks
     return list(groups[0]) if groups else []
+
+
+CALLERS = 12
+"""Frames looked at for the model runner: it is one or two above us, or a few more under a connector
+that holds others."""
+
+
+def calling_models() -> list[Any]:
+    """The model, and a draft model beside it, of the model runner that is calling us; none where
+    nobody among the callers has one."""
+    frame = sys._getframe(1)
+    for _ in range(CALLERS):
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+        runner: Any = frame.f_locals.get("self")
+        if callable(getattr(runner, "get_model", None)):
+            draft = getattr(runner, "get_draft_model", lambda: None)
+            return [model for model in (runner.get_model(), draft()) if model is not None]
+    return []
+
+
+def holds_nothing(pool: Any) -> bool:
+    """Whether vLLM's own prefix cache is known to be empty."""
+    cached: Any = getattr(pool, "cached_block_hash_to_block", None)
+    return hasattr(cached, "__len__") and not len(cached)
 
 
 def layout_name(kv_cache_config: Any) -> str:

@@ -234,7 +234,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
 
     @guarded(lambda _: False)
     def reset_cache(self) -> bool | None:
-        """The weights changed."""
+        """The weights may have changed."""
         return self._scheduler.reset() if self._scheduler else None
 
     # worker half
@@ -243,7 +243,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
     def register_kv_caches(self, kv_caches: Any) -> None:
         """The engine's KV memory."""
         if self._worker:
-            self._worker.register(kv_caches)
+            self._worker.register(kv_caches, compat.calling_models())
 
     @guarded(_nothing)
     def unregister_kv_caches(self) -> None:

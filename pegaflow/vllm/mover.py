@@ -18,8 +18,8 @@ A load or save is one of several where the engine has several ranks: each has it
 the session publishes a block when all of them have saved their part under the same order. A rank
 that will not save an order says so (`Skip`), so that the others' parts are given up at once.
 
-After a `Reset` jobs wait until the loads under way have ended. Then a new client with the new
-namespace takes over.
+After a `Reset` jobs wait until the loads under way have ended. Then a new client joins the epoch's
+session, and what is to be saved waits until it has, for JOIN_S at most.
 """
 
 import threading
@@ -48,6 +48,13 @@ killed after a second."""
 
 LOST_EVERY_S = 60.0
 """One line on blocks that were not saved in this time: a full pool is no reason to fill the log."""
+
+JOIN_S = 5.0
+"""The scheduler opens the session of a new epoch within milliseconds of hearing of it, and the old
+one ends first; blocks wait no longer than a save may take."""
+
+JOIN_LOOK_S = 0.02
+"""How often is looked whether the client has joined; only in those milliseconds."""
 
 IDLE_S = 1.0
 """Longest wait of a poll: jobs end it by `wake`, so this only bounds a shutdown that missed it."""
@@ -79,9 +86,10 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Go on under another epoch's namespace."""
+    """Go on in another epoch, with the memory under another name."""
 
     epoch: int
+    layout: Layout
 
 
 Job = Load | Save | Skip | Reset
@@ -102,6 +110,7 @@ class Mover:
     _jobs: deque[Job] = field(default_factory=deque)  # the engine's thread appends
     _open: dict[int, Load | Save] = field(default_factory=dict)  # by ticket
     _reset: Reset | None = None  # waits for the open loads
+    _joining: float = float("-inf")  # until then, jobs wait for the client to be attached
     _client: Client | None = None  # the thread's; others only wake it, under the gate
     _gate: threading.Lock = field(default_factory=threading.Lock)  # held for a wake, never longer
     _stopping: bool = False
@@ -156,11 +165,10 @@ class Mover:
 
     def _connect(self) -> Client:
         engine = self.engine
-        namespace, probe = engine.shared(self.epoch)
         client = self.make_client(
             engine.name,
-            namespace,
-            probe=probe,
+            engine.space.base,
+            probe=engine.space.probe,
             world=engine.world,
             generation=engine.generation(self.epoch),
             endpoint=engine.settings.endpoint,
@@ -172,9 +180,10 @@ class Mover:
         return client
 
     def _turn(self, client: Client) -> None:
-        while self._jobs and self._reset is None:
+        joining = not client.attached and time.monotonic() < self._joining
+        while self._jobs and self._reset is None and not joining:
             self._begin(client, self._jobs.popleft())
-        for done in client.poll(IDLE_S):
+        for done in client.poll(JOIN_LOOK_S if joining else IDLE_S):
             job = self._open.pop(done.ticket)
             if isinstance(done, LoadDone):
                 assert isinstance(job, Load)
@@ -245,9 +254,9 @@ class Mover:
         """Only saves are open, and all are dropped: the engine need not hear of them later."""
         self.done.extend(self._open.values())
         self._open.clear()
-        self.epoch = reset.epoch
+        self.epoch, self.layout = reset.epoch, reset.layout
         self._use(self._connect())
-        self._reset = None
+        self._reset, self._joining = None, time.monotonic() + JOIN_S
 
     def _report(self, client: Client) -> None:
         """One line for each change of the connection."""

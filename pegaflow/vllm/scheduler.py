@@ -3,7 +3,8 @@
 It runs in the engine's scheduling loop, so it never waits: lookups are sent when a request arrives
 and collected when it is scheduled, within one small budget for all requests of a step; what is not
 there yet is asked for again in the next step. It owns one Client, without registered memory. That
-one opens the engine's session (a new one after each reset); the workers' clients join it.
+one opens the engine's session (opener.py), a new one in each epoch (watch.py); the workers' clients
+join it.
 
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
@@ -15,7 +16,6 @@ our own connection, so it needs no further step: what the last step of an idle e
 published as well.
 """
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +23,12 @@ from typing import Any
 
 from pegaflow.client import Client, Lease, LookupDone
 from pegaflow.vllm import compat
-from pegaflow.vllm.requests import LoadOrder, Requests, SaveOrder
+from pegaflow.vllm.adapters import Adapters
+from pegaflow.vllm.opener import Opener
+from pegaflow.vllm.requests import LoadOrder, Requests, SaveOrder, Tracked
 from pegaflow.vllm.settings import Engine
 from pegaflow.vllm.steps import Saving, Steps
+from pegaflow.vllm.watch import Look
 from pegaflow.wire.status import Status
 
 STEP_BUDGET_S = 0.0002
@@ -44,7 +47,7 @@ class StepOrders(compat.Metadata):  # type: ignore[misc]
     """What the workers are to do in one step. Plain values: it may cross processes."""
 
     namespace: bytes = b""  # the scheduler's; a worker with another one does not work
-    epoch: int = 0  # counts resets of the cache
+    epoch: int = 0  # counts changes of the weights
     loads: tuple[LoadOrder, ...] = ()
     saves: tuple[SaveOrder, ...] = ()
     preempted: tuple[str, ...] = ()  # requests whose blocks are gone
@@ -52,6 +55,7 @@ class StepOrders(compat.Metadata):  # type: ignore[misc]
     let_go: tuple[str, ...] = ()  # held requests that need not be held any more
     dropped: tuple[int, ...] = ()  # saves whose blocks are written by somebody else from now on
     abandoned: tuple[tuple[str, tuple[int, ...]], ...] = ()  # loads to report failed: ids, blocks
+    look: Look = Look()  # whether the weights are to be looked at
 
 
 class Scheduler:
@@ -64,12 +68,17 @@ class Scheduler:
         )
         self._steps = Steps(compat.processed_tokens)
         self._pool: Any = None  # vLLM's, which knows how many of its blocks are free
-        self._epoch = 0  # counts reset_cache; part of the namespace after the first
+        self._epoch = 0  # counts changes of the weights, as the workers saw them
+        self._look = Look()
+        self._look_until = 0.0  # a request that must wait for it waits so long
+        self._looked = 0  # the newest look that every worker has answered
+        self._stale = False  # vLLM holds blocks of other weights: nothing is read or saved
+        self._adapters = Adapters(engine.adapters, _no_keys, engine.settings.weights_hash == "full")
         self._checked = False  # the worked-out hash seed was compared with vLLM's
         self._off = ""  # why nothing is asked or saved any more
-        self._client = self._new_client()
-        if not self._client.connect(CONNECT_S):
-            why = self._client.refusal or "nobody answers yet; it is used once it is there"
+        self._client = Opener(self._new_client)
+        why = self._client.connect(CONNECT_S)
+        if why:
             compat.logger().warning("pegaflow: no service: %s", why)
         self._spent = 0.0  # of STEP_BUDGET_S, in this step
         self._polled = 0.0  # when the client was last given the time to do its I/O
@@ -79,15 +88,14 @@ class Scheduler:
         self._allocated: dict[str, list[int]] = {}  # blocks given to requests since the last step
         self._blind = False  # more were given, nobody knows which
 
-    def _new_client(self) -> Client:
+    def _new_client(self, epoch: int) -> Client:
         engine = self._engine
-        namespace, probe = engine.shared(self._epoch)
         return Client(
             engine.name,
-            namespace,
-            probe=probe,
+            engine.space.base,
+            probe=engine.space.probe,
             world=engine.world,
-            generation=engine.generation(self._epoch),
+            generation=engine.generation(epoch),
             endpoint=engine.settings.endpoint,
             curve=engine.settings.curve,
             opens=True,
@@ -98,13 +106,15 @@ class Scheduler:
     def new_request(self, request: Any) -> None:
         """A request arrived: ask the cache about it."""
         self._check_seed()
-        self._requests.add(request.request_id, request)
+        self._track(request)
         self._ask(request)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """(tokens that can be loaded, or None for "ask me later"; whether asynchronously)."""
         name = request.request_id
-        self._requests.add(name, request)
+        self._track(request)
+        if self._look.number > self._looked and (self._look.reset or self._engine.careful):
+            return (None if time.monotonic() < self._look_until else 0), False
         self._ask(request)
         tokens = self._requests.offer(name, computed)
         if tokens is None and self._spent < STEP_BUDGET_S:
@@ -116,8 +126,25 @@ class Scheduler:
         tokens -= tokens % self._engine.block_tokens
         return tokens, tokens > 0
 
+    def _track(self, request: Any) -> Tracked:
+        """The request's entry; with the first in an idle engine, weights are looked at again."""
+        name, tracked = request.request_id, self._requests.tracked
+        if name in tracked:
+            return tracked[name]
+        if not tracked:
+            self._look_again(reset=False)
+        return self._requests.add(name, self._adapters.source(request))
+
+    def _look_again(self, reset: bool) -> None:
+        before, clean = self._look, compat.holds_nothing(self._pool)
+        if self._pool is None:  # a reset says it, until there is work
+            clean = reset or (before.clean and before.number > self._looked)
+        reset = reset or (before.reset and before.number > self._looked)
+        self._look = Look(before.number + 1, reset, clean)
+        self._look_until = time.monotonic() + self._engine.settings.timeout_s
+
     def _ask(self, request: Any) -> None:
-        if self._off or not self._engine.settings.loads:
+        if self._off or self._stale or not self._engine.settings.loads:
             return
         if getattr(request, "skip_reading_prefix_cache", False):
             return
@@ -125,7 +152,8 @@ class Scheduler:
         if keys:
             timeout = self._engine.settings.timeout_s
             ticket = self._client.start_lookup(keys, timeout=timeout)
-            self._requests.asked(request.request_id, ticket, time.monotonic())
+            if ticket is not None:
+                self._requests.asked(request.request_id, ticket, time.monotonic())
 
     def _collect(self) -> None:
         """Read answers for as long as this step's budget lasts, if none is here at once."""
@@ -165,7 +193,7 @@ class Scheduler:
     def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
         """vLLM gave the request its blocks and waits for `tokens` of them, if any."""
         name, ids = request.request_id, compat.block_ids(blocks)
-        tracked = self._requests.add(name, request)
+        tracked = self._track(request)
         self._allocated[name] = ids[tracked.local :] if tokens else ids
         if tokens:
             self._loads[name] = tuple(ids[tracked.local :])  # come what may, it is reported
@@ -197,9 +225,10 @@ class Scheduler:
         for name in preempted:
             self._release(self._requests.preempted(name))
         self._release(self._requests.stale(time.monotonic()))
+        cold = self._stale and not (self._look.clean and self._look.number > self._looked)
         orders = self._outgoing()
         orders.preempted = preempted
-        orders.saves = () if self._off else tuple(self._saves(output))
+        orders.saves = () if self._off or cold else tuple(self._saves(output))
         if self._blind:
             orders.dropped = self._requests.drop_loose()
         elif self._requests.loose:
@@ -221,11 +250,12 @@ class Scheduler:
     def _outgoing(self) -> StepOrders:
         waiting = self._loads
         return StepOrders(
-            namespace=self._engine.namespace(self._epoch),
+            namespace=self._engine.space.final,
             epoch=self._epoch,
             loads=tuple(o for o in waiting.values() if isinstance(o, LoadOrder)),
             held=tuple(self._held),
             abandoned=tuple((n, o) for n, o in waiting.items() if not isinstance(o, LoadOrder)),
+            look=self._look,
         )
 
     def _sent(self) -> None:
@@ -283,6 +313,11 @@ class Scheduler:
             self._requests.saved(order, count)
         for name in output.finished_sending or ():
             self._requests.sent(name)
+        if done is not None:
+            self._looked = max(self._looked, done.looked)
+            self._stale = done.stale
+            if done.epoch > self._epoch:
+                self._begin_epoch(done.epoch)
 
     def passed(self) -> None:
         """vLLM has taken in the output of the oldest step."""
@@ -302,14 +337,22 @@ class Scheduler:
         return held
 
     def reset(self) -> bool:
-        """The weights changed: nothing cached so far fits, and nothing that follows fits others."""
-        self._epoch += 1
-        self._release(self._requests.clear_answers())
-        # Its goodbye may have to wait for a session that hangs; the engine need not.
-        threading.Thread(target=self._client.close, name="pegaflow-goodbye", daemon=True).start()
-        self._client = self._new_client()
+        """The weights may have changed: the workers look before anything is loaded or saved."""
+        self._look_again(reset=True)
         return True
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """The weights have changed: nothing that the cache said so far holds."""
+        self._epoch = epoch
+        self._release(self._requests.clear_answers())
+        self._client.reopen(epoch)
 
     def close(self) -> None:
         """The engine stops."""
         self._client.close()
+
+
+def _no_keys(adapter: str, why: str) -> None:
+    compat.logger().warning(
+        "pegaflow: requests with the adapter %r are neither read nor saved: %s", adapter, why
+    )

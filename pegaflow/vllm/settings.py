@@ -13,11 +13,13 @@ from typing import Any
 
 from pegaflow.vllm import compat
 from pegaflow.vllm.endpoint import choose
-from pegaflow.vllm.namespace import Namespace, model_fingerprint, namespace, private
+from pegaflow.vllm.identity import adapter_settings, facts
+from pegaflow.vllm.namespace import Namespace, namespace
 
 PREFIX = "pegaflow."
 MODES = ("read_write", "save_only", "read_only")
 WAYS = ("auto", "staged", "process_vm")
+READINGS = ("spread", "full")
 DEFAULT_TIMEOUT_MS = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
 long."""
@@ -33,6 +35,7 @@ class Settings:
     timeout_s: float  # after this long, a lookup is a miss
     way: str  # one of WAYS: how blocks move between the engine and the pool
     role: str = "kv_both"  # vLLM's kv_role
+    weights_hash: str = "spread"  # one of READINGS: what is read of weight files
 
     @property
     def loads(self) -> bool:
@@ -49,7 +52,7 @@ def settings(
     extra: Mapping[str, Any], env: Mapping[str, str], role: str = "kv_both"
 ) -> tuple[Settings, list[str]]:
     """The settings, and one warning per key or value that was not understood or is overruled."""
-    names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms", "way")
+    names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms", "way", "weights_hash")
     known = {f"{PREFIX}{name}" for name in names}
     where = choose(extra, env)
     warnings = list(where.warnings)
@@ -75,7 +78,8 @@ def settings(
     if not 0 < timeout < float("inf"):
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
-    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role)
+    reading = one_of("weights_hash", READINGS)
+    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role, reading)
     if f"{PREFIX}mode" in extra:
         said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
         if mode != "save_only" and not made.loads:
@@ -83,37 +87,6 @@ def settings(
         if mode != "read_only" and not made.saves:
             warnings.append(f"{said}: nothing is saved")
     return made, warnings
-
-
-def facts(vllm_config: Any, kv_cache_config: Any) -> dict[str, str]:
-    """Everything of an engine that changes the meaning of its KV bytes, but the hash seed."""
-    model = str(compat.attribute(vllm_config, "model_config.model", ""))
-    found = {
-        "model": model,
-        "model files": model_fingerprint(model),
-        "hash algorithm": compat.hash_algorithm(vllm_config),
-        "block tokens": str(compat.block_tokens(vllm_config, kv_cache_config)),
-        "hash tokens": str(compat.hash_tokens(vllm_config, kv_cache_config)),
-        "kv layout": compat.layout_name(kv_cache_config),
-    }
-    for path in (
-        "model_config.revision",
-        "model_config.hf_config._commit_hash",
-        "model_config.dtype",
-        "model_config.quantization",
-        "model_config.hf_overrides",
-        "model_config.rope_scaling",
-        "cache_config.cache_dtype",
-        "attention_config.backend",
-        "device_config.device_type",
-        "parallel_config.tensor_parallel_size",
-        "parallel_config.pipeline_parallel_size",
-        "parallel_config.decode_context_parallel_size",
-        "parallel_config.prefill_context_parallel_size",
-        "parallel_config.cp_kv_cache_interleave_size",
-    ):
-        found[path] = str(compat.attribute(vllm_config, path, ""))
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +102,18 @@ class Engine:
     rank: int  # this process's; 0 in the scheduler
     parent: bytes | None  # what hash chains start from, if it can be known beforehand
     space: Namespace
+    private: str  # why nobody else may have this namespace; '' if others may
+    adapters: str  # what the configuration says of LoRA adapters
+
+    @property
+    def careful(self) -> bool:
+        """Whether a load that fails ends its request."""
+        policy = compat.attribute(self.config, "kv_transfer_config.kv_load_failure_policy")
+        return str(policy) == "fail"
 
     def generation(self, epoch: int) -> bytes:
-        """16 bytes, new with every start and every reset of the cache."""
+        """16 bytes, new with every start and every epoch."""
         return compat.generation(self.config, epoch)
-
-    def shared(self, epoch: int) -> tuple[bytes, bytes]:
-        """Namespace and probe for a Client. The probe goes apart from the rest, so that the service
-        can tell engines that differ in nothing but their hash seed."""
-        if epoch == 0:
-            return self.space.base, self.space.probe
-        return self.namespace(epoch), b""
-
-    def namespace(self, epoch: int) -> bytes:
-        """The shared namespace; after a reset one that nobody else has."""
-        return self.space.final if epoch == 0 else private(self.space, self.generation(epoch)).final
 
 
 def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
@@ -167,6 +137,10 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
             "kv_load_failure_policy is 'fail': a block that cannot be loaded ends its request with"
             " an error; set it to 'recompute'"
         )
+    found = facts(vllm_config, kv_cache_config, chosen.weights_hash == "full")
+    if found.private:
+        warnings.append(f"no other engine will find what this one caches: {found.private}")
+        found.base["private"] = compat.generation(vllm_config).hex()
     made = Engine(
         compat.engine_id(vllm_config),
         vllm_config,
@@ -176,6 +150,8 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
         compat.world(vllm_config),
         compat.rank(vllm_config),
         parent,
-        namespace(facts(vllm_config, kv_cache_config), probe),
+        namespace(found.base, probe),
+        found.private,
+        adapter_settings(vllm_config),
     )
     return made, warnings

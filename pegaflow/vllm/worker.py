@@ -20,17 +20,20 @@ scheduler has committed it: never that of a step in which any rank reports error
 """
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pegaflow.client import Client
 from pegaflow.vllm import compat
+from pegaflow.vllm.identity import in_memory
 from pegaflow.vllm.layout import Tensor, Unrepresentable, plan
+from pegaflow.vllm.live import Weights
 from pegaflow.vllm.mover import LET_GO_S, Load, Mover, Reset, Save, Skip
 from pegaflow.vllm.requests import LoadOrder
 from pegaflow.vllm.scheduler import StepOrders
 from pegaflow.vllm.settings import Engine
+from pegaflow.vllm.watch import Seen, Watch
 from pegaflow.wire.layout import Layout
 
 HOLD_S = 2.0
@@ -51,11 +54,19 @@ class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
     """Workers that ended a save since the last step, per order; the ranks' reports are added up."""
 
     saves: dict[int, int] = field(default_factory=dict)
+    looked: int = 0  # the newest look that was answered (watch.py)
+    epoch: int = 0
+    stale: bool = False
 
     def aggregate(self, other: "SavesDone") -> "SavesDone":
         """Both reports in one."""
         orders = self.saves.keys() | other.saves.keys()
-        return SavesDone({n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in orders})
+        return SavesDone(
+            {n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in orders},
+            min(self.looked, other.looked),
+            max(self.epoch, other.epoch),
+            self.stale or other.stale,
+        )
 
 
 def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
@@ -94,6 +105,15 @@ def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
     return found
 
 
+def weights_of(models: Sequence[Any]) -> Weights:
+    """The weights of these models; what cannot be read is not known."""
+    try:
+        return Weights(models)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        compat.logger().warning("pegaflow: the weights in memory cannot be read: %r", error)
+        return Weights(())
+
+
 class Worker:
     """See the module."""
 
@@ -105,7 +125,10 @@ class Worker:
         self._mover: Mover | None = None  # None: nothing can be moved
         self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
         self._dead_since: float | None = None  # when the Mover was found dead
-        self._epoch = 0
+        self._watch: Watch | None = None  # present once memory is registered
+        self._told = (0, 0, False)  # what the scheduler knows: look answered, epoch, stale
+        self._orders: StepOrders | None = None  # of the step that runs, or ran last
+        self._refusing = False  # this step's loads would bring KV of other weights
         self._loads: dict[str, Load] = {}  # not yet reported
         self._saves: dict[str, list[Save]] = {}  # open, by request; no empty lists
         self._held: dict[str, float] = {}  # request -> when its saves are dropped
@@ -113,16 +136,21 @@ class Worker:
         self._errors: set[int] = set()  # to be reported in this step
         self._ended: set[int] = set()  # save orders to be reported to the scheduler
 
-    def register(self, caches: Mapping[str, Any]) -> None:
-        """The engine's KV memory; from now on it is offered to the service."""
+    def register(self, caches: Mapping[str, Any], models: Sequence[Any] = ()) -> None:
+        """The engine's KV memory, and who computes it; from now on it is offered to the service."""
         if self._engine is None:
             return
         try:
             planned = plan(tensors(caches), self._blocks, self._layout_name)
-        except Unrepresentable as why:
-            compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", why)
+        except Unrepresentable as error:
+            compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return
         self._memory = planned.layout, buffers(caches, planned.storages)
+        said, why = in_memory(self._engine.config)
+        if why:
+            compat.logger().warning("pegaflow: no other engine will find what is cached: %s", why)
+        private = self._engine.private or why
+        self._watch = Watch(said, private, weights_of(models), self._engine.generation)
         self.restore()
 
     def unregister(self) -> None:
@@ -140,18 +168,26 @@ class Worker:
         """The KV memory is there, for the first time or again."""
         if self._mover is None and self._memory is not None and self._engine is not None:
             self._dead_since = None
-            self._mover = Mover(self._engine, *self._memory, Client, self._epoch)
+            epoch = self._watch.epoch if self._watch else 0
+            self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch)
             self._mover.start()
+
+    def _named(self) -> Layout:
+        """The layout of the registered memory, under the name of what is computed with."""
+        assert self._memory is not None and self._watch is not None
+        layout = self._memory[0]
+        return replace(layout, name=f"{layout.name} {self._watch.name()}")
 
     @property
     def _moves(self) -> bool:
         """Whether loads and saves can be started."""
-        return self._mover is not None and not self._mover.dead and not self._disagrees
+        stale = self._watch is not None and self._watch.stale
+        return not (self._mover is None or self._mover.dead or self._disagrees or stale)
 
     # a step, in vLLM's order
 
     def preempted(self, orders: StepOrders) -> None:
-        """Blocks are about to be overwritten: of these requests or saves, or after a reset any."""
+        """Blocks are about to be overwritten: of these requests or saves, or of any."""
         self._follow(orders)
         for name in orders.preempted:
             self._drop(name)
@@ -175,24 +211,41 @@ class Worker:
 
     def _follow(self, orders: StepOrders) -> None:
         """Go on under the scheduler's namespace."""
+        if orders is self._orders:  # vLLM names a step's orders several times
+            return
+        self._orders = orders
         if self._engine is None or self._disagrees:
             return
-        if orders.namespace != self._engine.namespace(orders.epoch):
+        if orders.namespace != self._engine.space.final:
             compat.logger().error("pegaflow: off: scheduler and worker differ in their namespace")
             self._disagrees = True
             self.drop_all()
             if self._mover is not None:
                 self._mover.stop(0.0)
-        elif orders.epoch != self._epoch:
-            self._epoch = orders.epoch
-            self.drop_all()
-            for load in self._loads.values():
-                load.spoiled = True  # it brings KV of other weights
-            if self._mover is not None:
-                self._mover.submit(Reset(orders.epoch))
+        elif self._watch is not None:
+            self._see(self._watch, orders)
+
+    def _see(self, watch: Watch, orders: StepOrders) -> None:
+        """Whether the weights are still those of what was saved and is loaded."""
+        was_stale = watch.stale
+        seen = watch.see(orders.look, orders.epoch)
+        self._refusing = orders.epoch < watch.epoch
+        if seen is Seen.SAME or (was_stale and seen is Seen.STALE):
+            return
+        if seen is Seen.STALE:
+            compat.logger().warning(
+                "pegaflow: the weights were changed under blocks that vLLM's prefix cache still"
+                " holds: nothing is read or saved until that cache has been reset"
+            )
+        self.drop_all()
+        for load in self._loads.values():
+            load.spoiled = True  # it brings KV of other weights
+        if seen is Seen.MOVED and self._mover is not None:
+            compat.logger().info("pegaflow: other weights: %s", watch.name())
+            self._mover.submit(Reset(watch.epoch, self._named()))
 
     def _load(self, order: LoadOrder) -> None:
-        if self._mover is None or not self._moves:
+        if self._mover is None or not self._moves or self._refusing:
             self._finish(order.request, order.blocks)
             return
         load = Load(order)
@@ -236,10 +289,13 @@ class Worker:
 
     def report(self) -> SavesDone | None:
         """What the scheduler half should know."""
-        if not self._ended:
+        watch, asked = self._watch, self._orders.look.number if self._orders else 0
+        now = (asked, watch.epoch, watch.stale) if watch else (asked, 0, False)
+        if not self._ended and now == self._told:
             return None
-        done = SavesDone(dict.fromkeys(self._ended, 1))
+        done, self._told = SavesDone(dict.fromkeys(self._ended, 1), *now), now
         self._ended.clear()
+        return done
         return done
 
     def rescue(self, orders: StepOrders | None) -> None:

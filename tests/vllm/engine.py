@@ -43,6 +43,7 @@ class Options:
     endpoint: str = ""  # of the service; empty: no connector at all
     module: str = "pegaflow.connector"  # where PegaKVConnector is taken from
     extra: dict[str, Any] = field(default_factory=dict)  # more connector configuration
+    more: dict[str, Any] = field(default_factory=dict)  # of vLLM's own settings
     role: str = "kv_both"
     beside: str = ""  # a module whose `Connector` is asked first, with ours in a MultiConnector
     lengths: list[int] = field(default_factory=lambda: [300, 513, 777, 641])
@@ -54,7 +55,7 @@ class Options:
     inproc: bool = True  # engine core in this process
     follow: bool = False
     reset: bool = False  # forget vLLM's own prefix cache first
-    reset_connector: bool = False  # with `reset`: the weights have changed, say
+    reset_connector: bool = False  # with `reset`: tell the connector, too
     reset_after: bool = False  # forget it right after the batch; the answer says whether it could
     abort_after: int = 0  # abort the first request after this many steps; 0: never
     kill_rank_after: int = 0  # SIGKILL the process of a rank after this many steps; 0: never
@@ -75,7 +76,7 @@ def build(model: str, options: Options) -> Any:
     from vllm import LLM
     from vllm.config import KVTransferConfig
 
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"max_model_len": 2048, **options.more}
     if options.endpoint:
         ours: dict[str, Any] = {
             "kv_connector": "PegaKVConnector",
@@ -97,7 +98,6 @@ def build(model: str, options: Options) -> Any:
     return LLM(
         model=model,
         dtype="float32",
-        max_model_len=2048,
         max_num_seqs=8,
         block_size=options.block_size,
         enforce_eager=True,

@@ -61,6 +61,22 @@ class PrefixLMSpec(FullAttentionSpec):
     non_causal = True
 
 
+class VllmConfig(SimpleNamespace):
+    """Of vLLM's configuration classes the connector goes by their names, and by their fields'."""
+
+
+class ParallelConfig(SimpleNamespace):
+    """See VllmConfig."""
+
+
+class CacheConfig(SimpleNamespace):
+    """See VllmConfig."""
+
+
+class ModelConfig(SimpleNamespace):
+    """See VllmConfig."""
+
+
 def config(
     mode: str = "read_write",
     extra: dict[str, Any] | None = None,
@@ -75,9 +91,9 @@ def config(
 ) -> Any:
     """A VllmConfig, as a process of that rank sees it; `data`: parallel ranks that the launcher
     counts in."""
-    return SimpleNamespace(
+    return VllmConfig(
         instance_id=life,
-        parallel_config=SimpleNamespace(
+        parallel_config=ParallelConfig(
             rank=rank, world_size=world * data, tensor_parallel_size=world
         ),
         kv_transfer_config=SimpleNamespace(
@@ -89,8 +105,8 @@ def config(
                 **(extra or {}),
             },
         ),
-        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256", cache_dtype=dtype),
-        model_config=SimpleNamespace(model="", **model),
+        cache_config=CacheConfig(prefix_caching_hash_algo="sha256", cache_dtype=dtype),
+        model_config=ModelConfig(model=__file__, **model),
     )
 
 
@@ -194,6 +210,13 @@ class Store:
             self.clients.append(made)
         return made
 
+    def space(self, namespace: bytes, generation: bytes) -> bytes:
+        """What an engine says of itself, and the name of each rank's memory."""
+        with self.lock:
+            mine = [c for c in self.clients if c.generation == generation and not c.closed]
+            names = sorted((c.rank, c.layout.name) for c in mine if c.rank is not None)
+        return namespace + repr(names).encode()
+
     def serves(self, generation: bytes) -> set[int]:
         """The attached ranks of a generation; none while it is not open."""
         with self.lock:
@@ -244,7 +267,7 @@ class FakeClient:
         return len(self.store.serves(self.generation)) == self.world
 
     def _named(self, keys: Sequence[bytes]) -> list[bytes]:
-        return [self.identity[1] + key for key in keys]
+        return [self.store.space(self.identity[1], self.generation) + key for key in keys]
 
     def _ticket(self) -> int:
         if self.store.broken:

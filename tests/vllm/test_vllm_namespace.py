@@ -1,13 +1,10 @@
 """The namespace changes with everything that changes bytes, and with nothing else."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from pegaflow.vllm import compat
-from pegaflow.vllm.namespace import model_fingerprint, namespace, private
-from pegaflow.vllm.settings import engine, facts, settings
+from pegaflow.vllm.namespace import namespace
+from pegaflow.vllm.settings import engine, settings
 
 from .fakes import config, kv_cache_config
 
@@ -22,9 +19,8 @@ def test_every_fact_and_the_probe_count() -> None:
         namespace({**FACTS, "more": ""}, b"p"),
         namespace({"model": "mdtype", "": "bfloat16"}, b"p"),
         namespace(FACTS, b"q"),
-        private(one, b"secret"),
     ]
-    assert len({o.final for o in [one, *others]}) == 6
+    assert len({o.final for o in [one, *others]}) == 5
 
 
 def test_engines_that_differ_in_their_seed_alone_can_be_told() -> None:
@@ -32,58 +28,6 @@ def test_engines_that_differ_in_their_seed_alone_can_be_told() -> None:
     assert one.base == other.base and one.probe != other.probe
     assert one.probe.hex()[:16] in one.describe()
     assert "PYTHONHASHSEED" in one.describe()
-
-
-def checkpoint(path: Path) -> Path:
-    path.mkdir()
-    (path / "config.json").write_text('{"layers": 4}')
-    (path / "model.safetensors.index.json").write_text("{}")
-    (path / "model.safetensors").write_bytes(bytes(3 << 20))
-    (path / "tokenizer.json").write_text("{}")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "at"),
-    [
-        ("config.json", 3),
-        ("model.safetensors.index.json", 0),
-        ("model.safetensors", 100),
-        ("model.safetensors", (3 << 20) - 1),
-    ],
-)
-def test_a_model_changed_in_place_is_another_one(tmp_path: Path, name: str, at: int) -> None:
-    path = checkpoint(tmp_path / "model")
-    before = model_fingerprint(str(path))
-    for file in path.iterdir():
-        os.utime(file, (1, 1))
-    (path / "tokenizer.json").write_text("{ }")
-    assert (
-        model_fingerprint(str(path))
-        == before
-        == model_fingerprint(str(checkpoint(tmp_path / "copy")))
-    )
-    content = bytearray((path / name).read_bytes())
-    content[at] ^= 1
-    (path / name).write_bytes(content)
-    assert model_fingerprint(str(path)) != before
-
-
-def test_a_longer_weight_file_is_another_model(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "model")
-    before = model_fingerprint(str(path))
-    (path / "model.safetensors").write_bytes(bytes((3 << 20) + 1))
-    assert model_fingerprint(str(path)) != before
-
-
-def test_a_model_that_is_not_local_has_no_fingerprint() -> None:
-    assert model_fingerprint("org/model") == ""
-
-
-def test_facts_of_an_engine() -> None:
-    found = facts(config(), kv_cache_config())
-    assert {"model files", "hash algorithm", "cache_config.cache_dtype"} <= found.keys()
-    assert found["block tokens"] == "4"
 
 
 def test_a_random_seed_makes_the_namespace_private(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +39,10 @@ def test_a_random_seed_makes_the_namespace_private(monkeypatch: pytest.MonkeyPat
     same, _ = engine(vllm_config, kv_cache_config())
     vllm_config.instance_id = "43"
     restarted, _ = engine(vllm_config, kv_cache_config())
-    assert one.namespace(0) == same.namespace(0) != restarted.namespace(0)
+    assert one.space.final == same.space.final != restarted.space.final
 
 
-def test_a_generation_is_new_with_every_start_and_reset() -> None:
+def test_a_generation_is_new_with_every_start_and_epoch() -> None:
     one, other = config(), config()
     other.instance_id = "43"
     generations = {compat.generation(c, epoch) for c in (one, other) for epoch in (0, 1)}
@@ -120,3 +64,20 @@ def test_settings_name_the_right_key() -> None:
     )
     assert (chosen.endpoint, chosen.loads, chosen.saves) == ("x", True, False)
     assert chosen.timeout_s == 0.05 and warnings == []
+
+
+def test_prefill_context_parallelism_is_refused_in_one_line() -> None:
+    vllm_config = config()
+    vllm_config.parallel_config.prefill_context_parallel_size = 2
+    assert "prefill context" in compat.unsupported(vllm_config, kv_cache_config())
+
+
+@pytest.mark.parametrize(("sharded", "tokens"), [(True, 8), (False, 4), (None, 8)])
+def test_decode_context_parallelism_makes_sharded_blocks_larger(
+    sharded: bool | None, tokens: int
+) -> None:
+    vllm_config, cache = config(), kv_cache_config()
+    vllm_config.parallel_config.decode_context_parallel_size = 2
+    if sharded is not None:
+        cache.kv_cache_groups[0].kv_cache_spec.dcp_sharded = sharded
+    assert compat.block_tokens(vllm_config, cache) == tokens
