@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -90,9 +91,14 @@ def new_address() -> Address:
 
 
 def dealer(
-    context: zmq.Context[Any], endpoint: str, me: Address, keys: ClientKeys | None = None
+    context: zmq.Context[Any],
+    endpoint: str,
+    me: Address,
+    keys: ClientKeys | None = None,
+    before: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
 ) -> zmq.Socket[bytes]:
-    """A socket of this client, dialled to an endpoint; over TCP under CURVE if there are keys."""
+    """A socket of this client, dialled to an endpoint; over TCP under CURVE if there are keys.
+    `before` is called with it before it connects."""
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
@@ -108,6 +114,7 @@ def dealer(
         if keys is not None:
             socket.curve_secretkey, socket.curve_publickey = keys.secret, keys.public
             socket.curve_serverkey = keys.server
+    before(socket)
     try:
         socket.connect(url)
     except (zmq.ZMQError, ValueError):

@@ -35,6 +35,7 @@ from .effects import (
     ToDesk,
     WriteProof,
 )
+from .handshake import Monitor
 from .machine import Machine
 from .results import Done
 
@@ -101,6 +102,7 @@ class Shell:
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._desk: zmq.Socket[bytes] | None = None
         self._link: zmq.Socket[bytes] | None = None
+        self._monitors: dict[zmq.Socket[bytes], Monitor] = {}  # of links over TCP
         self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
         self._pidfd = -1
         self._pool: FileView | None = None
@@ -129,6 +131,8 @@ class Shell:
         for ready, event in self._poller.poll(-(-wait // 1_000_000) if wait >= 1_000_000 else 0):
             if ready == self._pidfd:
                 self._apply(self._machine.session_died(time.monotonic_ns()))
+            elif (watched := self._watched(ready)) is not None:
+                self._machine.refusal = watched.read() or self._machine.refusal
             elif isinstance(ready, zmq.Socket) and not ready.closed:
                 if event & zmq.POLLOUT:
                     self._flush(ready)
@@ -261,10 +265,29 @@ class Shell:
         self._send(self._desk, envelope)
 
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
-        socket = place.dealer(self._context, endpoint, self._machine.me.address, self._who.keys)
+        url, keys = place.as_url(endpoint), self._who.keys
+        monitors: list[Monitor] = []
+
+        def watch(socket: "zmq.Socket[bytes]") -> None:
+            if url.startswith(place.TCP):
+                monitors.append(Monitor(socket, url, keys is not None))
+
+        try:
+            socket = place.dealer(self._context, url, self._machine.me.address, keys, watch)
+        except (zmq.ZMQError, ValueError):
+            for monitor in monitors:
+                monitor.close()
+            raise
+        for monitor in monitors:
+            self._monitors[socket] = monitor
+            self._poller.register(monitor.socket, zmq.POLLIN)
+            _HELD.add(monitor.socket)
         self._poller.register(socket, zmq.POLLIN)
         _HELD.add(socket)
         return socket
+
+    def _watched(self, ready: object) -> Monitor | None:
+        return next((m for m in self._monitors.values() if m.socket is ready), None)
 
     def _close(self, socket: "zmq.Socket[bytes] | None", linger: int = 0) -> None:
         """Close a link and forget what waited for it."""
@@ -272,6 +295,11 @@ class Shell:
             self._unsent = [kept for kept in self._unsent if kept[0] is not socket]
             self._poller.unregister(socket)
             _HELD.discard(socket)
+            monitor = self._monitors.pop(socket, None)
+            if monitor is not None:
+                self._poller.unregister(monitor.socket)
+                _HELD.discard(monitor.socket)
+                monitor.close()
             socket.close(linger)
 
     def _send(self, socket: "zmq.Socket[bytes] | None", envelope: Envelope) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -68,6 +69,11 @@ def over_tcp(service: TcpService, name: str, curve: Path | None) -> Engine:
     return engine
 
 
+def says(client: Client, why: str, url: str) -> bool:
+    """Whether a client that does not get in knows why."""
+    return not client.connect(0.1) and why in client.refusal and url in client.refusal
+
+
 def test_who_has_a_key_saves_and_loads(service: TcpService, folder: Path) -> None:
     names, blocks = hashes(20, seed=1), list(range(20))
     with (
@@ -92,10 +98,17 @@ def test_who_has_no_key_gets_nothing(service: TcpService, folder: Path, tmp_path
     not_let_in, other_server = tmp_path / "not_let_in.toml", tmp_path / "other_server.toml"
     not_let_in.write_text("\n".join([*theirs[:2], ours[2]]))
     other_server.write_text("\n".join([*ours[:2], theirs[2]]))
-    for curve in (None, not_let_in, other_server):
+    not_let_in.chmod(0o600)
+    other_server.chmod(0o600)
+    reasons = {
+        None: "wants a key: name a key file of `pegaflow keygen`",
+        not_let_in: "does not let our key in",
+        other_server: "our key is of another service",
+    }
+    for curve, why in reasons.items():
         stranger = over_tcp(service, "stranger", curve).client
         with closing(stranger):
-            assert not stranger.connect(SILENCE_S) and not stranger.refusal
+            eventually("the client says why", partial(says, stranger, why, service.url))
         assert inspect(service.url, SILENCE_S, str(curve) if curve else None) is None
     eventually("the log says who was kept out", lambda: "client_kept_out" in service.log())
     assert service.up()
@@ -152,7 +165,12 @@ def test_only_clients_are_heard_on_tcp(service: TcpService, folder: Path) -> Non
 
 def test_without_keys_on_loopback(tmp_path: Path) -> None:
     service = TcpService(tmp_path / "run", "--insecure-tcp")
+    keys.generate(tmp_path / "keys", ["vain"])
     with service:
+        stranger = over_tcp(service, "keyed", tmp_path / "keys" / "client-vain.toml").client
+        with closing(stranger):
+            why = "takes no key (--insecure-tcp)"
+            eventually("the client says why", partial(says, stranger, why, service.url))
         with over_tcp(service, "far", None) as far:
             far.fill([0], seed=1)
             assert far.client.save(hashes(1), [0], timeout=PATIENCE_S).saved == 1
