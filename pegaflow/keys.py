@@ -5,7 +5,10 @@
     client-NAME.toml     for the client: its pair and the server's public key (client/curve.py);
                          carry it to the client's host and delete it here
 
-All are of mode 0600.  The service reads `allowed` at each handshake (which nobody reaches who does
+All are of mode 0600.  Whoever can write to the folder lets himself in, so one that others may write
+to is refused (but for a file system that is read-only anyway, as Kubernetes mounts secrets), and a
+file of `allowed` that others may write to counts for nothing.  What is no key there is ignored, and
+named once.  The service reads `allowed` at each handshake (which nobody reaches who does
 not know the server's public key), so a client can be added or locked out without a restart; a
 connection that is already open stays.
 """
@@ -19,11 +22,15 @@ from pathlib import Path
 
 import zmq
 
+from pegaflow import logs
 from pegaflow.client import curve
 from pegaflow.errors import UserError
 
 SERVER = "server.toml"
 ALLOWED = "allowed"
+
+IGNORED_SHOWN = 8
+"""Names in one line of the log; the rest is counted."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
@@ -42,6 +49,7 @@ def generate(folder: Path, names: list[str]) -> list[Path]:
     try:
         for part in (folder, folder / ALLOWED):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(folder)
         if not (folder / SERVER).exists():
             public, secret = zmq.curve_keypair()
             _write(folder / SERVER, public=public, secret=secret)
@@ -68,6 +76,8 @@ def _write(path: Path, **keys: bytes) -> None:
 def _pair(folder: Path) -> tuple[bytes, bytes]:
     try:
         public, secret = curve.read(str(folder / SERVER), "public", "secret")
+    except curve.Exposed as error:
+        raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"{error}; make keys with `pegaflow keygen {folder}`") from error
     return public, secret
@@ -77,17 +87,13 @@ class ServerKeys:
     """The server's pair, and who is let in.
 
     Raises:
-        UserError: the folder has no keys, or others may read them.
+        UserError: the folder has no keys, or others may read or replace them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.public, self.secret = _pair(folder)
-        mode = stat.S_IMODE((folder / SERVER).stat().st_mode)
-        if mode & 0o007:
-            raise UserError(
-                f"{folder / SERVER} has mode {mode:04o}: others could read the key; chmod 600 it"
-            )
+        _check_private(folder)
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether the client of this public key (Z85) is let in; the form that zmq.auth wants."""
@@ -95,11 +101,83 @@ class ServerKeys:
 
     def allowed(self) -> set[bytes]:
         """Public keys of the clients that are let in, as of now; a broken file lets nobody in."""
-        return {key for path in (self.folder / ALLOWED).glob("*.toml") for key in _public(path)}
+        return {key for path in _entries(self.folder) if (key := _public(path)[0]) is not None}
 
 
-def _public(path: Path) -> list[bytes]:
+def ignored(folder: Path) -> str:
+    """What is in `allowed` and lets nobody in or does not belong there, and why, in one line; empty
+    if there is nothing of that kind."""
+    found = [f"{path.name} {why}" for path in _entries(folder) if (why := _public(path)[1])]
+    more = len(found) - IGNORED_SHOWN
+    return "; ".join(found[:IGNORED_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def warn_of_ignored(folder: Path) -> None:
+    """One line of the log, if something is ignored."""
+    what = ignored(folder)
+    if what:
+        logs.get_logger().warning("keys_ignored", folder=str(folder / ALLOWED), what=what)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in `allowed`, but for hidden files."""
     try:
-        return curve.read(str(path), "public")
-    except ValueError:
+        return sorted(p for p in (folder / ALLOWED).iterdir() if not p.name.startswith("."))
+    except OSError:
         return []
+
+
+def _public(path: Path) -> tuple[bytes | None, str]:
+    """The key in this file, if it counts, and what is wrong with the file, if something is."""
+    if path.suffix != ".toml":
+        return None, "is no NAME.toml"
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return None, "is no file"
+        (key,) = curve.read(str(path), "public")
+    except (ValueError, OSError):
+        return None, "is no file with a public key"
+    if _others_may_write(found, path):
+        return None, "may be written by others: chmod 600 it"
+    try:
+        curve.read(str(path), "secret")
+    except curve.Exposed:
+        pass
+    except ValueError:
+        return key, ""
+    return key, "holds a client's secret, which belongs to the client alone: take it out"
+
+
+def _others_may_write(found: os.stat_result, path: Path) -> bool:
+    foreign = found.st_uid not in (os.getuid(), 0)
+    return (foreign or bool(found.st_mode & 0o022)) and not _read_only(path)
+
+
+def _read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _check_private(folder: Path) -> None:
+    """That nobody else can put a key into this folder, or another folder in its place.
+
+    Raises:
+        UserError: somebody can.
+    """
+    try:
+        for part in (folder, folder / ALLOWED):
+            found = part.stat()
+            if _others_may_write(found, part):
+                mode = stat.S_IMODE(found.st_mode)
+                raise UserError(
+                    f"{part} has mode {mode:04o} and owner {found.st_uid}: others could let "
+                    "themselves in; make it yours and chmod 700 it"
+                )
+        for parent in folder.resolve().parents:
+            mode = stat.S_IMODE(parent.stat().st_mode)
+            if mode & 0o002 and not mode & stat.S_ISVTX and not _read_only(parent):
+                raise UserError(
+                    f"{parent} has mode {mode:04o}: others could replace {folder}; chmod o-w it"
+                )
+    except OSError as error:
+        raise UserError(f"cannot look at {error.filename}: {error.strerror}") from error

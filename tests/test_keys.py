@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,82 @@ def test_yes_and_no(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="PEGAFLOW_INSECURE_TCP: 'maybe' is none of true, false"):
         config.load({}, {"PEGAFLOW_INSECURE_TCP": "maybe"})
+
+
+@pytest.mark.parametrize("part", [".", keys.ALLOWED])
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_may_write_to_is_refused(folder: Path, part: str, mode: int) -> None:
+    (folder / part).chmod(mode)
+    line = f"has mode {mode:04o} and owner .*: others could let themselves in; .* chmod 700"
+    with pytest.raises(UserError, match=line):
+        keys.ServerKeys(folder)
+    with pytest.raises(UserError, match=line):
+        keys.generate(folder, ["three"])
+
+
+def test_a_folder_that_others_could_replace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    keys.generate(tmp_path / "open" / "keys", ["one"])
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UserError, match="open has mode 0777: others could replace .*keys"):
+        keys.ServerKeys(tmp_path / "open" / "keys")
+    (tmp_path / "open").chmod(0o1777)
+    assert keys.ServerKeys(tmp_path / "open" / "keys").allowed()
+
+
+def test_who_may_only_read_a_folder_is_no_danger(folder: Path) -> None:
+    folder.chmod(0o755)
+    assert len(keys.ServerKeys(folder).allowed()) == 2
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o666, 0o602])
+def test_a_clients_secret_that_others_may_read_or_replace_is_refused(
+    folder: Path, mode: int
+) -> None:
+    path = folder / "client-one.toml"
+    path.chmod(mode)
+    with pytest.raises(ValueError, match=f"mode {mode:04o}: others could read the key; chmod 600"):
+        curve.load(str(path))
+    with pytest.raises(ValueError, match="chmod 600 it"):
+        Client("e", bytes(16), endpoint="tcp://127.0.0.1:1", curve=str(path))
+    path.chmod(0o640)
+    assert curve.load(str(path)).secret
+
+
+def loose(path: Path) -> None:
+    """A key that others may replace."""
+    path.write_text((path.parent / "one.toml").read_text())
+    path.chmod(0o666)
+
+
+JUNK: dict[str, Callable[[Path], object]] = {
+    "notes.txt is no NAME.toml": lambda path: path.write_text("x"),
+    "one.toml~ is no NAME.toml": lambda path: path.write_text("public = 'x'"),
+    "short.toml is no file with a public key": lambda path: path.write_text("public = 'x'"),
+    "none.toml is no file with a public key": lambda path: path.symlink_to("nowhere"),
+    "folder.toml is no file": lambda path: path.mkdir(),
+    "pipe.toml is no file": lambda path: os.mkfifo(path),
+    "loose.toml may be written by others: chmod 600 it": loose,
+    "client.toml holds a client's secret, which belongs to the client alone: take it out": (
+        lambda path: path.write_text((path.parents[1] / "client-one.toml").read_text())
+    ),
+}
+
+
+@pytest.mark.parametrize("line", JUNK)
+def test_junk_among_the_keys_is_named_and_lets_nobody_in(folder: Path, line: str) -> None:
+    before = keys.ServerKeys(folder).allowed()
+    assert keys.ignored(folder) == ""
+    JUNK[line](folder / keys.ALLOWED / line.split()[0])
+    assert keys.ignored(folder) == line
+    assert keys.ServerKeys(folder).allowed() == before
+
+
+def test_all_junk_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(20):
+        (folder / keys.ALLOWED / f"junk{n:02}").touch()
+    (folder / keys.ALLOWED / ".hidden").touch()
+    keys.warn_of_ignored(folder)
+    said = "".join(capsys.readouterr())
+    assert said.count("keys_ignored") == 1 and "junk00 is no NAME.toml" in said
+    assert f"and {20 - keys.IGNORED_SHOWN} more" in said and "hidden" not in said

@@ -1,11 +1,14 @@
 """The key file of a TCP client: its own pair and the server's public key, as `pegaflow keygen`
 wrote it.
 
-A TOML file of three keys in Z85 text (40 characters each): `public`, `secret`, `server`.
+A TOML file of three keys in Z85 text (40 characters each): `public`, `secret`, `server`.  A file
+with a secret that every user of the host may read is refused: the secret is none.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import tomllib
 from dataclasses import dataclass, field
@@ -14,6 +17,10 @@ from zmq.utils import z85
 
 KEY_CHARS = 40
 """A CURVE key of 32 bytes in Z85."""
+
+
+class Exposed(ValueError):
+    """A secret that others may read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,7 @@ def load(path: str) -> ClientKeys:
     """The keys in a client's key file.
 
     Raises:
-        ValueError: it cannot be read or is no such file, in one line.
+        ValueError: it cannot be read, or others may read it, or it is no such file, in one line.
     """
     return ClientKeys(*read(path, "public", "secret", "server"))
 
@@ -38,6 +45,7 @@ def read(path: str, *names: str) -> list[bytes]:
     """These keys of a key file, as `load` reads it."""
     try:
         with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             table = tomllib.load(file)
     except OSError as error:
         raise ValueError(f"cannot read the key file {path}: {error.strerror}") from error
@@ -49,6 +57,8 @@ def read(path: str, *names: str) -> list[bytes]:
         if not isinstance(text, str) or not is_key(text):
             raise ValueError(f"{path} is no key file for this: it has no key {name!r}")
         found.append(text.encode())
+    if "secret" in names and mode & 0o007:
+        raise Exposed(f"{path} has mode {mode:04o}: others could read the key; chmod 600 it")
     return found
 
 
