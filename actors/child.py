@@ -12,14 +12,17 @@ from pegaflow.wire.control import (
     Drain,
     Gone,
     Hello,
+    LogTo,
     Neighbour,
     Welcome,
     listed,
 )
+from pegaflow.wire.jobs import Done, SetLog
 from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
 from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
 
-from .actor import Actor, Dial, Effect, Hangup, Rebind, Send, Sender, Stop
+from .actor import Actor, Dial, Do, Effect, Hangup, Note, Rebind, Send, Sender, Stop
 
 
 class Child(Actor):
@@ -41,6 +44,7 @@ class Child(Actor):
         self.on(Gone, self._on_gone, SUPERVISOR)
         self.on(BindAgain, self._on_bind_again, SUPERVISOR)
         self.on(Drain, self._on_drain, SUPERVISOR)
+        self.on(LogTo, self._on_log_to, SUPERVISOR)
 
     def knows(self, sender: Address) -> bool:
         """Our supervisor and those whom we dial are heard in the life that we know them by."""
@@ -129,3 +133,11 @@ class Child(Actor):
             return []
         self.draining = True
         return self.drain(now)
+
+    def _on_log_to(self, sender: Sender, msg: LogTo, now: int) -> list[Effect]:
+        def set_(done: Done, now: int) -> list[Effect]:
+            if done.status is Status.OK:
+                return []
+            return [Note("log_not_reopened", (("file", msg.file), ("why", done.note)), "warning")]
+
+        return [Do(SetLog(msg.level, msg.file), set_)]

@@ -13,7 +13,6 @@ meanwhile before it decides that somebody was silent.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -301,20 +300,3 @@ def _send(socket: zmq.Socket[bytes] | None, frames: list[bytes]) -> int:
             raise
         return err.errno
     return 0
-
-
-class Signals:
-    """Signals as readable bytes of a descriptor."""
-
-    def __init__(self, *numbers: int) -> None:
-        self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in numbers:
-            signal.signal(number, lambda *_: None)
-
-    def read(self) -> bytes:
-        """The numbers of the signals that have come."""
-        try:
-            return os.read(self.fd, 4096)
-        except BlockingIOError:
-            return b""

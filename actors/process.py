@@ -1,8 +1,9 @@
 """Actors as processes: what each kind of child needs from its machine, and how it starts.
 
 A child is spawned by exec from the supervisor's main thread (PDEATHSIG fires when that *thread*
-ends), asks to die with it, ignores SIGINT and waits on SIGTERM for the supervisor's Drain.  It
-learns by command line only who it is and where the supervisor listens; the rest comes in Welcome.
+ends), asks to die with it and is deaf to signals from its first instruction (pegaflow/signals.py):
+it waits for the supervisor's Drain.  It learns by command line only who it is and where the
+supervisor listens; the rest comes in Welcome.
 
 When an assertion kills an actor, its last inputs are written to the run directory (blackbox.py).
 """
@@ -12,13 +13,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pegaflow import logs
+from pegaflow import logs, signals
 from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Ledger
@@ -32,6 +32,7 @@ from pegaflow.wire.jobs import (
     GrowExtent,
     ReadRecords,
     ScanRecords,
+    SetLog,
     UnmapEngine,
     WatchProcess,
 )
@@ -51,7 +52,7 @@ from pegaflow.wire.values import (
 from . import blackbox
 from .asks import Host
 from .child import Child
-from .loop import Loop, Signals
+from .loop import Loop
 from .mapped import ledger_file, pool_file
 from .vitals import Vitals
 from .workers import Workers
@@ -201,8 +202,7 @@ def run_child(
     logs.configure(level, form, actor=name, incarnation=incarnation)
     logs.take_over()
     logs.enable_faulthandler()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signals = Signals(signal.SIGTERM)
+    signals.deaf()
     if not die_with_parent(parent):
         return 1
     endpoint = str(run_dir / "actors" / f"{address}.sock")
@@ -211,10 +211,13 @@ def run_child(
     actor = _make(name, address, boss, hello, flush)
     device = _device(actor, flush)
     host = Host(actor)
-    loop = Loop(host, device.work)
+
+    def work(number: int, job: Message) -> Done | None:
+        return _set_log(job) if isinstance(job, SetLog) else device.work(number, job)
+
+    loop = Loop(host, work)
     device.attach(loop)
     actor.measured = Vitals(loop)
-    loop.watch(signals.fd, lambda: (signals.read(), None)[1])
     log = logs.get_logger()
     try:
         loop.bind(endpoint)
@@ -234,6 +237,12 @@ def run_child(
     if reason:
         log.error("actor_stopped", why=reason)
     return 1 if reason else 0
+
+
+def _set_log(job: SetLog) -> Done:
+    logs.set_level(job.level)
+    why = logs.reopen(job.file) if job.file else ""
+    return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
 
 
 def _last_words(host: Host, run_dir: Path) -> str:

@@ -17,7 +17,9 @@ A pure actor like the others: processes are started and killed by jobs, their de
   beats count, as those of no other that drains do: it has work to do.
 * Every tick it is looked whether others still find the service's files; what cannot be mended is a
   fault, said once and reported for as long as it is there.
-* A service manager is told READY once an engine could have a session, and what has changed since.
+* A service manager is told READY once an engine could have a session, and what has changed since;
+  and, if it wants that, that we are alive.  Nobody else's state is in that word: a child that hangs
+  is our affair, and what the manager does about us ends them all.
 """
 
 import dataclasses
@@ -52,6 +54,8 @@ from pegaflow.wire.jobs import (
     Kill,
     NextIncarnation,
     OpenPool,
+    Relogging,
+    Showing,
     Spawn,
     Stopping,
 )
@@ -61,6 +65,7 @@ from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SES
 from .actor import MS, Actor, Do, Effect, Note, Reply, Send, Sender, Stop
 from .frontdesk import FrontDesk
 from .kids import Kid, neighbour, who
+from .operator import Operator
 from .restarts import FAILURES_MAX, REST_NS, Budgets
 from .tally import Tally
 
@@ -94,6 +99,7 @@ class Plan:
     flush_ns: int = 0  # at the end, for blocks that are not in the log yet
     pid: int = 0  # the supervisor's own
     pid_namespace: int = 0  # inode of the one that all our pids are of; 0: unknown
+    ping_ns: int = 0  # how often a service manager wants a sign of life; 0: never
 
 
 class Supervisor(Actor):
@@ -110,9 +116,11 @@ class Supervisor(Actor):
         self.desk = FrontDesk(
             self.kids, self.budgets, self._kill, self._restaff, plan.pid_namespace
         )
+        self.operator = Operator(self.kids)
         self.state = "starting"  # starting, up, draining, killing
         self.started = 0
         self.next_tick = 0
+        self.next_ping = 0  # when to tell the service manager that we live, if it wants to know
         self.drain_by = 0
         self.faults: tuple[str, ...] = ()  # of the service's files, as of the last look
         self._spawning = 0  # incarnations asked for, child not yet spawned
@@ -125,18 +133,28 @@ class Supervisor(Actor):
         self.on(Inspect, self._on_inspect, CLIENT, GATEWAY)
         self.on(Exited, self._on_exited, address.name)
         self.on(Stopping, self._on_stopping, address.name)
+        self.on(Relogging, self.operator.relog, address.name)
+        self.on(Showing, self._on_showing, address.name)
 
     def start(self, now: int) -> list[Effect]:
         """Open the pool, then start the children."""
         self.started = now
-        self.next_tick = now + TICK_NS
+        self.next_tick = self.next_ping = now + TICK_NS
         return [Do(OpenPool(), self._opened)]
 
     def wake_at(self) -> int | None:
-        """The next look at silence and back-off."""
-        return self.next_tick
+        """The next look at silence and back-off, or the next sign of life."""
+        return min(self.next_tick, self.next_ping) if self.plan.ping_ns else self.next_tick
 
     def wake(self, now: int) -> list[Effect]:
+        """Say that we live, and look after the children, whichever is due."""
+        effects: list[Effect] = []
+        if self.plan.ping_ns and now >= self.next_ping:
+            self.next_ping = now + self.plan.ping_ns
+            effects.append(Do(Announce("WATCHDOG=1"), lambda done, now: []))
+        return effects + self._tick(now) if now >= self.next_tick else effects
+
+    def _tick(self, now: int) -> list[Effect]:
         """Kill the silent, start what is due, forget opens that waited too long."""
         if now - self.next_tick > LATE_NS:
             self.counts["woke_late"] += 1
@@ -264,7 +282,7 @@ class Supervisor(Actor):
         kid.state = "spare" if kid.address.name == SESSION else "up"
         spec = SPECS[kid.address.name]
         welcome = self.pool if spec.pool else self._welcome()
-        effects: list[Effect] = [Send(kid.address, welcome)]
+        effects: list[Effect] = [Send(kid.address, welcome), *self.operator.greet(kid)]
         if spec.core:
             effects.append(Send(kid.address, self._roll()))
         for other in self.kids.values():
@@ -349,12 +367,22 @@ class Supervisor(Actor):
         return [e for kid in some if kid.pid for e in self._kill(kid)]
 
     def _on_stopping(self, sender: Sender, msg: Stopping, now: int) -> list[Effect]:
-        if self.state in ("draining", "killing"):
+        effects: list[Effect] = []
+        again = self.state in ("draining", "killing")
+        if not again:
+            self.state, self.drain_by = "draining", now + DRAIN_NS + self.plan.flush_ns
+            say = Do(Announce("STOPPING=1\nSTATUS=draining"), lambda done, now: [])
+            effects = [*self.desk.close(), say]
+        if again or msg.at_once:
             self.state = "killing"
-            return self._kill_all() + self._drain_on()
-        self.state, self.drain_by = "draining", now + DRAIN_NS + self.plan.flush_ns
-        say = Do(Announce("STOPPING=1\nSTATUS=draining"), lambda done, now: [])
-        return [*self.desk.close(), say, *self._drain_on()]
+            effects += self._kill_all()
+        return effects + self._drain_on()
+
+    def _on_showing(self, sender: Sender, msg: Showing, now: int) -> list[Effect]:
+        pool = (("pool", self.pool.pool_path), ("bytes", self.pool.pool_bytes)) if self.pool else ()
+        own = {**self.counts, **self.gauges(), **self.measured()}
+        facts = (("state", self.shown()), ("children", len(self.kids)), *pool, *own.items())
+        return [Note("service_state", facts), *self.operator.show(sender, msg, now)]
 
     def _drain_on(self) -> list[Effect]:
         """Sessions first, then the flusher, then the core, then the gateway; then stop."""

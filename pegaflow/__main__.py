@@ -1,5 +1,5 @@
 """`python -m pegaflow`: the command line."""
 
-from pegaflow.cli import main
+from pegaflow.entry import pegaflow
 
-main()
+pegaflow()

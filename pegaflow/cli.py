@@ -4,17 +4,18 @@ Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command lin
 What only one command needs is imported by that command: every actor starts through this file.
 """
 
+import enum
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pegaflow import config, logs, rundir, sizes
+from pegaflow import config, logs, rundir, signals, sizes, version
 from pegaflow.errors import UserError
 from pegaflow.flags import with_settings
 from pegaflow.wire.message import WireError
@@ -22,14 +23,20 @@ from pegaflow.wire.message import WireError
 if TYPE_CHECKING:
     from pegaflow.device.poolfiles import Kept
 
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+"""How every command is asked for help."""
+
 app = typer.Typer(
     name="pegaflow",
     help="An external KV-cache service for LLM inference.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
 )
-config_app = typer.Typer(help="What is set, and what the limits are.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="What is set, and what the limits are.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(config_app, name="config")
 
 RunDir = Annotated[
@@ -37,19 +44,59 @@ RunDir = Annotated[
 ]
 
 
+class Format(enum.StrEnum):
+    """How a command answers."""
+
+    table = enum.auto()
+    json = enum.auto()
+
+
+AnswerFormat = Annotated[Format, typer.Option(help="For people, or for programs.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pegaflow {version.installed()}")
+        raise typer.Exit
+
+
+@app.callback()
+def before(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """An external KV-cache service for LLM inference."""
+    if context.invoked_subcommand != "serve":
+        signals.interruptible()
+
+
 @app.command()
 @with_settings
 def serve(flags: Mapping[str, object], config_file: str | None) -> None:
-    """Run the cache service in the foreground (SIGINT or SIGTERM stops it)."""
+    """Run the cache service in the foreground (SIGINT or SIGTERM stops it).
+
+    Each setting is an option, a variable (named in brackets) or a line of the file that --config
+    names; an option wins over a variable, a variable over the file.
+    """
     from pegaflow import serve as service
 
-    settings = config.load(flags, os.environ, config_file)
+    environment = dict(os.environ)
+
+    def read() -> config.Settings:
+        return config.load(flags, environment, config_file)
+
+    settings = read()
     logs.configure(settings.log_level, settings.log_format, actor="supervisor")
     logs.take_over()
     logs.enable_faulthandler()
     os.environ["PEGAFLOW_LOG_LEVEL"] = settings.log_level
     os.environ["PEGAFLOW_LOG_FORMAT"] = settings.log_format
-    raise typer.Exit(service.serve(settings))
+    raise typer.Exit(service.serve(settings, read))
 
 
 @app.command()
@@ -78,7 +125,7 @@ def purge(
 @app.command()
 def status(
     run_dir: RunDir = None,
-    format: Annotated[str, typer.Option(help="table or json")] = "table",
+    format: AnswerFormat = Format.table,
 ) -> None:
     """Show processes, incarnations, pool, blocks, sessions and hit rate.
 
@@ -93,7 +140,7 @@ def status(
         raise UserError(f"the service in {where} is of another version: {err}") from None
     if report is None:
         raise UserError(f"no service answers in {where}: start one with `pegaflow serve`")
-    if format == "json":
+    if format is Format.json:
         from pegaflow import metrics
 
         print(json.dumps(metrics.status(report, report.at)))
@@ -123,23 +170,26 @@ def config_show(
     config_file: str | None,
     *,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value is from.")] = False,
-    format: Annotated[str, typer.Option(help="table or json")] = "table",
+    format: AnswerFormat = Format.table,
 ) -> None:
     """Show the settings that `serve` would run with, given the same options."""
     from pegaflow import inventory
 
     settings, origins = config.trace(flags, os.environ, config_file)
-    inventory.show_settings(settings, origins, with_origin=origin, as_json=format == "json")
+    inventory.show_settings(settings, origins, with_origin=origin, as_json=format is Format.json)
 
 
 @config_app.command("limits")
 def config_limits(
-    format: Annotated[str, typer.Option(help="table or json")] = "table",
+    everything: Annotated[
+        bool, typer.Option("--all", help="The inner numbers of the code, too.")
+    ] = False,
+    format: AnswerFormat = Format.table,
 ) -> None:
     """Show every limit with its value and its reason."""
     from pegaflow import inventory
 
-    inventory.show_limits(as_json=format == "json")
+    inventory.show_limits(as_json=format is Format.json, inner=everything)
 
 
 @app.command()
@@ -190,11 +240,18 @@ def replay(
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    pool_size: Annotated[
+        str | None, typer.Option(help="Of the service. [default: 768 MiB]", metavar="SIZE")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Let the service live on afterwards, until Ctrl-C.")
+    ] = False,
+) -> None:
     """Start a service, replay a real trace from two engines, kill one half way."""
     from pegaflow.replay.cli import demo_command
 
-    raise typer.Exit(demo_command())
+    raise typer.Exit(demo_command(pool_size, keep))
 
 
 def _show_pools(pools: "Sequence[Kept]") -> None:
@@ -211,11 +268,18 @@ def _show_pools(pools: "Sequence[Kept]") -> None:
 
 def main() -> None:
     """Entry point of `pegaflow`."""
+    run("pegaflow", lambda: app(prog_name="pegaflow"))
+
+
+def run(program: str, command: Callable[[], object]) -> None:
+    """Run a command: what the user can put right is one line, a signal is what ends us."""
     try:
-        app()
+        command()
     except UserError as err:
-        print(f"pegaflow: {err}", file=sys.stderr)
+        print(f"{program}: {err}", file=sys.stderr)
         raise SystemExit(err.exit_code) from None
+    except signals.Interrupted as end:
+        signals.die_of(end.number)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ What others have to say in a process of ours (a library through `logging` or `wa
 interpreter about an exception that nobody caught) comes as a line of ours too, `library_log` or
 `uncaught`, and is rate-limited alike (`take_over`; never in an engine's process, whose log is not
 ours).
+
+Whoever redirects stderr to a file may move that file away: `reopen` then puts a new one of the same
+name in its place, behind the same descriptor, so that whatever writes to it needs not know.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import os
+import stat
 import sys
 import threading
 import time
@@ -37,6 +42,8 @@ REPEAT_INTERVAL_S = 10.0
 REPEAT_KEYS = 1024
 """Keys that are remembered; the longest silent one is forgotten first, which costs one extra
 line."""
+
+_STDOUT, _STDERR = 1, 2
 
 BYTES_SHOWN = 32
 """Enough of a key to find it again, too little of a payload to flood the terminal."""
@@ -134,13 +141,59 @@ def configure(
             structlog.processors.TimeStamper(fmt="iso", utc=not on_terminal),
             *renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        wrapper_class=_filtering(level),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lossy(out))),
         # Loggers made before this call must obey it too.
         cache_logger_on_first_use=False,
     )
+
+
+def _filtering(level: str) -> Any:
+    return structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
+
+
+def set_level(level: str) -> None:
+    """From now on only lines of this level and above."""
+    structlog.configure(wrapper_class=_filtering(level))
+
+
+def file() -> str:
+    """The path of the file that stderr is; empty if it is none (a terminal, a pipe, a journal) or
+    has lost its name."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{_STDERR}")
+        same = os.path.samestat(os.lstat(path), os.fstat(_STDERR))
+        return path if same and stat.S_ISREG(os.fstat(_STDERR).st_mode) else ""
+    except OSError:
+        return ""
+
+
+def reopen(path: str) -> str:
+    """Have stderr (and stdout, if both are one file) write to the file of this name, which is made
+    if there is none; why it is not, in which case nothing changes."""
+    try:
+        old = os.fstat(_STDERR)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags |= os.O_NOCTTY | os.O_NONBLOCK  # whatever else has that name by now
+        fd = os.open(path, flags, stat.S_IMODE(old.st_mode) & 0o666)
+    except OSError as err:
+        return err.strerror or str(err)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "not a regular file"
+        both = [n for n in (_STDOUT, _STDERR) if _is(n, old)]
+        for number in both:
+            os.dup2(fd, number)  # what exec gives to a child
+    finally:
+        os.close(fd)
+    return ""
+
+
+def _is(number: int, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), found)
+    except OSError:
+        return False
 
 
 def get_logger(**bound: object) -> FilteringBoundLogger:

@@ -3,7 +3,8 @@
 It takes the run directory's lock, adopts the pool of an earlier life or makes one, and runs the
 supervisor actor over the same loop as every other actor, with jobs of its own: spawn, kill, the
 proof of death of each child by pidfd, and a look at the files by which others find the service.
-All children share its process group and die with it.
+All children share its process group and die with it; they inherit its mask of blocked signals
+(signals.py).
 
 An old pool never keeps a service from starting: what cannot be adopted is removed, with one line
 that says why; one in which another service lives is left to it.  A pool with blocks in it is kept
@@ -13,19 +14,18 @@ on stop, for the next life.
 import hashlib
 import os
 import resource
-import signal
 import subprocess
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pegaflow import exits, limits, logs, poolsize, rundir, sdnotify, sizes
+from pegaflow import exits, keys, limits, logs, poolsize, rundir, sdnotify, sizes, version
 from pegaflow.actors.asks import Host
-from pegaflow.actors.loop import Loop, Signals
+from pegaflow.actors.loop import Loop
 from pegaflow.actors.process import child_command
 from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.actors.tcp import tcp_of
 from pegaflow.actors.vitals import Vitals
+from pegaflow.asked import Asked
 from pegaflow.cache.geometry import Geometry
 from pegaflow.client.place import pid_namespace
 from pegaflow.config import Settings
@@ -42,7 +42,6 @@ from pegaflow.wire.jobs import (
     NextIncarnation,
     OpenPool,
     Spawn,
-    Stopping,
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -65,7 +64,7 @@ class _House:
         self.loop: Loop | None = None
         self._lock = lock
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
-        self._manager = sdnotify.Notifier()
+        self.manager = sdnotify.Notifier()
         self._stem = str(SHM / shm_stem(settings.run_dir))
         self.reason = ""  # why the pool is as it is
         given = poolfiles.incarnation_of(self._stem)
@@ -135,7 +134,7 @@ class _House:
         if isinstance(job, Spawn):
             return self._spawn(job.address)
         if isinstance(job, Announce):
-            self._manager.say(job.lines)
+            self.manager.say(job.lines)
             return Done(Status.OK)
         assert isinstance(job, Kill)
         child = self._children.get(job.address)
@@ -200,20 +199,23 @@ class _House:
             self.files.unlink()
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
     """Run the service in the foreground until it is told to stop; the exit status.
+
+    `read_again` reads the settings anew, as they were read for this start.
 
     Raises:
         UserError: another service lives here, or there is no room.
     """
+    asked = Asked(settings, read_again)
     run_dir = rundir.prepare(settings.run_dir)
     (run_dir / rundir.ACTORS).mkdir(mode=0o700, exist_ok=True)
     with rundir.ServiceLock.acquire(run_dir) as lock:
         lock.remove_stale_sockets()
-        return _serve(settings, run_dir, lock)
+        return _serve(settings, run_dir, lock, asked)
 
 
-def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock) -> int:
+def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: Asked) -> int:
     tcp = tcp_of(settings.addr, settings.curve_dir, settings.insecure_tcp)
     log = logs.get_logger()
     _raise_nofile()
@@ -225,7 +227,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock) -> int:
     plan = Plan(
         settings.spares,
         str(run_dir),
-        version("pegaflow"),
+        version.installed(),
         "" if settings.http_addr == "none" else settings.http_addr,
         settings.copy_threads,
         settings.verify,
@@ -233,21 +235,18 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock) -> int:
         settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
         os.getpid(),
         pid_namespace(),
+        house.manager.ping_ns(os.getpid()),
     )
-    signals = Signals(signal.SIGINT, signal.SIGTERM)
     supervisor = Supervisor(address, plan)
     loop = Loop(Host(supervisor), house.work)
     supervisor.measured = Vitals(loop)
     house.loop = loop
-
-    def on_signal() -> None:
-        for _ in signals.read():
-            loop.inform(Stopping())
-
-    loop.watch(signals.fd, on_signal)
+    asked.attach(loop)
     front_desk = rundir.front_desk(run_dir)
     loop.bind(front_desk)
     if tcp is not None:
+        if tcp.keys is not None:
+            keys.warn_of_ignored(tcp.keys.folder)
         port = loop.bind_tcp(tcp)
         log.info("serving_tcp", host=tcp.host, port=port, curve=tcp.keys is not None)
     log.info(

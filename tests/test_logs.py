@@ -6,10 +6,12 @@ import gc
 import io
 import json
 import logging
+import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,3 +224,59 @@ def test_exceptions_and_warnings_are_lines_too(taken_over: io.StringIO) -> None:
 class Failing:
     def __del__(self) -> None:
         raise RuntimeError("of a finalizer")
+
+
+def test_the_level_can_be_changed_for_loggers_that_are_there() -> None:
+    out = io.StringIO()
+    logs.configure(level="info", stream=out)
+    log = logs.get_logger()
+    log.debug("no")
+    logs.set_level("debug")
+    log.debug("yes")
+    logs.set_level("error")
+    log.warning("no")
+    assert [line["event"] for line in lines(out)] == ["yes"]
+
+
+REOPENED = """
+import os, sys
+from pathlib import Path
+from pegaflow import logs
+logs.configure()
+path = Path(sys.argv[1])
+assert logs.file() == str(path), logs.file()
+logs.get_logger().info("first")
+path.rename(path.with_suffix(".1"))
+assert logs.file() == str(path.with_suffix(".1"))
+assert logs.reopen(str(path)) == ""
+logs.get_logger().info("second")
+print("printed", file=sys.stderr)
+assert os.path.samefile("/proc/self/fd/1", path)
+path.unlink()
+assert logs.file() == ""
+path.symlink_to("elsewhere")
+assert "symbolic" in logs.reopen(str(path))
+path.unlink()
+os.mkfifo(path)
+assert logs.reopen(str(path)) != ""
+assert logs.reopen("/nowhere/log") == "No such file or directory"
+logs.get_logger().info("third")
+"""
+
+
+def test_a_file_that_was_moved_away_gets_a_successor(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("ab") as log:
+        path.chmod(0o640)
+        command = [sys.executable, "-c", REOPENED, str(path)]
+        done = subprocess.run(command, stdout=log, stderr=log)
+    assert done.returncode == 0, (tmp_path / "log.1").read_text()
+    assert '"first"' in (tmp_path / "log.1").read_text()
+    assert "second" not in (tmp_path / "log.1").read_text()
+
+
+def test_what_is_no_file_needs_no_successor() -> None:
+    script = "from pegaflow import logs; assert logs.file() == ''"
+    with open("/dev/full", "wb") as device:
+        for stream in (subprocess.PIPE, device):
+            subprocess.run([sys.executable, "-c", script], stderr=stream, check=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.sdnotify import VARIABLE, Notifier
+from pegaflow.sdnotify import VARIABLE, WATCHDOG, WATCHDOG_PID, Notifier
 
 
 def manager(name: str) -> socket.socket:
@@ -58,3 +58,37 @@ def test_a_path_that_is_too_long_is_one_line(capfd: pytest.CaptureFixture[str]) 
     notifier.say("STOPPING=1")
     out, err = capfd.readouterr()
     assert (out + err).count("notify_socket_broken") == 1
+
+
+@pytest.mark.parametrize(
+    ("env", "nanoseconds"),
+    [
+        ({}, 0),
+        ({WATCHDOG: "2000000"}, 1_000_000_000),
+        ({WATCHDOG: "2000000", WATCHDOG_PID: "7"}, 1_000_000_000),
+        ({WATCHDOG: "2000000", WATCHDOG_PID: "8"}, 0),
+        ({WATCHDOG: "0"}, 0),
+        ({WATCHDOG: "soon"}, 0),
+    ],
+)
+def test_who_is_watched_says_so_twice_as_often(env: dict[str, str], nanoseconds: int) -> None:
+    said = {VARIABLE: "/nowhere/notify", **env}
+    notifier = Notifier(said)
+    assert notifier.ping_ns(7) == nanoseconds
+    assert said == {}, "a child must not speak for us"
+    assert Notifier(dict(env)).ping_ns(7) == 0, "nobody listens"
+
+
+def test_what_a_busy_manager_does_not_take_is_said_later(tmp_path: Path) -> None:
+    with manager(str(tmp_path / "notify")) as there:
+        notifier = Notifier({VARIABLE: str(tmp_path / "notify")})
+        backlog = 0
+        while not notifier.unsaid:
+            notifier.say(f"STATUS={backlog}")
+            backlog += 1
+        notifier.say("WATCHDOG=1")
+        heard = [there.recv(4096) for _ in range(backlog - 1)]
+        notifier.say("STOPPING=1")
+        heard += [there.recv(4096) for _ in range(3)]
+        assert heard[-3:] == [b"STATUS=%d" % (backlog - 1), b"WATCHDOG=1", b"STOPPING=1"]
+        assert not notifier.unsaid

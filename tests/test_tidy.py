@@ -49,6 +49,7 @@ FLOORS: dict[str, set[str]] = {
         ERRORS,
         "pegaflow.sizes",
         "pegaflow.rundir",
+        "pegaflow.signals",
     },
 }
 # The shell and the command line, which join everything: `pegaflow.<name>` and these.

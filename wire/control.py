@@ -12,6 +12,8 @@ A child dials the supervisor's socket with its own address as routing id.
     child → supervisor   Beat           every BEAT_NS; silence of SILENT_NS is death by SIGKILL
     supervisor → session Serve → Serving  a spare gets its engine; only then the engine may dial it
     supervisor → child   BindAgain      your socket was removed: make another one at its path
+    supervisor → child   LogTo          how to log from now on, whenever an operator changes it; to
+                                        a child that says Hello after that, too
     supervisor → child   Drain          finish what you have, say Bye and exit
     child → supervisor   Bye
 
@@ -174,6 +176,14 @@ class Drain(Message):
 @message(9)
 class Bye(Message):
     """I exit now, on purpose."""
+
+
+@message(24)
+class LogTo(Message):
+    """Log at this level, into this file anew (it may have been moved away); empty: as it is."""
+
+    level: str
+    file: str = ""
 
 
 @message(10)

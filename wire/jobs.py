@@ -117,7 +117,31 @@ class NextIncarnation(Message):
 
 @message(211)
 class Stopping(Message):
-    """An operator asked us to stop (SIGINT, SIGTERM)."""
+    """An operator asked us to stop (SIGINT, SIGTERM), or not to wait for a drain (SIGQUIT)."""
+
+    at_once: bool = False
+
+
+@message(236)
+class Relogging(Message):
+    """An operator changed how to log (SIGHUP, SIGUSR2); the supervisor itself does so already."""
+
+    level: str
+    file: str = ""
+
+
+@message(237)
+class Showing(Message):
+    """An operator wants to read the state of every process in the log (SIGUSR1)."""
+
+
+@message(238)
+class SetLog(Message):
+    """Log at this level, into this file anew unless it is empty.  Done: OK, or NO_SPACE with the
+    reason why the file cannot be had; then the old one is kept."""
+
+    level: str
+    file: str = ""
 
 
 @message(230)

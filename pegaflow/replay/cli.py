@@ -6,6 +6,7 @@ Exit status: 0 done, 1 wrong bytes, nothing served or an engine failed, 2 the ar
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import textwrap
@@ -25,9 +26,9 @@ from pegaflow.replay.errors import TraceError
 from pegaflow.replay.fitting import BLOCK_TOKENS_MAX
 from pegaflow.replay.formats import AUTO, FORMATS
 from pegaflow.replay.reading import SCOPES, Options, read
-from pegaflow.replay.runner import Plan, run
+from pegaflow.replay.runner import Outcome, Plan, run
 from pegaflow.replay.source import STDIN
-from pegaflow.replay.trace import BUNDLED
+from pegaflow.replay.trace import BUNDLED, Trace
 
 ENGINES_MAX = 64
 """Processes started at once."""
@@ -105,22 +106,46 @@ def replay_command(
     return _fail(why, 1) if why else 0
 
 
-def demo_command() -> int:
-    """Start a service, replay a real conversation trace from two engines, kill one half way."""
+def demo_command(pool_size: str | None = None, keep: bool = False) -> int:
+    """Start a service, replay a real conversation trace from two engines, kill one half way.
+
+    Args:
+        pool_size: of the service.
+        keep: let the service live on after the replay, until a signal ends us.
+    """
+    try:
+        pool = DEMO_POOL if pool_size is None else sizes.parse(pool_size)
+    except UserError as error:
+        return _fail(f"--pool-size: {error}", 2)
     trace = read([BUNDLED])
     top = ceiling.infinite(trace)
-    pool_blocks = DEMO_POOL // DEMO_SHAPE.block_bytes
+    pool_blocks = pool // DEMO_SHAPE.block_bytes
     print(
-        f"A pool of {sizes.show(DEMO_POOL)}, {pool_blocks} blocks of "
+        f"A pool of {sizes.show(pool)}, {pool_blocks} blocks of "
         f"{sizes.show(DEMO_SHAPE.block_bytes)}; two engines replay {len(trace)} real requests, "
-        f"{top.asked} blocks, {top.missed} of them different. One is killed half way."
+        f"{top.asked} blocks, {top.missed} of them different. One is killed half way.",
+        flush=True,
     )
+    http = ("--http-addr", "127.0.0.1:0") if keep else ()
     try:
-        with service.running(DEMO_POOL) as endpoint, _progress(len(trace)) as progress:
+        with service.running(pool, extra=http) as endpoint:
             plan = Plan(trace, 2, DEMO_SHAPE, os.urandom(32), endpoint, kill=1)
-            outcome = run(plan, progress)
+            with _progress(len(trace)) as progress:
+                outcome = run(plan, progress)
+            code = _tell_demo(trace, outcome, pool_blocks)
+            if keep:
+                where = Path(endpoint).parent
+                print(f"The service lives on, see pegaflow status --run-dir {where} (Ctrl-C ends)")
+                sys.stdout.flush()
+                signal.pause()
     except UserError as error:
         return _fail(str(error), 1)
+    return code
+
+
+def _tell_demo(trace: Trace, outcome: Outcome, pool_blocks: int) -> int:
+    """Print what came of it; the exit status."""
+    top = ceiling.infinite(trace)
     split = ceiling.lru(trace, pool_blocks, pools=2)
     lines = list(report.rows(outcome, top))
     lines.append(

@@ -11,7 +11,8 @@ replay goes on. While the service is away each engine waits for it for RECONNECT
 
 `python -m pegaflow.replay.engine JOB` reads a Job from the JSON file JOB and writes one JSON object
 per line to stdout: `Attached` first (or a line on stderr and exit status 1), then a `Record` for
-each request, in order. A process that is killed loses at most the line it was writing.
+each request, in order. A process that is killed loses at most the line it was writing. Ctrl-C is
+for the process that started it, which then ends it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pegaflow import signals
 from pegaflow.client import Client, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.replay.content import Bytes, fill, mismatch
 from pegaflow.replay.trace import Saved
@@ -248,6 +250,7 @@ class Engine:
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out a job; the exit status."""
+    signals.obedient()
     (path,) = arguments
     with open(path, encoding="utf-8") as file:
         job = Job.load(file.read())

@@ -5,6 +5,8 @@ Engines are started from the calling (main) thread, each with a job file, its ow
 file for stderr; one loop over a selector reads them all. A `kill` SIGKILLs its engine as soon as
 half of that engine's requests are reported; when the pipe is at its end a successor of the same id
 gets the requests that were not. So each request is replayed, and counted, once.
+
+No engine outlives us: a signal waits until the one that is being started is in our list.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pegaflow import signals
 from pegaflow.replay.engine import Attached, Job, Record, Shape
 from pegaflow.replay.trace import Trace
 
@@ -112,15 +115,15 @@ class Runner:
         path, log = folder / f"{name}.{life}.json", folder / f"{name}.{life}.log"
         job = Job(name, plan.namespace.hex(), plan.endpoint, plan.shape, 0, str(folder), requests)
         path.write_text(json.dumps(asdict(replace(job, spawned_ns=time.monotonic_ns()))))
-        with log.open("wb") as errors:
+        with log.open("wb") as errors, signals.held():
             process = subprocess.Popen(
                 [*plan.command, str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
-        engine = _Running(number, requests, process, log, life)
-        self._running.append(engine)
+            engine = _Running(number, requests, process, log, life)
+            self._running.append(engine)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         self._selector.register(process.stdout, selectors.EVENT_READ, engine)

@@ -1,14 +1,14 @@
 """Whether a cache service is there; and one of one's own, for a demonstration or a benchmark.
 
 The latter is the real `pegaflow serve` in a new temporary run directory and in a session of its
-own, so that Ctrl-C reaches us and not the group behind our back. It is stopped with SIGTERM;
-whoever does not go by then is killed with its whole group, and the directory is removed.
+own, so that Ctrl-C reaches us and not the group behind our back. Whatever ends us (a signal too,
+where `signals.interruptible` was called) stops it with SIGTERM; whoever does not go by then is
+killed with its whole group, and the directory is removed.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pegaflow import signals
 from pegaflow.client import Client, inspect
 from pegaflow.client.place import default_endpoint
 from pegaflow.errors import UserError
@@ -70,24 +71,28 @@ def running(
     Raises:
         UserError: it does not start; the line is the service's own.
     """
-    folder = Path(tempfile.mkdtemp(prefix="pegaflow-demo-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="pegaflow-demo-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
         command += ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
         command += ["--http-addr", "none", "--log-level", "warning"]
         command += ["--no-keep-pool", *extra]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with (folder / "log").open("wb") as log, signals.held():
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
             endpoint = front_desk(folder / "run")
             _wait(process, endpoint, folder / "log")
             yield endpoint
         finally:
-            stop(process)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            if process is not None:
+                stop(process)
 
 
 def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:

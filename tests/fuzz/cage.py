@@ -17,8 +17,9 @@ from pegaflow.actors.actor import Actor
 from pegaflow.actors.asks import Host, Step
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, SetLog
 from pegaflow.wire.message import Message, WireError
+from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
 
 from .hostile import EVERY_KIND, Generator, spoiled
@@ -168,7 +169,7 @@ class Cage:
                 self.tell(question.receiver, msg, answer=question.question)
         while self.jobs and self.rng.random() < 0.7:
             number, job = self.jobs.pop(0)
-            done = self.work(job)
+            done = Done(Status.NO_SPACE) if isinstance(job, SetLog) else self.work(job)
             if done is not None:
                 self.take(self.host.complete(number, done, self.now))
 
