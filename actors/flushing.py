@@ -52,10 +52,10 @@ GENTLE_NS = 200 * MS
 GENTLE_BYTES = MIB
 """While somebody loads, a Flush has no more: a load waits behind one of them at most."""
 
-GENTLE_SHARE = 10
+GENTLE_PERCENT = 10
 """Percent of the time in which the log is written while somebody loads."""
 
-PRESSED_SHARE = 50
+PRESSED_PERCENT = 50
 """The same while blocks are lost because they could not be written in time."""
 
 PRESSED_NS = 1000 * MS
@@ -263,7 +263,7 @@ class Flushing(Inheriting):
         """Percent of the time that the log may have."""
         if self._write_all is not None or not self._is_gentle(now):
             return 100
-        return PRESSED_SHARE if now - self._lost_at < PRESSED_NS else GENTLE_SHARE
+        return PRESSED_PERCENT if now - self._lost_at < PRESSED_NS else GENTLE_PERCENT
 
     def flush_of(self, lease: Lease, now: int) -> list[Effect]:
         """What is to be written under this lease: all but blocks found corrupt meanwhile."""

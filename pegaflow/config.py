@@ -16,7 +16,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from pegaflow import limits, rundir, sizes
@@ -46,7 +46,7 @@ PATH_MAX = 3800
 PREFETCH_BLOCKS_MAX = 65536
 """As many as one lookup can name."""
 
-DRAIN_TIMEOUT_MAX = 60
+DRAIN_TIMEOUT_MAX_S = 60
 """Seconds: whoever stops a service waits no longer before it is killed."""
 
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -119,6 +119,10 @@ class Setting:
     metavar: str
     #: Whether the flag may be given several times.
     many: bool = False
+    #: All that may be said, in this spelling or in another case; empty: no list has it.
+    choices: tuple[str, ...] = ()
+    #: What holds if nothing is said, where the default is none of the values.
+    unset: str = "none"
 
 
 @dataclass(frozen=True)
@@ -204,13 +208,28 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
+def variable(key: str) -> str:
+    """The environment's spelling of a setting."""
+    return PREFIX + key.upper()
+
+
+def default(key: str) -> str:
+    """What a setting is if nobody says anything, for a person."""
+    (value,) = (field.default for field in fields(Settings) if field.name == key)
+    if value is MISSING or value in (None, ()):
+        return SETTINGS[key].unset
+    if isinstance(value, bool):
+        return str(value).lower()
+    return sizes.show(value) if SETTINGS[key].metavar == "SIZE" else str(value)
+
+
 def _unknown(key: str, where: str) -> UserError:
     near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
     if not near:
         return UserError(f"unknown setting {where}; there are {', '.join(sorted(SETTINGS))}")
     right = near[0]
     if where.startswith(PREFIX):
-        right = PREFIX + right.upper()
+        right = variable(right)
     elif where.startswith("--"):
         right = flag(right)
     return UserError(f"unknown setting {where}; did you mean {right}?")
@@ -320,8 +339,18 @@ def _one_of(allowed: tuple[str, ...]) -> Callable[[object], str]:
 
 
 SETTINGS: dict[str, Setting] = {
-    "run_dir": Setting(_path, "Where sockets, lock and crash records are.", "DIR"),
-    "pool_size": Setting(_size, "Host memory of the pool, for example 30GiB.", "SIZE"),
+    "run_dir": Setting(
+        _path,
+        "Where sockets, lock and crash records are.",
+        "DIR",
+        unset="$XDG_RUNTIME_DIR/pegaflow, else pegaflow-UID in the temporary directory",
+    ),
+    "pool_size": Setting(
+        _size,
+        "Host memory of the pool, for example 30GiB.",
+        "SIZE",
+        unset="a quarter of the memory, less where less is free",
+    ),
     "extent_size": Setting(_size_of_extent, "Unit in which page sizes share the pool.", "SIZE"),
     "spares": Setting(_number(0, SPARES_MAX), "Sessions kept ready for the next engine.", "N"),
     "copy_threads": Setting(
@@ -337,9 +366,11 @@ SETTINGS: dict[str, Setting] = {
     "ssd_cache_path": Setting(
         _folders, "A directory for the SSD tier; one per device.", "DIR", many=True
     ),
-    "ssd_cache_capacity": Setting(_capacity, "Bytes of the whole log, for example 512gb.", "SIZE"),
+    "ssd_cache_capacity": Setting(
+        _capacity, "Bytes of the whole log, for example 512gb.", "SIZE", unset="as far as the floor"
+    ),
     "ssd_free_floor": Setting(
-        _size, "Bytes of each file system that stay free (a twentieth of it).", "SIZE"
+        _size, "Bytes of each file system that stay free.", "SIZE", unset="a twentieth of it"
     ),
     "ssd_write_queue_depth": Setting(
         _number(1, SSD_DEPTH_MAX), "Batches of blocks on their way to the log.", "N"
@@ -354,13 +385,23 @@ SETTINGS: dict[str, Setting] = {
         _number(1, PREFETCH_BLOCKS_MAX), "Blocks that one engine may await from the log.", "N"
     ),
     "ssd_admission": Setting(
-        _one_of(ADMISSIONS), "Write all blocks, or those reused: asked for or saved again.", "WHAT"
+        _one_of(ADMISSIONS),
+        "Write all blocks, or those reused: asked for or saved again.",
+        "WHAT",
+        choices=ADMISSIONS,
     ),
     "fresh_ssd": Setting(_yes_or_no, "Remove what is in the log.", ""),
     "drain_timeout": Setting(
-        _number(0, DRAIN_TIMEOUT_MAX), "Seconds at the end to write what is not in the log.", "S"
+        _number(0, DRAIN_TIMEOUT_MAX_S), "Seconds at the end to write what is not in the log.", "S"
     ),
-    "log_level": Setting(_one_of(LOG_LEVELS), f"{', '.join(LOG_LEVELS)}.", "LEVEL"),
-    "log_format": Setting(_one_of(LOG_FORMATS), f"{', '.join(LOG_FORMATS)}.", "FORMAT"),
+    "log_level": Setting(
+        _one_of(LOG_LEVELS), "The least level of a line in the log.", "LEVEL", choices=LOG_LEVELS
+    ),
+    "log_format": Setting(
+        _one_of(LOG_FORMATS),
+        "The form of the log; auto: console on a terminal, json elsewhere.",
+        "FORMAT",
+        choices=LOG_FORMATS,
+    ),
 }
 """All settings, by name."""

@@ -1,11 +1,12 @@
 """The settings as options of a command: one each, made from `config.SETTINGS`.
 
 So a setting is written down once, and the command line cannot lag behind the file and the
-environment.
+environment.  The help of an option names its variable and what holds without it.
 """
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from pegaflow import config
+
+_made: Any = enum.StrEnum  # (mypy wants to see a literal name)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,21 +30,35 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         flags: Mapping[str, object] = {key: given.pop(key) for key in config.SETTINGS}
         command(flags, config_file, **given)
 
-    options = [
-        _option(key, typer.Option(help=setting.help, metavar=setting.metavar), setting.many)
-        for key, setting in config.SETTINGS.items()
-    ]
-    file = typer.Option("--config", help="A TOML file of settings.", metavar="FILE")
-    parameters = [*options, _option("config_file", file), *own]
+    options = [_option(key, _typed(key), setting) for key, setting in config.SETTINGS.items()]
+    help_ = f"A TOML file of settings. [{config.variable('config')}; default: none]"
+    file = typer.Option("--config", help=help_, metavar="FILE")
+    parameters = [*options, _option("config_file", file, None), *own]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 
 
-def _option(name: str, option: Any, many: bool = False) -> inspect.Parameter:
+def _typed(key: str) -> Any:
+    setting = config.SETTINGS[key]
+    return typer.Option(
+        help=f"{setting.help} [{config.variable(key)}; default: {config.default(key)}]",
+        metavar=None if setting.choices else setting.metavar,
+        show_default=False,
+        case_sensitive=False,
+    )
+
+
+def _option(name: str, option: Any, setting: config.Setting | None) -> inspect.Parameter:
     """An option that is None if it was not given; one without a metavar is a flag."""
-    one: Any = bool if option.metavar == "" else list[str] if many else str
+    one: Any = str
+    if setting is not None and setting.choices:
+        one = _made(name, {choice: choice for choice in setting.choices})
+    elif option.metavar == "":
+        one = bool
+    elif setting is not None and setting.many:
+        one = list[str]
     kind = one | None
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])

@@ -2,7 +2,11 @@
 
 A limit stands beside the code that keeps it: a public number of a module with its reason as the
 string below it.  Nobody keeps a second list: the modules are read with `ast`, so a limit shows up
-here because it exists.
+here because it exists.  Its name is its module's and its own, so no two are alike.
+
+Of these numbers many are nobody's affair but the code's: the sizes of fields on a disk, how much is
+looked at in one turn.  `INNER` names the modules that have no others, and the few elsewhere; what
+is left are the limits that an operator or an engine can run into.
 """
 
 from __future__ import annotations
@@ -12,13 +16,12 @@ import dataclasses
 import importlib.util
 import json
 import pkgutil
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 import pegaflow
 from pegaflow import poolsize, sizes
@@ -27,7 +30,29 @@ from pegaflow.errors import UserError
 
 _SECONDS = {"NS": 1e-9, "MS": 1e-3, "S": 1.0, "SECONDS": 1.0}
 _UNITS = {"KIB", "MIB", "GIB", "MS"}  # numbers that limit nothing
-_BYTES = {"BYTES", "SIZE", "PAGE", "MEMORY", "WHOLE", "CHUNK", "POOL", "MARGIN", "SMALLEST"}
+_BYTES = {
+    *("BYTES", "SIZE", "PAGE", "MEMORY", "WHOLE", "CHUNK", "POOL", "MARGIN", "SMALLEST"),
+    *("CAPACITY", "PATH"),
+}
+
+INNER = frozenset(
+    """
+    actors.adopting actors.asks actors.blackbox actors.copies actors.flushdevice actors.flusher
+    actors.loop actors.reading actors.sealing actors.stock actors.tally actors.vitals
+    actors.writing cache.adoption cache.backlog cache.eviction cache.ledger cache.segments
+    client.curve client.shell device.diskops device.foreign device.poolfiles replay signals
+    vllm.compat vllm.layout vllm.namespace wire.envelope wire.layout
+    actors.allocator.SCAN_PAGES actors.allocator.STAMP_SHIFT actors.allocator.UNSTATED_MAX
+    actors.flushing.LOOK_PAGES actors.saves.BATCH_BLOCKS actors.volumes.SEGMENTS
+    cache.flushplan.DRAIN_NS cache.flushplan.PREFETCH_BLOCKS cache.flushplan.PREFETCH_INFLIGHT
+    cache.flushplan.WRITE_INFLIGHT cache.flushplan.WRITE_QUEUE_DEPTH
+    client.place.QUEUE_MAX device.disk.SCAN_BYTES keys.IGNORED_SHOWN limits.COPY_THREADS
+    limits.SPARES logs.BYTES_SHOWN sdnotify.UNSAID_MAX vllm.endpoint.PORT
+    wire.flusher.MANIFEST_KEYS wire.message.ITEMS_MAX wire.session.PROOF_BYTES
+    wire.values.NUMBER_MAX
+    """.split()
+)
+"""Modules, with all below them, and single numbers that nobody outside the code runs into."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +62,21 @@ class Limit:
     name: str
     module: str
     value: int | float | tuple[int | float, ...]
-    #: seconds, bytes, share or count; for `s`, `value` is in the unit that the name ends in
+    #: seconds (`value` is in the unit that the name ends in), bytes, percent, count, or share: less
+    #: than one is a part of the whole, more is one part in so many
     unit: str
     reason: str
+
+    @property
+    def full_name(self) -> str:
+        """Which no other number has."""
+        return f"{self.module.removeprefix('pegaflow.')}.{self.name}"
+
+    @property
+    def inner(self) -> bool:
+        """Whether nobody outside the code runs into it."""
+        parts = self.full_name.split(".")
+        return any(".".join(parts[:n]) in INNER for n in range(1, len(parts) + 1))
 
     def shown(self) -> str:
         """The value for a person."""
@@ -53,7 +90,9 @@ class Limit:
             seconds = value * _SECONDS[self.name.rpartition("_")[2]]
             return f"{seconds:g} s" if seconds >= 1 or not value else f"{seconds * 1000:g} ms"
         if self.unit == "share":
-            return f"{value:.0%}"
+            return f"{value:.0%}" if value < 1 else f"1/{value}"
+        if self.unit == "percent":
+            return f"{value} %"
         return f"{value:,}"
 
 
@@ -94,25 +133,27 @@ def _is_number(value: object) -> bool:
 
 def _unit(name: str, value: object) -> str:
     words = name.split("_")
+    if "SHARE" in words or isinstance(value, float) and words[-1] not in _SECONDS:
+        return "share"
+    if words[-1] == "PERCENT":
+        return "percent"
     if words[-1] in _SECONDS:
         return "seconds"
-    if _BYTES & set(words):
-        return "bytes"
-    return "share" if isinstance(value, float) else "count"
+    return "bytes" if _BYTES & set(words) else "count"
 
 
-def show_limits(*, as_json: bool) -> None:
-    """Print all limits."""
-    found = all_limits()
+def show_limits(*, as_json: bool, inner: bool = False) -> None:
+    """Print the limits; with `inner` every number of the code."""
+    found = [limit for limit in all_limits() if inner or not limit.inner]
     if as_json:
-        rows = [{**dataclasses.asdict(limit), "shown": limit.shown()} for limit in found]
+        rows = [
+            {**dataclasses.asdict(limit), "name": limit.full_name, "shown": limit.shown()}
+            for limit in found
+        ]
         json.dump(rows, sys.stdout, indent=1)
         print()
         return
-    table = Table("limit", "value", "where", "why", box=None)
-    for limit in found:
-        table.add_row(limit.name, limit.shown(), limit.module, limit.reason)
-    _console().print(table)
+    _print_rows([(limit.full_name, limit.shown(), limit.reason) for limit in found])
 
 
 def show_settings(
@@ -136,12 +177,21 @@ def show_settings(
         json.dump(parts, sys.stdout, indent=1)
         print()
         return
-    table = Table("setting", "value", *(["from"] if with_origin else []), box=None)
+    shown = []
     for key, value in values.items():
-        in_bytes = SETTINGS[key].metavar == "SIZE" and isinstance(value, int)
-        shown = sizes.show(value) if in_bytes else "-" if value is None else str(value)
-        table.add_row(key, shown, *([notes[key]] if with_origin else []))
-    _console().print(table)
+        shown.append((key, _said(key, value), notes[key] if with_origin else ""))
+    _print_rows(shown)
+
+
+def _said(key: str, value: object) -> str:
+    """A value as one would write it."""
+    if value in (None, ()):
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and SETTINGS[key].metavar == "SIZE":
+        return sizes.show(value)
+    return ":".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _default_pool(settings: Settings) -> poolsize.PoolSize:
@@ -151,6 +201,24 @@ def _default_pool(settings: Settings) -> poolsize.PoolSize:
         return poolsize.PoolSize(0, str(err))
 
 
-def _console() -> Console:
-    """A console that folds no path and no reason when nobody looks at it."""
-    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 400)
+def _print_rows(rows: list[tuple[str, str, str]]) -> None:
+    """A line each; on a terminal one that is too long for it has its last part below."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(laid_out(rows, width))
+
+
+def laid_out(rows: list[tuple[str, str, str]], width: int | None) -> str:
+    """Name, value and note of each, in so many columns; None: as many as it takes."""
+    first = max(len(name) for name, _, _ in rows)
+    second = max(len(value) for _, value, _ in rows if width is None or len(value) < width // 4)
+    lines = []
+    for name, value, note in rows:
+        line = f"{name:<{first}}  {value:<{second}}  {note}".rstrip()
+        if width is None or len(line) <= width:
+            lines.append(line)
+            continue
+        head = f"{name:<{first}}  {value}"
+        lines += [head] if len(head) <= width else [name, f"    {value}"]
+        indent = "    "
+        lines += textwrap.wrap(note, width, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)

@@ -100,7 +100,8 @@ def _explicit(asked: int, memory: Memory, extent: int) -> PoolSize:
         rooms.append((memory.cgroup_room, "is left of the cgroup's memory limit"))
     room, where = min(rooms)
     if asked > room:
-        raise UserError(f"a pool of {show(asked)} does not fit: {show(room)} {where}")
+        hint = "; enlarge it (docker run --shm-size 8g), or name less" if "shm" in where else ""
+        raise UserError(f"a pool of {show(asked)} does not fit: {show(room)} {where}{hint}")
     size = asked // extent * extent
     rounded = "" if size == asked else f", rounded down to whole extents of {show(extent)}"
     return PoolSize(size, f"pool of {show(size)}: as asked{rounded}")

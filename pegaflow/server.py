@@ -10,9 +10,14 @@ be found out under load.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-from pegaflow import cli
-from pegaflow.errors import CommandLineError, UserError
+import typer
+
+from pegaflow import cli, version
+from pegaflow.errors import CommandLineError
+
+PROGRAM = "pegaflow-server"
 
 ALWAYS = {
     "--blockwise-alloc": "each block has its own page",
@@ -76,8 +81,18 @@ def translate(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `pegaflow-server`."""
-    try:
-        cli.app(["serve", *translate(sys.argv[1:])], prog_name="pegaflow")
-    except UserError as err:
-        print(f"pegaflow-server: {err}", file=sys.stderr)
-        raise SystemExit(err.exit_code) from None
+    cli.run(PROGRAM, _serve)
+
+
+def _serve() -> None:
+    given = sys.argv[1:]
+    if given == ["--version"]:
+        print(f"{PROGRAM} {version.installed()}")
+        return
+    group: Any = typer.main.get_command(cli.app)
+    serve = group.commands["serve"]
+    serve.epilog = (
+        f"Of the original {PROGRAM}'s options these change nothing: {', '.join(ALWAYS)}. "
+        f"These are refused, with what to do instead: {', '.join(REFUSED)}."
+    )
+    serve.main(translate(given), PROGRAM, **cli.CONTEXT)

@@ -314,7 +314,9 @@ def test_the_floor_of_the_file_system_is_kept(tmp_path: Path) -> None:
     assert bench.work(OpenVolume(0)).values == (SEGMENT,)
     bench.work(MakeSegment(0, 1, SEGMENT))
     ops.free -= 1
-    assert "--ssd-free-floor" in bench.work(MakeSegment(0, 2, SEGMENT), Status.NO_SPACE).note
+    note = bench.work(MakeSegment(0, 2, SEGMENT), Status.NO_SPACE).note
+    assert "--ssd-free-floor" in note
+    assert f"a segment of {SEGMENT >> 20} MiB does not fit: " in note
     bench.close()
 
 

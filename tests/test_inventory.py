@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from pegaflow import cli, config, inventory
+from pegaflow import cli, config, inventory, version
 from pegaflow.inventory import Limit
 
 from .test_tidy import python_sources
@@ -63,6 +67,10 @@ def test_a_number_without_a_reason_is_found() -> None:
         ("BODY_BYTES_MAX", 8 << 20, "8 MiB"),
         ("OPENS_MAX", 1024, "1,024"),
         ("SHARE_OF_RAM", 0.25, "25%"),
+        ("POOL_SHARE", 8, "1/8"),
+        ("GENTLE_PERCENT", 10, "10 %"),
+        ("DRAIN_TIMEOUT_MAX_S", 60, "60 s"),
+        ("SOCKET_PATH_MAX", 107, "107 B"),
     ],
 )
 def test_a_limit_is_shown_in_its_unit(name: str, value: float, shown: str) -> None:
@@ -74,9 +82,55 @@ def test_limits_are_for_people_and_for_programs(capsys: pytest.CaptureFixture[st
     table = capsys.readouterr().out
     assert "SILENT_NS" in table and "longer than any pause" in table
     inventory.show_limits(as_json=True)
-    rows = {(row["module"], row["name"]): row for row in json.loads(capsys.readouterr().out)}
-    assert rows["pegaflow.limits", "EXTENT_SIZE"]["value"] == 32 << 20
-    assert rows["pegaflow.limits", "EXTENT_SIZE"]["unit"] == "bytes"
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["limits.EXTENT_SIZE"]["value"] == 32 << 20
+    assert rows["limits.EXTENT_SIZE"]["unit"] == "bytes"
+
+
+def test_no_two_limits_have_one_name_and_those_of_nobodys_affair_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    everything = inventory.all_limits()
+    names = [limit.full_name for limit in everything]
+    assert len(set(names)) == len(names)
+    inventory.show_limits(as_json=True)
+    shown = {row["name"] for row in json.loads(capsys.readouterr().out)}
+    inventory.show_limits(as_json=True, inner=True)
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(names)
+    assert "cache.ledger.FACTORS" in names and "cache.ledger.FACTORS" not in shown
+    assert {"actors.restarts.ENGINES_MAX", "actors.frontdesk.ENGINES_MAX"} <= shown
+    useless = {
+        entry
+        for entry in inventory.INNER
+        if not any(n == entry or n.startswith(f"{entry}.") for n in names)
+    }
+    assert useless == set()
+
+
+ROWS = [("a_name", "1", "short"), ("another.name", "v" * 30, "why " * 30), ("b", "2", "")]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_line_is_never_longer_than_the_terminal(width: int) -> None:
+    text = inventory.laid_out(ROWS, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.split() == " ".join(" ".join(row) for row in ROWS).split()
+
+
+def test_everything_of_one_limit_is_on_one_line_for_a_program() -> None:
+    assert len(inventory.laid_out(ROWS, None).splitlines()) == len(ROWS)
+
+
+def test_the_tables_fit_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        mock.patch.object(sys.stdout, "isatty", lambda: True, create=True),
+        mock.patch.dict(os.environ, {"COLUMNS": "80", "PEGAFLOW_RUN_DIR": "/long/" * 20}),
+    ):
+        inventory.show_limits(as_json=False)
+        assert config_show("--origin") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 100
+    assert [line for line in lines if len(line) > 80 and "/long/" not in line] == []
 
 
 def config_show(*arguments: str) -> int:
@@ -134,3 +188,81 @@ def test_serve_and_config_show_have_an_option_for_every_setting() -> None:
     expected = {config.flag(key) for key in config.SETTINGS} | {"--config"}
     assert options["serve"] - {"--help"} == expected
     assert options["show"] - {"--help"} == expected | {"--origin", "--format"}
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, and what was said."""
+    with mock.patch.object(sys, "argv", ["pegaflow", *arguments]), pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    return int(end.value.code or 0), said.out, said.err
+
+
+COMMANDS = [
+    ("serve",), ("purge",), ("status",), ("keygen",), ("replay",), ("demo",), ("config",),
+    ("config", "show"), ("config", "limits"), (),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_helps(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = answer(capsys, *command, "-h"), answer(capsys, *command, "--help")
+    assert short == long and short[0] == 0 and " ".join(["Usage: pegaflow", *command]) in short[1]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "--version")
+    assert code == 0 and out == f"pegaflow {version.installed()}\n"
+
+
+def test_the_shell_completes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", "pegaflow config show --log-level ")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    monkeypatch.setenv("_PEGAFLOW_COMPLETE", "complete_bash")
+    _, out, _ = answer(capsys)
+    assert out.split() == list(config.LOG_LEVELS)
+
+
+def test_the_help_of_serve_has_variables_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = answer(capsys, "serve", "--help")
+    said = "".join(out.split())
+    for key in config.SETTINGS:
+        ending = f"[{config.variable(key)};default:{''.join(config.default(key).split())}]"
+        assert config.flag(key) in out and ending in said, key
+    assert "default:32MiB" in said and "default:aquarterofthememory" in said
+
+
+CHOICES = [
+    (["status", "--format", "yaml"], ("table", "json")),
+    (["config", "show", "--format", "yaml"], ("table", "json")),
+    (["config", "limits", "--format", "yaml"], ("table", "json")),
+    (["config", "show", "--log-level", "loud"], config.LOG_LEVELS),
+    (["config", "show", "--log-format", "xml"], config.LOG_FORMATS),
+    (["config", "show", "--ssd-admission", "some"], config.ADMISSIONS),
+]
+
+
+@pytest.mark.parametrize(("arguments", "choices"), CHOICES)
+def test_what_is_no_choice_is_refused_with_all_that_are(
+    arguments: list[str], choices: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = answer(capsys, *arguments)
+    assert code == 2 and out == ""
+    assert all(choice in err for choice in (arguments[-1], *choices))
+
+
+def test_every_option_with_choices_has_a_test(capsys: pytest.CaptureFixture[str]) -> None:
+    found = set()
+    for command in COMMANDS:
+        _, out, _ = answer(capsys, *command, "-h")
+        found |= {(*command, flag) for flag in re.findall(r"(--[\w-]+) [<\[]\w+\|", out)}
+    tested = {tuple(arguments[:-1]) for arguments, _ in CHOICES}
+    settings = {flag for *command, flag in tested if command == ["config", "show"]} - {"--format"}
+    assert found == tested | {("serve", flag) for flag in settings}
+
+
+def test_a_choice_may_be_said_in_any_case(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "config", "show", "--log-level", "DEBUG", "--format", "json")
+    assert code == 0 and json.loads(out)["log_level"] == "debug"

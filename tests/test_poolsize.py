@@ -69,7 +69,7 @@ def test_an_explicit_size_is_kept_in_whole_extents() -> None:
 @pytest.mark.parametrize(
     ("asked", "change", "why"),
     [
-        (33 * GIB, {}, "33 GiB does not fit: 32 GiB is free in /dev/shm"),
+        (33 * GIB, {}, "33 GiB does not fit: 32 GiB is free in /dev/shm; enlarge it .*--shm-size"),
         (9 * GIB, {"available": 8 * GIB}, "8 GiB of memory is available"),
         (9 * GIB, {"cgroup_room": 7 * GIB}, "7 GiB is left of the cgroup's memory limit"),
         (MIB, {}, "smaller than one extent"),

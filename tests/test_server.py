@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -60,8 +61,9 @@ def test_it_serves_with_what_was_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
 
     seen: list[config.Settings] = []
 
-    def stub(settings: config.Settings) -> int:
+    def stub(settings: config.Settings, read_again: Callable[[], config.Settings]) -> int:
         seen.append(settings)
+        assert read_again() == settings
         return 0
 
     monkeypatch.setattr(serve, "serve", stub)
@@ -91,3 +93,25 @@ def test_an_unknown_flag_is_a_wrong_command_line(
         server.main()
     assert ended.value.code == 2
     assert "--pool-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_its_help_is_its_own(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pegaflow-server", flag])
+    with pytest.raises(SystemExit) as ended:
+        server.main()
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    said = "".join(out.split())
+    assert out.startswith("Usage: pegaflow-server [OPTIONS]") and "pegaflow serve" not in out
+    assert all(name in said for name in [*server.REFUSED, *server.ALWAYS])
+
+
+def test_it_tells_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pegaflow-server", "--version"])
+    server.main()
+    assert capsys.readouterr().out.startswith("pegaflow-server ")

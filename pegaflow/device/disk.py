@@ -282,8 +282,10 @@ class Disk:
         ops, name = self._ops, volume.name(job.segment)
         free, total = ops.space(volume.fd)
         if free - job.size < self._kept(total):
-            why = f"{free // MIB} MiB are free, of which {self._kept(total) // MIB} are to stay so"
-            return Done(Status.NO_SPACE, f"{volume.path}: {why}; see --ssd-free-floor")
+            kept = self._kept(total) // MIB
+            why = f"{free // MIB} MiB are free, of which {kept} are to stay so"
+            why = f"a segment of {job.size // MIB} MiB does not fit: {why}; see --ssd-free-floor"
+            return Done(Status.NO_SPACE, f"{volume.path}: {why}")
         fd = ops.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | volume.direct)
         try:
             ops.allocate(fd, job.size)

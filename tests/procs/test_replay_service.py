@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import re
 import socket as socket_module
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from pegaflow.client import inspect
 from pegaflow.errors import UserError
-from pegaflow.replay import service
+from pegaflow.replay import cli, service
 from pegaflow.replay.cli import replay_command
 from pegaflow.replay.engine import Job, Shape, main
+from pegaflow.replay.reading import Options, read
 from pegaflow.replay.runner import Outcome
 from pegaflow.replay.trace import BUNDLED
 from tests.replay.counting import exact
@@ -136,3 +139,29 @@ def test_an_unreadable_trace_is_one_line(
     (tmp_path / "short").write_text('{"input_length": 5, "hash_ids": [1]}')
     assert replay_command(tmp_path / "short") == 2
     assert "no request with a full block" in capsys.readouterr().err
+
+
+def test_a_demo_that_is_kept_can_be_looked_at(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def look() -> None:
+        (folder,) = re.findall(r"--run-dir (\S+)", capsys.readouterr().out)
+        looked.append(folder)
+        report = inspect(str(Path(folder, "pegaflow.sock")))
+        assert report is not None and report.pool_bytes == 64 << 20 and report.http_addr
+
+    monkeypatch.setattr(cli, "read", lambda paths: read(paths, Options(requests=20)))
+    monkeypatch.setattr("pegaflow.replay.cli.signal.pause", look)
+    assert cli.demo_command("64MiB", keep=True) == 0
+    (folder,) = looked
+    assert not Path(folder).exists(), "nothing is left once it has ended"
+
+
+def test_a_demo_without_room_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.demo_command("plenty") == 2
+    assert "--pool-size: not a size: 'plenty'" in capsys.readouterr().err
+    assert cli.demo_command("100TiB") == 1
+    line = capsys.readouterr().err
+    assert "does not fit" in line and line.count("\n") == 1
