@@ -294,6 +294,13 @@ def test_every_text_is_finished_and_at_home_anywhere() -> None:
     assert [c for path, text in text_files() for c in is_finished(path, text)] == []
 
 
+def test_what_the_readme_has_people_make_is_ignored_by_git() -> None:
+    made = re.findall(r"-m venv (\w+)", (ROOT / "README.md").read_text())
+    assert made and {f"/{name}/" for name in made} <= {
+        line for line in (ROOT / ".gitignore").read_text().splitlines()
+    }
+
+
 BAD: list[tuple[Callable[[Source], Complaints], str, str]] = [
     (imports_point_down, "wire/x.py", "from pegaflow.cache import slab"),
     (imports_point_down, "wire/x.py", "from ..actors import loop"),

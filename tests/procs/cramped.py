@@ -49,7 +49,8 @@ def refused(folder: Path, *flags: str) -> str:
 def no_room_in_shm(folder: Path) -> None:
     """A pool that cannot fit is refused, whoever chose its size."""
     mount("/dev/shm", f"size={SHM_BYTES},mode=1777")
-    assert "48 MiB is free in /dev/shm" in refused(folder, "--pool-size", "64MiB")
+    line = refused(folder, "--pool-size", "64MiB")
+    assert "48 MiB is free in /dev/shm" in line and "--shm-size" in line
     line = refused(folder)
     assert "in /dev/shm" in line and "--shm-size" in line
 
