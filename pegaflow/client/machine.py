@@ -50,7 +50,7 @@ from pegaflow.wire.session import (
     Way,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
+from pegaflow.wire.values import NOBODY, SESSION, SUPERVISOR, Address
 
 from .effects import (
     CopyIn,
@@ -350,8 +350,10 @@ class Machine:
         number = self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
-            if isinstance(answer, SessionAt):
+            if isinstance(answer, SessionAt) and answer.address.name == SESSION:
                 return self._join(answer, now)
+            if isinstance(answer, SessionAt):
+                self.refusal = "the front desk named something else than a session"
             if isinstance(answer, Refused):
                 self.refusal = answer.why
             return self._lose(now)

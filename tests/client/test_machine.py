@@ -379,6 +379,15 @@ def test_a_refused_attach_and_files_that_cannot_be_mapped() -> None:
     assert (c.m.state, c.m.refusal) == ("lost", "no such file")
 
 
+@pytest.mark.parametrize("name", ["", "index", "n" * 1000])
+def test_what_is_no_session_is_not_dialled(name: str) -> None:
+    c = Client()
+    c.wait(0)
+    c.answer(c.question(OpenSession), SessionAt(Address(name, 5), "ipc://s", 77), BOSS)
+    assert c.sent == [] and c.m.state == "lost"
+    assert c.m.refusal == "the front desk named something else than a session"
+
+
 def test_strangers_are_not_heard() -> None:
     c = ready()
     ticket, question = c.lookup()
