@@ -416,16 +416,7 @@ class Machine:
     def _end(self, ticket: int, status: Status) -> list[Effect]:
         """An operation ends without success."""
         operation = self.operations.get(ticket)
-        if operation is None:
-            return []
-        done: Done
-        if operation.kind == "lookup":
-            done = LookupDone(ticket, status, None, 0)
-        elif operation.kind == "load":
-            done = LoadDone(ticket, status, operation.blocks)
-        else:
-            done = SaveDone(ticket, status, 0, 0)
-        return self._finish(ticket, done)
+        return [] if operation is None else self._finish(ticket, operation.failed(ticket, status))
 
     def _finish(self, ticket: int, done: Done) -> list[Effect]:
         operation = self.operations.pop(ticket, None)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
 
 from .effects import Effect
+from .results import Done, LoadDone, LookupDone, SaveDone
 
 
 @dataclass(slots=True)
@@ -19,6 +21,14 @@ class Operation:
     copy: int = 0  # staged load: the session's number for it
     direct: bool = False  # load: the session may write into our blocks
     valid: Callable[[], bool] = lambda: True  # save: the engine's blocks still hold these keys
+
+    def failed(self, ticket: int, status: Status) -> Done:
+        """Its end without success."""
+        if self.kind == "lookup":
+            return LookupDone(ticket, status, None, 0)
+        if self.kind == "load":
+            return LoadDone(ticket, status, self.blocks)
+        return SaveDone(ticket, status, 0, 0)
 
 
 @dataclass(slots=True)
