@@ -51,6 +51,11 @@ class Format(enum.StrEnum):
     json = enum.auto()
 
 
+TraceFormat = enum.StrEnum(
+    "TraceFormat", ["auto", "mooncake", "bailian", "weka", "dynamo", "aiperf"]
+)
+IdScope = enum.StrEnum("IdScope", ["auto", "global", "file", "conversation"])
+
 AnswerFormat = Annotated[Format, typer.Option(help="For people, or for programs.")]
 
 
@@ -198,14 +203,14 @@ def replay(
         list[Path], typer.Argument(help="Files of a trace, packed or not; - is stdin.")
     ],
     format: Annotated[
-        str, typer.Option(help="auto, mooncake, bailian, weka, dynamo or aiperf.")
-    ] = "auto",
+        TraceFormat, typer.Option(help="Of the files.", case_sensitive=False)
+    ] = TraceFormat.auto,
     block_tokens: Annotated[
         int | None, typer.Option(help="Tokens of a block, where the trace does not tell.")
     ] = None,
     ids: Annotated[
-        str, typer.Option(help="Where an id is the same block: auto, global, file, conversation.")
-    ] = "auto",
+        IdScope, typer.Option(help="Where an id is the same block.", case_sensitive=False)
+    ] = IdScope.auto,
     engines: Annotated[int, typer.Option(help="Engine processes.")] = 2,
     requests: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
     layers: Annotated[int, typer.Option(help="Layers of a block.")] = 8,

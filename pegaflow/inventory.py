@@ -217,8 +217,9 @@ def laid_out(rows: list[tuple[str, str, str]], width: int | None) -> str:
         if width is None or len(line) <= width:
             lines.append(line)
             continue
-        head = f"{name:<{first}}  {value}"
-        lines += [head] if len(head) <= width else [name, f"    {value}"]
-        indent = "    "
-        lines += textwrap.wrap(note, width, initial_indent=indent, subsequent_indent=indent)
+        head, indent = f"{name:<{first}}  {value}", "    "
+        below = [note] if len(head) <= width else [value, note]
+        lines.append(head if len(head) <= width else name)
+        for part in below:
+            lines += textwrap.wrap(part, width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)

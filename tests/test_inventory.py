@@ -14,6 +14,8 @@ import pytest
 
 from pegaflow import cli, config, inventory, version
 from pegaflow.inventory import Limit
+from pegaflow.replay.formats import AUTO, FORMATS
+from pegaflow.replay.reading import SCOPES
 
 from .test_tidy import python_sources
 
@@ -241,6 +243,8 @@ CHOICES = [
     (["config", "show", "--log-level", "loud"], config.LOG_LEVELS),
     (["config", "show", "--log-format", "xml"], config.LOG_FORMATS),
     (["config", "show", "--ssd-admission", "some"], config.ADMISSIONS),
+    (["replay", "--format", "csv"], (AUTO, *FORMATS)),
+    (["replay", "--ids", "some"], SCOPES),
 ]
 
 
@@ -254,6 +258,7 @@ def test_what_is_no_choice_is_refused_with_all_that_are(
 
 
 def test_every_option_with_choices_has_a_test(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(cli.TraceFormat) == {AUTO, *FORMATS} and set(cli.IdScope) == set(SCOPES)
     found = set()
     for command in COMMANDS:
         _, out, _ = answer(capsys, *command, "-h")

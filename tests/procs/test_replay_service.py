@@ -152,7 +152,7 @@ def test_a_demo_that_is_kept_can_be_looked_at(
         report = inspect(str(Path(folder, "pegaflow.sock")))
         assert report is not None and report.pool_bytes == 64 << 20 and report.http_addr
 
-    monkeypatch.setattr(cli, "read", lambda paths: read(paths, Options(requests=20)))
+    monkeypatch.setattr(cli, "read", lambda paths: read(paths, Options(limit=20)))
     monkeypatch.setattr("pegaflow.replay.cli.signal.pause", look)
     assert cli.demo_command("64MiB", keep=True) == 0
     (folder,) = looked
