@@ -222,9 +222,12 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
 def withdraw(vllm_config: Any) -> None:
     """Take the connector out of the engine of an encoder-decoder, which vLLM starts with none.
 
-    Only where workers and scheduler share this configuration: elsewhere vLLM ends with its reason.
+    Only where the worker lives in the scheduler's process and shares its configuration: a worker
+    elsewhere would have a connector that its scheduler does not know. There vLLM itself refuses to
+    start, with its reason.
     """
-    if is_encoder_decoder(vllm_config) and world(vllm_config) == 1:
+    executor = attribute(vllm_config, "parallel_config.distributed_executor_backend")
+    if is_encoder_decoder(vllm_config) and executor == "uni":
         logger().warning("pegaflow: off: %s", unsupported(vllm_config, None))
         vllm_config.kv_transfer_config = None
 

@@ -87,6 +87,7 @@ def config(
     dtype: str = "auto",
     kv_role: str = "kv_both",
     data: int = 1,
+    executor: str = "uni",
     **model: Any,
 ) -> Any:
     """A VllmConfig, as a process of that rank sees it; `data`: parallel ranks that the launcher
@@ -94,7 +95,10 @@ def config(
     return VllmConfig(
         instance_id=life,
         parallel_config=ParallelConfig(
-            rank=rank, world_size=world * data, tensor_parallel_size=world
+            rank=rank,
+            world_size=world * data,
+            tensor_parallel_size=world,
+            distributed_executor_backend=executor,
         ),
         kv_transfer_config=SimpleNamespace(
             engine_id="engine",

@@ -120,7 +120,7 @@ def test_the_engine_of_an_encoder_decoder_has_no_connector(
     seen = config(is_encoder_decoder=True)
     assert PegaKVConnector.get_required_kvcache_layout(seen) is None
     assert seen.kv_transfer_config is None and len(caplog.records) == 1
-    for other in (config(), config(is_encoder_decoder=True, world=2)):
+    for other in (config(), config(is_encoder_decoder=True, executor="mp")):
         assert PegaKVConnector.get_required_kvcache_layout(other) is None
         assert other.kv_transfer_config is not None, "the workers have theirs"
 
