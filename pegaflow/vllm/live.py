@@ -8,8 +8,9 @@ the weights, and `Weights` says so; who asks must then expect anything.
 What is read. Of each parameter (and each scale that is kept as a buffer) WINDOWS pieces, evenly
 spread. Nothing is held on to: vLLM may replace a parameter or its memory at any time, so each look
 asks for the parameter anew. Some weights cannot be read: CPU kernels pack them into memory of their
-own, behind a closure that is an attribute of the layer. Of these it is noticed that the closure is
-another one, and from then on `sure` is false: what is read no longer tells what is computed.
+own, behind a closure that is an attribute of the layer, and leave an empty parameter. Of these it
+is noticed that the closure is another one, and from then on `sure` is false: what is read no longer
+tells what is computed.
 
 A `look` reads all of it; a `glance` reads the next few places and says whether they are as they
 were. An update by training or a merge touches nearly every parameter, so a glance sees it at once;
@@ -124,6 +125,8 @@ class Weights:
         if not self._reads:
             return b""
         for _, module in _modules(self._models):
+            if all(one is None or one.nbytes for one in module._parameters.values()):
+                continue
             for name, value in list(vars(module).items()):
                 if isinstance(value, FunctionType) and value.__closure__:
                     self._packed.append(_Packed(module, name, weakref.ref(value)))

@@ -128,6 +128,14 @@ def test_weights_behind_a_closure_are_not_known_any_more_once_it_is_another() ->
     assert weights.known and not weights.original and weights.look()
 
 
+def test_a_closure_beside_weights_that_can_be_read_is_of_no_concern() -> None:
+    one = model(64)
+    vars(one)["compiled"] = packed()
+    weights = Weights([one])
+    vars(one)["compiled"] = packed()
+    assert weights.glance() and weights.look() and weights.original
+
+
 def test_memory_that_is_not_ours_to_read_is_not_known() -> None:
     one = model()
     vars(one._parameters["weight1"])["device"] = SimpleNamespace(type="cuda")
