@@ -202,7 +202,7 @@ def test_exceptions_and_warnings_are_lines_too(taken_over: io.StringIO) -> None:
     except ValueError:
         logging.getLogger("asyncio").exception("a task failed")
     warnings.warn("an old call", DeprecationWarning, stacklevel=1)
-    failing = threading.Thread(target=lambda: {}["missing"], name="http")
+    failing = threading.Thread(target=lambda: dict[str, int]()["missing"], name="http")
     failing.start()
     failing.join()
     Failing()
