@@ -244,19 +244,20 @@ class Client(Shell):
     def poll(self, timeout: float = 0.0) -> list[Done]:
         """Do all I/O and copying that is due; what has ended.
 
-        Waits up to `timeout` seconds if there is nothing yet (a `wake` ends the wait).
+        Waits up to `timeout` seconds if there is nothing yet (a `wake`, or a change of `attached`,
+        ends the wait).
         """
         if os.getpid() != self._pid:
             self._setup()
         if self._closed:
             return []
-        until = self._deadline(timeout)
+        until, attached = self._deadline(timeout), self.attached
         while True:
             self._turn(0 if self._done else until)
             if self._done or time.monotonic_ns() >= until:
                 done, self._done = self._done, []
                 return done
-            if self._woken():
+            if self._woken() or self.attached != attached:
                 return []
 
     def wake(self) -> None:

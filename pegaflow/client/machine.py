@@ -67,7 +67,7 @@ from .effects import (
     ToSession,
     WriteProof,
 )
-from .operations import Operation, Question
+from .operations import Operation, Question, expire
 from .patience import GRACE_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 
@@ -77,6 +77,7 @@ class Machine:
     """One client of one engine."""
 
     me: Identity
+    busy: Callable[[], bool] = lambda: False  # whether the session is ready to run
     state: str = "lost"  # lost, opening, joining, ready, leaving, dying
     refusal: str = ""  # why the service refused us last
     advice: str = ""  # what the service had to say when it took us
@@ -158,7 +159,7 @@ class Machine:
         self.operations[ticket].direct = True
         ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
         grace = min(GRACE_NS, max(0, deadline - now) // 2)
-        return ticket, [self._ask(ask, deadline - grace, loaded, ticket, grace)]
+        return ticket, [self._ask(ask, deadline - grace, loaded, ticket, grace, fatal=True)]
 
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""
@@ -330,12 +331,7 @@ class Machine:
 
     def wake(self, now: int) -> list[Effect]:
         """Look at the time."""
-        effects: list[Effect] = []
-        expired = [n for n, q in self._questions.items() if q.deadline <= now]
-        for number in expired:
-            question = self._questions.pop(number, None)
-            if question is not None:
-                effects += question.then(None, now)
+        expired, effects = expire(self._questions, now, self._spared)
         if expired and self.state == "ready" and not self._pinging:
             effects += self._ping(now)
         if self.state == "lost" and not self.gone and now >= self._retry_at:
@@ -377,7 +373,10 @@ class Machine:
                 self._ready()
             return []
 
-        return [self._ask(Ping(), now + PING_NS, ponged)]
+        return [self._ask(Ping(), now + PING_NS, ponged, fatal=True)]
+
+    def _spared(self) -> bool:
+        return any(o.direct for o in self.operations.values()) and self.busy()
 
     def _ready(self) -> None:
         self.state, self.refusal, self._tries = "ready", "", 0
@@ -432,13 +431,14 @@ class Machine:
         then: Callable[[Message | None, int], list[Effect]],
         ticket: int = 0,
         grace: int = 0,
+        fatal: bool = False,
     ) -> ToSession:
         """A question; `then` hears of its end by the answer, or so long after the deadline, unless
         the operation for which it is asked ends before."""
         number = self._number()
         if ticket:
             self.operations[ticket].question = number
-        self._questions[number] = Question(deadline + grace, then)
+        self._questions[number] = Question(deadline + grace, then, fatal)
         return ToSession(Envelope(self.me.address, self.session, msg, number, 0, deadline))
 
     def _tell(self, msg: Message) -> ToSession:

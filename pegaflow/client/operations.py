@@ -7,6 +7,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
 from .effects import Effect
+from .patience import GRACE_NS
 from .results import Done, LoadDone, LookupDone, SaveDone
 
 
@@ -37,3 +38,24 @@ class Question:
 
     deadline: int
     then: Callable[[Message | None, int], list[Effect]]  # None: no answer
+    fatal: bool = False  # without an answer a session that may write our blocks is killed
+
+
+def expire(
+    questions: dict[int, Question], now: int, spared: Callable[[], bool]
+) -> tuple[bool, list[Effect]]:
+    """End the questions without an answer in time; whether there are any, and what follows.
+
+    A session that may write our blocks and is ready to run is `spared`: either it has no core, and
+    then it needs one to die as much as to answer, or it is in a loop, and the watchdog's.
+    """
+    effects: list[Effect] = []
+    expired = [number for number, question in questions.items() if question.deadline <= now]
+    for number in expired:
+        question = questions.get(number)
+        if question is not None and question.fatal and spared():
+            question.deadline = now + GRACE_NS
+        elif question is not None:
+            del questions[number]
+            effects += question.then(None, now)
+    return bool(expired), effects

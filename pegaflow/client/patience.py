@@ -12,7 +12,8 @@ PING_NS = 1_000_000_000
 GRACE_NS = 500_000_000
 """Patience with a session that writes into our blocks, beyond the deadline that it was given: it
 looks at that before each chunk of a millisecond.  The caller's deadline is so much later, and then
-we kill it; of a short time the session gets half."""
+we kill it; of a short time the session gets half.  One that is ready to run is looked at again so
+much later."""
 
 LEAVE_NS = 1_000_000_000
 """Patience with a session that we leave; then, if it may touch our memory, we kill it."""

@@ -72,6 +72,20 @@ def start_ticks() -> int:
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
+def is_ready(pid: int) -> bool:
+    """Whether a thread of this process runs, or would if it had a core: "R" in its stat."""
+    folder = f"/proc/{pid}/task"
+    try:
+        for name in os.listdir(folder):
+            with open(f"{folder}/{name}/stat", "rb") as file:
+                stat = file.read()
+            if stat[stat.rindex(b")") + 2 :].startswith(b"R"):
+                return True
+    except OSError:
+        return False  # it is ending
+    return False
+
+
 def pid_namespace() -> int:
     """Which pid namespace our pids are of: its inode, or 0 where /proc does not say."""
     try:

@@ -92,7 +92,8 @@ class Shell:
                 place.start_ticks(),
                 who.opens,
                 place.pid_namespace(),
-            )
+            ),
+            busy=lambda: place.is_ready(self._session_pid),
         )
         self._context = who.context or zmq.Context()
         if who.context is None:
@@ -105,6 +106,7 @@ class Shell:
         self._monitors: dict[zmq.Socket[bytes], Monitor] = {}  # of links over TCP
         self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
         self._pidfd = -1
+        self._session_pid = 0  # of the process behind it
         self._pool: FileView | None = None
         self._bounce: FileView | None = None
         self._slot_bytes = 0
@@ -225,6 +227,7 @@ class Shell:
             return
         try:
             self._pidfd = os.pidfd_open(effect.pid)
+            self._session_pid = effect.pid
             self._poller.register(self._pidfd, zmq.POLLIN)
             place.permit_tracer(effect.pid)
         except (OSError, OverflowError):

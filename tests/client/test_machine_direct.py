@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.client.effects import HangUp, KillSession, MapFiles, Memory, WriteProof
-from pegaflow.client.patience import LEAVE_NS
+from pegaflow.client.patience import GRACE_NS, LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.session import (
@@ -120,6 +120,36 @@ def test_a_session_that_does_not_stop_in_time_is_killed_and_its_death_awaited() 
     c.do(c.m.session_died(c.now))
     assert c.done[2:] == [LoadDone(ticket, Status.PEER_GONE, BLOCKS)]
     assert c.others == [KillSession(), HangUp()]
+
+
+def test_a_session_that_has_no_core_is_not_killed_and_ends_its_load_late() -> None:
+    c = ready()
+    c.m.busy = lambda: True
+    ticket, question = c.load()
+    c.wait(60_000 * MS)
+    assert c.others == [] and c.done == [], "neither for the load nor for a ping"
+    assert c.m.state == "ready"
+    c.answer(question, Loaded(Status.EXPIRED))
+    assert c.done == [LoadDone(ticket, Status.EXPIRED, BLOCKS)]
+
+
+def test_it_is_killed_as_soon_as_it_has_a_core_and_says_nothing() -> None:
+    c = ready()
+    c.m.busy = lambda: True
+    ticket, _ = c.load()
+    c.wait(60_000 * MS)
+    c.m.busy = lambda: False
+    c.wait(GRACE_NS)
+    assert c.others == [KillSession()]
+
+
+def test_who_leaves_waits_for_no_core() -> None:
+    c = ready()
+    c.m.busy = lambda: True
+    c.load()
+    c.do(c.m.leave(c.now))
+    c.wait(LEAVE_NS)
+    assert c.others == [KillSession()], "its memory is about to go"
 
 
 def test_a_lost_link_does_not_end_a_load() -> None:

@@ -101,3 +101,18 @@ def test_a_collected_client_waits_only_for_a_load_that_writes(
     del client
     gc.collect()
     assert bool(looks) is writing
+
+
+def test_a_poll_ends_when_the_connection_changes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int | None] = []
+
+    def change(self: Client, until: int | None) -> None:
+        looks.append(until)
+        self._machine.state = "lost" if self.attached else "ready"
+
+    monkeypatch.setattr(Client, "_turn", change)
+    for attached in (True, False):
+        assert client.poll(3600.0) == [] and client.attached is attached
+    assert len(looks) == 2
