@@ -4,6 +4,7 @@
 * An engine id whose session belongs to another generation gets a new session once the old one is
   proven dead; while the old engine's process lives, the newcomer is refused, so two engines cannot
   supersede each other for ever.
+* A spare that does not say Serving in time is the watchdog's; its engine waits for the end of it.
 * An engine whose sessions fail one after the other is refused for a while (restarts.py), so that it
   does not use up everybody's spares.
 * A joiner (OpenSession.opens is False) waits until somebody has opened its generation, and never
@@ -27,9 +28,7 @@ from pegaflow.wire.values import Address
 from .actor import MS, Ask, Effect, Note, Reply, Sender
 from .kids import Kid, who
 from .restarts import FAILURES_MAX, PERIOD_NS, Budgets
-
-SERVE_NS = 1000 * MS
-"""Patience with a spare that is given an engine: it is idle and answers in microseconds."""
+from .watchdog import SERVE_NS
 
 ENGINES_MAX = 256
 """Engines of one host: eight devices, each shared by more than can be.  Each costs a process."""
@@ -51,13 +50,12 @@ class _Open:
 
 
 class FrontDesk:
-    """Gives sessions to engines.  `kill` ends a child, `changed` is said after a spare is taken."""
+    """Gives sessions to engines.  `changed` is said after a spare is taken."""
 
     def __init__(
         self,
         kids: dict[Address, Kid],
         budgets: Budgets,
-        kill: Callable[[Kid], list[Effect]],
         changed: Callable[[int], list[Effect]],
         pid_namespace: int,
     ) -> None:
@@ -65,7 +63,6 @@ class FrontDesk:
         self.budgets = budgets  # the supervisor's own
         self.opens: deque[_Open] = deque()  # engines that wait for a session
         self._pid_namespace = pid_namespace  # that our pids are of; 0: unknown
-        self._kill = kill
         self._changed = changed
 
     def open(self, sender: Sender, msg: OpenSession) -> list[Effect]:
@@ -157,17 +154,15 @@ class FrontDesk:
         taken = {kid.seat for kid in self.kids.values()}
         spare.seat = next(seat for seat in count(1) if seat not in taken)
         spare.engine, spare.opener, spare.state = msg.engine, msg, "assigned"
+        spare.owes = now
 
         def serving(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, Serving) and not spare.killed:
-                spare.state = "serving"
-                effects: list[Effect] = [
-                    Note("engine_opened", who(spare)),
-                    Reply(open_.sender, self._session_at(spare, open_)),
-                ]
-                return effects + self._changed(now)
-            self.opens.append(open_)
-            return self._kill(spare) + self._changed(now)
+            effects = self.serves(spare) if isinstance(answer, Serving) else []
+            if effects:
+                effects.append(Reply(open_.sender, self._session_at(spare, open_)))
+            else:
+                self.opens.append(open_)  # until the spare serves after all, or is proven dead
+            return effects + self._changed(now)
 
         spare.foreign = self._is_foreign(open_)
         serve = Serve(
@@ -176,6 +171,13 @@ class FrontDesk:
             foreign=spare.foreign,
         )
         return [Ask(spare.address, serve, now + SERVE_NS, serving)]
+
+    def serves(self, spare: Kid) -> list[Effect]:
+        """A spare says that it serves its engine; nothing if that comes too late."""
+        if spare.killed or spare.state != "assigned":
+            return []
+        spare.state = "serving"
+        return [Note("engine_opened", who(spare))]
 
     def _is_foreign(self, open_: _Open) -> bool:
         """Whether this client of our host sees other pids than we do."""

@@ -17,6 +17,8 @@ class Kid:
     port: int = 0  # sessions: on TCP, if they listen there
     born: int = 0
     heard: int = 0  # last sign of life
+    owes: int = 0  # while assigned: since when it owes us its Serving
+    starved: bool = False  # it is late since it gets no core
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
     engine: str = ""  # sessions
     seat: int = 0  # of the engine; 0: none

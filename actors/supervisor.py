@@ -8,8 +8,8 @@ A pure actor like the others: processes are started and killed by jobs, their de
 * A dead child is announced (Gone) to everyone who may hold something of it, then replaced: a
   session by a fresh spare, an index or allocator by one that adopts the pool as it is.  Nobody else
   is taken down.  Engines that come while the core is not complete wait at the desk.
-* A child silent for SILENT_NS is killed and never resumed.  If the supervisor itself wakes late, it
-  was stopped too: then all silence clocks start again.
+* A child that is silent, and not for want of a core, is killed and never resumed (watchdog.py).  If
+  the supervisor itself wakes late, it was stopped too: then all silence clocks start again.
 * A child that fails again and again is restarted ever later, then rests (restarts.py).
 * Spares that nobody wants any more drain one by one.
 * Drain: sessions first, then the flusher, which writes what is left, then the core, then the
@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pegaflow import series
 from pegaflow.roster import ROSTER, SPECS
 from pegaflow.wire.control import (
-    SILENT_NS,
     Beat,
     BindAgain,
     Bye,
@@ -43,6 +42,7 @@ from pegaflow.wire.control import (
     Refused,
     Report,
     Roll,
+    Serving,
     Welcome,
     listed,
 )
@@ -59,6 +59,7 @@ from pegaflow.wire.jobs import (
     Spawn,
     Stopping,
 )
+from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, Address
 
@@ -68,6 +69,7 @@ from .kids import Kid, neighbour, who
 from .operator import Operator
 from .restarts import FAILURES_MAX, REST_NS, Budgets
 from .tally import Tally
+from .watchdog import Watchdog
 
 TICK_NS = 250 * MS
 """How often silence and back-off are looked at."""
@@ -80,9 +82,6 @@ DRAIN_NS = 2500 * MS
 
 DEAD_MAX = 1024
 """Dead sessions that a new index is told of; it lacks those of its predecessor's last seconds."""
-
-START_NS = 20_000 * MS
-"""Patience with a child that has not said Hello: imports on a loaded machine take seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,9 @@ class Supervisor(Actor):
         self.tally = Tally()
         self.pool: Welcome | None = None  # None until there is one
         self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # holders, the newest last
-        self.desk = FrontDesk(
-            self.kids, self.budgets, self._kill, self._restaff, plan.pid_namespace
-        )
+        self.desk = FrontDesk(self.kids, self.budgets, self._restaff, plan.pid_namespace)
         self.operator = Operator(self.kids)
+        self.watchdog = Watchdog(self.kids, self.counts, self._kill)
         self.state = "starting"  # starting, up, draining, killing
         self.started = 0
         self.next_tick = 0
@@ -155,20 +153,12 @@ class Supervisor(Actor):
         return effects + self._tick(now) if now >= self.next_tick else effects
 
     def _tick(self, now: int) -> list[Effect]:
-        """Kill the silent, start what is due, forget opens that waited too long."""
+        """Look at the silent, start what is due, forget opens that waited too long."""
         if now - self.next_tick > LATE_NS:
             self.counts["woke_late"] += 1
-            for kid in self.kids.values():
-                kid.heard = now
+            self.watchdog.forgive(now)
         self.next_tick = now + TICK_NS
-        effects: list[Effect] = []
-        for kid in self.kids.values():
-            patience = START_NS if kid.state == "starting" else SILENT_NS
-            if now - kid.heard > patience and not kid.killed:
-                self.counts["silent_killed"] += 1
-                silent = ("silent_ms", (now - kid.heard) // MS)
-                effects.append(Note("child_silent", (*who(kid), silent), "warning"))
-                effects += self._kill(kid)
+        effects = self.watchdog.look(now)
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
         self.desk.expire(now)
@@ -310,6 +300,12 @@ class Supervisor(Actor):
         if kid is not None and kid.state != "draining":
             kid.heard, kid.state = now, "draining"
         return []
+
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """A spare says that it serves after its time: it was starved, or the watchdog has it."""
+        kid = self.kids.get(sender)
+        served = self.desk.serves(kid) if kid and isinstance(msg, Serving) else []
+        return served + self._restaff(now)
 
     def _on_exited(self, sender: Sender, msg: Exited, now: int) -> list[Effect]:
         kid = self.kids.pop(msg.address, None)

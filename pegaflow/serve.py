@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pegaflow import exits, keys, limits, logs, poolsize, rundir, sdnotify, sizes, version
 from pegaflow.actors.asks import Host
-from pegaflow.actors.loop import Loop
+from pegaflow.actors.loop import Loop, monotonic
 from pegaflow.actors.process import child_command
 from pegaflow.actors.supervisor import Plan, Supervisor
 from pegaflow.actors.tcp import tcp_of
@@ -32,6 +32,7 @@ from pegaflow.config import Settings
 from pegaflow.device import poolfiles
 from pegaflow.device.poolfiles import PoolFiles, Wanted
 from pegaflow.device.procs import open_pidfd, start_ticks
+from pegaflow.device.waits import Waits
 from pegaflow.errors import UserError
 from pegaflow.wire.jobs import (
     Announce,
@@ -39,6 +40,7 @@ from pegaflow.wire.jobs import (
     Done,
     Exited,
     Kill,
+    Look,
     NextIncarnation,
     OpenPool,
     Spawn,
@@ -64,6 +66,7 @@ class _House:
         self.loop: Loop | None = None
         self._lock = lock
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
+        self._silences: dict[Address, tuple[int, Waits]] = {}  # since when, and what was seen
         self.manager = sdnotify.Notifier()
         self._stem = str(SHM / shm_stem(settings.run_dir))
         self.reason = ""  # why the pool is as it is
@@ -133,6 +136,8 @@ class _House:
             return Done(Status.OK, "", (self.incarnation,))
         if isinstance(job, Spawn):
             return self._spawn(job.address)
+        if isinstance(job, Look):
+            return self._look(job)
         if isinstance(job, Announce):
             self.manager.say(job.lines)
             return Done(Status.OK)
@@ -141,6 +146,16 @@ class _House:
         if child is not None:
             child.kill()
         return Done(Status.OK)
+
+    def _look(self, job: Look) -> Done:
+        since, waits = self._silences.get(job.address, (None, None))
+        if waits is None or since != job.since:
+            child = self._children.get(job.address)
+            waits = Waits(child.pid if child is not None else 0, os.getpid())
+            self._silences[job.address] = job.since, waits
+        now = monotonic()
+        wait = waits.look(now)
+        return Done(Status.OK, wait.state, (wait.waited, wait.ran, now))
 
     def _spawn(self, address: Address) -> Done:
         command = child_command(address, self.settings, self.supervisor)
@@ -159,6 +174,7 @@ class _House:
             loop.unwatch(fd)
             os.close(fd)
             code = self._children.pop(address).wait()
+            self._silences.pop(address, None)
             pool = Path(self.files.pool.path).stem
             for path in SHM.glob(f"{pool}.{address}.*.bounce"):
                 path.unlink(missing_ok=True)

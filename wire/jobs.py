@@ -3,6 +3,17 @@
 An actor asks its shell for device work with a job and gets a completion as its next input.  Both
 are declared like messages, so that an actor's inputs can be written to a file and replayed; they
 never cross a socket.
+
+A child that says nothing is judged by the supervisor and looked at by its shell:
+
+    supervisor → shell   Look           at every tick, from a third of its patience on
+    shell → supervisor   Done           how long it, or we, waited for a core since the first Look
+    supervisor → shell   Kill           once it was silent for longer than its patience, without
+                                        that waiting
+    shell → supervisor   Exited         its proven death
+
+The shell remembers its first Look for each silence (a child and the time since when it is silent),
+so it asks the kernel only about a child that is late.  What cannot be seen has not waited.
 """
 
 from .control import Report
@@ -95,6 +106,17 @@ class Kill(Message):
     """SIGKILL a child; its death comes as Exited."""
 
     address: Address
+
+
+@message(239)
+class Look(Message):
+    """What has kept a child from speaking since then?  Done.values, since the first Look of this
+    silence: nanoseconds in which a thread of the child's or of ours was ready to run and had no
+    core, nanoseconds that the child ran, and when that was: we may hear of it much later.
+    Done.note: its state, in a word."""
+
+    address: Address
+    since: int
 
 
 @message(209)

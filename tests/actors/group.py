@@ -12,7 +12,16 @@ from pegaflow.wire.control import (
     SessionAt,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Announce, CheckFiles, Exited, Kill, NextIncarnation, OpenPool, Spawn
+from pegaflow.wire.jobs import (
+    Announce,
+    CheckFiles,
+    Exited,
+    Kill,
+    Look,
+    NextIncarnation,
+    OpenPool,
+    Spawn,
+)
 from pegaflow.wire.values import Address
 
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
@@ -29,6 +38,7 @@ class Group(Rig):
         self.incarnation = BOSS.incarnation
         self.living: list[Address] = []
         self.killed: list[Address] = []
+        self.waited: dict[Address, int] = {}  # nanoseconds that a silent child waited for a core
         self.announced: list[str] = []  # to the service manager
         self.opened = opened  # what OpenPool gives
         self.faults: list[str] = []  # what a look at the service's files finds
@@ -60,6 +70,9 @@ class Group(Rig):
                 self.living.append(job.address)
                 sent += self.done(Spawn, values=(1000 + job.address.incarnation, 1))
                 sent += self.tell(job.address, Hello(1, 1, f"ipc://{job.address}"))
+            elif isinstance(job, Look):
+                waited = self.waited.get(job.address, 0)
+                sent += self.done(Look, note="sleeping", values=(waited, 0, self.now))
             elif isinstance(job, Announce):
                 self.announced.append(job.lines)
                 sent += self.done(Announce)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pegaflow.actors.supervisor import DRAIN_NS, START_NS, TICK_NS, Supervisor
+from pegaflow.actors.supervisor import DRAIN_NS, TICK_NS, Supervisor
 from pegaflow.wire.control import (
     SILENT_NS,
     Bye,
@@ -22,14 +22,14 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Exited, Kill, NextIncarnation, OpenPool, Spawn, Stopping
+from pegaflow.wire.jobs import Exited, OpenPool, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 from tests.wire.samples import fields
 
 from .group import OPEN, PLAN, Group
-from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
+from .rig import BOSS, CLIENT_7, CLIENT_8, POOL, Rig, one, pick, said
 
 
 def test_the_group_starts_in_order_and_hears_of_its_neighbours() -> None:
@@ -69,16 +69,6 @@ def test_our_own_late_wake_restarts_the_clocks() -> None:
     group.wait(SILENT_NS + 2 * TICK_NS)
     group.settle()
     assert set(group.killed) == set(group.living)
-
-
-def test_a_child_that_never_says_hello_is_killed() -> None:
-    rig = Rig(Supervisor(BOSS, PLAN))
-    rig.start()
-    rig.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
-    rig.done(NextIncarnation, values=(2,))
-    rig.done(Spawn, values=(7, 7))
-    rig.wait(START_NS + 2 * TICK_NS)
-    assert rig.wanted(Kill) == [Kill(Address(ALLOCATOR, 2))]
 
 
 def test_no_pool_no_service() -> None:
@@ -223,17 +213,6 @@ def test_a_newcomer_waits_for_the_old_sessions_proven_death() -> None:
     serve = one(group.exit(session), Serve)
     assert serve.receiver != session
     assert said(group.answer(serve, Serving()), SessionAt, CLIENT_8).address == serve.receiver
-
-
-def test_a_spare_that_does_not_serve_is_killed_and_another_taken() -> None:
-    group = Group()
-    deaf = one(group.open(), Serve).receiver
-    sent = group.beats(2000 * MS)
-    assert group.killed == [deaf]
-    sent += group.exit(deaf)
-    serve = pick(sent, Serve)[-1]
-    assert serve.receiver != deaf
-    assert said(group.answer(serve, Serving()), SessionAt).address == serve.receiver
 
 
 def test_bad_opens() -> None:

@@ -58,7 +58,8 @@ class Client(Proc):
                 pid=self.pid,
                 started=self.started,
                 opens=role.opens,
-            )
+            ),
+            busy=lambda: self._pidfd is not None and self._pidfd.has_no_core,
         )
         self.open: dict[int, Operation] = {}  # by ticket
         self.memory = bytearray()

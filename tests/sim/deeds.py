@@ -62,6 +62,7 @@ class Deeds:
             "core stops": 1,
             "core hangs": 0.5,
             "core crashes": 2,
+            "child starves": 2,
             "ledger tears": 1.5,
             "block is halved": 1,
             "seal is not heard": 2,
@@ -148,6 +149,7 @@ class Deeds:
             "index": INDEX,
             "allocator": ALLOCATOR,
             "core": rng.choice((INDEX, ALLOCATOR)),
+            "child": rng.choice((INDEX, ALLOCATOR, SESSION, SESSION, FLUSHER, GATEWAY)),
             "gateway": GATEWAY,
             "flusher": FLUSHER,
             "supervisor": SUPERVISOR,
@@ -164,6 +166,8 @@ class Deeds:
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
         elif deed.endswith("lags"):
             victim.pause(rng.choice((1200 * MS, 2300 * MS)))
+        elif deed.endswith("starves"):
+            victim.starve(rng.choice((1200 * MS, 3500 * MS, 5000 * MS, 9000 * MS)))
         elif deed.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
         elif deed.endswith("is killed") or rng.random() < 0.3:

@@ -20,10 +20,11 @@ from pegaflow.actors.gateway import Gateway
 from pegaflow.actors.index import Index
 from pegaflow.actors.session import Session
 from pegaflow.actors.supervisor import Plan, Supervisor
+from pegaflow.actors.watchdog import SERVE_NS
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.cache.scan import occupied
-from pegaflow.wire.control import Fenced, Hello, Report, Welcome
+from pegaflow.wire.control import SILENT_NS, Fenced, Hello, Report, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
     Announce,
@@ -34,6 +35,7 @@ from pegaflow.wire.jobs import (
     GrowExtent,
     Kill,
     Listen,
+    Look,
     NextIncarnation,
     OpenPool,
     Publish,
@@ -59,7 +61,7 @@ from pegaflow.wire.values import (
 
 from .disk import FlushWork
 from .files import Device, Files, Work, at_once
-from .world import CLEAN_END, MS, US, Died, Proc, World
+from .world import CLEAN_END, MS, US, Died, Proc, S, World
 
 EXTENTS_SURE = 3
 """Extents for which there always is room."""
@@ -69,6 +71,9 @@ COPY_THREADS = 2
 
 DISK_THREADS = 6
 """Of the flusher."""
+
+STUCK_NS = 5 * S
+"""So long no child hangs under a supervisor that was awake all the time."""
 
 
 @dataclass(slots=True)
@@ -248,6 +253,7 @@ class ChildProc(HostProc):
         else:
             kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
             self.actor = kinds[address.name](address, boss, hello)
+        self.boss = world.procs[boss]
         self.shown: Report | None = None  # what HTTP answers from
         self._device: Device | None = None
         self.dial(boss)
@@ -271,6 +277,15 @@ class ChildProc(HostProc):
             found += occupied(Ledger(self.files.named[path]), page, 1)
             yield
         return Done(Status.OK, "", tuple(found))
+
+    def resume(self) -> None:
+        """Whoever was stuck for so long is dead by now."""
+        stuck = self.world.now - self.stopped_at >= STUCK_NS and not self.waited(self.stopped_at)
+        if self.alive and stuck and self.boss.stopped_at < self.stopped_at - SILENT_NS:
+            assert isinstance(self.boss, House)
+            kid = self.boss.supervisor.kids[self.address]
+            assert kid.state == "starting", f"{self.address} hung and was not killed"
+        super().resume()
 
     def work(self, number: int, job: Message) -> Done | None:
         """The jobs of actors/process.py."""
@@ -366,11 +381,31 @@ class House(HostProc):
             return self._spawn(job.address)
         if isinstance(job, Announce | CheckFiles):
             return Done(Status.OK)
-        assert isinstance(job, Kill)
+        assert isinstance(job, Kill | Look)
         child = self.world.procs.get(job.address)
+        if isinstance(job, Look):
+            waited = child.waited(job.since) if child is not None else 0
+            return Done(Status.OK, "", (waited, 0, self.world.now))
         if child is not None:
             self.world.at(self.world.now + self.world.delay(), lambda: child.die("killed"))
         return Done(Status.OK)
+
+    def _effects(self, step: Step) -> None:
+        for note in step.notes:
+            if note.event == "child_silent":
+                self._judge(dict(note.facts))
+            elif note.event == "child_starved":
+                self.world.counts["a starved child is waited for"] += 1
+        super()._effects(step)
+
+    def _judge(self, facts: dict[str, str | int]) -> None:
+        """The watchdog kills a child: has that had its time?"""
+        address, kid = next(k for k in self.supervisor.kids.items() if str(k[0]) == facts["child"])
+        silent = int(facts["silent_ms"]) * MS
+        had = silent - self.world.procs[address].waited(self.world.now - silent)
+        enough = had >= (SERVE_NS if kid.state == "assigned" else SILENT_NS)
+        assert enough, f"{address} is killed, and had {had / 1e6:.0f} of {silent / 1e6:.0f} ms"
+        self.world.counts["a hung child is killed"] += 1
 
     def _make(self, files: Files) -> None:
         g = self.geometry

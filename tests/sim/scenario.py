@@ -1,11 +1,11 @@
 """One run from a seed: a group, its engines, some seconds of faults, then rest and the last checks.
 
-Time of faults: engines crash, leave, stop for a while; every kind of child crashes, stops for less
-and for more than the watchdog's patience; the supervisor crashes or is told to stop, and another
-one starts on what is left; links are full; an extent or a bounce file finds no room; where pages
-are verified, bits turn; with SSDs, they fail for a while or rot, and the host goes down and comes
-up with an empty pool.  Besides, every run has its share of traps (traps.py): faults that wait for
-one message to one kind of process.
+Time of faults: engines crash, leave, stop for a while; every kind of child crashes, gets no core
+for a while, stops for less and for more than the watchdog's patience; the supervisor crashes or is
+told to stop, and another one starts on what is left; links are full; an extent or a bounce file
+finds no room; where pages are verified, bits turn; with SSDs, they fail for a while or rot, and the
+host goes down and comes up with an empty pool.  Besides, every run has its share of traps
+(traps.py): faults that wait for one message to one kind of process.
 """
 
 import traceback

@@ -223,6 +223,8 @@ class Proc:
         self.address = address
         self.alive = True
         self.paused = False
+        self.stopped_at = 0  # the last pause began
+        self.starved: list[tuple[int, int]] = []  # from when to when it was ready and had no core
         self.died_at = 0
         self.exit_code = 1  # of a dead one
         self.doomed = False  # crashes as soon as it has sent something
@@ -294,7 +296,24 @@ class Proc:
         if self.alive and not self.paused:
             self.world.note(self.address, f"is stopped for {length / 1e6:.0f} ms")
             self.paused = True
-            self.world.at(self.world.now + length, self._resume)
+            self.stopped_at = self.world.now
+            self.world.at(self.world.now + length, self.resume)
+
+    def starve(self, length: int) -> None:
+        """Be ready to run, and get no core for so long."""
+        if self.alive and not self.paused:
+            self.pause(length)
+            self.starved.append((self.world.now, self.world.now + length))
+
+    @property
+    def has_no_core(self) -> bool:
+        """Whether it would run now if it could."""
+        return self.paused and bool(self.starved) and self.world.now < self.starved[-1][1]
+
+    def waited(self, since: int) -> int:
+        """How long it got no core since then."""
+        now = self.world.now
+        return sum(max(0, min(end, now) - max(begin, since)) for begin, end in self.starved)
 
     def die(self, why: str) -> None:
         """The process ends here, by itself or by a signal."""
@@ -318,7 +337,8 @@ class Proc:
         """Somebody holds a pidfd on us."""
         self._watchers.append(call)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """The pause is over."""
         if not self.alive:
             return
         self.world.note(self.address, "goes on")

@@ -1,0 +1,115 @@
+"""How long the threads of a process have waited for a core, as the scheduler counts it.
+
+/proc/PID/task/TID/schedstat has the nanoseconds that a thread ran, the nanoseconds that it was
+ready to run and had no core, and how often it got one.  The second number grows only when the
+thread gets its core at last, so a thread that waits right now is told by two looks: ready to run
+("R") at both, and between them it neither ran nor got a core.  It cannot have slept meanwhile: to
+fall asleep it would have had to run.  The time that it ran is read from `stat` too, which is right
+even on a core without a tick.
+
+A word of a process has come late by the waits of several threads, one after the other: its loop, a
+worker that holds a lock, the thread of ZeroMQ that sends, and those of whoever listens.  So the
+waits of all of them count, for as much time as there was.  Where the kernel counts no waits
+(`schedstat` is absent or zero) only those are seen that last from one look to the next.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+STATES = {"R": "running", "S": "sleeping", "D": "blocked in the kernel", "Z": "dead", "X": "dead"}
+STATES |= {"T": "stopped", "t": "traced"}
+"""What a letter of `stat` means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One thread at one look."""
+
+    state: str  # a letter
+    ticks: int  # clock ticks that it ran
+    ran: int  # the same in nanoseconds; 0 if the kernel does not count it
+    waited: int  # nanoseconds, without a wait that goes on
+    slices: int  # how often it got a core
+
+    def stood_still(self, before: Thread) -> bool:
+        """Whether it has waited for a core ever since that look."""
+        counted = (self.ticks, self.ran, self.slices)
+        ready = self.state == before.state == "R"
+        return ready and counted == (before.ticks, before.ran, before.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What was seen from the first look to this one."""
+
+    waited: int  # nanoseconds in which some thread waited for a core
+    ran: int  # nanoseconds that all threads of the process ran
+    state: str  # of its main thread, in a word
+
+
+class Waits:
+    """A process, from its first look on, and those that listen to it."""
+
+    def __init__(self, pid: int, *listeners: int) -> None:
+        self._pid = pid
+        self._listeners = listeners
+        self._total = Wait(0, 0, "")
+        self._looked: int | None = None  # when the last look was
+        self._seen: dict[int, Thread] = {}  # each living thread at the last look
+        self._still: dict[int, int] = {}  # since when those wait that did so then
+
+    def look(self, now: int) -> Wait:
+        """Look at them now (CLOCK_MONOTONIC nanoseconds)."""
+        own = threads(self._pid)
+        seen = {**own, **{t: s for pid in self._listeners for t, s in threads(pid).items()}}
+        then = now if self._looked is None else self._looked
+        still: dict[int, int] = {}
+        waited = ran = 0
+        for tid, thread in seen.items():
+            before = self._seen.get(tid)
+            if before is None:
+                continue
+            if thread.stood_still(before):
+                still[tid] = self._still.get(tid, then)
+            counted = then - self._still.get(tid, then)  # of the wait that went on at that look
+            more = now - still[tid] if tid in still else 0
+            waited += max(0, thread.waited - before.waited + more - counted)
+            ran += thread.ran - before.ran if tid in own else 0
+        self._looked, self._seen, self._still = now, seen, still
+        main = own.get(self._pid)
+        self._total = Wait(
+            self._total.waited + min(waited, now - then),
+            self._total.ran + max(ran, 0),
+            STATES.get(main.state, main.state) if main is not None else "dead",
+        )
+        return self._total
+
+
+def threads(pid: int) -> dict[int, Thread]:
+    """The threads of a process; none if it is gone."""
+    folder = f"/proc/{pid}/task"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return {}
+    found = {int(name): _thread(f"{folder}/{name}") for name in names}
+    return {tid: thread for tid, thread in found.items() if thread is not None}
+
+
+def _thread(folder: str) -> Thread | None:
+    stat = _read(f"{folder}/stat")
+    if not stat:
+        return None  # it has ended since we listed it
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    counts = [int(word) for word in _read(f"{folder}/schedstat").split()] or [0, 0, 0]
+    return Thread(fields[0].decode(), int(fields[11]) + int(fields[12]), *counts)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
