@@ -29,10 +29,13 @@ from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.jobs import (
     Done,
     DrawProof,
+    FillPages,
     GrowExtent,
+    ReadBlocks,
     ReadRecords,
     ScanRecords,
     SetLog,
+    SumPages,
     UnmapEngine,
     WatchProcess,
 )
@@ -78,16 +81,22 @@ class _Device:
         self._copies: Copies | None = None
         self._extents: Extents | None = None
         self._workers = Workers()
+        self._savers: Workers | None = None  # of a session: what no engine waits for
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
         self.loop = loop
+        self._collect(self._workers)
+
+    def _collect(self, workers: Workers) -> None:
+        loop = self.loop
+        assert loop is not None
 
         def collect() -> None:
-            for number, done in self._workers.collect():
+            for number, done in workers.collect():
                 loop.complete(number, done)
 
-        loop.watch(self._workers.fd, collect)
+        loop.watch(workers.fd, collect)
 
     def work(self, number: int, job: Message) -> Done | None:
         """Do a job at once, or leave it to the worker thread."""
@@ -112,7 +121,9 @@ class _Device:
         except OSError as err:
             gone = f"cannot map {self._welcome().pool_path}: {err.strerror}; restart the service"
             return Done(Status.COPY_FAILED, gone)
-        self._workers.put(number, *copies.parts(job))
+        save = isinstance(job, FillPages | ReadBlocks | SumPages)
+        workers = self._savers if save and self._savers is not None else self._workers
+        workers.put(number, *copies.parts(job))
         return None
 
     def _grow(self, job: GrowExtent) -> Done:
@@ -161,6 +172,9 @@ class _Device:
 
             w = self._welcome()
             self._workers.grow(w.copy_threads)
+            self._savers = Workers(yielding=True)
+            self._savers.grow(w.copy_threads)
+            self._collect(self._savers)
             stem = f"{w.pool_path.removesuffix('.pool')}.{self.actor.address}"
             self._copies = Copies(self._pool_file(), stem, w.copy_threads)
         return self._copies

@@ -1,11 +1,12 @@
 """The threads that copy: parts of one job, outcomes, and an error that nobody expected."""
 
+import os
 import select
 import subprocess
 import sys
 import threading
 
-from pegaflow.actors.workers import Workers
+from pegaflow.actors.workers import YIELDING_NICE, Workers
 from pegaflow.errors import UserError
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.status import Status
@@ -54,3 +55,18 @@ def test_an_unexpected_error_ends_the_process() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
+
+
+def test_threads_that_can_wait_yield() -> None:
+    for yielding, wanted in ((True, (os.SCHED_BATCH, YIELDING_NICE)), (False, (0, 0))):
+        workers = Workers(yielding)
+        seen: list[tuple[int, int]] = []
+
+        def look(seen: list[tuple[int, int]] = seen) -> Done:
+            own = threading.get_native_id()
+            seen.append((os.sched_getscheduler(own), os.getpriority(os.PRIO_PROCESS, own)))
+            return OK
+
+        workers.put(1, look)
+        finished(workers)
+        assert seen == [(wanted[0], max(wanted[1], os.getpriority(os.PRIO_PROCESS, 0)))]
