@@ -31,6 +31,7 @@ from typing import Any
 
 from pegaflow.client import Client, LoadDone, SaveDone
 from pegaflow.vllm import compat
+from pegaflow.vllm.cores import step_aside
 from pegaflow.vllm.requests import LoadOrder, SaveOrder
 from pegaflow.vllm.settings import Engine
 from pegaflow.wire.layout import Layout
@@ -56,8 +57,12 @@ one ends first; blocks wait no longer than a save may take."""
 JOIN_LOOK_S = 0.02
 """How often is looked whether the client has joined; only in those milliseconds."""
 
-IDLE_S = 1.0
-"""Longest wait of a poll: jobs end it by `wake`, so this only bounds a shutdown that missed it."""
+IDLE_S = 60.0
+"""Longest wait of a poll while a session serves us: jobs end it by `wake`, and so does a change of
+the connection, so an idle engine is not disturbed."""
+
+ALONE_S = 1.0
+"""And while none does: the reason is said within this time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -145,6 +150,7 @@ class Mover:
     # the thread
 
     def _run(self) -> None:
+        step_aside()
         try:
             self._use(self._connect())
             while self._client is not None and not self._stopping:
@@ -183,7 +189,7 @@ class Mover:
         joining = not client.attached and time.monotonic() < self._joining
         while self._jobs and self._reset is None and not joining:
             self._begin(client, self._jobs.popleft())
-        for done in client.poll(JOIN_LOOK_S if joining else IDLE_S):
+        for done in client.poll(self._patience(client, joining)):
             job = self._open.pop(done.ticket)
             if isinstance(done, LoadDone):
                 assert isinstance(job, Load)
@@ -191,10 +197,22 @@ class Mover:
             else:
                 assert isinstance(job, Save) and isinstance(done, SaveDone)
                 self._saved(job, done)
-        if self._reset is not None and not any(isinstance(j, Load) for j in self._open.values()):
+        if self._reset is not None and not self._loading:
             self._switch(self._reset)
         if self._client is not None:
             self._report(self._client)
+
+    @property
+    def _loading(self) -> bool:
+        return any(isinstance(job, Load) for job in self._open.values())
+
+    def _patience(self, client: Client, joining: bool) -> float:
+        """How long nothing need be looked at, if nothing ends."""
+        if self._reset is not None and not self._loading:
+            return 0.0
+        if joining:
+            return JOIN_LOOK_S
+        return IDLE_S if client.attached else ALONE_S
 
     def _begin(self, client: Client, job: Job) -> None:
         if isinstance(job, Reset):
