@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from pegaflow.actors.restarts import FAILURES_MAX, REST_NS
 from pegaflow.actors.supervisor import TICK_NS, Supervisor
-from pegaflow.actors.tally import NAMES_MAX, VALUE_MAX
+from pegaflow.actors.tally import NAMES_MAX
+from pegaflow.series import VALUE_MAX
 from pegaflow.wire.control import (
     Beat,
     Counter,
