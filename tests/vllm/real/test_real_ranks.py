@@ -65,8 +65,8 @@ def test_a_load_that_ranks_do_not_end_alike(reader: Engine, pair_truth: Truth, f
     fill(reader, pair_truth)
 
 
-def test_after_a_reset_nothing_saved_before_is_hit(reader: Engine, pair_truth: Truth) -> None:
+def test_a_reset_that_changed_no_weights_costs_nothing(reader: Engine, pair_truth: Truth) -> None:
     fill(reader, pair_truth)
     answer = reader.run(reset=True, reset_connector=True)
-    assert (answer["tokens"], answer["external"]) == (pair_truth(), 0)
-    fill(reader, pair_truth)
+    assert answer["tokens"] == pair_truth()
+    assert answer["external"] >= 0.85 * answer["prompt"]
