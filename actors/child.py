@@ -67,8 +67,13 @@ class Child(Actor):
         if now < self.next_beat:
             return []
         self.next_beat = now + BEAT_NS
-        beat = Beat(listed(self.counts), listed({**self.gauges(), **self.measured()}))
+        gauges = listed({**self.gauges(), **self.measured()})
+        beat = Beat(listed(self.counts), gauges, self.remarks())
         return [Send(self.supervisor, beat), *self.beat(now)]
+
+    def remarks(self) -> tuple[str, ...]:
+        """Hook: what is not as it should be, one line for people each."""
+        return ()
 
     def beat(self, now: int) -> list[Effect]:
         """Hook: what else to do at each beat."""

@@ -8,6 +8,7 @@ import os
 
 from pegaflow.cache.flushplan import FlushPlan
 from pegaflow.device.disk import Disk
+from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.diskjobs import ReadRun
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
@@ -18,6 +19,9 @@ from .loop import Loop
 from .mapped import pool_file
 from .workers import Workers
 from .writing import BATCH_PARTS
+
+KNOWN = "ssd.json"
+"""File in the run directory: which log was in which directory when it was used last."""
 
 READERS_MAX = 32
 """Threads that read: each of them waits in the kernel for most of its time, and more of them than
@@ -62,8 +66,10 @@ class FlushDevice:
     def _open(self) -> Disk:
         if self._disk is None:
             assert self._actor.welcome is not None
-            pool = pool_file(self._actor.welcome, self._actor.supervisor)
-            self._disk = Disk(self._plan.paths, self._plan.floor, pool)
+            welcome = self._actor.welcome
+            pool = pool_file(welcome, self._actor.supervisor)
+            known = Known(os.path.join(welcome.run_dir, KNOWN))
+            self._disk = Disk(self._plan.paths, self._plan.floor, pool, known=known)
         return self._disk
 
     def close(self) -> None:

@@ -16,11 +16,12 @@ from pegaflow.wire.control import Hello
 from pegaflow.wire.flusher import Manifest, Noted, WriteAll, Written
 from pegaflow.wire.index import Held, Holding
 from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, NOBODY, Address
 
 from .actor import MS, Ask, Effect, NoAnswer, Note, Send
+from .directories import parts
 from .reading import Reading
-from .volumes import parts
 from .writing import BATCH_PARTS
 
 NOTED_NS = 2000 * MS
@@ -54,6 +55,8 @@ class Flusher(Reading):
             "ssd_readable_volumes": sum(v.readable for v in volumes),
             "ssd_writable_volumes": sum(v.open_to_writes for v in volumes),
             "ssd_loading_volumes": sum(v.state in ("opening", "loading") for v in volumes),
+            "ssd_gone_volumes": sum(v.fault is Status.GONE for v in volumes),
+            "ssd_in_use_volumes": sum(v.fault is Status.IN_USE for v in volumes),
             "ssd_write_inflight": sum(v.writing for v in volumes),
             "ssd_write_queue_pending": len(self.flushes),
             "ssd_prefetch_inflight": self.running,
@@ -63,6 +66,10 @@ class Flusher(Reading):
                 for name, value in volume.gauges().items()
             },
         }
+
+    def remarks(self) -> tuple[str, ...]:
+        """Why directories cannot be used, or not be written to."""
+        return tuple(volume.why for volume in self.volumes if volume.why)
 
     def check(self) -> None:
         """The map agrees with its segments; runs and pages add up."""
@@ -102,7 +109,8 @@ class Flusher(Reading):
         """State what we hold, so that the granters can mend what was lost."""
         holding, stock = self._holding(), self.stock()
         tier = self.tell(INDEX, self.tier) if self.tier is not None else []
-        return tier + self.tell(INDEX, holding) + self.tell(ALLOCATOR, stock)
+        told = self.tell(INDEX, holding) + self.tell(ALLOCATOR, stock)
+        return tier + told + self.watch(now)
 
     def _holding(self) -> Holding:
         return Holding(self.flush_upto, tuple(self.flushes), 0, ())

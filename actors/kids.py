@@ -26,6 +26,7 @@ class Kid:
     foreign: bool = False  # sessions: by an engine that sees other pids than we do
     counters: tuple[Counter, ...] = ()  # as of its last beat
     gauges: tuple[Counter, ...] = ()  # likewise
+    remarks: tuple[str, ...] = ()  # likewise
 
 
 def who(kid: Kid) -> tuple[tuple[str, str | int], ...]:

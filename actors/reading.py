@@ -28,8 +28,10 @@ from pegaflow.wire.values import ALLOCATOR, INDEX, NOBODY, Address
 
 from .actor import MS, Ask, Effect, NoAnswer, Note, Reply, Sender
 from .volume import Volume
-from .volumes import READ_FAULTS
 from .writing import Writing
+
+READ_FAULTS = 3
+"""Reads in a row that fail before the volume is closed: a single bad block is no dead disk."""
 
 RUN_BYTES = 8 * MIB
 """Bytes of one run: each costs the same messages, however long it is."""

@@ -40,6 +40,7 @@ from pegaflow.wire.control import (
     OpenSession,
     ProcessRow,
     Refused,
+    Remark,
     Report,
     Roll,
     Serving,
@@ -289,7 +290,7 @@ class Supervisor(Actor):
     def _on_beat(self, sender: Sender, msg: Beat, now: int) -> list[Effect]:
         kid = self.kids.get(sender.address)
         if kid is not None:
-            kid.counters, kid.gauges = msg.counters, msg.gauges
+            kid.counters, kid.gauges, kid.remarks = msg.counters, msg.gauges, msg.remarks
             flushing = self.state == "draining" and kid.address.name == FLUSHER
             if kid.state != "draining" or flushing:
                 kid.heard = now  # the others said Bye, or were told to: now they have to go
@@ -439,5 +440,6 @@ class Supervisor(Actor):
             now,
             tuple(kinds),
             self.faults,
+            tuple(Remark(kid.address, text) for kid in self.kids.values() for text in kid.remarks),
         )
         return [Reply(sender, report)]

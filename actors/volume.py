@@ -75,6 +75,7 @@ class Volume:
     faults: int = 0  # in a row
     bad_reads: int = 0  # in a row
     jobs: int = 0  # under way
+    watching: bool = False  # one of them looks whether it is still there
     segments: dict[int, Segment] = field(default_factory=dict)  # by number, the oldest first
     unread: list[Segment] = field(default_factory=list)  # whose rows are not known; newest last
     writer: Writer | None = None

@@ -292,7 +292,7 @@ def _remove_logs(paths: Sequence[str]) -> None:
     Raises:
         UserError: something of them is still there.
     """
-    from pegaflow.device.disk import remove_log  # and its checksums: few services need them here
+    from pegaflow.device.ssdwipe import remove_log  # and its checksums: few services need them here
 
     for path in paths:
         removed, why = remove_log(path)

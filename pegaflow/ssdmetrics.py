@@ -171,13 +171,14 @@ SSD_METRICS = (
     Shown(
         "pegaflow_ssd_directories",
         FLUSHER,
-        "Directories by what can be done: all (there are), readable, writable, loading.",
+        "Directories by what can be done: all (there are), readable, writable, loading; and by why "
+        "not: gone (it, its file system or its marker), in_use (by another service).",
         lambda v: iter(
             [
                 (("all",), v.gauge(FLUSHER, "ssd_volumes")),
                 *(
                     ((state,), v.gauge(FLUSHER, f"ssd_{state}_volumes"))
-                    for state in ("readable", "writable", "loading")
+                    for state in ("readable", "writable", "loading", "gone", "in_use")
                 ),
             ]
         ),
@@ -296,7 +297,7 @@ def ssd_line(view: View) -> str:
     }
     if not numbers["volumes"]:
         return "ssd: starting"  # it has not said anything yet
-    return f"ssd: {_state(numbers)}; {_amount(numbers)}"
+    return f"ssd: {_state(numbers, view.remarks(FLUSHER))}; {_amount(numbers)}"
 
 
 def _without_process(view: View) -> str:
@@ -311,18 +312,18 @@ def _without_process(view: View) -> str:
     return ""
 
 
-def _state(numbers: dict[str, int]) -> str:
+def _state(numbers: dict[str, int], remarks: tuple[str, ...]) -> str:
     count, readable = numbers["volumes"], numbers["readable_volumes"]
     writable = numbers["writable_volumes"]
     if numbers["loading_volumes"]:
         return "reading its inventory"
     if writable == count:
         return f"writable, {count} directories" if count != 1 else "writable"
-    why = Status(numbers["fault"]).words
+    why = "; ".join(remarks) or Status(numbers["fault"]).words
     state = "read-only" if not writable else f"writable in {writable} of {count} directories"
     if not readable:
         state = "off"
-    return f"{state} ({why}; the log has the reason, and it is tried again)"
+    return f"{state} ({why}; it is tried again)"
 
 
 def _amount(numbers: dict[str, int]) -> str:

@@ -54,6 +54,11 @@ class View:
         rows = [row for process, row in self._rows if process.address.name == kind]
         return sum(row.get(name, 0) for row in rows for name in names)
 
+    def remarks(self, kind: str) -> tuple[str, ...]:
+        """What the living processes of a kind say that is not as it should be."""
+        said = self.report.remarks if self.report else ()
+        return tuple(remark.text for remark in said if remark.address.name == kind)
+
     def by_actor(
         self, name: str, of: Callable[[list[int]], int], scale: float = 1
     ) -> Iterator[Sample]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pegaflow.actors.volumes import SEGMENT_BYTES
+from pegaflow.actors.directories import SEGMENT_BYTES
 from pegaflow.cache.segments import (
     GROUP_ROWS,
     HEAD_BYTES,

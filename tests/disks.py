@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pegaflow.cache.marker import MARKER, Marker, unpack
 from pegaflow.cache.segments import Row, unpack_rows
 from pegaflow.device.disk import Disk
 from pegaflow.device.diskops import Ops
 from pegaflow.device.memory import SharedFile
+from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.diskjobs import (
     LoadSegment,
     MakeSegment,
@@ -61,11 +63,18 @@ def key_of(number: int) -> bytes:
 class Bench:
     """One directory, one pool."""
 
-    def __init__(self, folder: Path, pool: Path, ops: Ops | None = None, floor: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pool: Path,
+        ops: Ops | None = None,
+        floor: int = 0,
+        known: Known | None = None,
+    ) -> None:
         path = str(pool)
         self.folder = folder
         self.pool = SharedFile.adopt(path) if pool.exists() else SharedFile.create(path, POOL)
-        self.disk = Disk([str(folder)], floor, self.pool, ops)
+        self.disk = Disk([str(folder)], floor, self.pool, ops, known)
         self.shards = 2
 
     def close(self) -> None:
@@ -79,7 +88,8 @@ class Bench:
 
     def open(self) -> list[int]:
         """Numbers of the segments that are there."""
-        return list(self.work(OpenVolume(0)).values[1::2])
+        values = self.work(OpenVolume(0)).values
+        return [n for n, size in zip(values[1::2], values[2::2], strict=True) if size]
 
     def rows(self, segment: int) -> list[Row]:
         return unpack_rows(self.work(LoadSegment(0, segment)).data)
@@ -161,6 +171,12 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
         yield mount
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def marker_of(folder: Path) -> Marker:
+    found = unpack((folder / MARKER).read_bytes())
+    assert found is not None
+    return found
 
 
 def flip(path: Path, at: int, bit: int = 0) -> None:

@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pegaflow.device.diskops import Ops
+from pegaflow.device.diskops import Identity, Ops
 
 CALLS = (
     "open",
     "make_folder",
     "lock",
+    "mode",
+    "links",
+    "identity",
+    "find",
     "names",
     "space",
     "size",
@@ -22,6 +26,7 @@ CALLS = (
     "sync",
     "sync_all",
     "unlink",
+    "rename",
 )
 
 
@@ -46,8 +51,8 @@ class Failing(Ops):
             self.fail[call] = (left - 1, number)
         return then()
 
-    def open(self, path: str, flags: int) -> int:
-        return int(self._try("open", lambda: super(Failing, self).open(path, flags)))
+    def open(self, path: str, flags: int, at: int | None = None) -> int:
+        return int(self._try("open", lambda: super(Failing, self).open(path, flags, at)))
 
     def make_folder(self, path: str) -> None:
         self._try("make_folder", lambda: super(Failing, self).make_folder(path))
@@ -55,8 +60,20 @@ class Failing(Ops):
     def lock(self, fd: int) -> None:
         self._try("lock", lambda: super(Failing, self).lock(fd))
 
-    def names(self, path: str) -> list[str]:
-        return list(self._try("names", lambda: super(Failing, self).names(path)))
+    def mode(self, fd: int) -> int:
+        return int(self._try("mode", lambda: super(Failing, self).mode(fd)))
+
+    def links(self, fd: int) -> int:
+        return int(self._try("links", lambda: super(Failing, self).links(fd)))
+
+    def identity(self, fd: int) -> Identity:
+        return Identity(*self._try("identity", lambda: super(Failing, self).identity(fd)))
+
+    def find(self, path: str, at: int | None = None) -> Identity:
+        return Identity(*self._try("find", lambda: super(Failing, self).find(path, at)))
+
+    def names(self, fd: int) -> list[str]:
+        return list(self._try("names", lambda: super(Failing, self).names(fd)))
 
     def space(self, fd: int) -> tuple[int, int]:
         free, total = self._try("space", lambda: super(Failing, self).space(fd))
@@ -88,8 +105,11 @@ class Failing(Ops):
     def sync_all(self, fd: int) -> None:
         self._try("sync_all", lambda: super(Failing, self).sync_all(fd))
 
-    def unlink(self, path: str) -> None:
-        self._try("unlink", lambda: super(Failing, self).unlink(path))
+    def unlink(self, name: str, at: int) -> None:
+        self._try("unlink", lambda: super(Failing, self).unlink(name, at))
+
+    def rename(self, name: str, to: str, at: int) -> None:
+        self._try("rename", lambda: super(Failing, self).rename(name, to, at))
 
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT)

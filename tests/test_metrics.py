@@ -14,7 +14,7 @@ from pegaflow import metrics, ssdmetrics
 from pegaflow.actors.flusher import Flusher
 from pegaflow.series import LOAD, SSD_WRITE_RATE
 from pegaflow.view import View
-from pegaflow.wire.control import Counter, KindRow, ProcessRow, Report, listed
+from pegaflow.wire.control import Counter, KindRow, ProcessRow, Remark, Report, listed
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import (
     ALLOCATOR,
@@ -264,13 +264,11 @@ THREE = {"volumes": 3, "readable_volumes": 3, "capacity_bytes": 512 << 30}
         ),
         (
             UP | {"writable_volumes": 0, "fault": int(Status.NO_SPACE)},
-            f"ssd: read-only ({Status.NO_SPACE.words}; the log has the reason, and it is tried "
-            "again); 5 blocks in 3 MiB",
+            f"ssd: read-only ({Status.NO_SPACE.words}; it is tried again); 5 blocks in 3 MiB",
         ),
         (
             {"volumes": 1, "fault": int(Status.COPY_FAILED)},
-            f"ssd: off ({Status.COPY_FAILED.words}; the log has the reason, and it is tried "
-            "again); 0 blocks in 0 B",
+            f"ssd: off ({Status.COPY_FAILED.words}; it is tried again); 0 blocks in 0 B",
         ),
         (
             THREE | {"writable_volumes": 3},
@@ -278,8 +276,8 @@ THREE = {"volumes": 3, "readable_volumes": 3, "capacity_bytes": 512 << 30}
         ),
         (
             THREE | {"writable_volumes": 2, "fault": int(Status.READ_ONLY)},
-            f"ssd: writable in 2 of 3 directories ({Status.READ_ONLY.words}; the log has the "
-            "reason, and it is tried again); 0 blocks in 0 B of 512 GiB",
+            f"ssd: writable in 2 of 3 directories ({Status.READ_ONLY.words}; it is tried again); "
+            "0 blocks in 0 B of 512 GiB",
         ),
     ],
 )
@@ -287,6 +285,22 @@ def test_the_ssd_tier_says_how_it_is(gauges: dict[str, int], line: str) -> None:
     assert ssd(flusher(**gauges)) == line
     body = metrics.status(report(more=(flusher(**gauges),)), AT)
     assert body["ssd"] == line
+
+
+def test_the_ssd_tier_says_the_reason_in_the_flushers_own_words() -> None:
+    process = flusher(volumes=2, fault=int(Status.GONE), gone_volumes=1, in_use_volumes=1)
+    remarks = (
+        Remark(process.address, "/a: another directory"),
+        Remark(process.address, "/b: used"),
+    )
+    gone = replace(report("up", more=(process,)), remarks=remarks)
+    body = metrics.readiness(gone, AT)
+    assert body["ready"] and body["ssd"].startswith(
+        "ssd: off (/a: another directory; /b: used; it is tried again)"
+    )
+    found = samples(gone)
+    assert found["pegaflow_ssd_directories", ("gone",)] == 1
+    assert found["pegaflow_ssd_directories", ("in_use",)] == 1
 
 
 def test_without_a_flusher_the_line_says_why_and_readiness_is_no_worse() -> None:

@@ -61,6 +61,9 @@ counted after its last Beat dies with it.  Gauges describe the present and are n
 lives.  A number may have labels behind its name, and a histogram is a set of such counters
 (series.py); a ProcessRow leaves its labelled counters out, since KindRow has their sums.
 
+Remarks are for what a number cannot say, such as why a directory is not used: each stands as long
+as it is true, and those who show the state (status, /readyz) show it as it is.
+
 Seats.  An engine's id may be drawn anew at each of its starts, so nothing that is kept for long is
 named after it.  While it is served it has a seat, the least number from 1 on that no other has;
 the ProcessRow of its session has both, the seat among its numbers (engine_seat).
@@ -166,6 +169,7 @@ class Beat(Message):
 
     counters: tuple[Counter, ...]  # what happened so far in this life: they only grow
     gauges: tuple[Counter, ...] = ()  # how things are now
+    remarks: tuple[str, ...] = ()  # what is not as it should be, one line for people each
 
 
 @message(8)
@@ -265,6 +269,14 @@ class KindRow(Message):
     counters: tuple[Counter, ...]  # sums over all lives so far: they never go backwards
 
 
+@message(23)
+class Remark(Message):
+    """What a process has said in its last Beat that is not as it should be."""
+
+    address: Address
+    text: str
+
+
 @message(15)
 class Report(Message):
     """The state of the group."""
@@ -281,3 +293,4 @@ class Report(Message):
     at: int = 0  # CLOCK_MONOTONIC ns at which this was written
     kinds: tuple[KindRow, ...] = ()  # the supervisor and every row of the roster
     faults: tuple[str, ...] = ()  # files that are gone or somebody else's, a line each
+    remarks: tuple[Remark, ...] = ()  # of all processes

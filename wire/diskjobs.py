@@ -4,7 +4,8 @@ A volume is one directory, by its position in the settings; a segment is one fil
 number.  Offsets of the pool and of segments are in bytes.  Every Done has a status: OK; NO_SPACE
 (the disk is full, or would be beyond its floor); READ_ONLY (nothing can be written there);
 COPY_FAILED (the device failed, or moved less than it should); CORRUPT (the bytes are not what they
-should be).  `note` says why, in one line for people.
+should be); IN_USE (another service has the directory); GONE (it is not there any more, or it is not
+the one that it was).  `note` says why, in one line for people.
 """
 
 from .message import Message, message
@@ -14,8 +15,9 @@ from .values import Keys, U64s
 @message(240)
 class OpenVolume(Message):
     """Lock the directory and look into it.  Done.values: the bytes that are free in the file system
-    beyond its floor; then number and bytes of each segment, in order of numbers.  Done.note: lines
-    for the log, one fact each.  COPY_FAILED with the reason: it cannot be used now."""
+    beyond its floor; then number and bytes of each segment, in order of numbers; 0 bytes: a file of
+    that name is not ours to use.  Done.note: lines for the log, one fact each.  Any other status
+    than OK, with the reason: it cannot be used now."""
 
     volume: int
 
@@ -116,3 +118,11 @@ class DropSegment(Message):
 
     volume: int
     segment: int
+
+
+@message(249)
+class WatchVolume(Message):
+    """Look whether the directory is still the one that was opened, with all of its segments.
+    Done.note: what was mended, if anything.  GONE: it is not, and should be opened anew."""
+
+    volume: int

@@ -33,6 +33,8 @@ class Status(enum.IntEnum):
     SUPERSEDED = 19  # another generation of this engine is in service
     CORRUPT = 20  # the bytes in the pool are not those that were saved
     READ_ONLY = 21  # nothing can be written there
+    GONE = 22  # it is not there any more, or something else is in its place
+    IN_USE = 23  # another service has it
 
     @property
     def words(self) -> str:

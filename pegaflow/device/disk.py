@@ -1,9 +1,10 @@
 """The SSD directories: the device of the flusher.  Jobs and answers: wire/diskjobs.py.
 
-A directory is locked by the flock of its own descriptor, so a lock never outlives its holder.  A
-segment is the file `<number in 16 hex digits>.segment`.  Bytes move between the file and the pool's
-mapping without another copy, past the page cache where the file system allows it (O_DIRECT); what
-is not a block (heads, rows, footers) goes through aligned buffers of our own.
+A segment is the file `<number in 16 hex digits>.segment` in a directory that is ours alone
+(ssdfolder.py).  Its own inode is locked before a byte of it is believed and until it is closed, and
+its name is removed only while it is the name of that inode.  Bytes move between the file and the
+pool's mapping without another copy, past the page cache where the file system allows it (O_DIRECT);
+what is not a block (heads, rows, footers) goes through aligned buffers of our own.
 
 `work` may be called by several threads at once: a job knows its segment, and whoever gives the jobs
 sees to it that nobody removes what another one uses.
@@ -11,13 +12,13 @@ sees to it that nobody removes what another one uses.
 
 import errno
 import os
-import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pegaflow.cache.marker import MARKER
 from pegaflow.cache.segments import (
     HEAD_BYTES,
     Row,
@@ -44,6 +45,7 @@ from pegaflow.wire.diskjobs import (
     ReadRun,
     SealSegment,
     SyncSegment,
+    WatchVolume,
     WriteGroup,
 )
 from pegaflow.wire.jobs import Done
@@ -53,6 +55,7 @@ from pegaflow.wire.status import Status
 
 from .diskops import Ops, buffer, read_all, said, write_all
 from .memory import SharedFile
+from .ssdfolder import NAME, SEGMENT_FLAGS, STATUS, Folder, Known, UnusableError, lock
 
 FLOOR_SHARE = 20
 """One part in so many of a file system stays free, if nobody says how much: file systems, and the
@@ -62,14 +65,8 @@ SCAN_BYTES = MIB
 """Read at a time while a segment without a footer is looked through."""
 
 PROBE = "pegaflow.probe"
-_NAME = re.compile(r"([0-9a-f]{16})\.segment")
-_STATUS = {
-    errno.ENOSPC: Status.NO_SPACE,
-    errno.EDQUOT: Status.NO_SPACE,
-    errno.EROFS: Status.READ_ONLY,
-    errno.EACCES: Status.READ_ONLY,
-    errno.EPERM: Status.READ_ONLY,
-}
+
+_EMPTY = "there is nothing in it"
 
 
 @dataclass(slots=True)
@@ -84,15 +81,18 @@ class _File:
 class _Volume:
     """A directory."""
 
-    path: str
-    fd: int = -1  # of the directory: its lock
+    folder: Folder
     direct: int = 0  # O_DIRECT, or nothing
-    seen: bool = False  # it was there: should it vanish, its disk has, and no other takes its place
     files: dict[int, _File] = field(default_factory=dict)
 
-    def name(self, segment: int) -> str:
-        """The path of a segment."""
-        return os.path.join(self.path, f"{segment:016x}.segment")
+    @property
+    def path(self) -> str:
+        """Of the directory, for lines that people read."""
+        return self.folder.path
+
+
+def _name(segment: int) -> str:
+    return f"{segment:016x}.segment"
 
 
 class Disk:
@@ -103,15 +103,22 @@ class Disk:
         floor: bytes of each file system that stay free; None: one part in FLOOR_SHARE.
         pool: where blocks come from and go to.
         ops: the operating system.
+        known: which logs were where when they were used last.
     """
 
     def __init__(
-        self, paths: Sequence[str], floor: int | None, pool: SharedFile, ops: Ops | None = None
+        self,
+        paths: Sequence[str],
+        floor: int | None,
+        pool: SharedFile,
+        ops: Ops | None = None,
+        known: Known | None = None,
     ) -> None:
-        self._volumes = [_Volume(path) for path in paths]
+        self._ops = ops or Ops()
+        known = known or Known()
+        self._volumes = [_Volume(Folder(path, self._ops, known)) for path in paths]
         self._floor = floor
         self._pool = memoryview(pool.map)
-        self._ops = ops or Ops()
         self._lock = threading.Lock()  # for the tables of open files
         self._jobs: dict[type[Message], Callable[[_Volume, Any], Done]] = {
             OpenVolume: self._open,
@@ -123,6 +130,7 @@ class Disk:
             SealSegment: self._seal,
             ReadRun: self._read,
             DropSegment: self._drop,
+            WatchVolume: self._watch,
         }
 
     def work(self, job: Message) -> Done:
@@ -131,8 +139,10 @@ class Disk:
         try:
             return self._jobs[type(job)](volume, job)
         except OSError as error:
-            status = _STATUS.get(error.errno or 0, Status.COPY_FAILED)
+            status = STATUS.get(error.errno or 0, Status.COPY_FAILED)
             return Done(status, said(volume.path, error))
+        except UnusableError as error:
+            return Done(error.status, str(error))
 
     def close(self) -> None:
         """Give all files and the pool back."""
@@ -143,100 +153,109 @@ class Disk:
     # directories
 
     def _open(self, volume: _Volume, job: OpenVolume) -> Done:
+        self._shut(volume)
         try:
             return self._look(volume)
         except OSError as error:
             self._shut(volume)
-            return Done(Status.COPY_FAILED, said(volume.path, error))
+            absent = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            return Done(Status.GONE if absent else Status.COPY_FAILED, said(volume.path, error))
 
     def _look(self, volume: _Volume) -> Done:
         ops = self._ops
-        self._shut(volume)
-        if not volume.seen:
-            ops.make_folder(volume.path)
-        volume.fd = ops.open(volume.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            ops.lock(volume.fd)
-        except BlockingIOError:
-            self._shut(volume)
-            why = f"{volume.path} is in use by another service; give each its own --ssd-cache-path"
-            return Done(Status.COPY_FAILED, why)
-        volume.seen = True
-        notes: list[str] = []
-        if ops.mode(volume.fd) & (stat.S_IWGRP | stat.S_IWOTH):
-            notes.append(f"other users may write to {volume.path}; chmod 700 it")
+        notes = volume.folder.open()
         writable = self._probe(volume, notes)
         found: list[int] = []
         strange = 0
-        for name in sorted(ops.names(volume.path)):
-            match = _NAME.fullmatch(name)
+        for name in sorted(ops.names(volume.folder.fd)):
+            match = NAME.fullmatch(name)
             if match is None:
-                strange += name != PROBE
+                strange += name not in (PROBE, MARKER)
                 continue
-            size = self._admit(volume, int(match[1], 16), writable, notes)
-            found += [int(match[1], 16), size] if size else []
+            number = int(match[1], 16)
+            found += [number, self._admit(volume, number, writable, notes)]
         if strange:
             notes.append(f"{strange} files that are not of the log stay as they are")
-        free, total = ops.space(volume.fd)
+        free, total = ops.space(volume.folder.fd)
         return Done(Status.OK, "\n".join(notes), (max(0, free - self._kept(total)), *found))
+
+    def _watch(self, volume: _Volume, job: WatchVolume) -> Done:
+        note = volume.folder.watch()
+        with self._lock:  # nobody closes a file meanwhile
+            removed = sum(not self._ops.links(file.fd) for file in volume.files.values())
+        if removed:
+            why = f"{volume.path}: somebody has removed {removed} segments; it is looked into anew"
+            return Done(Status.GONE, why)
+        return Done(Status.OK, note)
 
     def _kept(self, total: int) -> int:
         return total // FLOOR_SHARE if self._floor is None else self._floor
 
     def _probe(self, volume: _Volume, notes: list[str]) -> bool:
         """Find out whether the directory can be written, and past the page cache."""
-        path, flags = os.path.join(volume.path, PROBE), os.O_RDWR | os.O_CREAT
+        folder, flags = volume.folder.fd, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         volume.direct = os.O_DIRECT
         try:
-            fd = self._ops.open(path, flags | os.O_DIRECT)
+            fd = self._ops.open(PROBE, flags | os.O_DIRECT, folder)
         except OSError as error:
-            if _STATUS.get(error.errno or 0) in (Status.READ_ONLY, Status.NO_SPACE):
+            if STATUS.get(error.errno or 0) in (Status.READ_ONLY, Status.NO_SPACE):
                 notes.append(f"nothing can be written: {said(volume.path, error)}")
                 return False
             if error.errno != errno.EINVAL:
                 raise
-            fd = self._ops.open(path, flags)
+            fd = self._ops.open(PROBE, flags, folder)
             volume.direct = 0
             notes.append("no O_DIRECT in this file system: reads and writes are buffered")
         self._ops.close(fd)
-        self._ops.unlink(path)
+        self._ops.unlink(PROBE, folder)
         return True
 
     def _admit(self, volume: _Volume, number: int, writable: bool, notes: list[str]) -> int:
-        """Open a segment that was found; its bytes, or 0 if it is none of ours."""
-        name = volume.name(number)
+        """Open and lock a segment that was found; its bytes, or 0 if it is none of ours."""
+        ops, name = self._ops, _name(number)
+        mode = (os.O_RDWR if writable else os.O_RDONLY) | SEGMENT_FLAGS
         try:
-            fd = self._ops.open(name, (os.O_RDWR if writable else os.O_RDONLY) | volume.direct)
+            fd = ops.open(name, mode | volume.direct, volume.folder.fd)
         except OSError as error:
             if error.errno != errno.EINVAL or not volume.direct:
-                notes.append(f"left as it is: {said(name, error)}")
+                notes.append(f"left as it is: {said(os.path.join(volume.path, name), error)}")
                 return 0
             volume.direct = 0
             notes.append("no O_DIRECT in this file system: reads are buffered")
             return self._admit(volume, number, writable, notes)
+        why, uuid = self._believe(fd, number)
+        if not why:
+            with self._lock:
+                volume.files[number] = _File(fd, uuid)
+            return ops.size(fd)
+        if writable and why == _EMPTY:
+            ops.unlink(name, volume.folder.fd)  # its maker died before it was durable
+        else:
+            notes.append(f"{os.path.join(volume.path, name)} stays as it is: {why}")
+        ops.close(fd)
+        return 0
+
+    def _believe(self, fd: int, number: int) -> tuple[str, bytes]:
+        """Lock what was opened as segment `number`; why it is none of ours ('': it is), and its
+        uuid."""
+        if not stat.S_ISREG(self._ops.mode(fd)):
+            return "it is no file", b""
+        if not lock(self._ops, fd):
+            return "another service has it; it is the same file under another name", b""
         page = self._reader(fd)(0, HEAD_BYTES)
-        if writable and not any(page):
-            self._ops.close(fd)  # its maker died before anything of it was durable
-            self._ops.unlink(name)
-            return 0
+        if not any(page):
+            return _EMPTY, b""
         found = read_head(bytes(page))
-        if isinstance(found, str) or found.number != number:
-            self._ops.close(fd)
-            why = found if isinstance(found, str) else f"it is number {found.number}"
-            notes.append(f"{name} stays as it is: {why}")
-            return 0
-        with self._lock:
-            volume.files[number] = _File(fd, found.uuid)
-        return self._ops.size(fd)
+        if isinstance(found, str):
+            return found, b""
+        return ("", found.uuid) if found.number == number else (f"it is number {found.number}", b"")
 
     def _shut(self, volume: _Volume) -> None:
         with self._lock:
             files, volume.files = list(volume.files.values()), {}
-            fd, volume.fd = volume.fd, -1
         for file in files:
             self._ops.close(file.fd)
-        if fd >= 0:
-            self._ops.close(fd)
+        volume.folder.close()
 
     # segments
 
@@ -279,23 +298,24 @@ class Disk:
         return Done(Status.OK, "", (size, 1, found.corrupt), found.rows)
 
     def _make(self, volume: _Volume, job: MakeSegment) -> Done:
-        ops, name = self._ops, volume.name(job.segment)
-        free, total = ops.space(volume.fd)
+        ops, name, folder = self._ops, _name(job.segment), volume.folder.fd
+        free, total = ops.space(folder)
         if free - job.size < self._kept(total):
             kept = self._kept(total) // MIB
             why = f"{free // MIB} MiB are free, of which {kept} are to stay so"
             why = f"a segment of {job.size // MIB} MiB does not fit: {why}; see --ssd-free-floor"
             return Done(Status.NO_SPACE, f"{volume.path}: {why}")
-        fd = ops.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | volume.direct)
+        fd = ops.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | volume.direct, folder)
         try:
+            lock(ops, fd)
             ops.allocate(fd, job.size)
             uuid = os.urandom(16)
             write_all(ops, fd, [_paged(head(uuid, job.segment, job.size))], 0)
             ops.sync_all(fd)
-            ops.sync_all(volume.fd)
+            ops.sync_all(folder)
         except OSError:
             ops.close(fd)
-            ops.unlink(name)
+            ops.unlink(name, folder)
             raise
         with self._lock:
             volume.files[job.segment] = _File(fd, uuid)
@@ -370,14 +390,16 @@ class Disk:
         return Done(Status.OK, "", sums)
 
     def _drop(self, volume: _Volume, job: DropSegment) -> Done:
+        name = _name(job.segment)
         with self._lock:
             file = volume.files.pop(job.segment, None)
-        if file is not None:
-            self._ops.close(file.fd)
+        if file is None:
+            return Done(Status.OK)
         try:
-            self._ops.unlink(volume.name(job.segment))
-        except FileNotFoundError:
-            pass
+            if volume.folder.leads_to(name, file.fd):
+                self._ops.unlink(name, volume.folder.fd)
+        finally:
+            self._ops.close(file.fd)
         return Done(Status.OK)
 
 
@@ -404,36 +426,3 @@ def _merged(pool: memoryview, offsets: Sequence[int], size: int) -> list[memoryv
             first = at
         end = at + size
     return parts
-
-
-def remove_log(path: str, ops: Ops | None = None) -> tuple[int, str]:
-    """Remove every segment in a directory: bytes that were removed, and why not more, if so."""
-    ops = ops or Ops()
-    removed = 0
-    try:
-        fd = ops.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return 0, ""
-    except OSError as error:
-        return 0, said(path, error)
-    try:
-        ops.lock(fd)
-        for name in filter(_NAME.fullmatch, ops.names(path)):
-            removed += _remove(ops, os.path.join(path, name))
-    except BlockingIOError:
-        return 0, f"{path} is in use by another service; stop that one first"
-    except OSError as error:
-        return removed, said(path, error)
-    finally:
-        ops.close(fd)
-    return removed, ""
-
-
-def _remove(ops: Ops, name: str) -> int:
-    fd = ops.open(name, os.O_RDONLY)
-    try:
-        size = ops.size(fd)
-    finally:
-        ops.close(fd)
-    ops.unlink(name)
-    return size

@@ -1,10 +1,19 @@
-"""What the SSD tier asks of the operating system, in one place, so that tests can have it fail."""
+"""What the SSD tier asks of the operating system, in one place, so that tests can have it fail.
+
+A file of a directory is named by that directory's descriptor (`at`) and never by a path, so that
+what is opened, made or removed is in the directory that was locked, whatever its path leads to by
+now.
+"""
 
 import errno
 import fcntl
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .mounts import missing_mount
 
 _Mover = Callable[[Sequence[memoryview], int], int]  # some of the parts, at an offset
 
@@ -24,32 +33,57 @@ ADVICE = {
 """What to do about an error."""
 
 
+class Identity(NamedTuple):
+    """What tells one directory or file from every other one of this host."""
+
+    device: int
+    inode: int
+
+
 class Ops:
     """The calls.  Every one raises OSError as the system does."""
 
-    def open(self, path: str, flags: int) -> int:
+    def open(self, path: str, flags: int, at: int | None = None) -> int:
         """A file descriptor."""
-        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+        return os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)
 
     def close(self, fd: int) -> None:
         """Give it back."""
         os.close(fd)
 
     def make_folder(self, path: str) -> None:
-        """The directory, with all above it."""
-        os.makedirs(path, 0o700, exist_ok=True)
+        """The directory, unless it is there, and nothing above it."""
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
 
     def lock(self, fd: int) -> None:
-        """Lock a directory for as long as `fd` is open; BlockingIOError if somebody else has."""
+        """Lock what `fd` leads to, by whatever name, for as long as it is open; BlockingIOError if
+        somebody else has."""
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def mode(self, fd: int) -> int:
-        """Who may do what with it."""
+        """What it is, and who may do what with it."""
         return os.fstat(fd).st_mode
 
-    def names(self, path: str) -> list[str]:
+    def links(self, fd: int) -> int:
+        """Names of a file; 0: somebody has removed it."""
+        return os.fstat(fd).st_nlink
+
+    def identity(self, fd: int) -> Identity:
+        """Which directory or file it is."""
+        found = os.fstat(fd)
+        return Identity(found.st_dev, found.st_ino)
+
+    def find(self, path: str, at: int | None = None) -> Identity:
+        """Where a path leads to now; of a name in a directory, without following a link."""
+        found = os.stat(path, dir_fd=at, follow_symlinks=at is None)
+        return Identity(found.st_dev, found.st_ino)
+
+    def names(self, fd: int) -> list[str]:
         """What is in a directory."""
-        return os.listdir(path)
+        return os.listdir(fd)
 
     def space(self, fd: int) -> tuple[int, int]:
         """Bytes that are free in the file system (for us), and all of them."""
@@ -84,9 +118,25 @@ class Ops:
         """Also length and name of a file, or the names in a directory."""
         os.fsync(fd)
 
-    def unlink(self, path: str) -> None:
+    def unlink(self, name: str, at: int) -> None:
         """Remove a file."""
-        os.unlink(path)
+        os.unlink(name, dir_fd=at)
+
+    def rename(self, name: str, to: str, at: int) -> None:
+        """Give a file another name in its directory, which may be one that is taken."""
+        os.rename(name, to, src_dir_fd=at, dst_dir_fd=at)
+
+    def unmounted(self, path: str) -> str:
+        """A mount point at or above this path that should have a file system and has none, or ''"""
+        fstab, mountinfo = _text("/etc/fstab"), _text("/proc/self/mountinfo")
+        return missing_mount(os.path.realpath(path), fstab, mountinfo)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except OSError:
+        return ""
 
 
 def buffer(size: int) -> mmap.mmap:

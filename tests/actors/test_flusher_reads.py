@@ -5,8 +5,14 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors import reading
-from pegaflow.actors.reading import FETCHES_MAX, RESERVE_NS, RUN_BYTES, SEAL_NS, STALL_NS
-from pegaflow.actors.volumes import READ_FAULTS
+from pegaflow.actors.reading import (
+    FETCHES_MAX,
+    READ_FAULTS,
+    RESERVE_NS,
+    RUN_BYTES,
+    SEAL_NS,
+    STALL_NS,
+)
 from pegaflow.cache.segments import joined
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Drain, Gone, Neighbour

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pegaflow.actors import volumes, writing
+from pegaflow.actors import directories, writing
+from pegaflow.actors.directories import RETRY_NS, SEGMENT_SMALLEST
 from pegaflow.actors.flusher import NOTED_NS
-from pegaflow.actors.volumes import RETRY_NS, SEGMENT_SMALLEST
 from pegaflow.cache.segments import joined
 from pegaflow.limits import MIB
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
@@ -372,5 +372,5 @@ def test_what_we_hold_is_stated_with_each_beat() -> None:
 
 def test_the_smallest_log_is_cut_into_segments_that_hold_a_batch() -> None:
     plates = Platters(replace(PLAN, capacity=64 * MIB))
-    assert plates.actor.segment_bytes == volumes.SEGMENT_SMALLEST
-    assert Platters().actor.segment_bytes == volumes.SEGMENT_BYTES
+    assert plates.actor.segment_bytes == directories.SEGMENT_SMALLEST
+    assert Platters().actor.segment_bytes == directories.SEGMENT_BYTES

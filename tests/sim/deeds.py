@@ -212,11 +212,15 @@ class Deeds:
     def _fail_disk(self, mode: str) -> None:
         """A disk is broken for a while; '' in some way."""
         rng = self.world.rng
-        platter = rng.choice(list(self.files.platters.values()))
+        path, platter = rng.choice(list(self.files.platters.items()))
         platter.mode = mode or rng.choice(list(MODES))
+        if platter.mode == "replaced" and self.files.known.get(path) is None:
+            platter.mode = "gone"  # nobody can miss what was never there
         self.world.note("--", f"a disk is broken: {platter.mode}")
+        platter.replace()
 
         def mend() -> None:
+            assert platter.decoy is None or not platter.decoy.files, "written to a wrong directory"
             platter.mode = ""
 
         length = rng.choice((5 * MS, 100 * MS, 900 * MS))

@@ -10,12 +10,13 @@ Bits rot, disks fail for a while, fill up, are slow, become read-only or vanish.
 
 import errno
 import os
+import stat
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from pegaflow.cache.segments import padded
 from pegaflow.device.disk import Disk
-from pegaflow.device.diskops import Ops
+from pegaflow.device.diskops import Identity, Ops
 from pegaflow.wire.diskjobs import ReadRun
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
@@ -32,11 +33,15 @@ MODES = {
     "readonly": errno.EROFS,
     "gone": errno.ENOENT,
     "slow": 0,
+    "replaced": 0,
 }
-"""How a disk may be broken for a while, and what it says."""
+"""How a disk may be broken for a while, and what it says; replaced: an empty directory is there."""
 
 SPACE = 1 << 30
 """Bytes of a file system."""
+
+TOP = ("/", "/ssd")
+"""What is above the directories."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +59,8 @@ class Platter:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.inode = 1
+        self.decoy: Platter | None = None  # what is in its place while it is replaced
         self.files: dict[str, _File] = {}
         self.unlinked: dict[str, _File] = {}  # whose names are still there after a crash, perhaps
         self.mode = ""  # how it is broken now
@@ -87,6 +94,11 @@ class Platter:
             file.data, file.durable, file.dirty = data, bytes(data), []
             file.name_durable = True
 
+    def replace(self) -> None:
+        """Another directory is there from now on, until the mode is another one."""
+        self.decoy = Platter(self.world)
+        self.decoy.inode = self.inode + 1
+
     def rot(self) -> bool:
         """A bit of some file turns, where something was written."""
         files = [f for _, f in sorted(self.files.items()) if any(f.data)]
@@ -116,8 +128,9 @@ class SimOps(Ops):
         self._last = 2
 
     def _platter(self, path: str) -> tuple[Platter, str]:
-        folder = path if path in self._platters else os.path.dirname(path)
-        return self._platters[folder], os.path.basename(path) if path != folder else ""
+        assert path in self._platters, "a file is named below its directory's descriptor"
+        platter = self._platters[path]
+        return (platter.decoy if platter.mode == "replaced" else platter) or platter, ""
 
     def _fail(self, platter: Platter, *modes: str) -> None:
         """What a broken disk says, or a good one now and then."""
@@ -130,8 +143,14 @@ class SimOps(Ops):
             self._world.counts["the disk says eio"] += 1
             raise OSError(errno.EIO, "it does not want to")
 
-    def open(self, path: str, flags: int) -> int:
-        platter, name = self._platter(path)
+    def _named(self, name: str, at: int | None) -> tuple[Platter, str]:
+        return self._platter(name) if at is None else (self._fds[at][0], name)
+
+    def open(self, path: str, flags: int, at: int | None = None) -> int:
+        if path in TOP:
+            self._last += 1
+            return self._last
+        platter, name = self._named(path, at)
         creates = bool(flags & os.O_CREAT)
         self._fail(platter, "gone", *(("readonly", "full") if creates else ()))
         if platter.mode == "readonly" and flags & os.O_RDWR:
@@ -148,6 +167,8 @@ class SimOps(Ops):
         return self._last
 
     def close(self, fd: int) -> None:
+        if fd not in self._fds:
+            return  # of what is above the directories
         platter, file = self._fds.pop(fd)
         if file is None and platter.owner is self._proc:
             platter.owner = None
@@ -156,16 +177,41 @@ class SimOps(Ops):
         self._fail(self._platters[path], "gone")
 
     def lock(self, fd: int) -> None:
-        platter = self._fds[fd][0]
+        platter, file = self._fds[fd]
+        if file is not None:
+            assert platter.owner is self._proc, "a file is locked before its directory"
+            return
         if platter.owner is not None and platter.owner.alive:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked")
         platter.owner = self._proc
 
     def mode(self, fd: int) -> int:
-        return 0o700
+        return stat.S_IFDIR | 0o700 if self._fds[fd][1] is None else stat.S_IFREG | 0o600
 
-    def names(self, path: str) -> list[str]:
-        platter = self._platters[path]
+    def links(self, fd: int) -> int:
+        platter, file = self._fds[fd]
+        return sum(other is file for other in platter.files.values())
+
+    def identity(self, fd: int) -> Identity:
+        platter, file = self._fds[fd]
+        return Identity(0, platter.inode if file is None else id(file))
+
+    def find(self, path: str, at: int | None = None) -> Identity:
+        if path in TOP:
+            return Identity(0, 0)
+        platter, name = self._named(path, at)
+        self._fail(platter, "gone")
+        if not name:
+            return Identity(0, platter.inode)
+        if name not in platter.files:
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        return Identity(0, id(platter.files[name]))
+
+    def unmounted(self, path: str) -> str:
+        return ""
+
+    def names(self, fd: int) -> list[str]:
+        platter = self._fds[fd][0]
         self._fail(platter, "gone", "eio")
         return list(platter.files)
 
@@ -237,6 +283,8 @@ class SimOps(Ops):
             file.durable, file.dirty = bytes(file.data), []
 
     def sync_all(self, fd: int) -> None:
+        if fd not in self._fds:
+            return
         self.sync(fd)
         platter, file = self._fds[fd]
         if file is None:
@@ -244,12 +292,19 @@ class SimOps(Ops):
                 other.name_durable = True
             platter.unlinked.clear()
 
-    def unlink(self, path: str) -> None:
-        platter, name = self._platter(path)
+    def unlink(self, name: str, at: int) -> None:
+        platter = self._fds[at][0]
         self._fail(platter, "gone", "readonly")
         if name not in platter.files:
             raise FileNotFoundError(errno.ENOENT, "no such file")
         platter.unlinked[name] = platter.files.pop(name)
+
+    def rename(self, name: str, to: str, at: int) -> None:
+        platter = self._fds[at][0]
+        self._fail(platter, "gone", "readonly")
+        if to in platter.files:
+            platter.unlinked[to] = platter.files[to]
+        platter.files[to] = platter.files.pop(name)
 
 
 class _Pool:
@@ -265,7 +320,8 @@ class FlushWork:
     def __init__(self, world: World, proc: Proc, files: Files, pool: bytearray) -> None:
         self._world, self._files = world, files
         ops = SimOps(world, proc, files)
-        self._disk = Disk(sorted(files.platters), 0, _Pool(pool), ops)  # type: ignore[arg-type]
+        paths = sorted(files.platters)
+        self._disk = Disk(paths, 0, _Pool(pool), ops, files.known)  # type: ignore[arg-type]
 
     def _slow(self, job: Message) -> bool:
         path = sorted(self._files.platters)[job.volume]  # type: ignore[attr-defined]

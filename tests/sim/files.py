@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_64_intdigest
 
 from pegaflow.cache.flushplan import FlushPlan
+from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.jobs import (
     Done,
     FillPages,
@@ -46,6 +47,7 @@ class Files:
         self.plan: FlushPlan | None = None  # of a host with SSDs
         self.incarnation = 0  # the last one given away before the host went down
         self.platters: dict[str, Platter] = {}  # SSD directories, by path
+        self.known = Known()  # which logs are there: a file in the run directory
         self.wrote: Call = lambda: None  # a write has reached a disk, not yet synced
         self.flipped: set[int] = set()  # sealed pages in which somebody has turned a bit
         self.written: list[tuple[int, int]] = []  # (offset, end) in the pool, not judged yet

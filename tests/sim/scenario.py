@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors import ranks, saves, session, stock, volumes
+from pegaflow.actors import directories, ranks, saves, session, stock, volumes
 from pegaflow.actors.supervisor import Plan
 from pegaflow.cache import adoption
 from pegaflow.cache.flushplan import FlushPlan
@@ -53,10 +53,10 @@ SCALE = (
     (ranks, "SLOTS_MAX", 10),
     (session, "LEASE_IDLE_NS", 7 * S),
     (adoption, "CHUNK", 8),
-    (volumes, "SEGMENT_SMALLEST", 160 * 1024),
-    (volumes, "MANIFEST_KEYS", 8),
+    (directories, "SEGMENT_SMALLEST", 160 * 1024),
+    (directories, "MANIFEST_KEYS", 8),
     (volumes, "CARRY_BYTES", 32 * 1024),
-    (volumes, "RETRY_NS", (300 * MS, 700 * MS)),
+    (directories, "RETRY_NS", (300 * MS, 700 * MS)),
 )
 """Numbers of the product made as small as the pool: several batches to a save, slots that run out,
 leases that go idle within the run, ledgers that are not read at once, segments that are recycled.
