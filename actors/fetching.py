@@ -10,6 +10,7 @@ any more, or shortly before the question's deadline: then it is whatever run is 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from itertools import takewhile
 
 from pegaflow.cache.leases import Lease
 from pegaflow.cache.ledger import Ledger
@@ -77,6 +78,7 @@ class Fetching(Flushing):
         self._due: list[tuple[int, int, Wait]] = []  # heap: when, number; those over stay a while
         self._wait = 0  # newest number of a wait
         self._fetch = 0  # newest number of a Fetch
+        self.clearing: tuple[int, int] | None = None  # an extent, and the page size it is to get
         self.on(Find, self._on_find, SESSION)
 
     def wake_at(self) -> int | None:
@@ -114,13 +116,24 @@ class Fetching(Flushing):
     ) -> Effect:
         """Lease this run, if there is any, and if the session has room for it."""
         leases, leased = self.leases.load(sender.address)
+        blocks = self._outside(blocks)
+        blocks, cut = self.pins.afford(sender.address, blocks)
+        self.counts["blocks_unpinned"] += cut
         if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
             return Reply(sender, Held(0, 0, ()))
         self.counts["blocks_hit"] += len(blocks)
+        fetched = tuple(at for at in fetched if at < len(blocks))
         self.counts["blocks_hit_ssd"] += len(fetched)
         self.asked_for(blocks)
         held = self.held(self.leases.grant(sender.address, blocks, now))
         return Reply(sender, replace(held, disk=fetched))
+
+    def _outside(self, blocks: list[Block]) -> list[Block]:
+        """The run as far as it keeps out of an extent that is being cleared."""
+        if self.clearing is None or not blocks or blocks[0].page_size == self.clearing[1]:
+            return blocks
+        extent_of, clearing = self.geometry.extent_of, self.clearing[0]
+        return list(takewhile(lambda b: clearing not in map(extent_of, b.pages), blocks))
 
     def held(self, lease: Lease) -> Held:
         """Hook: the answer that names this lease."""
@@ -138,6 +151,12 @@ class Fetching(Flushing):
             return None
         missing, found = self._run(sender.address, msg, len(blocks))
         if not missing:
+            return None
+        waits = self.waits.get(sender.address, {}).values()
+        awaited = len(missing) + sum(len(wait.keys) for wait in waits)
+        if not self.pins.has_room(
+            sender.address, blocks + found, awaited * self._size(msg.namespace)
+        ):
             return None
         keys = msg.keys[: len(blocks) + len(missing) + len(found)]
         self._wait += 1
@@ -174,10 +193,13 @@ class Fetching(Flushing):
 
     def _most_awaited(self, namespace: bytes) -> int:
         """Blocks that one engine may await."""
-        space = self.spaces[namespace]
-        page = -(-space.payload // PAGE_ALIGN) * PAGE_ALIGN
-        most = self.geometry.pool_bytes // AWAITED_SHARE // (page * space.shards)
+        most = self.geometry.pool_bytes // AWAITED_SHARE // self._size(namespace)
         return min(self.tier.prefetch, most)
+
+    def _size(self, namespace: bytes) -> int:
+        """Bytes of a block of this namespace that is in the log."""
+        space = self.spaces[namespace]
+        return -(-space.payload // PAGE_ALIGN) * PAGE_ALIGN * space.shards
 
     def _fetch_for(self, wait: Wait, now: int) -> list[Effect]:
         """Ask for what nobody has asked for yet; wait for all of it."""

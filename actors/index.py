@@ -29,6 +29,7 @@ from pegaflow.wire.index import (
     EndClaim,
     Held,
     Holding,
+    Pinned,
     Release,
     Seal,
     Sealed,
@@ -42,6 +43,10 @@ from .actor import MS, Effect, Note, Reply, Send, Sender
 from .fetching import Fetching
 from .flushing import sayable
 from .inheriting import CLAIMS_MAX
+
+CLEARING_NS = 10_000 * MS
+"""An extent is cleared for so long after somebody has asked for pages in vain: who still wants to
+save tries again sooner."""
 
 
 class Index(Fetching):
@@ -58,6 +63,7 @@ class Index(Fetching):
     ) -> None:
         super().__init__(address, supervisor, hello, open_ledger)
         self._seals = 0  # newest seal id
+        self._clear_until = 0  # so long an extent stays closed to new leases
         self.on(Release, self._on_release, SESSION)
         self.on(Claim, self._on_claim, SESSION)
         self.on(EndClaim, self._on_end_claim, SESSION)
@@ -75,6 +81,7 @@ class Index(Fetching):
             "quarantined_pages": self.quarantined,
             "sessions_awaited": len(self.awaited or ()),
             "leases": len(self.leases),
+            "pinned_bytes": self.leases.pinned_bytes,
             "ssd_stored_blocks": sum(map(len, self.stored.values())),
             "ssd_backlog_blocks": len(self.backlog),
             "ssd_in_flight_blocks": len(self.in_flight),
@@ -106,6 +113,7 @@ class Index(Fetching):
         self.drop_waits(dead)
         for lease in self.leases.fence(dead):
             self.order.touch(lease.blocks)
+        self.pins.fence(dead)
         self.claims.fence(dead)
         self.heard.discard(dead)
         if self.awaited is not None:
@@ -278,8 +286,13 @@ class Index(Fetching):
             for lease in dropped:
                 self.released(lease, now)
             again = [Send(holder, self.held(lease)) for lease in resend]
+            again += self._tell_pins(holder)
         self.claims.statement(holder, msg.claim_upto, msg.claims)
         return [*again, Send(holder, Unheld(unheld))] if unheld else again
+
+    def _tell_pins(self, session: Address) -> list[Effect]:
+        news = self.pins.news(session)
+        return [Send(session, Pinned(news[0], self.pins.most, news[1]))] if news else []
 
     def _on_corrupt(self, sender: Sender, msg: Corrupt, now: int) -> list[Effect]:
         """Blocks of which a page is not what was sealed: no hit any more, their pages nobody's."""
@@ -318,21 +331,38 @@ class Index(Fetching):
         if not msg.recut:
             victims, effects = self.rescue(msg.page_size, msg.count, now)
         if not victims:
-            victims = self._coldest_extent(msg.page_size)
+            victims = self._coldest_extent(msg.page_size, now)
         victims = sayable(victims)
         self.count_dropped(victims, now)
         return [Reply(sender, Freed(self._evict(victims, now))), *effects]
 
-    def _coldest_extent(self, page_size: int) -> list[Block]:
-        """Every evictable block of the extent that another page size has used longest ago."""
-        geometry = self.geometry
-        extent = self.order.coldest_extent(page_size, geometry.extent_of)
+    def _coldest_extent(self, page_size: int, now: int) -> list[Block]:
+        """Every evictable block of the extent that another page size has used longest ago and that
+        nobody has a lease in.  Without such a one an extent is cleared: nothing of it is leased any
+        more, so that it is empty once the leases that there are have ended."""
+        extent_of = self.geometry.extent_of
+        leased = frozenset(map(extent_of, self.leases.pages()))
+        extent = self.order.coldest_extent(page_size, extent_of, leased)
+        if extent is not None:
+            self.clearing = None
+        elif self.clearing is None:
+            extent = self.order.coldest_extent(page_size, extent_of)
+        else:
+            extent = self.clearing[0]
         if extent is None:
             return []
-        first = extent * geometry.records_per_extent
-        found = map(self.blocks.by_page, range(first, first + geometry.records_per_extent))
-        unique = {id(b): b for b in found if b is not None and not b.leases}
-        return list(unique.values())
+        first = extent * self.geometry.records_per_extent
+        found = map(self.blocks.by_page, range(first, first + self.geometry.records_per_extent))
+        unique = {id(b): b for b in found if b is not None}
+        stays = any(block.leases for block in unique.values())
+        self.clearing, self._clear_until = (extent, page_size) if stays else None, now + CLEARING_NS
+        return [block for block in unique.values() if not block.leases]
+
+    def beat(self, now: int) -> list[Effect]:
+        """Clear nothing for somebody who does not ask any more."""
+        if now > self._clear_until:
+            self.clearing = None
+        return super().beat(now)
 
     def _on_fence(self, sender: Sender, msg: Fence, now: int) -> list[Effect]:
         """Only if we have heard of the death ourselves: what is queued of it is dropped then."""

@@ -14,6 +14,7 @@ from pegaflow.cache.eviction import Lru
 from pegaflow.cache.geometry import MIN_PAGE, Geometry
 from pegaflow.cache.leases import Lease, LeaseTable
 from pegaflow.cache.ledger import Ledger
+from pegaflow.cache.pins import Pins
 from pegaflow.cache.prefix_index import Block, PrefixIndex
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import Hello, Welcome
@@ -56,6 +57,7 @@ class Inheriting(Adopting):
         self.blocks = PrefixIndex(lambda page: self.ledger.read(page), self._warmed)
         self.order = Lru()  # exactly the resident blocks that are not cold
         self.leases = LeaseTable()
+        self.pins = Pins(self.leases)
         self.claims = ClaimTable(CLAIM_NS)
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
@@ -73,6 +75,7 @@ class Inheriting(Adopting):
         assert self.welcome is not None
         self._ledger = self._open_ledger(self.welcome)
         self.geometry = Geometry(self.welcome.pool_bytes, self.welcome.extent_bytes)
+        self.pins.bound(self.welcome.max_pinned, self.welcome.pool_bytes)
         self._adoption = Adoption(self._ledger, self.geometry, self.blocks)
         return []
 

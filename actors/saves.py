@@ -21,7 +21,6 @@ hits.
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 
-from pegaflow.cache.geometry import slot_size
 from pegaflow.wire.index import Claim, Claimed, EndClaim
 from pegaflow.wire.jobs import Done, FillPages, ReadBlocks, SumPages
 from pegaflow.wire.message import Message
@@ -46,6 +45,9 @@ BATCH_BLOCKS = 128
 
 READ_NS = 10_000 * MS
 """Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
+
+SAVE_NS = 120_000 * MS
+"""An order of a single rank that is not saved within this time is given up: a client waits less."""
 
 ENDED_MAX = 4096
 """Orders remembered as ended: a rank is never so many steps behind."""
@@ -91,10 +93,6 @@ class Saves(Sealing):
         """Slots of a rank's bounce file that are in use."""
         mine = [s for s in self.shares.values() if s.rank is rank]
         return [slot for s in mine for b in s.batches.values() for slot in b.slots]
-
-    def bytes_of(self, pages: int) -> int:
-        """Bytes of the pool in so many pages."""
-        return pages * slot_size(self.page_size)
 
     def claims(self) -> tuple[int, ...]:
         """Claims under which we still save."""
@@ -192,19 +190,23 @@ class Saves(Sealing):
         return effects
 
     def expire(self, now: int) -> list[Effect]:
-        """Give up the orders that not every rank has saved, or nobody committed, in time."""
+        """Give up the orders that not every rank has saved, or nobody committed, in time; then go on
+        with the others."""
         effects: list[Effect] = []
         for order in list(self.orders.values()):
-            if (self.world > 1 or not order.committed) and now - order.born > ORDER_NS:
+            patience = SAVE_NS if self.world == 1 and order.committed else ORDER_NS
+            if now - order.born > patience:
                 self._remember(order.name)
                 effects += self._kill(order, order.new, Status.EXPIRED)
-        return effects
+        return effects + self._feed(now)
 
     # pages
 
     def _hunger(self) -> tuple[int, int]:
         sizes = [len(share.batches[number].positions) for share, number in self._hungry]
-        return sum(sizes), sizes[0] if sizes else 0
+        if not sizes or self.stock.is_full(sizes[0]):
+            return 0, 0
+        return sum(sizes), sizes[0]
 
     def _feed(self, now: int) -> list[Effect]:
         """Give pages to hungry batches, in the order in which they came."""
@@ -218,6 +220,10 @@ class Saves(Sealing):
             self._hungry.popleft()
             effects += self._fill(share, number, now)
         return effects + self.stock.refill(now)
+
+    def fed(self, now: int) -> list[Effect]:
+        """Pages have left: others may have their turn."""
+        return self._feed(now) if self._hungry else []
 
     def _starve(self, status: Status, now: int) -> list[Effect]:
         """There are no pages: hungry batches are given up and their saves end with what they have.

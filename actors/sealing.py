@@ -49,6 +49,10 @@ class Sealing:
         """Hook: something of this order has ended."""
         return []
 
+    def fed(self, now: int) -> list[Effect]:
+        """Hook: pages have left our books."""
+        return []
+
     def resume(self, index: Address, now: int) -> list[Effect]:
         """Another index: tell it what we claim, and let `seal_again` follow our statement."""
         self.index = index
@@ -120,7 +124,8 @@ class Sealing:
                 return self._ask_seal(order, whole, now)
             order.asked = False
             positions = answer.positions if isinstance(answer, Sealed) else ()
-            return self._sealed(order, whole, set(positions)) + self.seal(order, now)
+            effects = self._sealed(order, whole, set(positions)) + self.seal(order, now)
+            return effects + self.fed(now)
 
         return [Ask(self.index, ask, now + INDEX_NS, sealed)]
 

@@ -4,9 +4,8 @@ A spare waits until the supervisor gives it an engine (Serve).  From then on it 
 long as its engine: when a client process is proven dead, or the last client leaves, the session
 stops, and with one process all goes that the engine left behind.
 
-Its books: the engine's ranks (ranks.py), the leases it holds for the engine's requests (here), and
-the saves under way (saves.py).  A lease is passed on to the index's Release only when every rank
-has loaded from it, or it is not wanted any more, and no copy of it runs, whoever asked for it.
+Its books: the engine's ranks (ranks.py), the leases it holds for the engine's requests
+(leasing.py), the loads from them (here), and the saves under way (saves.py).
 
 It outlives index and allocator.  Without an index a lookup misses and a save is refused, while
 loads go on; a new one is told all leases and claims, a new allocator all pages.
@@ -21,11 +20,10 @@ from pegaflow.wire import index as to_index
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.allocator import Reserved, Return, Stock
 from pegaflow.wire.control import Hello
-from pegaflow.wire.index import Claimed, EndClaim, Held, Holding, Unheld
+from pegaflow.wire.index import Claimed, EndClaim, Held, Holding
 from pegaflow.wire.jobs import Done, SumPages, WriteBlocks
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
-    LEASE_IDLE_NS,
     Commit,
     Confirmed,
     Copied,
@@ -36,7 +34,6 @@ from pegaflow.wire.session import (
     Loaded,
     Lookup,
     Pages,
-    Release,
     Save,
     Saved,
     Skip,
@@ -46,13 +43,14 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, Address
 
 from .actor import MS, Ask, Do, Effect, NoAnswer, Reply, Send, Sender
-from .boarding import Boarding
+from .leasing import Lease, Leasing
 from .ranks import (
     Rank,
     namespace,
 )
 from .saves import Saves
 from .sealing import INDEX_NS, count_dropped
+from .stock import USED_SHARE
 
 COPIES_MAX = 4096
 """Loads under way at once: an engine has one per request at most."""
@@ -62,17 +60,6 @@ LOOKUPS_MAX = 4096
 
 LOAD_NS = 10_000 * MS
 """Longest load by process_vm, where the client named no deadline."""
-
-
-@dataclass(slots=True)
-class _Lease:
-    pages: tuple[int, ...]  # `world` per block, block-major
-    checksums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
-    waiting: set[int]  # ranks that have not loaded from it yet
-    used: int  # when it was last asked for
-    copies: int = 0  # loads of it that run now
-    ended: bool = False  # release it as soon as no copy runs
-    lost: bool = False  # the index does not honour it: no copy of it may succeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +72,12 @@ class _Copy:
     bytes_: int
 
 
-class Session(Boarding):
+class Session(Leasing):
     """Moves one engine's blocks."""
 
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address, supervisor, hello)
         self.saves: Saves | None = None  # there from when all ranks were, for the first time
-        self.leases: dict[int, _Lease] = {}  # by the index's number
-        self.leased_upto = 0  # newest lease number we have seen
         self.copies: dict[int, _Copy] = {}  # loads under way
         self._copy = 0  # newest load number
         self._lookups = 0  # asked of the index, without an end yet
@@ -104,21 +89,18 @@ class Session(Boarding):
         self.on(Drop, self._on_drop, CLIENT)
         self.on(Skip, self._on_skip, CLIENT)
         self.on(Commit, self._on_commit, CLIENT)
-        self.on(Release, self._on_release, CLIENT)
-        self.on(Held, self._on_held_again, INDEX)
-        self.on(Unheld, self._on_unheld, INDEX)
         self.on(Reserved, self._on_reserved_again, ALLOCATOR)
 
     def gauges(self) -> dict[str, int]:
         """What is open now."""
         saves = self.saves
-        pinned = sum(len(lease.pages) for lease in self.leases.values())
         return {
             "session_clients": len(self.clients),
             "session_ranks": sum(rank.there for rank in self.ranks.values()),
             "session_attached": int(self.complete),
             "session_leases": len(self.leases),
-            "session_pinned_bytes": saves.bytes_of(pinned) if saves else 0,
+            "session_pinned_bytes": self.pins.bytes,
+            "session_greedy": int(self.greedy),
             "session_loads_open": len(self.copies),
             "session_saves_open": len(saves.shares) if saves else 0,
             "session_held_bytes": saves.stock.held_bytes() if saves else 0,
@@ -131,8 +113,8 @@ class Session(Boarding):
             running[copy.lease] = running.get(copy.lease, 0) + 1
         for number, lease in self.leases.items():
             assert lease.copies == running.pop(number, 0)
-            assert lease.copies or not lease.ended
         assert not running, "a copy of a lease that has ended"
+        self.check_leases()
         for rank in [*self.ranks.values(), *self.leaving]:
             used = self.saves.used_slots(rank) if self.saves else []
             assert sorted(rank.free_slots + used) == list(range(rank.slots))
@@ -141,11 +123,7 @@ class Session(Boarding):
 
     def beat(self, now: int) -> list[Effect]:
         """State what we hold, so that the granters can mend what was lost."""
-        effects = self.look_for_remote(now)
-        for number, lease in list(self.leases.items()):
-            if not lease.copies and now - lease.used > LEASE_IDLE_NS:
-                self.counts["leases_idle"] += 1
-                effects += self._end_lease(number)
+        effects = self.look_for_remote(now) + self.end_idle(now)
         effects += self.saves.expire(now) if self.saves else []
         return effects + self.tell(INDEX, self._holding()) + self.tell(ALLOCATOR, self._stock())
 
@@ -214,12 +192,13 @@ class Session(Boarding):
         payload = layouts.page_bytes(self.ranks[0].layout)
         saves = Saves(space, size, payload, len(self.ranks), self.left, self.counts)
         saves.verify = self.welcome.verify
+        saves.stock.most = self.welcome.pool_bytes // USED_SHARE if self.welcome.max_pinned else 0
         if old is not None:
             effects += self.tell(ALLOCATOR, Return(tuple(old.stock.free)))
             saves.stock.granted_upto = old.stock.granted_upto
             saves.claimed_upto = old.claimed_upto
             for number in list(self.leases):  # blocks of another layout: never into this one
-                effects += self._end_lease(number)
+                effects += self.end_lease(number)
         saves.index, saves.stock.allocator = self.peer(INDEX), self.peer(ALLOCATOR)
         saves.offset_of = lambda page: geometry.offset(page, size)
         self.saves = saves
@@ -253,13 +232,11 @@ class Session(Boarding):
                 return [Reply(sender, Found(status, 0, 0))]
             if not answer.number:
                 return [Reply(sender, Found(Status.OK, 0, 0))]
-            self.leased_upto = max(self.leased_upto, answer.number)
-            ranks = set(range(saves.world))
-            self.leases[answer.number] = _Lease(answer.pages, answer.checksums, ranks, now)
+            self.hold(answer, saves.world, now)
             other = self.saves is not saves or answer.shards != saves.world
             if other or sender.address not in self.clients:
                 miss = Reply(sender, Found(Status.OK, 0, 0))
-                return [miss, *self._end_lease(answer.number)]
+                return [miss, *self.end_lease(answer.number)]
             blocks = len(answer.pages) // answer.shards
             return [Reply(sender, Found(Status.OK, answer.number, blocks, answer.disk))]
 
@@ -296,7 +273,7 @@ class Session(Boarding):
         size = msg.count * layouts.page_bytes(rank.layout)
         self.copies[copy] = _Copy(rank, msg.lease, now, size)
         lease.copies += 1
-        lease.used = now
+        lease.use(now)
         world = self.saves.world
         mine = slice(msg.first * world + msg.rank, (msg.first + msg.count) * world, world)
         pages, sums = lease.pages[mine], lease.checksums[mine]
@@ -354,7 +331,7 @@ class Session(Boarding):
         self.counts["pages_corrupt"] += len(bad)
         return self.tell(INDEX, to_index.Corrupt(bad)) if bad else []
 
-    def _in_range(self, rank: Rank, lease: _Lease, msg: Load) -> bool:
+    def _in_range(self, rank: Rank, lease: Lease, msg: Load) -> bool:
         assert self.saves is not None
         if msg.count == 0 or (msg.first + msg.count) * self.saves.world > len(lease.pages):
             return False
@@ -367,7 +344,7 @@ class Session(Boarding):
         if copy is None or not mine or copy.rank.loads is not Way.STAGED:
             return [Reply(sender, Confirmed(Status.NO_SUCH_LEASE))]
         lease = self.leases[copy.lease]
-        lease.used = now
+        lease.use(now)
         self._count(copy, msg.ok and not lease.lost, now)
         status = Status.NO_SUCH_LEASE if lease.lost else Status.OK
         return [Reply(sender, Confirmed(status)), *self._end_copy(msg.copy)]
@@ -387,19 +364,7 @@ class Session(Boarding):
         lease = self.leases[copy.lease]
         lease.copies -= 1
         lease.waiting.discard(copy.rank.number)
-        return self._end_lease(copy.lease) if lease.ended or not lease.waiting else []
-
-    def _end_lease(self, number: int) -> list[Effect]:
-        """Release a lease, or mark it so while a copy of it runs."""
-        lease = self.leases[number]
-        lease.ended = True
-        if lease.copies:
-            return []
-        del self.leases[number]
-        return self.tell(INDEX, to_index.Release(number))
-
-    def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
-        return self._end_lease(msg.lease) if msg.lease in self.leases else []
+        return self.end_lease(copy.lease) if lease.ended or not lease.waiting else []
 
     # saves
 
@@ -425,23 +390,6 @@ class Session(Boarding):
     def _on_commit(self, sender: Sender, msg: Commit, now: int) -> list[Effect]:
         mine = sender.address in self.clients
         return self.saves.commit(msg.orders, now) if self.saves and mine else []
-
-    def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
-        """A lease sent again: ours already, or one that we never heard of and hand back."""
-        if msg.number in self.leases:
-            return []
-        return self.late(sender.address, msg, now)
-
-    def _on_unheld(self, sender: Sender, msg: Unheld, now: int) -> list[Effect]:
-        """The index has lost these leases: whatever is copied under them is worth nothing."""
-        effects: list[Effect] = []
-        for number in msg.numbers:
-            lease = self.leases.get(number)
-            if lease is not None:
-                lease.lost = True
-                self.counts["leases_lost"] += 1
-                effects += self._end_lease(number)
-        return effects
 
     def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
         return self.late(sender.address, msg, now)

@@ -27,6 +27,10 @@ STOCK_PAGES_MAX = 64
 RESERVE_MAX = 256
 """Pages asked for at once: a long save must not evict the whole pool before it copies a byte."""
 
+USED_SHARE = 4
+"""Pages of one engine's open saves are at most one part in so many of the pool: one that never
+ends its saves, be it stopped or ill, must not keep the others from theirs."""
+
 Pages = tuple[tuple[int, int], ...]
 """(page, stamp) each."""
 
@@ -49,6 +53,7 @@ class PageStock:
         starve: Callable[[Status, int], list[Effect]],
     ) -> None:
         self.page_size = page_size
+        self.most = 0  # bytes that may be in use; 0: any number
         self.allocator = NOBODY
         self.free: dict[int, int] = {}  # page -> stamp: granted, not yet used
         self.used: dict[int, int] = {}  # page -> stamp: being filled, in place or in a Seal
@@ -61,6 +66,11 @@ class PageStock:
         """Pages that we like to have ready."""
         return max(4, min(STOCK_PAGES_MAX, STOCK_BYTES // self.page_size))
 
+    def is_full(self, count: int) -> bool:
+        """Whether so many pages more would be too many in use; the first ones never are."""
+        wanted = (len(self.used) + count) * slot_size(self.page_size)
+        return bool(self.most and self.used) and wanted > self.most
+
     def held_bytes(self) -> int:
         """Bytes of the pool that we hold."""
         return (len(self.free) + len(self.used)) * slot_size(self.page_size)
@@ -70,8 +80,8 @@ class PageStock:
         return Stock(self.granted_upto, (*self.free, *self.used), self.page_size)
 
     def take(self, count: int) -> Pages:
-        """So many pages to use; none if there are not so many."""
-        if len(self.free) < count:
+        """So many pages to use; none if there are not so many, or too many are in use."""
+        if len(self.free) < count or self.is_full(count):
             return ()
         pages = tuple(self.free.popitem() for _ in range(count))
         self.used.update(pages)

@@ -100,6 +100,7 @@ class Plan:
     pid: int = 0  # the supervisor's own
     pid_namespace: int = 0  # inode of the one that all our pids are of; 0: unknown
     ping_ns: int = 0  # how often a service manager wants a sign of life; 0: never
+    max_pinned: float = 0.0  # part of the pool that one engine's leases may hold; 0: all of it
 
 
 class Supervisor(Actor):
@@ -190,7 +191,8 @@ class Supervisor(Actor):
     def _welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         plan = self.plan
         rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify, plan.ssd)
-        return Welcome(pool, ledger, size, extent, *rest)
+        most = int(plan.max_pinned * size)
+        return Welcome(pool, ledger, size, extent, *rest, max_pinned=most)
 
     def _checked(self, done: Done, now: int) -> list[Effect]:
         """What a look at the service's files has found."""

@@ -77,6 +77,8 @@ class Settings:
     curve_dir: str | None = None
     #: Whether TCP is served without keys.
     insecure_tcp: bool = False
+    #: Part of the pool that one engine's leases may keep from eviction, above 0 and at most 1.
+    max_pinned: float = limits.MAX_PINNED
     #: Whether to start with an empty pool, whatever an earlier life has left.
     fresh: bool = False
     #: Whether a pool with blocks in it outlives a clean stop.
@@ -269,6 +271,18 @@ def _capacity(value: object) -> int:
     return size
 
 
+def _share(value: object) -> float:
+    text = str(value).strip()
+    percent = text.endswith("%")
+    try:
+        share = float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if isinstance(value, bool) or not 0 < share <= 1:
+        raise UserError(f"{value!r} is no part of the whole, such as 0.5 or 50%")
+    return share
+
+
 def _size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UserError(f"not a size: {value!r}")
@@ -355,6 +369,9 @@ SETTINGS: dict[str, Setting] = {
     "spares": Setting(_number(0, SPARES_MAX), "Sessions kept ready for the next engine.", "N"),
     "copy_threads": Setting(
         _number(1, COPY_THREADS_MAX), "Threads with which each session copies.", "N"
+    ),
+    "max_pinned": Setting(
+        _share, "Part of the pool that one engine's leases may hold, such as 0.5 or 50%.", "SHARE"
     ),
     "http_addr": Setting(_http_addr, "Where health and metrics are served, or none.", "HOST:PORT"),
     "addr": Setting(_host_port, "Also listen for clients on TCP; needs --curve-dir.", "HOST:PORT"),

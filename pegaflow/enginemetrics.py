@@ -116,10 +116,29 @@ ENGINE_METRICS = (
     Shown(
         "pegaflow_engine_leased_bytes",
         SESSION,
-        "Bytes of the pool that the leases of each engine keep from being evicted; what two of its "
-        "leases name counts twice.",
+        "Bytes of the pool that the leases of each engine keep from being evicted, each block counted "
+        "once.",
         lambda v: v.by_seat("session_pinned_bytes"),
         ("seat",),
+    ),
+    Shown(
+        "pegaflow_engine_pins_too_much",
+        SESSION,
+        "1 for each engine that asks for more than --max-pinned lets it hold by leases.",
+        lambda v: v.by_seat("session_greedy"),
+        ("seat",),
+    ),
+    Shown(
+        "pegaflow_pinned_bytes",
+        INDEX,
+        "Bytes of the pool that leases keep from eviction, each block counted once.",
+        lambda v: v.gauge(INDEX, "pinned_bytes"),
+    ),
+    Shown(
+        "pegaflow_unpinned_blocks_total",
+        INDEX,
+        "Blocks that lookups found and did not get: the engine, or all together, held too much.",
+        lambda v: v.total(INDEX, "blocks_unpinned"),
     ),
     Shown(
         "pegaflow_engine_inflight_bytes",

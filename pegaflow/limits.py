@@ -19,6 +19,10 @@ COPY_THREADS = 2
 """One core copies at a third to a half of what a memory controller can do; more threads than two
 would take cores from the engine for little."""
 
+MAX_PINNED = 0.5
+"""Part of the pool that one engine's leases may keep from eviction: the prompts that it loads at a
+time fit into it wherever they fit twice, and the other half is there for everybody's saves."""
+
 HTTP_ADDR = "127.0.0.1:9091"
 """The original's port, so that its users' scrapers find it; on loopback only: nobody is asked for a
 password."""

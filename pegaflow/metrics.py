@@ -267,10 +267,12 @@ def reasons(view: View) -> tuple[str, ...]:
 
 
 def readiness(report: Report | None, now: int) -> dict[str, Any]:
-    """Whether engines can be served, why not, and how the SSD tier is (empty: there is none)."""
+    """Whether engines can be served, why not, how the SSD tier is (empty: there is none), and what
+    is to be said of engines."""
     view = View(report, now)
     why = reasons(view)
-    return {"ready": not why, "reasons": list(why), "ssd": ssd_line(view)}
+    remarks = list(view.remarks(SESSION))
+    return {"ready": not why, "reasons": list(why), "ssd": ssd_line(view), "remarks": remarks}
 
 
 def status(report: Report | None, now: int) -> dict[str, Any]:

@@ -252,6 +252,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         os.getpid(),
         pid_namespace(),
         house.manager.ping_ns(os.getpid()),
+        settings.max_pinned,
     )
     supervisor = Supervisor(address, plan)
     loop = Loop(Host(supervisor), house.work)

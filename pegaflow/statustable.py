@@ -14,7 +14,7 @@ from pegaflow import sizes
 from pegaflow.ssdmetrics import ssd_line
 from pegaflow.view import View
 from pegaflow.wire.control import Report
-from pegaflow.wire.values import ALLOCATOR, INDEX, SUPERVISOR
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
 
 COLUMNS = ("process", "pid", "state", "seat")
 
@@ -52,6 +52,7 @@ def _lines(view: View, report: Report) -> list[str]:
         f"cache: {view.gauge(INDEX, 'blocks_resident'):.0f} blocks, {rate}",
         f"engines: {engines}" + (f", {waiting:.0f} waiting" if waiting else ""),
         ssd_line(view),
+        *view.remarks(SESSION),
         f"http: {_http(view, report)}",
         _restarts(report),
     ]

@@ -114,6 +114,7 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         ("ssd_admission", "hot"),
         ("drain_timeout", -1),
         ("drain_timeout", 3601),
+        *(("max_pinned", value) for value in (0, "0", "1.01", "101%", "half", -0.5, "nan")),
     ],
 )
 def test_a_bad_value_names_the_setting_and_the_value(key: str, value: object) -> None:
@@ -143,6 +144,13 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
 )
 def test_http_addresses(said: str, meant: str) -> None:
     assert config.load({"http_addr": said}, {}).http_addr == meant
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("0.25", 0.25), ("50%", 0.5), (1, 1.0), ("100 %", 1.0), (0.001, 0.001)]
+)
+def test_a_part_of_the_pool(said: object, meant: float) -> None:
+    assert config.load({"max_pinned": said}, {}).max_pinned == meant
 
 
 def test_directories_of_the_ssd_tier_come_one_per_device(tmp_path: Path) -> None:

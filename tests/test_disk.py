@@ -353,7 +353,7 @@ def test_a_directory_that_vanishes_is_not_made_again(bench: Bench) -> None:
     """Its disk is not mounted any more: the log does not go to the one below."""
     bench.open()
     shutil.rmtree(bench.folder)
-    assert "make or mount" in bench.work(OpenVolume(0), Status.GONE).note
+    assert "is not there any more; mount its" in bench.work(OpenVolume(0), Status.GONE).note
     assert not bench.folder.exists()
 
 

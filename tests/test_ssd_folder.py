@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pegaflow.cache.marker import MARKER
+from pegaflow.device.diskops import Ops
+from pegaflow.device.ssdfolder import Folder, Known, UnusableError
 from pegaflow.device.ssdwipe import remove_log
 from pegaflow.wire.diskjobs import DropSegment, LoadSegment, MakeSegment, OpenVolume, WatchVolume
 from pegaflow.wire.status import Status
@@ -68,6 +71,48 @@ def test_a_bind_mount_leads_to_the_same_lock(bench: Bench, tmp_path: Path) -> No
             assert in_use(second)
     finally:
         subprocess.run(["umount", str(bound)], check=True)
+
+
+def test_another_user_meets_the_same_lock() -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root may be another user")
+    top = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    try:
+        top.chmod(0o755)
+        bench = Bench(top / "log", top / "pool")
+        bench.open()
+        bench.write(1, 1)
+        before = state_of(bench.folder)
+        said = _open_as_another(bench.folder)
+        assert "ermission denied" in said, "it is made for its user alone"
+        bench.folder.chmod(0o777)
+        assert "in use by another service" in _open_as_another(bench.folder)
+        bench.close()
+        assert "ermission denied" in _open_as_another(bench.folder), "the marker is not theirs"
+        assert state_of(bench.folder) == before
+    finally:
+        shutil.rmtree(top)
+
+
+def _open_as_another(folder: Path) -> str:
+    """What another user's service is told; a fork, since another may not run this interpreter."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            said = str(Folder(str(folder), Ops(), Known()).open())
+        except (UnusableError, OSError) as error:
+            said = str(error)
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
 
 
 def test_a_directory_linked_file_by_file_is_in_use(bench: Bench, tmp_path: Path) -> None:

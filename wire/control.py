@@ -112,6 +112,7 @@ class Welcome(Message):
     ssd: bool = False  # there is a flusher, or will be
     pool_file: U64s = ()  # device and inode of the pool's file
     ledger_file: U64s = ()  # and of the ledger's
+    max_pinned: int = 0  # bytes of the pool that one engine's leases may hold; 0: any number
 
 
 @message(22)

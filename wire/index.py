@@ -7,6 +7,7 @@
     session → index   Seal      → Sealed     every shard of these blocks is in place: publish
     session → index   Holding                statement: up to these numbers I hold exactly these
     session → index   Corrupt                these pages are not what was sealed
+    index → session   Pinned                 after a Holding: what the engine keeps from eviction
 
 Grants.  Leases and claims are numbered per holder by the index, from one up.  With each beat a
 session states what it holds: what is omitted up to the stated number is dropped, a lease granted
@@ -15,6 +16,13 @@ with Release.  So a lost grant and a lost release both mend themselves.
 
 A claim owns no memory and may expire by time (CLAIM_NS): a second engine may then save the block.
 A Seal under a claim that ended or expired is refused (STALE_CLAIM) block by block.
+
+Pins.  What is leased cannot be evicted.  One session leases no more than Welcome.max_pinned bytes,
+each block counted once, and all of them together no more than a share of the pool (cache/pins.py):
+beyond that a Find ends early, as if the rest of its run were not there, so that everybody's saves
+find room.  No lease ends because of that (it is its holder's); the session ends those that the
+engine does not load from.  When something of it has changed, a Holding is followed by Pinned, and
+the session, which knows the engine's name, says who it is.
 
 Seal, the one place where bytes become visible: the index checks that sender and claim live, writes
 the record bodies, then each state word, then answers.  Until an index has answered, the session
@@ -165,3 +173,12 @@ class Corrupt(Message):
     """The bytes of these pages are not those that were sealed."""
 
     pages: U64s
+
+
+@message(72)
+class Pinned(Message):
+    """Your leases keep so many bytes from eviction."""
+
+    bytes: int
+    most: int  # they may
+    cut: int  # blocks so far that were there and were not leased, since that was too much

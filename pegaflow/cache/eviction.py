@@ -78,16 +78,23 @@ class Lru:
             del self._orders[block.page_size]
 
     def coldest_extent(
-        self, page_size_excluded: int, extent_of: Callable[[int], int]
+        self,
+        page_size_excluded: int,
+        extent_of: Callable[[int], int],
+        avoided: frozenset[int] = frozenset(),
     ) -> int | None:
         """The extent of the oldest block without a lease of any other page size, to be emptied and
-        recut. Other blocks in that extent may be leased."""
+        recut; none of those avoided. Other blocks in that extent may be leased."""
         oldest: tuple[int, Block] | None = None
         for page_size, order in self._orders.items():
-            first = self.victims(page_size, 1) if page_size != page_size_excluded else []
-            for block in first:
+            count = LOOK_MAX if avoided else 1
+            found = self.victims(page_size, count) if page_size != page_size_excluded else []
+            for block in found:
+                if avoided and not avoided.isdisjoint(map(extent_of, block.pages)):
+                    continue
                 if oldest is None or order[block] < oldest[0]:
                     oldest = (order[block], block)
+                break
         return extent_of(oldest[1].pages[0]) if oldest else None
 
     def __len__(self) -> int:

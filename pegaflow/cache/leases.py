@@ -8,12 +8,17 @@ granted and the grant may have been lost, so it is sent again.
 The table counts leases in the blocks themselves (`Block.leases`), where the eviction order sees
 them. Every verb that ends leases returns them, so that the caller can make their blocks the
 youngest.
+
+What is leased cannot be evicted: it is *pinned*. The table knows how many bytes each holder pins,
+and all of them together; a block counts once however often it is leased. `affordable` says how much
+of a run may be leased within given bounds; what is pinned already costs nothing.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pegaflow.cache.geometry import slot_size
 from pegaflow.cache.prefix_index import Block
 
 
@@ -34,6 +39,9 @@ class LeaseTable:
         self._leases: dict[Hashable, dict[int, Lease]] = {}  # holder -> number -> lease, ascending
         self._last: dict[Hashable, int] = {}  # highest number ever granted to each unfenced holder
         self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
+        self._pins: dict[Hashable, dict[Block, int]] = {}  # holder -> block -> its leases
+        self._pinned: Counter[Hashable] = Counter()  # bytes of those, once each
+        self.pinned_bytes = 0  # of all blocks that have a lease, once each
 
     def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
         """A new lease."""
@@ -42,8 +50,17 @@ class LeaseTable:
         lease = Lease(holder, number, tuple(blocks), now)
         self._leases.setdefault(holder, {})[number] = lease
         self._blocks[holder] += len(lease.blocks)
+        pins = self._pins.setdefault(holder, {})
+        mine = 0
         for block in lease.blocks:
+            if not block.leases:
+                self.pinned_bytes += block_bytes(block)
             block.leases += 1
+            count = pins.get(block, 0)
+            if not count:
+                mine += block_bytes(block)
+            pins[block] = count + 1
+        self._pinned[holder] += mine
         return lease
 
     def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> Lease:
@@ -103,16 +120,48 @@ class LeaseTable:
         """How many leases the holder has, and how many blocks they name together."""
         return len(self._leases.get(holder, ())), self._blocks[holder]
 
+    def pinned(self, holder: Hashable) -> int:
+        """Bytes that this holder pins."""
+        return self._pinned[holder]
+
+    def pages(self) -> Iterator[int]:
+        """Of all leased blocks; those that several holders lease come several times."""
+        return (page for pins in self._pins.values() for block in pins for page in block.pages)
+
+    def affordable(self, holder: Hashable, blocks: Sequence[Block], most: int, of_all: int) -> int:
+        """How many of these, from the first on, may be leased so that the holder pins no more than
+        `most` bytes, and all holders together no more than `of_all`."""
+        pins = self._pins.get(holder, {})
+        mine, all_ = self._pinned[holder], self.pinned_bytes
+        for count, block in enumerate(blocks):
+            if block in pins:
+                continue
+            size = block_bytes(block)
+            mine += size
+            all_ += 0 if block.leases else size
+            if mine > most or (all_ > of_all and not block.leases):
+                return count
+        return len(blocks)
+
     def __len__(self) -> int:
         return sum(map(len, self._leases.values()))
 
     def _end(self, lease: Lease) -> None:
-        self._blocks[lease.holder] -= len(lease.blocks)
-        if lease.holder not in self._leases:
-            del self._blocks[lease.holder]
+        holder = lease.holder
+        pins = self._pins[holder]
+        self._blocks[holder] -= len(lease.blocks)
         for block in lease.blocks:
             block.leases -= 1
             assert block.leases >= 0, block
+            if not block.leases:
+                self.pinned_bytes -= block_bytes(block)
+            count = pins.pop(block) - 1
+            if count:
+                pins[block] = count
+            else:
+                self._pinned[holder] -= block_bytes(block)
+        if holder not in self._leases:
+            del self._blocks[holder], self._pins[holder], self._pinned[holder]
 
     def check(self) -> None:
         counts: dict[Block, int] = {}
@@ -124,6 +173,16 @@ class LeaseTable:
                 for block in lease.blocks:
                     counts[block] = counts.get(block, 0) + 1
             assert self._blocks[holder] == sum(len(lease.blocks) for lease in held.values())
-        assert self._blocks.keys() == self._leases.keys()
+            pins = Counter(block for lease in held.values() for block in lease.blocks)
+            assert self._pins[holder] == pins
+            assert self._pinned[holder] == sum(map(block_bytes, pins))
+        assert self._blocks.keys() == self._leases.keys() == self._pins.keys()
+        assert self._pinned.keys() == self._leases.keys()
         for block, count in counts.items():
             assert block.leases == count, (block, count)
+        assert self.pinned_bytes == sum(map(block_bytes, counts))
+
+
+def block_bytes(block: Block) -> int:
+    """Of the pool, in the slots of its pages."""
+    return len(block.pages) * slot_size(block.page_size)

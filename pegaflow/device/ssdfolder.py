@@ -153,7 +153,12 @@ class Folder:
             UnusableError: another service has it.
             OSError: by the system.
         """
-        self.fd = self._ops.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.fd = self._ops.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            if self._known.get(self.path) is None:
+                raise
+            raise self._lost("is not there any more", "make it and ") from None
         self._lock(self.fd)
         return self._read_marker()
 
@@ -211,7 +216,10 @@ class Folder:
             raise UnusableError(Status.GONE, why) from None
         self._refuse_unmounted()
         self._ops.make_folder(self.path)
-        above = self._ops.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            above = self._ops.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError:
+            return  # then it becomes durable some time later
         try:
             self._ops.sync_all(above)
         finally:
@@ -222,6 +230,10 @@ class Folder:
         if mount:
             why = f"{self.path}: {mount} is not mounted, and /etc/fstab says that it is to be"
             raise UnusableError(Status.GONE, f"{why}; mount it")
+
+    def _lost(self, why: str, first: str = "") -> UnusableError:
+        advice = f"mount its file system, or {first}`touch {self.path}/{MARKER}` for a new log"
+        return UnusableError(Status.GONE, f"{self.path} {why}; {advice}")
 
     def _lock(self, fd: int) -> None:
         if not lock(self._ops, fd):
@@ -256,9 +268,7 @@ class Folder:
     def _begin(self, known: str | None, notes: list[str]) -> str:
         """There is no marker: it is new, or from before there were any, or the wrong directory."""
         if known is not None:
-            why = f"{self.path} has lost its {MARKER}, and with it perhaps its file system"
-            advice = f"mount it, or `touch {self.path}/{MARKER}` to begin a new log there"
-            raise UnusableError(Status.GONE, f"{why}; {advice}")
+            raise self._lost(f"has lost its {MARKER}, so it is another directory now")
         if any(map(NAME.fullmatch, self._ops.names(self.fd))):
             notes.append(f"{self.path} has a log from before there were markers: it is ours now")
         else:

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.index import Index
+from pegaflow.actors.index import CLEARING_NS, Index
 from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import Fenced, Gone, Neighbour, Welcome
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
 from pegaflow.wire.index import (
     CLAIM_NS,
     Claim,
@@ -222,14 +222,36 @@ def test_a_lease_is_released_by_its_holder_only() -> None:
     assert press(rig, 1) == ()
 
 
-def test_a_recut_empties_one_extent_but_for_leased_blocks() -> None:
+def test_a_recut_prefers_an_extent_without_leases() -> None:
+    rig, _ = index()
+    save(rig, KEYS[: 2 * RECORDS])
+    find(rig, KEYS[RECORDS : RECORDS + 1])
+    assert set(press(rig, 1, EXTENT, recut=True)) == {0, 1, 2, 3}, "it is not the coldest"
+    assert len(find(rig, KEYS[RECORDS:]).pages) == RECORDS, "nothing is cleared"
+
+
+def test_an_extent_is_cleared_if_there_are_leases_in_all() -> None:
+    rig, actor = index()
+    save(rig, KEYS[: 2 * RECORDS])
+    find(rig, KEYS[:1])
+    mine = find(rig, KEYS[RECORDS : RECORDS + 1])
+    assert set(press(rig, 1, EXTENT, recut=True)) == {5, 6, 7}
+    assert press(rig, 1, EXTENT, recut=True) == (), "no other one is emptied in vain"
+    assert not find(rig, KEYS[RECORDS : RECORDS + 1], SESSION_5).pages, "or it would never end"
+    assert find(rig, KEYS[:2], SESSION_5).pages == (0, 1)
+    rig.tell(SESSION_4, Release(mine.number))
+    assert press(rig, 1, EXTENT, recut=True) == (4,)
+    assert actor.clearing is None
+
+
+def test_an_extent_is_not_cleared_for_somebody_who_has_gone() -> None:
     rig, _ = index()
     save(rig, KEYS[: 2 * RECORDS])
     find(rig, KEYS[:1])
     find(rig, KEYS[RECORDS : RECORDS + 1])
-    assert set(press(rig, 1, EXTENT, recut=True)) == {5, 6, 7}
-    assert set(press(rig, 1, EXTENT, recut=True)) == {1, 2, 3}
-    assert press(rig, 1, EXTENT, recut=True) == ()
+    press(rig, 1, EXTENT, recut=True)
+    rig.wait(CLEARING_NS + 2 * BEAT_NS)
+    assert find(rig, KEYS[RECORDS : RECORDS + 1], SESSION_5).pages == (4,)
 
 
 def test_holding_drops_omitted_leases_and_sends_later_ones_again() -> None:

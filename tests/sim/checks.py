@@ -271,6 +271,9 @@ class Checks:
         for address in [a for a in self.world.procs if a.name in HOLDERS]:
             held = index.leases.held(address)
             assert not held or address not in proc.host._gone, f"{address} is dead and has leases"
+            if address.name == SESSION:
+                pinned = index.leases.pinned(address)
+                assert pinned <= index.pins.most, f"{address} keeps too much from eviction"
             for lease in held:
                 for block in lease.blocks:
                     here = index.blocks.get(block.namespace, block.key)

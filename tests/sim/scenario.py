@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors import directories, ranks, saves, session, stock, volumes
+from pegaflow.actors import directories, leasing, ranks, saves, stock, volumes
 from pegaflow.actors.supervisor import Plan
 from pegaflow.cache import adoption
 from pegaflow.cache.flushplan import FlushPlan
@@ -51,7 +51,7 @@ SCALE = (
     (saves, "ORDER_NS", 2 * S),
     (stock, "STOCK_PAGES_MAX", 6),
     (ranks, "SLOTS_MAX", 10),
-    (session, "LEASE_IDLE_NS", 7 * S),
+    (leasing, "LEASE_IDLE_NS", 7 * S),
     (adoption, "CHUNK", 8),
     (directories, "SEGMENT_SMALLEST", 160 * 1024),
     (directories, "MANIFEST_KEYS", 8),
@@ -158,7 +158,11 @@ class Scenario(Deeds):
             )
         verify = seed % 3 == 1 or "Corrupt" in baits or "bit turns" in bait
         self.plan = Plan(
-            1, "run", "sim", "http", verify=verify, ssd=ssd, flush_ns=500 * MS if ssd else 0
+            *(1, "run", "sim", "http"),
+            verify=verify,
+            ssd=ssd,
+            flush_ns=500 * MS if ssd else 0,
+            max_pinned=0.25 if seed % 5 == 0 else 0.5,
         )
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
