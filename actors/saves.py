@@ -190,7 +190,7 @@ class Saves(Sealing):
         return effects
 
     def expire(self, now: int) -> list[Effect]:
-        """Give up the orders that not every rank has saved, or nobody committed, in time; then go on
+        """Give up the orders that not every rank has saved, or nobody committed, in time; go on
         with the others."""
         effects: list[Effect] = []
         for order in list(self.orders.values()):

@@ -116,7 +116,7 @@ ENGINE_METRICS = (
     Shown(
         "pegaflow_engine_leased_bytes",
         SESSION,
-        "Bytes of the pool that the leases of each engine keep from being evicted, each block counted "
+        "Bytes of the pool that the leases of each engine keep from eviction, each block counted "
         "once.",
         lambda v: v.by_seat("session_pinned_bytes"),
         ("seat",),
