@@ -191,8 +191,7 @@ class Supervisor(Actor):
     def _welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         plan = self.plan
         rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify, plan.ssd)
-        most = int(plan.max_pinned * size)
-        return Welcome(pool, ledger, size, extent, *rest, max_pinned=most)
+        return Welcome(pool, ledger, size, extent, *rest, max_pinned=int(plan.max_pinned * size))
 
     def _checked(self, done: Done, now: int) -> list[Effect]:
         """What a look at the service's files has found."""
@@ -431,10 +430,7 @@ class Supervisor(Actor):
             kinds.append(KindRow(name, state, at, budget.restarts, sums))
         pool = self.pool or self._welcome()
         report = Report(
-            pool.pool_path,
-            pool.ledger_path,
-            pool.pool_bytes,
-            pool.extent_bytes,
+            *(pool.pool_path, pool.ledger_path, pool.pool_bytes, pool.extent_bytes),
             self.started,
             self.plan.version,
             tuple(rows),

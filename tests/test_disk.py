@@ -350,7 +350,6 @@ def test_a_directory_that_cannot_be_written_can_be_read(
 
 
 def test_a_directory_that_vanishes_is_not_made_again(bench: Bench) -> None:
-    """Its disk is not mounted any more: the log does not go to the one below."""
     bench.open()
     shutil.rmtree(bench.folder)
     assert "is not there any more; mount its" in bench.work(OpenVolume(0), Status.GONE).note
