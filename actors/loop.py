@@ -29,9 +29,10 @@ from pegaflow.wire.values import CLIENT, Address
 
 from .actor import Dial, Hangup
 from .asks import Host, Step
+from .door import DOMAIN, Door
 
 if TYPE_CHECKING:  # with what they need, the time of a spare to start; most services have no TCP
-    from .tcp import Guard, Tcp
+    from .tcp import Tcp
 
 QUEUE_MAX = 10_000
 """Messages queued per link and direction; a neighbour that far behind is about to be killed."""
@@ -62,7 +63,7 @@ class Loop:
         self._inbox: zmq.Socket[bytes] | None = None
         self._path = ""  # of the inbox's socket
         self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
-        self._guard: Guard | None = None  # who may come in there; None: everybody
+        self._door = Door(self.context, host.actor.counts)
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
         self._callers: dict[Readable, Callable[[], None]] = {}  # what to do when it is readable
         self._peers: dict[zmq.Socket[bytes], Address | None] = {}  # sockets; None: the inbox
@@ -71,6 +72,7 @@ class Loop:
         self.late_ns = 0  # the latest wake since somebody reset this
         self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
         self._unreachable: list[Address] = []  # clients whose connection is gone, to be told
+        self.watch(self._door.fd, self._door.answer)
 
     def bind(self, path: str) -> None:
         """The inbox.  The socket file is ours alone.
@@ -79,6 +81,7 @@ class Loop:
             UserError: the socket cannot be made.
         """
         self._inbox = self._router()
+        self._inbox.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         self._path = path
         Path(path).unlink(missing_ok=True)
         self._listen(self._inbox)
@@ -112,9 +115,7 @@ class Loop:
             UserError: nobody can listen there.
         """
         self._remote = self._router()
-        self._guard = where.guard(self.context)
-        if self._guard is not None:
-            self.watch(self._guard.socket, self._guard.answer)
+        self._door.guard = where.guard(self._door.socket)
         port = where.bind(self._remote)
         self._watch_socket(self._remote, None)
         return port
@@ -178,8 +179,7 @@ class Loop:
         self._wake = self.host.wake_at()
         while self._stop is None:
             self._turn()
-        if self._guard is not None:
-            self._guard.close()
+        self._door.close()
         for socket in (*self._links.values(), self._inbox, self._remote):
             if socket is not None:
                 socket.close(linger=200)

@@ -2,7 +2,7 @@
 
 With keys (the default) the transport is CURVE: encrypted, the server proven to the client, and a
 client without a key that was let in gets nothing, not even an answer.  libzmq asks a ZAP handler
-about each client; ours is pyzmq's Authenticator, answered from the loop.
+about each client (door.py); those with keys are for pyzmq's Authenticator.
 """
 
 from ipaddress import ip_address
@@ -33,9 +33,9 @@ class Tcp:
         self.port = port
         self.keys = keys  # None: whoever can connect is let in
 
-    def guard(self, context: "zmq.Context[zmq.Socket[bytes]]") -> "Guard | None":
-        """Who keeps the door of a process; needed before `bind`."""
-        return None if self.keys is None else Guard(context, self.keys)
+    def guard(self, socket: "zmq.Socket[bytes]") -> "Guard | None":
+        """Who knows the keys; needed before `bind`.  `socket`: the door's (door.py)."""
+        return None if self.keys is None else Guard(socket, self.keys)
 
     def bind(self, socket: "zmq.Socket[bytes]") -> int:
         """Listen with this socket; the port it got.
@@ -88,16 +88,15 @@ def tcp_of(addr: str | None, curve_dir: str | None, insecure: bool) -> Tcp | Non
 class Guard:
     """Answers libzmq's question who may come in."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: ServerKeys) -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", keys: ServerKeys) -> None:
         self._keys = keys
-        self._authenticator = Authenticator(context)
+        self._authenticator = Authenticator(socket.context)
         self._authenticator.configure_curve_callback(credentials_provider=self)
-        self._authenticator.start()
-        self.socket: zmq.Socket[bytes] = self._authenticator.zap_socket
+        self._authenticator.zap_socket = socket
 
-    def answer(self) -> None:
-        """A question is there."""
-        handling = self._authenticator.handle_zap_message(self.socket.recv_multipart())
+    def answer(self, question: list[bytes]) -> None:
+        """Answer a question about a client with a key."""
+        handling = self._authenticator.handle_zap_message(question)
         try:
             handling.send(None)
         except StopIteration:
@@ -111,7 +110,3 @@ class Guard:
         why = "its key is not in the folder of keys that are allowed"
         get_logger().warning("client_kept_out", key=key.decode(), why=why, repeats=key)
         return False
-
-    def close(self) -> None:
-        """Answer no more."""
-        self._authenticator.stop()

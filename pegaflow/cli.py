@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pegaflow import config, logs, rundir, signals, sizes, version
+from pegaflow import config, logs, presence, rundir, signals, sizes, streams, version
 from pegaflow.errors import UserError
 from pegaflow.flags import with_settings
 from pegaflow.wire.message import WireError
@@ -99,6 +99,9 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
     logs.configure(settings.log_level, settings.log_format, actor="supervisor")
     logs.take_over()
     logs.enable_faulthandler()
+    unknown = config.strangers(os.environ)
+    if unknown:
+        logs.get_logger().warning("variables_unknown", ignored=unknown)
     os.environ["PEGAFLOW_LOG_LEVEL"] = settings.log_level
     os.environ["PEGAFLOW_LOG_FORMAT"] = settings.log_format
     raise typer.Exit(service.serve(settings, read))
@@ -139,12 +142,15 @@ def status(
     from pegaflow.client import inspect
 
     where = rundir.resolve(run_dir, os.environ, os.getuid(), tempfile.gettempdir())
+    desk = rundir.front_desk(where)
+    # root may look at everybody's
+    seen = presence.look(desk, presence.trusted() if os.geteuid() else None)
     try:
-        report = inspect(rundir.front_desk(where))
+        report = inspect(desk) if seen.listens else None
     except WireError as err:
         raise UserError(f"the service in {where} is of another version: {err}") from None
     if report is None:
-        raise UserError(f"no service answers in {where}: start one with `pegaflow serve`")
+        raise UserError(seen.advice)
     if format is Format.json:
         from pegaflow import metrics
 
@@ -181,6 +187,9 @@ def config_show(
     from pegaflow import inventory
 
     settings, origins = config.trace(flags, os.environ, config_file)
+    unknown = config.strangers(os.environ)
+    if unknown:
+        print(f"pegaflow: unknown variables are ignored: {unknown}", file=sys.stderr)
     inventory.show_settings(settings, origins, with_origin=origin, as_json=format is Format.json)
 
 
@@ -278,8 +287,10 @@ def main() -> None:
 
 def run(program: str, command: Callable[[], object]) -> None:
     """Run a command: what the user can put right is one line, a signal is what ends us."""
+    streams.settle()
     try:
-        command()
+        with streams.written(program):
+            command()
     except UserError as err:
         print(f"{program}: {err}", file=sys.stderr)
         raise SystemExit(err.exit_code) from None

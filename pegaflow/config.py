@@ -4,7 +4,8 @@
 `--pool-size` on the command line: SETTINGS has them all, and the command line's options are made
 from it.  The file is TOML and is read only when it is named (`--config`
 or PEGAFLOW_CONFIG).  An unknown key is an error that names the nearest right one: a mistyped
-setting which is silently ignored costs an afternoon.
+setting which is silently ignored costs an afternoon.  An unknown variable may be somebody else's,
+who also calls his things PEGAFLOW_...: it is named in a warning (`strangers`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from pegaflow import limits, rundir, sizes
 from pegaflow.cache import flushplan
 from pegaflow.errors import UserError
+from pegaflow.paths import spelled
 
 PREFIX = "PEGAFLOW_"
 ADMISSIONS = ("all", "reused")
@@ -51,10 +53,17 @@ DRAIN_TIMEOUT_MAX_S = 60
 
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
-# The connector's, which the engine reads, and our tests': no mistake in the same shell.
-_NOT_OURS = re.compile(r"CONFIG|ENDPOINT|HOST|CURVE|TEST_\w+")
-# What Kubernetes puts into every pod when a Service is called `pegaflow...`.
-_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
+CONNECTORS = ("endpoint", "host", "port", "curve", "owner")
+"""What an engine reads (vllm/endpoint.py): no mistake in the same shell."""
+
+_TESTS = re.compile(r"TEST_\w+")
+# What Kubernetes puts into every pod when a Service is called `pegaflow...`, by name and value.
+_KUBERNETES = (
+    (re.compile(r"(\w+_)?SERVICE_HOST"), re.compile(r"[\d.]+|[\da-fA-F:]+")),
+    (re.compile(r"(\w+_)?SERVICE_PORT(_\w+)?"), re.compile(r"\d+")),
+    (re.compile(r"(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?"), re.compile(r"(tcp|udp|sctp)://\S+")),
+    (re.compile(r"(\w+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)"), re.compile(r"[\w.:]+")),
+)
 
 
 @dataclass(frozen=True)
@@ -197,12 +206,28 @@ def _from_file(path: str) -> dict[str, _Said]:
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, _Said]:
     found: dict[str, _Said] = {}
-    for name, value in env.items():
-        rest = name.removeprefix(PREFIX)
-        if rest == name or not value or _NOT_OURS.fullmatch(rest) or _KUBERNETES.fullmatch(rest):
-            continue
-        found[rest.lower()] = _Said(name, value, Origin("environment", name))
+    for key in SETTINGS:
+        name = PREFIX + key.upper()
+        if env.get(name):
+            found[key] = _Said(name, env[name], Origin("environment", name))
     return found
+
+
+def strangers(env: Mapping[str, str]) -> str:
+    """The variables that begin like ours and are nobody's that we know, in one line for a warning;
+    '' without any.  They may be somebody else's, so they stop nothing; or a setting, mistyped."""
+    known = [*SETTINGS, "config", *CONNECTORS]
+    found = []
+    for name, value in sorted(env.items()):
+        rest = name.removeprefix(PREFIX)
+        if rest == name or not value or rest.lower() in known and rest.isupper():
+            continue
+        kubernetes = any(n.fullmatch(rest) and v.fullmatch(value) for n, v in _KUBERNETES)
+        if kubernetes or _TESTS.fullmatch(rest):
+            continue
+        near = difflib.get_close_matches(rest.lower(), known, n=1, cutoff=0.6)
+        found.append(name + (f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""))
+    return ", ".join(found)
 
 
 def flag(key: str) -> str:
@@ -230,9 +255,7 @@ def _unknown(key: str, where: str) -> UserError:
     if not near:
         return UserError(f"unknown setting {where}; there are {', '.join(sorted(SETTINGS))}")
     right = near[0]
-    if where.startswith(PREFIX):
-        right = variable(right)
-    elif where.startswith("--"):
+    if where.startswith("--"):
         right = flag(right)
     return UserError(f"unknown setting {where}; did you mean {right}?")
 
@@ -247,13 +270,13 @@ def _parse(key: str, said: _Said) -> object:
 def _path(value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise UserError(f"not a path: {value!r}")
-    return str(value)
+    return spelled(str(value))
 
 
 def _folders(value: object) -> tuple[str, ...]:
     """Directories as a list, or as one text with colons between them."""
     given = value if isinstance(value, list | tuple) else _path(value).split(":")
-    paths = tuple(os.path.abspath(_path(one)) for one in given)
+    paths = tuple(spelled(os.path.abspath(_path(one))) for one in given)
     for path in paths:
         if "\n" in path or len(os.fsencode(path)) > PATH_MAX:
             raise UserError(f"not a path: {path!r}")

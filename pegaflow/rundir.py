@@ -6,14 +6,16 @@ setting at all.  It must be ours alone (mode 0700, our uid, no symlink): whoever
 talk to the service.  A directory that is not like that is refused and never repaired, since the
 one that was named by mistake may be `/tmp`.
 
-`ServiceLock` says who lives here.  What decides is a lock of the directory's own inode, which no
-cleaner can remove and no second mount point can double.  A directory can only have a flock, which
-belongs to a descriptor and would outlive its owner in a forked child; ours are all exec'ed, and it
-is closed on exec.  Beside it stands what can be asked without taking anything: a read lock on the
-same descriptor, and the file `lock` with an fcntl lock, whose owner F_GETLK names by pid.  The trap
-of the latter: closing *any* descriptor of the file gives the lock up, so nothing but this module
-opens it. Sockets left behind by a killed service are removed by the next lock holder and by nobody
-else.
+Who lives here, and what may be in the way, is for `presence.look` to say, and for nobody else.
+
+`ServiceLock` is what a service holds.  What decides is a lock of the directory's own inode, which
+no cleaner can remove and no second mount point can double.  A directory can only have a flock,
+which belongs to a descriptor and would outlive its owner in a forked child; ours are all exec'ed,
+and it is closed on exec.  Beside it stands what can be asked without taking anything: a read lock
+on the same descriptor, and the file `lock` with an fcntl lock, whose owner F_GETLK names by pid.
+The trap of the latter: closing *any* descriptor of the file gives the lock up, so nobody opens it
+in the service's own process but this module.  Sockets left behind by a killed service are removed
+by the next lock holder and by nobody else.
 
 A directory that is removed, or replaced, under its service is noticed by `ServiceLock.look`, which
 makes what is missing anew.  A directory in which another service lives by then is left to it.
@@ -24,40 +26,40 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pegaflow import presence
 from pegaflow.errors import UserError
+from pegaflow.paths import spelled
+from pegaflow.presence import LOCK, SOCKET_PATH_MAX
 
 FRONT_DESK = "pegaflow.sock"
 ACTORS = "actors"
-LOCK = "lock"
-
-SOCKET_PATH_MAX = 107
-"""The field of sockaddr_un holds 108 bytes with its closing zero."""
 
 # The longest name below the run directory: a five-digit incarnation of the longest actor name.
 LONGEST_SOCKET = f"{ACTORS}/allocator.12345.sock"
 
-_FLOCK = struct.Struct("hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, len, pid
-
 
 def resolve(flag: str | None, env: Mapping[str, str], uid: int, temporary: str) -> Path:
-    """Where the run directory is; touches nothing.  Relative paths are relative to here."""
-    if flag:
-        return Path(os.path.abspath(flag))
-    if named := env.get("PEGAFLOW_RUN_DIR"):
-        return Path(os.path.abspath(named))
+    """Where the run directory is; touches nothing.  Relative paths are relative to here.
+
+    Raises:
+        UserError: its name cannot be said to everybody (paths.py).
+    """
+    named = flag or env.get("PEGAFLOW_RUN_DIR")
     runtime = env.get("XDG_RUNTIME_DIR", "")
-    # A relative one is to be ignored (XDG), and after `su` it often names a folder that is not
-    # there.
-    if os.path.isabs(runtime) and os.path.isdir(runtime):
-        return Path(runtime, "pegaflow")
-    return Path(temporary, f"pegaflow-{uid}")
+    if named:
+        path = os.path.abspath(named)
+    elif os.path.isabs(runtime) and os.path.isdir(runtime):
+        # A relative one is to be ignored (XDG), and after `su` it often names a folder that is not
+        # there.
+        path = os.path.join(runtime, "pegaflow")
+    else:
+        path = os.path.join(temporary, f"pegaflow-{uid}")
+    return Path(spelled(path))
 
 
 def front_desk(run_dir: Path) -> str:
@@ -105,15 +107,14 @@ def _check_ours(folder: Path) -> None:
         found = os.fstat(fd)
     finally:
         os.close(fd)
-    mode = stat.S_IMODE(found.st_mode) & 0o777
     if found.st_uid != os.getuid():
         raise UserError(
-            f"{folder} belongs to uid {found.st_uid}, not to you: choose another --run-dir"
+            f"{folder} belongs to {presence.user(found.st_uid)}, not to you: choose another "
+            "--run-dir"
         )
-    if mode != 0o700:
-        raise UserError(
-            f"{folder} has mode {mode:04o}, not 0700: choose another --run-dir, or chmod it"
-        )
+    why = presence.unfit(str(folder), found)
+    if why:
+        raise UserError(f"{why}: choose another --run-dir, or chmod it")
 
 
 class ServiceLock:
@@ -129,7 +130,10 @@ class ServiceLock:
 
     @classmethod
     def acquire(cls, run_dir: Path) -> Self:
-        """Takes the lock, or raises `UserError` naming the pid that has it."""
+        """Takes the lock, or raises `UserError` naming who lives here."""
+        seen = presence.look(front_desk(run_dir), presence.trusted())
+        if seen.lives:
+            raise UserError(_already(run_dir, seen.who, seen.condition))
         folder = _lock_folder(run_dir)
         try:
             return cls(run_dir, folder, _lock_file(run_dir))
@@ -210,12 +214,11 @@ def _lock_folder(run_dir: Path) -> int:
         raise UserError(f"cannot use run directory {run_dir}: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, presence.whole(fcntl.F_RDLCK))
     except BlockingIOError as error:
         os.close(fd)
-        raise UserError(
-            f"already running, {_who(running(run_dir))} (run directory {run_dir})"
-        ) from error
+        seen = presence.look(front_desk(run_dir), None)
+        raise UserError(_already(run_dir, seen.who or presence.named(0))) from error
     except OSError as error:
         os.close(fd)
         raise UserError(
@@ -238,49 +241,23 @@ def _lock_file(run_dir: Path) -> int:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 os.close(fd)
                 raise
-            pid = _owner(fd)
+            pid = presence.owner_of_lock(fd)
             os.close(fd)
             if pid is None:
                 continue  # it went away between the two calls
-            raise UserError(f"already running, {_who(pid)} (run directory {run_dir})") from error
+            raise UserError(_already(run_dir, presence.named(pid))) from error
         if _is_named(fd, path):
             return fd
         os.close(fd)  # its last owner unlinked this file while we were opening it
 
 
-def _who(pid: int | None) -> str:
-    return f"pid {pid}" if pid else "a process whose pid cannot be seen from here"
-
-
-def running(run_dir: Path) -> int | None:
-    """The pid of the service that lives in `run_dir`, 0 if it is in another pid namespace, or None.
-
-    0 too while the service's lock file is gone: it makes another one within a beat.  For other
-    processes only: called inside the service itself it would give the lock up.
-    """
-    for path in (run_dir / LOCK, run_dir):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue
-        try:
-            pid = _owner(fd)
-        finally:
-            os.close(fd)
-        if pid is not None:
-            return pid
-    return None
+def _already(run_dir: Path, who: str, condition: str = "") -> str:
+    but = f", but {condition}" if condition else ""
+    return f"already running, {who} (run directory {run_dir}){but}"
 
 
 def _open_lock(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-def _owner(fd: int) -> int | None:
-    """Who holds the lock against us: 0 for an owner whose pid we cannot see, None for nobody."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else max(int(pid), 0)
 
 
 def _is_named(fd: int, path: Path) -> bool:

@@ -4,7 +4,7 @@ It takes the run directory's lock, adopts the pool of an earlier life or makes o
 supervisor actor over the same loop as every other actor, with jobs of its own: spawn, kill, the
 proof of death of each child by pidfd, and a look at the files by which others find the service.
 All children share its process group and die with it; they inherit its mask of blocked signals
-(signals.py).
+(signals.py).  As the first process of a container it also buries those whom nobody else waits for.
 
 An old pool never keeps a service from starting: what cannot be adopted is removed, with one line
 that says why; one in which another service lives is left to it.  A pool with blocks in it is kept
@@ -188,6 +188,7 @@ class _House:
     def _check(self) -> Done:
         """Whether others still find us; what can be made anew is."""
         assert self.loop is not None
+        self._reap()
         found = [self._lock.look()]
         if not found[0]:
             self.loop.bind_again()
@@ -199,6 +200,20 @@ class _House:
         deaf = [a for a in self._children if not os.path.lexists(folder / f"{a}.sock")]
         lost = () if found[0] else tuple(address.incarnation for address in deaf)
         return Done(Status.OK, "\n".join(filter(None, found)), lost)
+
+    def _reap(self) -> None:
+        """Bury the dead who are not our children by birth: whoever is orphaned in a container is
+        given to its first process, or to a subreaper, and stays there as a zombie until it is
+        waited for.  Ours are left to their pidfds, which want their exit status."""
+        ours = {child.pid for child in self._children.values()}
+        while True:
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if dead is None or dead.si_pid in ours:  # then the next look comes further
+                    return
+                os.waitpid(dead.si_pid, 0)
+            except ChildProcessError:
+                return
 
     def close(self) -> None:
         """Keep the pool for the next life, if there is a block in it."""

@@ -52,14 +52,32 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('poolsize = "1g"\n')
     with pytest.raises(UserError, match="poolsize in .*c.toml; did you mean pool_size"):
         config.load({}, {}, str(tmp_path / "c.toml"))
-    with pytest.raises(UserError, match="PEGAFLOW_POOL; did you mean PEGAFLOW_POOL_SIZE"):
-        config.load({}, {"PEGAFLOW_POOL": "1g"})
     with pytest.raises(UserError, match="--log-levle; did you mean --log-level"):
         config.load({"log_levle": "info"}, {})
-    with pytest.raises(UserError, match="PEGAFLOW_ZZZ; there are addr, copy_threads, "):
-        config.load({}, {"PEGAFLOW_ZZZ": "1"})
-    with pytest.raises(UserError, match="unknown setting PEGAFLOW_MODE"):
-        config.load({}, {"PEGAFLOW_MODE": "read_only"})  # an engine reads it nowhere
+    (tmp_path / "c.toml").write_text('zzz = "1g"\n')
+    with pytest.raises(UserError, match="zzz in .*c.toml; there are addr, copy_threads, "):
+        config.load({}, {}, str(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PEGAFLOW_IMAGE_TAG", "v1", "PEGAFLOW_IMAGE_TAG"),
+        ("PEGAFLOW_ZZZ", "1", "PEGAFLOW_ZZZ"),
+        ("PEGAFLOW_MODE", "read_only", "PEGAFLOW_MODE"),  # an engine reads it nowhere
+        ("PEGAFLOW_POOL", "1g", "PEGAFLOW_POOL (did you mean PEGAFLOW_POOL_SIZE?)"),
+        ("PEGAFLOW_pool_size", "1g", "PEGAFLOW_pool_size (did you mean PEGAFLOW_POOL_SIZE?)"),
+        ("PEGAFLOW_HTTP_PORT", "9091", "PEGAFLOW_HTTP_PORT (did you mean PEGAFLOW_HTTP_ADDR?)"),
+        ("PEGAFLOW_SERVICE_HOST", "not an address", "PEGAFLOW_SERVICE_HOST"),
+        ("PEGAFLOW_METRICS_PORT_1_TCP", "9", "PEGAFLOW_METRICS_PORT_1_TCP"),
+    ],
+)
+def test_a_variable_that_is_nobodys_stops_nothing_and_is_named(
+    name: str, value: str, said: str
+) -> None:
+    env = {"PEGAFLOW_RUN_DIR": "/r", name: value}
+    assert config.load({}, env) == config.Settings(Path("/r"))
+    assert config.strangers(env) == said
 
 
 def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
@@ -69,6 +87,11 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         "PEGAFLOW_PORT_9091_TCP_ADDR": "10.0.0.1",
         "PEGAFLOW_METASERVER_SERVICE_PORT_HTTP": "80",
         "PEGAFLOW_PORT": "tcp://10.0.0.1:9091",
+        "PEGAFLOW_PORT_9091_TCP": "tcp://10.0.0.1:9091",
+        "PEGAFLOW_PORT_9091_TCP_PROTO": "tcp",
+        "PEGAFLOW_KV_SERVICE_HOST": "fd00::1",
+        "PEGAFLOW_SERVICE_PORT": "9091",
+        "PEGAFLOW_OWNER": "root",
         "PEGAFLOW_ENDPOINT": "/somewhere",
         "PEGAFLOW_HOST": "10.0.0.1",
         "PEGAFLOW_CURVE": "/somewhere/client.toml",
@@ -76,6 +99,7 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         "PEGAFLOW_POOL_SIZE": "",
     }
     assert config.load({}, env) == config.Settings(Path("/r"))
+    assert config.strangers(env) == ""
 
 
 @pytest.mark.parametrize(
@@ -183,3 +207,26 @@ def test_what_is_said_of_a_tier_that_is_not_there(key: str, value: object, tmp_p
     assert str(caught.value).startswith(f"PEGAFLOW_{key.upper()}: ")
     settings = config.load({key: value, "ssd_cache_path": [str(tmp_path)]}, {})
     assert getattr(settings, key)
+
+
+@pytest.mark.parametrize("key", ["run_dir", "curve_dir", "ssd_cache_path"])
+def test_a_path_that_others_spell_otherwise_is_refused(key: str) -> None:
+    """A name of other bytes than UTF-8, as Python reads it from the command line."""
+    with pytest.raises(UserError, match=r"'/x\\udcff' is not UTF-8 in this locale") as caught:
+        config.load({key: ["/x\udcff"] if key == "ssd_cache_path" else "/x\udcff"}, {})
+    assert str(caught.value).isascii()
+
+
+def test_a_folder_that_others_spell_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here\udcff"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for flags, env in (
+        ({"run_dir": "run"}, {}),
+        ({"ssd_cache_path": ["ssd"]}, {"PEGAFLOW_RUN_DIR": "/r"}),
+        ({}, {"XDG_RUNTIME_DIR": str(here)}),
+    ):
+        with pytest.raises(UserError, match="is not UTF-8 in this locale"):
+            config.load(flags, env)

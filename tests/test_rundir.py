@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow import rundir
+from pegaflow import presence, rundir
 from pegaflow.errors import UserError
 
 HOLDER = """
@@ -51,6 +51,10 @@ def holding(home: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
+
+
+def lives(run_dir: Path) -> bool:
+    return presence.look(rundir.front_desk(run_dir), presence.trusted()).lives
 
 
 def bind(path: Path) -> None:
@@ -100,12 +104,12 @@ def test_a_link_and_a_file_are_refused(tmp_path: Path) -> None:
 
 def test_anothers_directory_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: home.stat().st_uid + 1)
-    with pytest.raises(UserError, match=r"belongs to uid \d+, not to you"):
+    with pytest.raises(UserError, match=r"belongs to uid \d+.*, not to you"):
         rundir.prepare(home)
 
 
 def test_an_over_long_path_names_one_that_fits(tmp_path: Path) -> None:
-    room = rundir.SOCKET_PATH_MAX - len(rundir.LONGEST_SOCKET) - 1
+    room = presence.SOCKET_PATH_MAX - len(rundir.LONGEST_SOCKET) - 1
     fits = Path("/" + "x" * (room - 1))
     assert len(str(fits / rundir.LONGEST_SOCKET)) == 107
     rundir._check_socket_room(fits)
@@ -116,20 +120,21 @@ def test_an_over_long_path_names_one_that_fits(tmp_path: Path) -> None:
 def test_the_lock_is_the_services_and_leaves_nothing(home: Path) -> None:
     with rundir.ServiceLock.acquire(home) as lock:
         assert (home / "lock").stat().st_mode & 0o777 == 0o600
-        ask = (
-            "import sys, pathlib, pegaflow.rundir as r; print(r.running(pathlib.Path(sys.argv[1])))"
-        )
+        ask = "import sys, pegaflow.presence as p; print(p.look(sys.argv[1], p.trusted()).who)"
         said = subprocess.run(
-            [sys.executable, "-c", ask, str(home)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", ask, rundir.front_desk(home)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        assert said.stdout == f"{os.getpid()}\n"
+        assert said.stdout == f"pid {os.getpid()}\n"
     assert not (home / "lock").exists()
     lock.release()
-    assert rundir.running(home) is None
+    assert not lives(home)
 
 
 def test_a_second_service_is_told_the_pid(home: Path, other_service: subprocess.Popen[str]) -> None:
-    assert rundir.running(home) == other_service.pid
+    assert lives(home)
     with pytest.raises(UserError, match=f"already running, pid {other_service.pid} "):
         rundir.ServiceLock.acquire(home)
 
@@ -143,7 +148,7 @@ def test_a_killed_service_leaves_the_lock_free_and_its_sockets_stale(
     other_service.send_signal(signal.SIGKILL)
     other_service.wait()
     assert (home / "lock").exists()
-    assert rundir.running(home) is None
+    assert not lives(home)
     with rundir.ServiceLock.acquire(home) as lock:
         assert lock.remove_stale_sockets() == ["pegaflow.sock", "actors/index.1.sock"]
         assert lock.remove_stale_sockets() == []
@@ -192,7 +197,7 @@ def test_the_directory_itself_is_locked_without_any_file_in_it(
     home: Path, other_service: subprocess.Popen[str]
 ) -> None:
     (home / "lock").unlink()
-    assert rundir.running(home) == 0
+    assert lives(home)
     with pytest.raises(UserError, match="already running, a process whose pid cannot be seen"):
         rundir.ServiceLock.acquire(home)
     assert not (home / "lock").exists()

@@ -28,18 +28,20 @@ LINE_LENGTH = 100
 WIRE, CACHE, CLIENT = "pegaflow.wire", "pegaflow.cache", "pegaflow.client"
 CONTRACT, LIMITS = "pegaflow.actors.actor", "pegaflow.limits"
 ROSTER, ERRORS, SERIES = "pegaflow.roster", "pegaflow.errors", "pegaflow.series"
+PRESENCE = "pegaflow.presence"
 FLOORS: dict[str, set[str]] = {
     WIRE: set(),
     LIMITS: set(),
     ERRORS: set(),
     SERIES: set(),
+    PRESENCE: set(),
     ROSTER: {WIRE, LIMITS},
     CACHE: {WIRE, LIMITS},
     CONTRACT: {WIRE, CACHE, LIMITS},
     "pegaflow.actors": {WIRE, CACHE, LIMITS, ROSTER, SERIES},
     "pegaflow.device": {WIRE, CACHE, CONTRACT, LIMITS, ERRORS},
-    CLIENT: {WIRE},
-    "pegaflow.vllm": {WIRE, CLIENT},
+    CLIENT: {WIRE, PRESENCE},
+    "pegaflow.vllm": {WIRE, CLIENT, PRESENCE},
     "pegaflow.connector": {"pegaflow.vllm"},
     # It may start a service as a subprocess: then it has to say where, how large, and what failed.
     "pegaflow.replay": {
@@ -47,6 +49,7 @@ FLOORS: dict[str, set[str]] = {
         CLIENT,
         LIMITS,
         ERRORS,
+        PRESENCE,
         "pegaflow.sizes",
         "pegaflow.rundir",
         "pegaflow.signals",
@@ -56,7 +59,8 @@ FLOORS: dict[str, set[str]] = {
 SHELL = {
     f"pegaflow.actors.{name}"
     for name in (
-        "__main__ loop tcp workers process copies blackbox vitals flushdevice mapped".split()
+        "__main__ loop tcp door workers process copies blackbox vitals flushdevice".split()
+        + ["mapped"]
     )
 }
 # Files on a floor with sockets or clocks that are pure themselves.

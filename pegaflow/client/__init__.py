@@ -1,6 +1,6 @@
 """What runs inside an engine, or any program: see `Client`.
 
-It imports wire and nothing else of ours, so an engine's environment stays small.
+It imports wire and presence, and nothing else of ours, so an engine's environment stays small.
 """
 
 from pegaflow.client.client import Client

@@ -58,6 +58,8 @@ class Client(Shell):
         generation: 16 bytes drawn anew for each life of the engine; default: one per process.
         endpoint: the front desk: a socket's path, or tcp://HOST:PORT (then "auto" is "staged").
         curve: key file for TCP; default: PEGAFLOW_CURVE names it.
+        owner: a user, by name or uid, whose service on this host is trusted, beside our own and
+            root's; default: PEGAFLOW_OWNER names it.
         context: a ZeroMQ context to share; default: an own one.
     """
 
@@ -73,6 +75,7 @@ class Client(Shell):
         generation: bytes | None = None,
         endpoint: str | None = None,
         curve: str | None = None,
+        owner: str | int | None = None,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
         if not 16 <= len(namespace) <= 64:
@@ -84,7 +87,7 @@ class Client(Shell):
         url = place.as_url(endpoint)
         super().__init__(
             Who(
-                engine,
+                engine.encode(errors="backslashreplace").decode(),
                 namespace,
                 probe,
                 world,
@@ -93,6 +96,7 @@ class Client(Shell):
                 generation,
                 url,
                 place.client_keys(curve) if url.startswith(place.TCP) else None,
+                place.client_trust(owner),
                 context,
             )
         )
@@ -104,8 +108,10 @@ class Client(Shell):
 
     @property
     def refusal(self) -> str:
-        """Why the service refused us last, in one line for a log; empty if it did not."""
-        return self._machine.refusal
+        """Why no session serves us, in one line for a log: what is in the way to the service, or
+        what it has said; empty if one does, or as long as nothing is known."""
+        machine = self._machine
+        return machine.refusal or (machine.seen if machine.state == "opening" else "")
 
     @property
     def ways(self) -> tuple[str, str, str]:

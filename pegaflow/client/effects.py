@@ -1,14 +1,26 @@
 """What the client's machine knows of its process, and what it wants its shell to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.layout import Layout
-from pegaflow.wire.session import Attached, Way
+from pegaflow.wire.session import Attach, Attached, Way
 from pegaflow.wire.values import Address
 
 from .results import Done
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a rank registers."""
+
+    rank: int
+    layout: Layout
+    region_bytes: tuple[int, ...]
+    way: Way = Way.STAGED  # what we wish
+    bases: tuple[int, ...] = ()  # addresses of the regions
+    scratch: int = 0  # address of PROOF_BYTES of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +43,16 @@ class Identity:
         ids = (self.engine, self.generation, self.pid, self.started, self.namespace, self.probe)
         return OpenSession(*ids, self.opens, self.pid_namespace)
 
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a rank registers."""
-
-    rank: int
-    layout: Layout
-    region_bytes: tuple[int, ...]
-    way: Way = Way.STAGED  # what we wish
-    bases: tuple[int, ...] = ()  # addresses of the regions
-    scratch: int = 0  # address of PROOF_BYTES of ours
+    def attaching(self, memory: Memory, visible: bool) -> Attach:
+        """What it says to its session; whether that one's process can be seen."""
+        ask = Attach(
+            *(self.pid, self.started, memory.rank, self.world),
+            memory.layout,
+            memory.region_bytes,
+        )
+        if not visible or memory.way is Way.STAGED:
+            return ask
+        return replace(ask, way=memory.way, bases=memory.bases, scratch=memory.scratch)
 
 
 @dataclass(frozen=True, slots=True)

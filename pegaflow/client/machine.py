@@ -16,14 +16,13 @@ the session: it ends by the session's word or by its proven death and by nothing
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pegaflow.wire.control import Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     PROOF_BYTES,
-    Attach,
     Attached,
     Commit,
     Confirmed,
@@ -68,7 +67,7 @@ from .effects import (
     WriteProof,
 )
 from .operations import Operation, Question, expire
-from .patience import GRACE_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
+from .patience import ABSENT_NS, GRACE_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 
 
@@ -79,7 +78,8 @@ class Machine:
     me: Identity
     busy: Callable[[], bool] = lambda: False  # whether the session is ready to run
     state: str = "lost"  # lost, opening, joining, ready, leaving, dying
-    refusal: str = ""  # why the service refused us last
+    refusal: str = ""  # why we are not served, as far as it is known
+    seen: str = ""  # what to say of the front desk that was asked last, if it does not answer
     advice: str = ""  # what the service had to say when it took us
     session: Address = NOBODY
     memory: Memory | None = None  # what is registered
@@ -293,10 +293,7 @@ class Machine:
         if memory.way is Way.PROCESS_VM and not visible:
             self.refusal = "no process_vm: the session is on TCP or in another pid namespace"
             return self._lose(now)
-        ask = Attach(me.pid, me.started, memory.rank, me.world, memory.layout, memory.region_bytes)
-        if visible and memory.way is not Way.STAGED:
-            ask = replace(ask, way=memory.way, bases=memory.bases, scratch=memory.scratch)
-        return [self._ask(ask, now + OPEN_NS, self._attached)]
+        return [self._ask(me.attaching(memory, visible), now + OPEN_NS, self._attached)]
 
     def _attached(self, answer: Message | None, now: int) -> list[Effect]:
         if isinstance(answer, Prove) and len(answer.proof) == PROOF_BYTES:
@@ -309,6 +306,11 @@ class Machine:
         if isinstance(answer, Refused):
             self.refusal = answer.why
         return self._lose(now)
+
+    def unreachable(self, now: int) -> list[Effect]:
+        """The front desk cannot be asked: nobody is there, or nobody whom we trust."""
+        self.refusal = self.seen
+        return self._lose(now, most=ABSENT_NS)
 
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
@@ -342,20 +344,18 @@ class Machine:
 
     def _open(self, now: int) -> list[Effect]:
         self.state = "opening"
-        ask = self.me.opening()
         number = self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, SessionAt) and answer.address.name == SESSION:
                 return self._join(answer, now)
+            self.refusal = answer.why if isinstance(answer, Refused) else self.seen or self.refusal
             if isinstance(answer, SessionAt):
                 self.refusal = "the front desk named something else than a session"
-            if isinstance(answer, Refused):
-                self.refusal = answer.why
             return self._lose(now)
 
         self._questions[number] = Question(now + OPEN_NS, opened)
-        desk = Address(SUPERVISOR, 0)
+        desk, ask = Address(SUPERVISOR, 0), self.me.opening()
         return [ToDesk(Envelope(self.me.address, desk, ask, number, 0, now + OPEN_NS))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
@@ -381,7 +381,7 @@ class Machine:
     def _ready(self) -> None:
         self.state, self.refusal, self._tries = "ready", "", 0
 
-    def _lose(self, now: int, proven: bool = False) -> list[Effect]:
+    def _lose(self, now: int, proven: bool = False, most: int = RETRY_NS[-1]) -> list[Effect]:
         """No session: everything open ends, and the front desk is asked again, later and later."""
         if not proven and any(operation.direct for operation in self.operations.values()):
             return self._kill(now)
@@ -389,7 +389,7 @@ class Machine:
         self.state, self.session, self._pinging = "lost", NOBODY, False
         self._mapped = False
         self._questions.clear()
-        self._retry_at = now + RETRY_NS[min(self._tries, len(RETRY_NS) - 1)]
+        self._retry_at = now + min(most, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
         self._tries += 1
         for ticket in list(self.operations):
             effects += self._end(ticket, Status.PEER_GONE)

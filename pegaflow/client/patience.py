@@ -3,6 +3,9 @@
 RETRY_NS = (20_000_000, 50_000_000, 100_000_000, 250_000_000, 1_000_000_000)
 """Delay before the nth OpenSession in a row: at once after a crash, gently while a host is down."""
 
+ABSENT_NS = 100_000_000
+"""Longest delay before we look again for a service that is not there: a look takes microseconds."""
+
 OPEN_NS = 2_000_000_000
 """Patience with the front desk: a spare is ready or starts in a fraction of a second."""
 

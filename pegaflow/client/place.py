@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from pegaflow.presence import trusted, uid_of
 from pegaflow.wire.control import SAME_HOST, Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.message import BODY_BYTES_MAX
@@ -20,6 +21,7 @@ from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 from .curve import ClientKeys, load
 
 TCP = "tcp://"
+IPC = "ipc://"
 
 HEARTBEAT_MS = 500
 """How often a TCP link is tried when nothing is said on it."""
@@ -140,7 +142,29 @@ def dealer(
 def as_url(endpoint: str | None) -> str:
     """A ZeroMQ URL of this path or URL, or of the default front desk."""
     endpoint = endpoint or default_endpoint()
-    return endpoint if "://" in endpoint else f"ipc://{endpoint}"
+    return endpoint if "://" in endpoint else f"{IPC}{endpoint}"
+
+
+def ipc_path(url: str) -> str | None:
+    """The path of a socket on this host; None for another transport."""
+    return url.removeprefix(IPC) if url.startswith(IPC) else None
+
+
+def is_from(frame: zmq.Frame, trust: frozenset[int]) -> bool:
+    """Whether what came over a local socket is of a user whom we trust: libzmq says of whom it is,
+    as `localhost:UID:GID:PID`."""
+    *_, uid, _, _ = ["", "", "", *str(frame.get("Peer-Address")).split(":")]
+    return uid.isdecimal() and int(uid) in trust
+
+
+def client_trust(owner: str | int | None) -> frozenset[int]:
+    """The users whose service we use; `owner` is one of them, or the one that PEGAFLOW_OWNER names.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    named = os.environ.get("PEGAFLOW_OWNER") if owner is None else owner
+    return trusted(None if named in (None, "") else uid_of(named))
 
 
 def session_url(desk: str, endpoint: str) -> str:

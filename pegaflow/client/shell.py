@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import zmq
 
-from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.presence import look
+from pegaflow.wire.envelope import Envelope, VersionMismatch, pack, unpack
 from pegaflow.wire.message import WireError
 from pegaflow.wire.session import PROOF_BYTES, Attached, Way
 
@@ -63,6 +64,7 @@ class Who:
     generation: bytes | None  # None: the process's own
     endpoint: str  # URL
     keys: ClientKeys | None  # for TCP
+    trust: frozenset[int]  # the users whose service may be ours
     context: "zmq.Context[zmq.Socket[bytes]] | None"  # None: one of our own
 
 
@@ -146,14 +148,25 @@ class Shell:
             if socket.closed:
                 return
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._frames(socket)
             except zmq.Again:
                 return
             try:
                 envelope = unpack(frames)
+            except VersionMismatch as err:
+                self._machine.seen = f"the service is of another version: {err}"
+                continue
             except WireError:
                 continue
             self._apply(self._machine.receive(envelope, time.monotonic_ns()))
+
+    def _frames(self, socket: "zmq.Socket[bytes]") -> list[bytes]:
+        """A message; of the front desk only if it is of somebody whom we trust: between our look
+        and its answer the directory may have become somebody else's."""
+        if socket is not self._desk or place.ipc_path(self._who.endpoint) is None:
+            return socket.recv_multipart(zmq.NOBLOCK)
+        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        return [f.bytes for f in frames] if place.is_from(frames[0], self._who.trust) else []
 
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -220,9 +233,13 @@ class Shell:
     def _dial(self, effect: DialSession) -> None:
         self._hang_up()
         try:
-            self._link = self._socket(place.session_url(self._who.endpoint, effect.endpoint))
+            url, why = self._look(place.session_url(self._who.endpoint, effect.endpoint))
+            if url:
+                self._link = self._socket(url)
         except (zmq.ZMQError, ValueError) as err:
-            why = f"cannot dial the session at {effect.endpoint[:80]!r}: {err}"
+            url, why = "", str(err)
+        if not url:
+            why = f"cannot dial the session at {effect.endpoint[:80]!r}: {why}"
             self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
             return
         try:
@@ -261,11 +278,24 @@ class Shell:
         """A new socket per question: the service may have restarted under the same path."""
         self._close(self._desk)
         self._desk = None
-        try:
-            self._desk = self._socket(self._who.endpoint)
-        except (zmq.ZMQError, ValueError) as err:
-            self._machine.refusal = f"cannot dial the service at {self._who.endpoint!r}: {err}"
+        url, why = self._look(self._who.endpoint)
+        self._machine.seen = why
+        if url:
+            try:
+                self._desk = self._socket(url)
+            except (zmq.ZMQError, ValueError) as err:
+                self._machine.seen = f"cannot dial the service at {url[:80]!r}: {err}"
+        if self._desk is None:
+            self._apply(self._machine.unreachable(time.monotonic_ns()))
         self._send(self._desk, envelope)
+
+    def _look(self, url: str) -> tuple[str, str]:
+        """(what to dial; empty if nobody is there, or nobody whom we trust, why nobody answers)"""
+        path = place.ipc_path(url)
+        if path is None:
+            return url, ""
+        seen = look(path, self._who.trust)
+        return (place.as_url(seen.path) if seen.listens else ""), seen.line
 
     def _socket(self, endpoint: str) -> "zmq.Socket[bytes]":
         url, keys = place.as_url(endpoint), self._who.keys

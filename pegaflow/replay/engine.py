@@ -260,8 +260,7 @@ def main(arguments: Sequence[str]) -> int:
     client.register(job.shape.layout(), list(memory))
     began = time.monotonic_ns()
     if not client.connect(CONNECT_SECONDS):
-        why = client.refusal or "no service answers: start one with `pegaflow serve`"
-        print(why, file=sys.stderr)
+        print(client.refusal or "no session was given to us", file=sys.stderr)
         return 1
     now = time.monotonic_ns()
     _report(Attached((now - job.spawned_ns) / 1e9, (now - began) / 1e9))

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from pegaflow import signals
 from pegaflow.client import Client, inspect
-from pegaflow.client.place import default_endpoint
+from pegaflow.client.place import as_url, client_trust, ipc_path
 from pegaflow.errors import UserError
 from pegaflow.limits import EXTENT_SIZE
+from pegaflow.presence import look
 from pegaflow.rundir import front_desk
 from pegaflow.wire.message import WireError
 
@@ -44,17 +45,21 @@ def missing(endpoint: str | None) -> str:
     Args:
         endpoint: of its front desk; None for the default one.
     """
-    where = endpoint or default_endpoint()
-    start = "start one with `pegaflow serve`"
-    if "://" not in where and not os.path.exists(where):
-        return f"no service at {where}: {start}"
+    where = as_url(endpoint)
+    why = f"no service answers at {where}: start one with `pegaflow serve`"
     try:
+        path = ipc_path(where)
+        if path is not None:
+            seen = look(path, client_trust(None))
+            why = seen.advice
+            if not seen.listens:
+                return why
         report = inspect(where, CHECK_SECONDS)
     except WireError as error:
         return f"the service at {where} is of another version: {error}"
     except (ValueError, OSError) as error:
         return f"no service can be asked at {where}: {error}"
-    return "" if report else f"no service answers at {where}: {start}"
+    return "" if report else why
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """Where the service is, as the user of an engine may say it: in our way or in the original's.
 
 Ours is `pegaflow.endpoint` (a socket's path, or tcp://HOST:PORT) with `pegaflow.curve`, a key file
-for TCP.  The original's is `pegaflow.host` and `pegaflow.port`, which mean tcp://HOST:PORT here.
-The variables PEGAFLOW_ENDPOINT, PEGAFLOW_CURVE, PEGAFLOW_HOST and PEGAFLOW_PORT go before these
-keys, as they do in the original.  Whatever cannot be used is said in one line and left out: nothing
-here may keep an engine from starting.
+for TCP, or with `pegaflow.owner`, the user (beside the engine's own and root) whose service on this
+host is trusted.  The original's is `pegaflow.host` and `pegaflow.port`, which mean tcp://HOST:PORT
+here.  The variables PEGAFLOW_ENDPOINT, PEGAFLOW_CURVE, PEGAFLOW_OWNER, PEGAFLOW_HOST and
+PEGAFLOW_PORT go before these keys, as they do in the original.  Whatever cannot be used is said in
+one line and left out: nothing here may keep an engine from starting.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pegaflow.client import curve as key_files
+from pegaflow.presence import uid_of
 
 HOST = "127.0.0.1"
 PORT = 50055
@@ -28,21 +31,30 @@ class Endpoint:
     url: str | None  # a path or URL; None: the default run directory's front desk
     curve: str | None  # a key file that can be used; only for TCP
     warnings: tuple[str, ...]
+    owner: int | None = None  # a user whose service is trusted, beside our own and root's
 
 
 def choose(extra: Mapping[str, Any], env: Mapping[str, str]) -> Endpoint:
     """The service of an engine with this extra config and this environment."""
     warnings: list[str] = []
-    variables = {name: env.get(f"PEGAFLOW_{name.upper()}", "") for name in (*_NAMES, "curve")}
+    names = (*_NAMES, "curve", "owner")
+    variables = {name: env.get(f"PEGAFLOW_{name.upper()}", "") for name in names}
     if "://" in variables["port"]:
         variables["port"] = ""  # Kubernetes' own, for a Service that is called pegaflow
-    keys = {name: extra.get(f"pegaflow.{name}") for name in (*_NAMES, "curve")}
+    for name in sorted(env):
+        rest = name.removeprefix("PEGAFLOW_").lower()
+        near = difflib.get_close_matches(rest, names, 1, 0.75)
+        if name.startswith("PEGAFLOW_") and near and rest not in names:
+            right = near[0].upper()
+            warnings.append(f"{name} is ignored; did you mean PEGAFLOW_{right}?")
+    keys = {name: extra.get(f"pegaflow.{name}") for name in names}
     url = _url(variables, lambda name: f"PEGAFLOW_{name.upper()}", warnings)
     if not any(variables[name] for name in _NAMES):
         url = _url(keys, lambda name: f"pegaflow.{name}", warnings)
     path = str(variables["curve"] or keys["curve"] or "")
     if url is None or not url.startswith(_TCP):
-        return Endpoint(url, None, tuple(warnings))
+        owner = _owner(variables["owner"] or keys["owner"], warnings)
+        return Endpoint(url, None, tuple(warnings), owner)
     if not path:
         warnings.append(
             f"{url} without a key: only a service started with --insecure-tcp answers; name a key"
@@ -55,6 +67,16 @@ def choose(extra: Mapping[str, Any], env: Mapping[str, str]) -> Endpoint:
         warnings.append(f"{error}; the service will not answer us")
         return Endpoint(url, None, tuple(warnings))
     return Endpoint(url, path, tuple(warnings))
+
+
+def _owner(said: Any, warnings: list[str]) -> int | None:
+    if said in (None, ""):
+        return None
+    try:
+        return uid_of(said)
+    except ValueError as error:
+        warnings.append(f"pegaflow.owner: {error}; only our own user's service and root's is used")
+        return None
 
 
 def _url(said: Mapping[str, Any], spell: Callable[[str], str], warnings: list[str]) -> str | None:

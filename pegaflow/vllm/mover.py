@@ -179,6 +179,7 @@ class Mover:
             generation=engine.generation(self.epoch),
             endpoint=engine.settings.endpoint,
             curve=engine.settings.curve,
+            owner=engine.settings.owner,
             opens=False,
             way=engine.settings.way,
         )

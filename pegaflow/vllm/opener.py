@@ -36,7 +36,7 @@ class Opener:
         self._client = self.make(0)
         if self._client.connect(patience):
             return ""
-        return self._client.refusal or "nobody answers yet; it is used once it is there"
+        return f"{self._client.refusal or 'no answer yet'}; it is used once it is there"
 
     def reopen(self, epoch: int) -> None:
         """Go on in another epoch's session."""

@@ -98,6 +98,7 @@ class Scheduler:
             generation=engine.generation(epoch),
             endpoint=engine.settings.endpoint,
             curve=engine.settings.curve,
+            owner=engine.settings.owner,
             opens=True,
         )
 

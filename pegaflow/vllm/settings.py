@@ -36,6 +36,7 @@ class Settings:
     way: str  # one of WAYS: how blocks move between the engine and the pool
     role: str = "kv_both"  # vLLM's kv_role
     weights_hash: str = "spread"  # one of READINGS: what is read of weight files
+    owner: int | None = None  # the user whose service is trusted, beside our own and root
 
     @property
     def loads(self) -> bool:
@@ -52,7 +53,7 @@ def settings(
     extra: Mapping[str, Any], env: Mapping[str, str], role: str = "kv_both"
 ) -> tuple[Settings, list[str]]:
     """The settings, and one warning per key or value that was not understood or is overruled."""
-    names = ("endpoint", "host", "port", "curve", "mode", "timeout_ms", "way", "weights_hash")
+    names = "endpoint host port curve owner mode timeout_ms way weights_hash".split()
     known = {f"{PREFIX}{name}" for name in names}
     where = choose(extra, env)
     warnings = list(where.warnings)
@@ -79,7 +80,7 @@ def settings(
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
     reading = one_of("weights_hash", READINGS)
-    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role, reading)
+    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role, reading, where.owner)
     if f"{PREFIX}mode" in extra:
         said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
         if mode != "save_only" and not made.loads:

@@ -1,6 +1,7 @@
 """What a broken session or front desk may tell a client: a refusal for the log, no exception."""
 
 import gc
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,11 +31,23 @@ def test_an_endpoint_that_cannot_be_dialled(client: Client, endpoint: str) -> No
     assert client.poll(0) == []
 
 
-@pytest.mark.parametrize("endpoint", ["x" * 300, "nonsense://x"])
-def test_a_service_that_cannot_be_dialled(endpoint: str) -> None:
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("nonsense://x", "cannot dial the service at 'nonsense://x': "),
+        ("x" * 300, "xx is longer than the 107 bytes of a socket's path"),
+        ("/nowhere/x.sock", "there is no /nowhere (ENOENT)"),
+        ("/dev/null/x.sock", "no way to /dev/null/x.sock: Not a directory (ENOTDIR)"),
+        ("/dev/null", "/dev/null is a device, not a socket"),
+        ("/dev", "/dev is a directory, not a socket"),
+        ("a\0b", "is no path: embedded null byte"),
+        ("\ud800/x", "is no path: "),
+    ],
+)
+def test_a_service_that_cannot_be_dialled(endpoint: str, why: str) -> None:
     client = Client("engine", bytes(16), endpoint=endpoint)
     assert not client.connect(0.01)
-    assert client.refusal.startswith("cannot dial the service")
+    assert why in client.refusal and "\n" not in client.refusal
     client.close()
 
 
@@ -73,13 +86,16 @@ def test_a_flood_does_not_keep_the_engines_thread(client: Client) -> None:
 
 def test_a_client_dropped_in_a_cycle_is_closed(tmp_path: Path) -> None:
     held = set(_HELD)
-    client = Client("engine", bytes(16), endpoint=str(tmp_path / "nobody.sock"))
-    client.poll(0)
-    context = client._context
-    assert context in _HELD and len(_HELD) > len(held) + 1
-    client.me = client  # type: ignore[attr-defined]
-    del client
-    gc.collect()
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute.sock"))
+        mute.listen()
+        client = Client("engine", bytes(16), endpoint=str(tmp_path / "mute.sock"))
+        client.poll(0)
+        context = client._context
+        assert context in _HELD and len(_HELD) > len(held) + 1
+        client.me = client  # type: ignore[attr-defined]
+        del client
+        gc.collect()
     assert context.closed and held == _HELD
 
 

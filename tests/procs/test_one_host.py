@@ -279,7 +279,8 @@ def test_status_without_a_service_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pegaflow", "status", "--run-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
-    assert done.stderr.startswith("pegaflow: no service answers in")
+    assert done.stderr.startswith(f"pegaflow: no service runs in {tmp_path}: ")
+    assert done.stderr.endswith(": start one with `pegaflow serve`\n")
 
 
 def spare_states(service: Service) -> list[str]:

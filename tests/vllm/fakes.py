@@ -243,6 +243,7 @@ class FakeClient:
         generation: bytes,
         endpoint: str | None,
         curve: str | None,
+        owner: int | None = None,
         opens: bool,
         way: str = "auto",
     ) -> None:

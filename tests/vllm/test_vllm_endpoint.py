@@ -79,3 +79,39 @@ def test_a_key_file_that_is_none_is_one_line(tmp_path: Path) -> None:
         chosen = choose({"pegaflow.host": "a", "pegaflow.curve": str(path)}, {})
         assert chosen.curve is None and chosen.url == "tcp://a:50055"
         assert len(chosen.warnings) == 1 and line in chosen.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "env", "owner"),
+    [
+        ({}, {}, None),
+        ({"pegaflow.owner": "root"}, {}, 0),
+        ({"pegaflow.owner": 4321}, {}, 4321),
+        ({"pegaflow.owner": 4321}, {"PEGAFLOW_OWNER": "7"}, 7),
+        ({"pegaflow.owner": 0}, {}, 0),
+        ({"pegaflow.owner": "7", "pegaflow.host": "a"}, {}, None),
+    ],
+)
+def test_whose_service_is_trusted(extra: dict[str, Any], env: dict[str, str], owner: int) -> None:
+    chosen = choose(extra, env)
+    assert chosen.owner == owner and len(chosen.warnings) == ("pegaflow.host" in extra)
+
+
+def test_an_owner_who_is_not_there_is_one_line() -> None:
+    chosen = choose({"pegaflow.owner": "no such user"}, {})
+    assert chosen.owner is None
+    assert chosen.warnings == (
+        "pegaflow.owner: there is no user 'no such user'; only our own user's service and root's is"
+        " used",
+    )
+
+
+def test_a_mistyped_variable_is_told_the_right_one() -> None:
+    env = {
+        "PEGAFLOW_ENDPIONT": "/x",
+        "PEGAFLOW_POOL_SIZE": "1g",
+        "PEGAFLOW_PORT_80_TCP": "tcp://a:1",
+    }
+    assert choose({}, env).warnings == (
+        "PEGAFLOW_ENDPIONT is ignored; did you mean PEGAFLOW_ENDPOINT?",
+    )
