@@ -75,23 +75,8 @@ def falcon() -> Any:
     )
 
 
-def lfm2() -> Any:
-    """Attention layers between short convolutions."""
-    from transformers import Lfm2Config, Lfm2ForCausalLM
-
-    config = Lfm2Config(
-        **COMMON,
-        **WIDE,
-        pad_token_id=0,
-        layer_types=["conv", "full_attention"] * 2,
-        block_auto_adjust_ff_dim=False,
-        conv_dim=WIDE["hidden_size"],
-    )
-    return Lfm2ForCausalLM(config)
-
-
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, granite, falcon, lfm2)
+    made.__name__: made for made in (llama, gemma, granite, falcon)
 }
 
 

@@ -18,14 +18,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "granite": STATE,
     "falcon": STATE,
-    "lfm2": {},
 }
 WHY = {
     "mean": "vLLM does not support prefix caching for this model (MEAN",
     "gemma": "--disable-hybrid-kv-cache-manager",
     "granite": "KV cache groups",
     "falcon": "KV cache groups",
-    "lfm2": "KV cache groups",
 }
 
 
