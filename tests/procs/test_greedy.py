@@ -16,7 +16,7 @@ BLOCKS = list(range(CHUNK))
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Served]:
+def served(tmp_path: Path) -> Iterator[Served]:
     with Served(tmp_path / "run", http_addr="127.0.0.1:0") as made:
         yield made
 
@@ -32,35 +32,37 @@ def grab(engine: Engine, chunks: range) -> list[Lease]:
     return [hit.lease for hit in found if hit.lease is not None]
 
 
-def test_a_greedy_engine_keeps_no_neighbour_from_saving(service: Served) -> None:
+def test_a_greedy_engine_keeps_no_neighbour_from_saving(served: Served) -> None:
     chunks = range(POOL_CHUNKS - 2)
-    with Engine(service, "neighbour") as neighbour, Engine(service, "greedy") as greedy:
+    with Engine(served, "neighbour") as neighbour, Engine(served, "greedy") as greedy:
         assert all(save(neighbour, chunk) == CHUNK for chunk in chunks)
         for turn in range(12):
             grab(greedy, chunks)
             assert save(neighbour, 100 + turn) == CHUNK, f"turn {turn}"
-            assert neighbour.client.lookup(keys(CHUNK, 100 + turn)).blocks == CHUNK
+            found = neighbour.client.lookup(keys(CHUNK, 100 + turn))
+            assert found.lease is not None and found.blocks == CHUNK
+            neighbour.client.release(found.lease)
         half = POOL_CHUNKS * CHUNK // 2 * 65536
-        eventually("it is told", lambda: "engine_pins_too_much" in service.log())
-        assert service.log().count("engine_pins_too_much") == 1
-        assert '"engine": "greedy"' in _line(service, "engine_pins_too_much")
-        assert 0 < service.counter("pinned_bytes") <= half
-        eventually("status says so", lambda: "engine greedy holds" in service.status_text())
-        eventually("and readyz", lambda: "engine greedy holds" in service.get("/readyz")[1])
-        eventually("and the metrics", lambda: _metric(service) == 1)
+        eventually("it is told", lambda: "engine_pins_too_much" in served.log())
+        assert served.log().count("engine_pins_too_much") == 1
+        assert '"engine": "greedy"' in _line(served, "engine_pins_too_much")
+        assert 0 < served.counter("pinned_bytes") <= half
+        eventually("status says so", lambda: "engine greedy holds" in served.status_text())
+        eventually("and readyz", lambda: "engine greedy holds" in served.get("/readyz")[1])
+        eventually("and the metrics", lambda: _metric(served) == 1)
         found = neighbour.client.lookup(keys(CHUNK, 111))
         assert found.lease is not None
         neighbour.view[:] = 0
         assert not neighbour.client.load(found.lease, BLOCKS).failed
         assert neighbour.holds(BLOCKS, seed=111 * CHUNK)
-    eventually("all is given back", lambda: service.counter("pinned_bytes") == 0)
+    eventually("all is given back", lambda: served.counter("pinned_bytes") == 0)
 
 
-def test_many_greedy_engines_keep_no_neighbour_from_saving(service: Served) -> None:
+def test_many_greedy_engines_keep_no_neighbour_from_saving(served: Served) -> None:
     chunks = range(POOL_CHUNKS - 2)
-    with Engine(service, "neighbour") as neighbour:
+    with Engine(served, "neighbour") as neighbour:
         assert all(save(neighbour, chunk) == CHUNK for chunk in chunks)
-        greedy = [Engine(service, f"greedy-{n}").attach() for n in range(3)]
+        greedy = [Engine(served, f"greedy-{n}").attach() for n in range(3)]
         for turn in range(6):
             for engine in greedy:
                 grab(engine, chunks)
@@ -69,11 +71,11 @@ def test_many_greedy_engines_keep_no_neighbour_from_saving(service: Served) -> N
             engine.client.close()
 
 
-def _metric(service: Served) -> float:
+def _metric(served: Served) -> float:
     """Engines that are shown to want more than they may."""
-    return service.metrics()["pegaflow_engine_pins_too_much"]
+    return served.metrics()["pegaflow_engine_pins_too_much"]
 
 
-def _line(service: Service, event: str) -> str:
-    (line,) = [line for line in service.log().splitlines() if event in line]
+def _line(served: Service, event: str) -> str:
+    (line,) = [line for line in served.log().splitlines() if event in line]
     return line
