@@ -43,7 +43,7 @@ INNER = frozenset(
     client.curve client.shell device.diskops device.foreign device.poolfiles replay signals
     vllm.compat vllm.layout vllm.namespace wire.envelope wire.layout
     actors.allocator.SCAN_PAGES actors.allocator.STAMP_SHIFT actors.allocator.UNSTATED_MAX
-    actors.flushing.LOOK_PAGES actors.saves.BATCH_BLOCKS actors.volumes.SEGMENTS
+    actors.flushing.LOOK_PAGES actors.saves.BATCH_BLOCKS actors.directories.SEGMENTS
     cache.flushplan.DRAIN_NS cache.flushplan.PREFETCH_BLOCKS cache.flushplan.PREFETCH_INFLIGHT
     cache.flushplan.WRITE_INFLIGHT cache.flushplan.WRITE_QUEUE_DEPTH
     client.place.QUEUE_MAX device.disk.SCAN_BYTES keys.IGNORED_SHOWN limits.COPY_THREADS

@@ -23,9 +23,15 @@ def wall_clock(text: str) -> list[int]:
     return found
 
 
+FILE_TIMES = ("pegaflow/vllm/digests.py", "pegaflow/vllm/adapters.py")
+"""Compare the times of files, which are the wall clock's, with it; a jump makes them read a file
+once more, or trust no digest of it."""
+
+
 def test_nothing_reads_the_wall_clock() -> None:
     """structlog stamps the lines of pegaflow/logs.py by itself."""
     sources = [p for top in ("pegaflow", "actors", "wire") for p in (ROOT / top).rglob("*.py")]
+    sources = [p for p in sources if not str(p).endswith(FILE_TIMES)]
     assert len(sources) > 50
     assert [(str(p), line) for p in sources for line in wall_clock(p.read_text())] == []
 

@@ -83,7 +83,12 @@ def test_before_the_first_report(answers: Answers) -> None:
 def test_a_report_is_shown_as_soon_as_it_is_there(answers: Answers) -> None:
     answers.shown = REPORT
     assert answers.get("/readyz")[0] == answers.get("/v1/status")[0] == 200
-    assert json.loads(answers.get("/readyz")[2]) == {"ready": True, "reasons": [], "ssd": ""}
+    assert json.loads(answers.get("/readyz")[2]) == {
+        "ready": True,
+        "reasons": [],
+        "ssd": "",
+        "remarks": [],
+    }
     code, kind, body = answers.get("/metrics")
     assert (code, kind.split(";")[0]) == (200, "text/plain") and 'version="1.2"' in body
     kind, body = answers.get("/metrics", "application/openmetrics-text; version=1.0.0")[1:]

@@ -19,6 +19,7 @@ MARKER_BYTES = 4096
 """Read of a marker: ours has some 150 bytes, and those of later formats may have more."""
 
 FORMAT = 1
+"""Of the line; a marker of another format is none of ours."""
 
 
 class OfLaterFormatError(Exception):

@@ -23,6 +23,7 @@ from pegaflow.wire.jobs import (
     Exited,
     Kill,
     Listen,
+    Look,
     NextIncarnation,
     OpenPool,
     Publish,
@@ -61,6 +62,8 @@ class SupervisorCage(Cage):
             return Done(Status.OK, "", (1000 + job.address.incarnation, 1))
         if isinstance(job, Announce | CheckFiles):
             return Done(Status.OK)
+        if isinstance(job, Look):
+            return Done(Status.OK, "sleeping", (0, 0, self.now))
         assert isinstance(job, Kill)
         if job.address in self.living:
             self.exit(job.address)
