@@ -1,8 +1,11 @@
 """The pool's files: which of an earlier life are adopted, and what becomes of the others."""
 
+import gc
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -309,6 +312,24 @@ def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> N
     assert taken <= 3 * EXTENT + poolfiles.TRAILER_BYTES
     files = sized(stem, 8)
     assert files.sealed()[0] == 12, "what was voided does not come back"
+
+
+def held_by_us(files: PoolFiles) -> list[bool]:
+    """Of pool and ledger, whether another process finds that we live in it."""
+    ask = "import os, sys; from pegaflow.device import locks; "
+    ask += "[print(locks.owner(os.open(p, os.O_RDWR))) for p in sys.argv[1:]]"
+    command = [sys.executable, "-c", ask, files.pool.path, files.file.path]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line == f"pid {os.getpid()}" for line in said.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("extents", [4, 9, 2])
+def test_a_pool_is_locked_after_it_was_adopted_whatever_its_size(stem: str, extents: int) -> None:
+    made(stem)
+    gc.collect()
+    files = sized(stem, extents)
+    gc.collect()
+    assert held_by_us(files) == [True, True]
 
 
 @pytest.mark.parametrize("call", ["seal", "void", "format"])

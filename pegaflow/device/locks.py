@@ -19,7 +19,9 @@ service is dead, or byte 0 were taken); then takes all of the file.  `share` ope
 children.
 
 The trap of fcntl locks: closing *any* descriptor of a file gives up all locks that the process has
-on it.  So a process opens each of these files once and closes it only to give it up.
+on it.  So a process opens each of these files once and closes it only to give it up.  Python's
+mmap has a descriptor of its own, which it closes with the mapping: the mapping of a file that is
+locked stays for as long as the lock.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class SharedFile:
         self.orphans: list[int] = []  # pids that were killed when it was adopted
         access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self.map = mmap.mmap(fd, length, mmap.MAP_SHARED, access)
+        self._shorter: list[mmap.mmap] = []  # earlier mappings: see `lengthen`
 
     @classmethod
     def create(cls, path: str, length: int) -> "SharedFile":
@@ -130,7 +131,7 @@ class SharedFile:
     def close(self) -> None:
         """Give the descriptor back, and our part in the mapping: it ends with its last user."""
         os.close(self.fd)
-        del self.map
+        del self.map, self._shorter
 
     @property
     def address(self) -> int:
@@ -148,11 +149,15 @@ class SharedFile:
     def lengthen(self, length: int) -> None:
         """Have at least this length; only before anything refers to the mapping.
 
+        The mapping so far is kept: it has a descriptor of its own, and to close that one gives up
+        the locks of the file.
+
         Raises:
             OSError: the file cannot be so long.
         """
         if length > self.length:
             os.ftruncate(self.fd, length)
+            self._shorter.append(self.map)
             self.length = length
             self.map = mmap.mmap(self.fd, length, mmap.MAP_SHARED)
 
