@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +23,7 @@ import zmq
 
 from pegaflow.errors import UserError
 from pegaflow.logs import get_logger
+from pegaflow.rundir import socket_at
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.jobs import Done, Unreachable
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
@@ -61,7 +63,8 @@ class Loop:
         self.log = get_logger()
         self._poll = zmq.Poller()
         self._inbox: zmq.Socket[bytes] | None = None
-        self._path = ""  # of the inbox's socket
+        self._path = Path()  # of the inbox's socket
+        self._bound: tuple[int, int] | None = None  # the file there that is ours
         self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
         self._door = Door(self.context, host.actor.counts)
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
@@ -82,31 +85,42 @@ class Loop:
         """
         self._inbox = self._router()
         self._inbox.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-        self._path = path
-        Path(path).unlink(missing_ok=True)
+        self._path = Path(path)
         self._listen(self._inbox)
         self._watch_socket(self._inbox, None)
 
     def _listen(self, inbox: zmq.Socket[bytes]) -> None:
         before = os.umask(0o177)
         try:
+            self._path.unlink(missing_ok=True)
             inbox.bind(f"ipc://{self._path}")
-        except zmq.ZMQError as err:
+        except (zmq.ZMQError, OSError) as err:
             raise UserError(f"cannot listen at {self._path}: {err.strerror}") from None
         finally:
             os.umask(before)
+        self._bound = socket_at(self._path)
 
-    def bind_again(self) -> None:
-        """The socket's file is gone: make another one.  A second listener of the same inbox: to end
-        the first would end the links that came through it."""
-        if self._inbox is None or os.path.lexists(self._path):
-            return
+    def bind_again(self) -> str:
+        """Have a socket of ours at its path, if something else is there or nothing; '' or why that
+        cannot be.  A second listener of the same inbox: to end the first would end the links that
+        came through it."""
+        if self._inbox is None or self._is_ours():
+            return ""
         try:
             self._listen(self._inbox)
         except UserError as err:
-            self.log.warning("socket_lost", why=str(err), repeats="socket_lost")
-            return
-        self.log.warning("socket_bound_again", path=self._path)
+            return str(err)
+        self.log.warning("socket_bound_again", path=str(self._path))
+        return ""
+
+    def _is_ours(self) -> bool:
+        return self._bound is not None and socket_at(self._path) == self._bound
+
+    def unlink(self) -> None:
+        """Remove the inbox's file, if it is still ours."""
+        if self._is_ours():
+            with suppress(OSError):
+                self._path.unlink()
 
     def bind_tcp(self, where: Tcp) -> int:
         """A second inbox, on TCP and for clients only; the port it got.
@@ -147,7 +161,9 @@ class Loop:
             elif isinstance(link, Hangup):
                 self._hang_up(link.address)
             else:
-                self.bind_again()
+                why = self.bind_again()
+                if why:
+                    self.log.warning("socket_lost", why=why, repeats="socket_lost")
         for note in step.notes:
             facts = dict(note.facts)
             if note.repeats:

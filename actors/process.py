@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ class _Device:
         self.loop: Loop | None = None
         self._pool: SharedFile | None = None
         self._ledger: SharedFile | None = None
+        self._opening = threading.Lock()  # each of both is opened once: see locks.py
         self._records: Ledger | None = None  # of that file
         self._copies: Copies | None = None
         self._extents: Extents | None = None
@@ -135,14 +137,16 @@ class _Device:
         return self.actor.welcome
 
     def _pool_file(self) -> SharedFile:
-        if self._pool is None:
-            self._pool = pool_file(self._welcome(), self.actor.supervisor)
-        return self._pool
+        with self._opening:
+            if self._pool is None:
+                self._pool = pool_file(self._welcome(), self.actor.supervisor)
+            return self._pool
 
     def _ledger_file(self) -> SharedFile:
-        if self._ledger is None:
-            self._ledger = ledger_file(self._welcome(), self.actor.supervisor)
-        return self._ledger
+        with self._opening:
+            if self._ledger is None:
+                self._ledger = ledger_file(self._welcome(), self.actor.supervisor)
+            return self._ledger
 
     def _records_of_file(self) -> Ledger:
         if self._records is None:
@@ -247,7 +251,7 @@ def run_child(
         return 1
     finally:
         device.close()
-        Path(endpoint).unlink(missing_ok=True)
+        loop.unlink()
     if reason:
         log.error("actor_stopped", why=reason)
     return 1 if reason else 0

@@ -23,9 +23,11 @@ makes what is missing anew.  A directory in which another service lives by then 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -149,13 +151,13 @@ class ServiceLock:
         try:
             if not _is_named(self.folder, self.run_dir):
                 self._move()
-            elif not (self.run_dir / ACTORS).is_dir():
+            elif not _is_folder(self.run_dir / ACTORS):
                 prepare(self.run_dir)
             if not _is_named(self._fd, self.run_dir / LOCK):
                 fd = _lock_file(self.run_dir)
                 os.close(self._fd)
                 self._fd = fd
-        except UserError as err:
+        except (UserError, OSError) as err:
             return str(err)
         return ""
 
@@ -179,11 +181,10 @@ class ServiceLock:
         return removed
 
     def remove(self, name: str) -> None:
-        """Unlinks a name below the directory that is ours, not below another one at its path."""
-        try:
+        """Unlinks a name below the directory that is ours, not below another one at its path.  What
+        is no file by now, or cannot be removed, stays."""
+        with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self.folder)
-        except FileNotFoundError:
-            pass
 
     def release(self) -> None:
         """Removes the lock file and gives the lock up; a second call does nothing."""
@@ -263,6 +264,20 @@ def _open_lock(path: Path, flags: int) -> int:
 def _is_named(fd: int, path: Path) -> bool:
     try:
         named = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError:
         return False
     return os.path.samestat(os.fstat(fd), named)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a directory, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def socket_at(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the socket at this very path; None if there is none."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None

@@ -30,6 +30,7 @@ from pegaflow.cache.geometry import Geometry
 from pegaflow.client.place import pid_namespace
 from pegaflow.config import Settings
 from pegaflow.device import poolfiles
+from pegaflow.device.memory import FileId
 from pegaflow.device.poolfiles import PoolFiles, Wanted
 from pegaflow.device.procs import open_pidfd, start_ticks
 from pegaflow.device.waits import Waits
@@ -66,6 +67,8 @@ class _House:
         self.loop: Loop | None = None
         self._lock = lock
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
+        self._sockets: dict[Address, FileId | None] = {}  # of children, as of the last look
+        self._homeless = ""  # why children would find no way to us, or not to us
         self._silences: dict[Address, tuple[int, Waits]] = {}  # since when, and what was seen
         self.manager = sdnotify.Notifier()
         self._stem = str(SHM / shm_stem(settings.run_dir))
@@ -158,6 +161,8 @@ class _House:
         return Done(Status.OK, wait.state, (wait.waited, wait.ran, now))
 
     def _spawn(self, address: Address) -> Done:
+        if self._homeless:
+            return Done(Status.NO_SPACE, f"cannot start {address}: {self._homeless}")
         command = child_command(address, self.settings, self.supervisor)
         try:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -174,6 +179,7 @@ class _House:
             loop.unwatch(fd)
             os.close(fd)
             code = self._children.pop(address).wait()
+            self._sockets.pop(address, None)
             self._silences.pop(address, None)
             pool = Path(self.files.pool.path).stem
             for path in SHM.glob(f"{pool}.{address}.*.bounce"):
@@ -189,17 +195,28 @@ class _House:
         """Whether others still find us; what can be made anew is."""
         assert self.loop is not None
         self._reap()
-        found = [self._lock.look()]
-        if not found[0]:
-            self.loop.bind_again()
+        self._homeless = self._lock.look() or self.loop.bind_again()
+        found = [self._homeless]
         for file in (self.files.pool, self.files.file):
             if not file.named():
                 gone = f"{file.path} was removed or replaced: the cache is lost at the next start"
                 found.append(f"{gone}, and staged engines are refused; restart the service")
-        folder = self.settings.run_dir / rundir.ACTORS
-        deaf = [a for a in self._children if not os.path.lexists(folder / f"{a}.sock")]
-        lost = () if found[0] else tuple(address.incarnation for address in deaf)
+        deaf = [] if self._homeless else [a for a in self._children if self._is_deaf(a)]
+        paths = [self._socket_of(address) for address in deaf]
+        found += [f"{path} is a directory: remove it" for path in paths if path.is_dir()]
+        lost = tuple(address.incarnation for address in deaf)
         return Done(Status.OK, "\n".join(filter(None, found)), lost)
+
+    def _socket_of(self, address: Address) -> Path:
+        return self.settings.run_dir / rundir.ACTORS / f"{address}.sock"
+
+    def _is_deaf(self, address: Address) -> bool:
+        """Whether a child's socket is not there, or is not the one of the last look.  That it has
+        bound another one is seen so too, and it is told once more in vain."""
+        there = rundir.socket_at(self._socket_of(address))
+        before = self._sockets.get(address, there)
+        self._sockets[address] = there
+        return there is None or there != before
 
     def _reap(self) -> None:
         """Bury the dead who are not our children by birth: whoever is orphaned in a container is
@@ -218,7 +235,8 @@ class _House:
     def close(self) -> None:
         """Keep the pool for the next life, if there is a block in it."""
         pages, bytes_ = self.files.sealed()
-        if pages and self.settings.keep_pool:
+        named = self.files.pool.named() and self.files.file.named()
+        if pages and named and self.settings.keep_pool:
             logs.get_logger().info(
                 "pool_kept",
                 blocks=sizes.show(bytes_),

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -242,3 +242,45 @@ def test_a_directory_that_another_service_has_taken_is_left_to_it(home: Path) ->
             lock.remove("actors/index.1.sock")
             assert (home / "actors" / "index.1.sock").exists()
         assert lock.look() == ""
+
+
+def a_file(path: Path) -> None:
+    path.write_text("")
+
+
+def a_folder_with_something_in_it(path: Path) -> None:
+    path.mkdir()
+    (path / "something").touch()
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to(path.parent)
+
+
+@pytest.mark.parametrize("put", [a_file, a_folder_with_something_in_it, a_link, os.mkfifo])
+@pytest.mark.parametrize("what", ["gone", "gone/run", "gone/run/actors", "gone/run/lock"])
+def test_whatever_is_put_in_its_place_a_service_only_says_so(
+    tmp_path: Path, what: str, put: Callable[[Path], None]
+) -> None:
+    home = rundir.prepare(tmp_path / "gone" / "run")
+    with rundir.ServiceLock.acquire(home) as lock:
+        (tmp_path / what).rename(tmp_path / "away")
+        put(tmp_path / what)
+        first = lock.look()
+        assert "\n" not in first and lock.look() == first
+        lock.remove("actors/index.7.sock")
+        if first:
+            put_away = tmp_path / what
+            shutil.rmtree(put_away) if put is a_folder_with_something_in_it else put_away.unlink()
+            (tmp_path / "away").rename(tmp_path / what)
+            assert lock.look() == ""
+
+
+def test_only_a_socket_is_one(tmp_path: Path) -> None:
+    bind(tmp_path / "one")
+    found = (tmp_path / "one").stat()
+    assert rundir.socket_at(tmp_path / "one") == (found.st_dev, found.st_ino)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    (tmp_path / "file").touch()
+    for name in ("link", "file", "nowhere", "file/below"):
+        assert rundir.socket_at(tmp_path / name) is None

@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ class Tenant:
 @pytest.fixture
 def first(tmp_path: Path) -> Iterator[Service]:
     with Service(tmp_path / "run", http_addr="127.0.0.1:0") as service:
+        eventually("it can be asked", lambda: bool(lines(service, "http_serving")))
         yield service
 
 
@@ -196,6 +199,47 @@ def test_files_of_the_pool(first: Service, tmp_path: Path, what: str) -> None:
         first.resume()
         first.run_dir = tmp_path / "elsewhere"
         tenant.close()
+
+
+@pytest.mark.parametrize("name", ["pegaflow.sock", "actors", "index"])
+def test_a_name_taken_by_something_else_is_said_and_survived(first: Service, name: str) -> None:
+    """A directory for a socket and a file for a directory; an actor dies meanwhile."""
+    tenant = Tenant(first, "one", 1)
+    (index,) = first.processes("index")
+    path = first.run_dir / (f"actors/{index.address}.sock" if name == "index" else name)
+    path.rename(first.run_dir / "away")
+    path.touch() if name == "actors" else path.mkdir()
+    eventually("it is said", lambda: str(path) in " ".join(ready(first)[1]))
+    assert ready(first)[0] == 503 and len(lines(first, "files_lost")) == 1
+    if name == "actors":
+        os.kill(index.pid, signal.SIGKILL)
+        eventually("its death is noticed", lambda: bool(lines(first, "child_gone")))
+    path.unlink() if name == "actors" else path.rmdir()
+    eventually("it is ready again", lambda: ready(first) == (200, []), 40)
+    with Engine(first, "two") as late:  # which is told the way by the front desk
+        eventually("hits", lambda: late.client.lookup(keys(COUNT), timeout=5.0).blocks == COUNT)
+    tenant.settles()
+    tenant.close()
+    assert first.stop() == 0 and "Traceback" not in first.log()
+
+
+def test_another_socket_in_the_place_of_one_is_replaced(first: Service) -> None:
+    (index,) = first.processes("index")
+    for path in (first.run_dir / "pegaflow.sock", first.run_dir / f"actors/{index.address}.sock"):
+        before = path.stat()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            taken = path.stat()
+            eventually("it is", partial(changed, path, before, taken))
+    eventually("it answers", first.up)
+    with Engine(first, "two") as late:
+        assert late.client.lookup(keys(COUNT), timeout=5.0).blocks == 0
+
+
+def changed(path: Path, *old: os.stat_result) -> bool:
+    """Whether another socket is there than those."""
+    return path.is_socket() and path.stat().st_ino not in [found.st_ino for found in old]
 
 
 def test_a_pool_replaced_under_a_service_is_said_and_survived(first: Service) -> None:
