@@ -332,6 +332,22 @@ def test_a_pool_is_locked_after_it_was_adopted_whatever_its_size(stem: str, exte
     assert held_by_us(files) == [True, True]
 
 
+def test_files_that_were_never_filled_are_looked_at_without_making_them_real() -> None:
+    """Of a service that was killed while it made them.  In a full /dev/shm a touch is a SIGBUS."""
+    stem = f"/dev/shm/pegaflow-test-{os.getpid()}"
+    paths = [Path(f"{stem}.1.{end}") for end in ("ledger", "pool")]
+    try:
+        for path in paths:
+            path.touch(0o600)
+            os.truncate(path, 1 << 20)
+        assert poolfiles.incarnation_of(stem) == 0 and poolfiles.kept(stem) == []
+        assert "never finished" in poolfiles.adopt(stem, AS_IT_IS).refused[0]
+        assert [path.stat().st_blocks for path in paths] == [0, 0]
+    finally:
+        for path in paths:
+            path.unlink()
+
+
 @pytest.mark.parametrize("call", ["seal", "void", "format"])
 def test_who_is_killed_while_a_pool_shrinks_leaves_no_wrong_block(
     stem: str, call: str, monkeypatch: pytest.MonkeyPatch
