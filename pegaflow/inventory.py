@@ -35,6 +35,8 @@ _BYTES = {
     *("CAPACITY", "PATH"),
 }
 
+_PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, though none is cut
+
 INNER = frozenset(
     """
     actors.adopting actors.asks actors.blackbox actors.copies actors.flushdevice actors.flusher
@@ -208,9 +210,13 @@ def _print_rows(rows: list[tuple[str, str, str]]) -> None:
 
 
 def laid_out(rows: list[tuple[str, str, str]], width: int | None) -> str:
-    """Name, value and note of each, in so many columns; None: as many as it takes."""
+    """Name, value and note of each, in so many columns; None: as many as it takes.
+
+    A value that would need more than a quarter of them does not widen the column of the others.
+    """
     first = max(len(name) for name, _, _ in rows)
-    second = max(len(value) for _, value, _ in rows if width is None or len(value) < width // 4)
+    room = (width or _PIPED_WIDTH) // 4
+    second = max((len(value) for _, value, _ in rows if len(value) < room), default=0)
     lines = []
     for name, value, note in rows:
         line = f"{name:<{first}}  {value:<{second}}  {note}".rstrip()

@@ -123,6 +123,18 @@ def test_everything_of_one_limit_is_on_one_line_for_a_program() -> None:
     assert len(inventory.laid_out(ROWS, None).splitlines()) == len(ROWS)
 
 
+def test_a_long_value_in_a_pipe_does_not_push_the_reasons_of_all_others_away() -> None:
+    rows = [("short", "1 s", "why"), ("long", "1, " * 90 + "2", "why")]
+    short, long = inventory.laid_out(rows, None).splitlines()
+    assert short == "short  1 s  why"
+    assert long.endswith("2  why")
+
+
+def test_values_that_are_all_long_have_a_line_each_all_the_same() -> None:
+    rows = [("long", "1, " * 90 + "2", "why")]
+    assert inventory.laid_out(rows, None).endswith("2  why")
+
+
 def test_the_tables_fit_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
     with (
         mock.patch.object(sys.stdout, "isatty", lambda: True, create=True),
