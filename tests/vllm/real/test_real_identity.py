@@ -176,7 +176,7 @@ def test_weights_replaced_in_a_living_engine_share_nothing(runs: Runs) -> None:
 
 def test_adapters_are_told_apart_by_their_weights(runs: Runs) -> None:
     one, plain = runs["adapter, engine 0"], runs["without an adapter"]
-    assert plain["tokens"] == runs["the first"]["tokens"] and plain["external"] >= HIT
+    assert plain["tokens"] == runs["the first"]["tokens"]
     assert one["tokens"] != plain["tokens"] and one["external"] == 0
     for what in ("adapter, engine 0, again", "adapter, engine 1"):
         assert runs[what]["tokens"] == one["tokens"] and runs[what]["external"] >= HIT, what
