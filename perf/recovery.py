@@ -27,7 +27,7 @@ from pegaflow.cache.adoption import Adoption
 from pegaflow.cache.geometry import Geometry
 from pegaflow.cache.ledger import RECORD_BYTES, Ledger
 from pegaflow.cache.prefix_index import PrefixIndex
-from pegaflow.client import inspect
+from pegaflow.client import Client, inspect
 from pegaflow.device.memory import SharedFile
 from pegaflow.errors import UserError
 from pegaflow.rundir import front_desk
@@ -61,6 +61,14 @@ def index_of(run_dir: Path) -> ProcessRow:
     raise UserError("there is no index")
 
 
+def hits(client: Client, names: list[bytes]) -> int:
+    """Blocks of the prefix that are there; nothing of it is kept."""
+    found = client.lookup(names, timeout=1.0)
+    if found.lease is not None:
+        client.release(found.lease)
+    return found.blocks
+
+
 def bare_process() -> None:
     """A process with the index's imports, from spawn to exit."""
     code = "import sys; sys.modules['rich'] = None; import pegaflow.actors.process, "
@@ -88,7 +96,7 @@ def measure(pages: int, turns: int) -> tuple[list[float], list[float]]:
             time.sleep(CALM_NS / 1e9 + 1 if turn else 0)
             os.kill(index_of(run_dir).pid, signal.SIGKILL)
             began = time.perf_counter()
-            while client.lookup(names, timeout=1.0).blocks < len(names):
+            while hits(client, names) < len(names):
                 if time.perf_counter() - began > WAIT_S:
                     raise UserError(f"no hit within {WAIT_S:g} s")
                 time.sleep(0.001)

@@ -264,6 +264,11 @@ def test_debug_lines_are_turned_on_and_off(service: Service) -> None:
         return str(lines(service, "log_level_set")[-1]["log_level"])
 
     def respawned() -> int:
+        settled = {"spare", "serving"}
+        eventually(
+            "none is on its way",
+            lambda: {row.state for row in service.processes("session")} <= settled,
+        )
         before = {row.address for row in service.processes("session")}
         os.kill(service.processes("session")[0].pid, signal.SIGKILL)
         eventually(
