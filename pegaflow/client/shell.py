@@ -136,6 +136,8 @@ class Shell:
             if ready == self._pidfd:
                 self._apply(self._machine.session_died(time.monotonic_ns()))
             elif (watched := self._watched(ready)) is not None:
+                # Only a handshake tells more than that nobody answers: who is kept out is told why.
+                self._machine.seen = ""
                 self._machine.refusal = watched.read() or self._machine.refusal
             elif isinstance(ready, zmq.Socket) and not ready.closed:
                 if event & zmq.POLLOUT:
@@ -293,7 +295,7 @@ class Shell:
         """(what to dial; empty if nobody is there, or nobody whom we trust, why nobody answers)"""
         path = place.ipc_path(url)
         if path is None:
-            return url, ""
+            return url, f"no answer at {url[:80]}: is the service there, and its --addr this one?"
         seen = look(path, self._who.trust)
         return (place.as_url(seen.path) if seen.listens else ""), seen.line
 

@@ -132,3 +132,13 @@ def test_a_poll_ends_when_the_connection_changes(
     for attached in (True, False):
         assert client.poll(3600.0) == [] and client.attached is attached
     assert len(looks) == 2
+
+
+def test_a_port_where_nobody_listens_is_named() -> None:
+    with socket.socket() as taken:  # bound, and never listening
+        taken.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        client = Client("engine", bytes(16), endpoint=url)
+        assert not client.connect(0.2)
+        assert client.refusal.startswith(f"no answer at {url}") and "\n" not in client.refusal
+        client.close()
