@@ -93,6 +93,8 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS"):
         os.environ.setdefault(name, "1")
+    import vllm.logger  # noqa: F401  (it configures logging, which takes our handler away)
+
     lines = Lines()
     logging.getLogger("vllm.pegaflow").addHandler(lines)
     for name, more in json.loads(sys.argv[2]).items():
