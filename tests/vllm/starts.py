@@ -21,16 +21,17 @@ OPTIONS = Options(lengths=[300, 177])
 ROUNDS = 3
 
 
-class Lines(logging.Handler):
-    """What the connector has logged."""
+class Lines(logging.Filter):
+    """What the connector has logged.  No handler: vLLM takes those away when an engine starts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Remember it."""
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Remember it, and let it pass."""
         self.said.append(record.getMessage())
+        return True
 
 
 def answers(llm: Any, pools: bool) -> list[Any]:
@@ -93,10 +94,8 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS"):
         os.environ.setdefault(name, "1")
-    import vllm.logger  # noqa: F401  (it configures logging, which takes our handler away)
-
     lines = Lines()
-    logging.getLogger("vllm.pegaflow").addHandler(lines)
+    logging.getLogger("vllm.pegaflow").addFilter(lines)
     for name, more in json.loads(sys.argv[2]).items():
         model = str(Path(sys.argv[1]) / more.pop("model", name))
         without = run(model, False, more)

@@ -20,7 +20,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "falcon": STATE,
 }
 WHY = {
-    "mean": "vLLM does not support prefix caching for this model (MEAN",
+    "mean": "vLLM does not support prefix caching for this model",
     "gemma": "--disable-hybrid-kv-cache-manager",
     "granite": "KV cache groups",
     "falcon": "KV cache groups",
