@@ -309,7 +309,7 @@ class Disk:
         try:
             lock(ops, fd)
             ops.allocate(fd, job.size)
-            uuid = os.urandom(16)
+            uuid = ops.draw(16)
             write_all(ops, fd, [_paged(head(uuid, job.segment, job.size))], 0)
             ops.sync_all(fd)
             ops.sync_all(folder)

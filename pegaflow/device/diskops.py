@@ -126,6 +126,10 @@ class Ops:
         """Give a file another name in its directory, which may be one that is taken."""
         os.rename(name, to, src_dir_fd=at, dst_dir_fd=at)
 
+    def draw(self, size: int) -> bytes:
+        """Random bytes that nobody can guess."""
+        return os.urandom(size)
+
     def unmounted(self, path: str) -> str:
         """A mount point at or above this path that should have a file system and has none, or ''"""
         fstab, mountinfo = _text("/etc/fstab"), _text("/proc/self/mountinfo")

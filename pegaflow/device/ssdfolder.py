@@ -252,11 +252,11 @@ class Folder:
         if found is None:
             if data:
                 notes.append(f"{self.path}/{MARKER} is damaged: it is written anew")
-            return self._mark(os.urandom(16).hex(), notes)
+            return self._mark(self._ops.draw(16).hex(), notes)
         here = self._ops.identity(self.fd)
         if here.inode != found.inode:
             notes.append(f"{self.path} is a copy of log {found.log}: it gets a name of its own")
-            return self._mark(os.urandom(16).hex(), notes)
+            return self._mark(self._ops.draw(16).hex(), notes)
         if known not in (None, found.log):
             notes.append(f"{self.path} has log {found.log}; before, it had {known}")
         if here.device != found.device:
@@ -273,7 +273,7 @@ class Folder:
             notes.append(f"{self.path} has a log from before there were markers: it is ours now")
         else:
             self._refuse_unmounted()
-        return self._mark(os.urandom(16).hex(), notes)
+        return self._mark(self._ops.draw(16).hex(), notes)
 
     def _read_marker(self) -> bytes | None:
         """Open the marker and lock it; what it says, or None if there is none."""

@@ -52,6 +52,7 @@ class _File:
     durable: bytes = b""
     dirty: list[tuple[int, bytes]] = field(default_factory=list)
     name_durable: bool = False
+    inode: int = 0
 
 
 class Platter:
@@ -60,6 +61,7 @@ class Platter:
     def __init__(self, world: World) -> None:
         self.world = world
         self.inode = 1
+        self.made = 0  # files so far: an inode is not used again
         self.decoy: Platter | None = None  # what is in its place while it is replaced
         self.files: dict[str, _File] = {}
         self.unlinked: dict[str, _File] = {}  # whose names are still there after a crash, perhaps
@@ -127,6 +129,9 @@ class SimOps(Ops):
         self._fds: dict[int, tuple[Platter, _File | None]] = {}
         self._last = 2
 
+    def draw(self, size: int) -> bytes:
+        return self._world.entropy.randbytes(size)
+
     def _platter(self, path: str) -> tuple[Platter, str]:
         assert path in self._platters, "a file is named below its directory's descriptor"
         platter = self._platters[path]
@@ -159,7 +164,8 @@ class SimOps(Ops):
         if name and file is None:
             if not creates:
                 raise FileNotFoundError(errno.ENOENT, "no such file")
-            file = platter.files[name] = _File()
+            platter.made += 1
+            file = platter.files[name] = _File(inode=1000 + platter.made)
         elif name and flags & os.O_EXCL:
             raise FileExistsError(errno.EEXIST, "file exists")
         self._last += 1
@@ -194,7 +200,7 @@ class SimOps(Ops):
 
     def identity(self, fd: int) -> Identity:
         platter, file = self._fds[fd]
-        return Identity(0, platter.inode if file is None else id(file))
+        return Identity(0, (platter if file is None else file).inode)
 
     def find(self, path: str, at: int | None = None) -> Identity:
         if path in TOP:
@@ -205,7 +211,7 @@ class SimOps(Ops):
             return Identity(0, platter.inode)
         if name not in platter.files:
             raise FileNotFoundError(errno.ENOENT, "no such file")
-        return Identity(0, id(platter.files[name]))
+        return Identity(0, platter.files[name].inode)
 
     def unmounted(self, path: str) -> str:
         return ""

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from . import plants, traps
+from . import plants, scenario, traps
 from .fleet import sail
 
 SEEDS = range(320)
@@ -63,6 +63,16 @@ def test_a_seed_always_tells_the_same_story() -> None:
         ).stdout
         said.add(line)
     assert len(said) == 1
+
+
+def test_a_seed_asks_the_machine_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("chance and time are the simulator's")
+
+    monkeypatch.setattr(os, "urandom", refuse)
+    for clock in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter"):
+        monkeypatch.setattr(time, clock, refuse)
+    assert scenario.run(1).steps > 5000
 
 
 @pytest.fixture(scope="module")

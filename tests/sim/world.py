@@ -69,6 +69,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
+        self.entropy = random.Random(~seed)  # what processes draw: it moves no event
         self.now = 5 * S
         self.ways: tuple[Way, ...] = WAYS
         self.rough = True  # False: faults are over, links are quick

@@ -169,7 +169,8 @@ def test_weights_replaced_in_a_living_engine_share_nothing(runs: Runs) -> None:
     told, untold = runs["other weights, told"], runs["other weights, untold"]
     assert told["tokens"] == runs["a tensor replaced in place"]["tokens"]
     assert untold["tokens"] == runs["the first"]["tokens"]
-    assert (told["external"], untold["external"]) == (0, 0) or untold["external"] >= HIT
+    assert told["external"] == 0
+    # Of the untold: vLLM counts a hit when it is promised, and the step that looks fails its load.
     assert runs["other weights, told, again"]["tokens"] == told["tokens"]
     assert runs["other weights, told, again"]["external"] >= HIT, "its first saves are kept"
 
