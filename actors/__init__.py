@@ -1,7 +1,11 @@
-"""Who does what.
+"""Who does what: a package for each kind of process, and what they have in common.
 
-actor.py is the contract and asks.py the pure half of a process: it matches answers to questions.
-child.py is what every supervised actor has in common; allocator.py, index.py, session.py and
-supervisor.py are the actors.  loop.py, workers.py and process.py are the shell: the only files here
-with sockets, threads and processes.
+runtime     the contract of an actor, and the shell that runs one: loop, sockets, threads, processes
+roles       what several actors do alike
+supervisor  spawns, watches and restarts the others; engines find their sessions here
+allocator   which page of the pool is whose
+index       which block is where, who may use it, who may publish it
+session     one engine's process, which moves its bytes
+flusher     the SSD tier
+gateway     HTTP
 """

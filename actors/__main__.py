@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pegaflow.cache.flushplan import FlushPlan
-from pegaflow.errors import UserError
-from pegaflow.roster import SPECS
+from pegaflow.core.errors import UserError
+from pegaflow.core.segments.plan import FlushPlan
+
+from .roster import SPECS
 
 
 def main() -> int:
@@ -31,11 +32,11 @@ def main() -> int:
 
     # structlog imports rich to draw what goes wrong; that takes 70 ms.
     sys.modules["rich"] = None  # type: ignore[assignment]
-    from .process import run_child
+    from pegaflow.actors.runtime.process import run_child
 
     tcp = None
     if given.addr is not None:
-        from .tcp import tcp_of
+        from pegaflow.actors.runtime.tcp import tcp_of
 
         try:
             tcp = tcp_of(given.addr, given.curve_dir, given.insecure_tcp)

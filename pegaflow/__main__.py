@@ -1,5 +1,5 @@
 """`python -m pegaflow`: the command line."""
 
-from pegaflow.entry import pegaflow
+from pegaflow.service.entry import pegaflow
 
 pegaflow()

@@ -17,10 +17,10 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from pegaflow import sizes
 from pegaflow.client import Client, inspect
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from pegaflow.replay import service
+from pegaflow.service import sizes
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.values import SESSION
 from perf import machine
@@ -80,7 +80,8 @@ def measure(pool: int, ready: int, turns: int) -> list[float]:
 
 def bare_process(turns: int) -> float:
     """Milliseconds that a process with a session's imports takes, from spawn to exit."""
-    imports = "pegaflow.actors.process, pegaflow.actors.copies, pegaflow.actors.session"
+    session = "pegaflow.actors.session"
+    imports = f"pegaflow.actors.runtime.process, {session}.device, {session}.actor"
     code = f"import sys; sys.modules['rich'] = None; import {imports}"
     command = [sys.executable, "-c", code]
     seconds, *_ = machine.medians(turns, [lambda: subprocess.run(command, check=True)])

@@ -32,8 +32,8 @@ from statistics import median
 
 from rich.table import Table
 
-from pegaflow.errors import UserError
-from pegaflow.serve import purge
+from pegaflow.core.errors import UserError
+from pegaflow.service.serve import purge
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
 from perf import chaosfiles, machine

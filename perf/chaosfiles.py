@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pegaflow.client import inspect
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from perf.chaosgroup import PATIENCE_S, Group, wait
 
 SOCKETS, RUN_DIR, POOL_FILES = "lock and sockets", "run directory", "pool files"

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pegaflow.client import inspect
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from pegaflow.replay.service import stop
-from pegaflow.rundir import front_desk
-from pegaflow.serve import purge
+from pegaflow.service.rundir import front_desk
+from pegaflow.service.serve import purge
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION
 from perf.chaosload import CHAINS, Engine, keys

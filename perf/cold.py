@@ -31,7 +31,7 @@ from typing import Any
 from rich.table import Table
 
 from pegaflow.client import inspect
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from pegaflow.replay import service
 from perf import machine
 from perf.coldengine import NEW_TOKENS, PROMPT_TOKENS, PROMPTS

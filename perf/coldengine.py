@@ -8,7 +8,7 @@ import random
 import sys
 import time
 
-from tests.vllm.engine import VOCABULARY, Options, build, say
+from tests.connectors.vllm.engine import VOCABULARY, Options, build, say
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 384, 8
 

@@ -19,10 +19,10 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from pegaflow import sizes
 from pegaflow.client import Client
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from pegaflow.replay import service
+from pegaflow.service import sizes
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from perf import machine

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 
 ENGINES = {"psync": 1, "io_uring": 32}
 """Requests that a job has under way.  With one there are eight jobs, as the tier has threads; with

@@ -27,17 +27,17 @@ from pathlib import Path
 
 import zmq
 
-from pegaflow import cli, serve
-from pegaflow.actors import process
 from pegaflow.actors.__main__ import main as actor
-from pegaflow.cache.geometry import MIN_PAGE
+from pegaflow.actors.runtime import process
 from pegaflow.client import inspect
 from pegaflow.client.place import dealer
-from pegaflow.config import Settings
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.device.memory import Extents
-from pegaflow.errors import UserError
 from pegaflow.replay.service import stop
-from pegaflow.rundir import front_desk
+from pegaflow.service import cli, serve
+from pegaflow.service.config import Settings
+from pegaflow.service.rundir import front_desk
 from pegaflow.wire.control import Report
 from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from pegaflow.cache.geometry import MIN_PAGE
 from pegaflow.client import Client, LookupDone
-from pegaflow.errors import UserError
-from pegaflow.rundir import front_desk
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.geometry import MIN_PAGE
+from pegaflow.service.rundir import front_desk
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from perf import echo, house, machine

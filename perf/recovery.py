@@ -22,15 +22,15 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from pegaflow.actors.restarts import CALM_NS
-from pegaflow.cache.adoption import Adoption
-from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import RECORD_BYTES, Ledger
-from pegaflow.cache.prefix_index import PrefixIndex
+from pegaflow.actors.supervisor.restarts import CALM_NS
 from pegaflow.client import Client, inspect
+from pegaflow.core.blocks.adoption import Adoption
+from pegaflow.core.blocks.table import PrefixIndex
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.ledger import RECORD_BYTES, Ledger
 from pegaflow.device.memory import SharedFile
-from pegaflow.errors import UserError
-from pegaflow.rundir import front_desk
+from pegaflow.service.rundir import front_desk
 from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.values import INDEX
 from perf import house, machine
@@ -71,8 +71,8 @@ def hits(client: Client, names: list[bytes]) -> int:
 
 def bare_process() -> None:
     """A process with the index's imports, from spawn to exit."""
-    code = "import sys; sys.modules['rich'] = None; import pegaflow.actors.process, "
-    subprocess.run([sys.executable, "-c", code + "pegaflow.actors.index"], check=True)
+    code = "import sys; sys.modules['rich'] = None; import pegaflow.actors.runtime.process, "
+    subprocess.run([sys.executable, "-c", code + "pegaflow.actors.index.actor"], check=True)
 
 
 def adopt(ledger: Ledger, geometry: Geometry) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from pegaflow.replay import ceiling, report, service
 from pegaflow.replay.engine import Shape
 from pegaflow.replay.errors import TraceError

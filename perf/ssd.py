@@ -30,12 +30,12 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from pegaflow import sizes
-from pegaflow.actors.fetching import AWAITED_SHARE
-from pegaflow.cache.flushplan import PREFETCH_BLOCKS
+from pegaflow.actors.index.lookup import AWAITED_SHARE
 from pegaflow.client import Client, LookupDone, inspect
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
+from pegaflow.core.segments.plan import PREFETCH_BLOCKS
 from pegaflow.replay import service
+from pegaflow.service import sizes
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import FLUSHER, INDEX

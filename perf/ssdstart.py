@@ -19,8 +19,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pegaflow.actors.directories import SEGMENT_BYTES
-from pegaflow.cache.segments import (
+from pegaflow.actors.flusher.directories import SEGMENT_BYTES
+from pegaflow.client import Client
+from pegaflow.core.errors import UserError
+from pegaflow.core.segments.catalog import Shelf
+from pegaflow.core.segments.codec import (
     GROUP_ROWS,
     HEAD_BYTES,
     Row,
@@ -30,9 +33,6 @@ from pegaflow.cache.segments import (
     joined,
     read_footer,
 )
-from pegaflow.cache.shelf import Shelf
-from pegaflow.client import Client
-from pegaflow.errors import UserError
 from pegaflow.replay import service
 from pegaflow.wire.layout import PAGE_ALIGN
 from perf import fio, machine

@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 import numpy as np
 from rich.table import Table
 
-import pegaflow.vllm.worker
+import pegaflow.connectors.vllm.worker
 from pegaflow.connector import PegaKVConnector
-from pegaflow.errors import UserError
+from pegaflow.connectors.vllm.layout import Tensor
+from pegaflow.core.errors import UserError
 from pegaflow.replay import service
-from pegaflow.vllm.layout import Tensor
 from perf import machine
 from perf.machine import microseconds, percentile, verdict
-from tests.vllm import fakes
+from tests.connectors.vllm import fakes
 
 T = TypeVar("T")
 
@@ -165,7 +165,7 @@ def without_torch() -> Iterator[None]:
             for n, a in caches.items()
         ]
 
-    module = pegaflow.vllm.worker
+    module = pegaflow.connectors.vllm.worker
     kept = module.tensors, module.buffers
     names = vars(module)
     names["tensors"] = tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.roster import ROSTER
+from pegaflow.actors.roster import ROSTER
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"\btest_[a-z_0-9]+\b")

@@ -78,7 +78,7 @@ def test_the_distribution_is_the_one_declared() -> None:
 @pytest.mark.skipif(not INSTALLED, reason="a checkout is tested; tox tests the wheel")
 def test_the_wheel_is_tested_and_not_the_checkout() -> None:
     site_packages = Path(sysconfig.get_path("purelib"))
-    for name in ("pegaflow", "pegaflow.wire", "pegaflow.actors.actor"):
+    for name in ("pegaflow", "pegaflow.wire", "pegaflow.actors.runtime.contract"):
         where = importlib.import_module(name).__file__
         assert where is not None and Path(where).is_relative_to(site_packages), where
     assert pegaflow.__file__ is not None

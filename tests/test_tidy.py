@@ -25,46 +25,55 @@ FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
 LINE_LENGTH = 100
 
 # Floor -> what it may import of ours, besides itself.  The longest matching prefix decides.
-WIRE, CACHE, CLIENT = "pegaflow.wire", "pegaflow.cache", "pegaflow.client"
-CONTRACT, LIMITS = "pegaflow.actors.actor", "pegaflow.limits"
-ROSTER, ERRORS, SERIES = "pegaflow.roster", "pegaflow.errors", "pegaflow.series"
-PRESENCE = "pegaflow.presence"
+WIRE, CORE, CLIENT = "pegaflow.wire", "pegaflow.core", "pegaflow.client"
+CONTRACT, ERRORS = "pegaflow.actors.runtime.contract", "pegaflow.core.errors"
+PRESENCE = "pegaflow.client.presence"
 FLOORS: dict[str, set[str]] = {
-    WIRE: set(),
-    LIMITS: set(),
+    "pegaflow.core.limits": set(),
+    "pegaflow.core.series": set(),
     ERRORS: set(),
-    SERIES: set(),
     PRESENCE: set(),
-    ROSTER: {WIRE, LIMITS},
-    CACHE: {WIRE, LIMITS},
-    CONTRACT: {WIRE, CACHE, LIMITS},
-    "pegaflow.actors": {WIRE, CACHE, LIMITS, ROSTER, SERIES},
-    "pegaflow.device": {WIRE, CACHE, CONTRACT, LIMITS, ERRORS},
+    WIRE: set(),
+    CORE: {WIRE},
+    CONTRACT: {WIRE, CORE},
+    "pegaflow.actors": {WIRE, CORE},
+    "pegaflow.device": {WIRE, CORE, CONTRACT, ERRORS},
     CLIENT: {WIRE, PRESENCE},
-    "pegaflow.vllm": {WIRE, CLIENT, PRESENCE},
-    "pegaflow.connector": {"pegaflow.vllm"},
+    "pegaflow.connectors.common": {WIRE, CLIENT},
+    "pegaflow.connectors": {WIRE, CLIENT, PRESENCE, "pegaflow.connectors.common"},
+    "pegaflow.connector": {"pegaflow.connectors.vllm"},
     # It may start a service as a subprocess: then it has to say where, how large, and what failed.
     "pegaflow.replay": {
         WIRE,
         CLIENT,
-        LIMITS,
+        "pegaflow.core.limits",
         ERRORS,
         PRESENCE,
-        "pegaflow.sizes",
-        "pegaflow.rundir",
-        "pegaflow.signals",
+        "pegaflow.service.sizes",
+        "pegaflow.service.rundir",
+        "pegaflow.service.signals",
     },
 }
-# The shell and the command line, which join everything: `pegaflow.<name>` and these.
+# The shell and the command line, which join everything: these, `pegaflow.service` and
+# `pegaflow.observe`.
 SHELL = {
     f"pegaflow.actors.{name}"
     for name in (
-        "__main__ loop tcp door workers process copies blackbox vitals flushdevice".split()
-        + ["mapped"]
-    )
+        "__main__ session.device flusher.device gateway.device "
+        + " ".join(
+            f"runtime.{name}"
+            for name in "loop tcp door workers process blackbox vitals mapped".split()
+        )
+    ).split()
 }
 # Files on a floor with sockets or clocks that are pure themselves.
-PURE_FLOORS = (WIRE, CACHE, LIMITS, ROSTER, SERIES, "pegaflow.actors", "pegaflow.client.machine")
+PURE_FLOORS = (
+    WIRE,
+    CORE,
+    "pegaflow.actors",
+    "pegaflow.client.machine",
+    "pegaflow.connectors.common",
+)
 IMPURE = set(
     "time socket threading random zmq cupy pyverbs os subprocess select signal mmap ctypes asyncio"
     " multiprocessing secrets uuid datetime logging structlog".split()
@@ -72,11 +81,11 @@ IMPURE = set(
 # Its resource tracker unlinks what another process still uses; the others run what they read.
 NOWHERE = {"multiprocessing.shared_memory", "pickle", "cloudpickle", "dill", "shelve", "marshal"}
 # Boundaries that must swallow everything: nothing of ours may end an engine.
-CATCH_ALL = {"pegaflow/vllm/connector.py", "pegaflow/vllm/plugin.py"}
+CATCH_ALL = {"pegaflow/connectors/vllm/connector.py", "pegaflow/connectors/vllm/plugin.py"}
 # It counts the exceptions of the client library, of which there must be none.
 CATCH_ALL |= {"perf/chaosload.py"}
 # A thread whose errors nobody else would see; it ends the process.
-CATCH_ALL |= {"actors/workers.py"}
+CATCH_ALL |= {"actors/runtime/workers.py"}
 
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 MACHINE_PATH = re.compile(
@@ -101,7 +110,7 @@ class Source:
 
     @property
     def module(self) -> str:
-        """`actors/loop.py` is `pegaflow.actors.loop`, as the packaging maps it."""
+        """`actors/runtime/loop.py` is `pegaflow.actors.runtime.loop`, as the packaging maps it."""
         parts = list(Path(self.path).with_suffix("").parts)
         if parts[0] in ("actors", "wire"):
             parts.insert(0, "pegaflow")
@@ -156,7 +165,7 @@ def may_import(floor: str, name: str) -> bool:
     target = floor_of(name)
     if target == floor or (floor, target) == ("pegaflow.actors", CONTRACT):
         return True
-    # `from pegaflow.actors import actor` also names the package above, which holds nothing.
+    # `from pegaflow.actors.runtime import contract` also names the package above
     return any(below(name, allowed) or below(allowed, name) for allowed in FLOORS[floor])
 
 
@@ -306,26 +315,34 @@ def test_what_the_readme_has_people_make_is_ignored_by_git() -> None:
 
 
 BAD: list[tuple[Callable[[Source], Complaints], str, str]] = [
-    (imports_point_down, "wire/x.py", "from pegaflow.cache import slab"),
+    (imports_point_down, "wire/x.py", "from pegaflow.core.pool import slab"),
     (imports_point_down, "wire/x.py", "from ..actors import loop"),
-    (imports_point_down, "pegaflow/cache/x.py", "import pegaflow.actors.actor"),
-    (imports_point_down, "actors/x.py", "from .loop import run"),
+    (imports_point_down, "pegaflow/core/x.py", "import pegaflow.actors.runtime.contract"),
+    (imports_point_down, "actors/runtime/x.py", "from .loop import run"),
     (imports_point_down, "actors/x.py", "import pegaflow.device.shm"),
-    (imports_point_down, "actors/x.py", "from pegaflow import config"),
-    (imports_point_down, "actors/actor.py", "from .index import Index"),
+    (imports_point_down, "actors/x.py", "from pegaflow.service import config"),
+    (imports_point_down, "actors/runtime/contract.py", "from .child import Child"),
     (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors import index"),
-    (imports_point_down, "pegaflow/client/x.py", "from pegaflow.cache import slab"),
-    (imports_point_down, "pegaflow/client/x.py", "from pegaflow import rundir"),
-    (imports_point_down, "pegaflow/vllm/x.py", "def f():\n    import pegaflow.cache.slab"),
-    (imports_point_down, "pegaflow/replay/x.py", "from pegaflow.cli import main"),
+    (imports_point_down, "pegaflow/client/x.py", "from pegaflow.core.pool import slab"),
+    (imports_point_down, "pegaflow/client/x.py", "from pegaflow.service import rundir"),
+    (
+        imports_point_down,
+        "pegaflow/connectors/vllm/x.py",
+        "def f():\n    import pegaflow.core.pool.slab",
+    ),
+    (imports_point_down, "pegaflow/replay/x.py", "from pegaflow.service.cli import main"),
     (pure_floors_are_pure, "wire/x.py", "import time"),
-    (pure_floors_are_pure, "pegaflow/cache/x.py", "from os import path"),
-    (pure_floors_are_pure, "actors/index.py", "import zmq.error"),
+    (pure_floors_are_pure, "pegaflow/core/x.py", "from os import path"),
+    (pure_floors_are_pure, "actors/index/actor.py", "import zmq.error"),
     (pure_floors_are_pure, "pegaflow/client/machine.py", "import socket"),
     (nothing_banned, "perf/x.py", "from multiprocessing import shared_memory"),
     (nothing_banned, "tests/x.py", "import pickle"),
-    (no_catch_all, "actors/loop.py", "try:\n    f()\nexcept:\n    pass"),
-    (no_catch_all, "actors/loop.py", "try:\n    f()\nexcept (OSError, Exception):\n    pass"),
+    (no_catch_all, "actors/runtime/loop.py", "try:\n    f()\nexcept:\n    pass"),
+    (
+        no_catch_all,
+        "actors/runtime/loop.py",
+        "try:\n    f()\nexcept (OSError, Exception):\n    pass",
+    ),
     (is_short, "wire/x.py", "x = 1\n" * FILE_LINES),
     (is_short, "wire/x.py", "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
     (is_short, "wire/x.py", "#" * (LINE_LENGTH + 1)),
@@ -338,14 +355,18 @@ GOOD: list[tuple[Callable[[Source], Complaints], str, str]] = [
     (
         imports_point_down,
         "actors/x.py",
-        "from .actor import Actor\nfrom pegaflow.actors import asks",
+        "from .runtime.contract import Actor\nfrom pegaflow.actors.runtime import host",
     ),
-    (imports_point_down, "actors/loop.py", "import pegaflow.device.shm"),
-    (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors import actor"),
-    (imports_point_down, "pegaflow/cli.py", "import pegaflow.device.shm"),
-    (pure_floors_are_pure, "actors/process.py", "import os"),
+    (imports_point_down, "actors/runtime/loop.py", "import pegaflow.device.shm"),
+    (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors.runtime import contract"),
+    (imports_point_down, "pegaflow/service/cli.py", "import pegaflow.device.shm"),
+    (pure_floors_are_pure, "actors/runtime/process.py", "import os"),
     (pure_floors_are_pure, "pegaflow/client/connection.py", "import zmq"),
-    (no_catch_all, "pegaflow/vllm/connector.py", "try:\n    f()\nexcept Exception:\n    pass"),
+    (
+        no_catch_all,
+        "pegaflow/connectors/vllm/connector.py",
+        "try:\n    f()\nexcept Exception:\n    pass",
+    ),
     (no_sleep_in_tests, "perf/x.py", "import time\ntime.sleep(1)"),
 ]
 
@@ -361,9 +382,9 @@ def test_no_rule_cries_wolf(rule: Callable[[Source], Complaints], path: str, tex
 
 
 def test_a_dead_module_is_found() -> None:
-    dead = Source("pegaflow/cache/dead.py", "")
-    user = Source("pegaflow/roster.py", "ACTOR = 'pegaflow.cache.dead'")
-    test = Source("tests/test_dead.py", "import pegaflow.cache.dead")
+    dead = Source("pegaflow/core/dead.py", "")
+    user = Source("actors/roster.py", "ACTOR = 'pegaflow.core.dead'")
+    test = Source("tests/test_dead.py", "import pegaflow.core.dead")
     assert any("dead.py" in complaint for complaint in every_module_is_used([dead, test]))
     assert not any("dead.py" in complaint for complaint in every_module_is_used([dead, user]))
 

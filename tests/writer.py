@@ -10,8 +10,7 @@ from pathlib import Path
 
 from pegaflow.wire.diskjobs import MakeSegment, SyncSegment
 from pegaflow.wire.layout import PAGE_ALIGN
-
-from .disks import PAGE, SEGMENT, Bench, key_of
+from tests.device.disks import PAGE, SEGMENT, Bench, key_of
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ class LoadSegment(Message):
     """The rows of a segment: from its footer; or, where that is missing, from its groups, each
     block compared with its checksum; then the footer is written and the file cut, if it can be.
 
-    Done.data: the rows (cache/segments.py); values: bytes of the file, 1 if it was scanned, blocks
-    that were corrupt.  CORRUPT with a note: not a segment that we can read; it stays as it is.
+    Done.data: the rows (core/segments/codec.py); values: bytes of the file, 1 if it was scanned,
+    blocks that were corrupt.  CORRUPT with a note: not a segment that we can read; it stays as it
+    is.
     """
 
     volume: int

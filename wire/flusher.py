@@ -55,7 +55,8 @@ Who dies when
   nothing.  A Flush that was had already, by its number, is ignored.
 
 What is in the log under a key never changes: keys say everything about the bytes (values.py).  The
-log is described in cache/segments.py; which blocks it keeps when it is full in cache/shelf.py.
+log is described in core/segments/codec.py; which blocks it keeps when it is full in
+core/segments/catalog.py.
 """
 
 from .message import Message, message

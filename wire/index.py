@@ -18,11 +18,11 @@ A claim owns no memory and may expire by time (CLAIM_NS): a second engine may th
 A Seal under a claim that ended or expired is refused (STALE_CLAIM) block by block.
 
 Pins.  What is leased cannot be evicted.  One session leases no more than Welcome.max_pinned bytes,
-each block counted once, and all of them together no more than a share of the pool (cache/pins.py):
-beyond that a Find ends early, as if the rest of its run were not there, so that everybody's saves
-find room.  No lease ends because of that (it is its holder's); the session ends those that the
-engine does not load from.  When something of it has changed, a Holding is followed by Pinned, and
-the session, which knows the engine's name, says who it is.
+each block counted once, and all of them together no more than a share of the pool
+(core/blocks/pins.py): beyond that a Find ends early, as if the rest of its run were not there, so
+that everybody's saves find room.  No lease ends because of that (it is its holder's); the session
+ends those that the engine does not load from.  When something of it has changed, a Holding is
+followed by Pinned, and the session, which knows the engine's name, says who it is.
 
 Seal, the one place where bytes become visible: the index checks that sender and claim live, writes
 the record bodies, then each state word, then answers.  Until an index has answered, the session

@@ -3,8 +3,8 @@
 It imports wire and presence, and nothing else of ours, so an engine's environment stays small.
 """
 
-from pegaflow.client.client import Client
-from pegaflow.client.place import inspect
-from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
+from .client import Client
+from .place import inspect
+from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 
 __all__ = ["Client", "Done", "Lease", "LoadDone", "LookupDone", "SaveDone", "inspect"]

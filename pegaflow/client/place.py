@@ -12,13 +12,13 @@ from typing import Any
 
 import zmq
 
-from pegaflow.presence import trusted, uid_of
 from pegaflow.wire.control import SAME_HOST, Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.message import BODY_BYTES_MAX
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 
 from .curve import ClientKeys, load
+from .presence import trusted, uid_of
 
 TCP = "tcp://"
 IPC = "ipc://"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import zmq
 
-from pegaflow.presence import look
 from pegaflow.wire.envelope import Envelope, VersionMismatch, pack, unpack
 from pegaflow.wire.message import WireError
 from pegaflow.wire.session import PROOF_BYTES, Attached, Way
@@ -38,6 +37,7 @@ from .effects import (
 )
 from .handshake import Monitor
 from .machine import Machine
+from .presence import look
 from .results import Done
 
 DRAIN_MAX = 256

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pegaflow.cache.marker import MARKER
-from pegaflow.cache.segments import (
+from pegaflow.core.limits import MIB
+from pegaflow.core.segments.codec import (
     HEAD_BYTES,
     Row,
     block_sum,
@@ -35,7 +35,7 @@ from pegaflow.cache.segments import (
     sums_of,
     unpack_rows,
 )
-from pegaflow.limits import MIB
+from pegaflow.core.segments.marker import MARKER
 from pegaflow.wire.diskjobs import (
     CarryGroup,
     DropSegment,

@@ -33,7 +33,7 @@ import select
 import signal
 import struct
 
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 
 KILL_SECONDS = 5.0
 """Patience with an orphan that was sent SIGKILL: one that is stuck in the kernel may take longer

@@ -19,9 +19,9 @@ import os
 import stat
 from pathlib import Path
 
-from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES
 
 from . import locks
 

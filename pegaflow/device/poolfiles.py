@@ -25,10 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
 
-from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
-from pegaflow.cache.scan import scan
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
+from pegaflow.core.pool.scan import scan
 
 from . import locks, resize
 from .locks import InUse, claim, share, take

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, ledger_bytes
-from pegaflow.cache.scan import scan
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, ledger_bytes
+from pegaflow.core.pool.scan import scan
 
 from .memory import SharedFile
 

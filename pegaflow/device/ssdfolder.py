@@ -11,11 +11,11 @@ session.  So every lock is a flock on the inode of what it protects, and the ker
 
 A copy shares no inode with its original; each is a log of its own, and gets a name of its own.
 
-Whose it is, the marker says (cache/marker.py).  `Known` remembers which log was at each path when
-it was used last, so a directory whose file system is not mounted is found out: it has no marker and
-should have one.  Then nothing is written there until the marker is back, or an operator makes an
-empty one.  A directory that is used for the first time gets a marker; of a missing path only the
-last component is made, and not where a file system should be mounted and is not.
+Whose it is, the marker says (core/segments/marker.py).  `Known` remembers which log was at each
+path when it was used last, so a directory whose file system is not mounted is found out: it has no
+marker and should have one.  Then nothing is written there until the marker is back, or an operator
+makes an empty one.  A directory that is used for the first time gets a marker; of a missing path
+only the last component is made, and not where a file system should be mounted and is not.
 
 While it is used, `watch` compares where the path leads to with what was locked.  Files are opened,
 made and removed below the descriptor that was locked, so what somebody has put in its place is
@@ -28,7 +28,14 @@ import os
 import re
 import stat
 
-from pegaflow.cache.marker import MARKER, MARKER_BYTES, Marker, OfLaterFormatError, pack, unpack
+from pegaflow.core.segments.marker import (
+    MARKER,
+    MARKER_BYTES,
+    Marker,
+    OfLaterFormatError,
+    pack,
+    unpack,
+)
 from pegaflow.wire.status import Status
 
 from .diskops import Ops, said, write_all

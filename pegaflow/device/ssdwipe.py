@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pegaflow.cache.marker import MARKER, OfLaterFormatError, unpack
-from pegaflow.cache.segments import HEAD_BYTES, read_head
+from pegaflow.core.segments.codec import HEAD_BYTES, read_head
+from pegaflow.core.segments.marker import MARKER, OfLaterFormatError, unpack
 
 from .diskops import Ops, buffer, said
 from .ssdfolder import NAME, SEGMENT_FLAGS, Folder, Known, UnusableError, lock

@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pegaflow.replay.trace import Trace
-from pegaflow.replay.tree import NONE
+from .trace import Trace
+from .tree import NONE
 
 
 @dataclass(frozen=True, slots=True)

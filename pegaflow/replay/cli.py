@@ -1,4 +1,5 @@
-"""`pegaflow replay` and `pegaflow demo` as plain functions; pegaflow/cli.py gives them their flags.
+"""`pegaflow replay` and `pegaflow demo` as plain functions; pegaflow/service/cli.py gives them
+their flags.
 
 Exit status: 0 done, 1 wrong bytes, nothing served or an engine failed, 2 the arguments were wrong.
 """
@@ -18,17 +19,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pegaflow import rundir, sizes
-from pegaflow.errors import UserError
-from pegaflow.replay import ceiling, report, service
-from pegaflow.replay.engine import Record, Shape
-from pegaflow.replay.errors import TraceError
-from pegaflow.replay.fitting import BLOCK_TOKENS_MAX
-from pegaflow.replay.formats import AUTO, FORMATS
-from pegaflow.replay.reading import SCOPES, Options, read
-from pegaflow.replay.runner import Outcome, Plan, run
-from pegaflow.replay.source import STDIN
-from pegaflow.replay.trace import BUNDLED, Trace
+from pegaflow.core.errors import UserError
+from pegaflow.service import rundir, sizes
+
+from . import ceiling, report, service
+from .engine import Record, Shape
+from .errors import TraceError
+from .fitting import BLOCK_TOKENS_MAX
+from .formats import AUTO, FORMATS
+from .reading import SCOPES, Options, read
+from .runner import Outcome, Plan, run
+from .source import STDIN
+from .trace import BUNDLED, Trace
 
 ENGINES_MAX = 64
 """Processes started at once."""

@@ -30,12 +30,13 @@ from typing import Protocol
 
 import numpy as np
 
-from pegaflow import signals
 from pegaflow.client import Client, Lease, LoadDone, LookupDone, SaveDone
-from pegaflow.replay.content import Bytes, fill, mismatch
-from pegaflow.replay.trace import Saved
+from pegaflow.service import signals
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
+
+from .content import Bytes, fill, mismatch
+from .trace import Saved
 
 CONNECT_SECONDS = 20.0
 """The first attach: a service that has just been started is ready by then."""

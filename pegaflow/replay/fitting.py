@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pegaflow.replay.errors import TraceError
+from .errors import TraceError
 
 BLOCK_TOKENS_MAX = 1 << 20
 """Above it a block would be larger than any prompt, and the trace was misread."""

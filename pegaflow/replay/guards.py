@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pegaflow.replay.tree import Keys
+from .tree import Keys
 
 
 @dataclass(slots=True)

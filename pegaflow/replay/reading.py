@@ -25,13 +25,14 @@ from typing import NoReturn
 
 import numpy as np
 
-from pegaflow.replay import fitting, formats, source
-from pegaflow.replay.errors import TraceError
-from pegaflow.replay.formats import AUTO, Format, Row
 from pegaflow.replay.formats.base import TOKENS_MAX
-from pegaflow.replay.guards import Anew, Turns
-from pegaflow.replay.trace import Trace
-from pegaflow.replay.tree import NONE, Clash, Keys, Prompt, Tree, salt
+
+from . import fitting, formats, source
+from .errors import TraceError
+from .formats import AUTO, Format, Row
+from .guards import Anew, Turns
+from .trace import Trace
+from .tree import NONE, Clash, Keys, Prompt, Tree, salt
 
 SCOPES = (AUTO, "global", "file", "conversation")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pegaflow.replay.ceiling import Score
-from pegaflow.replay.engine import Record
-from pegaflow.replay.runner import Outcome
+from .ceiling import Score
+from .engine import Record
+from .runner import Outcome
 
 Row = tuple[str, str]
 

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pegaflow import signals
-from pegaflow.replay.engine import Attached, Job, Record, Shape
-from pegaflow.replay.trace import Trace
+from pegaflow.service import signals
+
+from .engine import Attached, Job, Record, Shape
+from .trace import Trace
 
 ENGINE = (sys.executable, "-m", "pegaflow.replay.engine")
 _READ_BYTES = 1 << 16  # a pipe's default capacity

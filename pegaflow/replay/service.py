@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pegaflow import signals
 from pegaflow.client import Client, inspect
 from pegaflow.client.place import as_url, client_trust, ipc_path
-from pegaflow.errors import UserError
-from pegaflow.limits import EXTENT_SIZE
-from pegaflow.presence import look
-from pegaflow.rundir import front_desk
+from pegaflow.client.presence import look
+from pegaflow.core.errors import UserError
+from pegaflow.core.limits import EXTENT_SIZE
+from pegaflow.service import signals
+from pegaflow.service.rundir import front_desk
 from pegaflow.wire.message import WireError
 
 START_SECONDS = 30.0

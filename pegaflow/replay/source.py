@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pegaflow.replay.errors import TraceError
+from .errors import TraceError
 
 STDIN = "-"
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from pegaflow.replay.tree import Tree, path
+from .tree import Tree, path
 
 BUNDLED = Path(__file__).parent / "data" / "conversation.jsonl.gz"  # data/README.md says what it is
 _PARENTS, _KEYS = "parents", "keys"

@@ -1,6 +1,6 @@
 """A supervisor with its children: jobs are done as soon as they are asked for."""
 
-from pegaflow.actors.supervisor import TICK_NS, Plan, Supervisor
+from pegaflow.actors.supervisor.actor import TICK_NS, Plan, Supervisor
 from pegaflow.wire.control import (
     Beat,
     Hello,

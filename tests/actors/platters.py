@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from pegaflow.actors.flusher import Flusher
-from pegaflow.cache.flushplan import FlushPlan
-from pegaflow.cache.segments import Row, block_sum, joined, unpack_rows
+from pegaflow.actors.flusher.actor import Flusher
+from pegaflow.core.segments.codec import Row, block_sum, joined, unpack_rows
+from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.control import Neighbour
 from pegaflow.wire.diskjobs import (
     CarryGroup,

@@ -6,8 +6,8 @@ of a kind.  All invariants are checked after each step.
 
 from typing import TypeVar
 
-from pegaflow.actors.actor import Actor, Dial, Hangup, Note, Rebind
-from pegaflow.actors.asks import Host, Step
+from pegaflow.actors.runtime.contract import Actor, Dial, Hangup, Note, Rebind
+from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Done

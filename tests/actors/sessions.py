@@ -1,6 +1,6 @@
 """A session that serves an attached client, in a rig."""
 
-from pegaflow.actors.session import Session
+from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve, Reserved
 from pegaflow.wire.control import Neighbour, Serve, Serving
 from pegaflow.wire.envelope import Envelope

@@ -2,35 +2,16 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.index import Index
-from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
+from pegaflow.actors.index.actor import Index
+from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.control import Neighbour, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.flusher import (
-    Fetch,
-    Flush,
-    Flushed,
-    Manifest,
-    Noted,
-    Tier,
-)
+from pegaflow.wire.flusher import Fetch, Flush, Flushed, Manifest, Noted, Tier
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.values import FLUSHER, Address
+from tests.actors.index.test_index import KEYS, NS, RECORDS, claim, seal_of
 
-from .rig import (
-    ALLOC,
-    BOSS,
-    EXTENT,
-    HELLO,
-    IDX,
-    MS,
-    PAGE,
-    SESSION_4,
-    WELCOME,
-    Rig,
-    said,
-)
-from .test_index import KEYS, NS, RECORDS, claim, seal_of
+from .rig import ALLOC, BOSS, EXTENT, HELLO, IDX, MS, PAGE, SESSION_4, WELCOME, Rig, said
 
 FLUSHER_6 = Address(FLUSHER, 6)
 FLUSHER_9 = Address(FLUSHER, 9)

@@ -1,7 +1,7 @@
 """The pool of the cages, and its ledger."""
 
-from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import Header, Ledger, ledger_bytes
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 
 from .cage import EXTENT, POOL
 

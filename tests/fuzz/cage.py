@@ -13,8 +13,8 @@ import random
 from collections import Counter, deque
 from typing import Any
 
-from pegaflow.actors.actor import Actor
-from pegaflow.actors.asks import Host, Step
+from pegaflow.actors.runtime.contract import Actor
+from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.jobs import Done, SetLog

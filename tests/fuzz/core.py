@@ -1,24 +1,14 @@
 """Index and allocator among hostile sessions."""
 
-from pegaflow.actors.allocator import Allocator
-from pegaflow.actors.index import Index
-from pegaflow.cache.slab import Slab
+from pegaflow.actors.allocator.actor import Allocator
+from pegaflow.actors.index.actor import Index
+from pegaflow.core.pool.slab import Slab
 from pegaflow.wire import index as index_words
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Return, Stock
-from pegaflow.wire.control import (
-    Fenced,
-    Gone,
-    Neighbour,
-    Roll,
-)
+from pegaflow.wire.control import Fenced, Gone, Neighbour, Roll
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
-from pegaflow.wire.jobs import (
-    Done,
-    GrowExtent,
-    ReadRecords,
-    ScanRecords,
-)
+from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address

@@ -3,18 +3,10 @@
 import json
 from dataclasses import replace
 
-from pegaflow import metrics
-from pegaflow.actors.gateway import Gateway
-from pegaflow.actors.supervisor import Plan, Supervisor
-from pegaflow.wire.control import (
-    Beat,
-    Hello,
-    OpenSession,
-    ProcessRow,
-    Report,
-    Serving,
-    SessionAt,
-)
+from pegaflow.actors.gateway.actor import Gateway
+from pegaflow.actors.supervisor.actor import Plan, Supervisor
+from pegaflow.observe import metrics
+from pegaflow.wire.control import Beat, Hello, OpenSession, ProcessRow, Report, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
     Announce,

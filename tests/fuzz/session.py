@@ -2,12 +2,9 @@
 
 from collections.abc import Iterable
 
-from pegaflow.actors.session import Session
+from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
-from pegaflow.wire.control import (
-    Neighbour,
-    Serve,
-)
+from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (

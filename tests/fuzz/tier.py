@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.flusher import Flusher
-from pegaflow.cache.flushplan import FlushPlan
+from pegaflow.actors.flusher.actor import Flusher
+from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import Gone, Neighbour
 from pegaflow.wire.diskjobs import ReadRun, WriteGroup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pegaflow.roster import ROSTER
+from pegaflow.actors.roster import ROSTER
 from pegaflow.wire.values import SUPERVISOR
 from perf.chaos import FAULTS, KILLED, STOPPED, failures
 from perf.chaosfiles import DEEDS

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.client import Client, inspect
-from pegaflow.serve import shm_stem
+from pegaflow.service.serve import shm_stem
 from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.layout import LayerLayout, Layout
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pegaflow.limits import OPEN_FILES
+from pegaflow.core.limits import OPEN_FILES
 from pegaflow.wire.status import Status
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys

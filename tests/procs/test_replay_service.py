@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pegaflow.client import inspect
-from pegaflow.errors import UserError
+from pegaflow.core.errors import UserError
 from pegaflow.replay import cli, service
 from pegaflow.replay.cli import replay_command
 from pegaflow.replay.engine import Job, Shape, main

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from pegaflow import rundir
-from pegaflow.serve import shm_stem
+from pegaflow.service import rundir
+from pegaflow.service.serve import shm_stem
 from pegaflow.wire.status import Status
+from tests.device.test_locks import holder
 
-from ..test_locks import holder
 from .service import PATIENCE_S, Engine, Service, eventually, keys
 
 BLOCKS = list(range(16))

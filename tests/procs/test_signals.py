@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from pegaflow import signals
 from pegaflow.replay.trace import BUNDLED
+from pegaflow.service import signals
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.errors import UserError
-from pegaflow.serve import shm_stem
+from pegaflow.core.errors import UserError
+from pegaflow.service.serve import shm_stem
 from pegaflow.wire.values import FLUSHER
 from perf.fio import need_disk
 from perf.machine import ENVIRONMENT
-from tests.disks import small_disk
+from tests.device.disks import small_disk
 
 from .service import Engine, Service, eventually, keys
 

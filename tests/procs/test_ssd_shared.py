@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.cache.marker import MARKER
+from pegaflow.core.segments.marker import MARKER
 from pegaflow.wire.values import FLUSHER
 
 from .service import Engine, Service, eventually

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pegaflow.actors.watchdog import REMEDY
+from pegaflow.actors.supervisor.watchdog import REMEDY
 from pegaflow.device.waits import threads
 from pegaflow.wire.values import SUPERVISOR, Address
 

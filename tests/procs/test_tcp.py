@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 import zmq
 
-from pegaflow import keys
 from pegaflow.client import Client, inspect, place
+from pegaflow.service import keys
 from pegaflow.wire.control import Hello
 from pegaflow.wire.envelope import Envelope, pack
 from pegaflow.wire.status import Status

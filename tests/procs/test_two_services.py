@@ -340,8 +340,8 @@ def test_another_user_in_the_same_run_directory(first: Service) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from pegaflow import rundir
-from pegaflow.errors import UserError
+from pegaflow.service import rundir
+from pegaflow.core.errors import UserError
 os.setgroups([])
 os.setuid(12345)
 try:

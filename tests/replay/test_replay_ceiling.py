@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pegaflow.replay.ceiling import infinite, lru
 from pegaflow.replay.reading import read
 from pegaflow.replay.trace import BUNDLED
-from tests.replay.counting import traced
+
+from .counting import traced
 
 
 def prefixes(chains: list[list[int]]) -> list[list[tuple[int, ...]]]:

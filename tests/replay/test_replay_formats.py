@@ -13,7 +13,8 @@ from pegaflow.replay.errors import TraceError
 from pegaflow.replay.formats import FORMATS
 from pegaflow.replay.reading import read
 from pegaflow.replay.trace import BUNDLED
-from tests.replay.counting import Prompt, exact, read_one, score
+
+from .counting import Prompt, exact, read_one, score
 
 
 def write(path: Path, values: Iterable[object]) -> Path:

@@ -10,7 +10,8 @@ from pegaflow.replay.ceiling import Score, infinite
 from pegaflow.replay.errors import TraceError
 from pegaflow.replay.reading import Options, read
 from pegaflow.replay.trace import BUNDLED
-from tests.replay.counting import exact, read_one, score
+
+from .counting import exact, read_one, score
 
 
 def line(tokens: int, ids: list[object], **more: object) -> str:

@@ -9,7 +9,8 @@ from pegaflow.replay import report
 from pegaflow.replay.ceiling import Score, infinite
 from pegaflow.replay.engine import Record, Shape
 from pegaflow.replay.runner import Outcome, Plan, memcpy_speed, run
-from tests.replay.counting import traced
+
+from .counting import traced
 
 STUB = (sys.executable, str(Path(__file__).with_name("stub_engine.py")))
 TRACE = traced([[4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3] for i in range(9)])

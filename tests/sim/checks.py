@@ -13,24 +13,16 @@ is slow and runs once in a while.
     client   an operation ends once (client.py); no byte moves after a load's end or after Left
 """
 
-from pegaflow.actors.allocator import Allocator
-from pegaflow.actors.flusher import Flusher
-from pegaflow.actors.index import Index
-from pegaflow.actors.session import Session
-from pegaflow.cache.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
-from pegaflow.cache.segments import block_sum, sums_of
-from pegaflow.cache.slab import Slab
-from pegaflow.roster import HOLDERS
+from pegaflow.actors.allocator.actor import Allocator
+from pegaflow.actors.flusher.actor import Flusher
+from pegaflow.actors.index.actor import Index
+from pegaflow.actors.roster import HOLDERS
+from pegaflow.actors.session.actor import Session
+from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
+from pegaflow.core.pool.slab import Slab
+from pegaflow.core.segments.codec import block_sum, sums_of
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.values import (
-    ALLOCATOR,
-    FLUSHER,
-    GATEWAY,
-    INDEX,
-    SESSION,
-    SUPERVISOR,
-    Address,
-)
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from .books import content
 from .client import Client

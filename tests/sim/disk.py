@@ -14,7 +14,7 @@ import stat
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from pegaflow.cache.segments import padded
+from pegaflow.core.segments.codec import padded
 from pegaflow.device.disk import Disk
 from pegaflow.device.diskops import Identity, Ops
 from pegaflow.wire.diskjobs import ReadRun

@@ -1,8 +1,8 @@
 """Fake shared memory, and what a session's process does with it: job records on bytearrays.
 
-`Device` is to a simulated session what actors/copies.py and device/foreign.py are to a real one.
-Its copies go in pieces; before each one that touches an engine's memory it looks at the engine's
-process, at the deadline and at whether the mapping was given up, as the real one does.
+`Device` is to a simulated session what actors/session/device.py and device/engine/process_vm.py are
+to a real one. Its copies go in pieces; before each one that touches an engine's memory it looks at
+the engine's process, at the deadline and at whether the mapping was given up, as the real one does.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
-from pegaflow.cache.flushplan import FlushPlan
+from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.jobs import (
     Done,

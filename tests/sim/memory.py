@@ -1,29 +1,29 @@
 """The supervisor and its children, as the shell would run them.
 
-`HostProc` is to a simulated process what Loop and _Device (actors/process.py) are to a real one,
-and `House` is what serve.py is to the supervisor.  Reading records and watching a process are done
-at once, everything else by worker threads, a step at a time, so that a pause or a death may fall
-between two pieces of a copy.  With the supervisor's process all others die, and the next one adopts
-the pool.  An index may die between any two words that it writes into the ledger.
+`HostProc` is to a simulated process what Loop and _Device (actors/runtime/process.py) are to a real
+one, and `House` is what serve.py is to the supervisor.  Reading records and watching a process are
+done at once, everything else by worker threads, a step at a time, so that a pause or a death may
+fall between two pieces of a copy.  With the supervisor's process all others die, and the next one
+adopts the pool.  An index may die between any two words that it writes into the ledger.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pegaflow.actors.actor import Dial, Hangup
-from pegaflow.actors.allocator import Allocator
-from pegaflow.actors.asks import Host, Step
-from pegaflow.actors.child import Child
-from pegaflow.actors.flusher import Flusher
-from pegaflow.actors.gateway import Gateway
-from pegaflow.actors.index import Index
-from pegaflow.actors.session import Session
-from pegaflow.actors.supervisor import Plan, Supervisor
-from pegaflow.actors.watchdog import SERVE_NS
-from pegaflow.cache.geometry import Geometry
-from pegaflow.cache.ledger import Header, Ledger, Record, ledger_bytes
-from pegaflow.cache.scan import occupied
+from pegaflow.actors.allocator.actor import Allocator
+from pegaflow.actors.flusher.actor import Flusher
+from pegaflow.actors.gateway.actor import Gateway
+from pegaflow.actors.index.actor import Index
+from pegaflow.actors.runtime.child import Child
+from pegaflow.actors.runtime.contract import Dial, Hangup
+from pegaflow.actors.runtime.host import Host, Step
+from pegaflow.actors.session.actor import Session
+from pegaflow.actors.supervisor.actor import Plan, Supervisor
+from pegaflow.actors.supervisor.watchdog import SERVE_NS
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
+from pegaflow.core.pool.scan import occupied
 from pegaflow.wire.control import SILENT_NS, Fenced, Hello, Report, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import (
@@ -49,15 +49,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import (
-    ALLOCATOR,
-    FLUSHER,
-    GATEWAY,
-    INDEX,
-    SESSION,
-    SUPERVISOR,
-    Address,
-)
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from .disk import FlushWork
 from .files import Device, Files, Work, at_once
@@ -288,7 +280,7 @@ class ChildProc(HostProc):
         super().resume()
 
     def work(self, number: int, job: Message) -> Done | None:
-        """The jobs of actors/process.py."""
+        """The jobs of actors/runtime/process.py."""
         world = self.world
         welcome = self.actor.welcome
         if isinstance(job, WatchProcess):

@@ -16,11 +16,14 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors import directories, leasing, ranks, saves, stock, volumes
-from pegaflow.actors.supervisor import Plan
-from pegaflow.cache import adoption
-from pegaflow.cache.flushplan import FlushPlan
-from pegaflow.cache.geometry import Geometry
+from pegaflow.actors.flusher import directories
+from pegaflow.actors.flusher import segments as volumes
+from pegaflow.actors.session import leases as leasing
+from pegaflow.actors.session import ranks, saves, stock
+from pegaflow.actors.supervisor.actor import Plan
+from pegaflow.core.blocks import adoption
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch
 from pegaflow.wire.session import Way

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from . import plants, scenario, traps
+from . import mutants, scenario, traps
 from .fleet import sail
 
 SEEDS = range(320)
@@ -78,7 +78,7 @@ def test_a_seed_asks_the_machine_for_nothing(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="module")
 def findings() -> dict[str, str]:
     """What the seeds say of each planted bug."""
-    return plants.seek_all()
+    return mutants.seek_all()
 
 
 UNFOUND = {
@@ -88,15 +88,15 @@ UNFOUND = {
 """Planted bugs that the seeds do not find at present, and why; each wants a better bait."""
 
 
-@pytest.mark.parametrize("plant", plants.PLANTS, ids=lambda plant: plant.name)
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_found(
-    plant: plants.Plant, findings: dict[str, str], request: pytest.FixtureRequest
+    mutant: mutants.Mutant, findings: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
-    if plant.name in UNFOUND:
-        request.applymarker(pytest.mark.xfail(reason=UNFOUND[plant.name], strict=True))
-    said = findings[plant.name]
-    assert re.search(plant.sign, said), f"not found in {plants.SEEDS} seeds:\n{said}"
+    if mutant.name in UNFOUND:
+        request.applymarker(pytest.mark.xfail(reason=UNFOUND[mutant.name], strict=True))
+    said = findings[mutant.name]
+    assert re.search(mutant.sign, said), f"not found in {mutants.SEEDS} seeds:\n{said}"
 
 
 def test_there_are_enough_bugs() -> None:
-    assert len(plants.PLANTS) >= 30
+    assert len(mutants.MUTANTS) >= 30

@@ -42,8 +42,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     ),
 }
 """What each kind of process is told or answered.  Not here: Unheld, which needs a lost statement
-and a full link at once (tests/actors/test_adopting.py), Ping, Pong and Unreachable, which are for
-clients on TCP (tests/actors/test_remote.py)."""
+and a full link at once (tests/actors/roles/test_adopting.py), Ping, Pong and Unreachable, which are
+for clients on TCP (tests/actors/session/test_remote.py)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

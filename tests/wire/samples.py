@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-import pegaflow.actors.actor
+import pegaflow.actors.runtime.contract
 import pegaflow.wire.allocator
 import pegaflow.wire.control
 import pegaflow.wire.diskjobs

@@ -6,14 +6,15 @@ to them in this order.
 
 from __future__ import annotations
 
-from pegaflow.replay.formats import foreign
-from pegaflow.replay.formats.aiperf import AIPerf
-from pegaflow.replay.formats.bailian import Bailian
-from pegaflow.replay.formats.base import Format, Row
-from pegaflow.replay.formats.dynamo import Dynamo
-from pegaflow.replay.formats.mooncake import Mooncake
-from pegaflow.replay.formats.weka import Weka
 from pegaflow.replay.source import Value
+
+from . import foreign
+from .aiperf import AIPerf
+from .bailian import Bailian
+from .base import Format, Row
+from .dynamo import Dynamo
+from .mooncake import Mooncake
+from .weka import Weka
 
 __all__ = ["AUTO", "FORMATS", "Format", "Row", "mistaken", "recognized", "unknown"]
 

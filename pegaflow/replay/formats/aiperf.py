@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pegaflow.replay.formats.base import Fields, Row, count, fields_of
-from pegaflow.replay.formats.mooncake import OUTPUT, row
 from pegaflow.replay.source import Value
+
+from .base import Fields, Row, count, fields_of
+from .mooncake import OUTPUT, row
 
 _WHOLE = "message_array_with_responses"
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pegaflow.replay.formats.base import Fields, Row, count, fields_of, ids_of
 from pegaflow.replay.source import Value
+
+from .base import Fields, Row, count, fields_of, ids_of
 
 
 @dataclass(frozen=True, slots=True)

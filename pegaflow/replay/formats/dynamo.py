@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pegaflow.replay.errors import TraceError
-from pegaflow.replay.formats.base import Fields, Row, count, fields_of, ids_of, label
-from pegaflow.replay.formats.mooncake import TOKENS, row
 from pegaflow.replay.source import Value
+
+from .base import Fields, Row, count, fields_of, ids_of, label
+from .mooncake import TOKENS, row
 
 _AGENTIC = "dynamo.agentic_mooncake"
 _RECORDED = "dynamo.request.trace"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pegaflow.replay.formats.base import Fields
+from .base import Fields
 
 _NO_IDS = "it has token counts and no block ids, so nothing says which prompts share a prefix"
 _TEXT = "it has prompts as text and no block ids: what they share depends on the tokenizer"

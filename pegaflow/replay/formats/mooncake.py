@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pegaflow.replay.formats.base import Fields, Row, count, fields_of, ids_of, label
 from pegaflow.replay.source import Value
+
+from .base import Fields, Row, count, fields_of, ids_of, label
 
 TOKENS = ("input_length", "input_tokens")
 OUTPUT = ("output_length", "output_tokens")

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pegaflow.replay.errors import TraceError
-from pegaflow.replay.formats.base import Fields, Row, count, fields_of, ids_of
 from pegaflow.replay.source import Value
+
+from .base import Fields, Row, count, fields_of, ids_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The allocator: which page of the pool is whose."""

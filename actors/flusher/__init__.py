@@ -1,0 +1,1 @@
+"""The flusher: the SSD tier's process."""

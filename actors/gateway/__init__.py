@@ -1,0 +1,1 @@
+"""The gateway: what HTTP sees of the service."""

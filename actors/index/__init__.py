@@ -1,0 +1,1 @@
+"""The index: which block is where, who may use it, who may publish it."""

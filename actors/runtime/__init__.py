@@ -1,0 +1,1 @@
+"""What runs an actor: the contract, the host around it, and the process that both live in."""

@@ -1,0 +1,80 @@
+"""The last inputs of an actor that one of our own assertions has killed.
+
+The file holds the kind of actor, its address and its inputs in order, each with the `now` it came
+at.  Since an actor is a function of these, feeding them to a fresh object of the same class shows
+the same end (`replay`), as long as the file goes back to the start of that life.
+
+msgpack: [version, name, incarnation, supervisor incarnation, complete, inputs], an input being
+[now, kind, head, body] as host.py notes them.  Mode 0600: keys are in it, block bytes never.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from pegaflow.wire.envelope import unpack
+from pegaflow.wire.jobs import Done
+from pegaflow.wire.message import decode
+from pegaflow.wire.values import Address
+
+from .child import Child
+from .contract import Actor
+from .host import Host
+
+VERSION = 1
+
+BYTES_MAX = 1 << 30
+"""Largest file that is read back: INPUTS_MAX of the largest frames."""
+
+
+def write(host: Host, run_dir: Path) -> Path:
+    """Write the inputs of a host; its path.
+
+    Raises:
+        OSError: there is no room for it; nothing of it stays.
+    """
+    actor = host.actor
+    boss = actor.supervisor.incarnation if isinstance(actor, Child) else 0
+    complete = host.input_count == len(host.inputs)
+    path = run_dir / f"blackbox-{actor.address}.msgpack"
+    head = [VERSION, *actor.address, boss, complete]
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            msgpack.pack([*head, list(host.inputs)], file)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read(path: Path) -> tuple[Address, Address, bool, list[Any]]:
+    """Address, supervisor, whether the file goes back to the start, and the inputs."""
+    if path.stat().st_size > BYTES_MAX:
+        raise ValueError(f"{path} is too large to be a black box")
+    raw = msgpack.unpackb(path.read_bytes(), use_list=True)
+    if raw[0] != VERSION:
+        raise ValueError(f"{path} has format {raw[0]}, this program reads {VERSION}")
+    return Address(raw[1], raw[2]), Address("supervisor", raw[3]), raw[4], raw[5]
+
+
+def replay(inputs: list[Any], make: Callable[[], Actor]) -> Host:
+    """Feed inputs to a fresh actor; whatever killed the first one kills this one too."""
+    host = Host(make())
+    for now, kind, head, body in inputs:
+        if kind == "start":
+            host.start(now)
+        elif kind in ("frame", "remote"):
+            host.deliver(unpack([head, body]), now, remote=kind == "remote")
+        elif kind == "wake":
+            host.wake(now)
+        elif kind == "done":
+            done = decode(Done.TAG, body)
+            assert isinstance(done, Done)
+            host.complete(int.from_bytes(head, "little"), done, now)
+        else:
+            host.inform(decode(int.from_bytes(head, "little"), body), now)
+    return host

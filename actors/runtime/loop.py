@@ -1,0 +1,318 @@
+"""The shell: one thread, one plain blocking poll loop, and the only sockets of an actor.
+
+Each process binds one ROUTER, where everybody who talks to it dials in with its address as routing
+id (and, if it is told to, a second one on TCP, where only clients are heard: tcp.py), and opens a
+DEALER to each neighbour that it dials itself.  Answers go back the way the question came.  A sender
+must be who its routing id says; everything that is not a well-formed envelope is counted and
+dropped, and the loop lives on.
+
+Order in one turn: the inbox before the timers, so that a process that was stopped hears what came
+meanwhile before it decides that somebody was silent.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import zmq
+
+from pegaflow.core.errors import UserError
+from pegaflow.service.logs import get_logger
+from pegaflow.service.rundir import socket_at
+from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
+from pegaflow.wire.jobs import Done, Unreachable
+from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
+from pegaflow.wire.values import CLIENT, Address
+
+from .contract import Dial, Hangup
+from .door import DOMAIN, Door
+from .host import Host, Step
+
+if TYPE_CHECKING:  # with what they need, the time of a spare to start; most services have no TCP
+    from .tcp import Tcp
+
+QUEUE_MAX = 10_000
+"""Messages queued per link and direction; a neighbour that far behind is about to be killed."""
+
+DRAIN_MAX = 256
+"""Messages taken from one socket per turn, so that no neighbour starves the others."""
+
+Readable = int | zmq.Socket[bytes]
+"""A file descriptor, or a socket of ZeroMQ."""
+
+Sink = Callable[[int, Message], Done | None]
+
+
+def monotonic() -> int:
+    """CLOCK_MONOTONIC in nanoseconds: the `now` of every actor on this host."""
+    return time.monotonic_ns()
+
+
+class Loop:
+    """Runs one host until it stops.  `work` does a job: at once (its Done) or later (None)."""
+
+    def __init__(self, host: Host, work: Sink) -> None:
+        self.host = host
+        self.work = work
+        self.context = zmq.Context()
+        self.log = get_logger()
+        self._poll = zmq.Poller()
+        self._inbox: zmq.Socket[bytes] | None = None
+        self._path = Path()  # of the inbox's socket
+        self._bound: tuple[int, int] | None = None  # the file there that is ours
+        self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
+        self._door = Door(self.context, host.actor.counts)
+        self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
+        self._callers: dict[Readable, Callable[[], None]] = {}  # what to do when it is readable
+        self._peers: dict[zmq.Socket[bytes], Address | None] = {}  # sockets; None: the inbox
+        self._wake: int | None = None  # the host's wake_at, as of the end of the last turn
+        self._stop: str | None = None
+        self.late_ns = 0  # the latest wake since somebody reset this
+        self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
+        self._unreachable: list[Address] = []  # clients whose connection is gone, to be told
+        self.watch(self._door.fd, self._door.answer)
+
+    def bind(self, path: str) -> None:
+        """The inbox.  The socket file is ours alone.
+
+        Raises:
+            UserError: the socket cannot be made.
+        """
+        self._inbox = self._router()
+        self._inbox.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        self._path = Path(path)
+        self._listen(self._inbox)
+        self._watch_socket(self._inbox, None)
+
+    def _listen(self, inbox: zmq.Socket[bytes]) -> None:
+        before = os.umask(0o177)
+        try:
+            self._path.unlink(missing_ok=True)
+            inbox.bind(f"ipc://{self._path}")
+        except (zmq.ZMQError, OSError) as err:
+            raise UserError(f"cannot listen at {self._path}: {err.strerror}") from None
+        finally:
+            os.umask(before)
+        self._bound = socket_at(self._path)
+
+    def bind_again(self) -> str:
+        """Have a socket of ours at its path, if something else is there or nothing; '' or why that
+        cannot be.  A second listener of the same inbox: to end the first would end the links that
+        came through it."""
+        if self._inbox is None or self._is_ours():
+            return ""
+        try:
+            self._listen(self._inbox)
+        except UserError as err:
+            return str(err)
+        self.log.warning("socket_bound_again", path=str(self._path))
+        return ""
+
+    def _is_ours(self) -> bool:
+        return self._bound is not None and socket_at(self._path) == self._bound
+
+    def unlink(self) -> None:
+        """Remove the inbox's file, if it is still ours."""
+        if self._is_ours():
+            with suppress(OSError):
+                self._path.unlink()
+
+    def bind_tcp(self, where: Tcp) -> int:
+        """A second inbox, on TCP and for clients only; the port it got.
+
+        Raises:
+            UserError: nobody can listen there.
+        """
+        self._remote = self._router()
+        self._door.guard = where.guard(self._door.socket)
+        port = where.bind(self._remote)
+        self._watch_socket(self._remote, None)
+        return port
+
+    def dial(self, address: Address, endpoint: str) -> None:
+        """A link to a neighbour."""
+        assert address not in self._links
+        link = self._socket(zmq.DEALER)
+        link.setsockopt(zmq.ROUTING_ID, self.host.actor.address.routing_id)
+        link.connect(f"ipc://{endpoint}")
+        self._links[address] = link
+        self._watch_socket(link, address)
+
+    def watch(self, fd: Readable, call: Callable[[], None]) -> None:
+        """Call this whenever the descriptor, or this socket, is readable."""
+        self._callers[fd] = call
+        self._poll.register(fd, zmq.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget a descriptor."""
+        del self._callers[fd]
+        self._poll.unregister(fd)
+
+    def apply(self, step: Step) -> None:
+        """Do what the actor wants; jobs that are done at once feed it again."""
+        for link in step.links:
+            if isinstance(link, Dial):
+                self.dial(link.address, link.endpoint)
+            elif isinstance(link, Hangup):
+                self._hang_up(link.address)
+            else:
+                why = self.bind_again()
+                if why:
+                    self.log.warning("socket_lost", why=why, repeats="socket_lost")
+        for note in step.notes:
+            facts = dict(note.facts)
+            if note.repeats:
+                facts["repeats"] = note.repeats
+            getattr(self.log, note.level)(note.event, **facts)
+        for envelope in step.envelopes:
+            self._send(envelope)
+        for number, job in step.jobs:
+            done = self.work(number, job)
+            if done is not None:
+                self._completions.append((number, done))
+        if step.stop is not None and self._stop is None:
+            self._stop = step.stop
+
+    def complete(self, number: int, done: Done) -> None:
+        """A job that took its time is over."""
+        self._completions.append((number, done))
+        self._drain_completions()
+
+    def inform(self, msg: Message) -> None:
+        """The shell has something to tell the actor."""
+        self.apply(self.host.inform(msg, monotonic()))
+        self._drain_completions()
+
+    def run(self) -> str:
+        """Until the actor stops; its reason, empty for a clean end."""
+        self.apply(self.host.start(monotonic()))
+        self._drain_completions()
+        self._wake = self.host.wake_at()
+        while self._stop is None:
+            self._turn()
+        self._door.close()
+        for socket in (*self._links.values(), self._inbox, self._remote):
+            if socket is not None:
+                socket.close(linger=200)
+        self.context.destroy(linger=200)
+        return self._stop
+
+    def _turn(self) -> None:
+        timeout = None
+        if self._wake is not None:
+            timeout = max(0, -(-(self._wake - monotonic()) // 1_000_000))
+        for ready, _ in self._poll.poll(timeout):
+            if ready in self._callers:
+                self._callers[ready]()
+            elif ready in self._peers:
+                self._receive(ready, self._peers[ready])
+        wake = self.host.wake_at()
+        now = monotonic()
+        if wake is not None and wake <= now:
+            self.late_ns = max(self.late_ns, now - wake)
+            self.apply(self.host.wake(now))
+            self._drain_completions()
+            wake = self.host.wake_at()
+        self._wake = wake
+
+    def _receive(self, socket: zmq.Socket[bytes], peer: Address | None) -> None:
+        """Everything that has come, up to a limit."""
+        for _ in range(DRAIN_MAX):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(frames, peer, socket is self._remote)
+            if socket.closed or self._stop is not None:
+                return
+            if not cast(int, socket.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than Again
+                return
+
+    def _take(self, frames: list[bytes], peer: Address | None, remote: bool) -> None:
+        try:
+            if peer is None:
+                routing_id = frames.pop(0)
+                envelope = unpack(frames)
+                if envelope.sender.routing_id != routing_id:
+                    raise WireError("the sender is not who it says")
+                if remote and envelope.sender.name != CLIENT:
+                    raise WireError("only clients come over TCP")
+            else:
+                envelope = unpack(frames)
+                if envelope.sender != peer:
+                    raise WireError("the sender is not whom we dialled")
+        except WireError as err:
+            self.host.actor.counts["frames_bad"] += 1
+            self.log.warning("bad_frame", why=str(err), repeats="bad_frame")
+            return
+        self.apply(self.host.deliver(envelope, monotonic(), frames, remote))
+        self._drain_completions()
+
+    def _drain_completions(self) -> None:
+        while self._completions:
+            number, done = self._completions.pop(0)
+            self.apply(self.host.complete(number, done, monotonic()))
+        while self._unreachable:
+            lost = Unreachable(self._unreachable.pop(0))
+            if self.host.actor.accepts(Unreachable, self.host.actor.address.name):
+                self.apply(self.host.inform(lost, monotonic()))
+
+    def _send(self, envelope: Envelope) -> None:
+        receiver = envelope.receiver
+        link = self._links.get(receiver)
+        if link is not None:
+            failed = _send(link, pack(envelope))
+        else:
+            frames = [receiver.routing_id, *pack(envelope)]
+            failed = _send(self._inbox, frames)
+            if failed == zmq.EHOSTUNREACH and self._remote is not None:
+                failed = _send(self._remote, frames)
+            if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:
+                self._unreachable.append(receiver)
+        if failed:
+            self.host.actor.counts["frames_unsent"] += 1
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self.context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, BODY_BYTES_MAX + HEADER_BYTES_MAX)
+        socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
+        socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
+        return socket
+
+    def _router(self) -> zmq.Socket[bytes]:
+        socket = self._socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # Who dials again takes its name over; what the old link still holds then has no sender.
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        return socket
+
+    def _watch_socket(self, socket: zmq.Socket[bytes], peer: Address | None) -> None:
+        self._peers[socket] = peer
+        self._poll.register(socket, zmq.POLLIN)
+
+    def _hang_up(self, address: Address) -> None:
+        link = self._links.pop(address, None)
+        if link is None:
+            return
+        del self._peers[link]
+        self._poll.unregister(link)
+        link.close(linger=0)
+
+
+def _send(socket: zmq.Socket[bytes] | None, frames: list[bytes]) -> int:
+    """Send, or the reason why not: EAGAIN (its queue is full) or EHOSTUNREACH (it is not there)."""
+    if socket is None:
+        return zmq.EHOSTUNREACH
+    try:
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.ZMQError as err:
+        if err.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            raise
+        return err.errno
+    return 0

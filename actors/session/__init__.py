@@ -1,0 +1,1 @@
+"""The session: one engine's process, which moves its bytes."""

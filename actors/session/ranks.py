@@ -1,0 +1,108 @@
+"""The ranks of one engine: which client holds which rank's memory, and how its bytes move.
+
+    Attach ── sound ──→ DrawProof → Prove → Proven → MapEngine ──→ OpenBounce → Attached
+                 └── staged only ──────────────────────────────────────┘  (only for staged saves)
+
+A rank is *there* once it is attached; the engine is *complete* once all `world` ranks are, and only
+then has a namespace: a hash of what the engine says of itself and of every rank's layout.
+
+`running` counts the device jobs that touch a rank's memory or slots.  Whoever takes a rank over, or
+leaves, waits until it is zero.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from pegaflow.actors.runtime.contract import Sender
+from pegaflow.wire import layout as layouts
+from pegaflow.wire.control import Serve
+from pegaflow.wire.layout import Layout
+from pegaflow.wire.session import Attach, Way
+from pegaflow.wire.values import Address
+
+BOUNCE_BYTES = 64 << 20
+"""Size of a rank's bounce file: four batches of 256 KiB pages; more would leave the CPU cache."""
+
+SLOTS_MAX = 1024
+"""Slots of a bounce file: of small pages, more would never be under way at once."""
+
+WORLD_MAX = 1024
+"""Ranks of one engine: far above the tensor and pipeline parallelism of any deployment."""
+
+
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One attached rank, or one that is about to be."""
+
+    number: int
+    client: Address
+    mapping: int  # names this attach at the device; never reused
+    layout: Layout
+    page_size: int
+    asked: Attach
+    there: bool = False  # attached
+    loads: Way = Way.STAGED
+    saves: Way = Way.STAGED
+    note: str = ""  # why it is not served the way it wished
+    proof: bytes = b""  # drawn for its Attach, until it says Proven
+    slots: int = 0  # of the bounce file
+    free_slots: list[int] = field(default_factory=list)
+    running: int = 0  # device jobs that touch its memory or slots
+    gone: bool = False  # taken over, or its client has left
+    leaving: Sender | None = None  # the Leave to answer once `running` is zero
+
+
+def new_rank(client: Address, msg: Attach, mapping: int) -> Rank:
+    """A rank whose Attach was found sound."""
+    return Rank(msg.rank, client, mapping, msg.layout, layouts.page_size(msg.layout), msg)
+
+
+def wants_process_vm(rank: Rank) -> bool:
+    """Whether the client named what process_vm needs, and did not ask for staged copies."""
+    asked = rank.asked
+    named = asked.scratch > 0 and len(asked.bases) == len(asked.region_bytes)
+    return named and asked.way is not Way.STAGED
+
+
+def choose_ways(rank: Rank) -> None:
+    """The client's memory is reachable, and it did not ask for staged copies: AUTO means the faster
+    way, which is process_vm in both directions (docs/perf.md)."""
+    rank.loads = rank.saves = Way.PROCESS_VM
+
+
+def bounce_slots(page_size: int) -> int:
+    """Slots of a bounce file."""
+    return max(1, min(SLOTS_MAX, BOUNCE_BYTES // page_size))
+
+
+def fault(msg: Attach, others: dict[int, Rank]) -> str:
+    """Why this rank does not fit the ranks that are there, in one line; '' if it does."""
+    if not (1 <= msg.world <= WORLD_MAX and msg.rank < msg.world):
+        return f"rank {msg.rank} of {msg.world} ranks does not exist"
+    for other in others.values():
+        if other.number == msg.rank:
+            continue
+        if other.asked.world != msg.world:
+            said = f"rank {other.number} says that there are {other.asked.world} ranks"
+            return f"{said}, rank {msg.rank} says {msg.world}"
+        if other.page_size != layouts.page_size(msg.layout):
+            return (
+                f"ranks {other.number} and {msg.rank} have blocks of {other.page_size} and"
+                f" {layouts.page_size(msg.layout)} bytes: ranks of different sizes are not served"
+            )
+    return ""
+
+
+def complete(ranks: dict[int, Rank]) -> bool:
+    """Whether every rank of the engine is there."""
+    there = [rank for rank in ranks.values() if rank.there]
+    return bool(there) and len(there) == there[0].asked.world
+
+
+def namespace(serve: Serve, ranks: dict[int, Rank]) -> bytes:
+    """16 bytes for all that gives the pages of a complete engine their meaning."""
+    prints = [layouts.fingerprint(rank.layout) for _, rank in sorted(ranks.items())]
+    digest = blake2b(digest_size=16)
+    for part in (serve.namespace, serve.probe, *prints):
+        digest.update(blake2b(part, digest_size=32).digest())
+    return digest.digest()

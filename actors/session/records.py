@@ -1,0 +1,65 @@
+"""The records of saves.py: an order, each rank's share in it, and the batches that it moves."""
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from pegaflow.actors.runtime.contract import Sender
+from pegaflow.wire.session import Save
+from pegaflow.wire.status import Status
+
+from .ranks import Rank
+from .stock import Pages
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Some blocks of a share that move together."""
+
+    positions: tuple[int, ...]  # in the save's keys
+    slots: tuple[int, ...] = ()  # staged: of the bounce file, one per position, until filled
+    pages: Pages = ()  # one per position, from when they are given until in place or given up
+    kept: bool = False  # the client said Keep: from here on a Drop is too late
+    copied: bool = False  # the bytes are in the pages
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """What the ranks save together."""
+
+    name: Hashable
+    keys: tuple[bytes, ...]
+    parent: bytes
+    born: int
+    committed: bool = True  # the engine stands by it: what is whole may be sealed
+    claim: int | None = None  # None: the index has not answered yet
+    new: tuple[int, ...] = ()  # positions that are ours to save
+    known: int = 0  # blocks that are saved already, or by somebody else
+    shares: dict[int, "Share"] = field(default_factory=dict)  # by rank
+    shards: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # position -> rank
+    sealing: set[int] = field(default_factory=set)  # whole, and not sealed yet
+    whole: list[int] = field(default_factory=list)  # those of them that no Seal has named yet
+    sums: dict[int, int] = field(default_factory=dict)  # page -> checksum, where they are made
+    asked: bool = False  # a Seal is unanswered
+    dead: set[int] = field(default_factory=set)  # positions that are given up
+    status: Status = Status.OK  # the first thing that went wrong
+
+    def parent_of(self, position: int) -> bytes:
+        """The key before this one; zeros at the root of a chain."""
+        return self.keys[position - 1] if position else self.parent or bytes(len(self.keys[0]))
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """One rank's part in an order."""
+
+    order: Order
+    rank: Rank
+    sender: Sender  # quoted in Saved
+    msg: Save
+    todo: deque[int] = field(default_factory=deque)  # positions no batch named yet
+    batches: dict[int, Batch] = field(default_factory=dict)  # not in place yet
+    placed: int = 0  # blocks in place that are neither sealed nor dead
+    saved: int = 0
+    cut: bool = False  # the client has given up what it has not kept
+    ended: bool = False  # Saved is said

@@ -1,0 +1,1 @@
+"""The supervisor: spawns, watches and restarts all others; engines find their session here."""

@@ -1,0 +1,90 @@
+"""How often a child may fail: back-off between restarts, and a breaker when that does not help.
+
+Each failure in a row waits longer than the one before.  FAILURES_MAX failures within PERIOD_NS open
+the breaker: the child rests for REST_NS and is then tried again; until a life of it lasts CALM_NS,
+each further failure is followed by another rest.
+
+Every kind of child has one budget, and every engine has its own for the sessions that served it: an
+engine that breaks one session after the other is refused alone, and the spares of the others are
+not delayed.
+"""
+
+from collections import OrderedDict, deque
+
+from pegaflow.actors.runtime.contract import MS
+
+from .children import Kid
+
+BACKOFF_NS = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
+"""Delay before the nth restart in a row: a crash at start must not become a fork bomb."""
+
+CALM_NS = 30_000 * MS
+"""A life this long ends a row of failures."""
+
+FAILURES_MAX = 10
+"""Failures within PERIOD_NS that open the breaker: with the back-off, 40 s of nothing else."""
+
+PERIOD_NS = 120_000 * MS
+"""How far back failures count."""
+
+REST_NS = 30_000 * MS
+"""How long a broken child rests: what an operator repairs is seen within that."""
+
+ENGINES_MAX = 1024
+"""Engines whose failures are remembered; the one that failed longest ago is forgotten first."""
+
+
+class Budget:
+    """Failures of one kind of child, or of one engine's sessions."""
+
+    def __init__(self) -> None:
+        self.restarts = 0  # failures so far; only grows
+        self.not_before = 0  # when the next start may be
+        self.broken_until = 0  # end of the newest rest
+        self._row = 0  # failures in a row
+        self._tripped = False  # it rested, and no life has been long since
+        self._times: deque[int] = deque(maxlen=FAILURES_MAX)  # of the newest failures
+
+    def failed(self, born: int, now: int) -> bool:
+        """A life that began at `born` failed.  True if that opens the breaker."""
+        self.restarts += 1
+        calm = now - born > CALM_NS
+        self._row = 1 if calm else self._row + 1
+        self._times.append(now)
+        often = len(self._times) == FAILURES_MAX and now - self._times[0] <= PERIOD_NS
+        self._tripped = often or (self._tripped and not calm)
+        if self._tripped:
+            self.not_before = self.broken_until = now + REST_NS
+            return True
+        self.not_before = now + BACKOFF_NS[min(self._row, len(BACKOFF_NS)) - 1]
+        return False
+
+    def state(self, now: int) -> str:
+        """ok, waiting (for its back-off) or broken (resting)."""
+        if now < self.broken_until:
+            return "broken"
+        return "waiting" if now < self.not_before else "ok"
+
+
+class Budgets:
+    """The budgets of all kinds and engines."""
+
+    def __init__(self, kinds: tuple[str, ...]) -> None:
+        self.kinds = {name: Budget() for name in kinds}  # constant keys
+        self._engines: OrderedDict[str, Budget] = OrderedDict()  # the one that failed last is last
+
+    def failed(self, kid: Kid, now: int) -> bool:
+        """A child failed.  True if that opens a breaker."""
+        if not kid.engine:
+            return self.kinds[kid.address.name].failed(kid.born, now)
+        self.kinds[kid.address.name].restarts += 1
+        budget = self._engines.setdefault(kid.engine, Budget())
+        self._engines.move_to_end(kid.engine)
+        if len(self._engines) > ENGINES_MAX:
+            self._engines.popitem(last=False)
+        return budget.failed(kid.born, now)
+
+    def engine_rest(self, engine: str, now: int) -> int:
+        """Nanoseconds for which this engine gets no session; 0 if it may have one."""
+        budget = self._engines.get(engine)
+        return max(0, budget.broken_until - now) if budget else 0

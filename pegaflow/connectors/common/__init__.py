@@ -1,0 +1,1 @@
+"""What a connector decides, whatever the engine. Pure."""

@@ -1,0 +1,158 @@
+"""What the user configured, and what this engine is to the cache.
+
+Both halves build an `Engine` from the same vLLM configuration, in the same process or in different
+ones, and must come to the same result; the scheduler's namespace travels with every step so that a
+worker can tell if they ever do not.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import compat
+from .endpoint import choose
+from .identity import adapter_settings, facts
+from .namespace import Namespace, namespace
+
+PREFIX = "pegaflow."
+MODES = ("read_write", "save_only", "read_only")
+WAYS = ("auto", "staged", "process_vm")
+READINGS = ("spread", "full")
+DEFAULT_TIMEOUT_MS = 1000
+"""An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
+long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The `pegaflow.*` keys of kv_connector_extra_config."""
+
+    endpoint: str | None  # None: the default run directory's front desk
+    curve: str | None  # the key file for a TCP endpoint
+    mode: str  # one of MODES
+    timeout_s: float  # after this long, a lookup is a miss
+    way: str  # one of WAYS: how blocks move between the engine and the pool
+    role: str = "kv_both"  # vLLM's kv_role
+    weights_hash: str = "spread"  # one of READINGS: what is read of weight files
+    owner: int | None = None  # the user whose service is trusted, beside our own and root
+
+    @property
+    def loads(self) -> bool:
+        """Whether the cache is read."""
+        return self.mode != "save_only" and self.role != "kv_producer"
+
+    @property
+    def saves(self) -> bool:
+        """Whether the cache is written."""
+        return self.mode != "read_only" and self.role != "kv_consumer"
+
+
+def settings(
+    extra: Mapping[str, Any], env: Mapping[str, str], role: str = "kv_both"
+) -> tuple[Settings, list[str]]:
+    """The settings, and one warning per key or value that was not understood or is overruled."""
+    names = "endpoint host port curve owner mode timeout_ms way weights_hash".split()
+    known = {f"{PREFIX}{name}" for name in names}
+    where = choose(extra, env)
+    warnings = list(where.warnings)
+    for key in extra:
+        if key.startswith(PREFIX) and key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1, 0.0)[0]
+            warnings.append(f"unknown key {key!r} is ignored; did you mean {near!r}?")
+
+    def one_of(name: str, values: tuple[str, ...]) -> str:
+        chosen = str(extra.get(f"{PREFIX}{name}", values[0]))
+        if chosen in values:
+            return chosen
+        listed = ", ".join(values)
+        warnings.append(f"{PREFIX}{name} {chosen!r} is none of {listed}; using {values[0]}")
+        return values[0]
+
+    mode, way = one_of("mode", MODES), one_of("way", WAYS)
+    raw = extra.get(f"{PREFIX}timeout_ms", DEFAULT_TIMEOUT_MS)
+    try:
+        timeout = float(raw)
+    except (TypeError, ValueError):
+        timeout = -1.0
+    if not 0 < timeout < float("inf"):
+        warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
+        timeout = float(DEFAULT_TIMEOUT_MS)
+    reading = one_of("weights_hash", READINGS)
+    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role, reading, where.owner)
+    if f"{PREFIX}mode" in extra:
+        said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
+        if mode != "save_only" and not made.loads:
+            warnings.append(f"{said}: nothing is loaded")
+        if mode != "read_only" and not made.saves:
+            warnings.append(f"{said}: nothing is saved")
+    return made, warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """This engine, as both halves know it."""
+
+    name: str
+    config: Any  # vLLM's configuration, for the generation
+    settings: Settings
+    block_tokens: int
+    hash_tokens: int
+    world: int  # ranks that hold a part of every block
+    rank: int  # this process's; 0 in the scheduler
+    parent: bytes | None  # what hash chains start from, if it can be known beforehand
+    space: Namespace
+    private: str  # why nobody else may have this namespace; '' if others may
+    adapters: str  # what the configuration says of LoRA adapters
+
+    @property
+    def careful(self) -> bool:
+        """Whether a load that fails ends its request."""
+        policy = compat.attribute(self.config, "kv_transfer_config.kv_load_failure_policy")
+        return str(policy) == "fail"
+
+    def generation(self, epoch: int) -> bytes:
+        """16 bytes, new with every start and every epoch."""
+        return compat.generation(self.config, epoch)
+
+
+def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
+    """This engine, and warnings for the log."""
+    role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", "kv_both"))
+    chosen, warnings = settings(compat.extra_config(vllm_config), os.environ, role)
+    algorithm = compat.hash_algorithm(vllm_config)
+    parent = compat.first_parent(algorithm)
+    if parent is None:
+        # Nobody else can have this seed, so nobody else may have this namespace.
+        probe = compat.generation(vllm_config)
+        warnings.append(
+            f"{algorithm} hashes have a random seed in every process, so no other engine, and not"
+            " this one after a restart, will find what it caches; set PYTHONHASHSEED to a shared"
+            " value or use sha256"
+        )
+    else:
+        probe = compat.probe(algorithm, parent)
+    if compat.attribute(vllm_config, "kv_transfer_config.kv_load_failure_policy") == "fail":
+        warnings.append(
+            "kv_load_failure_policy is 'fail': a block that cannot be loaded ends its request with"
+            " an error; set it to 'recompute'"
+        )
+    found = facts(vllm_config, kv_cache_config, chosen.weights_hash == "full")
+    if found.private:
+        warnings.append(f"no other engine will find what this one caches: {found.private}")
+        found.base["private"] = compat.generation(vllm_config).hex()
+    made = Engine(
+        compat.engine_id(vllm_config),
+        vllm_config,
+        chosen,
+        compat.block_tokens(vllm_config, kv_cache_config),
+        compat.hash_tokens(vllm_config, kv_cache_config),
+        compat.world(vllm_config),
+        compat.rank(vllm_config),
+        parent,
+        namespace(found.base, probe),
+        found.private,
+        adapter_settings(vllm_config),
+    )
+    return made, warnings

@@ -1,0 +1,358 @@
+"""The worker half: carries out a step's orders through the `Mover`, and reports what became of
+them.
+
+Every method runs in the engine's thread and only moves entries between lists. Its promises to vLLM:
+
+- Every load is reported exactly once, as received; failed blocks are named in the same step. This
+  holds without a Mover (the KV memory cannot be described, or is given up), after its death, and
+  for abandoned loads.
+- Every held request is reported exactly once, as sent, as soon as no save of it is open or the
+  scheduler lets it go. After HOLD_S its saves are dropped, so that nothing is held for longer.
+- When `preempted` returns, blocks that somebody else will write are not saved any more.
+
+Results are collected once per step, at its first call, so that all its reports agree with each
+other.
+
+Of an engine with several ranks each makes these reports by itself. vLLM waits until all of them
+have reported a request as received or sent, adds their failed blocks up, and computes again from
+the first one that any rank names. An order is published only when every rank has saved it and the
+scheduler has committed it: never that of a step in which any rank reports errors (steps.py).
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pegaflow.client import Client
+from pegaflow.connectors.common.requests import LoadOrder
+from pegaflow.wire.layout import Layout
+
+from . import compat
+from .identity import in_memory
+from .layout import Tensor, Unrepresentable, plan
+from .live import Weights
+from .mover import LET_GO_S, Load, Mover, Reset, Save, Skip
+from .scheduler import StepOrders
+from .settings import Engine
+from .watch import Seen, Watch
+
+HOLD_S = 2.0
+"""Longest hold of a finished request's blocks: a save takes milliseconds, and whoever waits for the
+memory so long has more use of it than a later request has of the blocks."""
+
+DEAD_LOAD_S = 5.0
+"""A load of a dead Mover is reported failed this much later: its client has left the session, which
+by then has stopped or is killed, so nobody writes into the blocks any more."""
+
+FAREWELL_S = LET_GO_S + 1.0
+"""Before KV memory is freed, the Mover's goodbye is waited for so long: as long as it takes to part
+from a session that hangs, and to stop what it is doing."""
+
+
+@dataclass
+class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
+    """Workers that ended a save since the last step, per order; the ranks' reports are added up."""
+
+    saves: dict[int, int] = field(default_factory=dict)
+    looked: int = 0  # the newest look that was answered (watch.py)
+    epoch: int = 0
+    stale: bool = False
+
+    def aggregate(self, other: "SavesDone") -> "SavesDone":
+        """Both reports in one."""
+        orders = self.saves.keys() | other.saves.keys()
+        return SavesDone(
+            {n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in orders},
+            min(self.looked, other.looked),
+            max(self.epoch, other.epoch),
+            self.stale or other.stale,
+        )
+
+
+def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
+    """vLLM's KV tensors (torch) as plain numbers; raises Unrepresentable."""
+    found = []
+    for layer, cache in caches.items():
+        if not hasattr(cache, "untyped_storage"):
+            raise Unrepresentable(f"layer {layer} is a {type(cache).__name__}, not one tensor")
+        if cache.device.type != "cpu":
+            raise Unrepresentable(f"KV memory on {cache.device.type} is not supported yet")
+        storage = cache.untyped_storage()
+        found.append(
+            Tensor(
+                layer,
+                tuple(cache.shape),
+                tuple(cache.stride()),
+                int(cache.storage_offset()),
+                int(cache.element_size()),
+                str(cache.dtype),
+                int(storage.data_ptr()),
+                int(storage.nbytes()),
+            )
+        )
+    return found
+
+
+def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
+    """The storages at these addresses as writable byte arrays that share their memory."""
+    import torch
+
+    by_address = {c.untyped_storage().data_ptr(): c for c in caches.values()}
+    found = []
+    for address in addresses:
+        storage = by_address[address].untyped_storage()
+        found.append(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+    return found
+
+
+def weights_of(models: Sequence[Any]) -> Weights:
+    """The weights of these models; what cannot be read is not known."""
+    try:
+        return Weights(models)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        compat.logger().warning("pegaflow: the weights in memory cannot be read: %r", error)
+        return Weights(())
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, engine: Engine | None, layout_name: str, blocks: int) -> None:
+        self._engine = engine  # None: it could not be made; nothing is moved, promises are kept
+        self._layout_name = layout_name
+        self._blocks = blocks  # how many the engine has
+        self._memory: tuple[Layout, list[Any]] | None = None  # what the Mover is given
+        self._mover: Mover | None = None  # None: nothing can be moved
+        self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
+        self._dead_since: float | None = None  # when the Mover was found dead
+        self._watch: Watch | None = None  # present once memory is registered
+        self._told = (0, 0, False)  # what the scheduler knows: look answered, epoch, stale
+        self._orders: StepOrders | None = None  # of the step that runs, or ran last
+        self._refusing = False  # this step's loads would bring KV of other weights
+        self._loads: dict[str, Load] = {}  # not yet reported
+        self._saves: dict[str, list[Save]] = {}  # open, by request; no empty lists
+        self._held: dict[str, float] = {}  # request -> when its saves are dropped
+        self._received: set[str] = set()  # to be reported in this step
+        self._errors: set[int] = set()  # to be reported in this step
+        self._ended: set[int] = set()  # save orders to be reported to the scheduler
+
+    def register(self, caches: Mapping[str, Any], models: Sequence[Any] = ()) -> None:
+        """The engine's KV memory, and who computes it; from now on it is offered to the service."""
+        if self._engine is None:
+            return
+        try:
+            planned = plan(tensors(caches), self._blocks, self._layout_name)
+        except Unrepresentable as error:
+            compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
+            return
+        self._memory = planned.layout, buffers(caches, planned.storages)
+        said, why = in_memory(self._engine.config)
+        if why:
+            compat.logger().warning("pegaflow: no other engine will find what is cached: %s", why)
+        private = self._engine.private or why
+        self._watch = Watch(said, private, weights_of(models), self._engine.generation)
+        self.restore()
+
+    def unregister(self) -> None:
+        """The engine frees its KV memory: it is left alone when this returns."""
+        mover, self._mover = self._mover, None
+        if mover is None:
+            return
+        if not mover.stop(FAREWELL_S):
+            compat.logger().error("pegaflow: the service has not let go of the KV memory")
+        self.drop_all()
+        for name in list(self._loads):
+            self._finish(name, self._loads.pop(name).order.blocks)
+
+    def restore(self) -> None:
+        """The KV memory is there, for the first time or again."""
+        if self._mover is None and self._memory is not None and self._engine is not None:
+            self._dead_since = None
+            epoch = self._watch.epoch if self._watch else 0
+            self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch)
+            self._mover.start()
+
+    def _named(self) -> Layout:
+        """The layout of the registered memory, under the name of what is computed with."""
+        assert self._memory is not None and self._watch is not None
+        layout = self._memory[0]
+        return replace(layout, name=f"{layout.name} {self._watch.name()}")
+
+    @property
+    def _moves(self) -> bool:
+        """Whether loads and saves can be started."""
+        stale = self._watch is not None and self._watch.stale
+        return not (self._mover is None or self._mover.dead or self._disagrees or stale)
+
+    # a step, in vLLM's order
+
+    def preempted(self, orders: StepOrders) -> None:
+        """Blocks are about to be overwritten: of these requests or saves, or of any."""
+        self._follow(orders)
+        for name in orders.preempted:
+            self._drop(name)
+        if orders.dropped:
+            for saves in list(self._saves.values()):
+                self._drop_saves([s for s in saves if s.order.order in orders.dropped])
+
+    def drop_all(self) -> None:
+        """Any block may be about to be overwritten."""
+        for name in list(self._saves):
+            self._drop(name)
+
+    def begin(self, orders: StepOrders) -> None:
+        """Collect what has ended, and start this step's loads."""
+        self._follow(orders)
+        self._collect()
+        for name, blocks in orders.abandoned:
+            self._finish(name, blocks)
+        for order in orders.loads:
+            self._load(order)
+
+    def _follow(self, orders: StepOrders) -> None:
+        """Go on under the scheduler's namespace."""
+        if orders is self._orders:  # vLLM names a step's orders several times
+            return
+        self._orders = orders
+        if self._engine is None or self._disagrees:
+            return
+        if orders.namespace != self._engine.space.final:
+            compat.logger().error("pegaflow: off: scheduler and worker differ in their namespace")
+            self._disagrees = True
+            self.drop_all()
+            if self._mover is not None:
+                self._mover.stop(0.0)
+        elif self._watch is not None:
+            self._see(self._watch, orders)
+
+    def _see(self, watch: Watch, orders: StepOrders) -> None:
+        """Whether the weights are still those of what was saved and is loaded."""
+        was_stale = watch.stale
+        seen = watch.see(orders.look, orders.epoch)
+        self._refusing = orders.epoch < watch.epoch
+        if seen is Seen.SAME or (was_stale and seen is Seen.STALE):
+            return
+        if seen is Seen.STALE:
+            compat.logger().warning(
+                "pegaflow: the weights were changed under blocks that vLLM's prefix cache still"
+                " holds: nothing is read or saved until that cache has been reset"
+            )
+        self.drop_all()
+        for load in self._loads.values():
+            load.spoiled = True  # it brings KV of other weights
+        if seen is Seen.MOVED and self._mover is not None:
+            compat.logger().info("pegaflow: other weights: %s", watch.name())
+            self._mover.submit(Reset(watch.epoch, self._named()))
+
+    def _load(self, order: LoadOrder) -> None:
+        if self._mover is None or not self._moves or self._refusing:
+            self._finish(order.request, order.blocks)
+            return
+        load = Load(order)
+        self._loads[order.request] = load
+        self._mover.submit(load)
+
+    def save(self, orders: StepOrders) -> None:
+        """The step's KV is computed: start its saves, and note who waits for theirs."""
+        jobs: list[Save | Skip] = []
+        for order in orders.saves:
+            if self._moves:
+                save = Save(order)
+                self._saves.setdefault(order.request, []).append(save)
+                jobs.append(save)
+            else:
+                self._ended.add(order.order)
+                jobs.append(Skip(order.order))
+        if jobs and self._mover is not None and self._moves:
+            self._mover.submit(*jobs)
+
+    def finished(self, orders: StepOrders | None) -> tuple[set[str], set[str]]:
+        """(held requests whose saves are over, requests whose load is over)"""
+        now = time.monotonic()
+        for name in orders.held if orders else ():
+            self._held[name] = now + HOLD_S
+        for name, until in self._held.items():
+            if now >= until:
+                self._drop(name)
+        sent = {name for name in self._held if name not in self._saves}
+        if orders:
+            sent.update(self._held.keys() & orders.let_go)
+        for name in sent:
+            del self._held[name]
+        received, self._received = self._received, set()
+        return sent, received
+
+    def errors(self) -> set[int]:
+        """Engine blocks that this step's received requests do not have."""
+        errors, self._errors = self._errors, set()
+        return errors
+
+    def report(self) -> SavesDone | None:
+        """What the scheduler half should know."""
+        watch, asked = self._watch, self._orders.look.number if self._orders else 0
+        now = (asked, watch.epoch, watch.stale) if watch else (asked, 0, False)
+        if not self._ended and now == self._told:
+            return None
+        done, self._told = SavesDone(dict.fromkeys(self._ended, 1), *now), now
+        self._ended.clear()
+        return done
+        return done
+
+    def rescue(self, orders: StepOrders | None) -> None:
+        """After an error in `begin`: loads it did not get to are reported failed."""
+        for order in orders.loads if orders else ():
+            if order.request not in self._loads and order.request not in self._received:
+                self._finish(order.request, order.blocks)
+
+    def close(self) -> None:
+        """The engine stops, and with it its KV memory goes."""
+        self.unregister()
+
+    # inside
+
+    def _collect(self) -> None:
+        mover = self._mover
+        while mover is not None and mover.done:
+            job = mover.done.popleft()
+            if isinstance(job, Save):
+                self._end(job)
+            elif self._loads.pop(job.order.request, None) is not None:
+                self._finish(job.order.request, job.order.blocks if job.spoiled else job.failed)
+        if mover is None or mover.dead:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody will report what is open."""
+        now = time.monotonic()
+        if self._dead_since is None:
+            self._dead_since = now
+            if self._mover is not None:
+                compat.logger().error("pegaflow: off: the mover thread has died")
+        self.drop_all()
+        if now >= self._dead_since + DEAD_LOAD_S:
+            for name in list(self._loads):
+                self._finish(name, self._loads.pop(name).order.blocks)
+
+    def _finish(self, name: str, failed: Iterable[int]) -> None:
+        self._received.add(name)
+        self._errors.update(failed)
+
+    def _drop(self, name: str) -> None:
+        self._drop_saves(list(self._saves.get(name, ())))
+
+    def _drop_saves(self, saves: Iterable[Save]) -> None:
+        for save in saves:
+            save.dropped = True
+            self._end(save)
+
+    def _end(self, save: Save) -> None:
+        """A save is over, once: a dropped one is reported by the Mover again."""
+        name = save.order.request
+        saves = self._saves.get(name, [])
+        if save not in saves:
+            return
+        saves.remove(save)
+        if not saves:
+            del self._saves[name]
+        self._ended.add(save.order.order)

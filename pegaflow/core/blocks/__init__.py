@@ -1,0 +1,1 @@
+"""Blocks, and who may use, save or keep them."""

@@ -1,0 +1,136 @@
+"""The index's blocks out of the ledger that an earlier life has left.
+
+The ledger is read chunk by chunk, so that whoever does it can answer to the clock in between.  A
+block of one page becomes a *cold* entry of the prefix index (cold.py) until somebody asks for it.
+A million of them take half a second; as objects they would take three.  Blocks of several pages are
+put together from the records of one seal.
+
+What means nothing is to be voided: a block that lacks a shard, a record that does not fit the cut
+of its extent, and all but one of several blocks with the same key.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
+from pegaflow.core.pool.ledger import MAX_KEY, Ledger, Record
+from pegaflow.core.pool.scan import Chunk, Sense, scan
+from pegaflow.wire.layout import PAGE_ALIGN
+
+from .cold import hashes_of
+from .table import Block, PrefixIndex
+
+CHUNK = 32768
+"""Records read at a time: some 30 ms, in which nothing else is answered."""
+
+
+_Column = npt.NDArray[np.int64]
+
+
+class Adoption:
+    """One ledger on its way into a prefix index."""
+
+    def __init__(self, ledger: Ledger, geometry: Geometry, blocks: PrefixIndex) -> None:
+        self._ledger = ledger
+        self._blocks = blocks
+        self._sense = Sense(geometry)
+        self._next = 0  # first page that is still to be read
+        self._parts: dict[int, list[tuple[int, Record]]] = {}  # seal -> pages of larger blocks
+        self._cold: list[_Column] = []  # per chunk: pages, page sizes, depths, seals
+        self.nonsense: list[int] = []  # pages to be voided
+        self.quarantined: list[int] = []
+        self.bytes_ = 0  # of the pool, in the slots of adopted blocks
+
+    def step(self) -> bool:
+        """Read one chunk more; False if there is none."""
+        count = min(CHUNK, self._ledger.records - self._next)
+        if count <= 0:
+            return False
+        chunk = scan(self._ledger, self._next, count)
+        self._next += count
+        self.quarantined += chunk.quarantined
+        fits, sizes = self._sense.look(chunk)
+        self.nonsense += chunk.pages[~fits].tolist()
+        single = fits & (chunk.rows["shards"] == 1)
+        for page in chunk.pages[fits & ~single].tolist():
+            record = self._ledger.read(page)
+            if record is not None:
+                self._parts.setdefault(record.seal, []).append((page, record))
+        self._add_cold(Chunk(chunk.pages[single], chunk.rows[single], []), sizes[single])
+        return True
+
+    def finish(self) -> list[Block]:
+        """Once all is read: the blocks of several pages, the tails of chains first."""
+        for page in self._blocks.settle_cold():
+            record = self._ledger.read(page)
+            assert record is not None
+            self.nonsense.append(page)
+            self.bytes_ -= slot_size(-(-record.length // PAGE_ALIGN) * PAGE_ALIGN)
+        made: list[Block] = []
+        for parts in self._parts.values():
+            block = _block_of(parts)
+            if block is None or self._blocks.get(block.namespace, block.key) is not None:
+                self.nonsense += [page for page, _ in parts]
+                continue
+            self._blocks.add(block)
+            self.bytes_ += len(block.pages) * slot_size(block.page_size)
+            made.append(block)
+        self._parts.clear()
+        made.sort(key=lambda block: (-block.depth, block.seal))
+        return made
+
+    def coldest(self) -> dict[int, Iterator[int]]:
+        """Cold pages by page size, in the order in which they should go: the tails of chains before
+        their heads, and of equals the one that was sealed first."""
+        if not self._cold:
+            return {}
+        pages, sizes, depths, seals = np.concatenate(self._cold, axis=1)
+        order = np.lexsort((seals, -depths))
+        pages, sizes = pages[order], sizes[order]
+        return {int(size): iter(pages[sizes == size].tolist()) for size in np.unique(sizes)}
+
+    def _add_cold(self, chunk: Chunk, sizes: npt.NDArray[np.int64]) -> None:
+        rows = chunk.rows
+        if not len(rows):
+            return
+        spaces = np.ascontiguousarray(rows["namespace"]).view(np.uint64).reshape(-1, 2)
+        keys = np.ascontiguousarray(rows["key"]).view(np.uint8).reshape(-1, MAX_KEY)
+        hashes = hashes_of(keys[:, : -(-int(rows["key_length"].max()) // 8) * 8])
+        for space in _distinct(spaces):
+            here = (spaces == space).all(axis=1)
+            self._blocks.add_cold(space.tobytes(), hashes[here], chunk.pages[here])
+        depths, seals = rows["depth"].astype(np.int64), rows["seal"].astype(np.int64)
+        self._cold.append(np.stack([chunk.pages, sizes, depths, seals]))
+        self.bytes_ += int(np.maximum(sizes, MIN_PAGE).sum())
+
+
+def _distinct(rows: npt.NDArray[np.uint64]) -> list[npt.NDArray[np.uint64]]:
+    """The different rows, of which there are few."""
+    found = []
+    while len(rows):
+        found.append(rows[0])
+        rows = rows[(rows != rows[0]).any(axis=1)]
+    return found
+
+
+def _block_of(parts: list[tuple[int, Record]]) -> Block | None:
+    """The block of these pages, which were sealed together; None if one is missing."""
+    parts.sort(key=lambda part: part[1].shard)
+    first = parts[0][1]
+    if [record.shard for _, record in parts] != list(range(first.shards)):
+        return None
+    same = {(r.namespace, r.key, r.length, r.shards, r.depth) for _, r in parts}
+    if len(same) > 1:
+        return None
+    return Block(
+        first.namespace,
+        first.key,
+        -(-first.length // PAGE_ALIGN) * PAGE_ALIGN,
+        tuple(page for page, _ in parts),
+        tuple(record.stamp for _, record in parts),
+        first.seal,
+        first.depth,
+        checksums=tuple(record.checksum or 0 for _, record in parts),
+    )

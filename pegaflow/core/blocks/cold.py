@@ -1,0 +1,133 @@
+"""The blocks of one namespace that a restart has found and nobody has asked for yet.
+
+A million keys in a dict cost half a second and a hundred bytes each. Here a cold block is a 64-bit
+hash of its key and its page, in two arrays sorted by hash; the key itself stays in the ledger, and
+whoever finds a hash compares the key that is there. Each 8-byte word of the key is mixed by itself
+and the results are added up modulo 2^64, so that numpy makes the hashes of a whole chunk at once,
+and bytes that are not there, which are 0, change nothing.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from struct import Struct
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.core.pool.ledger import MAX_KEY, Record
+
+_WORDS = [Struct(f"={n}Q") for n in range(MAX_KEY // 8 + 1)]
+_MASK = (1 << 64) - 1
+_FACTORS = tuple(0xD6E8_FEB8_6659_FD93 * (2 * n + 1) & _MASK for n in range(MAX_KEY // 8))
+_COLUMN = np.array(_FACTORS, np.uint64)
+_GONE = -1
+
+Hashes = npt.NDArray[np.uint64]
+Pages = npt.NDArray[np.int64]
+
+
+def hash_of(key: bytes) -> int:
+    """The hash of one key."""
+    count, total = -(-len(key) // 8), 0
+    words = _WORDS[count].unpack(key.ljust(8 * count, b"\0"))
+    for word, factor in zip(words, _FACTORS, strict=False):
+        word = (word ^ word >> 32) * factor & _MASK
+        total += (word ^ word >> 29) * factor & _MASK
+    return total & _MASK
+
+
+def hashes_of(keys: npt.NDArray[np.uint8]) -> Hashes:
+    """The hashes of many keys, one per row, filled up with zeros to a multiple of 8 bytes."""
+    words = np.ascontiguousarray(keys).view(np.uint64)
+    factors = _COLUMN[: words.shape[1]]
+    words = (words ^ words >> np.uint64(32)) * factors
+    words ^= words >> np.uint64(29)
+    found: Hashes = np.einsum("ij,j->i", words, factors)
+    return found
+
+
+class ColdTable:
+    """Hash -> page.  `add` until all are there, then `settle`; nothing is found before that.
+
+    Args:
+        read: the ledger record of a page.
+    """
+
+    def __init__(self, read: Callable[[int], Record | None]) -> None:
+        self._read = read
+        self._parts: list[tuple[Hashes, Pages]] = []  # until it is settled
+        self._hashes = memoryview(b"").cast("Q")  # ascending
+        self._pages = memoryview(bytearray()).cast("q")  # beside it; _GONE: not here any more
+        self._count = 0
+        self._first = 0  # all entries before this one are gone
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, hashes: Hashes, pages: Pages) -> None:
+        """More blocks of one page each."""
+        self._parts.append((hashes, pages))
+        self._count += len(pages)
+
+    def settle(self) -> list[int]:
+        """All are there.  Of several pages with one key the last stays; the others are returned."""
+        hashes = np.concatenate([h for h, _ in self._parts])
+        pages = np.concatenate([p for _, p in self._parts])
+        self._parts.clear()
+        order = np.argsort(hashes, kind="stable")
+        hashes, pages = hashes[order], pages[order]
+        self._hashes, self._pages = hashes.data.cast("B").cast("Q"), pages.data.cast("B").cast("q")
+        dropped = []
+        for at in (np.flatnonzero(hashes[1:] == hashes[:-1]) + 1).tolist():
+            key = self._record(at).key
+            before = at - 1
+            while before >= 0 and self._hashes[before] == self._hashes[at]:
+                if self._pages[before] != _GONE and self._record(before).key == key:
+                    dropped.append(self._pages[before])
+                    self._remove(before)
+                before -= 1
+        return dropped
+
+    def find(self, key: bytes) -> int | None:
+        """The page of this key."""
+        found = self._find(key)
+        return None if found is None else self._pages[found[0]]
+
+    def any_page(self) -> int | None:
+        """Some page that is here."""
+        while self._first < len(self._pages) and self._pages[self._first] == _GONE:
+            self._first += 1
+        return self._pages[self._first] if self._first < len(self._pages) else None
+
+    def pop(self, key: bytes, page: int | None = None) -> tuple[int, Record] | None:
+        """Page and record of this key, which is not cold any more; None if it was not, or is in
+        another page than this one."""
+        found = self._find(key)
+        if found is None or page not in (None, self._pages[found[0]]):
+            return None
+        at, record = found
+        here = self._pages[at]
+        self._remove(at)
+        return here, record
+
+    def __iter__(self) -> Iterator[int]:
+        """Every page that is here."""
+        return (page for page in self._pages if page != _GONE)
+
+    def _find(self, key: bytes) -> tuple[int, Record] | None:
+        wanted = hash_of(key)
+        at = bisect_left(self._hashes, wanted)
+        while at < len(self._hashes) and self._hashes[at] == wanted:
+            if self._pages[at] != _GONE and (record := self._record(at)).key == key:
+                return at, record
+            at += 1
+        return None
+
+    def _record(self, at: int) -> Record:
+        record = self._read(self._pages[at])
+        assert record is not None, self._pages[at]
+        return record
+
+    def _remove(self, at: int) -> None:
+        self._pages[at] = _GONE
+        self._count -= 1

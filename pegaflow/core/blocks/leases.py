@@ -1,0 +1,189 @@
+"""Which blocks may not go: leases, by holder and number.
+
+A lease keeps blocks in place until its holder says that it is done, or is proven dead. Time never
+ends one. Since any message may be lost, the holder says from time to time "up to number n I hold
+exactly these": what is omitted up to n was released and the word was lost; what is later than n was
+granted and the grant may have been lost, so it is sent again.
+
+The table counts leases in the blocks themselves (`Block.leases`), where the eviction order sees
+them. Every verb that ends leases returns them, so that the caller can make their blocks the
+youngest.
+
+What is leased cannot be evicted: it is *pinned*. The table knows how many bytes each holder pins,
+and all of them together; a block counts once however often it is leased. `affordable` says how much
+of a run may be leased within given bounds; what is pinned already costs nothing.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pegaflow.core.pool.geometry import slot_size
+
+from .table import Block
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease:
+    """Blocks that stay in place for one holder."""
+
+    holder: Hashable
+    number: int  # 1, 2, ... per holder
+    blocks: tuple[Block, ...]  # in chain order
+    since: int  # when it was granted, in nanoseconds; to report old ones, never to end them
+
+
+class LeaseTable:
+    """All leases that were granted and have not ended."""
+
+    def __init__(self) -> None:
+        self._leases: dict[Hashable, dict[int, Lease]] = {}  # holder -> number -> lease, ascending
+        self._last: dict[Hashable, int] = {}  # highest number ever granted to each unfenced holder
+        self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
+        self._pins: dict[Hashable, dict[Block, int]] = {}  # holder -> block -> its leases
+        self._pinned: Counter[Hashable] = Counter()  # bytes of those, once each
+        self.pinned_bytes = 0  # of all blocks that have a lease, once each
+
+    def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
+        """A new lease."""
+        number = self._last.get(holder, 0) + 1
+        self._last[holder] = number
+        lease = Lease(holder, number, tuple(blocks), now)
+        self._leases.setdefault(holder, {})[number] = lease
+        self._blocks[holder] += len(lease.blocks)
+        pins = self._pins.setdefault(holder, {})
+        mine = 0
+        for block in lease.blocks:
+            if not block.leases:
+                self.pinned_bytes += block_bytes(block)
+            block.leases += 1
+            count = pins.get(block, 0)
+            if not count:
+                mine += block_bytes(block)
+            pins[block] = count + 1
+        self._pinned[holder] += mine
+        return lease
+
+    def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> Lease:
+        """A lease that an earlier life of this table has granted; later than those adopted before.
+        Numbers go on from it."""
+        assert number > self.last(holder), (holder, number)
+        self._last[holder] = number - 1
+        return self.grant(holder, blocks, now)
+
+    def go_on_from(self, holder: Hashable, number: int) -> None:
+        """The holder has heard of grants up to this number."""
+        self._last[holder] = max(self._last.get(holder, 0), number)
+
+    def last(self, holder: Hashable) -> int:
+        """The newest number of this holder; 0: none."""
+        return self._last.get(holder, 0)
+
+    def get(self, holder: Hashable, number: int) -> Lease | None:
+        """The lease of this number."""
+        return self._leases.get(holder, {}).get(number)
+
+    def release(self, holder: Hashable, number: int) -> Lease | None:
+        """Ends the lease; None if there is none of that number, which a repeated word finds."""
+        held = self._leases.get(holder)
+        lease = held.pop(number, None) if held else None
+        if lease is None:
+            return None
+        if not held:
+            del self._leases[holder]
+        self._end(lease)
+        return lease
+
+    def statement(
+        self, holder: Hashable, upto: int, numbers: Sequence[int]
+    ) -> tuple[list[Lease], list[Lease]]:
+        """The holder has heard of all grants up to `upto` and holds `numbers` of them. Returns the
+        leases that this ended, and those to be sent to it again."""
+        held = self._leases.get(holder, {})
+        stated = set(numbers)
+        omitted = [n for n in held if n <= upto and n not in stated]
+        dropped = [lease for n in omitted if (lease := self.release(holder, n))]
+        return dropped, [lease for n, lease in held.items() if n > upto]
+
+    def fence(self, holder: Hashable) -> list[Lease]:
+        """The holder is proven dead: ends all it had. Its name is never heard again."""
+        self._last.pop(holder, None)
+        leases = list(self._leases.get(holder, {}).values())
+        for lease in leases:
+            self.release(holder, lease.number)
+        return leases
+
+    def held(self, holder: Hashable) -> list[Lease]:
+        """The holder's leases, the oldest first."""
+        return list(self._leases.get(holder, {}).values())
+
+    def load(self, holder: Hashable) -> tuple[int, int]:
+        """How many leases the holder has, and how many blocks they name together."""
+        return len(self._leases.get(holder, ())), self._blocks[holder]
+
+    def pinned(self, holder: Hashable) -> int:
+        """Bytes that this holder pins."""
+        return self._pinned[holder]
+
+    def pages(self) -> Iterator[int]:
+        """Of all leased blocks; those that several holders lease come several times."""
+        return (page for pins in self._pins.values() for block in pins for page in block.pages)
+
+    def affordable(self, holder: Hashable, blocks: Sequence[Block], most: int, of_all: int) -> int:
+        """How many of these, from the first on, may be leased so that the holder pins no more than
+        `most` bytes, and all holders together no more than `of_all`."""
+        pins = self._pins.get(holder, {})
+        mine, all_ = self._pinned[holder], self.pinned_bytes
+        for count, block in enumerate(blocks):
+            if block in pins:
+                continue
+            size = block_bytes(block)
+            mine += size
+            all_ += 0 if block.leases else size
+            if mine > most or (all_ > of_all and not block.leases):
+                return count
+        return len(blocks)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._leases.values()))
+
+    def _end(self, lease: Lease) -> None:
+        holder = lease.holder
+        pins = self._pins[holder]
+        self._blocks[holder] -= len(lease.blocks)
+        for block in lease.blocks:
+            block.leases -= 1
+            assert block.leases >= 0, block
+            if not block.leases:
+                self.pinned_bytes -= block_bytes(block)
+            count = pins.pop(block) - 1
+            if count:
+                pins[block] = count
+            else:
+                self._pinned[holder] -= block_bytes(block)
+        if holder not in self._leases:
+            del self._blocks[holder], self._pins[holder], self._pinned[holder]
+
+    def check(self) -> None:
+        counts: dict[Block, int] = {}
+        for holder, held in self._leases.items():
+            assert held, "an empty holder stayed"
+            assert list(held) == sorted(held) and max(held) <= self._last[holder]
+            for number, lease in held.items():
+                assert (lease.holder, lease.number) == (holder, number)
+                for block in lease.blocks:
+                    counts[block] = counts.get(block, 0) + 1
+            assert self._blocks[holder] == sum(len(lease.blocks) for lease in held.values())
+            pins = Counter(block for lease in held.values() for block in lease.blocks)
+            assert self._pins[holder] == pins
+            assert self._pinned[holder] == sum(map(block_bytes, pins))
+        assert self._blocks.keys() == self._leases.keys() == self._pins.keys()
+        assert self._pinned.keys() == self._leases.keys()
+        for block, count in counts.items():
+            assert block.leases == count, (block, count)
+        assert self.pinned_bytes == sum(map(block_bytes, counts))
+
+
+def block_bytes(block: Block) -> int:
+    """Of the pool, in the slots of its pages."""
+    return len(block.pages) * slot_size(block.page_size)

@@ -1,0 +1,64 @@
+"""How much of the pool leases may keep from eviction, and who keeps how much.
+
+Without a bound an engine that leases blocks, never loads them and asks again keeps every other one
+from saving: nothing can be evicted any more. So a lease that would take its holder, or all holders
+together, beyond the bound is cut to what fits, as if the rest of the run were not there. What a
+holder has already is never taken from it.
+"""
+
+from collections import Counter
+from collections.abc import Hashable
+
+from .leases import LeaseTable
+from .table import Block
+
+PINNED_SHARE = 0.75
+"""Part of the pool that all leases together may keep from eviction: of the rest an eighth may be on
+its way to the SSD, and saves find room in an eighth."""
+
+_NO_BOUND = 1 << 63
+
+
+class Pins:
+    """Bounds on a table of leases; none until `bound`."""
+
+    def __init__(self, leases: LeaseTable) -> None:
+        self._leases = leases
+        self.most = _NO_BOUND  # bytes of one holder
+        self.of_all = _NO_BOUND  # bytes of all together
+        self._cut: Counter[Hashable] = Counter()  # blocks that a holder was not given
+        self._told: dict[Hashable, tuple[int, int]] = {}  # what `news` has said last
+
+    def bound(self, most: int, pool_bytes: int) -> None:
+        """One holder pins at most so many bytes of the pool; 0: there are no bounds."""
+        if most:
+            self.most, self.of_all = most, int(pool_bytes * PINNED_SHARE)
+
+    def afford(self, holder: Hashable, run: list[Block]) -> tuple[list[Block], int]:
+        """The part of the run that may be leased, and how many blocks that leaves out."""
+        count = self._leases.affordable(holder, run, self.most, self.of_all)
+        left = len(run) - count
+        if left and self._leases.affordable(holder, run, self.most, _NO_BOUND) == count:
+            self._cut[holder] += left  # by its own bound; the others' pins are not its doing
+        return run[:count], left
+
+    def has_room(self, holder: Hashable, run: list[Block], more: int) -> bool:
+        """Whether the whole run could be leased, and so many bytes that are still to come."""
+        most = self.most - more
+        if self._leases.pinned(holder) > most:
+            return False
+        return self._leases.affordable(holder, run, most, self.of_all - more) == len(run)
+
+    def news(self, holder: Hashable) -> tuple[int, int] | None:
+        """Bytes that it pins, and blocks that its own bound has cut so far, if that has changed
+        since it was asked last."""
+        now = self._leases.pinned(holder), self._cut[holder]
+        if self.most == _NO_BOUND or self._told.get(holder, (0, 0)) == now:
+            return None
+        self._told[holder] = now
+        return now
+
+    def fence(self, holder: Hashable) -> None:
+        """It is dead."""
+        self._told.pop(holder, None)
+        del self._cut[holder]

@@ -1,0 +1,116 @@
+"""Which blocks go first: the least recently used, and of one chain the tail before the head.
+
+A block is of use only while all blocks before it in its chain are here. So whenever a chain is
+used, its blocks become the youngest from the tail to the head: the head last, hence youngest of
+all. Chains are always passed head first.
+
+Each page size has its own order, since evicting a block makes room for one of the same size only. A
+block under a lease stays in its order, so that a lookup touches no order at all, and is never a
+victim: a search that meets one makes it the youngest, which the end of its lease would do anyway.
+So one lease costs all searches together one step per block, and no search takes more than LOOK_MAX.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from pegaflow.core.blocks.table import Block
+
+LOOK_MAX = 65536
+"""Blocks one search looks at: some milliseconds.  It may find too few; the next one goes on."""
+
+
+class Lru:
+    """Knows every resident block exactly once."""
+
+    def __init__(self) -> None:
+        # page size -> blocks with the tick of their last use, oldest first; none empty
+        self._orders: dict[int, OrderedDict[Block, int]] = {}
+        self._tick = 0  # grows with every use, so that ages compare across page sizes
+        self._oldest = 0  # falls with every block that is put before all others
+
+    def insert_chain(self, blocks: Sequence[Block]) -> None:
+        """Makes these blocks the youngest, new ones and known ones alike.
+
+        When blocks are added to a chain that is already here, pass the whole chain as far as it is
+        known: alone, the new tail would outlive its head.
+        """
+        for block in reversed(blocks):
+            self._enter(block)
+
+    def insert_oldest(self, block: Block) -> None:
+        """Makes a new block the oldest of all: nobody has used it in this life."""
+        order = self._orders.setdefault(block.page_size, OrderedDict())
+        assert block not in order, block
+        self._oldest -= 1
+        order[block] = self._oldest
+        order.move_to_end(block, last=False)
+
+    def touch(self, blocks: Sequence[Block]) -> None:
+        """The chain was used, or a lease on it has ended: its blocks become the youngest. Those
+        that are gone are passed over."""
+        orders, tick = self._orders, self._tick
+        for block in reversed(blocks):
+            order = orders.get(block.page_size)
+            if order is not None and block in order:
+                tick += 1
+                order[block] = tick
+                order.move_to_end(block)
+        self._tick = tick
+
+    def victims(self, page_size: int, count: int) -> list[Block]:
+        """Up to so many blocks without a lease, the oldest first. They stay; the caller removes
+        what it evicts."""
+        found: list[Block] = []
+        leased: list[Block] = []
+        for block in self._orders.get(page_size, ()):
+            if len(found) == count or len(found) + len(leased) == LOOK_MAX:
+                break
+            (leased if block.leases else found).append(block)
+        for block in leased:
+            self._enter(block)
+        return found
+
+    def remove(self, block: Block) -> None:
+        """The block is gone."""
+        order = self._orders[block.page_size]
+        del order[block]
+        if not order:
+            del self._orders[block.page_size]
+
+    def coldest_extent(
+        self,
+        page_size_excluded: int,
+        extent_of: Callable[[int], int],
+        avoided: frozenset[int] = frozenset(),
+    ) -> int | None:
+        """The extent of the oldest block without a lease of any other page size, to be emptied and
+        recut; none of those avoided. Other blocks in that extent may be leased."""
+        oldest: tuple[int, Block] | None = None
+        for page_size, order in self._orders.items():
+            count = LOOK_MAX if avoided else 1
+            found = self.victims(page_size, count) if page_size != page_size_excluded else []
+            for block in found:
+                if avoided and not avoided.isdisjoint(map(extent_of, block.pages)):
+                    continue
+                if oldest is None or order[block] < oldest[0]:
+                    oldest = (order[block], block)
+                break
+        return extent_of(oldest[1].pages[0]) if oldest else None
+
+    def __len__(self) -> int:
+        """All blocks."""
+        return sum(map(len, self._orders.values()))
+
+    def _enter(self, block: Block) -> None:
+        order = self._orders.setdefault(block.page_size, OrderedDict())
+        self._tick += 1
+        order[block] = self._tick
+        order.move_to_end(block)
+
+    def check(self) -> None:
+        for page_size, order in self._orders.items():
+            assert order, "an empty order stayed"
+            ticks = list(order.values())
+            assert ticks == sorted(set(ticks)) and ticks[-1] <= self._tick
+            for block in order:
+                assert block.page_size == page_size

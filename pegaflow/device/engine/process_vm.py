@@ -1,0 +1,159 @@
+"""An engine's memory, read and written from the session's process by process_vm_readv/writev.
+
+A layout becomes a table of runs (address of block 0, stride from block to block, length), so that
+the pieces of any list of blocks are a few numpy operations.  Copies go in chunks of at most
+CHUNK_BYTES and IOV_MAX pieces; before each one the pidfd of the engine's process is polled, so that
+no byte moves to or from a stranger who got the pid of a dead engine, and the deadline is looked at.
+The kernel counts bytes: a short count (a hole, a cut file, a process that is ending) is a failure.
+"""
+
+import ctypes
+import os
+import select
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.core.errors import UserError
+from pegaflow.device.procs import open_pidfd
+from pegaflow.wire.layout import Layout
+from pegaflow.wire.status import Status
+
+IOV_MAX = 1024
+"""Pieces of one call: the kernel's limit."""
+
+CHUNK_BYTES = 4 << 20
+"""Bytes of one call, about a millisecond: the longest copy that goes on after a death."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("process_vm_readv", "process_vm_writev"):
+    _call = getattr(_libc, _name)
+    _call.restype = ctypes.c_ssize_t
+    _call.argtypes = [ctypes.c_int, *[ctypes.c_void_p, ctypes.c_ulong] * 2, ctypes.c_ulong]
+
+Words = npt.NDArray[np.uint64]
+
+
+class ForeignMemory:
+    """The registered regions of one rank.
+
+    Raises:
+        UserError: the process is not there, is not the one that was named, or may not be read.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        started: int,
+        bases: tuple[int, ...],
+        layout: Layout,
+        scratch: int,
+        proof: bytes,
+    ) -> None:
+        fd = open_pidfd(pid, started)
+        if fd is None:
+            raise UserError(f"process {pid} is not to be seen from the session")
+        self.pid = pid
+        self._pidfd = fd
+        self.closed = False  # set once, by any thread: copies stop at their next chunk
+        layers = layout.layers
+        runs = [
+            (bases[la.region] + la.offset + s * la.segment_stride, la.block_stride)
+            for la in layers
+            for s in range(la.segments)
+        ]
+        self._starts = np.array([start for start, _ in runs], dtype=np.uint64)
+        self._strides = np.array([stride for _, stride in runs], dtype=np.uint64)
+        lengths = [la.segment_bytes for la in layers for _ in range(la.segments)]
+        self._lengths = np.array(lengths, dtype=np.uint64)
+        ends = np.cumsum(self._lengths)
+        self._places = ends - self._lengths  # of each run in the page
+        self.payload = int(ends[-1])
+        self._prove(scratch, proof)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pidfd"):
+            os.close(self._pidfd)
+
+    def _prove(self, scratch: int, proof: bytes) -> None:
+        got = np.zeros(len(proof), dtype=np.uint8)
+        here = np.array([[got.ctypes.data, len(proof)]], dtype=np.uint64)
+        there = np.array([[scratch, len(proof)]], dtype=np.uint64)
+        why = self._move(_libc.process_vm_readv, here, there)
+        if why:
+            raise UserError(f"cannot read the engine's memory (process {self.pid}): {why}")
+        if got.tobytes() != proof:
+            raise UserError(f"process {self.pid} is not the engine's: another pid namespace?")
+
+    def read(
+        self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
+    ) -> tuple[Status, str]:
+        """Copy block i to `offsets[i]` of the pool, which is mapped at address `pool`."""
+        return self._copy(_libc.process_vm_readv, pool, blocks, offsets, deadline)
+
+    def write(
+        self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
+    ) -> tuple[Status, str]:
+        """Copy from `offsets[i]` of the pool into block i."""
+        return self._copy(_libc.process_vm_writev, pool, blocks, offsets, deadline)
+
+    def _copy(
+        self,
+        call: "ctypes._NamedFuncPointer",
+        pool: int,
+        blocks: tuple[int, ...],
+        offsets: tuple[int, ...],
+        deadline: int,
+    ) -> tuple[Status, str]:
+        ids = np.array(blocks, dtype=np.uint64)[:, None]
+        pages = np.array(offsets, dtype=np.uint64)[:, None] + np.uint64(pool)
+        there = (self._starts + ids * self._strides).ravel()
+        here = (pages + self._places).ravel()
+        lengths = np.tile(self._lengths, len(blocks))
+        dead = select.poll()  # one per thread: a poll object serves one caller at a time
+        dead.register(self._pidfd, select.POLLIN)
+        for first, last in _chunks(lengths):
+            if self.closed or dead.poll(0):
+                return Status.COPY_FAILED, "the engine has gone"
+            if time.monotonic_ns() >= deadline:
+                return Status.EXPIRED, "the deadline has passed"
+            part = slice(first, last)
+            why = self._move(
+                call,
+                _merged(here[part], lengths[part]),
+                _merged(there[part], lengths[part]),
+            )
+            if why:
+                return Status.COPY_FAILED, why
+        return Status.OK, ""
+
+    def _move(self, call: "ctypes._NamedFuncPointer", here: Words, there: Words) -> str:
+        wanted = int(here[:, 1].sum())
+        got = call(self.pid, here.ctypes.data, len(here), there.ctypes.data, len(there), 0)
+        if got == wanted:
+            return ""
+        return os.strerror(ctypes.get_errno()) if got < 0 else f"{got} of {wanted} bytes"
+
+
+def _chunks(lengths: Words) -> list[tuple[int, int]]:
+    """Ranges of pieces for one call each; a piece larger than a chunk goes alone."""
+    ends = np.cumsum(lengths)
+    found: list[tuple[int, int]] = []
+    first = 0
+    while first < len(lengths):
+        before = int(ends[first - 1]) if first else 0
+        last = int(np.searchsorted(ends, before + CHUNK_BYTES, side="right"))
+        last = min(max(last, first + 1), first + IOV_MAX)
+        found.append((first, last))
+        first = last
+    return found
+
+
+def _merged(starts: Words, lengths: Words) -> Words:
+    """(address, length) pairs, those that touch made one."""
+    breaks = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1
+    firsts = np.concatenate(([0], breaks))
+    return np.ascontiguousarray(
+        np.stack((starts[firsts], np.add.reduceat(lengths, firsts)), axis=1), dtype=np.uint64
+    )

@@ -1,0 +1,234 @@
+"""What is set and what the limits are, for whoever runs the service.
+
+A limit stands beside the code that keeps it: a public number of a module with its reason as the
+string below it.  Nobody keeps a second list: the modules are read with `ast`, so a limit shows up
+here because it exists.  Its name is its module's and its own, so no two are alike.
+
+Of these numbers many are nobody's affair but the code's: the sizes of fields on a disk, how much is
+looked at in one turn.  `INNER` names the modules that have no others, and the few elsewhere; what
+is left are the limits that an operator or an engine can run into.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import pkgutil
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pegaflow
+from pegaflow.core.errors import UserError
+from pegaflow.service import poolsize, sizes
+from pegaflow.service.config import SETTINGS, Origin, Settings
+
+_SECONDS = {"NS": 1e-9, "MS": 1e-3, "S": 1.0, "SECONDS": 1.0}
+_UNITS = {"KIB", "MIB", "GIB", "MS"}  # numbers that limit nothing
+_BYTES = {
+    *("BYTES", "SIZE", "PAGE", "MEMORY", "WHOLE", "CHUNK", "POOL", "MARGIN", "SMALLEST"),
+    *("CAPACITY", "PATH"),
+}
+
+_PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, though none is cut
+
+INNER = frozenset(
+    """
+    actors.allocator.actor.SCAN_PAGES actors.allocator.actor.STAMP_SHIFT
+    actors.allocator.actor.UNSTATED_MAX actors.flusher.actor actors.flusher.device
+    actors.flusher.directories.SEGMENTS actors.flusher.reading actors.flusher.writing
+    actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
+    actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
+    actors.session.publish actors.session.saves.BATCH_BLOCKS actors.session.stock
+    actors.supervisor.totals client.curve client.place.QUEUE_MAX client.shell connectors.vllm.compat
+    connectors.vllm.endpoint.PORT connectors.vllm.layout connectors.vllm.namespace
+    core.blocks.adoption core.blocks.backlog core.limits.COPY_THREADS core.limits.SPARES
+    core.policy.lru core.pool.ledger core.segments.codec core.segments.plan.DRAIN_NS
+    core.segments.plan.PREFETCH_BLOCKS core.segments.plan.PREFETCH_INFLIGHT
+    core.segments.plan.WRITE_INFLIGHT core.segments.plan.WRITE_QUEUE_DEPTH device.disk.SCAN_BYTES
+    device.diskops device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
+    service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX service.signals wire.envelope
+    wire.flusher.MANIFEST_KEYS wire.layout wire.message.ITEMS_MAX wire.session.PROOF_BYTES
+    wire.values.NUMBER_MAX
+    """.split()
+)
+"""Modules, with all below them, and single numbers that nobody outside the code runs into."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: a number (or several, one per step) of a module."""
+
+    name: str
+    module: str
+    value: int | float | tuple[int | float, ...]
+    #: seconds (`value` is in the unit that the name ends in), bytes, percent, count, or share: less
+    #: than one is a part of the whole, more is one part in so many
+    unit: str
+    reason: str
+
+    @property
+    def full_name(self) -> str:
+        """Which no other number has."""
+        return f"{self.module.removeprefix('pegaflow.')}.{self.name}"
+
+    @property
+    def inner(self) -> bool:
+        """Whether nobody outside the code runs into it."""
+        parts = self.full_name.split(".")
+        return any(".".join(parts[:n]) in INNER for n in range(1, len(parts) + 1))
+
+    def shown(self) -> str:
+        """The value for a person."""
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return ", ".join(map(self._one, values))
+
+    def _one(self, value: int | float) -> str:
+        if self.unit == "bytes":
+            return sizes.show(int(value))
+        if self.unit == "seconds":
+            seconds = value * _SECONDS[self.name.rpartition("_")[2]]
+            return f"{seconds:g} s" if seconds >= 1 or not value else f"{seconds * 1000:g} ms"
+        if self.unit == "share":
+            return f"{value:.0%}" if value < 1 else f"1/{value}"
+        if self.unit == "percent":
+            return f"{value} %"
+        return f"{value:,}"
+
+
+def all_limits() -> list[Limit]:
+    """Every limit of the package, by module and then as they are written there."""
+    found = []
+    for info in pkgutil.walk_packages(pegaflow.__path__, "pegaflow."):
+        spec = importlib.util.find_spec(info.name)
+        assert spec is not None and spec.origin is not None
+        reasons = dict(_numbers(ast.parse(Path(spec.origin).read_text())))
+        if any(reasons.values()):
+            scope = vars(importlib.import_module(info.name))
+            found += [
+                Limit(name, info.name, scope[name], _unit(name, scope[name]), why)
+                for name, why in reasons.items()
+                if why and _is_number(scope[name])
+            ]
+    return found
+
+
+def _numbers(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Public constants that may be numbers, with the string below each ('' if there is none)."""
+    for node, below in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+            continue
+        name = node.targets[0].id
+        said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        text = below.value.value if said else ""  # type: ignore[union-attr]
+        if name.isupper() and name[0] != "_" and name not in _UNITS:
+            yield name, " ".join(text.split()) if isinstance(text, str) else ""
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unit(name: str, value: object) -> str:
+    words = name.split("_")
+    if "SHARE" in words or isinstance(value, float) and words[-1] not in _SECONDS:
+        return "share"
+    if words[-1] == "PERCENT":
+        return "percent"
+    if words[-1] in _SECONDS:
+        return "seconds"
+    return "bytes" if _BYTES & set(words) else "count"
+
+
+def show_limits(*, as_json: bool, inner: bool = False) -> None:
+    """Print the limits; with `inner` every number of the code."""
+    found = [limit for limit in all_limits() if inner or not limit.inner]
+    if as_json:
+        rows = [
+            {**dataclasses.asdict(limit), "name": limit.full_name, "shown": limit.shown()}
+            for limit in found
+        ]
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+        return
+    _print_rows([(limit.full_name, limit.shown(), limit.reason) for limit in found])
+
+
+def show_settings(
+    settings: Settings, origins: Mapping[str, Origin], *, with_origin: bool, as_json: bool
+) -> None:
+    """Print the settings in force; what is not set is shown as `serve` would choose it now."""
+    values = {key: getattr(settings, key) for key in SETTINGS}
+    notes = {key: f"{o.kind} {o.name}".strip() for key, o in origins.items()}
+    if settings.pool_size is None:
+        chosen = _default_pool(settings)
+        values["pool_size"] = chosen.size or None
+        notes["pool_size"] = f"default: {chosen.reason}"
+    if as_json:
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        parts = {
+            k: {"value": v, "origin": origins[k].kind, "name": origins[k].name}
+            if with_origin
+            else v
+            for k, v in plain.items()
+        }
+        json.dump(parts, sys.stdout, indent=1)
+        print()
+        return
+    shown = []
+    for key, value in values.items():
+        shown.append((key, _said(key, value), notes[key] if with_origin else ""))
+    _print_rows(shown)
+
+
+def _said(key: str, value: object) -> str:
+    """A value as one would write it."""
+    if value in (None, ()):
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and SETTINGS[key].metavar == "SIZE":
+        return sizes.show(value)
+    return ":".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _default_pool(settings: Settings) -> poolsize.PoolSize:
+    try:
+        return poolsize.choose(None, poolsize.look(), settings.extent_size)
+    except UserError as err:
+        return poolsize.PoolSize(0, str(err))
+
+
+def _print_rows(rows: list[tuple[str, str, str]]) -> None:
+    """A line each; on a terminal one that is too long for it has its last part below."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(laid_out(rows, width))
+
+
+def laid_out(rows: list[tuple[str, str, str]], width: int | None) -> str:
+    """Name, value and note of each, in so many columns; None: as many as it takes.
+
+    A value that would need more than a quarter of them does not widen the column of the others.
+    """
+    first = max(len(name) for name, _, _ in rows)
+    room = (width or _PIPED_WIDTH) // 4
+    second = max((len(value) for _, value, _ in rows if len(value) < room), default=0)
+    lines = []
+    for name, value, note in rows:
+        line = f"{name:<{first}}  {value:<{second}}  {note}".rstrip()
+        if width is None or len(line) <= width:
+            lines.append(line)
+            continue
+        head, indent = f"{name:<{first}}  {value}", "    "
+        below = [note] if len(head) <= width else [value, note]
+        lines.append(head if len(head) <= width else name)
+        for part in below:
+            lines += textwrap.wrap(part, width, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The service as a program: command line, settings, run directory, keys, logs, signals."""

@@ -1,0 +1,171 @@
+"""How large the pool may be, and why.
+
+With no size given the pool takes a quarter of the machine, less where less is free: the memory
+that is available now, the room below the memory limit of our cgroup (version 2 or 1), and the
+free part of /dev/shm, whichever is smallest.  The answer carries the sentence that is printed at
+start, so nobody has to guess why the pool is as it is.  A size that was asked for is
+taken, in whole extents, or refused; nobody gets much less than they named.
+
+`choose` is pure: it is given a `Memory`; `look` reads one from the system.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pegaflow.core.errors import UserError
+from pegaflow.core.limits import GIB, MIB
+
+from .sizes import show
+
+SHARE_OF_RAM = 0.25
+"""An engine, its weights and the system need the rest; whoever runs a cache host raises it by
+flag."""
+
+MARGIN = 1 * GIB
+"""The service's own processes and what the engines allocate while the pool is being filled."""
+
+SHARE_OF_SHM = 0.8
+"""Engines (tensor transport, bounce files) use /dev/shm too, and a full one is their SIGBUS."""
+
+SMALLEST_DEFAULT = 128 * MIB
+"""Below this a pool holds a few hundred blocks at best: better to say so than to run uselessly."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the machine has, in bytes."""
+
+    total: int
+    #: What can be taken without swapping: MemAvailable.
+    available: int
+    #: Room below the tightest memory limit of our cgroups, or None where nothing limits us.
+    cgroup_room: int | None
+    #: Free space of the file system that holds the pool.
+    shm_free: int
+
+    def plus(self, there: int) -> Memory:
+        """As if so many bytes, which an old pool has, were not taken."""
+        room = None if self.cgroup_room is None else self.cgroup_room + there
+        return Memory(self.total, self.available + there, room, self.shm_free + there)
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    #: A whole number of extents, at least one.
+    size: int
+    #: One sentence for the person who started the service.
+    reason: str
+
+
+def choose(asked: int | None, memory: Memory, extent: int) -> PoolSize:
+    """The pool's size; raises `UserError` when there is no room for a sensible one."""
+    return _default(memory, extent) if asked is None else _explicit(asked, memory, extent)
+
+
+def _default(memory: Memory, extent: int) -> PoolSize:
+    bounds = [
+        (int(memory.total * SHARE_OF_RAM), f"a quarter of {show(memory.total)} of memory"),
+        (
+            memory.available - MARGIN,
+            f"{show(memory.available)} of available memory less {show(MARGIN)}",
+        ),
+        (
+            int(memory.shm_free * SHARE_OF_SHM),
+            f"{SHARE_OF_SHM:.0%} of {show(memory.shm_free)} free in /dev/shm",
+        ),
+    ]
+    if memory.cgroup_room is not None:
+        room = memory.cgroup_room
+        bounds.append((room - MARGIN, f"{show(room)} left of the cgroup limit less {show(MARGIN)}"))
+    bound, why = min(bounds)
+    size = bound // extent * extent
+    if size < max(SMALLEST_DEFAULT, extent):
+        hint = "enlarge it (docker run --shm-size 8g)" if "/dev/shm" in why else "free some"
+        raise UserError(f"no room for a pool: {why}; {hint}, or name a small --pool-size")
+    return PoolSize(size, f"pool of {show(size)}: {why}")
+
+
+def _explicit(asked: int, memory: Memory, extent: int) -> PoolSize:
+    if asked < extent:
+        raise UserError(f"a pool of {show(asked)} is smaller than one extent ({show(extent)})")
+    rooms = [
+        (memory.shm_free, "is free in /dev/shm"),
+        (memory.available, "of memory is available"),
+    ]
+    if memory.cgroup_room is not None:
+        rooms.append((memory.cgroup_room, "is left of the cgroup's memory limit"))
+    room, where = min(rooms)
+    if asked > room:
+        hint = "; enlarge it (docker run --shm-size 8g), or name less" if "shm" in where else ""
+        raise UserError(f"a pool of {show(asked)} does not fit: {show(room)} {where}{hint}")
+    size = asked // extent * extent
+    rounded = "" if size == asked else f", rounded down to whole extents of {show(extent)}"
+    return PoolSize(size, f"pool of {show(size)}: as asked{rounded}")
+
+
+def pin_note(size: int) -> str | None:
+    """The line for a user who asked for a pinned pool that RLIMIT_MEMLOCK does not allow."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY or soft >= size:
+        return None
+    return (
+        f"only {show(soft)} may be locked (ulimit -l), {show(size)} is wanted: the pool stays "
+        "unpinned; raise memlock in limits.conf, or LimitMEMLOCK= of the unit"
+    )
+
+
+def look(shm: str = "/dev/shm", root: Path = Path("/")) -> Memory:
+    """Reads the machine as it is now; `root` is another tree in tests."""
+    info = _numbers(root / "proc/meminfo")
+    try:
+        free = os.statvfs(shm)
+    except OSError as error:
+        raise UserError(
+            f"no shared memory at {shm}: {error.strerror}; mount a tmpfs there"
+        ) from error
+    rooms = list(_cgroup_rooms(root))
+    return Memory(
+        total=info["MemTotal:"] * 1024,
+        available=info["MemAvailable:"] * 1024,
+        cgroup_room=min(rooms) if rooms else None,
+        shm_free=free.f_bavail * free.f_frsize,
+    )
+
+
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """Room below each memory limit that applies to us: our own cgroup's and all its ancestors'.
+
+    In a container the path in /proc/self/cgroup may not exist below the mount; its missing parts
+    are skipped, and the mount itself is the container's own cgroup.
+    """
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, usage, inactive = "", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit, usage = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            inactive = "total_inactive_file"
+        else:
+            continue
+        mount = root / "sys/fs/cgroup" / base
+        inside = mount / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            ceiling = (folder / limit).read_text().strip() if (folder / limit).is_file() else "max"
+            if ceiling != "max":
+                # The kernel drops clean page cache before it refuses, so that counts as room.
+                cache = _numbers(folder / "memory.stat").get(inactive, 0)
+                used = int((folder / usage).read_text()) - cache
+                yield max(0, int(ceiling) - max(0, used))
+            if folder == mount:
+                break
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """A file of `name number ...` lines."""
+    words = (line.split() for line in path.read_text().splitlines())
+    return {parts[0]: int(parts[1]) for parts in words if len(parts) > 1}

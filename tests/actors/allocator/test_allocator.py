@@ -1,0 +1,250 @@
+"""Who may fill which page: grants, statements, and what becomes of a page that is left."""
+
+from pegaflow.actors.allocator.actor import Allocator
+from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.jobs import GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import Address
+from tests.actors.rig import (
+    ALLOC,
+    BOSS,
+    EXTENT,
+    HELLO,
+    IDX,
+    MS,
+    NOBODY_ELSE,
+    PAGE,
+    POOL,
+    SESSION_4,
+    SESSION_5,
+    WELCOME,
+    Rig,
+    one,
+    pick,
+    said,
+)
+
+ALL = POOL // PAGE
+
+
+def allocator(extents: int = POOL // EXTENT) -> tuple[Rig, Allocator]:
+    """An allocator whose index has dialled it and whose first extents are there."""
+    actor = Allocator(ALLOC, BOSS, HELLO)
+    rig = Rig(actor)
+    assert said(rig.start(), Hello, BOSS) == HELLO
+    rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, NOBODY_ELSE)
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    for _ in range(extents):
+        rig.done(GrowExtent)
+    return rig, actor
+
+
+def granted(sent: list[Envelope], holder: Address = SESSION_4) -> Reserved:
+    reserved = said(sent, Reserved, holder)
+    assert reserved.status is Status.OK
+    return reserved
+
+
+def free_bytes(actor: Allocator) -> int:
+    return actor.gauges()["pool_free_bytes"]
+
+
+def test_a_grant() -> None:
+    rig, actor = allocator()
+    first = granted(rig.ask(SESSION_4, Reserve(PAGE, 3)))
+    second = granted(rig.ask(SESSION_4, Reserve(PAGE, 2)))
+    other = granted(rig.ask(SESSION_5, Reserve(PAGE, 1)), SESSION_5)
+    assert (first.number, second.number, other.number) == (1, 2, 1)
+    pages = (*first.pages, *second.pages, *other.pages)
+    stamps = (*first.stamps, *second.stamps, *other.stamps)
+    assert len(set(pages)) == len(set(stamps)) == 6
+    assert {stamp >> 40 for stamp in stamps} == {ALLOC.incarnation}
+    assert actor.gauges()["pool_held_bytes"] == 6 * PAGE
+
+
+def test_what_can_never_fit_is_refused_and_presses_nobody() -> None:
+    rig, _ = allocator()
+    granted(rig.ask(SESSION_4, Reserve(PAGE, ALL)))
+    for ask in (Reserve(PAGE, ALL + 1), Reserve(2 * EXTENT, 1)):
+        sent = rig.ask(SESSION_5, ask)
+        assert said(sent, Reserved) == Reserved(Status.TOO_LARGE, 0, (), ())
+        assert not pick(sent, Pressure)
+
+
+def test_impossible_requests() -> None:
+    rig, _ = allocator()
+    for ask in (Reserve(0, 1), Reserve(PAGE + 1, 1), Reserve(PAGE, 0)):
+        assert said(rig.ask(SESSION_4, ask), Reserved).status is Status.BAD_REQUEST
+
+
+def test_a_reservation_waits_for_an_extent_that_still_grows() -> None:
+    rig, _ = allocator(extents=1)
+    assert rig.ask(SESSION_4, Reserve(PAGE, ALL)) == []
+    granted(rig.done(GrowExtent))
+
+
+def test_an_extent_that_cannot_be_had() -> None:
+    rig, _ = allocator(extents=1)
+    assert rig.ask(SESSION_4, Reserve(PAGE, ALL)) == []
+    pressure = one(rig.done(GrowExtent, Status.NO_SPACE), Pressure, IDX)
+    sent = rig.answer(pressure, Freed(()))
+    assert said(sent, Reserved).status is Status.NO_SPACE
+    assert rig.count("extents_not_grown") == 1
+
+
+def test_a_full_pool_presses_the_index_once() -> None:
+    rig, actor = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
+    rig.tell(SESSION_4, Return(pages))
+    rig.done(ReadRecords, values=pages)
+    assert actor.gauges()["pool_sealed_bytes"] == POOL
+    pressure = one(rig.ask(SESSION_5, Reserve(PAGE, 2)), Pressure, IDX)
+    assert pressure.message == Pressure(PAGE, 2, False)
+    assert rig.ask(SESSION_4, Reserve(PAGE, 1)) == []
+    assert rig.answer(pressure, Freed(pages[:3])) == []
+    sent = rig.done(ReadRecords)
+    assert set(granted(sent, SESSION_5).pages) < set(pages[:3])
+    assert set(granted(sent, SESSION_4).pages) < set(pages[:3])
+
+
+def test_another_page_size_presses_for_a_recut() -> None:
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
+    rig.tell(SESSION_4, Return(pages))
+    rig.done(ReadRecords, values=pages)
+    pressure = one(rig.ask(SESSION_5, Reserve(EXTENT, 1)), Pressure)
+    assert pressure.message == Pressure(EXTENT, 1, True)
+    rig.answer(pressure, Freed(pages[: EXTENT // PAGE]))
+    assert granted(rig.done(ReadRecords), SESSION_5).pages == (pages[0],)
+
+
+def test_an_index_that_frees_nothing_or_is_silent_means_no_space() -> None:
+    rig, _ = allocator()
+    granted(rig.ask(SESSION_4, Reserve(PAGE, ALL)))
+    pressure = one(rig.ask(SESSION_5, Reserve(PAGE, 1)), Pressure)
+    assert said(rig.answer(pressure, Freed(())), Reserved).status is Status.NO_SPACE
+    one(rig.ask(SESSION_5, Reserve(PAGE, 1)), Pressure)
+    assert said(rig.wait(600 * MS), Reserved).status is Status.NO_SPACE
+
+
+def test_a_reservation_past_its_deadline_takes_nothing() -> None:
+    rig, actor = allocator(extents=0)
+    rig.ask(SESSION_4, Reserve(PAGE, 1), deadline=rig.now + MS)
+    rig.wait(2 * MS)
+    assert not pick(rig.done(GrowExtent), Reserved)
+    assert (rig.count("reserve_expired"), free_bytes(actor)) == (1, EXTENT)
+
+
+def test_returned_pages_are_free_if_void_and_the_indexs_if_sealed() -> None:
+    rig, actor = allocator()
+    void, sealed = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
+    rig.tell(SESSION_4, Return((void, sealed)))
+    assert free_bytes(actor) == POOL - 2 * PAGE, "nothing is free before the ledger is read"
+    rig.done(ReadRecords, values=(sealed,))
+    assert free_bytes(actor) == POOL - PAGE
+    assert actor.gauges()["pool_sealed_bytes"] == PAGE
+
+
+def test_freed_is_believed_only_if_the_record_is_void() -> None:
+    rig, actor = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
+    rig.tell(SESSION_4, Return(pages))
+    rig.done(ReadRecords, values=pages)
+    rig.tell(IDX, Freed(pages))
+    rig.done(ReadRecords, values=pages[:1])
+    assert actor.gauges()["pool_sealed_bytes"] == PAGE
+    assert free_bytes(actor) == POOL - PAGE
+
+
+def test_freed_does_not_take_a_page_from_its_holder() -> None:
+    rig, actor = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages
+    rig.tell(IDX, Freed(pages))
+    rig.done(ReadRecords)
+    assert actor.gauges()["pool_held_bytes"] == PAGE
+
+
+def test_a_lost_freed_is_mended_by_the_scan() -> None:
+    rig, actor = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
+    rig.tell(SESSION_4, Return(pages))
+    rig.done(ReadRecords, values=pages)
+    rig.wait(BEAT_NS)
+    assert {p for job in rig.wanted(ReadRecords) for p in job.pages} == set(pages)
+    rig.done(ReadRecords, values=pages[1:])
+    assert (free_bytes(actor), actor.gauges()["pool_sealed_bytes"]) == (POOL - PAGE, PAGE)
+
+
+def test_a_stranger_cannot_return_pages() -> None:
+    rig, actor = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages
+    rig.tell(SESSION_5, Return(pages))
+    assert not rig.wanted(ReadRecords)
+    assert actor.gauges()["pool_held_bytes"] == PAGE
+    assert rig.count("pages_not_held") == 1
+
+
+def test_stock_takes_back_what_it_omits() -> None:
+    rig, actor = allocator()
+    first = granted(rig.ask(SESSION_4, Reserve(PAGE, 3)))
+    kept, void, sealed = first.pages
+    assert rig.tell(SESSION_4, Stock(1, (kept,))) == []
+    rig.done(ReadRecords, values=(sealed,))
+    gauges = actor.gauges()
+    assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (PAGE, PAGE)
+    assert void not in (kept, sealed)
+
+
+def test_grants_later_than_the_statement_are_sent_again_and_kept() -> None:
+    rig, actor = allocator()
+    first = granted(rig.ask(SESSION_4, Reserve(PAGE, 1)))
+    second = granted(rig.ask(SESSION_4, Reserve(PAGE, 1)))
+    again = one(rig.tell(SESSION_4, Stock(1, first.pages)), Reserved, SESSION_4)
+    assert (again.message, again.answer) == (second, 0)
+    assert not rig.wanted(ReadRecords)
+    assert rig.tell(SESSION_4, Stock(2, (*first.pages, *second.pages))) == []
+    assert rig.tell(SESSION_4, Stock(1, first.pages)) == [], "stated once, never sent again"
+    assert actor.gauges()["pool_held_bytes"] == 2 * PAGE
+
+
+def test_fenced_brings_back_all_of_the_dead() -> None:
+    rig, actor = allocator()
+    void, sealed = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
+    other = granted(rig.ask(SESSION_5, Reserve(PAGE, 1)), SESSION_5)
+    rig.tell(IDX, Fenced(SESSION_4))
+    rig.done(ReadRecords, values=(sealed,))
+    gauges = actor.gauges()
+    assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (PAGE, PAGE)
+    assert free_bytes(actor) == POOL - 2 * PAGE
+    assert not set(other.pages) & {void, sealed}
+
+
+def test_a_reservation_of_the_dead_is_not_served() -> None:
+    rig, _ = allocator(extents=0)
+    assert rig.ask(SESSION_4, Reserve(PAGE, 1)) == []
+    rig.tell(IDX, Fenced(SESSION_4))
+    assert rig.done(GrowExtent) == []
+
+
+def test_a_page_given_back_twice_is_freed_once() -> None:
+    """Return and a Stock that omits it: the second reading must not free the next grant."""
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
+    rig.tell(SESSION_4, Return(pages[:1]))
+    rig.tell(SESSION_4, Stock(1, pages[1:]))
+    rig.done(ReadRecords)
+    assert granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages == pages[:1]
+    rig.done(ReadRecords)
+    assert not pick(rig.ask(SESSION_5, Reserve(PAGE, 1)), Reserved)
+
+
+def test_what_the_fenced_had_queued_is_not_granted() -> None:
+    rig, actor = allocator()
+    rig.tell(IDX, Fenced(SESSION_4))
+    rig.ask(SESSION_4, Reserve(PAGE, 1))
+    rig.tell(BOSS, Gone(SESSION_4))
+    assert actor.gauges()["pool_held_bytes"] == 0

@@ -1,0 +1,374 @@
+"""Index and allocator in a later life: what they find, whom they wait for, what they are told."""
+
+from pegaflow.actors.allocator.actor import Allocator
+from pegaflow.actors.index.actor import Index
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
+from pegaflow.wire.control import Beat, Fenced, Gone, Neighbour, Roll
+from pegaflow.wire.index import (
+    Claim,
+    Claimed,
+    Claiming,
+    Corrupt,
+    Find,
+    Held,
+    Holding,
+    Seal,
+    Sealed,
+    Unheld,
+)
+from pegaflow.wire.jobs import GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import Address
+from tests.actors.index.test_index import KEYS, NS, ROOT, index, save, seal_of
+from tests.actors.rig import (
+    ALLOC,
+    BOSS,
+    EXTENT,
+    HELLO,
+    IDX,
+    MS,
+    PAGE,
+    POOL,
+    SESSION_4,
+    SESSION_5,
+    WELCOME,
+    Rig,
+    one,
+    pick,
+    said,
+)
+from tests.actors.tier import FLUSHER_6
+
+IDX_9, ALLOC_9 = Address("index", 9), Address("allocator", 9)
+BOTH = Roll((SESSION_4, SESSION_5), ())
+
+
+def heir(ledger: Ledger, roll: Roll = BOTH) -> tuple[Rig, Index]:
+    """A later index on this ledger."""
+    rig = Rig(Index(IDX_9, BOSS, HELLO, lambda path: ledger))
+    rig.start()
+    rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, roll)
+    rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
+    actor = rig.host.actor
+    assert isinstance(actor, Index)
+    return rig, actor
+
+
+def left(keys: tuple[bytes, ...] = KEYS[:4]) -> Ledger:
+    """The ledger of an index that has sealed a chain."""
+    rig, actor = index()
+    save(rig, keys)
+    return actor.ledger
+
+
+def press(rig: Rig, count: int = 9) -> tuple[int, ...]:
+    return said(rig.ask(ALLOC, Pressure(PAGE, count, False)), Freed).pages
+
+
+def test_what_was_sealed_is_a_hit_and_questions_wait_until_it_is_known() -> None:
+    rig, _ = heir(left())
+    assert rig.ask(SESSION_4, Find(NS, KEYS)) == []
+    answers = rig.wait(0)
+    assert said(answers, Held) == Held(1, 1, (0, 1, 2, 3))
+    assert rig.count("blocks_adopted") == 4
+
+
+def test_it_beats_while_it_reads() -> None:
+    rig, _ = heir(left())
+    rig.now += 500 * MS
+    assert pick(rig.wake(), Beat)
+
+
+def test_nothing_is_evicted_before_all_have_stated() -> None:
+    rig, _ = heir(left())
+    rig.wait(0)
+    assert press(rig) == ()
+    rig.tell(SESSION_4, Holding(0, (), 0, ()))
+    assert press(rig) == ()
+    rig.tell(SESSION_5, Holding(0, (), 0, ()))
+    assert press(rig) == (3, 2, 1, 0), "the tail of a chain goes first"
+
+
+def test_a_dead_session_is_not_waited_for() -> None:
+    rig, _ = heir(left())
+    rig.wait(0)
+    rig.tell(SESSION_4, Holding(0, (), 0, ()))
+    assert said(rig.tell(BOSS, Gone(SESSION_5)), Fenced, ALLOC) == Fenced(SESSION_5)
+    assert len(press(rig)) == 4
+
+
+def test_leases_go_on_under_their_numbers() -> None:
+    rig, _ = heir(left(), Roll((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Held(7, 1, (0, 1)))
+    assert rig.tell(SESSION_4, Holding(8, (7,), 0, ())) == []
+    assert press(rig) == (3, 2)
+    assert said(rig.ask(SESSION_4, Find(NS, KEYS[:1])), Held).number == 9
+    rig.tell(SESSION_4, Holding(9, (9,), 0, ()))
+    assert press(rig) == (1,)
+
+
+def test_a_lease_that_cannot_be_honoured_is_said_and_holds_eviction_up() -> None:
+    rig, _ = heir(left(), Roll((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Held(7, 1, (0, 5)))
+    told = rig.tell(SESSION_4, Holding(7, (7,), 0, ()))
+    assert said(told, Unheld, SESSION_4) == Unheld((7,))
+    assert press(rig) == (), "a copy may still run"
+    assert rig.tell(SESSION_4, Holding(7, (), 0, ())) == []
+    assert len(press(rig)) == 4
+
+
+def test_a_lease_cannot_be_invented_later() -> None:
+    rig, _ = heir(left(), Roll((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Holding(0, (), 0, ()))
+    rig.tell(SESSION_4, Held(1, 1, (0,)))
+    assert len(press(rig)) == 4
+
+
+def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
+    rig, actor = heir(left(KEYS[:1]), Roll((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Claiming(3, NS, KEYS[:3]))
+    rig.tell(SESSION_4, Holding(0, (), 3, (3,)))
+    assert said(rig.ask(SESSION_5, Claim(NS, KEYS[:4])), Claimed).positions == (3,)
+    again = said(rig.ask(SESSION_4, seal_of(3, KEYS[:3])), Sealed)
+    assert again == Sealed(Status.OK, (0, 1, 2)), "one was carried out by the earlier index"
+    assert actor.counts["blocks_sealed"] == 3 and len(actor.blocks) == 3
+
+
+def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
+    rig, actor = heir(left(KEYS[:1]), Roll((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Claiming(3, NS, KEYS[:1]))
+    rig.tell(SESSION_4, Holding(0, (), 3, (3,)))
+    assert press(rig) == (0,)
+    assert said(rig.ask(SESSION_4, seal_of(3, KEYS[:1])), Sealed).status is Status.OK
+    assert len(actor.blocks) == 1
+
+
+def test_half_a_seal_is_voided_and_sealed_again() -> None:
+    rig, actor = index()
+    claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)
+    whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), (900, 901))
+    rig.ask(SESSION_4, whole)
+    actor.ledger.void([1])
+    rig, actor = heir(actor.ledger, Roll((SESSION_4,), ()))
+    rig.ask(SESSION_4, Find(NS, KEYS))
+    told = rig.wait(0)
+    assert said(told, Held).number == 0 and said(told, Freed, ALLOC) == Freed((0,))
+    rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
+    rig.tell(SESSION_4, Holding(0, (), 1, (1,)))
+    assert said(rig.ask(SESSION_4, whole), Sealed).status is Status.OK
+    assert said(rig.ask(SESSION_4, Find(NS, KEYS)), Held).pages == (0, 1)
+
+
+def test_what_the_dead_had_asked_is_forgotten() -> None:
+    rig, actor = heir(index()[1].ledger, Roll((SESSION_4,), ()))
+    rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
+    rig.ask(SESSION_4, seal_of(1, KEYS[:1]))
+    rig.tell(BOSS, Gone(SESSION_4))
+    rig.wait(0)
+    assert len(actor.blocks) == 0 and len(actor.claims) == 0
+
+
+def test_a_new_allocator_hears_of_all_the_dead() -> None:
+    rig, _ = heir(left(), Roll((SESSION_4,), (SESSION_5,)))
+    rig.wait(0)
+    rig.tell(BOSS, Gone(SESSION_4))
+    rig.tell(BOSS, Gone(ALLOC))
+    told = rig.tell(BOSS, Neighbour(ALLOC_9, "ipc://a9", 1))
+    fenced = {e.message for e in pick(told, Fenced, ALLOC_9)}
+    assert fenced == {Fenced(SESSION_4), Fenced(SESSION_5)}
+    assert told[-1].message == Freed(())
+
+
+def test_the_lookup_of_a_chain_makes_adopted_blocks_young_as_a_whole() -> None:
+    rig, _ = heir(left(), Roll((), ()))
+    rig.wait(0)
+    for _ in range(2):
+        number = said(rig.ask(SESSION_4, Find(NS, KEYS[:4])), Held).number
+        rig.tell(SESSION_4, Holding(number, (), 0, ()))
+    claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[4:5])), Claimed)
+    seal = Seal(claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], (4,), (904,))
+    assert said(rig.ask(SESSION_4, seal), Sealed).status is Status.OK
+    assert press(rig, 2) == (4, 3)
+
+
+def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -> None:
+    rig, actor = index()
+    save(rig, KEYS[:3])
+    lease = said(rig.ask(SESSION_5, Find(NS, KEYS[:3])), Held)
+    rig.tell(SESSION_4, Corrupt((1, 1, 99)))
+    assert rig.count("blocks_corrupt") == 1
+    assert said(rig.ask(SESSION_4, Find(NS, KEYS[:3])), Held).pages == (0,)
+    assert actor.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
+    rig.tell(SESSION_5, Holding(lease.number, (), 0, ()))
+    rig, actor = heir(actor.ledger, Roll((), ()))
+    rig.wait(0)
+    assert actor.gauges()["quarantined_pages"] == 1
+    claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[1:2])), Claimed)
+    refused = said(rig.ask(SESSION_4, seal_of(claimed.number, KEYS[1:2], 1)), Sealed)
+    assert refused.positions == ()
+
+
+# the allocator
+
+
+def keeper(roll: Roll) -> tuple[Rig, Allocator]:
+    """A later allocator that has got this Roll."""
+    rig = Rig(Allocator(ALLOC_9, BOSS, HELLO))
+    rig.start()
+    rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, roll)
+    actor = rig.host.actor
+    assert isinstance(actor, Allocator)
+    return rig, actor
+
+
+def grown(rig: Rig) -> None:
+    while rig.wanted(GrowExtent):
+        rig.done(GrowExtent)
+
+
+def record(page: int) -> int:
+    return page | PAGE << 32
+
+
+def test_it_waits_for_every_holder_and_for_an_index() -> None:
+    rig, actor = keeper(BOTH)
+    rig.ask(SESSION_4, Reserve(PAGE, 1))
+    rig.tell(SESSION_4, Stock(3, (0, 1), PAGE))
+    rig.tell(IDX, Freed(()))
+    assert not rig.wanted(ScanRecords) and actor.slab is None
+    rig.tell(SESSION_5, Stock(0, ()))
+    sent = rig.done(ScanRecords, values=(record(1), record(2)))
+    sent += rig.done(GrowExtent)
+    grant = said(sent, Reserved, SESSION_4)
+    assert grant.number == 4, "numbers go on from what was stated"
+    assert not {0, 1, 2} & set(grant.pages)
+    gauges = actor.gauges()
+    assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (3 * PAGE, PAGE)
+    assert {stamp >> 40 for stamp in grant.stamps} == {ALLOC_9.incarnation}
+
+
+def test_without_an_index_it_waits_too() -> None:
+    rig, _ = keeper(Roll((), ()))
+    assert not rig.wanted(ScanRecords)
+    rig.tell(IDX, Freed(()))
+    assert rig.wanted(ScanRecords)
+
+
+def test_the_dead_are_waited_for_until_they_are_fenced() -> None:
+    rig, _ = keeper(Roll((SESSION_4,), ()))
+    rig.tell(IDX, Freed(()))
+    rig.tell(BOSS, Gone(SESSION_4))
+    assert not rig.wanted(ScanRecords), "a Seal of it may still be on its way into the ledger"
+    rig.tell(IDX, Fenced(SESSION_4))
+    assert rig.wanted(ScanRecords)
+
+
+def test_fenced_before_the_roll() -> None:
+    rig = Rig(Allocator(ALLOC_9, BOSS, HELLO))
+    rig.start()
+    rig.tell(BOSS, WELCOME)
+    rig.tell(IDX, Fenced(SESSION_4))
+    rig.tell(IDX, Freed(()))
+    rig.tell(BOSS, Roll((SESSION_4,), ()))
+    assert rig.wanted(ScanRecords)
+
+
+def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -> None:
+    rig, actor = keeper(Roll((SESSION_4,), ()))
+    rig.tell(SESSION_4, Stock(1, (0,), PAGE))
+    rig.tell(IDX, Freed(()))
+    rig.tell(SESSION_4, Return((0,)))
+    rig.tell(SESSION_4, Stock(1, (), PAGE))
+    rig.done(ScanRecords)  # it was void when it was read
+    assert actor.gauges()["pool_held_bytes"] == PAGE
+    rig.done(ReadRecords, values=(0,))  # and is sealed now
+    grown(rig)
+    assert actor.gauges()["pool_sealed_bytes"] == PAGE
+
+
+def test_an_early_return_does_not_take_a_later_grant_away() -> None:
+    """Seed 243: the Return was of a page that an earlier allocator had granted."""
+    rig, actor = keeper(Roll((SESSION_4,), ()))
+    rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
+    rig.tell(SESSION_4, Return((0,)))
+    rig.tell(SESSION_4, Stock(1, (), PAGE))
+    rig.tell(IDX, Freed(()))
+    sent = rig.done(ScanRecords)
+    while rig.wanted(GrowExtent):
+        sent += rig.done(GrowExtent)
+    assert said(sent, Reserved, SESSION_4).number == 2
+    assert not rig.wanted(ReadRecords) and actor.gauges()["pool_held_bytes"] == POOL
+
+
+def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> None:
+    rig, actor = keeper(Roll((SESSION_4,), ()))
+    rig.tell(SESSION_4, Stock(1, (0, 1), PAGE))
+    rig.tell(IDX, Freed(()))
+    rig.tell(IDX, Fenced(SESSION_4))
+    rig.done(ScanRecords)
+    rig.done(ReadRecords, values=(1,))
+    grown(rig)
+    gauges = actor.gauges()
+    assert (gauges["pool_sealed_bytes"], gauges["pool_free_bytes"]) == (PAGE, POOL - PAGE)
+
+
+def test_what_was_there_need_not_be_grown() -> None:
+    rig, _ = keeper(Roll((), ()))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords, values=(record(0),))
+    assert [job.extent for job in rig.wanted(GrowExtent)] == [1]
+    grown(rig)
+    assert said(rig.ask(SESSION_4, Reserve(EXTENT, 1)), Reserved).pages == (EXTENT // PAGE,)
+
+
+def test_nonsense_that_is_stated_is_nobodys() -> None:
+    rig, actor = keeper(Roll((SESSION_4, SESSION_5), ()))
+    rig.tell(SESSION_4, Stock(1, (0, 1 << 40), PAGE))
+    rig.tell(SESSION_5, Stock(1, (0, 1), 4097))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    grown(rig)
+    assert actor.gauges()["pool_held_bytes"] == PAGE and rig.count("pages_not_held") == 3
+
+
+def test_a_flusher_states_pages_of_several_sizes() -> None:
+    rig, actor = keeper(Roll((FLUSHER_6,), ()))
+    first = EXTENT // PAGE
+    rig.tell(FLUSHER_6, Stock(2, (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    grown(rig)
+    assert actor.gauges()["pool_held_bytes"] == 4 * PAGE
+    other = said(rig.ask(SESSION_4, Reserve(2 * PAGE, 1)), Reserved)
+    assert other.pages == (first + 1,), "the rest of an extent of this size"
+    rig.tell(IDX, Fenced(FLUSHER_6))
+    rig.done(ReadRecords)
+    assert actor.gauges()["pool_held_bytes"] == 2 * PAGE, "of the dead flusher nothing is left"
+
+
+def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
+    rig, actor = keeper(Roll((FLUSHER_6,), ()))
+    rig.tell(FLUSHER_6, Stock(2, (0, 1), 0, (PAGE,)))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    grown(rig)
+    assert actor.gauges()["pool_held_bytes"] == PAGE
+
+
+def test_without_an_index_reservations_wait() -> None:
+    rig, _ = keeper(Roll((), ()))
+    rig.tell(IDX, Freed(()))
+    rig.done(ScanRecords)
+    grown(rig)
+    rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
+    rig.tell(BOSS, Gone(IDX))
+    assert rig.ask(SESSION_4, Reserve(PAGE, 1)) == []
+    assert one(rig.tell(IDX_9, Freed(())), Pressure, IDX_9)

@@ -1,0 +1,72 @@
+"""The threads that copy: parts of one job, outcomes, and an error that nobody expected."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+
+from pegaflow.actors.runtime.workers import YIELDING_NICE, Workers
+from pegaflow.core.errors import UserError
+from pegaflow.wire.jobs import Done
+from pegaflow.wire.status import Status
+
+OK = Done(Status.OK)
+
+
+def finished(workers: Workers) -> list[tuple[int, Done]]:
+    """Wait for at least one job."""
+    done: list[tuple[int, Done]] = []
+    while not done:
+        assert select.select([workers.fd], [], [], 30)[0]
+        done = workers.collect()
+    return done
+
+
+def test_a_job_is_done_when_its_last_part_is() -> None:
+    workers = Workers()
+    workers.grow(2)
+    both = threading.Barrier(2, timeout=30)
+
+    def part() -> Done:
+        both.wait()
+        return OK
+
+    workers.put(1, part, part)
+    assert finished(workers) == [(1, OK)]
+
+
+def test_the_outcome_is_that_of_the_part_that_failed() -> None:
+    workers = Workers()
+
+    def fails() -> Done:
+        raise UserError("no room")
+
+    workers.put(1, lambda: OK, fails, lambda: OK)
+    assert finished(workers) == [(1, Done(Status.COPY_FAILED, "no room"))]
+
+
+def test_an_unexpected_error_ends_the_process() -> None:
+    program = (
+        "import time\n"
+        "from pegaflow.actors.runtime.workers import Workers\n"
+        "Workers().put(1, lambda: 1 // 0)\n"
+        "time.sleep(30)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
+
+
+def test_threads_that_can_wait_yield() -> None:
+    for yielding, wanted in ((True, (os.SCHED_BATCH, YIELDING_NICE)), (False, (0, 0))):
+        workers = Workers(yielding)
+        seen: list[tuple[int, int]] = []
+
+        def look(seen: list[tuple[int, int]] = seen) -> Done:
+            own = threading.get_native_id()
+            seen.append((os.sched_getscheduler(own), os.getpriority(os.PRIO_PROCESS, own)))
+            return OK
+
+        workers.put(1, look)
+        finished(workers)
+        assert seen == [(wanted[0], max(wanted[1], os.getpriority(os.PRIO_PROCESS, 0)))]

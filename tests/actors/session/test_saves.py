@@ -1,0 +1,254 @@
+"""From Save to Saved: claims, slots, Keep and Drop, pages, seals."""
+
+from pegaflow.actors.session.actor import Session
+from pegaflow.actors.session.publish import INDEX_NS
+from pegaflow.actors.session.saves import Saves
+from pegaflow.wire.allocator import Reserve, Reserved, Return
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
+from pegaflow.wire.jobs import FillPages
+from pegaflow.wire.session import Drop, Keep, Leave, Left, Ping, Save, Saved, Take
+from pegaflow.wire.status import Status
+from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
+from tests.actors.sessions import KEYS, attached, grant
+
+NO_SPACE = Reserved(Status.NO_SPACE, 0, (), ())
+
+
+def books(actor: Session) -> Saves:
+    assert actor.saves is not None
+    return actor.saves
+
+
+def stocked() -> tuple[Rig, Session]:
+    """An attached session with eight pages ready."""
+    rig, actor, reserve = attached()
+    rig.answer(reserve, grant(1, 8))
+    return rig, actor
+
+
+def begin(rig: Rig, save: int = 1, keys: tuple[bytes, ...] = KEYS[:3]) -> Take:
+    """A save whose keys are all new."""
+    claim = one(rig.ask(CLIENT_7, Save(save, 0, keys, b"")), Claim, IDX)
+    sent = rig.answer(claim, Claimed(save, tuple(range(len(keys)))))
+    take = said(sent, Take, CLIENT_7)
+    assert (take.save, take.positions) == (save, tuple(range(len(keys))))
+    return take
+
+
+def fill(rig: Rig, take: Take) -> Envelope:
+    """Keep and copy a batch; its Seal."""
+    rig.tell(CLIENT_7, Keep(take.save, take.batch))
+    return one(rig.done(FillPages), Seal, IDX)
+
+
+def idle(actor: Session) -> bool:
+    """Whether no slot is in use and no save open."""
+    saves, rank = books(actor), actor.ranks[0]
+    return not saves.orders and not saves.stock.used and len(rank.free_slots) == rank.slots
+
+
+def test_a_save() -> None:
+    rig, actor = stocked()
+    take = begin(rig)
+    seal = fill(rig, take)
+    msg = seal.message
+    assert isinstance(msg, Seal)
+    assert (msg.claim, msg.keys, msg.parents) == (1, KEYS[:3], (bytes(32), *KEYS[:2]))
+    assert set(msg.pages) <= set(grant(1, 8).pages)
+    assert all(stamp == 1000 + page for page, stamp in zip(msg.pages, msg.stamps, strict=True))
+    sent = rig.answer(seal, Sealed(Status.OK, (0, 1, 2)))
+    assert said(sent, Saved, CLIENT_7) == Saved(Status.OK, 3, 0)
+    assert said(sent, EndClaim, IDX).number == 1
+    assert said(sent, Return, ALLOC).pages == msg.pages
+    assert idle(actor)
+
+
+def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
+    rig, _ = stocked()
+    take = begin(rig)
+    assert not rig.wanted(FillPages)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    (job,) = rig.wanted(FillPages)
+    assert (job.slots, job.length, job.page_size) == (take.slots, PAGE, PAGE)
+
+
+def test_known_keys_are_not_copied() -> None:
+    rig, actor = stocked()
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    sent = rig.answer(claim, Claimed(0, ()))
+    assert said(sent, Saved) == Saved(Status.OK, 0, 3)
+    assert not pick(sent, Take) and idle(actor)
+
+
+def test_bad_saves() -> None:
+    rig, _ = stocked()
+    begin(rig, 1)
+    bad = Saved(Status.BAD_REQUEST, 0, 0)
+    assert said(rig.ask(CLIENT_7, Save(1, 0, KEYS, b"")), Saved) == bad
+    assert said(rig.ask(CLIENT_7, Save(2, 0, (), b"")), Saved) == bad
+    assert said(rig.ask(CLIENT_7, Save(3, 0, KEYS, b"short")), Saved) == bad
+    assert said(rig.ask(CLIENT_8, Save(4, 0, KEYS, b"")), Saved).status is Status.NOT_ATTACHED
+
+
+def test_drop_before_keep_frees_the_slots_and_publishes_nothing() -> None:
+    rig, actor = stocked()
+    take = begin(rig)
+    sent = rig.tell(CLIENT_7, Drop(1))
+    assert said(sent, Saved) == Saved(Status.DROPPED, 0, 0)
+    assert said(sent, EndClaim).number == 1
+    assert idle(actor) and not rig.wanted(FillPages)
+    assert rig.tell(CLIENT_7, Keep(1, take.batch)) == []
+    assert not rig.wanted(FillPages)
+
+
+def test_drop_before_the_claim_is_answered() -> None:
+    rig, actor = stocked()
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    assert rig.tell(CLIENT_7, Drop(1)) == []
+    sent = rig.answer(claim, Claimed(1, (0, 1, 2)))
+    assert said(sent, Saved).status is Status.DROPPED
+    one(sent, EndClaim, IDX)
+    assert not pick(sent, Take) and idle(actor)
+
+
+def test_drop_after_keep_is_too_late_and_harmless() -> None:
+    rig, actor = stocked()
+    take = begin(rig)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    assert rig.tell(CLIENT_7, Drop(1)) == []
+    seal = one(rig.done(FillPages), Seal)
+    sent = rig.answer(seal, Sealed(Status.OK, (0, 1, 2)))
+    assert said(sent, Saved).saved == 3
+    assert idle(actor)
+
+
+def test_keep_and_drop_of_somebody_else_are_ignored() -> None:
+    rig, actor = stocked()
+    take = begin(rig)
+    assert rig.tell(CLIENT_8, Keep(1, take.batch)) == []
+    assert rig.tell(CLIENT_8, Drop(1)) == []
+    assert not rig.wanted(FillPages) and len(books(actor).orders) == 1
+
+
+def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
+    rig, actor = stocked()
+    first = fill(rig, begin(rig))
+    again = one(rig.wait(INDEX_NS + MS), Seal, IDX)
+    assert again.message == first.message and again.question != first.question
+    held = set(books(actor).stock.used)
+    assert isinstance(first.message, Seal) and held == set(first.message.pages)
+    assert held <= set(books(actor).stock.statement().pages)
+    sent = rig.answer(again, Sealed(Status.OK, (0, 1, 2)))
+    assert said(sent, Saved) == Saved(Status.OK, 3, 0)
+
+
+def test_refused_blocks_give_their_pages_back() -> None:
+    rig, actor = stocked()
+    seal = fill(rig, begin(rig))
+    sent = rig.answer(seal, Sealed(Status.STALE_CLAIM, (0,)))
+    assert said(sent, Saved) == Saved(Status.STALE_CLAIM, 1, 0)
+    one(sent, Return, ALLOC)
+    assert idle(actor)
+
+
+def test_a_failed_fill_seals_nothing() -> None:
+    rig, actor = stocked()
+    take = begin(rig)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.done(FillPages, Status.COPY_FAILED)
+    assert said(sent, Saved) == Saved(Status.COPY_FAILED, 0, 0)
+    assert len(said(sent, Return).pages) == 3
+    assert not pick(sent, Seal) and idle(actor)
+
+
+def test_no_space_ends_kept_batches_and_waits_for_the_others() -> None:
+    rig, actor, reserve = attached()
+    kept, open_ = begin(rig, 1), begin(rig, 2, KEYS[3:5])
+    rig.tell(CLIENT_7, Keep(1, kept.batch))
+    least = one(rig.answer(reserve, NO_SPACE), Reserve, ALLOC)
+    sent = rig.answer(least, NO_SPACE)
+    assert said(sent, Saved) == Saved(Status.NO_SPACE, 0, 0)
+    assert said(sent, EndClaim).number == 1
+    free = actor.ranks[0].free_slots
+    assert set(kept.slots) <= set(free)
+    assert not set(open_.slots) & set(free), "the client may be writing there"
+    again = one(rig.tell(CLIENT_7, Keep(2, open_.batch)), Reserve, ALLOC)
+    again = one(rig.answer(again, NO_SPACE), Reserve, ALLOC)
+    assert said(rig.answer(again, NO_SPACE), Saved).status is Status.NO_SPACE
+    assert idle(actor)
+
+
+def test_a_silent_allocator_ends_the_save_too() -> None:
+    rig, actor, _ = attached()
+    take = begin(rig)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    assert said(rig.wait(INDEX_NS), Saved).status is Status.EXPIRED
+    assert idle(actor)
+
+
+def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
+    rig, actor = stocked()
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    assert said(rig.wait(INDEX_NS), Saved).status is Status.EXPIRED
+    assert said(rig.answer(claim, Claimed(9, (0,))), EndClaim, IDX).number == 9
+    assert idle(actor)
+
+
+def test_more_blocks_than_slots_take_turns() -> None:
+    rig, actor = stocked()
+    rank = actor.ranks[0]
+    rank.slots, rank.free_slots = 2, [0, 1]
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    first = said(rig.answer(claim, Claimed(1, (0, 1, 2))), Take)
+    assert first.positions == (0, 1)
+    rig.tell(CLIENT_7, Keep(1, first.batch))
+    sent = rig.done(FillPages)
+    second = said(sent, Take)
+    assert second.positions == (2,) and second.batch != first.batch
+    sent = rig.answer(one(sent, Seal), Sealed(Status.OK, (0, 1)))
+    assert not pick(sent, Saved)
+    sent = rig.answer(fill(rig, second), Sealed(Status.OK, (0,)))
+    assert said(sent, Saved) == Saved(Status.OK, 3, 0)
+    assert idle(actor)
+
+
+def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
+    rig, actor = stocked()
+    rank = actor.ranks[0]
+    rank.slots, rank.free_slots = 2, [0, 1]
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], b"")), Claim)
+    take = said(rig.answer(claim, Claimed(1, (0, 1, 2, 3, 4))), Take)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.done(FillPages)
+    first, take = one(sent, Seal), said(sent, Take)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.done(FillPages)
+    assert not pick(sent, Seal)
+    rig.tell(CLIENT_7, Keep(1, said(sent, Take).batch))
+    assert not pick(rig.done(FillPages), Seal)
+    second = one(rig.answer(first, Sealed(Status.OK, (0, 1))), Seal)
+    assert isinstance(second.message, Seal) and second.message.keys == KEYS[2:5]
+    sent = rig.answer(second, Sealed(Status.OK, (0, 1, 2)))
+    assert said(sent, Saved) == Saved(Status.OK, 5, 0)
+    assert idle(actor)
+
+
+def test_a_stock_that_the_pool_cannot_give_does_not_end_a_small_save() -> None:
+    rig, _, reserve = attached()
+    take = begin(rig, 1, KEYS[:1])
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.answer(reserve, Reserved(Status.TOO_LARGE, 0, (), ()))
+    assert not pick(sent, Saved) and said(sent, Reserve).count == 1
+
+
+def test_what_waits_for_pages_goes_with_its_client() -> None:
+    rig, actor, reserve = attached()
+    rig.ask(CLIENT_8, Ping())
+    take = begin(rig)
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = rig.ask(CLIENT_7, Leave())
+    assert said(sent, Saved).status is Status.DROPPED
+    said(sent, Left, CLIENT_7)
+    rig.answer(reserve, grant(1, 8))
+    assert not rig.wanted(FillPages) and not books(actor).orders

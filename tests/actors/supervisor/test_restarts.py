@@ -1,0 +1,86 @@
+"""Back-off and breaker."""
+
+from pegaflow.actors.supervisor.children import Kid
+from pegaflow.actors.supervisor.restarts import (
+    BACKOFF_NS,
+    CALM_NS,
+    ENGINES_MAX,
+    FAILURES_MAX,
+    PERIOD_NS,
+    REST_NS,
+    Budget,
+    Budgets,
+)
+from pegaflow.wire.values import INDEX, SESSION, Address
+
+S = 1_000_000_000
+START = 100 * S
+
+
+def test_each_failure_in_a_row_waits_longer() -> None:
+    budget, waits = Budget(), []
+    for _ in range(len(BACKOFF_NS) + 1):
+        assert not budget.failed(START, START)
+        waits.append(budget.not_before - START)
+    assert waits == [*BACKOFF_NS, BACKOFF_NS[-1]]
+
+
+def test_a_long_life_ends_the_row() -> None:
+    budget = Budget()
+    for _ in range(3):
+        budget.failed(START, START)
+    now = START + CALM_NS + 1
+    budget.failed(START, now)
+    assert budget.not_before == now + BACKOFF_NS[0]
+    assert budget.restarts == 4
+
+
+def test_too_many_failures_in_a_period_open_the_breaker() -> None:
+    budget = Budget()
+    step = PERIOD_NS // FAILURES_MAX
+    opened = [budget.failed(START + n * step, START + n * step) for n in range(FAILURES_MAX)]
+    now = START + (FAILURES_MAX - 1) * step
+    assert opened == [False] * (FAILURES_MAX - 1) + [True]
+    assert (budget.state(now), budget.not_before) == ("broken", now + REST_NS)
+    assert budget.state(now + REST_NS) == "ok"
+
+
+def test_after_its_rest_one_more_failure_is_enough_until_a_life_was_long() -> None:
+    budget = Budget()
+    for _ in range(FAILURES_MAX):
+        budget.failed(START, START)
+    now = START + PERIOD_NS + REST_NS
+    assert budget.failed(now, now)
+    assert budget.broken_until == now + REST_NS
+    born = now + REST_NS
+    assert not budget.failed(born, born + CALM_NS + 1)
+    assert not budget.failed(born + PERIOD_NS, born + PERIOD_NS)
+
+
+def test_failures_far_apart_never_open_it() -> None:
+    budget = Budget()
+    for n in range(10 * FAILURES_MAX):
+        now = START + n * PERIOD_NS
+        assert not budget.failed(now, now)
+        assert budget.state(now) != "broken"
+
+
+def test_an_engine_that_breaks_its_sessions_delays_nobody_else() -> None:
+    budgets = Budgets((SESSION, INDEX))
+    for n in range(FAILURES_MAX):
+        budgets.failed(Kid(Address(SESSION, n), born=START, engine="bad"), START)
+    assert budgets.engine_rest("bad", START) == REST_NS
+    assert budgets.engine_rest("bad", START + REST_NS) == 0
+    assert budgets.engine_rest("good", START) == 0
+    sessions = budgets.kinds[SESSION]
+    assert (sessions.state(START), sessions.restarts) == ("ok", FAILURES_MAX)
+
+
+def test_only_so_many_engines_are_remembered() -> None:
+    budgets = Budgets((SESSION,))
+    for n in range(FAILURES_MAX * 2):
+        budgets.failed(Kid(Address(SESSION, n), born=START, engine="bad"), START)
+    for n in range(ENGINES_MAX):
+        budgets.failed(Kid(Address(SESSION, n), born=START, engine=f"engine {n}"), START)
+    assert budgets.engine_rest("bad", START) == 0
+    assert len(budgets._engines) == ENGINES_MAX

@@ -1,0 +1,115 @@
+"""The supervisor with a flusher: who starts when, who is told what, who stops in which order."""
+
+from dataclasses import replace
+
+from pegaflow.actors.supervisor.actor import DRAIN_NS, TICK_NS
+from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Neighbour, Roll, Welcome
+from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.jobs import Exited, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.message import Message
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, Address
+from tests.actors.group import PLAN, Group
+from tests.actors.rig import MS, pick, said
+
+FLUSH_NS = 10_000 * MS
+SSD = replace(PLAN, ssd=True, flush_ns=FLUSH_NS, http_addr="127.0.0.1:0")
+
+
+def told(sent: list[Envelope], kind: type[Message]) -> set[str]:
+    return {e.receiver.name for e in pick(sent, kind)}
+
+
+def test_without_an_ssd_there_is_no_flusher_and_nobody_expects_one() -> None:
+    group = Group()
+    assert FLUSHER not in group.names()
+    fresh = group.exit(group.now_living(INDEX))
+    assert not said(fresh, Welcome, group.now_living(INDEX)).ssd
+    assert FLUSHER in {kind.name for kind in group.report().kinds}, "it is shown, with nothing"
+
+
+def test_the_flusher_comes_before_sessions_and_knows_the_core() -> None:
+    group = Group(SSD)
+    assert group.names() == [ALLOCATOR, INDEX, FLUSHER, SESSION, GATEWAY]
+    sent = group.exit(group.now_living(FLUSHER))
+    fresh = group.now_living(FLUSHER)
+    welcome = said(sent, Welcome, fresh)
+    assert welcome.ssd and welcome.pool_path == "pool"
+    known = {
+        m.address.name
+        for e in pick(sent, Neighbour, fresh)
+        if isinstance(m := e.message, Neighbour)
+    }
+    assert known == {ALLOCATOR, INDEX}
+    assert not pick(sent, Roll, fresh), "it keeps no books of holders"
+
+
+def test_its_death_takes_nobody_down_and_its_proof_reaches_the_core() -> None:
+    group = Group(SSD)
+    session = group.serve()
+    group.settle()
+    dead = group.now_living(FLUSHER)
+    others = [a for a in group.living if a != dead]
+    sent = group.exit(dead)
+    assert group.killed == [] and group.report().processes[0].state == "up"
+    assert set(others) < set(group.living)
+    assert {ALLOCATOR, INDEX} <= told(sent, Gone)
+    fresh = group.now_living(FLUSHER)
+    assert fresh.incarnation > dead.incarnation
+    roll = said(group.exit(group.now_living(INDEX)), Roll, group.now_living(INDEX))
+    assert dead in roll.dead and {fresh, session} <= set(roll.living)
+
+
+def test_engines_are_served_while_the_flusher_fails_again_and_again() -> None:
+    group = Group(SSD)
+    group.exit(group.now_living(FLUSHER))
+    group.exit(group.now_living(FLUSHER))
+    assert FLUSHER not in group.names(), "it waits for its back-off"
+    assert group.serve().name == SESSION
+    assert group.report().processes[0].state == "up"
+
+
+def test_a_drain_lets_the_flusher_write_between_sessions_and_core() -> None:
+    group = Group(SSD)
+    assert told(group.inform(Stopping()), Drain) == {SESSION}
+    assert told(group.exit(group.now_living(SESSION)), Drain) == {FLUSHER}
+    flusher = group.now_living(FLUSHER)
+    group.beats(SILENT_NS + FLUSH_NS // 2)
+    assert group.killed == [], "it beats, and has the time that it was given"
+    group.tell(flusher, Bye())
+    assert told(group.exit(flusher), Drain) == {ALLOCATOR, INDEX}
+    group.exit(group.now_living(INDEX))
+    assert told(group.exit(group.now_living(ALLOCATOR)), Drain) == {GATEWAY}
+    group.exit(group.now_living(GATEWAY))
+    assert group.stopped and group.killed == []
+
+
+def test_a_flusher_that_falls_silent_in_a_drain_is_killed() -> None:
+    group = Group(SSD)
+    group.inform(Stopping())
+    group.exit(group.now_living(SESSION))
+    flusher = group.now_living(FLUSHER)
+    group.beats(SILENT_NS + 2 * TICK_NS, silent=flusher)
+    assert group.killed == [flusher]
+    assert told(group.exit(flusher), Drain) == {ALLOCATOR, INDEX}
+
+
+def test_a_flusher_that_does_not_end_is_killed_after_its_time() -> None:
+    group = Group(SSD)
+    group.inform(Stopping())
+    group.exit(group.now_living(SESSION))
+    group.beats(DRAIN_NS + FLUSH_NS - TICK_NS)
+    assert group.killed == []
+    group.beats(2 * TICK_NS)
+    assert group.now_living(FLUSHER) in group.killed
+
+
+def test_a_flusher_that_comes_up_in_a_drain_is_told_to_end() -> None:
+    group = Group(SSD)
+    dead = group.now_living(FLUSHER)
+    group.living.remove(dead)
+    group.inform(Exited(dead, 9))
+    late = Address(FLUSHER, group.incarnation + 1)
+    group.done(NextIncarnation, values=(late.incarnation,))
+    group.inform(Stopping())
+    group.done(Spawn, values=(4711, 1))
+    assert late in {e.receiver for e in pick(group.tell(late, Hello(1, 1, "ipc://late")), Drain)}

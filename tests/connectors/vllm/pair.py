@@ -1,0 +1,228 @@
+"""An engine as the connector sees it: a scheduler's connector and one of each rank, called in
+vLLM's order, over fake clients.
+
+The ranks' threads are real; a step that needs their results is repeated, as an idle engine does.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from pegaflow.connector import PegaKVConnector
+from pegaflow.connectors.vllm.mover import Mover
+from pegaflow.connectors.vllm.scheduler import StepOrders
+
+from .fakes import Request, Store, blocks, config, kv_cache_config, output, role, worker_output
+
+BLOCKS = 64
+PATIENCE_S = 10.0
+SCHEDULER = -1
+"""Stands for the scheduler in the order in which an engine's processes come up."""
+
+_lives = count()
+
+
+class Pair:
+    """One engine: a scheduler's connector, one of each rank, and their KV memory."""
+
+    def __init__(
+        self,
+        mode: str = "read_write",
+        extra: dict[str, Any] | None = None,
+        *,
+        memory: Any = None,
+        world: int = 1,
+        dtype: str = "auto",
+        order: Sequence[int] = (),
+        kv_role: str = "kv_both",
+    ) -> None:
+        self.world = world
+        life = str(next(_lives))
+        shape = (world, 2, BLOCKS, 16)
+        self.memories = np.zeros(shape, np.uint8) if memory is None else memory[None]
+        ranks: dict[int, PegaKVConnector] = {}
+        for one in order or [*range(world), SCHEDULER]:
+            seen = config(
+                mode,
+                extra,
+                rank=max(one, 0),
+                world=world,
+                life=life,
+                dtype=dtype,
+                kv_role=kv_role,
+            )
+            name = "SCHEDULER" if one == SCHEDULER else "WORKER"
+            made = PegaKVConnector(seen, role(name), kv_cache_config(BLOCKS))
+            if one == SCHEDULER:
+                self.scheduler = made
+            else:
+                ranks[one] = made
+                caches = {f"layers.{i}": layer for i, layer in enumerate(self.memories[one])}
+                made.register_kv_caches(caches)
+        self.workers = [ranks[rank] for rank in range(world)]
+        self.sent: list[str] = []
+        self.received: list[str] = []
+        self.errors: set[int] = set()
+        self._sending: Counter[str] = Counter()
+        self._receiving: Counter[str] = Counter()
+        self._flying: deque[list[tuple[Request, int]]] = deque()  # of the steps under way
+        self._attach()
+
+    def _attach(self) -> None:
+        """Wait for the ranks that have memory to offer."""
+        end = time.monotonic() + PATIENCE_S
+        for mover in self.movers:
+            while mover._client is None or not mover._client.attached:
+                assert time.monotonic() < end
+
+    @property
+    def worker(self) -> PegaKVConnector:
+        """The connector of rank 0."""
+        return self.workers[0]
+
+    @property
+    def memory(self) -> Any:
+        """The KV memory of rank 0."""
+        return self.memories[0]
+
+    @property
+    def movers(self) -> list[Mover]:
+        """The ranks' threads."""
+        halves = [worker._worker for worker in self.workers]
+        return [half._mover for half in halves if half is not None and half._mover is not None]
+
+    @property
+    def mover(self) -> Mover:
+        """The thread of rank 0."""
+        return self.movers[0]
+
+    def step(self, out: Any = None, finished: Collection[str] = ()) -> StepOrders:
+        """One engine step; the ranks' reports are put together as vLLM does it."""
+        orders = self.schedule(out)
+        self.execute(orders, finished)
+        return orders
+
+    def schedule(self, out: Any = None) -> StepOrders:
+        """The first half of a step: vLLM counts its tokens as computed, and as in flight."""
+        out = out or output()
+        orders = self.scheduler.build_connector_meta(out)
+        assert isinstance(orders, StepOrders)
+        half = self.scheduler._scheduler
+        tracked = half._requests.tracked if half else {}
+        entries = [(new.req_id, new.num_computed_tokens) for new in out.scheduled_new_reqs]
+        cached = out.scheduled_cached_reqs
+        entries += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        flying: list[tuple[Request, int]] = []
+        for name, computed in entries:
+            source: Any = tracked[name].source if name in tracked else None
+            if source is not None:
+                source.num_computed_tokens = computed + out.num_scheduled_tokens[name]
+                source.num_in_flight_tokens += out.num_scheduled_tokens[name]
+                flying.append((source, out.num_scheduled_tokens[name]))
+        self._flying.append(flying)
+        return orders
+
+    def execute(
+        self, orders: StepOrders, finished: Collection[str] = (), bad: Collection[int] = ()
+    ) -> None:
+        """The rest: run it, and take its output in; `bad`: blocks another connector failed to
+        load."""
+        sent: set[str] = set()
+        received: set[str] = set()
+        errors: set[int] = set()
+        meta = None
+        for worker in self.workers:
+            worker.handle_preemptions(orders)
+            worker.bind_connector_metadata(orders)
+            worker.wait_for_layer_load("layers.0")
+            worker.save_kv_layer("layers.0", None, None)
+            worker.start_load_kv(None)
+            worker.wait_for_save()
+            reports = worker.get_finished(set(finished))
+            errors |= worker.get_block_ids_with_load_errors()
+            done = worker.build_connector_worker_meta()
+            worker.clear_connector_metadata()
+            sent |= self._by_all(self._sending, reports[0])
+            received |= self._by_all(self._receiving, reports[1])
+            meta = meta.aggregate(done) if meta and done else meta or done
+        for request, tokens in self._flying.popleft():
+            request.num_in_flight_tokens -= tokens
+        named = errors | set(bad)
+        self.scheduler.update_connector_output(worker_output(received, named, meta, sent))
+        assert list(self.scheduler.take_events()) == []
+        self.sent += sent
+        self.received += received
+        self.errors |= errors
+
+    def _by_all(self, counts: Counter[str], names: set[str] | None) -> set[str]:
+        """Requests that the last rank has reported now."""
+        counts.update(names or ())
+        assert all(count <= self.world for count in counts.values())
+        full = {name for name, count in counts.items() if count == self.world}
+        for name in full:
+            del counts[name]
+        return full
+
+    def until(self, check: Callable[[], bool]) -> None:
+        """Idle steps until something holds."""
+        end = time.monotonic() + PATIENCE_S
+        while not check():
+            assert time.monotonic() < end
+            self.step()
+
+    def compute(self, request: Request, ids: list[int], done: int = 0) -> StepOrders:
+        """Schedule a whole request in one step; its KV is its block ids, plus 64 per rank."""
+        for rank, block in ((r, b) for r in range(self.world) for b in ids):
+            self.memories[rank, :, block] = block + 64 * rank
+        return self.step(output(new=[(request.request_id, ids, done, request.num_tokens - done)]))
+
+    def holds(self, ids: Sequence[int], of: Sequence[int]) -> bool:
+        """Whether each rank's blocks are what `compute` puts into these others."""
+        return all(
+            (self.memories[rank, :, block] == source + 64 * rank).all()
+            for rank in range(self.world)
+            for block, source in zip(ids, of, strict=True)
+        )
+
+    def finish(self, request: Request) -> bool:
+        """The request ends."""
+        held, params = self.scheduler.request_finished(request, [])
+        assert params is None
+        return bool(held)
+
+    def end(self, request: Request) -> None:
+        """The request ends, and its blocks are free."""
+        if self.finish(request):
+            self.until(lambda: request.request_id in self.sent)
+
+    def load(self, request: Request, ids: list[int]) -> int:
+        """Ask, allocate; the tokens to be loaded."""
+        self.scheduler.on_new_request(request)
+        tokens, late = self.scheduler.get_num_new_matched_tokens(request, 0)
+        assert tokens is not None and late == bool(tokens)
+        self.scheduler.update_state_after_alloc(request, blocks(ids), tokens)
+        return tokens
+
+    def save(self, store: Store, request: Request, ids: list[int]) -> None:
+        """The request is computed, saved and gone."""
+        before = len(store.pages)
+        self.scheduler.on_new_request(request)
+        assert self.scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+        self.scheduler.update_state_after_alloc(request, blocks(ids), 0)
+        self.compute(request, ids)
+        self.until(lambda: len(store.pages) == before + len(request.block_hashes))
+        self.end(request)
+
+    def idle(self) -> bool:
+        """Whether no rank has anything to do."""
+        return not any(mover._open or mover._jobs for mover in self.movers)
+
+    def close(self) -> None:
+        """The engine stops."""
+        self.scheduler.shutdown()
+        for worker in self.workers:
+            worker.shutdown()

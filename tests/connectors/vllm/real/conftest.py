@@ -1,0 +1,161 @@
+"""A real engine as a child process; everything here is skipped where vLLM is not installed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.connectors.vllm import model as models
+from tests.procs.service import Service, eventually
+
+REASON = "vLLM is not installed here; `tox -e vllm` installs it and runs these"
+PATIENT = {"pegaflow.timeout_ms": 20_000}  # what is measured is hits, not a busy machine's speed
+Answer = dict[str, Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip with a reason."""
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+class Engine:
+    """`tests.connectors.vllm.engine` as a process that answers one batch per `run`."""
+
+    def __init__(self, model: str, log: Path, fault: Path, **options: Any) -> None:
+        # Its ranks wait for each other by sched_yield, which on Linux 6.18 keeps every process on
+        # their cores from running for up to 20 s at a time, unless that weighs more than they do.
+        command = ["nice", "-n", "19", sys.executable, "-m", "tests.connectors.vllm.engine", model]
+        command.append(json.dumps({**options, "follow": True}))
+        ranks = options.get("tp", 1)
+        cores = map(str, sorted(os.sched_getaffinity(0))[:ranks])
+        env = {
+            **os.environ,
+            "PEGAFLOW_TEST_FAULT": str(fault),
+            "VLLM_TARGET_DEVICE": "cpu",
+            "VLLM_USE_SPINLOOP_EXT": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores) if ranks > 1 else "nobind",
+        }
+        fault.write_text("")
+        self.fault = fault
+        self._external = 0  # tokens found in the cache so far
+        self._log = log
+        with log.open("ab") as err:
+            self._process = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                start_new_session=True,
+            )
+        self._answer()
+
+    def _answer(self) -> Answer:
+        assert self._process.stdout is not None
+        with self._log.open("a") as log:
+            for line in self._process.stdout:
+                if line.startswith("RESULT "):
+                    parsed: Answer = json.loads(line[7:])
+                    return parsed
+                log.write(line)
+                log.flush()
+        raise AssertionError(self._log.read_text()[-4000:])
+
+    def run(self, fault: str = "", **options: Any) -> Answer:
+        """One batch; the answer, with "external" as what this batch added."""
+        assert self._process.stdin is not None
+        self.fault.write_text(fault)
+        self._process.stdin.write(json.dumps(options) + "\n")
+        self._process.stdin.flush()
+        try:
+            answer = self._answer()
+        finally:
+            self.fault.write_text("")
+        total = answer.get("external", 0)
+        answer["external"], self._external = total - self._external, total
+        return answer
+
+    def kill(self) -> None:
+        """SIGKILL, with everything it started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+Start = Callable[..., Engine]
+Truth = Callable[..., list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model on disk."""
+    path = tmp_path_factory.mktemp("model")
+    models.make(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def start(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts engines; all are killed in the end."""
+    started: list[Engine] = []
+
+    def run(**options: Any) -> Engine:
+        folder = tmp_path_factory.mktemp("engine")
+        started.append(Engine(model, folder / "log", folder / "fault", **options))
+        return started[-1]
+
+    yield run
+    for engine in started:
+        engine.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with room for everything the tests save."""
+    with Service(tmp_path_factory.mktemp("run"), pool_size="512MiB") as made:
+        yield made
+
+
+def fill(engine: Engine, truth: Truth) -> None:
+    """Run the prompts until they come from the cache: a busy machine may drop a save."""
+
+    def hits() -> bool:
+        answer = engine.run(reset=True)
+        assert answer["tokens"] == truth() and answer["left"] == [0, 0]
+        return bool(answer["external"] >= 0.85 * answer["prompt"])
+
+    eventually("a batch is answered from the cache", hits, patience=90)
+
+
+def answers(engine: Engine) -> Truth:
+    """What an engine answers by its own computation, for a number of tokens and other prompts."""
+    known: dict[tuple[int, int], list[list[int]]] = {}
+
+    def tokens(count: int = 24, seed: int = 7) -> list[list[int]]:
+        if (count, seed) not in known:
+            known[count, seed] = engine.run(tokens=count, seed=seed, reset=True)["tokens"]
+        return known[count, seed]
+
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def truth(start: Start) -> Iterator[Truth]:
+    """What an engine without any connector answers."""
+    engine = start()
+    yield answers(engine)
+    engine.kill()

@@ -1,0 +1,116 @@
+"""Tensors of every known shape become layouts whose pages hold exactly a block's bytes."""
+
+import numpy as np
+import pytest
+
+from pegaflow.connectors.vllm.layout import Tensor, Unrepresentable, block_axis, plan
+from pegaflow.wire.layout import fault, fingerprint, page_bytes, pieces
+
+BLOCKS = 6
+
+
+def tensor(name: str, array: np.ndarray, base: np.ndarray) -> Tensor:
+    """A numpy view as the numbers that a torch tensor has."""
+    start = array.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    return Tensor(
+        name,
+        array.shape,
+        tuple(s // array.itemsize for s in array.strides),
+        start // array.itemsize,
+        array.itemsize,
+        str(array.dtype),
+        base.__array_interface__["data"][0],
+        base.nbytes,
+    )
+
+
+def shapes() -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """(name, shape in memory, order of axes that vLLM shows); blocks are named by their size."""
+    return [
+        ("blocks, heads, tokens, 2d", (BLOCKS, 2, 4, 16), (0, 1, 2, 3)),
+        ("tokens before heads in memory", (BLOCKS, 4, 2, 16), (0, 2, 1, 3)),
+        ("keys and values apart", (2, BLOCKS, 4, 2, 8), (0, 1, 2, 3, 4)),
+        ("blocks shown first, apart in memory", (2, BLOCKS, 4, 2, 8), (1, 0, 2, 3, 4)),
+        ("heads outside of blocks", (2, BLOCKS, 4, 8), (1, 0, 2, 3)),
+        ("heads outside, then keys and values", (3, 2, BLOCKS, 4, 8), (1, 2, 0, 3, 4)),
+        ("kernel blocks of half the size", (2 * BLOCKS, 2, 2, 16), (0, 1, 2, 3)),
+        ("kernel blocks, keys and values apart", (2, 2 * BLOCKS, 2, 8), (0, 1, 2, 3)),
+        ("one latent vector per token", (BLOCKS, 1, 4, 24), (0, 1, 2, 3)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "memory", "order"), shapes())
+def test_a_page_holds_the_bytes_of_its_block(
+    name: str, memory: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    count = int(np.prod(memory))
+    base = np.arange(100 + 2 * count, dtype=np.uint16)
+    views = [
+        base[start : start + count].reshape(memory).transpose(order) for start in (100 + count, 100)
+    ]
+    made = plan([tensor(f"layer.{i}", v, base) for i, v in enumerate(views)], BLOCKS)
+    assert made.storages == (base.__array_interface__["data"][0],)
+    assert fault(made.layout, [base.nbytes]) == ""
+    assert page_bytes(made.layout) == 2 * 2 * count // BLOCKS
+    raw = base.view(np.uint8)
+    for block in range(BLOCKS):
+        axis, split = block_axis(views[0].shape, BLOCKS)
+        place = [slice(None)] * len(order)
+        place[axis] = slice(block * split, (block + 1) * split)
+        expected = np.concatenate([v[tuple(place)].ravel() for v in views])
+        page = np.concatenate([raw[o : o + n] for _, o, n, _ in pieces(made.layout, block)])
+        assert sorted(page.view(np.uint16)) == sorted(expected)
+
+
+def test_layers_in_one_storage_or_in_many_cut_the_same_page() -> None:
+    whole = np.zeros((3, BLOCKS, 2, 4, 16), np.uint16)
+    packed = np.zeros((BLOCKS, 3, 2, 4, 16), np.uint16)
+    apart = [np.zeros((BLOCKS, 2, 4, 16), np.uint16) for _ in range(3)]
+    one = plan([tensor(f"layers.{i}", whole[i], whole) for i in range(3)], BLOCKS)
+    inside = plan([tensor(f"layers.{i}", packed[:, i], packed) for i in range(3)], BLOCKS)
+    many = plan([tensor(f"layers.{i}", a, a) for i, a in enumerate(apart)], BLOCKS)
+    assert [len(p.storages) for p in (one, inside, many)] == [1, 1, 3]
+    assert len({fingerprint(p.layout) for p in (one, inside, many)}) == 1
+
+
+def test_layers_stand_in_the_order_of_their_numbers() -> None:
+    whole = np.zeros((12, BLOCKS, 2, 4), np.uint16)
+    names = [f"layers.{i}.attn" for i in range(12)]
+    given = [tensor(n, whole[i], whole) for i, n in enumerate(names)]
+    shuffled = sorted(given, key=lambda t: t.layer)
+    assert [t.layer for t in shuffled][2] == "layers.10.attn"
+    assert plan(shuffled, BLOCKS).layout == plan(given, BLOCKS).layout
+
+
+def test_layers_that_share_their_memory_are_copied_once() -> None:
+    array = np.zeros((BLOCKS, 2, 4), np.uint16)
+    assert len(plan([tensor(n, array, array) for n in ("a", "b")], BLOCKS).layout.layers) == 1
+
+
+def test_the_meaning_of_axes_is_part_of_the_fingerprint() -> None:
+    memory = np.zeros((BLOCKS, 4, 4, 16), np.uint16)
+    plain = plan([tensor("l", memory, memory)], BLOCKS, "LBHNC")
+    swapped = plan([tensor("l", memory.transpose(0, 2, 1, 3), memory)], BLOCKS, "LBHNC")
+    named = plan([tensor("l", memory, memory)], BLOCKS, "LBNHC")
+    assert len({fingerprint(p.layout) for p in (plain, swapped, named)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"), [((2, 2, 4, 8), 2), ((5, 7, 4), 6), ((), 6), ((3, 4, 6), 6)]
+)
+def test_a_shape_without_one_block_axis_is_refused(shape: tuple[int, ...], blocks: int) -> None:
+    array = np.zeros(shape, np.uint16)
+    with pytest.raises(Unrepresentable):
+        plan([tensor("l", array, array)], blocks)
+
+
+def test_what_cannot_be_copied_in_runs_is_refused() -> None:
+    array = np.zeros((BLOCKS, 4, 8), np.uint16)
+    good = tensor("l", array, array)
+    bad = Tensor("l", (BLOCKS, 2, 8), (16, 4, 1), 0, 2, "uint16", good.storage, good.storage_bytes)
+    crumbs = np.zeros((3, 70, BLOCKS, 2, 2), np.uint16)[:, :, :, :, 0].transpose(2, 0, 1, 3)
+    for given in ([bad], [], [good, tensor("m", np.zeros((BLOCKS, 2)), array)]):
+        with pytest.raises(Unrepresentable):
+            plan(given, BLOCKS)
+    with pytest.raises(Unrepresentable, match="scattered"):
+        plan([tensor("l", crumbs[:, :, ::2], array)], BLOCKS)

@@ -1,0 +1,133 @@
+"""Which engines are served, and which ways."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pegaflow.connector import PegaKVConnector
+from pegaflow.connectors.vllm.scheduler import StepOrders
+
+from .fakes import (
+    FullAttentionSpec,
+    MambaSpec,
+    PrefixLMSpec,
+    Request,
+    SlidingWindowSpec,
+    Store,
+    config,
+    kv_cache_config,
+    output,
+    role,
+)
+from .pair import Pair
+
+
+@pytest.mark.parametrize(("mode", "loads", "saves"), [("save_only", 0, 6), ("read_only", 24, 0)])
+def test_modes(pair: Pair, store: Store, mode: str, loads: int, saves: int) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    one_way = Pair(mode)
+    assert one_way.load(Request("b", 25), [1, 2, 3, 4, 5, 6]) == loads
+    other = Request("c", 25, salt="c")
+    one_way.scheduler.on_new_request(other)
+    orders = one_way.compute(other, [11, 12, 13, 14, 15, 16, 17])
+    assert sum(len(o.keys) for o in orders.saves) == saves
+    one_way.close()
+
+
+@pytest.mark.parametrize(
+    ("kv_role", "mode", "loads", "saves", "said"),
+    [
+        ("kv_producer", "", 0, 6, ""),
+        ("kv_consumer", "", 24, 0, ""),
+        ("kv_producer", "save_only", 0, 6, ""),
+        ("kv_consumer", "read_only", 24, 0, ""),
+        ("kv_producer", "read_write", 0, 6, "nothing is loaded"),
+        ("kv_consumer", "read_write", 24, 0, "nothing is saved"),
+        ("kv_consumer", "save_only", 0, 0, "nothing is saved"),
+        ("kv_producer", "read_only", 0, 0, "nothing is loaded"),
+    ],
+)
+def test_vllms_role_is_honoured(
+    pair: Pair,
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
+    kv_role: str,
+    mode: str,
+    loads: int,
+    saves: int,
+    said: str,
+) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    caplog.clear()
+    one_way = Pair(mode, kv_role=kv_role)
+    lines = [r.getMessage() for r in caplog.records if "contradict" in r.getMessage()]
+    assert len(lines) == bool(said) and all(said in line for line in lines)
+    assert one_way.load(Request("b", 25), [1, 2, 3, 4, 5, 6]) == loads
+    other = Request("c", 25, salt="c")
+    one_way.scheduler.on_new_request(other)
+    orders = one_way.compute(other, [11, 12, 13, 14, 15, 16, 17])
+    assert sum(len(o.keys) for o in orders.saves) == saves
+    one_way.close()
+
+
+def test_an_engine_that_cannot_be_served_works_without() -> None:
+    windowed = kv_cache_config(kinds=(FullAttentionSpec, SlidingWindowSpec))
+    connector = PegaKVConnector(config(), role("SCHEDULER"), windowed)
+    request = Request("a", 25)
+    assert connector.get_num_new_matched_tokens(request, 0) == (0, False)
+    assert connector.build_connector_meta(output()) == StepOrders()
+    assert connector.request_finished(request, []) == (False, None)
+    assert connector.request_finished_all_groups(request, ([1], [2])) == (False, None)
+    assert list(connector.take_events()) == []
+
+
+UNSERVED = [
+    ({}, (FullAttentionSpec, SlidingWindowSpec), "--disable-hybrid-kv-cache-manager"),
+    ({}, (FullAttentionSpec, MambaSpec), "2 KV cache groups (FullAttentionSpec, MambaSpec)"),
+    ({}, (), "0 KV cache groups"),
+    ({}, (MambaSpec,), "the KV cache kind MambaSpec"),
+    ({}, (PrefixLMSpec,), "later tokens"),
+    ({"is_encoder_decoder": True}, (FullAttentionSpec,), "encoder-decoder"),
+    ({"is_prefix_caching_supported": False}, (FullAttentionSpec,), "does not support prefix"),
+    (
+        {
+            "is_prefix_caching_supported": False,
+            "pooler_config": SimpleNamespace(seq_pooling_type="MEAN", tok_pooling_type=None),
+        },
+        (FullAttentionSpec,),
+        "(MEAN pooling)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "kinds", "why"), UNSERVED, ids=lambda value: str(value)[:40])
+def test_a_model_that_cannot_be_served_is_said_in_one_line(
+    model: dict[str, Any], kinds: tuple[type, ...], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = [
+        PegaKVConnector(config(**model), role(name), kv_cache_config(kinds=kinds))
+        for name in ("SCHEDULER", "WORKER", "WORKER")
+    ]
+    (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]
+    assert why in line
+    assert all(connector._off for connector in made)
+
+
+def test_the_engine_of_an_encoder_decoder_has_no_connector(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = config(is_encoder_decoder=True)
+    assert PegaKVConnector.get_required_kvcache_layout(seen) is None
+    assert seen.kv_transfer_config is None and len(caplog.records) == 1
+    for other in (config(), config(is_encoder_decoder=True, executor="mp")):
+        assert PegaKVConnector.get_required_kvcache_layout(other) is None
+        assert other.kv_transfer_config is not None, "the workers have theirs"
+
+
+def test_who_merely_turned_vllms_own_cache_off_is_served(store: Store) -> None:
+    seen = config(is_prefix_caching_supported=True)
+    seen.cache_config.enable_prefix_caching = False
+    connector = PegaKVConnector(seen, role("SCHEDULER"), kv_cache_config())
+    assert not connector._off
+    connector.shutdown()

@@ -1,0 +1,83 @@
+"""The namespace changes with everything that changes bytes, and with nothing else."""
+
+import pytest
+
+from pegaflow.connectors.vllm import compat
+from pegaflow.connectors.vllm.namespace import namespace
+from pegaflow.connectors.vllm.settings import engine, settings
+
+from .fakes import config, kv_cache_config
+
+FACTS = {"model": "m", "dtype": "bfloat16"}
+
+
+def test_every_fact_and_the_probe_count() -> None:
+    one = namespace(FACTS, b"p")
+    assert len(one.final) >= 16 and one == namespace(dict(reversed(FACTS.items())), b"p")
+    others = [
+        namespace({**FACTS, "dtype": "float16"}, b"p"),
+        namespace({**FACTS, "more": ""}, b"p"),
+        namespace({"model": "mdtype", "": "bfloat16"}, b"p"),
+        namespace(FACTS, b"q"),
+    ]
+    assert len({o.final for o in [one, *others]}) == 5
+
+
+def test_engines_that_differ_in_their_seed_alone_can_be_told() -> None:
+    one, other = namespace(FACTS, b"p" * 32), namespace(FACTS, b"q" * 32)
+    assert one.base == other.base and one.probe != other.probe
+    assert one.probe.hex()[:16] in one.describe()
+    assert "PYTHONHASHSEED" in one.describe()
+
+
+def test_a_random_seed_makes_the_namespace_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    vllm_config = config()
+    vllm_config.cache_config.prefix_caching_hash_algo = "xxhash"
+    one, warnings = engine(vllm_config, kv_cache_config())
+    assert any("PYTHONHASHSEED" in line for line in warnings)
+    same, _ = engine(vllm_config, kv_cache_config())
+    vllm_config.instance_id = "43"
+    restarted, _ = engine(vllm_config, kv_cache_config())
+    assert one.space.final == same.space.final != restarted.space.final
+
+
+def test_a_generation_is_new_with_every_start_and_epoch() -> None:
+    one, other = config(), config()
+    other.instance_id = "43"
+    generations = {compat.generation(c, epoch) for c in (one, other) for epoch in (0, 1)}
+    assert len(generations) == 4
+    assert compat.generation(one) == compat.generation(config())
+
+
+def test_settings_name_the_right_key() -> None:
+    chosen, warnings = settings({"pegaflow.timeout": 5, "other.key": 1}, {})
+    assert (chosen.endpoint, chosen.mode, chosen.timeout_s) == (None, "read_write", 1.0)
+    assert len(warnings) == 1 and "'pegaflow.timeout_ms'" in warnings[0]
+    chosen, warnings = settings(
+        {"pegaflow.mode": "off", "pegaflow.timeout_ms": "soon", "pegaflow.way": "fast"}, {}
+    )
+    assert (chosen.mode, chosen.timeout_s, chosen.way) == ("read_write", 1.0, "auto")
+    assert len(warnings) == 3
+    chosen, warnings = settings(
+        {"pegaflow.mode": "read_only", "pegaflow.timeout_ms": 50, "pegaflow.endpoint": "x"}, {}
+    )
+    assert (chosen.endpoint, chosen.loads, chosen.saves) == ("x", True, False)
+    assert chosen.timeout_s == 0.05 and warnings == []
+
+
+def test_prefill_context_parallelism_is_refused_in_one_line() -> None:
+    vllm_config = config()
+    vllm_config.parallel_config.prefill_context_parallel_size = 2
+    assert "prefill context" in compat.unsupported(vllm_config, kv_cache_config())
+
+
+@pytest.mark.parametrize(("sharded", "tokens"), [(True, 8), (False, 4), (None, 8)])
+def test_decode_context_parallelism_makes_sharded_blocks_larger(
+    sharded: bool | None, tokens: int
+) -> None:
+    vllm_config, cache = config(), kv_cache_config()
+    vllm_config.parallel_config.decode_context_parallel_size = 2
+    if sharded is not None:
+        cache.kv_cache_groups[0].kv_cache_spec.dcp_sharded = sharded
+    assert compat.block_tokens(vllm_config, cache) == tokens

@@ -1,0 +1,169 @@
+"""What the scheduler says of processes that run, sleep, are stopped, or get no core."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from pegaflow.client.place import is_ready
+from pegaflow.device.waits import Thread, Wait, Waits, threads
+from tests.procs.service import eventually
+
+BURNERS = 4
+"""Processes of full weight on one core: an idle-class one beside them gets nothing for seconds."""
+
+SPIN = "while True: pass"
+SLEEP = "import time\nwhile True: time.sleep(0.01)"
+PATIENCE_S = 30.0
+
+
+def on_one_core() -> None:
+    """Of a child: the first core of ours."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+@contextmanager
+def process(code: str) -> Iterator[int]:
+    with subprocess.Popen(
+        [sys.executable, "-c", f"print(flush=True)\n{code}"],
+        stdout=subprocess.PIPE,
+        preexec_fn=on_one_core,  # noqa: PLW1509  (no thread of ours holds a lock)
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        try:
+            yield child.pid
+        finally:
+            child.kill()
+
+
+def watched(pid: int, enough: int) -> Wait:
+    """Look until it ran or waited, or time passed, for so many nanoseconds."""
+    waits, begun = Waits(pid), time.monotonic_ns()
+    waits.look(begun)
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        select.select([], [], [], 0.02)
+        now = time.monotonic_ns()
+        wait = waits.look(now)
+        if max(wait.ran, wait.waited) >= enough or now - begun >= 10 * enough:
+            return wait
+        assert time.monotonic() < until, wait
+
+
+def test_who_gets_no_core_waits_all_the_time() -> None:
+    with ExitStack() as stack:
+        pid = stack.enter_context(process(SPIN))
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        for _ in range(BURNERS):
+            stack.enter_context(process(SPIN))
+        wait = watched(pid, 500_000_000)
+        assert wait.state == "running" and wait.waited > 9 * wait.ran
+
+
+def test_who_sleeps_waits_for_nothing() -> None:
+    with process(SLEEP) as pid:
+        wait = watched(pid, 50_000_000)
+        assert wait.state in ("sleeping", "running") and wait.waited < 500_000_000
+
+
+def test_who_is_stopped_waits_for_nothing() -> None:
+    with process(SPIN) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        assert watched(pid, 20_000_000) == Wait(0, 0, "stopped")
+
+
+def test_who_is_gone_has_not_waited() -> None:
+    with process(SPIN) as pid:
+        waits = Waits(pid)
+        waits.look(time.monotonic_ns())
+    assert threads(pid) == {}
+    assert waits.look(time.monotonic_ns()) == Wait(0, 0, "dead")
+
+
+def test_a_client_sees_whether_a_process_would_run() -> None:
+    with process("import sys; sys.stdout.close(); import signal; signal.pause()") as pid:
+        eventually("it sleeps", lambda: not is_ready(pid))
+    assert not is_ready(pid), "it is gone"
+    with process(SPIN) as pid:
+        assert is_ready(pid)
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        assert not is_ready(pid)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, Thread]:
+    """Threads of process 7, and 70 of process 70, as the next look sees them."""
+    found: dict[int, Thread] = {}
+
+    def read(pid: int) -> dict[int, Thread]:
+        return {tid: thread for tid, thread in found.items() if (tid == 70) == (pid == 70)}
+
+    monkeypatch.setattr("pegaflow.device.waits.threads", read)
+    return found
+
+
+def test_a_wait_that_goes_on_counts_once(seen: dict[int, Thread]) -> None:
+    waits = Waits(7)
+    seen[7] = Thread("R", 5, 1000, 40, 3)
+    assert waits.look(100) == Wait(0, 0, "running")
+    assert waits.look(200) == Wait(100, 0, "running")
+    assert waits.look(350) == Wait(250, 0, "running")
+    seen[7] = Thread("R", 5, 1010, 315, 4)
+    assert waits.look(400) == Wait(275, 10, "running"), "275 is what the kernel counts, at last"
+    assert waits.look(500) == Wait(375, 10, "running")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        Thread("R", 6, 1000, 40, 3),  # it ran on a core without a tick: only `stat` is right
+        Thread("R", 5, 1001, 40, 3),
+        Thread("S", 5, 1000, 40, 3),
+        Thread("T", 5, 1000, 40, 3),
+        Thread("D", 5, 1000, 40, 3),
+    ],
+)
+def test_who_ran_or_is_not_ready_does_not_wait(seen: dict[int, Thread], after: Thread) -> None:
+    waits = Waits(7)
+    seen[7] = Thread("R", 5, 1000, 40, 3)
+    waits.look(100)
+    seen[7] = after
+    assert waits.look(200).waited == 0
+
+
+def test_waits_one_after_the_other_add_up_and_those_at_once_do_not(seen: dict[int, Thread]) -> None:
+    waits = Waits(7)
+    ready, asleep = Thread("R", 1, 1, 0, 1), Thread("S", 1, 1, 0, 1)
+    seen.update({7: ready, 8: ready})
+    waits.look(100)
+    assert waits.look(200).waited == 100
+    seen[8] = asleep
+    assert waits.look(300).waited == 200, "7 alone"
+    seen.update({7: Thread("S", 1, 2, 210, 2), 8: ready, 9: Thread("S", 1, 1, 10**9, 1)})
+    assert waits.look(400).waited == 210, "9 has waited before we saw it"
+    assert waits.look(500).waited == 310, "8, which 7 has woken"
+
+
+def test_whoever_listens_may_be_the_one_that_waits(seen: dict[int, Thread]) -> None:
+    waits = Waits(7, 70)
+    seen.update({7: Thread("S", 1, 5, 0, 1), 70: Thread("R", 1, 1, 0, 1)})
+    waits.look(100)
+    seen[70] = Thread("S", 1, 9, 60, 2)
+    assert waits.look(200) == Wait(60, 0, "sleeping")
+
+
+def test_without_the_kernels_counts_long_waits_are_seen(seen: dict[int, Thread]) -> None:
+    waits = Waits(7)
+    seen[7] = Thread("R", 5, 0, 0, 0)
+    waits.look(100)
+    assert waits.look(300).waited == 200
+    seen[7] = Thread("R", 6, 0, 0, 0)
+    assert waits.look(400).waited == 200

@@ -1,0 +1,146 @@
+"""The default pool size and its reason; explicit sizes that cannot be."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pegaflow.core.errors import UserError
+from pegaflow.core.limits import GIB, MIB
+from pegaflow.service.poolsize import Memory, choose, look, pin_note
+
+EXTENT = 32 * MIB
+ROOMY = Memory(total=64 * GIB, available=60 * GIB, cgroup_room=None, shm_free=32 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("change", "size", "reason"),
+    [
+        ({}, 16 * GIB, "a quarter of 64 GiB of memory"),
+        ({"available": 5 * GIB}, 4 * GIB, "5 GiB of available memory less 1 GiB"),
+        ({"cgroup_room": 3 * GIB}, 2 * GIB, "3 GiB left of the cgroup limit less 1 GiB"),
+        ({"shm_free": 10 * GIB}, 8 * GIB, "80% of 10 GiB free in /dev/shm"),
+    ],
+)
+def test_the_tightest_bound_is_the_size_and_the_reason(
+    change: dict[str, int], size: int, reason: str
+) -> None:
+    chosen = choose(None, replace(ROOMY, **change), EXTENT)
+    assert chosen.size == size
+    assert chosen.reason.endswith(reason)
+
+
+def test_a_small_shm_says_how_to_enlarge_it() -> None:
+    with pytest.raises(UserError, match=r"64 MiB free in /dev/shm; enlarge it .*--shm-size"):
+        choose(None, replace(ROOMY, shm_free=64 * MIB), EXTENT)
+
+
+def test_no_memory_says_so() -> None:
+    with pytest.raises(UserError, match="available memory less 1 GiB; free some"):
+        choose(None, replace(ROOMY, available=GIB), EXTENT)
+
+
+@given(st.integers(0, 1 << 45), st.integers(0, 1 << 45), st.none() | st.integers(0, 1 << 45))
+def test_a_default_is_whole_extents_and_always_fits(
+    total: int, shm: int, cgroup: int | None
+) -> None:
+    memory = Memory(total=total, available=total, cgroup_room=cgroup, shm_free=shm)
+    try:
+        size = choose(None, memory, EXTENT).size
+    except UserError:
+        return
+    assert size % EXTENT == 0 < size < min(total, shm)
+    assert cgroup is None or size < cgroup
+    assert choose(size, memory, EXTENT).size == size
+
+
+def test_an_explicit_size_is_kept_in_whole_extents() -> None:
+    assert choose(20 * GIB, ROOMY, EXTENT).reason == "pool of 20 GiB: as asked"
+    rounded = choose(EXTENT + 1, ROOMY, EXTENT)
+    assert rounded.size == EXTENT
+    assert "rounded down" in rounded.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "change", "why"),
+    [
+        (33 * GIB, {}, "33 GiB does not fit: 32 GiB is free in /dev/shm; enlarge it .*--shm-size"),
+        (9 * GIB, {"available": 8 * GIB}, "8 GiB of memory is available"),
+        (9 * GIB, {"cgroup_room": 7 * GIB}, "7 GiB is left of the cgroup's memory limit"),
+        (MIB, {}, "smaller than one extent"),
+    ],
+)
+def test_an_explicit_size_that_cannot_be(asked: int, change: dict[str, int], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        choose(asked, replace(ROOMY, **change), EXTENT)
+
+
+def machine(root: Path, own: str, files: dict[str, str]) -> Path:
+    files = {
+        "proc/meminfo": "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\nHugePages_Total: 0\n",
+        "proc/self/cgroup": own,
+    } | files
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+def test_reads_cgroup_2_with_its_ancestors(tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/user/job"
+    root = machine(
+        tmp_path,
+        "0::/user/job",
+        {
+            f"{group}/memory.max": "max",
+            "sys/fs/cgroup/user/memory.max": str(2 * GIB),
+            "sys/fs/cgroup/user/memory.current": str(GIB),
+            "sys/fs/cgroup/user/memory.stat": f"anon 5\ninactive_file {GIB // 2}",
+        },
+    )
+    memory = look(str(tmp_path), root)
+    assert (memory.total, memory.available) == (8 * GIB, 4 * GIB)
+    assert memory.cgroup_room == 2 * GIB - GIB // 2
+    assert memory.shm_free > 0
+
+
+def test_reads_cgroup_1_inside_a_container(tmp_path: Path) -> None:
+    """The path named is the host's; only the mount's own files exist."""
+    mount = "sys/fs/cgroup/memory"
+    root = machine(
+        tmp_path,
+        "4:memory:/docker/abc\n3:cpu,cpuacct:/x\n0::/",
+        {
+            f"{mount}/memory.limit_in_bytes": str(GIB),
+            f"{mount}/memory.usage_in_bytes": str(GIB // 4),
+            f"{mount}/memory.stat": "total_inactive_file 0",
+        },
+    )
+    assert look(str(tmp_path), root).cgroup_room == GIB - GIB // 4
+
+
+def test_no_limit_is_none(tmp_path: Path) -> None:
+    assert look(str(tmp_path), machine(tmp_path, "0::/", {})).cgroup_room is None
+
+
+def test_the_real_machine_can_be_read() -> None:
+    memory = look()
+    assert 0 < memory.available <= memory.total
+
+
+def test_pinning_is_noted_only_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8 * MIB, 8 * MIB))
+    assert pin_note(8 * MIB) is None
+    assert "only 8 MiB may be locked" in str(pin_note(GIB))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert pin_note(GIB) is None
+
+
+def test_no_shared_memory_at_all_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no shared memory at .*none: No such file"):
+        look(str(tmp_path / "none"), machine(tmp_path, "0::/", {}))
