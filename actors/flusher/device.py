@@ -6,9 +6,10 @@ The process gives way to sessions and engines on a busy machine.
 
 import os
 
-from pegaflow.actors.runtime.child import Child
+from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.loop import Loop
 from pegaflow.actors.runtime.mapped import pool_file
+from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.runtime.workers import Workers
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.disk import Disk
@@ -34,9 +35,9 @@ NICE = 5
 class FlushDevice:
     """The job records of the flusher, carried out."""
 
-    def __init__(self, actor: Child, plan: FlushPlan) -> None:
+    def __init__(self, actor: Actor, plan: FlushPlan) -> None:
         os.nice(NICE)
-        self._actor = actor
+        self._member = member_of(actor)
         self._plan = plan
         self._disk: Disk | None = None
         self._reads, self._others = Workers(), Workers()
@@ -65,9 +66,9 @@ class FlushDevice:
 
     def _open(self) -> Disk:
         if self._disk is None:
-            assert self._actor.welcome is not None
-            welcome = self._actor.welcome
-            pool = pool_file(welcome, self._actor.supervisor)
+            assert self._member.welcome is not None
+            welcome = self._member.welcome
+            pool = pool_file(welcome, self._member.supervisor)
             known = Known(os.path.join(welcome.run_dir, KNOWN))
             self._disk = Disk(self._plan.paths, self._plan.floor, pool, known=known)
         return self._disk

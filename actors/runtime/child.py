@@ -4,6 +4,8 @@ A child says Hello, gets Welcome, learns of its neighbours and dials those that 
 It says Beat on its own clock; a child that cannot (stopped, or in an endless loop) is killed.
 """
 
+from collections.abc import Callable
+
 from pegaflow.wire.control import (
     BEAT_NS,
     Beat,
@@ -35,6 +37,7 @@ class Child(Actor):
         super().__init__(address)
         self.supervisor = supervisor  # constant: a child does not outlive its supervisor
         self.hello = hello
+        self.measured: Callable[[], dict[str, int]] = dict  # gauges of our process, by the shell
         self.welcome: Welcome | None = None  # set once; nothing is served before it
         self.peers: dict[str, Address] = {}  # living neighbours that we dialled, by name
         self.next_beat = 0  # when to say Beat again

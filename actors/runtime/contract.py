@@ -4,16 +4,22 @@ In: a message and `now` (CLOCK_MONOTONIC nanoseconds).  Out: a list of effects. 
 thread, randomness or file inside.  The shell (loop.py) runs an actor over real sockets; the
 simulator runs the same object under a virtual clock.
 
+An actor is composed of parts.  A part owns a piece of the state and handles the messages about it;
+what it needs of other parts it is given by construction, so that references among parts point one
+way, and no part calls its actor.  What concerns all of them (a process has died, a beat is due) is
+told to each, in the order in which the actor names its parts.
+
 Handlers return lists: a generator that nobody iterates would silently do nothing.  A message that
 an actor did not declare never reaches it (host.py counts and drops it), so one that reaches it and
 has no handler is a bug of ours and an assertion.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from pegaflow.wire.control import Welcome
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message, message
 from pegaflow.wire.status import Status
@@ -116,7 +122,15 @@ class Note:
     repeats: str = ""
 
 
-Effect = Send | Reply | Ask | Do | Dial | Hangup | Rebind | Stop | Note
+@dataclass(frozen=True, slots=True)
+class Redeliver:
+    """A message that had to wait is received now, as if it had just come."""
+
+    sender: Sender
+    message: Message
+
+
+Effect = Send | Reply | Ask | Do | Dial | Hangup | Rebind | Stop | Note | Redeliver
 Then = Callable[[Message, int], list[Effect]]
 Done_ = Callable[[Done, int], list[Effect]]
 Handler = Callable[[Sender, Any, int], list[Effect]]
@@ -124,52 +138,143 @@ Handler = Callable[[Sender, Any, int], list[Effect]]
 _M = TypeVar("_M", bound=Message)
 
 
-class Actor:
-    """Base of all actors: dispatch by message type, and the counters."""
+class On(NamedTuple):
+    """Messages of this kind are accepted from actors of these names."""
 
-    def __init__(self, address: Address) -> None:
-        self.address = address  # this life; constant
-        self.counts: Counter[str] = Counter()  # what happened so far; only grows
-        self.measured: Callable[[], dict[str, int]] = dict  # gauges of our process, by the shell
-        self._handlers: dict[type[Message], tuple[Handler, frozenset[str]]] = {}
+    kind: type[Message]
+    handler: Handler
+    senders: frozenset[str]
 
-    def on(
-        self, kind: type[_M], handler: Callable[[Sender, _M, int], list[Effect]], *senders: str
-    ) -> None:
-        """Declare that messages of this kind are accepted from actors of these names."""
-        assert kind not in self._handlers and senders
-        self._handlers[kind] = (handler, frozenset(senders))
 
-    def accepts(self, kind: type[Message], sender: str) -> bool:
-        """Whether this message from an actor of this name may be given to `receive`."""
-        entry = self._handlers.get(kind)
-        return entry is not None and sender in entry[1]
+def on(kind: type[_M], handler: Callable[[Sender, _M, int], list[Effect]], *senders: str) -> On:
+    """See `On`."""
+    assert senders
+    return On(kind, handler, frozenset(senders))
+
+
+class Part:
+    """A piece of an actor's state, with the messages about it.  Everything here may be left out."""
+
+    def handlers(self) -> Iterable[On]:
+        """The messages that it handles."""
+        return ()
 
     def knows(self, sender: Address) -> bool:
-        """Whether frames of this life are heard.  Of our own name nobody's are: what the shell
-        informs us of comes in our own name, and through no socket."""
-        return sender.name != self.address.name
+        """Whether frames of this life are heard."""
+        return True
 
     def start(self, now: int) -> list[Effect]:
-        """The first effects of this life."""
+        """Its first effects in this life."""
         return []
 
-    def receive(self, sender: Sender, msg: Message, now: int) -> list[Effect]:
-        """Effects of one message."""
-        assert self.accepts(type(msg), sender.address.name), f"{type(msg).__name__} from {sender}"
-        return self._handlers[type(msg)][0](sender, msg, now)
+    def up(self, welcome: Welcome, now: int) -> list[Effect]:
+        """The supervisor has said what everybody needs to know."""
+        return []
+
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """A neighbour that we dial is up, perhaps in a new life."""
+        return []
+
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """A process of the group is proven dead."""
+        return []
+
+    def beat(self, now: int) -> list[Effect]:
+        """What else to do with each beat."""
+        return []
+
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """An answer to a question that has already ended.  Grants go back."""
+        return []
 
     def wake_at(self) -> int | None:
         """When `wake` wants to be called next, if nothing else happens."""
         return None
 
     def wake(self, now: int) -> list[Effect]:
-        """Effects of time having passed."""
+        """Effects of time having passed, if it is time; it may not be."""
         return []
 
     def gauges(self) -> dict[str, int]:
         """Numbers that describe the present state, for `status`."""
         return {}
 
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as it should be, one line for people each."""
+        return ()
+
     def check(self) -> None:
         """Assert every invariant."""
+
+
+class Actor:
+    """Base of all actors: its parts, dispatch by message type, and the counters."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address  # this life; constant
+        self.counts: Counter[str] = Counter()  # what happened so far; only grows
+        self.parts: tuple[Part, ...] = ()  # in the order in which they hear of everything
+        self._timed: tuple[Part, ...] = ()  # those that ever want to be woken
+        self._handlers: dict[type[Message], On] = {}
+
+    def compose(self, *parts: Part) -> None:
+        """Said once, in the constructor."""
+        assert not self.parts
+        self.parts = parts
+        self._timed = tuple(p for p in parts if type(p).wake_at is not Part.wake_at)
+        for part in parts:
+            for entry in part.handlers():
+                assert entry.kind not in self._handlers
+                self._handlers[entry.kind] = entry
+
+    def on(
+        self, kind: type[_M], handler: Callable[[Sender, _M, int], list[Effect]], *senders: str
+    ) -> None:
+        """Declare that messages of this kind are accepted from actors of these names."""
+        assert kind not in self._handlers
+        self._handlers[kind] = on(kind, handler, *senders)
+
+    def accepts(self, kind: type[Message], sender: str) -> bool:
+        """Whether this message from an actor of this name may be given to `receive`."""
+        entry = self._handlers.get(kind)
+        return entry is not None and sender in entry.senders
+
+    def knows(self, sender: Address) -> bool:
+        """Whether frames of this life are heard.  Of our own name nobody's are: what the shell
+        informs us of comes in our own name, and through no socket."""
+        return sender.name != self.address.name and all(p.knows(sender) for p in self.parts)
+
+    def start(self, now: int) -> list[Effect]:
+        """The first effects of this life."""
+        return [effect for part in self.parts for effect in part.start(now)]
+
+    def receive(self, sender: Sender, msg: Message, now: int) -> list[Effect]:
+        """Effects of one message."""
+        assert self.accepts(type(msg), sender.address.name), f"{type(msg).__name__} from {sender}"
+        return self._handlers[type(msg)].handler(sender, msg, now)
+
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """An answer to a question that has already ended."""
+        return [effect for part in self.parts for effect in part.late(sender, msg, now)]
+
+    def wake_at(self) -> int | None:
+        """When `wake` wants to be called next, if nothing else happens."""
+        times = [at for part in self._timed if (at := part.wake_at()) is not None]
+        return min(times, default=None)
+
+    def wake(self, now: int) -> list[Effect]:
+        """Effects of time having passed."""
+        return [effect for part in self.parts for effect in part.wake(now)]
+
+    def gauges(self) -> dict[str, int]:
+        """Numbers that describe the present state, for `status`."""
+        return {name: value for part in self.parts for name, value in part.gauges().items()}
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as it should be, one line for people each."""
+        return tuple(line for part in self.parts for line in part.remarks())
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        for part in self.parts:
+            part.check()

@@ -37,6 +37,7 @@ from .contract import (
     NoAnswer,
     Note,
     Rebind,
+    Redeliver,
     Reply,
     Send,
     Sender,
@@ -190,9 +191,8 @@ class Host:
             self._end(number, msg, now, step)
             return step
         self.actor.counts["answers_late"] += 1
-        late = getattr(self.actor, "late", None)
-        if late is not None and sender.name != CLIENT:
-            self._apply(late(sender, msg, now), step, now)
+        if sender.name != CLIENT:
+            self._apply(self.actor.late(sender, msg, now), step, now)
         return step
 
     def _end(self, number: int, msg: Message, now: int, step: Step) -> None:
@@ -228,6 +228,8 @@ class Host:
                 step.links.append(effect)
             elif isinstance(effect, Note):
                 step.notes.append(effect)
+            elif isinstance(effect, Redeliver):
+                self._apply(self.actor.receive(effect.sender, effect.message, now), step, now)
             else:
                 step.stop = effect.reason
 

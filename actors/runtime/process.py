@@ -46,10 +46,11 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from . import blackbox
-from .child import Child
+from .contract import Actor
 from .host import Host
 from .loop import Loop
 from .mapped import ledger_file, pool_file
+from .member import member_of
 from .vitals import Vitals
 from .workers import Workers
 
@@ -65,8 +66,8 @@ if TYPE_CHECKING:
 class _Device:
     """The job records of one child, carried out."""
 
-    def __init__(self, actor: Child) -> None:
-        self.actor = actor
+    def __init__(self, actor: Actor) -> None:
+        self._member = member_of(actor)
         self.loop: Loop | None = None
         self._pool: SharedFile | None = None
         self._ledger: SharedFile | None = None
@@ -125,19 +126,19 @@ class _Device:
         return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
 
     def _welcome(self) -> Welcome:
-        assert self.actor.welcome is not None
-        return self.actor.welcome
+        assert self._member.welcome is not None
+        return self._member.welcome
 
     def _pool_file(self) -> SharedFile:
         with self._opening:
             if self._pool is None:
-                self._pool = pool_file(self._welcome(), self.actor.supervisor)
+                self._pool = pool_file(self._welcome(), self._member.supervisor)
             return self._pool
 
     def _ledger_file(self) -> SharedFile:
         with self._opening:
             if self._ledger is None:
-                self._ledger = ledger_file(self._welcome(), self.actor.supervisor)
+                self._ledger = ledger_file(self._welcome(), self._member.supervisor)
             return self._ledger
 
     def _records_of_file(self) -> Ledger:
@@ -171,7 +172,7 @@ class _Device:
             self._savers = Workers(yielding=True)
             self._savers.grow(w.copy_threads)
             self._collect(self._savers)
-            stem = f"{w.pool_path.removesuffix('.pool')}.{self.actor.address}"
+            stem = f"{w.pool_path.removesuffix('.pool')}.{self._member.address}"
             self._copies = Copies(self._pool_file(), stem, w.copy_threads)
         return self._copies
 
@@ -219,6 +220,7 @@ def run_child(
     boss = Address(SUPERVISOR, supervisor)
     hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
     actor = _make(name, address, boss, hello, flush)
+    member = member_of(actor)
     device = _device(actor, flush)
     host = Host(actor)
 
@@ -227,12 +229,12 @@ def run_child(
 
     loop = Loop(host, work)
     device.attach(loop)
-    actor.measured = Vitals(loop)
+    member.measured = Vitals(loop)
     log = logs.get_logger()
     try:
         loop.bind(endpoint)
         if tcp is not None:
-            actor.hello = dataclasses.replace(actor.hello, port=loop.bind_tcp(tcp))
+            member.hello = dataclasses.replace(member.hello, port=loop.bind_tcp(tcp))
         loop.dial(boss, str(run_dir / "pegaflow.sock"))
         log.debug("actor_started")
         reason = loop.run()
@@ -265,7 +267,7 @@ def _last_words(host: Host, run_dir: Path) -> str:
 
 def _make(
     name: str, address: Address, supervisor: Address, hello: Hello, flush: FlushPlan | None
-) -> Child:
+) -> Actor:
     """The actor; a process imports its own kind alone."""
     if flush is not None:
         from pegaflow.actors.flusher.actor import Flusher
@@ -289,7 +291,7 @@ def _make(
     return Gateway(address, supervisor, hello)
 
 
-def _device(actor: Child, flush: FlushPlan | None) -> _Device | HttpDevice | FlushDevice:
+def _device(actor: Actor, flush: FlushPlan | None) -> _Device | HttpDevice | FlushDevice:
     if flush is not None:
         from pegaflow.actors.flusher.device import FlushDevice
 

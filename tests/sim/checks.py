@@ -17,6 +17,7 @@ from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.roster import HOLDERS
+from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.core.pool.slab import Slab
@@ -90,7 +91,7 @@ class Checks:
     def actor(self, name: str) -> ChildProc | None:
         """The living child of this name that knows the pool."""
         for proc in self.world.living(name):
-            if isinstance(proc, ChildProc) and proc.actor.welcome is not None:
+            if isinstance(proc, ChildProc) and member_of(proc.actor).welcome is not None:
                 return proc
         return None
 

@@ -15,9 +15,9 @@ from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.actors.gateway.actor import Gateway
 from pegaflow.actors.index.actor import Index
-from pegaflow.actors.runtime.child import Child
-from pegaflow.actors.runtime.contract import Dial, Hangup
+from pegaflow.actors.runtime.contract import Actor, Dial, Hangup
 from pegaflow.actors.runtime.host import Host, Step
+from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.supervisor.actor import Plan, Supervisor
 from pegaflow.actors.supervisor.watchdog import SERVE_NS
@@ -233,7 +233,7 @@ class ChildProc(HostProc):
     def __init__(self, world: World, files: Files, address: Address, boss: Address) -> None:
         super().__init__(world, files, address)
         hello = Hello(self.pid, self.started, str(address))
-        self.actor: Child
+        self.actor: Actor
         self.ledger: FragileLedger | None = None
         self._disk: FlushWork | None = None
         if address.name == INDEX:
@@ -282,7 +282,7 @@ class ChildProc(HostProc):
     def work(self, number: int, job: Message) -> Done | None:
         """The jobs of actors/runtime/process.py."""
         world = self.world
-        welcome = self.actor.welcome
+        welcome = member_of(self.actor).welcome
         if isinstance(job, WatchProcess):
             proc = world.by_pid.get(job.pid)
             if proc is None or not proc.alive or proc.started != job.started:

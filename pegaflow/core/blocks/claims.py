@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
 
+from pegaflow.core.grants import Grants
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -37,26 +39,25 @@ class ClaimTable:
     def __init__(self, ttl: int) -> None:
         assert ttl > 0
         self._ttl = ttl  # nanoseconds that a claim lasts
-        self._open: dict[Hashable, dict[int, _Open]] = {}  # holder -> number -> claim; none empty
+        self._open: Grants[_Open] = Grants()
         self._owner: dict[bytes, dict[bytes, _Open]] = {}  # namespace -> key -> claim; none empty
         self._due: SortedDict = SortedDict()  # (when, serial) -> claim
-        self._last: dict[Hashable, int] = {}  # highest number given to each unfenced holder
         self._serial = 0  # counts claims, so that no two are due at the same place
 
     def claim(self, holder: Hashable, namespace: bytes, keys: Sequence[bytes], now: int) -> Claim:
         """Claims those of the keys that no open claim owns, the holder's own ones included."""
-        return self._claim(holder, self._last.get(holder, 0) + 1, namespace, keys, now)
+        return self._claim(holder, self._open.next(holder), namespace, keys, now)
 
     def adopt(
         self, holder: Hashable, number: int, namespace: bytes, keys: Sequence[bytes], now: int
     ) -> None:
         """A claim that an earlier life of this table has given; numbers go on from it."""
-        if number not in self._open.get(holder, {}):
+        if self._open.get(holder, number) is None:
             self._claim(holder, number, namespace, keys, now)
 
     def go_on_from(self, holder: Hashable, number: int) -> None:
         """The holder has heard of claims up to this number."""
-        self._last[holder] = max(self._last.get(holder, 0), number)
+        self._open.go_on_from(holder, number)
 
     def _claim(
         self, holder: Hashable, number: int, namespace: bytes, keys: Sequence[bytes], now: int
@@ -72,7 +73,7 @@ class ClaimTable:
             self._serial += 1
             due = (now + self._ttl, self._serial)
             taken = _Open(holder, number, namespace, tuple(new), due)
-            self._open.setdefault(holder, {})[number] = taken
+            self._open.add(holder, number, taken)
             self._owner.setdefault(namespace, owners).update(dict.fromkeys(new, taken))
             self._due[due] = taken
         return Claim(number, tuple(new.values()))
@@ -96,7 +97,7 @@ class ClaimTable:
 
     def end(self, holder: Hashable, number: int) -> bool:
         """Ends the claim; False if it is not open, which a repeated word finds."""
-        claim = self._open.get(holder, {}).get(number)
+        claim = self._open.get(holder, number)
         if claim is None:
             return False
         self._drop(claim)
@@ -105,33 +106,31 @@ class ClaimTable:
     def statement(self, holder: Hashable, upto: int, numbers: Sequence[int]) -> int:
         """The holder has heard of all claims up to `upto` and still saves under `numbers`: ends the
         others; returns how many."""
-        stated = set(numbers)
-        omitted = [n for n in self._open.get(holder, {}) if n <= upto and n not in stated]
-        for number in omitted:
-            self.end(holder, number)
-        return len(omitted)
+        dropped = self._open.statement(holder, upto, numbers).dropped
+        for _, claim in dropped:
+            self._forget(claim)
+        return len(dropped)
 
     def fence(self, holder: Hashable) -> int:
         """The holder is proven dead: ends its claims; returns how many. Its name is never heard
         again."""
-        self._last.pop(holder, None)
-        claims = list(self._open.get(holder, {}).values())
-        for claim in claims:
-            self._drop(claim)
-        return len(claims)
+        fenced = self._open.fence(holder)
+        for _, claim in fenced:
+            self._forget(claim)
+        return len(fenced)
 
     def held(self, holder: Hashable) -> int:
         """How many open claims the holder has."""
-        return len(self._open.get(holder, ()))
+        return self._open.count(holder)
 
     def __len__(self) -> int:
         return len(self._due)
 
     def _drop(self, claim: _Open) -> None:
-        held = self._open[claim.holder]
-        del held[claim.number]
-        if not held:
-            del self._open[claim.holder]
+        self._open.end(claim.holder, claim.number)
+        self._forget(claim)
+
+    def _forget(self, claim: _Open) -> None:
         owners = self._owner[claim.namespace]
         for key in claim.keys:
             del owners[key]
@@ -140,17 +139,13 @@ class ClaimTable:
         del self._due[claim.due]
 
     def check(self) -> None:
-        every = {
-            (holder, number): claim
-            for holder, held in self._open.items()
-            for number, claim in held.items()
-        }
-        assert all(self._open.values()) and all(self._owner.values()), "an empty dict stayed"
+        self._open.check()
+        every = {(holder, number): claim for holder, number, claim in self._open}
+        assert all(self._owner.values()), "an empty dict stayed"
         assert set(every.values()) == set(self._due.values())
         keys = 0
         for (holder, number), claim in every.items():
             assert (claim.holder, claim.number) == (holder, number)
-            assert number <= self._last[holder]
             assert self._due[claim.due] is claim
             assert claim.keys
             for key in claim.keys:

@@ -1,6 +1,7 @@
 """The gateway's questions and its address."""
 
 from pegaflow.actors.gateway.actor import INSPECT_NS, INSPECT_WAIT_NS, RETRY_NS, Gateway
+from pegaflow.actors.runtime.member import member_of
 from pegaflow.wire.control import BEAT_NS, Beat, Drain, Gone, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Listen, Publish
@@ -120,7 +121,7 @@ def test_it_leaves_when_it_is_told() -> None:
 
 def test_the_beat_carries_what_the_shell_measures() -> None:
     rig, _ = gateway()
-    rig.host.actor.measured = lambda: {"process_open_fds": 12}
+    member_of(rig.host.actor).measured = lambda: {"process_open_fds": 12}
     beat = said(rig.wait(BEAT_NS), Beat)
     gauges = {g.name: g.value for g in beat.gauges}
     assert gauges == {"http_port": 0, "process_open_fds": 12}

@@ -1,0 +1,148 @@
+"""Numbered grants: the one way in which memory, leases and claims change hands between processes.
+
+A granter gives a holder something under a number, 1, 2, ... per holder.  Any message may be lost,
+so the holder says from time to time "up to number n I hold exactly these" (a *statement*): what is
+omitted up to n was given back and the word was lost; what is later than n was granted and the grant
+may have been lost, so it is sent again.  Time ends nothing.
+
+`Grants` is the granter's book.  A granter that has died is followed by one with an empty book: then
+the holders restate what they have (`adopt`), and numbers go on from the newest that each has heard
+of (`go_on_from`), so that no number ever means two things.
+
+`Holdings` is the holder's.
+"""
+
+from collections.abc import Collection, Hashable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Statement(NamedTuple, Generic[T]):
+    """What a statement has brought to light."""
+
+    dropped: list[tuple[int, T]]  # ended now: its holder has given it back, and the word was lost
+    resend: list[tuple[int, T]]  # the holder may not have got it
+
+
+class Grants(Generic[T]):
+    """All grants of one kind that have not ended."""
+
+    def __init__(self) -> None:
+        self._open: dict[Hashable, dict[int, T]] = {}  # holder -> number -> grant; none empty
+        self._last: dict[Hashable, int] = {}  # newest number of each unfenced holder
+
+    def next(self, holder: Hashable) -> int:
+        """The number of the next grant; it is used up."""
+        number = self._last[holder] = self.last(holder) + 1
+        return number
+
+    def add(self, holder: Hashable, number: int, grant: T) -> None:
+        """A grant of a number that `next` has given, or that its holder restates."""
+        self.go_on_from(holder, number)
+        self._open.setdefault(holder, {})[number] = grant
+
+    def go_on_from(self, holder: Hashable, number: int) -> None:
+        """The holder has heard of grants up to this number."""
+        self._last[holder] = max(self.last(holder), number)
+
+    def last(self, holder: Hashable) -> int:
+        """The newest number of this holder; 0: none."""
+        return self._last.get(holder, 0)
+
+    def get(self, holder: Hashable, number: int) -> T | None:
+        """The grant of this number."""
+        return self._open.get(holder, {}).get(number)
+
+    def end(self, holder: Hashable, number: int) -> T | None:
+        """End it; None if there is none of that number, which a repeated word finds."""
+        held = self._open.get(holder)
+        grant = held.pop(number, None) if held else None
+        if grant is not None and not held:
+            del self._open[holder]
+        return grant
+
+    def statement(self, holder: Hashable, upto: int, numbers: Collection[int]) -> Statement[T]:
+        """The holder has heard of all grants up to `upto` and holds `numbers` of them."""
+        stated = set(numbers)
+        held = self.held(holder)
+        omitted = [entry for entry in held if entry[0] <= upto and entry[0] not in stated]
+        for number, _ in omitted:
+            self.end(holder, number)
+        return Statement(omitted, [entry for entry in held if entry[0] > upto])
+
+    def fence(self, holder: Hashable) -> list[tuple[int, T]]:
+        """The holder is proven dead: end all it had.  Its name is never heard again."""
+        self._last.pop(holder, None)
+        return list(self._open.pop(holder, {}).items())
+
+    def held(self, holder: Hashable) -> list[tuple[int, T]]:
+        """What the holder has, by number, in the order in which it was granted."""
+        return list(self._open.get(holder, {}).items())
+
+    def count(self, holder: Hashable) -> int:
+        """How many grants the holder has."""
+        return len(self._open.get(holder, ()))
+
+    def holders(self) -> Collection[Hashable]:
+        """Everybody who has anything."""
+        return self._open.keys()
+
+    def __iter__(self) -> Iterator[tuple[Hashable, int, T]]:
+        for holder, held in self._open.items():
+            for number, grant in held.items():
+                yield holder, number, grant
+
+    def __len__(self) -> int:
+        return sum(map(len, self._open.values()))
+
+    def check(self) -> None:
+        """Numbers are known, and nobody is kept who has nothing."""
+        for holder, held in self._open.items():
+            assert held, "an empty holder stayed"
+            assert max(held) <= self._last[holder]
+
+
+class Holdings(Generic[T]):
+    """What a process holds of one granter, by number."""
+
+    def __init__(self) -> None:
+        self.upto = 0  # newest number that we have heard of; statements say it
+        self._held: dict[int, T] = {}
+
+    def hear(self, number: int) -> bool:
+        """A grant of this number has come; False: it was sent again, and we had it."""
+        new = number > self.upto
+        self.upto = max(self.upto, number)
+        return new
+
+    def hold(self, number: int, grant: T) -> None:
+        """It is ours from now on."""
+        self.upto = max(self.upto, number)
+        self._held[number] = grant
+
+    def end(self, number: int) -> T | None:
+        """We hold it no longer; None if we did not."""
+        return self._held.pop(number, None)
+
+    def get(self, number: int) -> T | None:
+        """What we hold under this number."""
+        return self._held.get(number)
+
+    def items(self) -> list[tuple[int, T]]:
+        """All of it, in the order in which it came."""
+        return list(self._held.items())
+
+    def values(self) -> list[T]:
+        """All of it, without the numbers."""
+        return list(self._held.values())
+
+    def numbers(self) -> tuple[int, ...]:
+        """What a statement names."""
+        return tuple(self._held)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
