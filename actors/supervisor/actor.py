@@ -24,6 +24,7 @@ A pure actor like the others: processes are started and killed by jobs, their de
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pegaflow.actors.roster import ROSTER, SPECS
@@ -108,6 +109,7 @@ class Supervisor(Actor):
 
     def __init__(self, address: Address, plan: Plan) -> None:
         super().__init__(address)
+        self.measured: Callable[[], dict[str, int]] = dict  # gauges of our process, by the shell
         self.plan = plan
         self.kids: dict[Address, Kid] = {}  # every life that is not proven dead, in order of birth
         self.budgets = Budgets(tuple(SPECS))
