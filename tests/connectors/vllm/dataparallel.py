@@ -4,6 +4,9 @@
 
 Each line read from stdin is the number of a rank, which is asked the same prompts as always; prints
 one marked line of JSON for it.
+
+The front end, a coordinator, two engines and a worker of each are six processes. vLLM forks them,
+except on the CPU, where each imports all of vLLM anew; here they are forked on the CPU, too.
 """
 
 import asyncio
@@ -29,20 +32,20 @@ def build(model: str, endpoint: str) -> Any:
         kv_load_failure_policy="recompute",
         kv_connector_extra_config={"pegaflow.endpoint": endpoint, "pegaflow.timeout_ms": 20_000},
     )
-    return AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=model,
-            dtype="float32",
-            max_model_len=1024,
-            max_num_seqs=4,
-            block_size=OPTIONS.block_size,
-            enforce_eager=True,
-            skip_tokenizer_init=True,
-            seed=0,
-            data_parallel_size=2,
-            kv_transfer_config=transfer,
-        )
-    )
+    config = AsyncEngineArgs(
+        model=model,
+        dtype="float32",
+        max_model_len=1024,
+        max_num_seqs=4,
+        block_size=OPTIONS.block_size,
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        seed=0,
+        data_parallel_size=2,
+        kv_transfer_config=transfer,
+    ).create_engine_config()
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration has set it
+    return AsyncLLM.from_vllm_config(config)
 
 
 async def run(llm: Any, rank: int, name: str) -> dict[str, Any]:
