@@ -188,6 +188,10 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     """
     if attribute(vllm_config, "parallel_config.prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism is not supported"
+    executor = attribute(vllm_config, "parallel_config.distributed_executor_backend")
+    if executor == "external_launcher" and world(vllm_config) > 1:
+        # A lookup that is answered sooner at one rank than at another would part them for good.
+        return "the launcher gives each rank a scheduler of its own, and all must decide alike"
     kept = specs(kv_cache_config)
     kinds = {type(spec).__name__ for spec in kept}
     groups = len(attribute(kv_cache_config, "kv_cache_groups", []))

@@ -89,6 +89,7 @@ UNSERVED = [
     ({}, (MambaSpec,), "the KV cache kind MambaSpec"),
     ({}, (PrefixLMSpec,), "later tokens"),
     ({"is_encoder_decoder": True}, (FullAttentionSpec,), "encoder-decoder"),
+    ({"executor": "external_launcher", "world": 2}, (FullAttentionSpec,), "must decide alike"),
     ({"is_prefix_caching_supported": False}, (FullAttentionSpec,), "does not support prefix"),
     (
         {

@@ -11,7 +11,7 @@ import pegaflow.connectors.vllm.worker
 from pegaflow.connectors.vllm import compat
 from pegaflow.connectors.vllm.settings import Engine, engine
 
-from .fakes import Request, Store, config, output
+from .fakes import Request, Store, config, kv_cache_config, output
 from .pair import PATIENCE_S, SCHEDULER, Pair
 
 SAVED = [1, 2, 3, 4, 5, 6, 7]
@@ -44,6 +44,9 @@ def test_data_parallel_ranks_are_engines_of_their_own() -> None:
     for rank in range(4):
         seen = config(rank=rank, world=2, data=2)
         assert (compat.world(seen), compat.rank(seen)) == (2, rank % 2)
+    launched = config(rank=1, data=2, executor="external_launcher")
+    assert (compat.world(launched), compat.rank(launched)) == (1, 0)
+    assert compat.unsupported(launched, kv_cache_config()) == ""
 
 
 def test_an_engine_with_a_rank_missing_misses_and_saves_nothing(both: Pair, store: Store) -> None:
