@@ -43,8 +43,15 @@ def main() -> int:
         except UserError as err:
             print(f"pegaflow: {err}", file=sys.stderr)
             return 1
-    who = (given.name, given.incarnation, given.run_dir, given.supervisor, given.parent)
-    return run_child(*who, tcp, None if given.flush is None else _plan(given.flush))
+    return run_child(
+        given.name,
+        given.incarnation,
+        given.run_dir,
+        supervisor=given.supervisor,
+        parent=given.parent,
+        tcp=tcp,
+        flush=None if given.flush is None else _plan(given.flush),
+    )
 
 
 def _plan(given: dict[str, Any]) -> FlushPlan:

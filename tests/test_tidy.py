@@ -1,4 +1,7 @@
-"""The rules of the house as a test: import floors, purity, size, and what must not be written.
+"""Rules of the house that no linter has: size, no sleeping, no dead module, nothing unfinished.
+
+What may import what, and which floors are pure, import-linter checks (pyproject.toml); ruff has the
+rest.
 
 Each rule is a function from one `Source` (or all of them) to complaints, so that it can also be fed
 a small bad source: a rule that cannot fail is no rule.  Everything is read with `ast`; nothing is
@@ -22,70 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FILE_LINES = 450  # a file is read in one sitting; 400 is the goal
 FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
-LINE_LENGTH = 100
-
-# Floor -> what it may import of ours, besides itself.  The longest matching prefix decides.
-WIRE, CORE, CLIENT = "pegaflow.wire", "pegaflow.core", "pegaflow.client"
-CONTRACT, ERRORS = "pegaflow.actors.runtime.contract", "pegaflow.core.errors"
-PRESENCE = "pegaflow.client.presence"
-FLOORS: dict[str, set[str]] = {
-    "pegaflow.core.limits": set(),
-    "pegaflow.core.series": set(),
-    ERRORS: set(),
-    PRESENCE: set(),
-    WIRE: set(),
-    CORE: {WIRE},
-    CONTRACT: {WIRE, CORE},
-    "pegaflow.actors": {WIRE, CORE},
-    "pegaflow.device": {WIRE, CORE, CONTRACT, ERRORS},
-    CLIENT: {WIRE, PRESENCE},
-    "pegaflow.connectors.common": {WIRE, CLIENT},
-    "pegaflow.connectors": {WIRE, CLIENT, PRESENCE, "pegaflow.connectors.common"},
-    "pegaflow.connector": {"pegaflow.connectors.vllm"},
-    # It may start a service as a subprocess: then it has to say where, how large, and what failed.
-    "pegaflow.replay": {
-        WIRE,
-        CLIENT,
-        "pegaflow.core.limits",
-        ERRORS,
-        PRESENCE,
-        "pegaflow.service.sizes",
-        "pegaflow.service.rundir",
-        "pegaflow.service.signals",
-    },
-}
-# The shell and the command line, which join everything: these, `pegaflow.service` and
-# `pegaflow.observe`.
-SHELL = {
-    f"pegaflow.actors.{name}"
-    for name in (
-        "__main__ session.device flusher.device gateway.device "
-        + " ".join(
-            f"runtime.{name}"
-            for name in "loop tcp door workers process blackbox vitals mapped".split()
-        )
-    ).split()
-}
-# Files on a floor with sockets or clocks that are pure themselves.
-PURE_FLOORS = (
-    WIRE,
-    CORE,
-    "pegaflow.actors",
-    "pegaflow.client.machine",
-    "pegaflow.connectors.common",
-)
-IMPURE = set(
-    "time socket threading random zmq cupy pyverbs os subprocess select signal mmap ctypes asyncio"
-    " multiprocessing secrets uuid datetime logging structlog".split()
-)
-# Its resource tracker unlinks what another process still uses; the others run what they read.
-NOWHERE = {"multiprocessing.shared_memory", "pickle", "cloudpickle", "dill", "shelve", "marshal"}
-# Boundaries that must swallow everything: nothing of ours may end an engine.
-CATCH_ALL = {"pegaflow/connectors/vllm/connector.py", "pegaflow/connectors/vllm/plugin.py"}
-# It counts the exceptions of the client library, of which there must be none.
-CATCH_ALL |= {"perf/chaosload.py"}
-# A thread whose errors nobody else would see; it ends the process.
-CATCH_ALL |= {"actors/runtime/workers.py"}
 
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 MACHINE_PATH = re.compile(
@@ -139,80 +78,15 @@ class Source:
 Complaints = Iterator[str]
 
 
-def below(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-def floor_of(module: str) -> str | None:
-    """The floor a module stands on; None for the shell and the command line."""
-    if module in SHELL or not below(module, "pegaflow"):
-        return None
-    return max((floor for floor in FLOORS if below(module, floor)), key=len, default=None)
-
-
-def imports_point_down(source: Source) -> Complaints:
-    floor = floor_of(source.module)
-    if floor is None:
-        return
-    for line, name in source.imports:
-        if name.startswith("pegaflow.") and not may_import(floor, name):
-            yield f"{source.path}:{line}: {floor} must not import {name}"
-
-
-def may_import(floor: str, name: str) -> bool:
-    if name in SHELL:
-        return False
-    target = floor_of(name)
-    if target == floor or (floor, target) == ("pegaflow.actors", CONTRACT):
-        return True
-    # `from pegaflow.actors.runtime import contract` also names the package above
-    return any(below(name, allowed) or below(allowed, name) for allowed in FLOORS[floor])
-
-
-def pure_floors_are_pure(source: Source) -> Complaints:
-    module = source.module
-    if module in SHELL or not any(below(module, floor) for floor in PURE_FLOORS):
-        return
-    for line, name in source.imports:
-        if name.split(".")[0] in IMPURE:
-            yield f"{source.path}:{line}: {module} is pure and must not import {name}"
-
-
-def nothing_banned(source: Source) -> Complaints:
-    for line, name in source.imports:
-        if any(below(name, banned) for banned in NOWHERE):
-            yield f"{source.path}:{line}: {name} is used nowhere here"
-
-
-def no_catch_all(source: Source) -> Complaints:
-    for node in ast.walk(source.tree):
-        if not isinstance(node, ast.ExceptHandler):
-            continue
-        if node.type is None:
-            yield f"{source.path}:{node.lineno}: bare except"
-            continue
-        names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
-        if names & {"Exception", "BaseException"} and source.path not in CATCH_ALL:
-            yield f"{source.path}:{node.lineno}: catches everything; name what is expected"
-
-
 def is_short(source: Source) -> Complaints:
     lines = source.text.splitlines()
     if len(lines) >= FILE_LINES:
         yield f"{source.path}: {len(lines)} lines"
-    for number, line in enumerate(lines, 1):
-        if len(line) > LINE_LENGTH:
-            yield f"{source.path}:{number}: {len(line)} columns"
     for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length >= FUNCTION_LINES:
                 yield f"{source.path}:{node.lineno}: {node.name} has {length} lines"
-
-
-def has_a_docstring(source: Source) -> Complaints:
-    if not ast.get_docstring(source.tree) and not (source.is_package and not source.is_shipped):
-        yield f"{source.path}: no docstring"
 
 
 def no_sleep_in_tests(source: Source) -> Complaints:
@@ -257,15 +131,7 @@ def is_finished(path: str, text: str) -> Complaints:
             yield f"{path}:{number}: {found[0]} is a path of one machine"
 
 
-PER_FILE: list[Callable[[Source], Complaints]] = [
-    imports_point_down,
-    pure_floors_are_pure,
-    nothing_banned,
-    no_catch_all,
-    is_short,
-    has_a_docstring,
-    no_sleep_in_tests,
-]
+PER_FILE: list[Callable[[Source], Complaints]] = [is_short, no_sleep_in_tests]
 
 
 def python_sources() -> list[Source]:
@@ -315,58 +181,12 @@ def test_what_the_readme_has_people_make_is_ignored_by_git() -> None:
 
 
 BAD: list[tuple[Callable[[Source], Complaints], str, str]] = [
-    (imports_point_down, "wire/x.py", "from pegaflow.core.pool import slab"),
-    (imports_point_down, "wire/x.py", "from ..actors import loop"),
-    (imports_point_down, "pegaflow/core/x.py", "import pegaflow.actors.runtime.contract"),
-    (imports_point_down, "actors/runtime/x.py", "from .loop import run"),
-    (imports_point_down, "actors/x.py", "import pegaflow.device.shm"),
-    (imports_point_down, "actors/x.py", "from pegaflow.service import config"),
-    (imports_point_down, "actors/runtime/contract.py", "from .child import Child"),
-    (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors import index"),
-    (imports_point_down, "pegaflow/client/x.py", "from pegaflow.core.pool import slab"),
-    (imports_point_down, "pegaflow/client/x.py", "from pegaflow.service import rundir"),
-    (
-        imports_point_down,
-        "pegaflow/connectors/vllm/x.py",
-        "def f():\n    import pegaflow.core.pool.slab",
-    ),
-    (imports_point_down, "pegaflow/replay/x.py", "from pegaflow.service.cli import main"),
-    (pure_floors_are_pure, "wire/x.py", "import time"),
-    (pure_floors_are_pure, "pegaflow/core/x.py", "from os import path"),
-    (pure_floors_are_pure, "actors/index/actor.py", "import zmq.error"),
-    (pure_floors_are_pure, "pegaflow/client/machine.py", "import socket"),
-    (nothing_banned, "perf/x.py", "from multiprocessing import shared_memory"),
-    (nothing_banned, "tests/x.py", "import pickle"),
-    (no_catch_all, "actors/runtime/loop.py", "try:\n    f()\nexcept:\n    pass"),
-    (
-        no_catch_all,
-        "actors/runtime/loop.py",
-        "try:\n    f()\nexcept (OSError, Exception):\n    pass",
-    ),
     (is_short, "wire/x.py", "x = 1\n" * FILE_LINES),
     (is_short, "wire/x.py", "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
-    (is_short, "wire/x.py", "#" * (LINE_LENGTH + 1)),
-    (has_a_docstring, "wire/x.py", "x = 1"),
-    (has_a_docstring, "tests/test_x.py", "x = 1"),
     (no_sleep_in_tests, "tests/x.py", "import time\ntime.sleep(1)"),
 ]
 GOOD: list[tuple[Callable[[Source], Complaints], str, str]] = [
-    (imports_point_down, "wire/x.py", "from .values import Address\nfrom . import status"),
-    (
-        imports_point_down,
-        "actors/x.py",
-        "from .runtime.contract import Actor\nfrom pegaflow.actors.runtime import host",
-    ),
-    (imports_point_down, "actors/runtime/loop.py", "import pegaflow.device.shm"),
-    (imports_point_down, "pegaflow/device/x.py", "from pegaflow.actors.runtime import contract"),
-    (imports_point_down, "pegaflow/service/cli.py", "import pegaflow.device.shm"),
-    (pure_floors_are_pure, "actors/runtime/process.py", "import os"),
-    (pure_floors_are_pure, "pegaflow/client/connection.py", "import zmq"),
-    (
-        no_catch_all,
-        "pegaflow/connectors/vllm/connector.py",
-        "try:\n    f()\nexcept Exception:\n    pass",
-    ),
+    (is_short, "wire/x.py", "def f():\n    x = 1\n"),
     (no_sleep_in_tests, "perf/x.py", "import time\ntime.sleep(1)"),
 ]
 

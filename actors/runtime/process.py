@@ -201,6 +201,7 @@ def run_child(
     name: str,
     incarnation: int,
     run_dir: Path,
+    *,
     supervisor: int,
     parent: int,
     tcp: Tcp | None,

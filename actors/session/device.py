@@ -110,7 +110,12 @@ class Copies:
 
     def _map(self, job: MapEngine) -> Done:
         self._engines[job.mapping] = ForeignMemory(
-            job.pid, job.started, job.bases, job.layout, job.scratch, job.proof
+            pid=job.pid,
+            started=job.started,
+            bases=job.bases,
+            layout=job.layout,
+            scratch=job.scratch,
+            proof=job.proof,
         )
         return Done(Status.OK)
 

@@ -227,7 +227,15 @@ class Client(Shell):
             raise ValueError(f"{len(keys)} keys for {len(blocks)} blocks")
         ids, hashes = self._blocks(blocks), _keys(keys)
         deadline = self._deadline(timeout)
-        ticket, effects = self._machine.save(hashes, ids, parent, valid, deadline, order, commits)
+        ticket, effects = self._machine.save(
+            hashes,
+            ids,
+            parent=parent,
+            valid=valid,
+            deadline=deadline,
+            order=order,
+            commits=commits,
+        )
         self._apply(effects)
         return ticket
 

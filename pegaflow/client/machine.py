@@ -113,10 +113,9 @@ class Machine:
                 return self._end(ticket, Status.EXPIRED)
             if answer.blocks > len(keys):  # more than there can be: believe nothing of it
                 return [self._tell(Release(answer.lease)), *self._end(ticket, Status.UNKNOWN)]
-            lease = None
-            if answer.blocks:
-                lease = Lease(self.session.incarnation, answer.lease, answer.blocks)
-            done = LookupDone(ticket, answer.status, lease, answer.blocks, answer.disk)
+            life, blocks = self.session.incarnation, answer.blocks
+            lease = Lease(life, answer.lease, blocks) if blocks else None
+            done = LookupDone(ticket, answer.status, lease, blocks, answer.disk)
             return self._finish(ticket, done)
 
         if self.state != "ready":
@@ -159,7 +158,7 @@ class Machine:
         self.operations[ticket].direct = True
         ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
         grace = min(GRACE_NS, max(0, deadline - now) // 2)
-        return ticket, [self._ask(ask, deadline - grace, loaded, ticket, grace, fatal=True)]
+        return ticket, [self._ask(ask, deadline - grace, loaded, ticket, grace=grace, fatal=True)]
 
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""
@@ -182,6 +181,7 @@ class Machine:
         self,
         keys: tuple[bytes, ...],
         blocks: tuple[int, ...],
+        *,
         parent: bytes,
         valid: Callable[[], bool],
         deadline: int,
@@ -419,10 +419,9 @@ class Machine:
 
     def _finish(self, ticket: int, done: Done) -> list[Effect]:
         operation = self.operations.pop(ticket, None)
-        if operation is None:
-            return []
-        self._questions.pop(operation.question, None)
-        return [Finish(done)]
+        if operation is not None:
+            self._questions.pop(operation.question, None)
+        return [Finish(done)] if operation is not None else []
 
     def _ask(
         self,
@@ -430,6 +429,7 @@ class Machine:
         deadline: int,
         then: Callable[[Message | None, int], list[Effect]],
         ticket: int = 0,
+        *,
         grace: int = 0,
         fatal: bool = False,
     ) -> ToSession:

@@ -18,6 +18,8 @@ from .tree import NONE
 
 @dataclass(frozen=True, slots=True)
 class Score:
+    """Blocks asked for, and how many of them a cache would have had."""
+
     asked: int  # full blocks of all requests
     hit: int  # of these, blocks within a prefix hit; at most `asked`
 

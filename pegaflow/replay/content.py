@@ -38,7 +38,7 @@ _MASK = 2**64 - 1
 
 
 def fill(
-    out: Bytes, namespace: bytes, key: bytes, rank: int, layer: int = 0, offset: int = 0
+    out: Bytes, namespace: bytes, key: bytes, rank: int, *, layer: int = 0, offset: int = 0
 ) -> None:
     """Write the stream's bytes from `offset` on into every row of `out`."""
     rows = np.atleast_2d(out)
@@ -52,7 +52,7 @@ def fill(
 
 
 def mismatch(
-    view: Bytes, namespace: bytes, key: bytes, rank: int, layer: int = 0, offset: int = 0
+    view: Bytes, namespace: bytes, key: bytes, rank: int, *, layer: int = 0, offset: int = 0
 ) -> int | None:
     """The flat index in `view` of the first byte that is not the stream's, or None."""
     rows = np.atleast_2d(view)

@@ -55,15 +55,32 @@ class Cache(Protocol):
     """What an engine needs of `pegaflow.client.Client`; tests give it another one."""
 
     @property
-    def attached(self) -> bool: ...
+    def attached(self) -> bool:
+        """See `pegaflow.client.Client`, as the others."""
+        ...
+
     @property
-    def refusal(self) -> str: ...
-    def connect(self, timeout: float) -> bool: ...
-    def lookup(self, keys: Sequence[bytes], *, timeout: float) -> LookupDone: ...
-    def load(self, lease: Lease, blocks: Sequence[int], *, timeout: float) -> LoadDone: ...
+    def refusal(self) -> str:
+        """Why the service has no session for us."""
+        ...
+
+    def connect(self, timeout: float) -> bool:
+        """Wait for a session."""
+        ...
+
+    def lookup(self, keys: Sequence[bytes], *, timeout: float) -> LookupDone:
+        """The longest prefix that is there."""
+        ...
+
+    def load(self, lease: Lease, blocks: Sequence[int], *, timeout: float) -> LoadDone:
+        """Have the blocks of a lease written into ours."""
+        ...
+
     def save(
         self, keys: Sequence[bytes], blocks: Sequence[int], *, parent: bytes, timeout: float
-    ) -> SaveDone: ...
+    ) -> SaveDone:
+        """Offer computed blocks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +93,11 @@ class Shape:
 
     @property
     def block_bytes(self) -> int:
+        """Of all layers."""
         return self.layers * self.layer_bytes
 
     def layout(self) -> Layout:
+        """The layout that the session copies by."""
         layers = (LayerLayout(i, 0, self.layer_bytes, self.layer_bytes) for i in range(self.layers))
         return Layout(self.blocks, tuple(layers), "uint8", "replay")
 
@@ -103,6 +122,7 @@ class Job:
 
     @classmethod
     def load(cls, text: str) -> Job:
+        """Have the blocks of a lease written into ours."""
         fields = json.loads(text)
         return cls(**{**fields, "shape": Shape(**fields["shape"])})
 

@@ -19,10 +19,13 @@ BLOCK_TOKENS_MAX = 1 << 20
 
 @dataclass(slots=True)
 class Interval:
+    """Sizes of a block, in tokens, that are still possible."""
+
     low: int = 1
     high: int = BLOCK_TOKENS_MAX
 
     def narrow(self, low: int, high: int) -> None:
+        """Keep what is within these bounds."""
         self.low, self.high = max(self.low, low), min(self.high, high)
 
     def __contains__(self, size: int) -> bool:

@@ -25,6 +25,7 @@ class Anew:
     _conversations: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(self, file: str, conversation: str | None, ids: Keys) -> None:
+        """Look at the ids of one more request."""
         self._files[file] = _next(self._files.get(file), ids)
         if conversation is not None:
             key = (file, conversation)
@@ -61,6 +62,7 @@ class Turns:
     _other: int = 0
 
     def add(self, conversation: tuple[str, str], ids: Keys) -> None:
+        """Look at the ids of one more request."""
         if not len(ids):
             return
         first = self._firsts.get(conversation)

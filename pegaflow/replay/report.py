@@ -127,6 +127,7 @@ def problem(outcome: Outcome, ceiling: Score) -> str:
 
 
 def percent(rate: float) -> str:
+    """A share, as people read it."""
     return f"{100 * rate:.1f} %"
 
 

@@ -46,7 +46,9 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff",
 class Readable(Protocol):
     """As much of a binary file as is used here."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """One request of a trace."""
+
     index: int  # position in the trace, from 0
     blocks: tuple[int, ...]  # numbers of the full blocks, head of the prompt first
 

@@ -70,15 +70,15 @@ _KUBERNETES = (
 
 @dataclass(frozen=True)
 class Settings:
+    """All settings of a service, with their defaults."""
+
     #: Absolute; not yet created or checked (`rundir.prepare` does that).
     run_dir: Path
     #: Bytes as asked for, or None for the default of `poolsize`.
     pool_size: int | None = None
     #: A power of two, a multiple of the 4 KiB page.
     extent_size: int = limits.EXTENT_SIZE
-    #: Sessions kept ready for the next engine.
     spares: int = limits.SPARES
-    #: Threads with which one session copies.
     copy_threads: int = limits.COPY_THREADS
     #: host:port where HTTP is answered, or "none".
     http_addr: str = limits.HTTP_ADDR

@@ -56,6 +56,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class PoolSize:
+    """How large the pool is, and why."""
+
     #: A whole number of extents, at least one.
     size: int
     #: One sentence for the person who started the service.

@@ -120,7 +120,7 @@ class Client:
         return ticket, self.question(Load)
 
     def save(self, valid: Callable[[], bool] = lambda: True) -> tuple[int, Envelope]:
-        ticket, effects = self.m.save(KEYS, BLOCKS, b"", valid, self.at())
+        ticket, effects = self.m.save(KEYS, BLOCKS, parent=b"", valid=valid, deadline=self.at())
         self.do(effects)
         return ticket, self.question(Save)
 
@@ -219,7 +219,9 @@ def test_save() -> None:
 
 def test_a_save_that_waits_for_commit() -> None:
     c = ready()
-    _, effects = c.m.save(KEYS, BLOCKS, b"", lambda: True, c.at(), 7, True)
+    _, effects = c.m.save(
+        KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at(), order=7, commits=True
+    )
     c.do([*effects, *c.m.commit((7,))])
     save, commit = c.look()
     assert isinstance(save, Save) and (save.order, save.commits) == (7, True)
@@ -311,7 +313,7 @@ def test_without_a_session_operations_end_at_once() -> None:
     for _, effects in (
         c.m.lookup(KEYS, c.at()),
         c.m.load(Lease(4, 5, 3), BLOCKS, 0, c.at(), c.now),
-        c.m.save(KEYS, BLOCKS, b"", lambda: True, c.at()),
+        c.m.save(KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at()),
     ):
         c.do(effects)
     assert [d.status for d in c.done] == [Status.DISCONNECTED] * 3

@@ -237,7 +237,9 @@ def test_lookups_need_no_memory() -> None:
 
 def test_ranks_name_their_order() -> None:
     c = ready()
-    ticket, effects = c.m.save(KEYS, BLOCKS, b"", lambda: True, c.at(), 7)
+    ticket, effects = c.m.save(
+        KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at(), order=7
+    )
     c.do(effects)
     saved = c.question(Save).message
     assert isinstance(saved, Save) and saved.order == 7

@@ -138,7 +138,7 @@ class ClientCage:
             self._started(ids, deadline, *machine.load(lease, ids, 0, deadline, self.now))
         elif call < 10:
             valid = rng.choice((True, True, True, False))
-            started = machine.save(keys, blocks, b"", lambda: valid, deadline)
+            started = machine.save(keys, blocks, parent=b"", valid=lambda: valid, deadline=deadline)
             self._started(blocks, deadline, *started)
         elif call == 10 and self.open:
             self.do(machine.drop(rng.choice(list(self.open))))

@@ -18,7 +18,7 @@ def block(layers: int, size: int, key: bytes = KEY, rank: int = 0, space: bytes 
 
 
 def wrong(view: Bytes, layer: int = 0) -> int | None:
-    return mismatch(view, SPACE, KEY, 0, layer)
+    return mismatch(view, SPACE, KEY, 0, layer=layer)
 
 
 def test_what_was_filled_is_right() -> None:
@@ -27,7 +27,7 @@ def test_what_was_filled_is_right() -> None:
     for layer in range(4):
         assert wrong(whole[layer], layer) is None
         alone = np.zeros(4096, dtype=np.uint8)
-        fill(alone, SPACE, KEY, 0, layer)
+        fill(alone, SPACE, KEY, 0, layer=layer)
         assert (alone == whole[layer]).all()
 
 
@@ -44,11 +44,11 @@ def test_rows_may_lie_apart() -> None:
 )
 def test_any_range_is_the_same_stream(offset: int, size: int, layers: int, layer: int) -> None:
     whole = np.zeros((layers, offset + size), dtype=np.uint8)
-    fill(whole, SPACE, KEY, 0, layer)
+    fill(whole, SPACE, KEY, 0, layer=layer)
     part = np.zeros((layers, size), dtype=np.uint8)
-    fill(part, SPACE, KEY, 0, layer, offset)
+    fill(part, SPACE, KEY, 0, layer=layer, offset=offset)
     assert (part == whole[:, offset:]).all()
-    assert mismatch(part, SPACE, KEY, 0, layer, offset) is None
+    assert mismatch(part, SPACE, KEY, 0, layer=layer, offset=offset) is None
 
 
 @settings(max_examples=60, deadline=None)

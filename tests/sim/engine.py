@@ -285,11 +285,11 @@ class Engine:
         ticket, effects = client.machine.save(
             keys,
             task.blocks,
-            parent,
-            lambda: not operation.taken_back,
-            self._deadline(),
-            order,
-            commits,
+            parent=parent,
+            valid=lambda: not operation.taken_back,
+            deadline=self._deadline(),
+            order=order,
+            commits=commits,
         )
         client.start(ticket, operation, effects)
         if rng.random() < (0.25 if manner == "saves" else 0.8):

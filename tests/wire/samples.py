@@ -6,22 +6,19 @@
 
 import dataclasses
 import enum
+import importlib
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-import pegaflow.actors.runtime.contract
-import pegaflow.wire.allocator
-import pegaflow.wire.control
-import pegaflow.wire.diskjobs
-import pegaflow.wire.flusher
-import pegaflow.wire.index
-import pegaflow.wire.jobs
-import pegaflow.wire.session  # noqa: F401  (to declare their messages, like the four above)
 from pegaflow.wire.message import Message, declared
 from pegaflow.wire.session import Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address, Keys, U64s
+
+for _conversation in "allocator control diskjobs flusher index jobs session".split():
+    importlib.import_module(f"pegaflow.wire.{_conversation}")  # it declares its messages
+importlib.import_module("pegaflow.actors.runtime.contract")
 
 U64_MAX = 2**64 - 1
 

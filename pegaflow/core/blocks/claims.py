@@ -139,6 +139,7 @@ class ClaimTable:
         del self._due[claim.due]
 
     def check(self) -> None:
+        """Both tables and the order of expiry name the same claims."""
         self._open.check()
         every = {(holder, number): claim for holder, number, claim in self._open}
         assert all(self._owner.values()), "an empty dict stayed"

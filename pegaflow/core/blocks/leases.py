@@ -165,6 +165,7 @@ class LeaseTable:
             del self._blocks[holder], self._pins[holder], self._pinned[holder]
 
     def check(self) -> None:
+        """What is counted beside the leases is what they add up to."""
         counts: dict[Block, int] = {}
         for holder, held in self._leases.items():
             assert held, "an empty holder stayed"

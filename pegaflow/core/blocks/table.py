@@ -53,6 +53,7 @@ class PrefixIndex:
         self._read, self._warmed = read, warmed
 
     def get(self, namespace: bytes, key: bytes) -> Block | None:
+        """The resident block of this key."""
         table = self._tables.get(namespace)
         block = table.get(key) if table else None
         return self._thaw(namespace, key) if block is None and self._cold else block
@@ -96,6 +97,7 @@ class PrefixIndex:
         return [page for table in self._cold.values() for page in table.settle()]
 
     def remove(self, block: Block) -> None:
+        """It is not resident any more."""
         table = self._tables[block.namespace]
         assert table[block.key] is block, block
         del table[block.key]
@@ -105,6 +107,7 @@ class PrefixIndex:
             del self._by_page[page]
 
     def by_page(self, page: int) -> Block | None:
+        """The resident block that has this page."""
         block = self._by_page.get(page)
         return self.warm(page) if block is None and self._cold else block
 
@@ -156,6 +159,7 @@ class PrefixIndex:
         return self._by_page.keys() | {page for cold in self._cold.values() for page in cold}
 
     def check(self) -> None:
+        """Keys and pages lead to the same blocks."""
         pages = 0
         for namespace, table in self._tables.items():
             assert table, "an empty namespace stayed"

@@ -108,6 +108,7 @@ class Lru:
         order.move_to_end(block)
 
     def check(self) -> None:
+        """Orders are sorted and name each block once."""
         for page_size, order in self._orders.items():
             assert order, "an empty order stayed"
             ticks = list(order.values())

@@ -33,6 +33,7 @@ class Geometry:
 
     @property
     def extents(self) -> int:
+        """Extents of the pool."""
         return self.pool_bytes // self.extent_bytes
 
     @property
@@ -45,6 +46,7 @@ class Geometry:
         return self.extent_bytes // slot_size(page_size)
 
     def page_id(self, extent: int, slot: int) -> int:
+        """The page in this slot of an extent."""
         assert 0 <= extent < self.extents and 0 <= slot < self.records_per_extent, (extent, slot)
         return extent * self.records_per_extent + slot
 
@@ -63,6 +65,7 @@ class Geometry:
         )
 
     def extent_of(self, page: int) -> int:
+        """The extent that owns this page id."""
         return page // self.records_per_extent
 
     def offset(self, page: int, page_size: int) -> int:

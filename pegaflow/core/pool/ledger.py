@@ -179,6 +179,7 @@ class Ledger:
 
     @property
     def header(self) -> Header:
+        """What the file says of itself."""
         return self._header()
 
     def set_incarnation(self, incarnation: int) -> None:

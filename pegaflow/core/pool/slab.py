@@ -170,6 +170,7 @@ class Slab:
         return set(self._held)
 
     def holder_of(self, page: int) -> Hashable | None:
+        """Who fills the page; None: nobody."""
         granted = self._granted.get(page)
         return granted[0] if granted else None
 
@@ -178,9 +179,11 @@ class Slab:
         return self._granted.get(page)
 
     def is_granted(self, page: int) -> bool:
+        """Whether somebody fills it."""
         return page in self._granted
 
     def is_left(self, page: int) -> bool:
+        """Whether it is the index's."""
         return page in self._left
 
     def left_pages(self) -> list[int]:
@@ -192,6 +195,7 @@ class Slab:
         return self._cuts[self.geometry.extent_of(page)].page_size
 
     def totals(self) -> Totals:
+        """Where the bytes of the pool are."""
         total = self.geometry.pool_bytes
         absent = len(self._absent) * self.geometry.extent_bytes
         used = self._granted_bytes + self._left_bytes + self._waste_bytes + absent
@@ -269,6 +273,7 @@ class Slab:
             del self._classes[cut.page_size]
 
     def check(self) -> None:
+        """Every page is in one state, and the totals add up."""
         geometry = self.geometry
         extents = sorted([*self._absent, *self._free, *self._cuts])
         assert extents == list(range(geometry.extents)), "an extent is missing or in two states"

@@ -44,6 +44,7 @@ class ForeignMemory:
 
     def __init__(
         self,
+        *,
         pid: int,
         started: int,
         bases: tuple[int, ...],

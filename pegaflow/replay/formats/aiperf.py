@@ -21,15 +21,19 @@ _WHOLE = "message_array_with_responses"
 
 @dataclass(frozen=True, slots=True)
 class AIPerf:
+    """See the module and `base.Format`."""
+
     name: str = "aiperf"
     title: str = "AIPerf (later turns hold what is new)"
     usual: int | None = 512
     prefixed: bool = True
 
     def fits(self, first: Fields) -> bool:
+        """Whether a first row is of this kind."""
         return False  # by its first row it is Mooncake's
 
     def rows(self, values: Iterator[Value]) -> Iterator[Row]:
+        """The requests of these values."""
         for value in values:
             fields = fields_of(value)
             plain = row(value)

@@ -17,15 +17,19 @@ from .base import Fields, Row, count, fields_of, ids_of
 
 @dataclass(frozen=True, slots=True)
 class Bailian:
+    """See the module and `base.Format`."""
+
     name: str = "bailian"
     title: str = "Bailian"
     usual: int | None = 16
     prefixed: bool = False
 
     def fits(self, first: Fields) -> bool:
+        """Whether a first row is of this kind."""
         return "chat_id" in first and "hash_ids" in first
 
     def rows(self, values: Iterator[Value]) -> Iterator[Row]:
+        """The requests of these values."""
         roots: dict[str, str] = {}  # chat -> the first chat of its conversation
         for value in values:
             fields, where = fields_of(value), value.where

@@ -43,7 +43,9 @@ class Format(Protocol):
         ...
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """What people call it."""
+        ...
 
     @property
     def usual(self) -> int | None:
@@ -69,6 +71,7 @@ class Format(Protocol):
 
 
 def fields_of(value: Value) -> Fields:
+    """The fields of a JSON object; TraceError if it is none."""
     if not isinstance(value.data, dict):
         raise TraceError(f"{value.where}: a request must be a JSON object")
     return value.data
@@ -90,6 +93,7 @@ def count(fields: Fields, where: str, *names: str) -> int:
 
 
 def ids_of(fields: Fields, where: str, name: str) -> Sequence[object] | None:
+    """The list of block ids in this field; None if it is not there."""
     value = fields.get(name)
     if value is not None and not isinstance(value, list):
         raise TraceError(f"{where}: field '{name}' must be a list of block ids")

@@ -24,16 +24,20 @@ _RECORDED = "dynamo.request.trace"
 
 @dataclass(frozen=True, slots=True)
 class Dynamo:
+    """See the module and `base.Format`."""
+
     name: str = "dynamo"
     title: str = "Dynamo"
     usual: int | None = 512
     prefixed: bool = True
 
     def fits(self, first: Fields) -> bool:
+        """Whether a first row is of this kind."""
         schema = str(_event(first).get("schema"))
         return schema == _AGENTIC or schema.startswith(_RECORDED)
 
     def rows(self, values: Iterator[Value]) -> Iterator[Row]:
+        """The requests of these values."""
         header: Fields | None = None
         for value in values:
             fields = _event(fields_of(value))

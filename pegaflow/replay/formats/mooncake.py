@@ -25,15 +25,19 @@ SESSION = ("session_id",)
 
 @dataclass(frozen=True, slots=True)
 class Mooncake:
+    """See the module and `base.Format`."""
+
     name: str = "mooncake"
     title: str = "Mooncake"
     usual: int | None = 512
     prefixed: bool = True
 
     def fits(self, first: Fields) -> bool:
+        """Whether a first row is of this kind."""
         return any(name in first for name in TOKENS) and "hash_ids" in first
 
     def rows(self, values: Iterator[Value]) -> Iterator[Row]:
+        """The requests of these values."""
         for value in values:
             yield row(value)
 

@@ -19,15 +19,19 @@ from .base import Fields, Row, count, fields_of, ids_of
 
 @dataclass(frozen=True, slots=True)
 class Weka:
+    """See the module and `base.Format`."""
+
     name: str = "weka"
     title: str = "Weka"
     usual: int | None = 64
     prefixed: bool = True
 
     def fits(self, first: Fields) -> bool:
+        """Whether a first row is of this kind."""
         return isinstance(first.get("requests"), list) and "block_size" in first
 
     def rows(self, values: Iterator[Value]) -> Iterator[Row]:
+        """The requests of these values."""
         for number, value in enumerate(values, start=1):
             fields, where = fields_of(value), value.where
             if not self.fits(fields):

@@ -4,8 +4,6 @@ import time
 
 import pytest
 
-import pegaflow.connectors.common.requests
-import pegaflow.connectors.vllm.compat
 import pegaflow.connectors.vllm.worker
 from pegaflow.connectors.common.steps import OPEN_MAX
 from pegaflow.connectors.vllm.scheduler import StepOrders

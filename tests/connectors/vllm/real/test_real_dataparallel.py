@@ -95,7 +95,9 @@ class Behind(Pair):
     """Two ranks behind a front end, which starts them and asks the one that it is told to."""
 
     def __init__(self, model: str, endpoint: str, folder: Path) -> None:
-        self.children = [Child(folder / "log", "tests.connectors.vllm.dataparallel", model, endpoint)]
+        self.children = [
+            Child(folder / "log", "tests.connectors.vllm.dataparallel", model, endpoint)
+        ]
 
     def ask(self, ranks: Sequence[int]) -> list[Answer]:
         """One after the other."""
