@@ -95,6 +95,10 @@ OF_INDEX = ("blocks_fetched", "blocks_hit_ssd", "fetches_stale")
 ON_DISKS = "on disks"
 """Said among the deeds: every run has SSDs."""
 
+NOTHING_ELSE = "nothing else"
+"""And: no trap, no fault but those asked for.  Among traps and faults of all kinds engines hardly
+ever hold leases, and hardly ever press on the pool, before the faults are over."""
+
 BAIT_TIMES = 12
 """How often a run does what it was asked to do besides."""
 
@@ -135,9 +139,11 @@ class Scenario(Deeds):
         self.books = Books()
         self.engines = {}
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
+        alone = NOTHING_ELSE in bait
+        traps = [only] if only is not None else [] if alone else traps_of(seed)
         self._traps = {
             trap: 0 if trap.message in RARE else self.world.rng.choice((0, 0, 1, 4))
-            for trap in (traps_of(seed) if only is None else [only])
+            for trap in traps
         }
         self.met: Counter[Trap] = Counter()
         baits = {trap.message for trap in self._traps}
@@ -174,9 +180,11 @@ class Scenario(Deeds):
         for kind in KINDS[seed % len(KINDS)]:
             self._start_engine(kind)
         self.calm_at = self.world.now + FAULTS_NS
-        self.world.at(self.world.now + S, self._fault)
+        if not alone:
+            self.world.at(self.world.now + S, self._fault)
         deeds = [BAITS[message] for message in sorted(baits & BAITS.keys())]
-        deeds += [(deed, BAIT_TIMES) for deed in bait.split(", ") if deed not in ("", ON_DISKS)]
+        words = ("", ON_DISKS, NOTHING_ELSE)
+        deeds += [(deed, BAIT_TIMES) for deed in bait.split(", ") if deed not in words]
         for deed, times in deeds:
             for _ in range(times):
                 when = self.world.now + self.world.between(S, FAULTS_NS - 4 * S)

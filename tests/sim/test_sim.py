@@ -81,19 +81,8 @@ def findings() -> dict[str, str]:
     return mutants.seek_all()
 
 
-UNFOUND = {
-    "evicts_before_statements": "not in 50 seeds since leases are bounded: it seems "
-    "that no engine wants a page any more that an unstated lease keeps",
-}
-"""Planted bugs that the seeds do not find at present, and why; each wants a better bait."""
-
-
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_planted_bug_is_found(
-    mutant: mutants.Mutant, findings: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    if mutant.name in UNFOUND:
-        request.applymarker(pytest.mark.xfail(reason=UNFOUND[mutant.name], strict=True))
+def test_a_planted_bug_is_found(mutant: mutants.Mutant, findings: dict[str, str]) -> None:
     said = findings[mutant.name]
     assert re.search(mutant.sign, said), f"not found in {mutants.SEEDS} seeds:\n{said}"
 
