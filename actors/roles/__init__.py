@@ -1,1 +1,5 @@
 """What several actors have in common."""
+
+from .holder import Holder
+
+__all__ = ["Holder"]

@@ -9,7 +9,7 @@ may have been lost, so it is sent again.  Time ends nothing.
 the holders restate what they have (`adopt`), and numbers go on from the newest that each has heard
 of (`go_on_from`), so that no number ever means two things.
 
-`Holdings` is the holder's.
+`Holdings` is the holder's; `Heard` is that of a holder which keeps what it holds elsewhere.
 """
 
 from collections.abc import Collection, Hashable, Iterator
@@ -103,12 +103,11 @@ class Grants(Generic[T]):
             assert max(held) <= self._last[holder]
 
 
-class Holdings(Generic[T]):
-    """What a process holds of one granter, by number."""
+class Heard:
+    """The newest number that a process has heard of from one granter."""
 
     def __init__(self) -> None:
-        self.upto = 0  # newest number that we have heard of; statements say it
-        self._held: dict[int, T] = {}
+        self.upto = 0  # statements say it
 
     def hear(self, number: int) -> bool:
         """A grant of this number has come; False: it was sent again, and we had it."""
@@ -116,9 +115,17 @@ class Holdings(Generic[T]):
         self.upto = max(self.upto, number)
         return new
 
+
+class Holdings(Heard, Generic[T]):
+    """What a process holds of one granter, by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[int, T] = {}
+
     def hold(self, number: int, grant: T) -> None:
         """It is ours from now on."""
-        self.upto = max(self.upto, number)
+        self.hear(number)
         self._held[number] = grant
 
     def end(self, number: int) -> T | None:
