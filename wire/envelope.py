@@ -15,10 +15,14 @@ msgpack array:
 A different major is refused by name (`VersionMismatch`), a different minor is welcome.
 """
 
-from typing import NamedTuple
+from typing import Annotated
 
-from .message import Message, WireError, decode, encode, pack_array, unpack_array
-from .values import Address
+from msgspec import Meta, Struct
+from msgspec.msgpack import Decoder
+
+from . import message
+from .message import MALFORMED, Message, WireError, decode, encode
+from .values import U64, Address
 
 MAGIC = "pega"
 MAJOR = 1
@@ -30,15 +34,39 @@ HEADER_BYTES_MAX = 512
 NAME_BYTES_MAX = 64
 """Longest actor name."""
 
-_TYPES = (str, int, int, str, int, str, int, int, int, int, int)
-_FIELDS = len(_TYPES)
+_Name = Annotated[str, Meta(max_length=NAME_BYTES_MAX)]
+
+
+class _Header(Struct, array_like=True, frozen=True):
+    magic: str
+    major: int
+    minor: U64
+    sender: _Name
+    sender_incarnation: U64
+    receiver: _Name
+    receiver_incarnation: U64
+    question: U64
+    answer: U64
+    deadline: U64
+    tag: U64
+
+
+class _Start(Struct, array_like=True, frozen=True):
+    """What a header of any major begins with."""
+
+    magic: str
+    major: int | str | float | bool | None
+
+
+_header = Decoder(_Header)
+_start = Decoder(_Start)
 
 
 class VersionMismatch(WireError):
     """The peer speaks another major version."""
 
 
-class Envelope(NamedTuple):
+class Envelope(Struct, frozen=True):
     """A message with its sender, its receiver and its place in a conversation."""
 
     sender: Address
@@ -53,7 +81,7 @@ def pack(envelope: Envelope) -> list[bytes]:
     """The two frames of an envelope."""
     e = envelope
     around = (*e.sender, *e.receiver, e.question, e.answer, e.deadline, e.message.TAG)
-    return [pack_array((MAGIC, MAJOR, MINOR, *around)), encode(e.message)]
+    return [message.pack((MAGIC, MAJOR, MINOR, *around)), encode(e.message)]
 
 
 def unpack(frames: list[bytes]) -> Envelope:
@@ -65,26 +93,33 @@ def unpack(frames: list[bytes]) -> Envelope:
     """
     if len(frames) != 2:
         raise WireError(f"{len(frames)} frames where 2 belong")
-    if len(frames[0]) > HEADER_BYTES_MAX:
-        raise WireError(f"header of {len(frames[0])} bytes")
-    raw = unpack_array(frames[0])
-    if len(raw) < 2 or raw[0] != MAGIC:
-        raise WireError("not an envelope")
-    if type(raw[1]) is not int or raw[1] != MAJOR:
-        raise VersionMismatch(f"protocol major {raw[1]!r}, ours is {MAJOR}")
-    if len(raw) < _FIELDS:
-        raise WireError(f"header of {len(raw)} fields")
-    fields = raw[:_FIELDS]
-    if tuple(map(type, fields)) != _TYPES:
-        raise WireError("a header field of the wrong type")
-    _, _, minor, sender, life, receiver, its_life, question, answer, deadline, tag = fields
-    if len(sender) > NAME_BYTES_MAX or len(receiver) > NAME_BYTES_MAX:
-        raise WireError("too long a name in the header")
-    if minor < 0 or life < 0 or its_life < 0 or question < 0 or answer < 0 or deadline < 0:
-        raise WireError("a negative number in the header")
-    if question and answer:
+    head, body = frames
+    if len(head) > HEADER_BYTES_MAX:
+        raise WireError(f"header of {len(head)} bytes")
+    try:
+        h = _header.decode(head)
+    except MALFORMED as err:
+        raise _stranger(head) or WireError(f"header: {err}") from None
+    if h.magic != MAGIC or h.major != MAJOR:
+        raise _stranger(head) or WireError("not an envelope")
+    if h.question and h.answer:
         raise WireError("a question that is an answer")
-    message = decode(tag, frames[1])
     return Envelope(
-        Address(sender, life), Address(receiver, its_life), message, question, answer, deadline
+        Address(h.sender, h.sender_incarnation),
+        Address(h.receiver, h.receiver_incarnation),
+        decode(h.tag, body),
+        h.question,
+        h.answer,
+        h.deadline,
     )
+
+
+def _stranger(head: bytes) -> VersionMismatch | None:
+    """The refusal of another major's header, whatever follows its number."""
+    try:
+        start = _start.decode(head)
+    except MALFORMED:
+        return None
+    if start.magic != MAGIC or start.major == MAJOR and type(start.major) is int:
+        return None
+    return VersionMismatch(f"protocol major {start.major!r}, ours is {MAJOR}")

@@ -25,6 +25,8 @@ from hashlib import blake2b
 from itertools import pairwise
 from struct import pack
 
+from .message import record
+
 PAGE_ALIGN = 4096
 """Pages begin and end on this many bytes: what O_DIRECT asks of a buffer on every disk in use."""
 
@@ -37,7 +39,7 @@ MAX_FIELD = 1 << 62
 """No field may exceed it, so that every sum fits the 64-bit integers of a message."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LayerLayout:
     """The rule for one layer; all numbers are bytes except the two counts."""
 
@@ -49,7 +51,7 @@ class LayerLayout:
     segment_stride: int = 0  # from one run to the next within a block; unused when there is one
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """All layers of one shard of an engine, in page order."""
 

@@ -1,37 +1,39 @@
 """Messages as typed classes: declare, encode, decode, check.
 
-A message is a frozen dataclass declared with `@message(tag)`.  Its fields travel as one msgpack
-array in the order of declaration.  The annotations are the schema: on decode every field is checked
-against its annotation and anything else is a `WireError`, which the loop counts and survives.
+A message is declared with `@message(tag)`, a value inside messages with `@record`.  Its fields
+travel as one msgpack array in the order of declaration.  The annotations are the schema: on decode
+every field is checked against its annotation and anything else is a `WireError`, which the loop
+counts and survives.
+
+Underneath, the class is a frozen msgspec.Struct whose annotations say how each field travels; to
+whoever looks at it (fields, replace, asdict) it is a dataclass, with the annotations as declared.
 
 Compatibility: fields are only ever added at the end and with a default.  A decoder ignores trailing
 fields it does not know and gives missing ones their defaults, so minors N-1 and N+1 can talk.
 
-Types: int (0 .. 2^64-1), bool, str, bytes, an IntEnum, `Address`, a frozen dataclass, a tuple of
-one of those, and the blob lists `Keys` and `U64s` of values.py.
+Types: int (0 .. 2^64-1), bool, str, bytes, an IntEnum, `Address`, a record or message, a tuple of
+one of those, and in a message itself the blob lists `Keys` and `U64s` of values.py.
 """
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable
-from operator import attrgetter
+from types import GenericAlias
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_origin
-from typing import get_type_hints as hints_of
 
-import msgpack
+import msgspec
+from msgspec import Meta
 
-from .values import Address, Blob
+from .values import U64, Address, Blob, Text
 
 BODY_BYTES_MAX = 8 << 20
 """Largest body: a lookup of LIST_MAX keys of 64 bytes is 4 MiB."""
 
 ITEMS_MAX = 4096
-"""Most fields of a record, and records in a list: layers, processes and counters are far fewer.
+"""Most records in a list: layers, processes and counters are far fewer.
 
-A decoder makes room for as many as are announced, at every depth, before the first has come."""
-
-TEXT_BYTES_MAX = 64 << 10
-"""Longest string: paths, names and one-line reasons are far shorter."""
+A decoder may make room for as many as are announced, at every depth, before the first has come."""
 
 
 class WireError(Exception):
@@ -46,26 +48,57 @@ class Message:
 
 
 class _Codec(NamedTuple):
-    pack: Callable[[Any], Any]  # `_same` where msgpack packs the value as it is
-    unpack: Callable[[Any], Any]
+    name: str  # of the class
+    decode: Callable[[bytes], Any]
+    blobs: tuple[tuple[str, Callable[[bytes], Any]], ...]  # fields that come as one
 
 
-class _Schema(NamedTuple):
-    take: Callable[[Any], Any]  # all fields of a value, in order
-    packs: tuple[tuple[int, Callable[[Any], Any]], ...]  # by position; the others go as they are
-    unpacks: tuple[Callable[[Any], Any], ...]  # one per field
-    names: tuple[str, ...]
-    required: int  # fields without a default
-
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 
 _TAGS: dict[int, type[Message]] = {}
-_SCHEMAS: dict[type, _Schema] = {}
+_CODECS: dict[int, _Codec] = {}
+_PACKS: dict[type, tuple[tuple[int, Callable[[Any], bytes]], ...]] = {}
+"""By class that has any: the places of the fields that go as a blob."""
 
-_packer = msgpack.Packer()
-"""Made once: a new one for each message costs more than to pack it.  It keeps no state."""
+_FORMS: dict[Any, Any] = {int: U64, str: Text, bool: bool, bytes: bytes, Address: Address}
+"""What msgspec is told of a field with this annotation."""
+
+_FIELD_AT_FAULT = re.compile(r"`\$\[(\d+)\]")
+
+_astuple: Callable[[Any], tuple[Any, ...]] = msgspec.structs.astuple
+_set: Callable[[Any, str, Any], None] = msgspec.structs.force_setattr
+
+pack: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+"""The msgpack of plain values and records.  Made once: a new encoder costs more than to pack."""
+
+MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be."""
 
 
-_M = TypeVar("_M", bound=Message)
+@dataclass_transform(frozen_default=True)
+def record(cls: type[_T]) -> type[_T]:
+    """Declare a class whose values travel inside messages."""
+    fields = _fields(dataclasses.dataclass(init=False, repr=False, eq=False)(cls))
+    named = {f.name for f in fields}
+    kept = ("__doc__", "__qualname__", "__dataclass_fields__", "__dataclass_params__")
+    made: type[_T] = msgspec.defstruct(
+        cls.__name__,
+        [(f.name, bytes if _blob(f.type) else _form(f.type), *_default(f)) for f in fields],
+        bases=(*(base for base in cls.__bases__ if base is not object), msgspec.Struct),
+        module=cls.__module__,
+        namespace={
+            name: value
+            for name, value in vars(cls).items()
+            if name in kept or name not in named and not name.startswith("__")
+        },
+        frozen=True,
+        array_like=True,
+    )  # type: ignore[assignment]
+    packs = [(at, blob.pack) for at, f in enumerate(fields) if (blob := _blob(f.type))]
+    if packs:
+        _PACKS[made] = tuple(packs)
+    return made
 
 
 @dataclass_transform(frozen_default=True)
@@ -73,7 +106,7 @@ def message(tag: int) -> Callable[[type[_M]], type[_M]]:
     """Declare a message class with this number on the wire (1..65535, never reused)."""
 
     def declare(cls: type[_M]) -> type[_M]:
-        made = dataclasses.dataclass(frozen=True, slots=True)(cls)
+        made = record(cls)
         assert 0 < tag < 1 << 16 and tag not in _TAGS, f"tag {tag} of {cls.__name__} is taken"
         made.TAG = tag
         _TAGS[tag] = made
@@ -89,7 +122,13 @@ def declared() -> dict[int, type[Message]]:
 
 def encode(msg: Message) -> bytes:
     """The body of a message."""
-    return pack_array(_pack_fields(msg))
+    packs = _PACKS.get(type(msg))
+    if packs is None:
+        return pack(msg)
+    fields = list(_astuple(msg))
+    for at, pack_blob in packs:
+        fields[at] = pack_blob(fields[at])
+    return pack(fields)
 
 
 def decode(tag: int, body: bytes) -> Message:
@@ -98,143 +137,61 @@ def decode(tag: int, body: bytes) -> Message:
     Raises:
         WireError: unknown tag, bytes that are not msgpack, or a field that breaks its annotation.
     """
-    cls = _TAGS.get(tag)
-    if cls is None:
-        raise WireError(f"unknown message {tag}")
+    codec = _CODECS.get(tag) or _codec(tag)
     if len(body) > BODY_BYTES_MAX:
-        raise WireError(f"{cls.__name__}: body of {len(body)} bytes")
-    made: Message = _unpack_fields(cls, unpack_array(body))
+        raise WireError(f"{codec.name}: body of {len(body)} bytes")
+    try:
+        made: Message = codec.decode(body)
+    except MALFORMED as err:
+        raise WireError(_fault(_TAGS[tag], err)) from None
+    for name, unpack in codec.blobs:
+        blob = getattr(made, name)
+        if type(blob) is bytes:  # not the default of a field that is missing
+            try:
+                _set(made, name, unpack(blob))
+            except ValueError as err:
+                raise WireError(f"{codec.name}.{name}: {err}") from None
     return made
 
 
-def pack_array(values: Any) -> bytes:
-    """One msgpack array of these."""
-    packed: bytes = _packer.pack(values)
-    return packed
+def _codec(tag: int) -> _Codec:
+    """The codec of the message with this tag, made when it is first decoded."""
+    cls = _TAGS.get(tag)
+    if cls is None:
+        raise WireError(f"unknown message {tag}")
+    blobs = [(f.name, blob.unpack) for f in _fields(cls) if (blob := _blob(f.type))]
+    codec = _Codec(cls.__name__, msgspec.msgpack.Decoder(cls).decode, tuple(blobs))
+    _CODECS[tag] = codec
+    return codec
 
 
-def unpack_array(data: bytes) -> tuple[Any, ...]:
-    """One msgpack array and nothing after it, or WireError."""
-    try:
-        raw = msgpack.unpackb(data, use_list=False, max_array_len=ITEMS_MAX, max_map_len=0)
-    except (ValueError, msgpack.UnpackException, RecursionError) as err:
-        raise WireError(f"not msgpack: {type(err).__name__}") from None
-    if type(raw) is not tuple:
-        raise WireError("not an array")
-    return raw
+def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
 
 
-def _pack_fields(value: Any) -> Any:
-    schema = _schema(type(value))
-    fields = schema.take(value)
-    if schema.packs:
-        fields = list(fields)
-        for at, pack in schema.packs:
-            fields[at] = pack(fields[at])
-    return fields
+def _default(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    return () if field.default is dataclasses.MISSING else (field.default,)
 
 
-def _unpack_fields(cls: type, raw: Any) -> Any:
-    schema = _schema(cls)
-    if type(raw) is not tuple or len(raw) < schema.required:
-        raise WireError(f"{cls.__name__}: fewer than {schema.required} fields")
-    args: list[Any] = []
-    try:
-        for unpack, field in zip(schema.unpacks, raw, strict=False):
-            args.append(unpack(field))
-    except ValueError as err:
-        raise WireError(f"{cls.__name__}.{schema.names[len(args)]}: {err}") from None
-    return cls(*args)
+def _blob(hint: Any) -> Blob | None:
+    """How a field with this annotation is made one blob, if it is."""
+    return hint.__metadata__[0] if get_origin(hint) is Annotated else None
 
 
-def _schema(cls: type) -> _Schema:
-    """How the fields of a dataclass travel."""
-    known = _SCHEMAS.get(cls)
-    if known is None:
-        hints = hints_of(cls, include_extras=True)
-        fields = dataclasses.fields(cls)
-        names = tuple(f.name for f in fields)
-        codecs = [_codec(hints[name]) for name in names]
-        known = _SCHEMAS[cls] = _Schema(
-            attrgetter(*names) if len(names) > 1 else lambda v: [getattr(v, n) for n in names],
-            tuple((at, c.pack) for at, c in enumerate(codecs) if c.pack is not _same),
-            tuple(c.unpack for c in codecs),
-            names,
-            sum(f.default is dataclasses.MISSING for f in fields),
-        )
-    return known
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _exact(kind: type[Any], limit: int) -> Callable[[Any], Any]:
-    def unpack(raw: Any) -> Any:
-        if type(raw) is not kind:
-            raise ValueError(f"{type(raw).__name__} where {kind.__name__} belongs")
-        if limit and len(raw) > limit:
-            raise ValueError(f"{kind.__name__} of {len(raw)}, over the limit of {limit}")
-        return raw
-
-    return unpack
-
-
-def _unpack_int(raw: Any) -> int:
-    if type(raw) is not int or raw < 0:
-        raise ValueError("not an unsigned number")
-    return raw
-
-
-def _unpack_address(raw: Any) -> Address:
-    if type(raw) is not tuple or len(raw) != 2 or type(raw[0]) is not str:
-        raise ValueError("not an address")
-    return Address(raw[0], _unpack_int(raw[1]))
-
-
-def _enum_codec(kind: type[enum.IntEnum]) -> _Codec:
-    known = {member.value: member for member in kind}
-
-    def unpack(raw: Any) -> enum.IntEnum:
-        number = _unpack_int(raw)
-        return known.get(number) or kind(number)
-
-    return _Codec(_same, unpack)
-
-
-def _tuple_codec(item: _Codec) -> _Codec:
-    def pack(values: tuple[Any, ...]) -> list[Any]:
-        return [item.pack(v) for v in values]
-
-    def unpack(raw: Any) -> tuple[Any, ...]:
-        if type(raw) is not tuple:
-            raise ValueError("not a list")
-        return tuple([item.unpack(v) for v in raw])
-
-    return _Codec(_same if item.pack is _same else pack, unpack)
-
-
-def _blob_codec(blob: Blob) -> _Codec:
-    check = _exact(bytes, BODY_BYTES_MAX)
-    return _Codec(blob.pack, lambda raw: blob.unpack(check(raw)))
-
-
-def _codec(hint: Any) -> _Codec:
-    if get_origin(hint) is Annotated:
-        return _blob_codec(hint.__metadata__[0])
+def _form(hint: Any) -> Any:
+    """What msgspec is told of a field with this annotation."""
     if get_origin(hint) is tuple:
-        return _tuple_codec(_codec(get_args(hint)[0]))
-    if hint is int:
-        return _Codec(_same, _unpack_int)
-    if hint is bool:
-        return _Codec(_same, _exact(bool, 0))
-    if hint is str:
-        return _Codec(_same, _exact(str, TEXT_BYTES_MAX))
-    if hint is bytes:
-        return _Codec(_same, _exact(bytes, BODY_BYTES_MAX))
-    if hint is Address:
-        return _Codec(_same, _unpack_address)
-    if isinstance(hint, type) and issubclass(hint, enum.IntEnum):
-        return _enum_codec(hint)
-    assert dataclasses.is_dataclass(hint), f"no codec for {hint}"
-    return _Codec(_pack_fields, lambda raw: _unpack_fields(hint, raw))  # type: ignore[arg-type]
+        items = GenericAlias(tuple, (_form(get_args(hint)[0]), ...))
+        return Annotated[items, Meta(max_length=ITEMS_MAX)]
+    if hint in _FORMS:
+        return _FORMS[hint]
+    known = isinstance(hint, type) and issubclass(hint, enum.IntEnum | msgspec.Struct)
+    assert known and hint not in _PACKS, f"no codec for {hint}"
+    return hint
+
+
+def _fault(cls: type[Message], err: Exception) -> str:
+    """A line about bytes that are no message of this class."""
+    at = _FIELD_AT_FAULT.search(str(err))
+    field = f".{_fields(cls)[int(at[1])].name}" if at else ""
+    return f"{cls.__name__}{field}: {err}"

@@ -48,4 +48,4 @@ class Status(enum.IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Status | None":
-        return cls.UNKNOWN if isinstance(value, int) else None
+        return cls.UNKNOWN if isinstance(value, int) and value >= 0 else None

@@ -27,7 +27,7 @@ from pegaflow.wire.control import Fenced, Hello
 from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, NUMBER_MAX, Address
+from pegaflow.wire.values import INDEX, LIST_MAX, NOBODY, NUMBER_MAX, Address, U64s
 
 PRESSURE_NS = 500 * MS
 """The index evicts in microseconds; an index that takes so long is about to be killed."""
@@ -320,7 +320,7 @@ class Allocator(Adopting):
             return self.stated(now)
         return self._leave_holder(dead, tuple(self.slab.held_by(dead)))
 
-    def _leave_holder(self, holder: Address, pages: tuple[int, ...]) -> list[Effect]:
+    def _leave_holder(self, holder: Address, pages: U64s) -> list[Effect]:
         """The holder gave its word or is dead: sealed pages are the index's, void ones free."""
         if self.slab is None or not pages:
             return []
@@ -348,7 +348,7 @@ class Allocator(Adopting):
             return self._scan_all(now)  # what has been freed so far will be found void
         return self._free_void(msg.pages) + self._serve(now)
 
-    def _free_void(self, pages: tuple[int, ...], pressure_over: bool = False) -> list[Effect]:
+    def _free_void(self, pages: U64s, pressure_over: bool = False) -> list[Effect]:
         slab = self.slab
         assert slab is not None
 

@@ -25,7 +25,7 @@ from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, INDEX, NOBODY, Address
+from pegaflow.wire.values import ALLOCATOR, INDEX, NOBODY, Address, U64s
 
 from .volume import Volume
 from .writing import Writing
@@ -85,8 +85,8 @@ class _Run:
     rows: list[Row]  # of equal payload and shards
     stretches: list[int]  # pages between the rows of one group and those of the next
     length: int  # bytes of their pages
-    pages: tuple[int, ...] = ()  # block-major, once they are reserved
-    stamps: tuple[int, ...] = ()
+    pages: U64s = ()  # block-major, once they are reserved
+    stamps: U64s = ()
 
 
 class Reading(Writing):
@@ -253,7 +253,7 @@ class Reading(Writing):
             effects += self.close(volume, done, now)
         return effects
 
-    def _compare(self, run: _Run, sums: tuple[int, ...], now: int) -> list[Effect]:
+    def _compare(self, run: _Run, sums: U64s, now: int) -> list[Effect]:
         """Publish what is as it was written; what is not is never served."""
         msg, shards = run.fetch.msg, run.rows[0].shards
         good: list[int] = []
@@ -334,7 +334,7 @@ class Reading(Writing):
             effects += self.unlink(volume, run.segment, now)
         return effects + self._ended(run.fetch)
 
-    def _give_back(self, pages: tuple[int, ...]) -> list[Effect]:
+    def _give_back(self, pages: U64s) -> list[Effect]:
         for page in pages:
             del self.pages[page]
         return self.tell(ALLOCATOR, Return(pages)) if pages else []

@@ -20,7 +20,7 @@ from pegaflow.wire.index import Corrupt, Unheld
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import INDEX, Address
+from pegaflow.wire.values import INDEX, Address, U64s
 
 from .segments import Volumes
 from .volume import Batch, Volume, Writer
@@ -210,7 +210,7 @@ class Writing(Volumes):
 
         return self.do(volume, job, written)
 
-    def _rows(self, job: WriteGroup, sums: tuple[int, ...]) -> list[Row]:
+    def _rows(self, job: WriteGroup, sums: U64s) -> list[Row]:
         """The rows of a group that is written."""
         length = job.shards * job.page_size
         start = job.offset + PAGE_ALIGN

@@ -24,6 +24,7 @@ from pegaflow.wire.jobs import (
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import U64s
 
 PART_BYTES = 1 << 20
 """Least bytes of a part: to wake another thread costs as much as copying some hundred KiB."""
@@ -86,7 +87,7 @@ class Copies:
             for first, last in zip(edges, edges[1:], strict=False)
         ]
 
-    def _sums(self, offsets: tuple[int, ...], length: int) -> tuple[int, ...]:
+    def _sums(self, offsets: U64s, length: int) -> tuple[int, ...]:
         """Checksums of the pool's bytes; never 0, which means that there is none."""
         with memoryview(self._pool.map) as pool:
             return tuple(xxh3_64_intdigest(pool[at : at + length]) or 1 for at in offsets)
@@ -112,7 +113,7 @@ class Copies:
         self._engines[job.mapping] = ForeignMemory(
             pid=job.pid,
             started=job.started,
-            bases=job.bases,
+            bases=tuple(job.bases),
             layout=job.layout,
             scratch=job.scratch,
             proof=job.proof,

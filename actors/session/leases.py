@@ -17,7 +17,7 @@ from pegaflow.wire import index as to_index
 from pegaflow.wire.control import Hello
 from pegaflow.wire.index import Held, Pinned, Unheld
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
-from pegaflow.wire.values import CLIENT, INDEX, Address
+from pegaflow.wire.values import CLIENT, INDEX, Address, U64s
 
 from .attach import Boarding
 
@@ -36,8 +36,8 @@ class Run:
 class Lease:
     """Blocks that stay in place for a request."""
 
-    pages: tuple[int, ...]  # `world` per block, block-major
-    checksums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
+    pages: U64s  # `world` per block, block-major
+    checksums: U64s  # beside `pages`; empty: nothing is checked
     waiting: set[int]  # ranks that have not loaded from it yet
     used: int  # when it was last asked for
     run: Run

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pegaflow.actors.runtime.contract import Sender
 from pegaflow.wire.session import Save
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import Keys
 
 from .ranks import Rank
 from .stock import Pages
@@ -28,7 +29,7 @@ class Order:
     """What the ranks save together."""
 
     name: Hashable
-    keys: tuple[bytes, ...]
+    keys: Keys
     parent: bytes
     born: int
     committed: bool = True  # the engine stands by it: what is whole may be sealed

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.wire.layout import Layout, fault, page_bytes
+from pegaflow.wire.values import U64s
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -30,7 +31,7 @@ class FileView:
         ValueError: it is empty.
     """
 
-    def __init__(self, path: str, write: bool, known: tuple[int, ...]) -> None:
+    def __init__(self, path: str, write: bool, known: U64s) -> None:
         fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             found = os.fstat(fd)
@@ -44,7 +45,7 @@ class FileView:
         self._known = known
         self.bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
 
-    def shows(self, path: str, known: tuple[int, ...], size: int) -> bool:
+    def shows(self, path: str, known: U64s, size: int) -> bool:
         """Whether this is a view of that file that reaches so far: a pool may have grown."""
         return (self._path, self._known) == (path, known) and len(self.bytes) >= size
 

@@ -6,7 +6,7 @@ from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Attach, Attached, Way
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import Address, U64s
 
 from .results import Done
 
@@ -108,7 +108,7 @@ class CopyIn:
 
     ticket: int
     blocks: tuple[int, ...]
-    offsets: tuple[int, ...]
+    offsets: U64s
     deadline: int
 
 
@@ -119,7 +119,7 @@ class CopyOut:
     ticket: int
     batch: int
     blocks: tuple[int, ...]
-    slots: tuple[int, ...]
+    slots: U64s
     deadline: int
 
 

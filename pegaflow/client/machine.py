@@ -115,7 +115,7 @@ class Machine:
                 return [self._tell(Release(answer.lease)), *self._end(ticket, Status.UNKNOWN)]
             life, blocks = self.session.incarnation, answer.blocks
             lease = Lease(life, answer.lease, blocks) if blocks else None
-            done = LookupDone(ticket, answer.status, lease, blocks, answer.disk)
+            done = LookupDone(ticket, answer.status, lease, blocks, tuple(answer.disk))
             return self._finish(ticket, done)
 
         if self.state != "ready":

@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence, Set
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -253,10 +253,14 @@ def _is_bytes(value: object) -> bool:
     return isinstance(value, bytes | bytearray | memoryview)
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence | Set) and not isinstance(value, str)
+
+
 def _stand_in(value: Any) -> object:
     if _is_bytes(value):
         return f"<{len(value)} bytes>"
-    if isinstance(value, list | tuple | set | frozenset) and any(map(_is_bytes, value)):
+    if _is_list(value) and any(map(_is_bytes, value)):
         return f"<{len(value)} keys>"
     return value
 
@@ -265,6 +269,6 @@ def _beginning(value: Any) -> object:
     if _is_bytes(value):
         rest = "..." if len(value) > BYTES_SHOWN else ""
         return bytes(value[:BYTES_SHOWN]).hex() + rest
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and _is_list(value):
         return [_beginning(item) for item in value]
     return value

@@ -13,7 +13,7 @@ from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address, U64s
 
 BOSS = Address(SUPERVISOR, 1)
 ALLOC = Address(ALLOCATOR, 2)
@@ -78,7 +78,7 @@ class Rig:
         kind: type[Message],
         status: Status = Status.OK,
         note: str = "",
-        values: tuple[int, ...] = (),
+        values: U64s = (),
         data: bytes = b"",
     ) -> list[Envelope]:
         """End the oldest outstanding job of this kind."""

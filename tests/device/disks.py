@@ -142,7 +142,7 @@ class Bench:
         count = sum(row.shards for row in rows)
         pages = tuple(HALF + n * PAGE for n in range(count))
         done = self.work(read_of(segment, rows, pages))
-        return done.values, [bytes(self.pool.map[at : at + PAYLOAD]) for at in pages]
+        return tuple(done.values), [bytes(self.pool.map[at : at + PAYLOAD]) for at in pages]
 
     def right(self, segment: int, row: Row) -> bool:
         """Whether a block comes back as it was written."""

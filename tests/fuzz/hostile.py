@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pegaflow.wire.message import Message
-from pegaflow.wire.values import Address, Keys, U64s
+from pegaflow.wire.values import Address, Keys, Packed, U64s
 from tests.wire.samples import MESSAGES, schema
 
 EDGES = (0, 1, 2, 3, 7, 8, 63, 64, 4095, 4096, 16384, 65535, 65536, 1 << 31, 1 << 32, 1 << 40)
@@ -87,7 +87,7 @@ class Generator:
                 at = self.rng.randrange(len(old))
                 change[name] = (*old[:at], self._varied(old[at]), *old[at + 1 :])
             else:
-                length = len(old) if isinstance(old, tuple) else 2
+                length = len(old) if isinstance(old, tuple | Packed) else 2
                 change[name] = self._draw(field, length)
         return dataclasses.replace(sound, **change)
 

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Way
-from pegaflow.wire.values import SUPERVISOR, Address
+from pegaflow.wire.values import SUPERVISOR, Address, Packed
 
 WAYS = (Way.STAGED, Way.AUTO, Way.PROCESS_VM, Way.PROCESS_VM)
 """What a client's process may wish."""
@@ -405,7 +405,7 @@ def _brief(msg: Message) -> str:
         name, value = field.name, getattr(msg, field.name)
         if isinstance(value, bytes):
             value = value[:3].hex()
-        elif isinstance(value, tuple) and not isinstance(value, Address):
+        elif isinstance(value, tuple | Packed) and not isinstance(value, Address):
             items = [v[:3].hex() if isinstance(v, bytes) else str(v) for v in value[:6]]
             value = f"[{' '.join(items)}{' ..' if len(value) > 6 else ''}]"
         words.append(f"{name}={value}")

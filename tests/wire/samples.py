@@ -7,7 +7,7 @@
 import dataclasses
 import enum
 import importlib
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 from hypothesis import strategies as st
 
@@ -28,8 +28,7 @@ MESSAGES: tuple[type[Message], ...] = tuple(declared()[tag] for tag in sorted(de
 
 def schema(cls: type) -> list[tuple[str, Any]]:
     """Name and annotation of each field."""
-    hints = get_type_hints(cls, include_extras=True)
-    return [(f.name, hints[f.name]) for f in dataclasses.fields(cls)]
+    return [(f.name, f.type) for f in dataclasses.fields(cls)]
 
 
 def fields(value: Any) -> list[Any]:

@@ -54,6 +54,9 @@ def test_another_major_is_named() -> None:
     for major in (MAJOR + 1, 0, "1", None):
         with pytest.raises(VersionMismatch, match=f"major {major!r}, ours is {MAJOR}"):
             unpack(framed({MAJOR_AT: major}))
+    other = ["pega", MAJOR + 1, {"a": [1]}, None]
+    with pytest.raises(VersionMismatch):
+        unpack([msgpack.packb(other), b""])
     short = [msgpack.packb(["pega", MAJOR + 1]), b"whatever that major says"]
     with pytest.raises(VersionMismatch):
         unpack(short)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.wire import message as module
+from pegaflow.wire.control import Beat, Counter, ProcessRow
 from pegaflow.wire.message import (
     BODY_BYTES_MAX,
     ITEMS_MAX,
@@ -19,10 +20,11 @@ from pegaflow.wire.message import (
     decode,
     encode,
     message,
+    record,
 )
 from pegaflow.wire.session import Lookup
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import LIST_MAX
+from pegaflow.wire.values import LIST_MAX, Address, Keys
 
 from .samples import MESSAGES, any_message, fields, sample, schema, wrong
 
@@ -59,7 +61,9 @@ def test_wrong_type_in_each_field(cls: type[Message]) -> None:
 def test_missing_required_field(cls: type[Any]) -> None:
     required = sum(f.default is dataclasses.MISSING for f in dataclasses.fields(cls))
     for count in range(required):
-        with pytest.raises(WireError, match="fewer than"):
+        with pytest.raises(
+            WireError, match=f"^{cls.__name__}: .* at least length {required}, got {count}"
+        ):
             decode(cls.TAG, msgpack.packb(raw(sample(cls))[:count]))
 
 
@@ -115,15 +119,67 @@ def test_hostile_shapes() -> None:
             decode(Lookup.TAG, body)
 
 
-def test_a_small_body_that_announces_much_takes_little_memory() -> None:
+@each
+def test_a_small_body_that_announces_much_takes_little_memory(cls: type[Message]) -> None:
     """Lists in lists, each announced as long as can be: 5 KB of them once took 80 MB."""
-    body = b"\xdd" + ITEMS_MAX.to_bytes(4, "big")
-    tracemalloc.start()
-    with pytest.raises(WireError):
-        decode(Lookup.TAG, body * 1000)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 40 << 20
+    parts = [msgpack.packb(part) for part in raw(sample(cls))]
+    for many in (ITEMS_MAX, (1 << 32) - 1):
+        announced = (b"\xdd" + many.to_bytes(4, "big")) * 1000
+        bodies = [announced]
+        for at in range(len(parts) + 1):
+            start = b"\xdc" + (len(parts) + 1).to_bytes(2, "big") + b"".join(parts[:at])
+            bodies.append(start + announced)
+        tracemalloc.start()
+        for body in bodies:
+            with pytest.raises(WireError):
+                decode(cls.TAG, body)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1 << 20
+
+
+@each
+def test_a_later_field_may_not_be_of_any_depth(cls: type[Message]) -> None:
+    parts = b"".join(msgpack.packb(part) for part in raw(sample(cls)))
+    start = b"\xdc" + (len(raw(sample(cls))) + 1).to_bytes(2, "big") + parts
+    for deeper in (b"\x91", b"\x81\xc0"):
+        with pytest.raises(WireError, match="recursion"):
+            decode(cls.TAG, start + deeper * 100_000 + b"\xc0")
+
+
+def test_too_many_records() -> None:
+    many = Beat((Counter("a", 1),) * ITEMS_MAX)
+    assert decode(Beat.TAG, encode(many)) == many
+    with pytest.raises(WireError, match=f"Beat.counters: .* {ITEMS_MAX}"):
+        decode(Beat.TAG, encode(Beat((*many.counters, Counter("a", 1)))))
+
+
+def test_a_message_is_a_frozen_dataclass_to_whoever_looks() -> None:
+    row = ProcessRow(Address("a", 1), 2, "up", 3, "e", counters=(Counter("c", 4),))
+    assert dataclasses.is_dataclass(row) and isinstance(row, Message)
+    assert [f.name for f in dataclasses.fields(Counter)] == ["name", "value"]
+    assert dataclasses.replace(row, pid=7) == dataclasses.replace(row, pid=6 + 1) != row
+    assert dataclasses.asdict(row)["counters"] == ({"name": "c", "value": 4},)
+    assert repr(row.counters[0]) == "Counter(name='c', value=4)"
+    assert {row: 1}[dataclasses.replace(row)] == 1
+    assert len({Counter("c", 4), Counter("c", 4), Counter("c", 5)}) == 2
+    match row:
+        case ProcessRow(address, pid):
+            assert (address, pid) == (row.address, 2)
+    with pytest.raises(AttributeError):
+        row.pid = 8  # type: ignore[misc]
+
+
+def test_what_cannot_travel_cannot_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TAGS", dict(module._TAGS))
+
+    @record
+    class WithKeys:
+        keys: Keys
+
+    for hint in (float, list[int], dict, Any, WithKeys, tuple[Keys, ...]):
+        with pytest.raises(AssertionError, match="no codec"):
+            message(65535)(type("Odd", (Message,), {"__annotations__": {"odd": hint}}))
 
 
 def test_oversized_body() -> None:
@@ -139,7 +195,7 @@ def test_largest_lookup_fits() -> None:
 
 
 def test_the_field_at_fault_is_named() -> None:
-    with pytest.raises(WireError, match="Lookup.keys: int where bytes belongs"):
+    with pytest.raises(WireError, match="Lookup.keys: .*`bytes`, got `int`"):
         decode(Lookup.TAG, msgpack.packb([7]))
 
 

@@ -1,5 +1,7 @@
 """The outcomes: their numbers are frozen."""
 
+import pytest
+
 from pegaflow.wire.status import Status
 
 FROZEN = (
@@ -18,6 +20,8 @@ def test_numbers_are_frozen() -> None:
 def test_a_later_status_is_unknown() -> None:
     assert Status(len(FROZEN)) is Status.UNKNOWN
     assert Status(1 << 40) is Status.UNKNOWN
+    with pytest.raises(ValueError):
+        Status(-1)
 
 
 def test_words() -> None:

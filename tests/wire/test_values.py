@@ -1,12 +1,16 @@
 """The nouns: key lists, number lists, addresses."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.wire.message import WireError, decode, encode
+from pegaflow.wire import values
+from pegaflow.wire.index import Seal
+from pegaflow.wire.message import Message, WireError, decode, encode
 from pegaflow.wire.session import Lookup, Take
-from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, NOBODY, Address
+from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, NOBODY, Address, Packed
 
 from .samples import U64_MAX, keys
 
@@ -62,6 +66,74 @@ def test_numbers_are_little_endian(drawn: list[int]) -> None:
 def test_too_many_numbers() -> None:
     with pytest.raises(WireError, match="u64"):
         decode(Take.TAG, encode(Take(1, 2, (0,) * (LIST_MAX + 1), ())))
+
+
+THREE = tuple(bytes([n]) * 32 for n in (1, 2, 3))
+SEAL = Seal(9, b"ns", 4096, 4096, 1, THREE, (bytes(32), *THREE[:-1]), (7, 8, U64_MAX), (1, 2, 3))
+
+
+def came(msg: Message) -> Any:
+    return decode(msg.TAG, encode(msg))
+
+
+def test_a_list_is_not_taken_apart_until_somebody_needs_an_element(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def apart(self: Packed[object]) -> tuple[object, ...]:
+        raise AssertionError(f"{type(self).__name__} was taken apart")
+
+    monkeypatch.setattr(values.PackedKeys, "_apart", apart)
+    monkeypatch.setattr(values.PackedU64s, "_apart", apart)
+    seal = came(SEAL)
+    assert [len(one) for one in (seal.keys, seal.parents, seal.pages, seal.checksums)] == [
+        3,
+        3,
+        3,
+        0,
+    ]
+    assert seal.pages and not seal.checksums
+    assert seal == came(SEAL), "the same bytes are the same list"
+    assert encode(seal) == encode(SEAL)
+    assert encode(Lookup(seal.keys)) == encode(Lookup(THREE)), "nor when it is passed on"
+    with pytest.raises(AssertionError, match="PackedU64s was taken apart"):
+        seal.pages[0]
+    with pytest.raises(AssertionError, match="PackedKeys was taken apart"):
+        next(iter(seal.keys))
+
+
+@given(st.lists(st.integers(0, U64_MAX), min_size=1, max_size=50).map(tuple), st.data())
+def test_a_list_that_came_is_the_tuple_of_its_elements(
+    drawn: tuple[int, ...], data: st.DataObject
+) -> None:
+    there = came(Take(1, 2, drawn, ())).positions
+    assert isinstance(there, Packed)
+    assert there == drawn and drawn == there and hash(there) == hash(drawn)
+    assert Take(1, 2, there, ()) == Take(1, 2, drawn, ())
+    assert hash(Take(1, 2, there, ())) == hash(Take(1, 2, drawn, ()))
+    assert (*there,) == drawn and repr(there) == repr(drawn) and len(there) == len(drawn)
+    at = data.draw(st.slices(len(drawn)))
+    assert there[at] == drawn[at] and type(there[at]) is tuple
+    assert there[-1] == drawn[-1] and drawn[0] in there
+    assert there != (*drawn, 1) and there != list(drawn) and (*drawn, 1) != there
+
+
+@given(keys, keys)
+def test_two_lists_of_keys_are_equal_as_their_tuples_are(
+    one: tuple[bytes, ...], other: tuple[bytes, ...]
+) -> None:
+    here, there = came(Lookup(one)).keys, came(Lookup(other)).keys
+    assert (here == there) == (one == other) and here == one and hash(here) == hash(one)
+
+
+def test_keys_are_no_numbers() -> None:
+    keys, numbers = came(Lookup((b"\x01" * 7,))).keys, came(Take(1, 2, (1,), ())).positions
+    assert keys != numbers
+
+
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_keys_are_cut_where_they_begin(count: int, size: int) -> None:
+    drawn = tuple(n.to_bytes(64, "little")[:size] for n in range(count))
+    assert came(Lookup(drawn)).keys[:] == drawn
 
 
 def test_address() -> None:

@@ -90,7 +90,7 @@ def find(rig: Rig, keys: tuple[bytes, ...], holder: Address = SESSION_4) -> Held
 
 
 def press(rig: Rig, count: int, page: int = PAGE, recut: bool = False) -> tuple[int, ...]:
-    return said(rig.ask(ALLOC, Pressure(page, count, recut)), Freed).pages
+    return tuple(said(rig.ask(ALLOC, Pressure(page, count, recut)), Freed).pages)
 
 
 def test_a_sealed_block_is_found_by_everyone_in_its_namespace() -> None:

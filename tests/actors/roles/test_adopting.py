@@ -64,7 +64,7 @@ def left(keys: tuple[bytes, ...] = KEYS[:4]) -> Ledger:
 
 
 def press(rig: Rig, count: int = 9) -> tuple[int, ...]:
-    return said(rig.ask(ALLOC, Pressure(PAGE, count, False)), Freed).pages
+    return tuple(said(rig.ask(ALLOC, Pressure(PAGE, count, False)), Freed).pages)
 
 
 def test_what_was_sealed_is_a_hit_and_questions_wait_until_it_is_known() -> None:
