@@ -8,7 +8,7 @@ from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, INDEX, Address
+from pegaflow.wire.values import ALLOCATOR, INDEX, Address, U64s
 
 from ..rig import ALLOC, BOSS, HELLO, IDX, SESSION_4, WELCOME, Rig, pick, said
 
@@ -18,7 +18,7 @@ class Few:
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.grants: Holdings[tuple[int, ...]] = Holdings()
+        self.grants: Holdings[U64s] = Holdings()
 
     def restate(self, now: int) -> list[Effect]:
         to = self.member.peer(ALLOCATOR)
