@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
+from pegaflow.client import servicelinks
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
 from pegaflow.core.segments import plan as flushplan
@@ -59,13 +60,6 @@ CONNECTORS = ("endpoint", "host", "port", "curve", "owner")
 """What an engine reads (connectors/vllm/endpoint.py): no mistake in the same shell."""
 
 _TESTS = re.compile(r"TEST_\w+")
-# What Kubernetes puts into every pod when a Service is called `pegaflow...`, by name and value.
-_KUBERNETES = (
-    (re.compile(r"(\w+_)?SERVICE_HOST"), re.compile(r"[\d.]+|[\da-fA-F:]+")),
-    (re.compile(r"(\w+_)?SERVICE_PORT(_\w+)?"), re.compile(r"\d+")),
-    (re.compile(r"(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?"), re.compile(r"(tcp|udp|sctp)://\S+")),
-    (re.compile(r"(\w+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)"), re.compile(r"[\w.:]+")),
-)
 
 
 @dataclass(frozen=True)
@@ -219,13 +213,13 @@ def strangers(env: Mapping[str, str]) -> str:
     """The variables that begin like ours and are nobody's that we know, in one line for a warning;
     '' without any.  They may be somebody else's, so they stop nothing; or a setting, mistyped."""
     known = [*SETTINGS, "config", *CONNECTORS]
+    links = servicelinks.find(env)
     found = []
     for name, value in sorted(env.items()):
         rest = name.removeprefix(PREFIX)
         if rest == name or not value or rest.lower() in known and rest.isupper():
             continue
-        kubernetes = any(n.fullmatch(rest) and v.fullmatch(value) for n, v in _KUBERNETES)
-        if kubernetes or _TESTS.fullmatch(rest):
+        if name in links or _TESTS.fullmatch(rest):
             continue
         near = difflib.get_close_matches(rest.lower(), known, n=1, cutoff=0.6)
         found.append(name + (f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""))
