@@ -32,7 +32,6 @@ from pegaflow.actors.runtime.contract import MS, Actor, Do, Effect, Note, Reply,
 from pegaflow.core import series
 from pegaflow.wire.control import (
     Beat,
-    BindAgain,
     Bye,
     Drain,
     Gone,
@@ -68,6 +67,7 @@ from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SES
 
 from .attach import FrontDesk
 from .children import Kid, neighbour, who
+from .names import Names
 from .operator import Operator
 from .restarts import FAILURES_MAX, REST_NS, Budgets
 from .totals import Tally
@@ -118,13 +118,13 @@ class Supervisor(Actor):
         self.dead: deque[Address] = deque(maxlen=DEAD_MAX)  # holders, the newest last
         self.desk = FrontDesk(self.kids, self.budgets, self._restaff, plan.pid_namespace)
         self.operator = Operator(self.kids)
+        self.names = Names(address, plan.run_dir, self.kids, self.counts)
         self.watchdog = Watchdog(self.kids, self.counts, self._kill)
         self.state = "starting"  # starting, up, draining, killing
         self.started = 0
         self.next_tick = 0
         self.next_ping = 0  # when to tell the service manager that we live, if it wants to know
         self.drain_by = 0
-        self.faults: tuple[str, ...] = ()  # of the service's files, as of the last look
         self._spawning = 0  # incarnations asked for, child not yet spawned
         self._ready_said = False  # the service manager knows that we are ready
         self._status_said = ""  # what it was told last
@@ -166,7 +166,7 @@ class Supervisor(Actor):
         if self.state in ("draining", "killing"):
             return effects + (self._kill_all() if now >= self.drain_by else [])
         self.desk.expire(now)
-        effects.append(Do(CheckFiles(), self._checked))
+        effects.append(Do(CheckFiles(), self.names.looked))
         return effects + self._thin() + self._staff(now) + self._announce(now)
 
     def gauges(self) -> dict[str, int]:
@@ -194,21 +194,6 @@ class Supervisor(Actor):
         plan = self.plan
         rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify, plan.ssd)
         return Welcome(pool, ledger, size, extent, *rest, max_pinned=int(plan.max_pinned * size))
-
-    def _checked(self, done: Done, now: int) -> list[Effect]:
-        """What a look at the service's files has found."""
-        faults = tuple(done.note.splitlines())
-        effects: list[Effect] = []
-        for fault in faults:
-            if fault not in self.faults:
-                self.counts["files_lost"] += 1
-                effects.append(Note("files_lost", (("why", fault),), "error"))
-        if self.faults and not faults:
-            effects.append(Note("files_back"))
-        self.faults = faults
-        lost = set(done.values)
-        kids = [k for k in self.kids.values() if k.address.incarnation in lost and k.endpoint]
-        return effects + [Send(k.address, BindAgain()) for k in kids]
 
     def _staff(self, now: int) -> list[Effect]:
         """Start every child that is missing and may start."""
@@ -439,7 +424,7 @@ class Supervisor(Actor):
             self.plan.http_addr,
             now,
             tuple(kinds),
-            self.faults,
+            self.names.faults,
             tuple(Remark(kid.address, text) for kid in self.kids.values() for text in kid.remarks),
         )
         return [Reply(sender, report)]
