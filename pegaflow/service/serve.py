@@ -305,7 +305,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
     loop.bind(front_desk)
     if tcp is not None:
         if tcp.keys is not None:
-            keys.warn_of_ignored(tcp.keys.folder)
+            keys.warn(tcp.keys.folder)
         port = loop.bind_tcp(tcp)
         log.info("serving_tcp", host=tcp.host, port=port, curve=tcp.keys is not None)
     log.info(
