@@ -174,12 +174,13 @@ def described(name: str, node: ast.ClassDef | ast.FunctionDef, level: int) -> It
     yield f"{'#' * level} {name}\n"
     plain = any(ast.unparse(d) == "property" for d in node.decorator_list)
     if function is not None and not plain:
-        returns = (
-            f" -> {ast.unparse(node.returns)}" if node is function and function.returns else ""
-        )
+        returns = f" -> {ast.unparse(function.returns)}" if function.returns and not made else ""
         arguments = ast.unparse(function.args)
         yield f"```python\n{node.name}({arguments}){returns}\n```\n"
     yield prose(ast.get_docstring(node) or "", 0)
+    fields = [ast.unparse(item) for item in node.body if isinstance(item, ast.AnnAssign)]
+    if fields:
+        yield "```python\n" + "\n".join(fields) + "\n```\n"
 
 
 def parts() -> str:

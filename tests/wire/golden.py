@@ -23,7 +23,9 @@ def main() -> None:
     new = [row for row in rows if row not in known]
     if new:
         last = json.dumps(known[-1])
-        FILE.write_text(text.replace(last, ",\n    ".join(map(json.dumps, [known[-1], *new]))))
+        FILE.write_text(
+            text.replace(last, ",\n    ".join([last, *(json.dumps(row) for row in new)]))
+        )
     print("added:", ", ".join(row[0] for row in new) or "nothing")
 
 
