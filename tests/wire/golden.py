@@ -26,7 +26,7 @@ def main() -> None:
         FILE.write_text(
             text.replace(last, ",\n    ".join([last, *(json.dumps(row) for row in new)]))
         )
-    print("added:", ", ".join(row[0] for row in new) or "nothing")
+    print("added:", ", ".join(str(row[0]) for row in new) or "nothing")
 
 
 if __name__ == "__main__":
