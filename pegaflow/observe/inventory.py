@@ -26,7 +26,8 @@ from pathlib import Path
 import pegaflow
 from pegaflow.core.errors import UserError
 from pegaflow.service import poolsize, sizes
-from pegaflow.service.config import SETTINGS, Origin, Settings
+from pegaflow.service.config import Origin
+from pegaflow.service.settings import SETTINGS, Settings
 
 _SECONDS = {"NS": 1e-9, "MS": 1e-3, "S": 1.0, "SECONDS": 1.0}
 _UNITS = {"KIB", "MIB", "GIB", "MS"}  # numbers that limit nothing

@@ -20,7 +20,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.wire.jobs import Relogging, Showing, Stopping
 
 from . import keys, logs, signals
-from .config import Settings
+from .settings import Settings
 
 LIVE = ("log_level",)
 """Settings that a running service takes up."""

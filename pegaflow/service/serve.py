@@ -51,7 +51,7 @@ from pegaflow.wire.values import SUPERVISOR, Address
 
 from . import exits, keys, logs, poolsize, rundir, sdnotify, sizes
 from .asked import Asked
-from .config import Settings
+from .settings import Settings
 
 SHM = Path("/dev/shm")
 

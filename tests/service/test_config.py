@@ -8,6 +8,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.service import config
+from pegaflow.service.settings import Settings
 
 GIB = 1 << 30
 
@@ -21,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_defaults_need_nothing() -> None:
     settings = config.load({}, {"PEGAFLOW_RUN_DIR": "/r"})
-    assert settings == config.Settings(
+    assert settings == Settings(
         run_dir=Path("/r"),
         pool_size=None,
         extent_size=32 << 20,
@@ -80,7 +81,7 @@ def test_a_variable_that_is_nobodys_stops_nothing_and_is_named(
     name: str, value: str, said: str
 ) -> None:
     env = {"PEGAFLOW_RUN_DIR": "/r", name: value}
-    assert config.load({}, env) == config.Settings(Path("/r"))
+    assert config.load({}, env) == Settings(Path("/r"))
     assert config.strangers(env) == said
 
 
@@ -115,7 +116,7 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         "PEGAFLOW_TEST_INSTALLED": "1",
         "PEGAFLOW_POOL_SIZE": "",
     }
-    assert config.load({}, env) == config.Settings(Path("/r"))
+    assert config.load({}, env) == Settings(Path("/r"))
     assert config.strangers(env) == ""
 
 
