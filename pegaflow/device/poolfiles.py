@@ -354,8 +354,7 @@ def _identify(pool: SharedFile, file: SharedFile, at: int, run_dir: str) -> None
 
 
 def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
-    """The same pool with the size that is wanted, and what fits of its blocks; in which order, and
-    why, says resize.py.
+    """The same pool with the size that is wanted, and what fits of its blocks.
 
     Raises:
         OSError: a file cannot be made so long.
@@ -376,9 +375,8 @@ def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
     pool.map[pool_bytes : pool_bytes + UUID_BYTES] = header.pool_uuid
     _identify(pool, file, pool_bytes, wanted.run_dir)
     Ledger.format(file.map, replace(header, pool_bytes=pool_bytes))
-    ends = (pool_bytes + TRAILER_BYTES, ledger_bytes(geometry.extents, geometry.records_per_extent))
-    for shared, end in zip((pool, file), ends, strict=True):
-        resize.punch(shared, end, shared.length - end)
+    resize.punch(pool, pool_bytes + TRAILER_BYTES)
+    resize.punch(file, ledger_bytes(geometry.extents, geometry.records_per_extent))
     return PoolFiles(pool, file, Ledger(file.map, file.read))
 
 

@@ -10,7 +10,6 @@ import pytest
 from perf.machine import ENVIRONMENT
 
 TABLES = {
-    "codec": "decode, read",
     "latency": "/echo",
     "copies": "save/out",
     "attach": "spare",
