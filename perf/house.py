@@ -36,8 +36,8 @@ from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.device.memory import Extents
 from pegaflow.replay.service import stop
 from pegaflow.service import cli, serve
-from pegaflow.service.config import Settings
 from pegaflow.service.rundir import front_desk
+from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Report
 from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed

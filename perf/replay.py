@@ -51,7 +51,7 @@ def measure(
             outcome = run(Plan(trace, engines, shape, os.urandom(32), endpoint))
             time.sleep(2 * BEAT_NS / 1e9)  # what was counted is said with each beat
             fetched = counted(endpoint, INDEX, "blocks_hit_ssd")
-    why = report.problem(outcome, top)
+    why = report.problem(outcome, trace, engines)
     if why:
         raise UserError(f"with a pool of {percent} %: {why}")
     t = report.total(outcome.records.values())

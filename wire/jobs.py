@@ -128,8 +128,9 @@ class OpenPool(Message):
 @message(233)
 class CheckFiles(Message):
     """Are the run directory, its lock, the sockets, pool and ledger still where others find them?
-    What can be made anew is.  Done.note: what cannot, a line each; values: incarnations of the
-    children whose socket is not there (or not yet)."""
+    What can be made anew is.  Done.note: what cannot, a line each; values: incarnations of those
+    whose socket was not there: our own, if it is bound again now, and of children that have to do
+    so (or have not bound it yet)."""
 
 
 @message(210)

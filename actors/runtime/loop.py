@@ -104,21 +104,21 @@ class Loop:
         """Have a socket of ours at its path, if something else is there or nothing; '' or why that
         cannot be.  A second listener of the same inbox: to end the first would end the links that
         came through it."""
-        if self._inbox is None or self._is_ours():
+        if self._inbox is None or self.is_bound():
             return ""
         try:
             self._listen(self._inbox)
         except UserError as err:
             return str(err)
-        self.log.warning("socket_bound_again", path=str(self._path))
         return ""
 
-    def _is_ours(self) -> bool:
+    def is_bound(self) -> bool:
+        """Whether the file at the inbox's path is ours."""
         return self._bound is not None and socket_at(self._path) == self._bound
 
     def unlink(self) -> None:
         """Remove the inbox's file, if it is still ours."""
-        if self._is_ours():
+        if self.is_bound():
             with suppress(OSError):
                 self._path.unlink()
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from pegaflow.actors.flusher.device import FlushDevice
     from pegaflow.actors.gateway.device import HttpDevice
     from pegaflow.actors.session.device import Copies
-    from pegaflow.service.config import Settings
+    from pegaflow.service.settings import Settings
 
     from .tcp import Tcp
 

@@ -354,7 +354,8 @@ def _identify(pool: SharedFile, file: SharedFile, at: int, run_dir: str) -> None
 
 
 def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
-    """The same pool with the size that is wanted, and what fits of its blocks.
+    """The same pool with the size that is wanted, and what fits of its blocks; in which order, and
+    why, says resize.py.
 
     Raises:
         OSError: a file cannot be made so long.
@@ -375,8 +376,9 @@ def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
     pool.map[pool_bytes : pool_bytes + UUID_BYTES] = header.pool_uuid
     _identify(pool, file, pool_bytes, wanted.run_dir)
     Ledger.format(file.map, replace(header, pool_bytes=pool_bytes))
-    resize.punch(pool, pool_bytes + TRAILER_BYTES)
-    resize.punch(file, ledger_bytes(geometry.extents, geometry.records_per_extent))
+    ends = (pool_bytes + TRAILER_BYTES, ledger_bytes(geometry.extents, geometry.records_per_extent))
+    for shared, end in zip((pool, file), ends, strict=True):
+        resize.punch(shared, end, shared.length - end)
     return PoolFiles(pool, file, Ledger(file.map, file.read))
 
 

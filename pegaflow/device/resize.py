@@ -3,10 +3,18 @@
 Only at adoption, when the files are claimed and no other process has them mapped for writing.  A
 page keeps its id, so a pool that grows only gets a longer file.  One that shrinks keeps its low
 extents; blocks in the extents that go are moved, extent by extent and the newest first, into low
-extents that are empty.  Of a moved extent the bytes come first, then its records, then the old
-records are voided; who is killed in between leaves a block twice or not at all in the ledger, and
-adoption takes one or none.  The header is written when all records are where it says, so a pool
-whose header was never finished is lost, and nothing worse.
+extents that are empty.  Memory may be full, so what goes is given back before anything is taken:
+
+1. Extents that go and have no empty one to move to: their records are voided, then their space is
+   given back, as is that of extents without a block.
+2. Of each extent that moves: the bytes, then its records, then the old records are voided, then
+   their space is given back.
+3. The trailer at the new end, then the ledger's header, then the old trailer's space is given back,
+   and that of the ledger behind its new end (which holds quarantined records till then).
+
+Who is killed before the header is written leaves a pool of the old size with its trailer, in which
+no record has a hole for its block: a block is there once, twice or not at all, and adoption takes
+one or none.  A pool whose header was never finished is lost, and nothing worse.
 
 A file is never cut: an engine that is served staged may still have it mapped, and would get a
 SIGBUS. What is behind the new end is given back to the system as a hole instead.
@@ -57,22 +65,39 @@ def shrink(pool: SharedFile, file: SharedFile, geometry: Geometry) -> None:
     last = geometry.extents
     empty = [n for n in range(last) if n not in extents]
     going = sorted((e for n, e in extents.items() if n >= last), key=lambda e: -e.newest)
-    records = geometry.records_per_extent * RECORD_BYTES
-    for extent in going:
-        while empty:
-            target = empty.pop()
-            room = pool.reserve(target * geometry.extent_bytes, geometry.extent_bytes) == ""
-            if room and file.reserve(HEADER_BYTES + target * records, records) == "":
-                _move(pool, ledger, geometry, extent, target)
-                break
+    moving = going[: len(empty)]
+    for extent in going[len(moving) :]:
         ledger.void(extent.pages)
+    staying = {extent.number for extent in moving}
+    for number in range(last, ledger.header.pool_bytes // geometry.extent_bytes):
+        if number not in staying:
+            _give_back(pool, geometry, number)
+    for extent in moving:
+        target = next((n for n in reversed(empty) if _has_room(pool, file, geometry, n)), None)
+        if target is not None:
+            empty.remove(target)
+            _move(pool, ledger, geometry, extent, target)
+        ledger.void(extent.pages)
+        _give_back(pool, geometry, extent.number)
 
 
-def punch(file: SharedFile, start: int) -> None:
-    """Give the file's space from here on back; its length stays.  Not to be had is no harm: the
-    space comes back with the file."""
-    if file.length > start:
-        _libc.fallocate(file.fd, _PUNCH_HOLE, start, file.length - start)
+def _has_room(pool: SharedFile, file: SharedFile, geometry: Geometry, extent: int) -> bool:
+    """Whether this extent and its records are really there now."""
+    size, records = geometry.extent_bytes, geometry.records_per_extent * RECORD_BYTES
+    if pool.reserve(extent * size, size):
+        return False
+    return file.reserve(HEADER_BYTES + extent * records, records) == ""
+
+
+def _give_back(pool: SharedFile, geometry: Geometry, extent: int) -> None:
+    punch(pool, extent * geometry.extent_bytes, geometry.extent_bytes)
+
+
+def punch(file: SharedFile, start: int, length: int) -> None:
+    """Give so much of the file's space back; its length stays.  Not to be had is no harm: the space
+    comes back with the file."""
+    if length > 0:
+        _libc.fallocate(file.fd, _PUNCH_HOLE, start, length)
 
 
 def _extents(ledger: Ledger, records: int) -> dict[int, _Extent]:

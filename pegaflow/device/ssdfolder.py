@@ -165,7 +165,7 @@ class Folder:
         except FileNotFoundError:
             if self._known.get(self.path) is None:
                 raise
-            raise self._lost("is not there any more", "make it and ") from None
+            raise self._absent() from None
         self._lock(self.fd)
         return self._read_marker()
 
@@ -181,16 +181,19 @@ class Folder:
         mended.
 
         Raises:
-            UnusableError: it is not this directory any more.
+            UnusableError: it is not this directory any more; in the words of the next `open`, which
+                tries again, so that one loss is one line.
         """
         ops = self._ops
         try:
             found = ops.find(self.path)
+            strayed = found != ops.identity(self.fd) and self._judge_strayed()
+        except FileNotFoundError:
+            raise self._absent() from None
         except OSError as error:
             raise UnusableError(Status.GONE, said(self.path, error)) from None
-        if found != ops.identity(self.fd):
-            why = f"{self.path}: another directory is in the place of the one that was opened"
-            raise UnusableError(Status.GONE, why)
+        if strayed:
+            raise strayed
         if self._marker < 0 or self.leads_to(MARKER, self._marker):
             return ""
         try:
@@ -238,6 +241,21 @@ class Folder:
             why = f"{self.path}: {mount} is not mounted, and /etc/fstab says that it is to be"
             raise UnusableError(Status.GONE, f"{why}; mount it")
 
+    def _judge_strayed(self) -> UnusableError:
+        """What is wrong with the directory that the path leads to now."""
+        try:
+            self._ops.find(os.path.join(self.path, MARKER))
+        except FileNotFoundError:
+            return self._unmarked()
+        why = f"{self.path}: another directory is in the place of the one that was opened"
+        return UnusableError(Status.GONE, why)
+
+    def _absent(self) -> UnusableError:
+        return self._lost("is not there any more", "make it and ")
+
+    def _unmarked(self) -> UnusableError:
+        return self._lost(f"has lost its {MARKER}, so it is another directory now")
+
     def _lost(self, why: str, first: str = "") -> UnusableError:
         advice = f"mount its file system, or {first}`touch {self.path}/{MARKER}` for a new log"
         return UnusableError(Status.GONE, f"{self.path} {why}; {advice}")
@@ -275,7 +293,7 @@ class Folder:
     def _begin(self, known: str | None, notes: list[str]) -> str:
         """There is no marker: it is new, or from before there were any, or the wrong directory."""
         if known is not None:
-            raise self._lost(f"has lost its {MARKER}, so it is another directory now")
+            raise self._unmarked()
         if any(map(NAME.fullmatch, self._ops.names(self.fd))):
             notes.append(f"{self.path} has a log from before there were markers: it is ours now")
         else:

@@ -26,7 +26,8 @@ from pathlib import Path
 import pegaflow
 from pegaflow.core.errors import UserError
 from pegaflow.service import poolsize, sizes
-from pegaflow.service.config import SETTINGS, Origin, Settings
+from pegaflow.service.config import Origin
+from pegaflow.service.settings import SETTINGS, Settings
 
 _SECONDS = {"NS": 1e-9, "MS": 1e-3, "S": 1.0, "SECONDS": 1.0}
 _UNITS = {"KIB", "MIB", "GIB", "MS"}  # numbers that limit nothing
@@ -45,9 +46,8 @@ INNER = frozenset(
     actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
     actors.session.publish actors.session.saves.BATCH_BLOCKS actors.session.stock
-    actors.supervisor.reporting client.curve client.place.QUEUE_MAX client.shell
-    connectors.vllm.compat connectors.vllm.endpoint.PORT connectors.vllm.layout
-    connectors.vllm.namespace
+    actors.supervisor.totals client.curve client.place.QUEUE_MAX client.shell connectors.vllm.compat
+    connectors.vllm.endpoint.PORT connectors.vllm.layout connectors.vllm.namespace
     core.blocks.adoption core.blocks.backlog core.limits.COPY_THREADS core.limits.SPARES
     core.policy.lru core.pool.ledger core.segments.codec core.segments.plan.DRAIN_NS
     core.segments.plan.PREFETCH_BLOCKS core.segments.plan.PREFETCH_INFLIGHT

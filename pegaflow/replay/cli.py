@@ -31,6 +31,7 @@ from .reading import SCOPES, Options, read
 from .runner import Outcome, Plan, run
 from .source import STDIN
 from .trace import BUNDLED, Trace
+from .words import count
 
 ENGINES_MAX = 64
 """Processes started at once."""
@@ -92,7 +93,8 @@ def replay_command(
     except TraceError as error:
         return _fail(str(error), 2)
     top = ceiling.infinite(trace)
-    print(f"{trace.about}; {len(trace)} requests, {top.asked} blocks, {top.missed} different")
+    asked = f"{count(len(trace), 'request')}, {count(top.asked, 'block')}, {top.missed} different"
+    print(f"{trace.about}; {asked}")
     seed = os.urandom(16) if namespace is None else namespace.encode()
     space = blake2b(seed, digest_size=32, person=b"replay namespace").digest()
     with _progress(len(trace)) as progress:
@@ -104,7 +106,7 @@ def replay_command(
         lines.append(report.restarted(outcome, restart))
     _show(lines)
     print(textwrap.fill(report.summary(outcome), SUMMARY_COLUMNS))
-    why = report.problem(outcome, top)
+    why = report.problem(outcome, trace, engines)
     return _fail(why, 1) if why else 0
 
 
@@ -123,7 +125,7 @@ def demo_command(pool_size: str | None = None, keep: bool = False) -> int:
     top = ceiling.infinite(trace)
     pool_blocks = pool // DEMO_SHAPE.block_bytes
     print(
-        f"A pool of {sizes.show(pool)}, {pool_blocks} blocks of "
+        f"A pool of {sizes.show(pool)}, {count(pool_blocks, 'block')} of "
         f"{sizes.show(DEMO_SHAPE.block_bytes)}; two engines replay {len(trace)} real requests, "
         f"{top.asked} blocks, {top.missed} of them different. One is killed half way.",
         flush=True,
@@ -156,7 +158,7 @@ def _tell_demo(trace: Trace, outcome: Outcome, pool_blocks: int) -> int:
     lines.append(report.restarted(outcome, 1))
     _show(lines)
     print(textwrap.fill(report.summary(outcome), SUMMARY_COLUMNS))
-    why = report.problem(outcome, top)
+    why = report.problem(outcome, trace, 2)
     return _fail(why, 1) if why else 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .errors import TraceError
+from .words import count
 
 BLOCK_TOKENS_MAX = 1 << 20
 """Above it a block would be larger than any prompt, and the trace was misread."""
@@ -60,7 +61,7 @@ class Fit:
         self.down.narrow(down_low, down_high)
         self.up.narrow(up_low, up_high)
         low, high = down_low, max(down_high, up_high)
-        row = f"{_counted(ids, 'block id')} for {_counted(tokens, 'token')}"
+        row = f"{count(ids, 'block id')} for {count(tokens, 'token')}"
         if low > self.either.low:
             self.either.low, self._lowest = low, f"{where} has {row}"
         if high < self.either.high:
@@ -72,7 +73,7 @@ class Fit:
         others = (one for one in (self._lowest, self._highest) if not one.startswith(f"{where} "))
         other = next((one for one in others if one), "")
         if not other:
-            raise TraceError(f"{where}: {row} fit no block size")
+            raise TraceError(f"{where}: {row}: no block size fits")
         raise TraceError(f"{where}: {row}, while {other}: no block size fits both")
 
     def size(self, name: str, usual: int | None) -> int:
@@ -106,10 +107,6 @@ def check(where: str, tokens: int, ids: int, size: int, said: str) -> None:
         return
     wanted = tokens // size if not tokens % size else f"{tokens // size} or {tokens // size + 1}"
     raise TraceError(
-        f"{where}: {_counted(ids, 'block id')} for {_counted(tokens, 'token')}, where blocks of "
-        f"{size} tokens ({said}) make {wanted}"
+        f"{where}: {count(ids, 'block id')} for {count(tokens, 'token')}, where blocks of "
+        f"{count(size, 'token')} ({said}) make {wanted}"
     )
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

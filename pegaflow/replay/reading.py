@@ -33,6 +33,7 @@ from .formats import AUTO, Format, Row
 from .guards import Anew, Turns
 from .trace import Trace
 from .tree import NONE, Clash, Keys, Prompt, Tree, salt
+from .words import count
 
 SCOPES = (AUTO, "global", "file", "conversation")
 
@@ -143,7 +144,7 @@ class _Reading:
             self.ends[index] = self.tree.up(end, depth - full)
             self.depths[index] = full
         if not any(self.depths):
-            raise TraceError(f"{name} has no request with a full block of {size} tokens")
+            raise TraceError(f"{name} has no request with a full block of {count(size, 'token')}")
         return Trace(self.tree, self.ends, self.depths, self._about(self.format, size))
 
     def _rows(self, values: Iterator[source.Value], name: str) -> Iterator[Row]:
@@ -242,8 +243,8 @@ class _Reading:
             self.size, self.said = size, said
         elif self.size != size:
             raise TraceError(
-                f"{row.where}: blocks of {size} tokens, and of {self.size} {self.said}: replay "
-                f"them one by one"
+                f"{row.where}: blocks of {count(size, 'token')}, and of {self.size} {self.said}: "
+                f"replay them one by one"
             )
 
     def _scope(self, row: Row, file: str) -> int:
@@ -274,12 +275,14 @@ class _Reading:
 
     def _about(self, format: Format, size: int) -> str:
         scope = "conversation" if self.options.ids == AUTO else self.options.ids
-        about = f"{format.title}, {size} tokens a block ({self.said or 'it fits every row'}), "
+        about = (
+            f"{format.title}, {count(size, 'token')} a block ({self.said or 'it fits every row'}), "
+        )
         about += (
             f"ids count anew in each {scope}" if self.is_local else "ids mean the same throughout"
         )
         if self.left_out:
-            rows = "1 row" if self.left_out == 1 else f"{self.left_out} rows"
+            rows = count(self.left_out, "row")
             about += f"; {rows} left out without hash_ids, the first at {self.left_out_where}"
         return about
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ceiling import Score
+from .ceiling import Score, infinite, lru
 from .engine import Record
 from .runner import Outcome
+from .trace import Trace
+from .words import count, was
 
 Row = tuple[str, str]
 
@@ -103,27 +105,52 @@ def summary(outcome: Outcome) -> str:
     t = total(outcome.records.values())
     if not t.asked:
         return "No request was answered."
-    known = sum(record.known for record in outcome.records.values())
+    requests = count(len(outcome.records), "request")
+    served = f"{t.served or 'none'} {was(t.served)} served from the cache"
+    said = [f"Of {count(t.asked, 'block')} asked for in {requests} {served}"]
+    if t.served:
+        its = "its" if t.served == 1 else "their"
+        right = "every one was right"
+        if t.wrong_bytes:
+            right = f"{count(t.wrong_bytes, 'byte')} {was(t.wrong_bytes)} wrong"
+        said[0] += f": each of {its} {t.verified_bytes} bytes was compared, and {right}"
+    if t.served < t.asked:
+        said.append(_computed(outcome, t.asked - t.served))
+    return ". ".join(said) + "."
+
+
+def _computed(outcome: Outcome, blocks: int) -> str:
+    """What became of the blocks that were not served."""
     saved = sum(record.saved for record in outcome.records.values())
-    right = f"{t.wrong_bytes} bytes were wrong" if t.wrong_bytes else "every one was right"
-    served = f"each of their {t.verified_bytes} bytes was compared, and {right}"
-    return (
-        f"Of {t.asked} blocks asked for in {len(outcome.records)} requests {t.served} were served "
-        f"from the cache{f': {served}' if t.served else ''}. The others were computed: {saved} of "
-        f"them were saved, {known} another engine had saved meanwhile."
+    known = sum(record.known for record in outcome.records.values())
+    rest = (
+        f"The other {blocks} {was(blocks)} computed: {saved or 'none'} of them {was(saved)} saved"
     )
+    if known:
+        rest += f", {known} another engine had saved meanwhile, since requests run side by side"
+    return rest
 
 
-def problem(outcome: Outcome, ceiling: Score) -> str:
-    """Why the replay is no success, in one line; empty if it is one."""
+def problem(outcome: Outcome, trace: Trace, engines: int) -> str:
+    """Why the replay is no success, in one line; empty if it is one.
+
+    Requests of different engines run side by side, so that nothing is served of what they share is
+    none if the cache had it by the time it was saved again.  What an engine has asked for before is
+    served to it whatever the others do.
+    """
     t = total(outcome.records.values())
     if t.wrong_bytes:
-        return f"{t.wrong_bytes} wrong bytes, the first in {t.wrong}"
+        return f"{count(t.wrong_bytes, 'wrong byte')}, the first in {t.wrong}"
     if outcome.errors:
         return outcome.errors[0]
-    if ceiling.hit and not t.served:
-        return f"nothing was served, where an infinite cache would serve {ceiling.hit} blocks"
-    return ""
+    hit = infinite(trace).hit
+    if t.served or not hit:
+        return ""
+    known = sum(record.known for record in outcome.records.values())
+    alone = lru(trace, engines * len(trace.parents), engines).hit
+    if not alone and known >= hit:
+        return ""
+    return f"nothing was served, where an infinite cache would serve {count(hit, 'block')}"
 
 
 def percent(rate: float) -> str:

@@ -20,7 +20,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.wire.jobs import Relogging, Showing, Stopping
 
 from . import keys, logs, signals
-from .config import Settings
+from .settings import Settings
 
 LIVE = ("log_level",)
 """Settings that a running service takes up."""
@@ -84,7 +84,7 @@ class Asked:
         self._debug = False
         self._set_log(self._file)
         if self._started.curve_dir is not None:
-            keys.warn_of_ignored(Path(self._started.curve_dir))
+            keys.warn(Path(self._started.curve_dir))
         changed = [
             field.name
             for field in dataclasses.fields(Settings)

@@ -22,6 +22,7 @@ from pegaflow.wire.message import WireError
 
 from . import config, logs, rundir, signals, sizes, streams
 from .flags import with_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
     from pegaflow.device.poolfiles import Kept
@@ -95,7 +96,7 @@ def serve(flags: Mapping[str, object], config_file: str | None) -> None:
 
     environment = dict(os.environ)
 
-    def read() -> config.Settings:
+    def read() -> Settings:
         return config.load(flags, environment, config_file)
 
     settings = read()

@@ -1,4 +1,4 @@
-"""The settings as options of a command: one each, made from `config.SETTINGS`.
+"""The settings as options of a command: one each, made from `settings.SETTINGS`.
 
 So a setting is written down once, and the command line cannot lag behind the file and the
 environment.  The help of an option names its variable and what holds without it.
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import config
+from . import config, settings
 
 _made: Any = enum.StrEnum  # (mypy wants to see a literal name)
 
@@ -27,10 +27,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     own = list(inspect.signature(command, eval_str=True).parameters.values())[2:]
 
     def run(config_file: str | None, **given: Any) -> None:
-        flags: Mapping[str, object] = {key: given.pop(key) for key in config.SETTINGS}
+        flags: Mapping[str, object] = {key: given.pop(key) for key in settings.SETTINGS}
         command(flags, config_file, **given)
 
-    options = [_option(key, _typed(key), setting) for key, setting in config.SETTINGS.items()]
+    options = [_option(key, _typed(key), setting) for key, setting in settings.SETTINGS.items()]
     help_ = f"A TOML file of settings. [{config.variable('config')}; default: none]"
     file = typer.Option("--config", help=help_, metavar="FILE")
     parameters = [*options, _option("config_file", file, None), *own]
@@ -41,7 +41,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _typed(key: str) -> Any:
-    setting = config.SETTINGS[key]
+    setting = settings.SETTINGS[key]
     return typer.Option(
         help=f"{setting.help} [{config.variable(key)}; default: {config.default(key)}]",
         metavar=None if setting.choices else setting.metavar,
@@ -50,7 +50,7 @@ def _typed(key: str) -> Any:
     )
 
 
-def _option(name: str, option: Any, setting: config.Setting | None) -> inspect.Parameter:
+def _option(name: str, option: Any, setting: settings.Setting | None) -> inspect.Parameter:
     """An option that is None if it was not given; one without a metavar is a flag."""
     one: Any = str
     if setting is not None and setting.choices:

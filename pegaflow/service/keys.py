@@ -11,6 +11,10 @@ file of `allowed` that others may write to counts for nothing.  What is no key t
 named once.  The service reads `allowed` at each handshake (which nobody reaches who does
 not know the server's public key), so a client can be added or locked out without a restart; a
 connection that is already open stays.
+
+Modes change while a service runs.  With each handshake and on SIGHUP it looks again at the folder
+and at every secret in it, and says what others could read or replace (`exposed`); it goes on, for
+who may write to the folder can still make no file of ours, and only those let anybody in.
 """
 
 from __future__ import annotations
@@ -96,8 +100,13 @@ class ServerKeys:
         self.public, self.secret = _pair(folder)
         _check_private(folder)
 
+        self._said = ""  # what was exposed at the last handshake
+
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether the client of this public key (Z85) is let in; the form that zmq.auth wants."""
+        before, self._said = self._said, exposed(self.folder)
+        if self._said != before:
+            _warn_of_exposed(self._said)
         return key in self.allowed()
 
     def allowed(self) -> set[bytes]:
@@ -109,15 +118,43 @@ def ignored(folder: Path) -> str:
     """What is in `allowed` and lets nobody in or does not belong there, and why, in one line; empty
     if there is nothing of that kind."""
     found = [f"{path.name} {why}" for path in _entries(folder) if (why := _public(path)[1])]
+    return _listed(found)
+
+
+def exposed(folder: Path) -> str:
+    """What others could read or replace, of the folder and of the secrets in it, in one line; empty
+    if there is nothing of that kind."""
+    found = []
+    try:
+        _check_private(folder)
+    except UserError as error:
+        found.append(str(error))
+    for path in (folder / SERVER, *sorted(folder.glob("client-*.toml"))):
+        try:
+            curve.read(str(path), "secret")
+        except curve.Exposed as error:
+            found.append(str(error))
+        except ValueError:
+            pass  # no secret of ours
+    return _listed(found)
+
+
+def _listed(found: list[str]) -> str:
     more = len(found) - IGNORED_SHOWN
     return "; ".join(found[:IGNORED_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def warn_of_ignored(folder: Path) -> None:
-    """One line of the log, if something is ignored."""
+def warn(folder: Path) -> None:
+    """One line of the log if something is ignored, and one if something is exposed."""
     what = ignored(folder)
     if what:
         logs.get_logger().warning("keys_ignored", folder=str(folder / ALLOWED), what=what)
+    _warn_of_exposed(exposed(folder))
+
+
+def _warn_of_exposed(what: str) -> None:
+    if what:
+        logs.get_logger().warning("keys_exposed", what=what)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -24,8 +24,7 @@ from pegaflow.actors.runtime.loop import Loop, monotonic
 from pegaflow.actors.runtime.process import child_command
 from pegaflow.actors.runtime.tcp import tcp_of
 from pegaflow.actors.runtime.vitals import Vitals
-from pegaflow.actors.supervisor.actor import Supervisor
-from pegaflow.actors.supervisor.plan import Plan
+from pegaflow.actors.supervisor.actor import Plan, Supervisor
 from pegaflow.client.place import pid_namespace
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
@@ -52,7 +51,7 @@ from pegaflow.wire.values import SUPERVISOR, Address
 
 from . import exits, keys, logs, poolsize, rundir, sdnotify, sizes
 from .asked import Asked
-from .config import Settings
+from .settings import Settings
 
 SHM = Path("/dev/shm")
 
@@ -71,7 +70,7 @@ class _House:
         self.loop: Loop | None = None
         self._lock = lock
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
-        self._sockets: dict[Address, FileId | None] = {}  # of children, as of the last look
+        self._sockets: dict[Address, FileId] = {}  # of children, the last that was seen
         self._homeless = ""  # why children would find no way to us, or not to us
         self._silences: dict[Address, tuple[int, Waits]] = {}  # since when, and what was seen
         self.manager = sdnotify.Notifier()
@@ -199,28 +198,34 @@ class _House:
         """Whether others still find us; what can be made anew is."""
         assert self.loop is not None
         self._reap()
-        self._homeless = self._lock.look() or self.loop.bind_again()
+        self._homeless = self._lock.look()
+        lost = [] if self._homeless or self.loop.is_bound() else [self.supervisor]
+        self._homeless = self._homeless or self.loop.bind_again()
         found = [self._homeless]
         for file in (self.files.pool, self.files.file):
             if not file.named():
                 gone = f"{file.path} was removed or replaced: the cache is lost at the next start"
                 found.append(f"{gone}, and staged engines are refused; restart the service")
-        deaf = [] if self._homeless else [a for a in self._children if self._is_deaf(a)]
-        paths = [self._socket_of(address) for address in deaf]
-        found += [f"{path} is a directory: remove it" for path in paths if path.is_dir()]
-        lost = tuple(address.incarnation for address in deaf)
-        return Done(Status.OK, "\n".join(filter(None, found)), lost)
+        for address in () if self._homeless else self._children:
+            path = self._socket_of(address)
+            if path.is_dir():
+                found.append(f"{path} is a directory: remove it")
+            elif self._is_deaf(address):
+                lost.append(address.incarnation)
+        return Done(Status.OK, "\n".join(filter(None, found)), tuple(lost))
 
     def _socket_of(self, address: Address) -> Path:
         return self.settings.run_dir / rundir.ACTORS / f"{address}.sock"
 
     def _is_deaf(self, address: Address) -> bool:
-        """Whether a child's socket is not there, or is not the one of the last look.  That it has
+        """Whether a child's socket is not there, or is not the last one that was.  That it has
         bound another one is seen so too, and it is told once more in vain."""
         there = rundir.socket_at(self._socket_of(address))
-        before = self._sockets.get(address, there)
+        before = self._sockets.get(address)
+        if there is None:
+            return True
         self._sockets[address] = there
-        return there is None or there != before
+        return before not in (None, there)
 
     def _reap(self) -> None:
         """Bury the dead who are not our children by birth: whoever is orphaned in a container is
@@ -281,26 +286,26 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         settings.spares,
         str(run_dir),
         version.installed(),
-        http_addr="" if settings.http_addr == "none" else settings.http_addr,
-        copy_threads=settings.copy_threads,
-        verify=settings.verify,
-        ssd=bool(settings.ssd_cache_path),
-        flush_ns=settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
-        pid=os.getpid(),
-        pid_namespace=pid_namespace(),
-        ping_ns=house.manager.ping_ns(os.getpid()),
-        max_pinned=settings.max_pinned,
+        "" if settings.http_addr == "none" else settings.http_addr,
+        settings.copy_threads,
+        settings.verify,
+        bool(settings.ssd_cache_path),
+        settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
+        os.getpid(),
+        pid_namespace(),
+        house.manager.ping_ns(os.getpid()),
+        settings.max_pinned,
     )
     supervisor = Supervisor(address, plan)
     loop = Loop(Host(supervisor), house.work)
-    supervisor.reporting.measured = Vitals(loop)
+    supervisor.measured = Vitals(loop)
     house.loop = loop
     asked.attach(loop)
     front_desk = rundir.front_desk(run_dir)
     loop.bind(front_desk)
     if tcp is not None:
         if tcp.keys is not None:
-            keys.warn_of_ignored(tcp.keys.folder)
+            keys.warn(tcp.keys.folder)
         port = loop.bind_tcp(tcp)
         log.info("serving_tcp", host=tcp.host, port=port, curve=tcp.keys is not None)
     log.info(

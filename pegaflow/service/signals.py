@@ -1,8 +1,9 @@
 """Signals: what each of them means, from the first line of ours to the last.
 
-A command is held back first: `hold` blocks every signal that somebody may send, so that none of
-them ends it in the middle of its imports (which take a third of a second) with a traceback or
-without a word.  What comes meanwhile waits in the kernel.  Then either of two ways:
+A command is held back first: its first line (entry.py) blocks every signal, and `hold` leaves those
+blocked that somebody may send, so that none of them ends it in the middle of its imports (which
+take a third of a second) with a traceback or without a word.  What comes meanwhile waits in the
+kernel.  Then either of two ways:
 
 * A command that does something and ends calls `interruptible`: SIGINT, SIGTERM and SIGHUP raise
   `Interrupted` in the main thread, so that what was started is ended by its `finally`, and the
@@ -42,7 +43,7 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
@@ -103,9 +104,12 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def hold() -> None:
-    """From now on signals wait.  For the first line of a command."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SENT)
+def hold(before: Collection[int] | None = None) -> None:
+    """From now on signals wait.  `before`: what was blocked before entry.py blocked all of them."""
+    if before is None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SENT)
+    else:
+        signal.pthread_sigmask(signal.SIG_SETMASK, {*SENT, *before})
 
 
 def _release() -> None:

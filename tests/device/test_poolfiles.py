@@ -16,7 +16,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool import ledger
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
-from pegaflow.device import poolfiles
+from pegaflow.device import poolfiles, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
 
 from .test_locks import holder, living
@@ -314,6 +314,32 @@ def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> N
     assert files.sealed()[0] == 12, "what was voided does not come back"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small file system")
+@pytest.mark.parametrize(
+    ("filled", "kept"),
+    [
+        pytest.param((1, 2, 3), {1, 3}, id="an extent to move to is not there yet"),
+        pytest.param((0, 1, 3), {0, 1}, id="the page at the new end is not there yet"),
+        pytest.param((0, 1, 2, 3), {0, 1}, id="everything is there"),
+    ],
+)
+def test_a_pool_in_full_memory_shrinks_and_keeps_what_fits(
+    tmp_path: Path, filled: tuple[int, ...], kept: set[int]
+) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no right to mount here")
+    try:
+        stem = str(tmp_path / "pegaflow-0-abc")
+        files = poolfiles.make(stem, GEOMETRY, 6)
+        keys = {n: {sealed_at(files, n, slot, n + 1) for slot in range(4)} for n in filled}
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "others").write_bytes(bytes(2 << 20))
+        assert found_in(sized(stem, 2)) == set().union(*(keys[n] for n in kept))
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
 def held_by_us(files: PoolFiles) -> list[bool]:
     """Of pool and ledger, whether another process finds that we live in it."""
     ask = "import os, sys; from pegaflow.device import locks; "
@@ -348,7 +374,7 @@ def test_files_that_were_never_filled_are_looked_at_without_making_them_real() -
             path.unlink()
 
 
-@pytest.mark.parametrize("call", ["seal", "void", "format"])
+@pytest.mark.parametrize("call", ["seal", "void", "format", "punch"])
 def test_who_is_killed_while_a_pool_shrinks_leaves_no_wrong_block(
     stem: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +385,7 @@ def test_who_is_killed_while_a_pool_shrinks_leaves_no_wrong_block(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger.Ledger, call, dies)
+        patch.setattr(resize if call == "punch" else ledger.Ledger, call, dies)
         with pytest.raises(KeyboardInterrupt):
             sized(stem, 2)
     pages = sized(stem, 4)

@@ -222,12 +222,12 @@ def test_a_replaced_directory_is_noticed_and_never_written_to(bench: Bench, tmp_
     bench.work(bench.group(1, 2, offset, [key_of(70)]))
     bench.work(MakeSegment(0, 2, SEGMENT))
     assert all(bench.right(1, row) for row in rows), "what is open is read as ever"
-    assert "another directory" in bench.work(WatchVolume(0), Status.GONE).note
+    said = bench.work(WatchVolume(0), Status.GONE).note
+    assert f"touch {bench.folder}/{MARKER}" in said
     bench.work(DropSegment(0, 1))
     assert state_of(bench.folder) == before and not (away / bench.file(1).name).exists()
     for _ in range(2):
-        note = bench.work(OpenVolume(0), Status.GONE).note
-        assert f"touch {bench.folder}/{MARKER}" in note
+        assert bench.work(OpenVolume(0), Status.GONE).note == said, "it is said once"
     assert state_of(bench.folder) == before
     shutil.rmtree(bench.folder)
     away.rename(bench.folder)
@@ -238,10 +238,39 @@ def test_a_directory_that_is_removed_is_noticed_and_not_made_again(bench: Bench)
     bench.open()
     bench.write(1, 1)
     shutil.rmtree(bench.folder)
-    assert str(bench.folder) in bench.work(WatchVolume(0), Status.GONE).note
+    said = bench.work(WatchVolume(0), Status.GONE).note
+    assert said.startswith(f"{bench.folder} is not there any more; mount its file system, or make")
     assert bench.work(MakeSegment(0, 2, SEGMENT), Status.COPY_FAILED).note
-    bench.work(OpenVolume(0), Status.GONE)
+    assert bench.work(OpenVolume(0), Status.GONE).note == said, "it is said once"
     assert not bench.folder.exists()
+
+
+def test_a_file_in_its_place_is_said_once(bench: Bench) -> None:
+    bench.open()
+    shutil.rmtree(bench.folder)
+    bench.folder.touch()
+    said = bench.work(WatchVolume(0), Status.GONE).note
+    assert "not a directory" in said and bench.work(OpenVolume(0), Status.GONE).note == said
+
+
+@pytest.mark.parametrize("below", ["", "log"])
+def test_a_lost_mount_is_one_line_with_what_to_do(tmp_path: Path, below: str) -> None:
+    """Of the directory where the file system is mounted, and of one in it."""
+    if os.getuid() != 0:
+        pytest.skip("only root may mount")
+    (mounted := tmp_path / "mnt").mkdir(mode=0o700)
+    if subprocess.run(["mount", "-t", "tmpfs", "none", mounted], capture_output=True).returncode:
+        pytest.skip("no right to mount here")
+    try:
+        bench = Bench(mounted / below, tmp_path / "pool")
+        bench.open()
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], check=True)
+    said = bench.work(WatchVolume(0), Status.GONE).note
+    assert "mount its file system, or " in said
+    assert bench.work(OpenVolume(0), Status.GONE).note == said
+    assert not list(mounted.iterdir())
+    bench.close()
 
 
 def test_an_empty_directory_in_its_place_is_used_on_an_operators_word(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from pegaflow.observe import inventory
 from pegaflow.observe.inventory import Limit
 from pegaflow.replay.formats import AUTO, FORMATS
 from pegaflow.replay.reading import SCOPES
-from pegaflow.service import cli, config
+from pegaflow.service import cli, config, settings
 from tests.test_tidy import python_sources
 
 NO_LIMITS = {
@@ -203,7 +203,7 @@ def test_serve_and_config_show_have_an_option_for_every_setting() -> None:
             ("show", group.commands["config"].commands["show"]),  # type: ignore[attr-defined]
         )
     }
-    expected = {config.flag(key) for key in config.SETTINGS} | {"--config"}
+    expected = {config.flag(key) for key in settings.SETTINGS} | {"--config"}
     assert options["serve"] - {"--help"} == expected
     assert options["show"] - {"--help"} == expected | {"--origin", "--format"}
 
@@ -240,13 +240,13 @@ def test_the_shell_completes(
     monkeypatch.setenv("COMP_CWORD", "4")
     monkeypatch.setenv("_PEGAFLOW_COMPLETE", "complete_bash")
     _, out, _ = answer(capsys)
-    assert out.split() == list(config.LOG_LEVELS)
+    assert out.split() == list(settings.LOG_LEVELS)
 
 
 def test_the_help_of_serve_has_variables_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = answer(capsys, "serve", "--help")
     said = "".join(out.split())
-    for key in config.SETTINGS:
+    for key in settings.SETTINGS:
         ending = f"[{config.variable(key)};default:{''.join(config.default(key).split())}]"
         assert config.flag(key) in out and ending in said, key
     assert "default:32MiB" in said and "default:aquarterofthememory" in said
@@ -256,9 +256,9 @@ CHOICES = [
     (["status", "--format", "yaml"], ("table", "json")),
     (["config", "show", "--format", "yaml"], ("table", "json")),
     (["config", "limits", "--format", "yaml"], ("table", "json")),
-    (["config", "show", "--log-level", "loud"], config.LOG_LEVELS),
-    (["config", "show", "--log-format", "xml"], config.LOG_FORMATS),
-    (["config", "show", "--ssd-admission", "some"], config.ADMISSIONS),
+    (["config", "show", "--log-level", "loud"], settings.LOG_LEVELS),
+    (["config", "show", "--log-format", "xml"], settings.LOG_FORMATS),
+    (["config", "show", "--ssd-admission", "some"], settings.ADMISSIONS),
     (["replay", "--format", "csv"], (AUTO, *FORMATS)),
     (["replay", "--ids", "some"], SCOPES),
 ]

@@ -10,6 +10,7 @@ import pytest
 from perf.machine import ENVIRONMENT
 
 TABLES = {
+    "codec": "decode, read",
     "latency": "/echo",
     "copies": "save/out",
     "attach": "spare",

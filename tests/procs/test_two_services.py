@@ -121,10 +121,16 @@ def test_lock_and_sockets_removed_as_an_age_cleaner_does(first: Service) -> None
 
 def test_the_run_directory_removed(first: Service) -> None:
     tenant = Tenant(first, "one", 1)
-    log = first.log()
-    shutil.rmtree(first.run_dir)
-    eventually("it has made another one", lambda: listens(first.run_dir / "pegaflow.sock"))
-    (first.run_dir / "log").write_text(log)
+    children = [str(r.address) for r in first.processes() if r.address.name != "supervisor"]
+    with (first.run_dir / "log").open() as log:
+        shutil.rmtree(first.run_dir)
+        eventually("it has made another one", lambda: listens(first.run_dir / "pegaflow.sock"))
+        sockets = [first.run_dir / "actors" / f"{child}.sock" for child in children]
+        eventually("so has each child", lambda: all(map(listens, sockets)))
+        eventually("and it answers", first.up)
+        said = [line for line in log if "socket_bound_again" in line]
+    assert len(said) == 1 and all(name in said[0] for name in ("supervisor", "allocator", "index"))
+    (first.run_dir / "log").touch()
     other = serve(first)
     assert other.returncode == 1 and f"already running, pid {first.pid}" in other.stderr
     eventually("it answers again", first.up)

@@ -74,7 +74,7 @@ def test_two_rows_that_fit_no_size_are_both_named() -> None:
         fit.add("a:3", 512, 1)
     line = str(caught.value)
     assert line.startswith("a:3: 1 block id for 512 tokens, while a:1 has 32 block ids for 512")
-    with pytest.raises(TraceError, match="^a:1: 5 block ids for 0 tokens fit no block size$"):
+    with pytest.raises(TraceError, match="^a:1: 5 block ids for 0 tokens: no block size fits$"):
         Fit().add("a:1", 0, 5)
 
 

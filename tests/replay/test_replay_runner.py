@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pegaflow.replay import report
-from pegaflow.replay.ceiling import Score, infinite
+from pegaflow.replay.ceiling import infinite
 from pegaflow.replay.engine import Record, Shape
 from pegaflow.replay.runner import Outcome, Plan, memcpy_speed, run
 
@@ -43,7 +43,7 @@ def test_an_engine_that_fails_is_named_in_one_line() -> None:
         "engine 0 ended with status 1: it fell over",
         "engine 1 ended with status 1: it fell over",
     ]
-    assert report.problem(outcome, Score(9, 1)) == outcome.errors[0]
+    assert report.problem(outcome, TRACE, 2) == outcome.errors[0]
     assert replay("refuse", engines=1).errors == [
         "engine 0 ended with status 1: no service answers"
     ]
@@ -73,10 +73,10 @@ def test_the_result_for_people() -> None:
     assert lines["failures"] == "1 x save expired"
     assert report.summary(outcome) == (
         "Of 36 blocks asked for in 9 requests 18 were served from the cache: each of their 3600 "
-        "bytes was compared, and 27 bytes were wrong. The others were computed: 0 of them were "
-        "saved, 0 another engine had saved meanwhile."
+        "bytes was compared, and 27 bytes were wrong. The other 18 were computed: none of them "
+        "were saved."
     )
-    assert report.problem(outcome, Score(36, 0)) == "27 wrong bytes, the first in layer 1"
+    assert report.problem(outcome, TRACE, 2) == "27 wrong bytes, the first in layer 1"
 
 
 def test_the_restarted_engine_has_a_line_whatever_became_of_it() -> None:
@@ -91,9 +91,47 @@ def test_nothing_answered_is_said() -> None:
     assert report.summary(Outcome()) == "No request was answered."
 
 
+def of(*records: Record) -> Outcome:
+    return Outcome(records={record.index: record for record in records})
+
+
 def test_nothing_served_is_a_problem_only_if_something_could_be() -> None:
-    assert report.problem(Outcome(), Score(9, 0)) == ""
-    assert "nothing was served" in report.problem(Outcome(), Score(9, 4))
+    apart, twice = traced([[1, 2], [3]]), traced([[1, 2], [3], [1, 2]])
+    assert report.problem(of(Record(0, 2, saved=2), Record(1, 1, saved=1)), apart, 2) == ""
+    lost = [Record(0, 2, saved=2), Record(1, 1, saved=1), Record(2, 2, saved=2)]
+    for engines in (1, 2, 3):
+        said = report.problem(of(*lost), twice, engines)
+        assert said == "nothing was served, where an infinite cache would serve 2 blocks"
+
+
+def test_requests_that_share_blocks_and_run_side_by_side_are_no_problem() -> None:
+    both = traced([[1], [1]])
+    outcome = of(Record(0, 1, saved=1), Record(1, 1, known=1))
+    assert report.problem(outcome, both, 2) == ""
+    assert report.summary(outcome) == (
+        "Of 2 blocks asked for in 2 requests none were served from the cache. The other 2 were "
+        "computed: 1 of them was saved, 1 another engine had saved meanwhile, since requests run "
+        "side by side."
+    )
+    said = "nothing was served, where an infinite cache would serve 1 block"
+    assert report.problem(outcome, both, 1) == said, "one engine has its own blocks before"
+    assert report.problem(of(Record(0, 1, saved=1), Record(1, 1, saved=1)), both, 2) == said
+
+
+def test_one_of_a_thing_is_one() -> None:
+    one = of(Record(0, 1, saved=1))
+    assert report.summary(one) == (
+        "Of 1 block asked for in 1 request none were served from the cache. The other 1 was "
+        "computed: 1 of them was saved."
+    )
+    served = of(Record(0, 1, served=1, verified_bytes=4096))
+    assert report.summary(served) == (
+        "Of 1 block asked for in 1 request 1 was served from the cache: each of its 4096 bytes "
+        "was compared, and every one was right."
+    )
+    wrong = of(Record(0, 1, served=1, verified_bytes=9, wrong_bytes=1, wrong="layer 1"))
+    assert "and 1 byte was wrong." in report.summary(wrong)
+    assert report.problem(wrong, TRACE, 2) == "1 wrong byte, the first in layer 1"
 
 
 def test_speeds_name_large_copies_apart() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.service import config
+from pegaflow.service.settings import Settings
 
 GIB = 1 << 30
 
@@ -21,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_defaults_need_nothing() -> None:
     settings = config.load({}, {"PEGAFLOW_RUN_DIR": "/r"})
-    assert settings == config.Settings(
+    assert settings == Settings(
         run_dir=Path("/r"),
         pool_size=None,
         extent_size=32 << 20,
@@ -70,27 +71,44 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ("PEGAFLOW_HTTP_PORT", "9091", "PEGAFLOW_HTTP_PORT (did you mean PEGAFLOW_HTTP_ADDR?)"),
         ("PEGAFLOW_SERVICE_HOST", "not an address", "PEGAFLOW_SERVICE_HOST"),
         ("PEGAFLOW_METRICS_PORT_1_TCP", "9", "PEGAFLOW_METRICS_PORT_1_TCP"),
+        ("PEGAFLOW_SVC_PORT", "tcp://1", "PEGAFLOW_SVC_PORT (did you mean PEGAFLOW_PORT?)"),
+        ("PEGAFLOW_SERVING_PORT", "tcp://10.0.0.1:80", "PEGAFLOW_SERVING_PORT"),  # no Service
+        ("PEGAFLOW_PORT_80_TCP_PROTO", "tcp", "PEGAFLOW_PORT_80_TCP_PROTO"),
+        ("PEGAFLOW_SERVICE_PORT", "80", "PEGAFLOW_SERVICE_PORT"),
     ],
 )
 def test_a_variable_that_is_nobodys_stops_nothing_and_is_named(
     name: str, value: str, said: str
 ) -> None:
     env = {"PEGAFLOW_RUN_DIR": "/r", name: value}
-    assert config.load({}, env) == config.Settings(Path("/r"))
+    assert config.load({}, env) == Settings(Path("/r"))
     assert config.strangers(env) == said
+
+
+def service_of_kubernetes(name: str, host: str, at: str) -> dict[str, str]:
+    """All that Kubernetes sets for a Service of this name."""
+    return {
+        f"{name}_SERVICE_HOST": host,
+        f"{name}_SERVICE_PORT": "9091",
+        f"{name}_SERVICE_PORT_HTTP_METRICS": "9091",
+        f"{name}_PORT": f"tcp://{at}:9091",
+        f"{name}_PORT_9091_TCP": f"tcp://{at}:9091",
+        f"{name}_PORT_9091_TCP_PROTO": "tcp",
+        f"{name}_PORT_9091_TCP_PORT": "9091",
+        f"{name}_PORT_9091_TCP_ADDR": host,
+        f"{name}_PORT_53_UDP": f"udp://{at}:53",
+        f"{name}_PORT_53_UDP_PROTO": "udp",
+    }
+
+
+SERVICE = service_of_kubernetes("PEGAFLOW_SVC", "10.0.0.1", "10.0.0.1")
 
 
 def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
     env = {
         "PEGAFLOW_RUN_DIR": "/r",
-        "PEGAFLOW_SERVICE_HOST": "10.0.0.1",
-        "PEGAFLOW_PORT_9091_TCP_ADDR": "10.0.0.1",
-        "PEGAFLOW_METASERVER_SERVICE_PORT_HTTP": "80",
-        "PEGAFLOW_PORT": "tcp://10.0.0.1:9091",
-        "PEGAFLOW_PORT_9091_TCP": "tcp://10.0.0.1:9091",
-        "PEGAFLOW_PORT_9091_TCP_PROTO": "tcp",
-        "PEGAFLOW_KV_SERVICE_HOST": "fd00::1",
-        "PEGAFLOW_SERVICE_PORT": "9091",
+        **service_of_kubernetes("PEGAFLOW", "10.0.0.1", "10.0.0.1"),
+        **service_of_kubernetes("PEGAFLOW_METASERVER", "fd00::1", "[fd00::1]"),
         "PEGAFLOW_OWNER": "root",
         "PEGAFLOW_ENDPOINT": "/somewhere",
         "PEGAFLOW_HOST": "10.0.0.1",
@@ -98,8 +116,35 @@ def test_variables_that_are_somebody_elses_are_no_mistake() -> None:
         "PEGAFLOW_TEST_INSTALLED": "1",
         "PEGAFLOW_POOL_SIZE": "",
     }
-    assert config.load({}, env) == config.Settings(Path("/r"))
+    assert config.load({}, env) == Settings(Path("/r"))
     assert config.strangers(env) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "tcp://1"),
+        ("PORT", "tcp://10.0.0.1"),
+        ("PORT", "tcp://10.0.0.1:0"),
+        ("PORT", "tcp://10.0.0.1:65536"),
+        ("PORT", "tcp://10.0.0.2:9091"),
+        ("PORT", "http://10.0.0.1:9091"),
+        ("PORT", "9091"),
+        ("PORT_9091_TCP", "udp://10.0.0.1:9091"),
+        ("PORT_9091_TCP", "tcp://10.0.0.1:9092"),
+        ("PORT_9091_TCP_PROTO", "udp"),
+        ("PORT_9091_TCP_PORT", "9092"),
+        ("PORT_9091_TCP_ADDR", "10.0.0.2"),
+        ("PORT_9091", "9091"),
+        ("SERVICE_PORT", "tcp"),
+        ("SERVICE_PORT_HTTP_METRICS", "0"),
+        ("POOL", "1"),
+    ],
+)
+def test_a_variable_that_is_not_quite_kubernetes_is_named(name: str, value: str) -> None:
+    env = SERVICE | {f"PEGAFLOW_SVC_{name}": value}
+    assert config.strangers(SERVICE) == ""
+    assert config.strangers(env).startswith(f"PEGAFLOW_SVC_{name}")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -224,7 +225,32 @@ def test_all_junk_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) 
     for n in range(20):
         (folder / keys.ALLOWED / f"junk{n:02}").touch()
     (folder / keys.ALLOWED / ".hidden").touch()
-    keys.warn_of_ignored(folder)
+    keys.warn(folder)
     said = "".join(capsys.readouterr())
     assert said.count("keys_ignored") == 1 and "junk00 is no NAME.toml" in said
     assert f"and {20 - keys.IGNORED_SHOWN} more" in said and "hidden" not in said
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "line"),
+    [
+        (".", 0o777, "has mode 0777 and owner .*: others could let themselves in"),
+        (keys.ALLOWED, 0o772, "has mode 0772 and owner .*: others could let themselves in"),
+        (keys.SERVER, 0o644, "server.toml has mode 0644: others could read the key; chmod 600 it"),
+        ("client-one.toml", 0o604, "client-one.toml has mode 0604: others could read the key"),
+    ],
+)
+def test_a_mode_that_changes_while_the_service_runs_is_one_line(
+    folder: Path, part: str, mode: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = keys.ServerKeys(folder)
+    known = next(iter(server.allowed()))
+    assert server.callback("", known) and keys.exposed(folder) == ""
+    (folder / part).chmod(mode)
+    for _ in range(3):
+        assert server.callback("", known) and not server.callback("", b"x" * 40)
+    said = "".join(capsys.readouterr())
+    assert said.count("keys_exposed") == 1 and re.search(line, said)
+    keys.warn(folder)
+    said = "".join(capsys.readouterr())
+    assert said.count("keys_exposed") == 1 and re.search(line, said)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pegaflow.service import config, server
+from pegaflow.service import config, server, settings
 
 # The original's flags as its own documentation and source have them.
 ORIGINAL = """
@@ -22,7 +22,7 @@ ORIGINAL = """
 
 
 def test_every_flag_of_the_original_has_a_fate() -> None:
-    ours = {config.flag(key) for key in config.SETTINGS}
+    ours = {config.flag(key) for key in settings.SETTINGS}
     assert [f for f in ORIGINAL if f not in ours | set(server.ALWAYS) | set(server.REFUSED)] == []
     assert not ours & set(server.REFUSED)
 
@@ -59,9 +59,9 @@ def test_what_can_be_honoured_is_passed_on(given: str, passed: str) -> None:
 def test_it_serves_with_what_was_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from pegaflow.service import logs, serve
 
-    seen: list[config.Settings] = []
+    seen: list[settings.Settings] = []
 
-    def stub(settings: config.Settings, read_again: Callable[[], config.Settings]) -> int:
+    def stub(settings: settings.Settings, read_again: Callable[[], settings.Settings]) -> int:
         seen.append(settings)
         assert read_again() == settings
         return 0

@@ -153,3 +153,33 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         "print('alive')\n"
     )
     assert done.stdout == "alive\n"
+
+
+WATCHED = """
+import _signal, sys
+open_to = []
+def hook(event, given):
+    if event == "import" and {_signal.SIGINT, _signal.SIGUSR1} - _signal.pthread_sigmask(0, ()):
+        open_to.append(given[0])
+sys.addaudithook(hook)
+from pegaflow.service.entry import pegaflow
+sys.argv = ["pegaflow", "--version"]
+try:
+    pegaflow()
+finally:
+    print(*open_to)
+"""
+"""An installed script, and the modules that are imported while a signal may end it."""
+
+
+def test_signals_wait_before_anything_else_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *version, imported = done.stdout.splitlines()
+    assert version and version[0].startswith("pegaflow ")
+    assert set(imported.split()) <= {
+        "pegaflow",
+        "pegaflow.service",
+        "pegaflow.service.entry",
+        "_signal",
+    }

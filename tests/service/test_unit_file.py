@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.actors.supervisor.shutdown import DRAIN_NS
-from pegaflow.service import config
+from pegaflow.actors.supervisor.actor import DRAIN_NS
+from pegaflow.service import settings
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
@@ -32,7 +32,7 @@ def test_what_ends_a_service_starts_it_again_and_nobody_waits_for_ever() -> None
     found = service()
     assert found["Type"] == "notify" and found["Restart"] == "on-failure"
     assert 1 <= int(found["WatchdogSec"]) <= 60
-    drain = config.Settings.drain_timeout + DRAIN_NS / 1e9
+    drain = settings.Settings.drain_timeout + DRAIN_NS / 1e9
     assert int(found["TimeoutStopSec"]) > drain
     assert -1000 < int(found["OOMScoreAdjust"]) < 0
     assert found["User"] not in ("", "root")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pegaflow.client import curve as key_files
+from pegaflow.client import servicelinks
 from pegaflow.client.presence import uid_of
 
 HOST = "127.0.0.1"
@@ -39,9 +40,12 @@ def choose(extra: Mapping[str, Any], env: Mapping[str, str]) -> Endpoint:
     warnings: list[str] = []
     names = (*_NAMES, "curve", "owner")
     variables = {name: env.get(f"PEGAFLOW_{name.upper()}", "") for name in names}
+    links = servicelinks.find(env)
     if "://" in variables["port"]:
-        variables["port"] = ""  # Kubernetes' own, for a Service that is called pegaflow
-    for name in sorted(env):
+        if "PEGAFLOW_PORT" not in links:
+            warnings.append(f"PEGAFLOW_PORT {variables['port']!r} is no port: it is ignored")
+        variables["port"] = ""
+    for name in sorted(env.keys() - links):
         rest = name.removeprefix("PEGAFLOW_").lower()
         near = difflib.get_close_matches(rest, names, 1, 0.75)
         if name.startswith("PEGAFLOW_") and near and rest not in names:

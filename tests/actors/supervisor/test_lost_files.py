@@ -2,7 +2,7 @@
 
 from pegaflow.actors.runtime.child import Child
 from pegaflow.actors.runtime.contract import Rebind
-from pegaflow.actors.supervisor.ticks import TICK_NS
+from pegaflow.actors.supervisor.actor import TICK_NS
 from pegaflow.observe import metrics
 from pegaflow.wire.control import BindAgain, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
@@ -48,6 +48,28 @@ def test_a_child_without_its_socket_is_told_until_it_has_one() -> None:
         assert [e.receiver for e in pick(sent, BindAgain)] == [index]
     group.lost = (spare.incarnation, 4242)
     assert [e.receiver for e in pick(look(group), BindAgain)] == [spare]
+
+
+def test_sockets_that_are_gone_are_one_line_for_all_of_them() -> None:
+    group = Group()
+    index, spare = group.now_living(INDEX), group.now_living(SESSION)
+    own = BOSS.incarnation
+    # All are gone; the children have bound theirs by the next look, which sees others there.
+    for lost in ((own, index.incarnation, spare.incarnation), (index.incarnation,), ()):
+        group.lost = lost
+        look(group)
+    (note,) = (n for n in group.notes if n.event == "socket_bound_again")
+    assert dict(note.facts)["of"] == f"{BOSS}, {index}, {spare}" and note.level == "warning"
+    group.lost = (own,)
+    look(group)
+    assert [n.event for n in group.notes].count("socket_bound_again") == 2
+
+
+def test_a_child_that_has_no_socket_yet_has_lost_none() -> None:
+    group = Group()
+    group.lost = (4242,)
+    look(group)
+    assert "socket_bound_again" not in [n.event for n in group.notes]
 
 
 def test_a_child_binds_again_when_it_is_told() -> None:

@@ -8,6 +8,9 @@ import pytest
 from pegaflow.connectors.vllm.endpoint import choose
 from pegaflow.service import keys
 
+LINKS = {"PEGAFLOW_SERVICE_HOST": "10.0.0.1", "PEGAFLOW_PORT": "tcp://10.0.0.1:9091"}
+"""What Kubernetes sets for a Service that is called pegaflow."""
+
 UNSAFE = "only a service started with --insecure-tcp answers"
 
 
@@ -28,7 +31,7 @@ UNSAFE = "only a service started with --insecure-tcp answers"
         ({"pegaflow.port": 7}, {"PEGAFLOW_HOST": "b"}, "tcp://b:50055"),
         ({"pegaflow.endpoint": "/x"}, {"PEGAFLOW_HOST": "b", "PEGAFLOW_PORT": "8"}, "tcp://b:8"),
         ({"pegaflow.endpoint": "/x"}, {"PEGAFLOW_ENDPOINT": "/y"}, "/y"),
-        ({"pegaflow.endpoint": "/x"}, {"PEGAFLOW_PORT": "tcp://10.0.0.1:9091"}, "/x"),
+        ({"pegaflow.endpoint": "/x"}, LINKS, "/x"),
     ],
 )
 def test_where_the_service_is(extra: dict[str, Any], env: dict[str, str], url: str | None) -> None:
@@ -106,11 +109,20 @@ def test_an_owner_who_is_not_there_is_one_line() -> None:
     )
 
 
+def test_a_port_that_is_neither_one_nor_of_kubernetes_is_ignored_with_a_line() -> None:
+    for env in ({}, LINKS):
+        chosen = choose({"pegaflow.endpoint": "/x"}, env | {"PEGAFLOW_PORT": "tcp://1"})
+        assert chosen.warnings == ("PEGAFLOW_PORT 'tcp://1' is no port: it is ignored",)
+        assert chosen.url == "/x"
+
+
 def test_a_mistyped_variable_is_told_the_right_one() -> None:
     env = {
         "PEGAFLOW_ENDPIONT": "/x",
         "PEGAFLOW_POOL_SIZE": "1g",
         "PEGAFLOW_PORT_80_TCP": "tcp://a:1",
+        "PEGAFLOW_HOST_SERVICE_HOST": "10.0.0.1",
+        "PEGAFLOW_HOST_PORT": "tcp://10.0.0.1:80",
     }
     assert choose({}, env).warnings == (
         "PEGAFLOW_ENDPIONT is ignored; did you mean PEGAFLOW_ENDPOINT?",
