@@ -3,8 +3,7 @@
 golden.json holds `messages`, rows of [class name, tag, body in hex], and `envelopes`, rows of
 [what it shows, header in hex, body in hex].
 
-To add a message, or a field (at the end, with a default) to one: run this file, and add the row
-that the failing test prints *after* the others.  Never edit or remove a row: each is what some
+To add a message, or a field (at the end, with a default) to one: `python -m tests.wire.golden`.  Never edit or remove a row: each is what some
 release has sent, and every later one must read it.
 """
 
@@ -22,6 +21,7 @@ from pegaflow.wire.session import Confirmed, Lookup
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
 
+from . import golden
 from .samples import MESSAGES, fields, sample
 
 GOLDEN: dict[str, list[list[Any]]] = json.loads(
@@ -48,6 +48,14 @@ ENVELOPES = {
     ),
 }
 """What the frames of golden.json mean."""
+
+
+def test_fields_keep_their_places() -> None:
+    frozen = json.loads(golden.NAMES.read_text())
+    assert golden.names().keys() == frozen.keys(), "python -m tests.wire.golden"
+    moved = [tag for tag, said in frozen.items() if golden.names()[tag][: len(said)] != said]
+    assert moved == []
+    assert golden.names() == frozen, "python -m tests.wire.golden"
 
 
 @pytest.mark.parametrize("row", GOLDEN["messages"], ids=lambda row: row[0])
