@@ -3,8 +3,8 @@
 golden.json holds `messages`, rows of [class name, tag, body in hex], and `envelopes`, rows of
 [what it shows, header in hex, body in hex].
 
-To add a message, or a field (at the end, with a default) to one: `python -m tests.wire.golden`.  Never edit or remove a row: each is what some
-release has sent, and every later one must read it.
+To add a message, or a field (at the end, with a default) to one: `python -m tests.wire.golden`.
+Never edit or remove a row: each is what some release has sent, and every later one must read it.
 """
 
 import json
