@@ -96,6 +96,46 @@ class Engine:
             pipe.close()
 
 
+class Told:
+    """What a process says of what it does, by name; read no further than a test needs, for all of
+    it may take minutes."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path, name: str) -> None:
+        self._log = log
+        self._name = name  # the key of an answer under which it is kept
+        self._said: dict[str, Answer] = {}
+        self._last = ""  # the newest, which may be said again
+        with log.open("w") as err:
+            self._process = subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=err, text=True
+            )
+
+    def __getitem__(self, name: str) -> Answer:
+        """The last answer of this name."""
+        while (name not in self._said or name == self._last) and self._read():
+            pass
+        assert name in self._said, self._log.read_text()[-4000:]
+        return self._said[name]
+
+    def _read(self) -> bool:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                answer: Answer = json.loads(line[7:])
+                self._last = answer[self._name]
+                self._said[self._last] = answer
+                return True
+        assert self._process.wait() == 0, self._log.read_text()[-4000:]
+        return False
+
+    def __enter__(self) -> "Told":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 Start = Callable[..., Engine]
 Truth = Callable[..., list[list[int]]]
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import pkgutil
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +16,8 @@ from pegaflow.connectors.vllm import identity
 from pegaflow.connectors.vllm.fields import UNREAD, judged
 from tests.procs.service import Service
 
+from .conftest import Told
 from .lives import HIT
-
-Runs = dict[str, dict[str, Any]]
 
 
 def configuration_classes() -> dict[str, type]:
@@ -45,7 +42,7 @@ def test_every_field_of_this_vllm_is_judged() -> None:
         if name not in UNREAD
     }
     assert not {name: fields for name, fields in missing.items() if fields}, (
-        "pegaflow/connectors/vllm/fields.py: does each of these change the bytes of a KV block?"
+        "pegaflow/vllm/fields.py: does each of these change the bytes of a KV block?"
     )
 
 
@@ -110,8 +107,8 @@ def test_the_same_files_elsewhere_are_not_told_apart(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """What lives.py has seen, by the name of each run."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    """What lives.py does, over a service of its own."""
     with Service(tmp_path_factory.mktemp("run"), pool_size="256MiB") as service:
         folder = tmp_path_factory.mktemp("lives")
         env = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -122,16 +119,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
             service.endpoint,
             str(folder),
         ]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        lines = [json.loads(x[7:]) for x in done.stdout.splitlines() if x.startswith("RESULT ")]
-        yield {line["what"]: line for line in lines}
+        with Told(command, env, folder / "log", name="what") as told:
+            yield told
 
 
-def test_equal_engines_share(runs: Runs) -> None:
+def test_equal_engines_share(runs: Told) -> None:
     first = runs["the first"]
     assert first["external"] == 0 and runs["the first, again"]["external"] >= HIT
-    for what in ("the first, again", "the same files elsewhere", "a living engine"):
+    for what in ("the first, again", "the same files elsewhere"):
         assert runs[what]["tokens"] == first["tokens"], what
         assert runs[what]["external"] >= HIT, what
 
@@ -147,12 +142,12 @@ UNLIKE = [
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_engines_that_compute_otherwise_share_nothing(runs: Runs, what: str) -> None:
+def test_engines_that_compute_otherwise_share_nothing(runs: Told, what: str) -> None:
     assert runs[what]["external"] == 0
     assert runs[what]["tokens"] != runs["the first"]["tokens"], "blocks could be shared, then"
 
 
-def test_the_factors_of_longrope_are_not_mixed(runs: Runs) -> None:
+def test_the_factors_of_longrope_are_not_mixed(runs: Told) -> None:
     assert runs["longrope at 512"]["tokens"] != runs["longrope at 1024"]["tokens"]
     for length in (512, 1024):
         again = runs[f"longrope at {length}, again"]
@@ -161,17 +156,17 @@ def test_the_factors_of_longrope_are_not_mixed(runs: Runs) -> None:
         )
 
 
-def test_the_same_override_and_edit_are_the_same_model_with_other_files(runs: Runs) -> None:
+def test_the_same_override_and_edit_are_the_same_model_with_other_files(runs: Told) -> None:
     assert runs["a field overridden"]["tokens"] == runs["a field edited on disk"]["tokens"]
 
 
-@pytest.mark.parametrize("what", ["after sleep", "after a reset"])
-def test_sleep_and_reset_cost_nothing(runs: Runs, what: str) -> None:
+@pytest.mark.parametrize("what", ["a living engine", "after sleep", "after a reset"])
+def test_sleep_and_reset_cost_nothing(runs: Told, what: str) -> None:
     assert runs[what]["tokens"] == runs["the first"]["tokens"]
     assert runs[what]["external"] >= HIT
 
 
-def test_weights_replaced_in_a_living_engine_share_nothing(runs: Runs) -> None:
+def test_weights_replaced_in_a_living_engine_share_nothing(runs: Told) -> None:
     told, untold = runs["other weights, told"], runs["other weights, untold"]
     assert told["tokens"] == runs["a tensor replaced in place"]["tokens"]
     assert untold["tokens"] == runs["the first"]["tokens"]
@@ -181,7 +176,7 @@ def test_weights_replaced_in_a_living_engine_share_nothing(runs: Runs) -> None:
     assert runs["other weights, told, again"]["external"] >= HIT, "its first saves are kept"
 
 
-def test_adapters_are_told_apart_by_their_weights(runs: Runs) -> None:
+def test_adapters_are_told_apart_by_their_weights(runs: Told) -> None:
     one, plain = runs["adapter, engine 0"], runs["without an adapter"]
     assert plain["tokens"] == runs["the first"]["tokens"]
     assert one["tokens"] != plain["tokens"] and one["external"] == 0
