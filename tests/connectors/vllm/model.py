@@ -30,6 +30,9 @@ STATE = {
     "mamba_expand": 2,
     "mamba_chunk_size": 64,
 }
+SECONDS = 2
+"""Of sound that `whisper` takes; its encoder has 50 positions for each."""
+
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
 
 
@@ -75,23 +78,76 @@ def falcon() -> Any:
     )
 
 
+def lfm() -> Any:
+    """Attention layers between short convolutions."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    kinds = ["conv", "full_attention"]
+    theirs = {"conv_dim": 256, "block_dim": 256}  # read by vLLM, in published configurations
+    return Lfm2ForCausalLM(
+        Lfm2Config(
+            **COMMON, **WIDE, **theirs, layer_types=kinds * 2, block_auto_adjust_ff_dim=False
+        )
+    )
+
+
+def whisper() -> Any:
+    """An encoder of sound, and a decoder."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    layers = {"layers": 2, "attention_heads": 2, "ffn_dim": 256}
+    both = {f"{part}_{name}": n for name, n in layers.items() for part in ("encoder", "decoder")}
+    config = WhisperConfig(
+        **both,
+        vocab_size=VOCABULARY,
+        d_model=128,
+        init_std=0.2,
+        max_source_positions=SECONDS * 50,
+        max_target_positions=1024,
+        decoder_start_token_id=1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        begin_suppress_tokens=None,
+    )
+    return WhisperForConditionalGeneration(config)
+
+
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, granite, falcon)
+    made.__name__: made for made in (llama, gemma, granite, falcon, lfm, whisper)
 }
+
+
+def words(directory: str) -> None:
+    """A tokenizer."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = models.WordLevel({str(number): number for number in range(VOCABULARY)}, "0")
+    names = {"unk_token": "0", "bos_token": "1", "eos_token": "2", "pad_token": "0"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(numbers), **names)
+    tokenizer.save_pretrained(directory)
+
+
+def sounds(directory: str) -> None:
+    """A tokenizer, and what makes frames of sound."""
+    from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+
+    signs = {f"<|{number}|>": number for number in range(VOCABULARY)}
+    tokenizer = WhisperTokenizer(
+        vocab=signs, merges=[], unk_token="<|0|>", bos_token="<|1|>", eos_token="<|2|>"
+    )
+    frames = WhisperFeatureExtractor(chunk_length=SECONDS)
+    WhisperProcessor(frames, tokenizer).save_pretrained(directory)
 
 
 def make(directory: str, kind: str = "llama") -> None:
     """Write the model; the same bytes every time."""
     import torch
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
 
     torch.manual_seed(1)
     KINDS[kind]().to(torch.bfloat16).save_pretrained(directory)
-    words = models.WordLevel({str(number): number for number in range(VOCABULARY)}, "0")
-    names = {"unk_token": "0", "bos_token": "1", "eos_token": "2", "pad_token": "0"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **names)
-    tokenizer.save_pretrained(directory)
+    (sounds if kind == "whisper" else words)(directory)
 
 
 if __name__ == "__main__":

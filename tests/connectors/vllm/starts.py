@@ -19,6 +19,8 @@ from .engine import Options, prompts, say
 
 OPTIONS = Options(lengths=[300, 177])
 ROUNDS = 3
+RATE = 16000
+"""Samples of a second of sound."""
 
 
 class Lines(logging.Filter):
@@ -34,7 +36,16 @@ class Lines(logging.Filter):
         return True
 
 
-def answers(llm: Any, pools: bool) -> list[Any]:
+def heard(tokens: list[int]) -> dict[str, Any]:
+    """These tokens as the beginning of what is said in a sound of its own."""
+    import numpy as np
+
+    wave = np.random.default_rng(len(tokens)).standard_normal(RATE).astype(np.float32)
+    sound = {"prompt": "", "multi_modal_data": {"audio": (wave, RATE)}}
+    return {"encoder_prompt": sound, "decoder_prompt": {"prompt_token_ids": tokens}}
+
+
+def answers(llm: Any, pools: bool, hears: bool) -> list[Any]:
     """What the model says to the same prompts, again and again."""
     from vllm import PoolingParams, SamplingParams
 
@@ -45,7 +56,8 @@ def answers(llm: Any, pools: bool) -> list[Any]:
     found: list[Any] = []
     for _ in range(ROUNDS):
         for index, tokens in enumerate(prompts(OPTIONS)):
-            engine.add_request(str(index), {"prompt_token_ids": tokens}, how)
+            asked = heard(tokens) if hears else {"prompt_token_ids": tokens}
+            engine.add_request(str(index), asked, how)
         outs: list[Any] = []
         while engine.has_unfinished_requests():
             outs += [out for out in engine.step() if out.finished]
@@ -70,18 +82,18 @@ def run(model: str, ours: bool, more: dict[str, Any]) -> list[Any]:
             kv_connector_module_path="pegaflow.connector",
             kv_connector_extra_config={"pegaflow.endpoint": "/nobody/there"},
         )
-    pools = more.get("runner") == "pooling"
+    pools, hears = more.get("runner") == "pooling", "audio" in more.get("limit_mm_per_prompt", {})
     llm = LLM(
         model=model,
         dtype="float32",
         max_model_len=1024,
         max_num_seqs=4,
         enforce_eager=True,
-        skip_tokenizer_init=not pools,
+        skip_tokenizer_init=not (pools or hears),
         seed=0,
         **more,
     )
-    found = answers(llm, pools)
+    found = answers(llm, pools, hears)
     llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()

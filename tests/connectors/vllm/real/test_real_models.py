@@ -2,14 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.connectors.vllm import model as models
+
+from .conftest import Told
 
 STATE = {"max_num_batched_tokens": 128}  # of Mamba layers, on the CPU
 MEAN = {"runner": "pooling", "convert": "embed", "pooler_config": {"seq_pooling_type": "MEAN"}}
@@ -18,37 +19,36 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "granite": STATE,
     "falcon": STATE,
+    "lfm": STATE,
+    "whisper": {"limit_mm_per_prompt": {"audio": 1}},
 }
 WHY = {
     "mean": "vLLM does not support prefix caching for this model",
     "gemma": "--disable-hybrid-kv-cache-manager",
     "granite": "KV cache groups",
     "falcon": "KV cache groups",
+    "lfm": "KV cache groups",
+    "whisper": "encoder-decoder",
 }
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What one process has seen of all of them."""
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    """What one process sees of all of them."""
     folder = tmp_path_factory.mktemp("models")
     for kind in models.KINDS:
         models.make(str(folder / kind), kind)
-    log = folder / "log"
     env = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command = [sys.executable, "-m", "tests.connectors.vllm.starts", str(folder), json.dumps(KINDS)]
-    with log.open("w") as err:
-        out = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=err, text=True)
-    rows = [json.loads(line[7:]) for line in out.stdout.splitlines() if line.startswith("RESULT ")]
-    assert out.returncode == 0, Path(log).read_text()[-4000:]
-    return {row["name"]: row for row in rows}
+    with Told(command, env, folder / "log", name="name") as made:
+        yield made
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_that_cannot_be_served_runs_as_without_us(
-    told: dict[str, dict[str, Any]], kind: str
-) -> None:
+def test_a_model_that_cannot_be_served_runs_as_without_us(told: Told, kind: str) -> None:
     row = told[kind]
     assert row["ours"] == row["without"]
-    assert all(answer == row["ours"][0] for answer in row["ours"])
+    if kind != "lfm":  # whose second answer is another one on vLLM 0.33, without us too
+        assert all(answer == row["ours"][0] for answer in row["ours"])
     (line,) = row["said"]
     assert line.startswith("pegaflow: off: ") and WHY[kind] in line
