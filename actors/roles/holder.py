@@ -37,7 +37,7 @@ class Book(Protocol):
     def go_on(self, now: int) -> list[Effect]:
         """Ask a granter, which knows now what we hold, what we wait for."""
 
-    def late(self, msg: Message, now: int) -> list[Effect]:
+    def too_late(self, msg: Message, now: int) -> list[Effect]:
         """If this is a grant, it came too late: give it back, unless we can use it."""
 
 
@@ -71,4 +71,4 @@ class Holder(Part):
         book = self._books.get(sender.name)
         if book is None or self._member.peer(sender.name) != sender:
             return []
-        return book.late(msg, now)
+        return book.too_late(msg, now)

@@ -23,6 +23,7 @@ from pegaflow.wire.values import Address
 from .child import Child
 from .contract import Actor
 from .host import Host
+from .member import Member
 
 VERSION = 1
 
@@ -37,7 +38,8 @@ def write(host: Host, run_dir: Path) -> Path:
         OSError: there is no room for it; nothing of it stays.
     """
     actor = host.actor
-    boss = actor.supervisor.incarnation if isinstance(actor, Child) else 0
+    of = next((p for p in (actor, *actor.parts) if isinstance(p, Child | Member)), None)
+    boss = of.supervisor.incarnation if of is not None else 0
     complete = host.input_count == len(host.inputs)
     path = run_dir / f"blackbox-{actor.address}.msgpack"
     head = [VERSION, *actor.address, boss, complete]

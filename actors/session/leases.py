@@ -1,4 +1,4 @@
-"""The half of the session that holds leases, for the requests of its engine.
+"""The leases that a session holds for the requests of its engine.
 
 A lease is passed on to the index's Release only when every rank has loaded from it, or it is not
 wanted any more, and no copy of it runs, whoever asked for it.  One that nobody loads from for
@@ -10,16 +10,18 @@ and says in Pinned; here it gets the engine's name.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pegaflow.actors.runtime.contract import Effect, Note, Sender
+from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Sender, on
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.grants import Holdings
 from pegaflow.wire import index as to_index
-from pegaflow.wire.control import Hello
 from pegaflow.wire.index import Held, Pinned, Unheld
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
-from pegaflow.wire.values import CLIENT, INDEX, Address, U64s
+from pegaflow.wire.values import CLIENT, INDEX, U64s
 
-from .attach import Boarding
+from .engine import Engine
 
 ADVICE = "its lookups end early; it should load or release what it looks up (see --max-pinned)"
 
@@ -50,25 +52,37 @@ class Lease:
         self.used = self.run.used = now
 
 
-class Leasing(Boarding):
+class Leases(Part):
     """All leases of the engine."""
 
-    def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
-        super().__init__(address, supervisor, hello)
-        self.leases: dict[int, Lease] = {}  # by the index's number
-        self.leased_upto = 0  # newest lease number we have seen
+    def __init__(self, member: Member, engine: Engine, counts: Counter[str]) -> None:
+        self._member, self._engine, self._counts = member, engine, counts
+        self.held: Holdings[Lease] = Holdings()  # by the index's number
         self.runs: dict[int, Run] = {}  # leases by their first page
         self.pins = Pinned(0, 0, 0)  # the index's last word
         self.greedy = False  # the engine was said to want more than it may
-        self.on(Release, self._on_release, CLIENT)
-        self.on(Held, self._on_held_again, INDEX)
-        self.on(Unheld, self._on_unheld, INDEX)
-        self.on(Pinned, self._on_pinned, INDEX)
 
-    def check_leases(self) -> None:
+    def handlers(self) -> Iterable[On]:
+        """What clients and index say of leases."""
+        return (
+            on(Release, self._on_release, CLIENT),
+            on(Held, self._on_held_again, INDEX),
+            on(Unheld, self._on_unheld, INDEX),
+            on(Pinned, self._on_pinned, INDEX),
+        )
+
+    def gauges(self) -> dict[str, int]:
+        """What is kept from eviction."""
+        return {
+            "session_leases": len(self.held),
+            "session_pinned_bytes": self.pins.bytes,
+            "session_greedy": int(self.greedy),
+        }
+
+    def check(self) -> None:
         """Leases that have ended are gone unless copies run; runs count their leases."""
-        assert all(lease.copies or not lease.ended for lease in self.leases.values())
-        runs = Counter(lease.pages[0] for lease in self.leases.values())
+        assert all(lease.copies or not lease.ended for lease in self.held.values())
+        runs = Counter(lease.pages[0] for lease in self.held.values())
         assert runs == {page: run.leases for page, run in self.runs.items()}
 
     def remarks(self) -> tuple[str, ...]:
@@ -76,55 +90,64 @@ class Leasing(Boarding):
         if not self.greedy:
             return ()
         held = f"holds {self.pins.bytes >> 20} of the {self.pins.most >> 20} MiB that it may hold"
-        return (f"engine {self._engine()} {held} by leases, and asks for more: {ADVICE}",)
+        return (f"engine {self._engine.name} {held} by leases, and asks for more: {ADVICE}",)
 
     def hold(self, answer: Held, world: int, now: int) -> Lease:
         """A lease that the index has granted."""
-        self.leased_upto = max(self.leased_upto, answer.number)
         run = self.runs.setdefault(answer.pages[0], Run(now))
         run.leases += 1
         lease = Lease(answer.pages, answer.checksums, set(range(world)), now, run)
-        self.leases[answer.number] = lease
+        self.held.hold(answer.number, lease)
         return lease
 
-    def end_idle(self, now: int) -> list[Effect]:
+    def beat(self, now: int) -> list[Effect]:
         """Give back what nobody loads from."""
         effects: list[Effect] = []
-        for number, lease in list(self.leases.items()):
+        for number, lease in self.held.items():
             if not lease.copies and now - min(lease.used, lease.run.used) > LEASE_IDLE_NS:
-                self.counts["leases_idle"] += 1
+                self._counts["leases_idle"] += 1
                 effects += self.end_lease(number)
         return effects
 
+    def end_all(self) -> list[Effect]:
+        """The engine has other blocks now: these are never loaded into them."""
+        return [effect for number in self.held.numbers() for effect in self.end_lease(number)]
+
+    def give_back(self, msg: Held) -> list[Effect]:
+        """A lease that nobody waits for any more."""
+        self.held.hear(msg.number)
+        return self._member.tell(INDEX, to_index.Release(msg.number)) if msg.number else []
+
     def end_lease(self, number: int) -> list[Effect]:
         """Release a lease, or mark it so while a copy of it runs."""
-        lease = self.leases[number]
+        lease = self.held.get(number)
+        assert lease is not None
         lease.ended = True
         if lease.copies:
             return []
-        del self.leases[number]
+        self.held.end(number)
         lease.run.leases -= 1
         if not lease.run.leases:
             del self.runs[lease.pages[0]]
-        return self.tell(INDEX, to_index.Release(number))
+        return self._member.tell(INDEX, to_index.Release(number))
 
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
-        return self.end_lease(msg.lease) if msg.lease in self.leases else []
+        return self.end_lease(msg.lease) if msg.lease in self.held else []
 
     def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
         """A lease sent again: ours already, or one that we never heard of and hand back."""
-        if msg.number in self.leases:
+        if msg.number in self.held:
             return []
-        return self.late(sender.address, msg, now)
+        return self.give_back(msg)
 
     def _on_unheld(self, sender: Sender, msg: Unheld, now: int) -> list[Effect]:
         """The index has lost these leases: whatever is copied under them is worth nothing."""
         effects: list[Effect] = []
         for number in msg.numbers:
-            lease = self.leases.get(number)
+            lease = self.held.get(number)
             if lease is not None:
                 lease.lost = True
-                self.counts["leases_lost"] += 1
+                self._counts["leases_lost"] += 1
                 effects += self.end_lease(number)
         return effects
 
@@ -135,8 +158,5 @@ class Leasing(Boarding):
         self.greedy = more or (said and 2 * msg.bytes >= msg.most)
         if said or not more:
             return []
-        facts = (("engine", self._engine()), ("pinned_bytes", msg.bytes), ("of", msg.most))
+        facts = (("engine", self._engine.name), ("pinned_bytes", msg.bytes), ("of", msg.most))
         return [Note("engine_pins_too_much", (*facts, ("advice", ADVICE)), "warning")]
-
-    def _engine(self) -> str:
-        return self.serve.engine if self.serve is not None else ""

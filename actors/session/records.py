@@ -1,4 +1,4 @@
-"""The records of saves.py: an order, each rank's share in it, and the batches that it moves."""
+"""The records of a save: an order, each rank's share in it, and the batches that it moves."""
 
 from collections import deque
 from collections.abc import Hashable
@@ -10,7 +10,9 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import Keys
 
 from .ranks import Rank
-from .stock import Pages
+
+Pages = tuple[tuple[int, int], ...]
+"""(page, stamp) each."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +34,7 @@ class Order:
     keys: Keys
     parent: bytes
     born: int
+    world: int  # ranks, so shares
     committed: bool = True  # the engine stands by it: what is whole may be sealed
     claim: int | None = None  # None: the index has not answered yet
     new: tuple[int, ...] = ()  # positions that are ours to save

@@ -45,7 +45,8 @@ INNER = frozenset(
     actors.flusher.directories.SEGMENTS actors.flusher.reading actors.flusher.writing
     actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
-    actors.session.publish actors.session.saves.BATCH_BLOCKS actors.session.stock
+    actors.session.batches.BATCH_BLOCKS actors.session.orders.EARLY_MAX actors.session.publish
+    actors.session.reservation actors.session.space
     actors.supervisor.totals client.curve client.place.QUEUE_MAX client.shell connectors.vllm.compat
     connectors.vllm.endpoint.PORT connectors.vllm.layout connectors.vllm.namespace
     core.blocks.adoption core.blocks.backlog core.limits.COPY_THREADS core.limits.SPARES

@@ -167,12 +167,11 @@ class SessionCage(Cage):
 
     def sizes(self) -> dict[str, int]:
         actor = self.actor
-        saves = actor.saves
         return {
-            "clients": len(actor.clients),
-            "watched": len(actor.watched),
-            "leases": len(actor.leases),
-            "copies": len(actor.copies),
-            "saves": len(saves.shares) if saves else 0,
-            "stock": len(saves.stock.free) + len(saves.stock.used) if saves else 0,
+            "clients": len(actor.engine.clients),
+            "watched": len(actor.engine.watched),
+            "leases": len(actor.leases.held),
+            "copies": len(actor.loads.copies),
+            "saves": len(actor.orders.shares),
+            "pages": len(actor.reservation.free) + len(actor.reservation.used),
         }

@@ -49,7 +49,7 @@ def test_a_seed_repeats() -> None:
 
 
 def test_a_table_without_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pegaflow.actors.session.attach.CLIENTS_MAX", 1 << 30)
+    monkeypatch.setattr("pegaflow.actors.session.engine.CLIENTS_MAX", 1 << 30)
     monkeypatch.setattr("tests.fuzz.cage.ENTRIES_MAX", 100)
     cage = SessionCage(seed=5)
     monkeypatch.setattr(cage, "step", lambda: cage.senders.append(Address(CLIENT, cage.now)))

@@ -224,23 +224,24 @@ class Checks:
 
     def _session(self, session: Session) -> None:
         """What it holds is its own; it is there for an opener."""
-        serve, saves, slab = session.serve, session.saves, self.slab()
+        serve, slab = session.engine.serve, self.slab()
+        free, used = session.reservation.free, session.reservation.used
         if serve is not None:
             opened = self.world.openers.get(serve.generation) == (serve.pid, serve.started)
             assert opened, f"{session.address} was opened by a joiner"
-        if saves is None or slab is None:
+        if slab is None:
             return
-        for page in (*saves.stock.free, *saves.stock.used):
+        for page in (*free, *used):
             assert slab.holder_of(page) == session.address, (
                 f"page {page} is not {session.address}'s"
             )
-        for page in saves.stock.free:
-            assert page not in self.sealed, f"page {page}: in stock but sealed"
+        for page in free:
+            assert page not in self.sealed, f"page {page}: ready but sealed"
 
     def _leases(self) -> None:
         """What a session holds under a lease stays what it is, whatever the index knows."""
         for session in self.sessions().values():
-            for lease in session.leases.values():
+            for lease in session.leases.held.values():
                 for page in () if lease.lost else lease.pages:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
@@ -299,11 +300,11 @@ class Checks:
         self._all_hit(index)
 
     def _at_rest(self, session: Session) -> None:
-        assert not session.copies, f"{session.address} waits for the end of a copy for ever"
-        saves = session.saves
-        books = (session.leases, session.leaving, saves and (saves.orders or saves.shares))
+        assert not session.loads.copies, f"{session.address} waits for the end of a copy for ever"
+        orders, engine = session.orders, session.engine
+        books = (session.leases.held.items(), engine.leaving, orders.open, orders.shares)
         assert not any(books), f"{session.address} still has {books}"
-        for rank in session.ranks.values():
+        for rank in engine.ranks.values():
             assert len(rank.free_slots) == rank.slots, "a slot is lost"
             assert not rank.running, "a job is lost"
 
@@ -317,8 +318,8 @@ class Checks:
         flusher = self.flusher()
         for address in self.world.procs:
             session = sessions.get(address)
-            saves = session.saves if session else None
-            stated = {*saves.stock.free, *saves.stock.used} if saves else set()
+            pages = session.reservation if session else None
+            stated = {*pages.free, *pages.used} if pages else set()
             if address.name == FLUSHER and flusher is not None and flusher.address == address:
                 stated = set(flusher.pages)
             assert slab.held_by(address).keys() == stated, f"{address}'s pages are not all stated"

@@ -198,7 +198,9 @@ class Deeds:
     def _turn_bit(self) -> None:
         """In a sealed page of which nobody has a lease: whoever has one has looked already."""
         checks, rng = self.checks, self.world.rng
-        held = {p for s in checks.sessions().values() for x in s.leases.values() for p in x.pages}
+        held = {
+            p for s in checks.sessions().values() for x in s.leases.held.values() for p in x.pages
+        }
         index = checks.index()
         pages = sorted(checks.sealed.keys() - held)
         if index is None or not pages:
@@ -255,4 +257,4 @@ class Deeds:
 
     def _serves(self, proc: Proc) -> bool:
         actor = proc.actor if isinstance(proc, ChildProc) else None
-        return isinstance(actor, Session) and actor.saves is not None
+        return isinstance(actor, Session) and actor.engine.space is not None

@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 from pegaflow.actors.flusher import directories
 from pegaflow.actors.flusher import segments as volumes
+from pegaflow.actors.session import batches, ranks, reservation, saves
 from pegaflow.actors.session import leases as leasing
-from pegaflow.actors.session import ranks, saves, stock
 from pegaflow.actors.supervisor.actor import Plan
 from pegaflow.core.blocks import adoption
 from pegaflow.core.pool.geometry import Geometry
@@ -50,9 +50,9 @@ PRESS_NS = 120 * S
 """So long engines may go on after the faults, if nobody has pressed on the pool before."""
 
 SCALE = (
-    (saves, "BATCH_BLOCKS", 4),
+    (batches, "BATCH_BLOCKS", 4),
     (saves, "ORDER_NS", 2 * S),
-    (stock, "STOCK_PAGES_MAX", 6),
+    (reservation, "READY_PAGES_MAX", 6),
     (ranks, "SLOTS_MAX", 10),
     (leasing, "LEASE_IDLE_NS", 7 * S),
     (adoption, "CHUNK", 8),

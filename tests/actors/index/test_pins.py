@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
+from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.saves import SAVE_NS
 from pegaflow.core.blocks.pins import PINNED_SHARE
 from pegaflow.wire import index as to_index
@@ -31,7 +32,7 @@ from tests.actors.rig import (
     pick,
     said,
 )
-from tests.actors.session.test_saves import begin, books, fill, stocked
+from tests.actors.session.test_saves import begin, fill, stocked
 from tests.actors.sessions import KEYS as SESSION_KEYS
 from tests.actors.sessions import attached
 from tests.actors.tier import BIG, FLUSHER_6, PATIENCE, TIER, big_ledger, in_log
@@ -169,7 +170,7 @@ def test_asking_again_renews_no_idle_lease() -> None:
     assert not released
     released += _releases(rig, 3 * BEAT_NS)
     assert sorted(released) == [*range(1, 11), *range(101, 111)], "all of them, the newest too"
-    assert not actor.leases and not actor.runs
+    assert not actor.leases.held and not actor.leases.runs
 
 
 def test_loading_renews_the_leases_beside_it_and_not_for_ever() -> None:
@@ -178,11 +179,11 @@ def test_loading_renews_the_leases_beside_it_and_not_for_ever() -> None:
     rig.wait(LEASE_IDLE_NS - 2 * BEAT_NS)
     grant(rig, 2, (3, 4, 5))
     rig.ask(CLIENT_7, Load(2, 0, 0, 3))
-    copy = next(iter(actor.copies))
+    copy = next(iter(actor.loads.copies))
     rig.ask(CLIENT_7, Copied(copy, True))
     grant(rig, 3, (3,))
     assert _releases(rig, 4 * BEAT_NS) == [1]
-    assert list(actor.leases) == [3], "somebody loads what it begins with"
+    assert list(actor.leases.held.numbers()) == [3], "somebody loads what it begins with"
 
 
 def _releases(rig: Rig, nanoseconds: int) -> list[int]:
@@ -216,27 +217,32 @@ def test_a_new_index_counts_from_nothing() -> None:
     rig, actor, _ = attached()
     rig.tell(IDX, Pinned(HALF, HALF, 9))
     rig.tell(IDX, Pinned(PAGE, HALF, 0))
-    assert not actor.greedy
+    assert not actor.leases.greedy
     rig.tell(IDX, Pinned(HALF, HALF, 2))
-    assert actor.greedy
+    assert actor.leases.greedy
+
+
+def bound(actor: Session, bytes_: int) -> None:
+    """Pages of open saves may be so many bytes."""
+    assert actor.engine.space is not None
+    actor.engine.space = replace(actor.engine.space, used_bytes_max=bytes_)
 
 
 def test_pages_of_open_saves_are_bounded_and_the_next_save_waits_for_them() -> None:
     rig, actor = stocked()
-    stock = books(actor).stock
-    stock.most = 4 * PAGE
+    bound(actor, 4 * PAGE)
     first = fill(rig, begin(rig, 1, SESSION_KEYS[:3]))
     second = begin(rig, 2, SESSION_KEYS[3:6])
     sent = rig.tell(CLIENT_7, Keep(second.save, second.batch))
     assert not rig.wanted(FillPages) and not pick(sent, Reserve), "nobody else's pages either"
-    assert len(stock.used) == 3
+    assert len(actor.reservation.used) == 3
     rig.answer(first, Sealed(Status.OK, (0, 1, 2)))
     assert said(rig.done(FillPages), to_index.Seal).keys == SESSION_KEYS[3:6]
 
 
 def test_a_save_larger_than_the_bound_is_served_alone() -> None:
     rig, actor = stocked()
-    books(actor).stock.most = PAGE
+    bound(actor, PAGE)
     seal = fill(rig, begin(rig, 1, SESSION_KEYS[:6]))
     assert said(rig.answer(seal, Sealed(Status.OK, tuple(range(6)))), Saved).saved == 6
 
@@ -245,8 +251,8 @@ def test_a_save_that_its_engine_never_ends_is_given_up() -> None:
     rig, actor = stocked()
     take = begin(rig)
     rig.wait(SAVE_NS)
-    assert take.batch and books(actor).orders
+    assert take.batch and actor.orders.open
     rig.wait(2 * BEAT_NS)
     sent = rig.tell(CLIENT_7, Keep(take.save, take.batch))
     assert said(sent, Saved).status is Status.EXPIRED
-    assert not books(actor).orders and not books(actor).stock.used
+    assert not actor.orders.open and not actor.reservation.used

@@ -35,7 +35,7 @@ class Few:
 
         return [Ask(self.member.peer(ALLOCATOR), Reserve(1, 1), now + BEAT_NS // 2, reserved)]
 
-    def late(self, msg: Message, now: int) -> list[Effect]:
+    def too_late(self, msg: Message, now: int) -> list[Effect]:
         assert isinstance(msg, Reserved)
         return (
             self.member.tell(ALLOCATOR, Return(msg.pages)) if self.grants.hear(msg.number) else []

@@ -30,9 +30,9 @@ def busy() -> tuple[Rig, Session]:
 
 
 def state(actor: Actor) -> dict[str, Any]:
-    assert isinstance(actor, Session) and actor.saves is not None
-    saves = actor.saves
-    books = (actor.ranks[0].free_slots, saves.claims(), saves.stock.statement())
+    assert isinstance(actor, Session)
+    slots = actor.engine.ranks[0].free_slots
+    books = (slots, actor.orders.claims.numbers(), actor.reservation.statement())
     return {"counts": actor.counts, "gauges": actor.gauges(), "books": books}
 
 

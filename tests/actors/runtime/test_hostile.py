@@ -13,9 +13,7 @@ from pegaflow.actors.index import lookup as fetching
 from pegaflow.actors.index import write_back as flushing
 from pegaflow.actors.runtime import host as asks
 from pegaflow.actors.runtime.contract import Sender
-from pegaflow.actors.session import actor as session
-from pegaflow.actors.session import attach as boarding
-from pegaflow.actors.session import saves
+from pegaflow.actors.session import engine, lookup, orders
 from pegaflow.actors.supervisor import attach as frontdesk
 from pegaflow.actors.supervisor.attach import ENGINE_MAX
 from pegaflow.core.pool.ledger import MAX_LENGTH, MAX_SHARDS
@@ -78,13 +76,13 @@ def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None
     rig.tell(Address(INDEX, 9), Held(7, 1, (0,)))
     rig.tell(Address(ALLOC.name, 9), Reserved(Status.OK, 1, (5,), (6,)))
     assert rig.count("frames_of_other_lives") == 4
-    assert actor.saves is not None and not actor.saves.stock.free and actor.leased_upto == 0
+    assert not actor.reservation.free and actor.leases.held.upto == 0
     for stranger in (Address("nobody", 1), Address("", 0), SESSION_5):
         late = Envelope(stranger, rig.me, Reserved(Status.OK, 1, (5,), ()), answer=99)
         assert rig.host.deliver(late, rig.now).envelopes == []
-    assert not actor.saves.stock.free
+    assert not actor.reservation.free
     rig.answer(reserve, grant(1, 8))
-    assert len(actor.saves.stock.free) == 8
+    assert len(actor.reservation.free) == 8
 
 
 def test_large_frames_do_not_fill_the_black_box(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,12 +205,12 @@ def test_a_stranger_that_leaves_ends_no_session() -> None:
 
 
 def test_clients_of_a_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boarding, "CLIENTS_MAX", 2)
+    monkeypatch.setattr(engine, "CLIENTS_MAX", 2)
     rig, actor = serving()
     rig.ask(CLIENT_7, Ping())
     rig.ask(CLIENT_8, Ping())
     late = Address(CLIENT, 9)
-    assert said(rig.ask(late, Ping()), Pong) and late not in actor.clients
+    assert said(rig.ask(late, Ping()), Pong) and late not in actor.engine.clients
     assert said(rig.ask(late, ATTACH), Refused).status is Status.BUSY
     rig.ask(CLIENT_7, ATTACH)
     sent = rig.ask(CLIENT_7, replace(ATTACH, pid=5))
@@ -223,7 +221,7 @@ def test_clients_of_a_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_lookups_without_an_answer_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "LOOKUPS_MAX", 2)
+    monkeypatch.setattr(lookup, "LOOKUPS_MAX", 2)
     rig, _, _ = attached()
     first = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find, IDX)
     rig.ask(CLIENT_7, Lookup(KEYS))
@@ -233,7 +231,7 @@ def test_lookups_without_an_answer_are_limited(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_keys_of_open_saves_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saves, "KEYS_MAX", 5)
+    monkeypatch.setattr(orders, "KEYS_MAX", 5)
     rig, _, _ = attached()
     question = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim, IDX)
     assert said(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Saved).status is Status.BUSY

@@ -2,7 +2,7 @@
 
 import pytest
 
-import pegaflow.actors.session.publish
+import pegaflow.actors.session.orders
 from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Return
 from pegaflow.wire.envelope import Envelope
@@ -14,7 +14,7 @@ from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, Rig, one, pick,
 from tests.actors.sessions import KEYS
 
 from .test_orders import RANKS, pair
-from .test_saves import books, idle, stocked
+from .test_saves import idle, stocked
 
 SCHEDULER = CLIENT_8
 
@@ -53,14 +53,14 @@ def test_the_word_may_come_before_the_save_and_counts_for_one() -> None:
     rig, actor = served()
     assert rig.tell(SCHEDULER, Commit((7,))) == []
     rig.answer(one(copied(rig, 7), Seal, IDX), Sealed(Status.OK, (0, 1, 2)))
-    assert idle(actor) and not books(actor)._early
+    assert idle(actor) and not actor.orders._early
 
 
 def test_early_words_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pegaflow.actors.session.publish, "EARLY_MAX", 2)
+    monkeypatch.setattr(pegaflow.actors.session.orders, "EARLY_MAX", 2)
     rig, actor = served()
     rig.tell(SCHEDULER, Commit((7, 8, 9)))
-    assert list(books(actor)._early) == [8, 9]
+    assert list(actor.orders._early) == [8, 9]
     assert not pick(copied(rig, 7), Seal), "forgotten, so not published"
 
 
@@ -93,7 +93,7 @@ def test_a_word_on_what_has_ended_is_forgotten() -> None:
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"", 7, (), True)), Claim, IDX)
     assert said(rig.answer(claim, Claimed(0, ())), Saved) == Saved(Status.OK, 0, 3)
     rig.tell(SCHEDULER, Commit((7,)))
-    assert idle(actor) and not books(actor)._early
+    assert idle(actor) and not actor.orders._early
 
 
 def test_a_stranger_has_no_say() -> None:
@@ -101,7 +101,7 @@ def test_a_stranger_has_no_say() -> None:
     copied(rig, 7)
     rig.tell(SCHEDULER, Commit((7,)))
     rig.tell(SCHEDULER, Skip(7))
-    assert not books(actor)._early and len(books(actor).orders) == 1
+    assert not actor.orders._early and len(actor.orders.open) == 1
 
 
 def test_a_save_that_waits_for_a_word_names_its_order() -> None:
@@ -122,4 +122,4 @@ def test_several_ranks_wait_for_each_other_and_for_the_word() -> None:
     seal = one(rig.done(FillPages), Seal, IDX)
     sent = rig.answer(seal, Sealed(Status.OK, (0, 1)))
     assert [said(sent, Saved, rank) for rank in RANKS] == [Saved(Status.OK, 2, 0)] * 2
-    assert not books(actor).orders
+    assert not actor.orders.open

@@ -65,7 +65,7 @@ def attach(rig: Rig, client: Address, msg: Attach) -> Attached:
 
 
 def direct(way: Way = Way.PROCESS_VM) -> tuple[Rig, Session]:
-    """One rank by process_vm, with eight pages in stock."""
+    """One rank by process_vm, with eight pages ready."""
     rig, actor = serving()
     attach(rig, CLIENT_7, replace(DIRECT, way=way))
     rig.tell(ALLOC, grant(1, 8))
@@ -73,7 +73,7 @@ def direct(way: Way = Way.PROCESS_VM) -> tuple[Rig, Session]:
 
 
 def pair(base: Attach = ATTACH) -> tuple[Rig, Session]:
-    """Two ranks, with eight pages in stock."""
+    """Two ranks, with eight pages ready."""
     rig, actor = serving()
     for number, client in enumerate(RANKS):
         attach(rig, client, replace(base, rank=number, world=2))
@@ -90,9 +90,8 @@ def begin(
 
 
 def idle(actor: Session) -> bool:
-    saves = actor.saves
-    assert saves is not None
-    return not saves.orders and not saves.shares and not saves.stock.used
+    orders = actor.orders
+    return not orders.open and not orders.shares and not actor.reservation.used
 
 
 # process_vm: attach
@@ -121,7 +120,7 @@ def test_who_cannot_be_reached_is_served_staged_unless_nothing_else_will_do(way:
     if way is Way.PROCESS_VM:
         refused = said(sent, Refused, CLIENT_7)
         assert refused == Refused(Status.COPY_FAILED, "another pid namespace")
-        assert actor.ranks == {} and rig.wanted(UnmapEngine)
+        assert actor.engine.ranks == {} and rig.wanted(UnmapEngine)
         return
     attached = said(rig.done(OpenBounce, note="bounce"), Attached)
     assert (attached.loads, attached.saves) == (Way.STAGED, Way.STAGED)
@@ -156,7 +155,7 @@ def test_a_load_is_written_by_the_session() -> None:
     assert job.deadline == rig.now + 7 * MS
     sent = rig.done(WriteBlocks)
     assert said(sent, Loaded, CLIENT_7).status is Status.OK
-    assert said(sent, Release, IDX).number == 5 and actor.leases == {}
+    assert said(sent, Release, IDX).number == 5 and not actor.leases.held
 
 
 @pytest.mark.parametrize("blocks", [(), (1,), (1, 64)])
@@ -191,12 +190,11 @@ def test_a_keep_before_taken_means_nothing() -> None:
     assert not pick(rig.done(ReadBlocks), Seal)
 
 
-@pytest.mark.parametrize("when", ["hungry", "reading", "read"])
+@pytest.mark.parametrize("when", ["waiting", "reading", "read"])
 def test_a_drop_before_keep_gives_the_pages_back(when: str) -> None:
     rig, actor = direct()
-    assert actor.saves is not None
-    if when == "hungry":
-        actor.saves.stock.free.clear()
+    if when == "waiting":
+        actor.reservation.free.clear()
     rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
     sent: list[Envelope] = []
     if when == "read":
@@ -206,7 +204,7 @@ def test_a_drop_before_keep_gives_the_pages_back(when: str) -> None:
         assert not pick(sent, Saved), "a copy still names the pages"
         sent += rig.done(ReadBlocks)
     assert said(sent, Saved) == Saved(Status.DROPPED, 0, 0)
-    assert bool(pick(sent, Return)) == (when != "hungry") and one(sent, EndClaim)
+    assert bool(pick(sent, Return)) == (when != "waiting") and one(sent, EndClaim)
     assert idle(actor)
 
 
@@ -250,12 +248,12 @@ def test_nothing_is_served_before_every_rank_is_there(order: tuple[int, int]) ->
     rig, actor = serving()
     first, second = order
     early = attach(rig, RANKS[first], replace(ATTACH, rank=first, world=2))
-    assert early.namespace == b"" and not actor.complete
+    assert early.namespace == b"" and not actor.engine.complete
     lookup = rig.ask(BOSS_CLIENT, Lookup(KEYS))
     assert said(lookup, Found).status is Status.NOT_ATTACHED
     assert said(begin(rig, first), Saved).status is Status.NOT_ATTACHED
     late = attach(rig, RANKS[second], replace(ATTACH, rank=second, world=2))
-    assert len(late.namespace) == 16 and actor.complete
+    assert len(late.namespace) == 16 and actor.engine.complete
     one(rig.ask(BOSS_CLIENT, Lookup(KEYS)), Find)
 
 
@@ -330,7 +328,7 @@ def test_shards_of_two_orders_never_meet() -> None:
     assert said(sent, Saved, CLIENT_8) == Saved(Status.DROPPED, 0, 0)
     assert len(said(sent, Return).pages) == 1
     one(staged_batch(rig, 1, begin(rig, 1, 2, key)), Seal)
-    assert actor.saves is not None and list(actor.saves.orders) == [2]
+    assert list(actor.orders.open) == [2]
 
 
 def test_who_comes_too_late_does_not_start_an_order_anew() -> None:
@@ -353,7 +351,7 @@ def test_an_order_that_a_rank_never_saves_is_given_up() -> None:
 
 def test_what_one_rank_drops_is_dead_for_all_and_the_rest_is_sealed() -> None:
     rig, actor = pair()
-    for rank in actor.ranks.values():
+    for rank in actor.engine.ranks.values():
         rank.slots, rank.free_slots = 2, [0, 1]
     sent = rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
     first = staged_batch(rig, 0, sent)
@@ -388,7 +386,7 @@ def test_a_lease_is_consumed_when_every_rank_has_loaded() -> None:
         assert bool(pick(sent, Release)) == (rank == 0)
         again = rig.ask(RANKS[rank], Load(5, rank, 0, 2, (3, 4)))
         assert said(again, Loaded).status is Status.NO_SUCH_LEASE
-    assert actor.leases == {}
+    assert not actor.leases.held
 
 
 def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
@@ -399,14 +397,14 @@ def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
     assert not pick(rig.tell(BOSS_CLIENT, to_session.Release(5)), Release)
     assert said(rig.ask(CLIENT_8, Load(5, 1, 0, 1, (3,))), Loaded).status is Status.NO_SUCH_LEASE
     one(rig.done(WriteBlocks), Release)
-    assert actor.leases == {}
+    assert not actor.leases.held
 
 
 def test_a_lease_of_another_number_of_shards_is_a_miss() -> None:
     rig, actor = pair()
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:2])), Find)
     assert said(rig.answer(find, Held(5, 1, (0, 1))), Found).blocks == 0
-    assert actor.leases == {}
+    assert not actor.leases.held
 
 
 def test_one_rank_may_load_for_itself_alone() -> None:
@@ -426,4 +424,4 @@ def test_when_a_rank_leaves_nothing_is_served_until_it_is_back() -> None:
     assert said(sent, Saved, CLIENT_7).status is Status.DROPPED
     assert said(rig.ask(BOSS_CLIENT, Lookup(KEYS)), Found).status is Status.NOT_ATTACHED
     attach(rig, CLIENT_8, replace(ATTACH, rank=1, world=2))
-    assert actor.complete and idle(actor)
+    assert actor.engine.complete and idle(actor)

@@ -2,7 +2,6 @@
 
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.publish import INDEX_NS
-from pegaflow.actors.session.saves import Saves
 from pegaflow.wire.allocator import Reserve, Reserved, Return
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
@@ -13,11 +12,6 @@ from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one,
 from tests.actors.sessions import KEYS, attached, grant
 
 NO_SPACE = Reserved(Status.NO_SPACE, 0, (), ())
-
-
-def books(actor: Session) -> Saves:
-    assert actor.saves is not None
-    return actor.saves
 
 
 def stocked() -> tuple[Rig, Session]:
@@ -44,8 +38,8 @@ def fill(rig: Rig, take: Take) -> Envelope:
 
 def idle(actor: Session) -> bool:
     """Whether no slot is in use and no save open."""
-    saves, rank = books(actor), actor.ranks[0]
-    return not saves.orders and not saves.stock.used and len(rank.free_slots) == rank.slots
+    rank, used = actor.engine.ranks[0], actor.reservation.used
+    return not actor.orders.open and not used and len(rank.free_slots) == rank.slots
 
 
 def test_a_save() -> None:
@@ -128,7 +122,7 @@ def test_keep_and_drop_of_somebody_else_are_ignored() -> None:
     take = begin(rig)
     assert rig.tell(CLIENT_8, Keep(1, take.batch)) == []
     assert rig.tell(CLIENT_8, Drop(1)) == []
-    assert not rig.wanted(FillPages) and len(books(actor).orders) == 1
+    assert not rig.wanted(FillPages) and len(actor.orders.open) == 1
 
 
 def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
@@ -136,9 +130,9 @@ def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
     first = fill(rig, begin(rig))
     again = one(rig.wait(INDEX_NS + MS), Seal, IDX)
     assert again.message == first.message and again.question != first.question
-    held = set(books(actor).stock.used)
+    held = set(actor.reservation.used)
     assert isinstance(first.message, Seal) and held == set(first.message.pages)
-    assert held <= set(books(actor).stock.statement().pages)
+    assert held <= set(actor.reservation.statement().pages)
     sent = rig.answer(again, Sealed(Status.OK, (0, 1, 2)))
     assert said(sent, Saved) == Saved(Status.OK, 3, 0)
 
@@ -170,7 +164,7 @@ def test_no_space_ends_kept_batches_and_waits_for_the_others() -> None:
     sent = rig.answer(least, NO_SPACE)
     assert said(sent, Saved) == Saved(Status.NO_SPACE, 0, 0)
     assert said(sent, EndClaim).number == 1
-    free = actor.ranks[0].free_slots
+    free = actor.engine.ranks[0].free_slots
     assert set(kept.slots) <= set(free)
     assert not set(open_.slots) & set(free), "the client may be writing there"
     again = one(rig.tell(CLIENT_7, Keep(2, open_.batch)), Reserve, ALLOC)
@@ -197,7 +191,7 @@ def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
 
 def test_more_blocks_than_slots_take_turns() -> None:
     rig, actor = stocked()
-    rank = actor.ranks[0]
+    rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
     first = said(rig.answer(claim, Claimed(1, (0, 1, 2))), Take)
@@ -215,7 +209,7 @@ def test_more_blocks_than_slots_take_turns() -> None:
 
 def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
     rig, actor = stocked()
-    rank = actor.ranks[0]
+    rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], b"")), Claim)
     take = said(rig.answer(claim, Claimed(1, (0, 1, 2, 3, 4))), Take)
@@ -251,4 +245,4 @@ def test_what_waits_for_pages_goes_with_its_client() -> None:
     assert said(sent, Saved).status is Status.DROPPED
     said(sent, Left, CLIENT_7)
     rig.answer(reserve, grant(1, 8))
-    assert not rig.wanted(FillPages) and not books(actor).orders
+    assert not rig.wanted(FillPages) and not actor.orders.open

@@ -9,6 +9,7 @@ from pegaflow.core.series import LOAD
 from pegaflow.wire import index as to_index
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Bye, Refused, Serving
+from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Find, Held, Holding
 from pegaflow.wire.jobs import OpenBounce, WatchProcess
 from pegaflow.wire.session import (
@@ -205,8 +206,7 @@ def test_a_late_reserved_is_adopted_once() -> None:
     reserved = grant(1, 2)
     rig.answer(reserve, reserved)
     rig.tell(ALLOC, reserved)
-    assert actor.saves is not None
-    assert actor.saves.stock.free == dict(zip(reserved.pages, reserved.stamps, strict=True))
+    assert actor.reservation.free == dict(zip(reserved.pages, reserved.stamps, strict=True))
 
 
 def test_a_reserved_for_nobody_goes_back() -> None:
@@ -246,9 +246,9 @@ def test_the_engines_death_ends_the_session() -> None:
 
 def test_a_client_that_attaches_again_copies_nothing_any_more() -> None:
     rig, actor, lease = leased()
-    assert load(rig, lease).status is Status.OK and actor.copies
+    assert load(rig, lease).status is Status.OK and actor.loads.copies
     rig.ask(CLIENT_7, ATTACH)
-    assert not actor.copies and not actor.leases
+    assert not actor.loads.copies and not actor.leases.held
 
 
 def test_leases_of_another_layout_end_when_it_changes() -> None:
@@ -257,6 +257,32 @@ def test_leases_of_another_layout_end_when_it_changes() -> None:
     late = one(rig.ask(CLIENT_8, Lookup(KEYS[:2])), Find, IDX)
     rig.ask(CLIENT_7, replace(ATTACH, layout=replace(LAYOUT, dtype="other")))
     sent = rig.done(OpenBounce, note="/dev/shm/other")
-    assert said(sent, to_index.Release, IDX).number == lease and not actor.leases
+    assert said(sent, to_index.Release, IDX).number == lease and not actor.leases.held
     sent = rig.answer(late, Held(6, 1, (0, 1)))
-    assert said(sent, to_index.Release, IDX).number == 6 and not actor.leases
+    assert said(sent, to_index.Release, IDX).number == 6 and not actor.leases.held
+
+
+def with_larger_blocks(rig: Rig) -> Envelope:
+    """The engine attaches again with blocks twice as large; the Reserve of that."""
+    layer = replace(LAYOUT.layers[0], segment_bytes=2 * PAGE, block_stride=2 * PAGE)
+    larger = replace(ATTACH, layout=replace(LAYOUT, layers=(layer,)), region_bytes=(128 * PAGE,))
+    assert rig.ask(CLIENT_7, larger) == []
+    reserve = one(rig.done(OpenBounce, note="bounce"), Reserve, ALLOC)
+    assert reserve.message == Reserve(2 * PAGE, 64)
+    return reserve
+
+
+def test_pages_of_the_former_size_are_not_saved_into() -> None:
+    rig, actor, former = attached()
+    reserve = with_larger_blocks(rig)
+    assert said(rig.answer(former, grant(1, 2)), Return, ALLOC).pages == grant(1, 2).pages
+    rig.answer(reserve, grant(2, 8))
+    assert sorted(actor.reservation.free) == list(grant(2, 8).pages)
+
+
+def test_pages_that_come_unasked_may_be_of_the_former_size_and_go_back() -> None:
+    rig, actor, _ = attached()
+    with_larger_blocks(rig)
+    assert said(rig.tell(ALLOC, grant(1, 2)), Return, ALLOC).pages == grant(1, 2).pages
+    rig.tell(ALLOC, grant(1, 2))
+    assert not actor.reservation.free

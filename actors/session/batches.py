@@ -1,0 +1,259 @@
+"""How the blocks of a share move into the pool: in batches, through slots or straight into pages.
+
+    staged       Take ──→ taken ── Keep ──→ kept ── pages ──→ filling ──→ in place
+    process_vm   pages ──→ reading ── Taken ──→ read ── Keep ──→ in place
+                 given up at any time before Keep: slots and pages come back
+
+A block whose shards are in place at every rank is published (publish.py); then, and when it is
+given up, its pages leave our books: by the index's word, or by our Return.
+
+A position that one rank cannot save is *dead* for all; what other ranks have of it goes back as
+soon as no job and no client works on it.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+
+from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
+from pegaflow.wire.jobs import Done, FillPages, ReadBlocks, SumPages
+from pegaflow.wire.message import Message
+from pegaflow.wire.session import Take, Taken, Way
+from pegaflow.wire.status import Status
+
+from .engine import Engine
+from .orders import Orders, count_dropped
+from .publish import Publishing
+from .ranks import Rank
+from .records import Batch, Order, Share
+from .reservation import Reservation
+
+BATCH_BLOCKS = 128
+"""Blocks per batch: large enough to hide a round trip, small enough to share the slots."""
+
+READ_NS = 10_000 * MS
+"""Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
+
+
+class Batches(Part):
+    """What moves now or waits for pages."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        orders: Orders,
+        reservation: Reservation,
+        publishing: Publishing,
+        counts: Counter[str],
+    ) -> None:
+        self._engine, self._orders = engine, orders
+        self._reservation, self._publishing = reservation, publishing
+        self._counts = counts
+        self._batch = 0  # newest batch number
+        self._waiting: deque[tuple[Share, int]] = deque()  # batches without pages
+
+    def check(self) -> None:
+        """Pages add up: each used one belongs to one batch or one shard."""
+        orders = self._orders.open.values()
+        used = [p for o in orders for by in o.shards.values() for p, _ in by.values()]
+        for order in orders:
+            assert not order.sealing & order.dead
+            for share in order.shares.values():
+                used += [page for b in share.batches.values() for page, _ in b.pages]
+                here = [by for by in order.shards.values() if share.rank.number in by]
+                assert share.placed == len(here) and not (share.ended and share.batches)
+        right = sorted(self._reservation.used)
+        assert sorted(used) == right, "a page is used twice or by nobody"
+        for rank in [*self._engine.ranks.values(), *self._engine.leaving]:
+            slots = rank.free_slots + self._orders.used_slots(rank)
+            assert sorted(slots) == list(range(rank.slots))
+
+    def start_anew(self) -> None:
+        """The engine has other blocks now."""
+        assert not self._waiting
+        self._batch = 0
+
+    # what shares want
+
+    def begin(self, share: Share, now: int) -> list[Effect]:
+        """Move what the share has to do, by its rank's way."""
+        if share.rank.saves is Way.STAGED:
+            return self._take(share.rank)
+        return self._read(share, now)
+
+    def keep(self, share: Share, number: int, now: int) -> list[Effect]:
+        """The copy of a batch is complete, and the blocks were the keys' until its end."""
+        batch = share.batches.get(number)
+        if batch is None or batch.kept:
+            return []
+        if not batch.slots and not batch.copied:
+            return []  # nobody has told it Taken
+        batch.kept = True
+        if batch.copied:
+            return self._place(share, number, now)
+        if share.order.dead.issuperset(batch.positions):
+            return self.forget(share, number)
+        self._waiting.append((share, number))
+        return self.feed(now)
+
+    def _read(self, share: Share, now: int) -> list[Effect]:
+        """Let batches wait for pages; they are read as soon as they have them."""
+        while share.todo:
+            positions = _next(share.todo, BATCH_BLOCKS)
+            self._waiting.append((share, self._new_batch(share, Batch(positions))))
+        return self.feed(now)
+
+    def _new_batch(self, share: Share, batch: Batch) -> int:
+        self._batch += 1
+        share.batches[self._batch] = batch
+        return self._batch
+
+    def _take(self, rank: Rank) -> list[Effect]:
+        """Hand out the free slots of a rank, oldest save first."""
+        effects: list[Effect] = []
+        for share in self._orders.shares.values():
+            while share.rank is rank and share.todo and rank.free_slots:
+                positions = _next(share.todo, min(len(rank.free_slots), BATCH_BLOCKS))
+                slots = tuple(rank.free_slots.pop() for _ in positions)
+                number = self._new_batch(share, Batch(positions, slots))
+                take = Take(share.msg.save, number, positions, slots)
+                effects.append(Send(share.sender.address, take))
+        return effects
+
+    # pages
+
+    def waits(self) -> bool:
+        """Whether a batch waits for pages."""
+        return bool(self._waiting)
+
+    def wanted(self) -> tuple[int, int]:
+        """Pages that all want who may have some now, and that the first of them wants."""
+        sizes = [len(share.batches[number].positions) for share, number in self._waiting]
+        if not sizes or self._reservation.is_full(sizes[0]):
+            return 0, 0
+        return sum(sizes), sizes[0]
+
+    def waiting_of(self, share: Share) -> list[int]:
+        """Positions of its batches that have no pages yet."""
+        return [p for s, n in self._waiting if s is share for p in s.batches[n].positions]
+
+    def feed(self, now: int) -> list[Effect]:
+        """Give pages to waiting batches, in the order in which they came."""
+        effects: list[Effect] = []
+        while self._waiting:
+            share, number = self._waiting[0]
+            batch = share.batches[number]
+            batch.pages = self._reservation.take(len(batch.positions))
+            if not batch.pages:
+                break
+            self._waiting.popleft()
+            effects += self._fill(share, number, now)
+        return effects + self._reservation.refill(now)
+
+    def no_space(self, status: Status, now: int) -> list[Effect]:
+        """There are no pages: waiting batches are given up and their saves end with what they have.
+
+        Staged batches without a Keep wait for it: the client may be writing into their slots.
+        """
+        lost: dict[int, tuple[Share, list[int]]] = {}
+        for share, number in self._waiting:
+            positions = lost.setdefault(id(share), (share, list(share.todo)))[1]
+            positions += share.batches[number].positions
+        return [e for share, ps in lost.values() for e in self.kill(share.order, ps, status)]
+
+    def _fill(self, share: Share, number: int, now: int) -> list[Effect]:
+        """Copy a batch into its pages."""
+        batch, rank, space = share.batches[number], share.rank, self._engine.space
+        assert space is not None
+        offsets = space.offsets(page for page, _ in batch.pages)
+        job: Message
+        if batch.slots:
+            job = FillPages(batch.slots, offsets, space.payload, space.page_size, rank.mapping)
+        else:
+            blocks = tuple(share.msg.blocks[p] for p in batch.positions)
+            job = ReadBlocks(rank.mapping, blocks, offsets, now + READ_NS)
+        rank.running += 1
+
+        def filled(done: Done, now: int) -> list[Effect]:
+            rank.running -= 1
+            rank.free_slots.extend(batch.slots)
+            batch.slots = ()
+            if space.verify and done.status is Status.OK:
+                effects: list[Effect] = [Do(SumPages(offsets, space.payload), summed)]
+            else:
+                effects = over(done, now)
+            return effects + self._take(rank) + self._engine.left(rank)
+
+        def summed(done: Done, now: int) -> list[Effect]:
+            pages = (page for page, _ in batch.pages)
+            share.order.sums.update(zip(pages, done.values, strict=False))
+            return over(done, now)
+
+        def over(done: Done, now: int) -> list[Effect]:
+            batch.copied = True
+            return self._filled(share, number, done.status, now)
+
+        return [Do(job, filled)]
+
+    def _filled(self, share: Share, number: int, status: Status, now: int) -> list[Effect]:
+        batch = share.batches[number]
+        if status is not Status.OK:
+            return self.kill(share.order, batch.positions, status)
+        if batch.kept:
+            return self._place(share, number, now)
+        if share.cut or share.order.dead.issuperset(batch.positions):
+            return self.forget(share, number)
+        taken = Taken(share.msg.save, number, batch.positions)
+        return [Send(share.sender.address, taken)]
+
+    def _place(self, share: Share, number: int, now: int) -> list[Effect]:
+        """A batch is in place; seal what is in place at every rank now."""
+        order, batch = share.order, share.batches.pop(number)
+        whole: list[int] = []
+        back: list[int] = []
+        for position, page in zip(batch.positions, batch.pages, strict=True):
+            if position in order.dead:
+                back.append(page[0])
+                continue
+            shards = order.shards.setdefault(position, {})
+            shards[share.rank.number] = page
+            share.placed += 1
+            if len(shards) == order.world:
+                whole.append(position)
+        effects = self._reservation.give_back(back)
+        return effects + self._publishing.publish(order, whole, now) + self._orders.finish(order)
+
+    # giving up
+
+    def kill(self, order: Order, positions: Iterable[int], status: Status) -> list[Effect]:
+        """These positions will not be sealed: not by this rank, so by none."""
+        lost = set(positions) - order.sealing - order.dead
+        order.dead |= lost
+        count_dropped(self._counts, status, len(lost))
+        if lost and order.status is Status.OK:
+            order.status = status
+        back: list[int] = []
+        for position in lost:
+            for rank, (page, _) in order.shards.pop(position, {}).items():
+                order.shares[rank].placed -= 1
+                back.append(page)
+        effects = self._reservation.give_back(back)
+        for share in order.shares.values():
+            share.todo = deque(p for p in share.todo if p not in order.dead)
+            for number, batch in list(share.batches.items()):
+                waits = not batch.pages and (batch.kept or not batch.slots)  # waiting
+                if (batch.copied or waits) and order.dead.issuperset(batch.positions):
+                    effects += self.forget(share, number)
+        return effects + self._orders.finish(order)
+
+    def forget(self, share: Share, number: int) -> list[Effect]:
+        """A batch on which neither a job nor the client works is given up."""
+        batch = share.batches.pop(number)
+        self._waiting = deque(entry for entry in self._waiting if entry[1] != number)
+        share.rank.free_slots.extend(batch.slots)
+        effects = self._reservation.give_back(page for page, _ in batch.pages)
+        return effects + self._take(share.rank) + self._orders.finish(share.order)
+
+
+def _next(todo: deque[int], count: int) -> tuple[int, ...]:
+    return tuple(todo.popleft() for _ in range(min(len(todo), count)))

@@ -1,0 +1,61 @@
+"""What a session holds of the index: leases and claims, a book of the index's (roles/holder.py).
+
+A new index is told all of both; then the Seals that its predecessor has not answered follow.
+"""
+
+from pegaflow.actors.runtime.contract import Effect
+from pegaflow.actors.runtime.member import Member
+from pegaflow.wire.index import Claimed, Claiming, EndClaim, Held, Holding
+from pegaflow.wire.message import Message
+from pegaflow.wire.values import INDEX
+
+from .engine import Engine
+from .leases import Leases
+from .orders import Orders
+from .publish import Publishing
+
+
+class LeasesAndClaims:
+    """The book of the index."""
+
+    def __init__(
+        self,
+        member: Member,
+        engine: Engine,
+        *,
+        leases: Leases,
+        orders: Orders,
+        publishing: Publishing,
+    ) -> None:
+        self._member, self._engine = member, engine
+        self._leases, self._orders, self._publishing = leases, orders, publishing
+
+    def restate(self, now: int) -> list[Effect]:
+        """What we claim, and what is leased to us."""
+        space, told = self._engine.space, list[Message]()
+        if space is None:
+            return []
+        for number, order in self._orders.claims.items():
+            if order.new:
+                keys = tuple(order.keys[p] for p in order.new)
+                told.append(Claiming(number, space.namespace, keys))
+        for number, lease in sorted(self._leases.held.items()):
+            told.append(Held(number, space.world, lease.pages))
+        return [effect for msg in told for effect in self._member.tell(INDEX, msg)]
+
+    def statement(self) -> Holding:
+        """All leases and claims by number."""
+        leases, claims = self._leases.held, self._orders.claims
+        return Holding(leases.upto, leases.numbers(), claims.upto, claims.numbers())
+
+    def go_on(self, now: int) -> list[Effect]:
+        """What its predecessor was asked to publish."""
+        return self._publishing.seal_again(now)
+
+    def too_late(self, msg: Message, now: int) -> list[Effect]:
+        """Leases and claims go back."""
+        if isinstance(msg, Held):
+            return self._leases.give_back(msg)
+        if isinstance(msg, Claimed) and msg.number:
+            return self._member.tell(INDEX, EndClaim(msg.number))
+        return []

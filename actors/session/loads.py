@@ -1,0 +1,202 @@
+"""What the engine gets: loads of leased blocks into a rank's memory, by our hand or the client's.
+
+A rank that is served by process_vm says Load and gets Loaded once its blocks are written.  A staged
+one gets Pages, copies them itself, and says Copied, which is Confirmed unless the lease was lost
+meanwhile: then what it copied is worth nothing.
+
+With checksums nothing leaves the pool that is not what was sealed.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pegaflow.actors.runtime.contract import MS, Do, Effect, On, Part, Reply, Sender, on
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.series import LOAD
+from pegaflow.wire import layout as layouts
+from pegaflow.wire.index import Corrupt
+from pegaflow.wire.jobs import Done, SumPages, WriteBlocks
+from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import CLIENT, INDEX
+
+from .engine import Engine
+from .leases import Lease, Leases
+from .ranks import Rank
+from .space import Space
+
+COPIES_MAX = 4096
+"""Loads under way at once: an engine has one per request at most."""
+
+LOAD_NS = 10_000 * MS
+"""Longest load by process_vm, where the client named no deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A load under way."""
+
+    number: int
+    rank: Rank
+    lease_number: int
+    lease: Lease
+    begun: int  # when
+    pages: tuple[int, ...]
+    offsets: tuple[int, ...]  # beside `pages`: in the pool
+    sums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
+
+
+class Loads(Part):
+    """Loads under way."""
+
+    def __init__(
+        self, member: Member, engine: Engine, leases: Leases, counts: Counter[str]
+    ) -> None:
+        self._member, self._engine, self._leases = member, engine, leases
+        self._counts = counts
+        self.copies: dict[int, _Copy] = {}
+        self._number = 0  # of the newest copy
+
+    def handlers(self) -> Iterable[On]:
+        """The words of clients that load."""
+        return (on(Load, self._on_load, CLIENT), on(Copied, self._on_copied, CLIENT))
+
+    def gauges(self) -> dict[str, int]:
+        """How many run."""
+        return {"session_loads_open": len(self.copies)}
+
+    def check(self) -> None:
+        """Copies belong to leases."""
+        running = Counter(copy.lease_number for copy in self.copies.values())
+        for number, lease in self._leases.held.items():
+            assert lease.copies == running.pop(number, 0)
+        assert not running, "a copy of a lease that has ended"
+
+    def forget(self, rank: Rank) -> list[Effect]:
+        """This rank's client copies nothing any more."""
+        effects: list[Effect] = []
+        for number in [n for n, c in self.copies.items() if c.rank is rank]:
+            if rank.loads is Way.STAGED:
+                effects += self._end_copy(number)
+        return effects
+
+    def _on_load(self, sender: Sender, msg: Load, now: int) -> list[Effect]:
+        rank, space = self._engine.rank(sender.address, msg.rank), self._engine.space
+        lease = self._leases.held.get(msg.lease)
+        refusal = Status.OK
+        if rank is None or space is None:
+            refusal = Status.NOT_ATTACHED
+        elif lease is None or lease.ended or msg.rank not in lease.waiting:
+            refusal = Status.NO_SUCH_LEASE
+        elif not _in_range(rank, lease, msg, space):
+            refusal = Status.BAD_REQUEST
+        elif len(self.copies) >= COPIES_MAX:
+            refusal = Status.BUSY
+        if rank is None or space is None or lease is None or refusal is not Status.OK:
+            self._counts["loads_refused"] += 1
+            direct = rank is not None and rank.loads is Way.PROCESS_VM
+            return [Reply(sender, Loaded(refusal) if direct else Pages(refusal, 0, ()))]
+        world = space.world
+        mine = slice(msg.first * world + msg.rank, (msg.first + msg.count) * world, world)
+        pages, sums = lease.pages[mine], lease.checksums[mine]
+        self._number += 1
+        copy = _Copy(
+            number=self._number,
+            rank=rank,
+            lease_number=msg.lease,
+            lease=lease,
+            begun=now,
+            pages=pages,
+            offsets=space.offsets(pages),
+            sums=sums,
+        )
+        self.copies[copy.number] = copy
+        lease.copies += 1
+        lease.use(now)
+        self._counts["blocks_loaded"] += len(pages)
+        if rank.loads is Way.PROCESS_VM:
+            return self._write(sender, copy, msg, now)
+        if sums:
+            return self._check(sender, copy, space.payload)
+        return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
+
+    def _write(self, sender: Sender, copy: _Copy, msg: Load, now: int) -> list[Effect]:
+        """Write the blocks into the rank's memory."""
+        rank, lease = copy.rank, copy.lease
+
+        def written(done: Done, now: int) -> list[Effect]:
+            rank.running -= 1
+            status = Status.NO_SUCH_LEASE if lease.lost else done.status
+            self._count(copy, status is Status.OK, now)
+            effects: list[Effect] = []
+            if status is Status.CORRUPT:
+                bad = set(done.values)
+                pairs = zip(copy.pages, copy.offsets, strict=True)
+                effects = self._corrupt(page for page, at in pairs if at in bad)
+            effects += [Reply(sender, Loaded(status)), *self._end_copy(copy.number)]
+            return effects + self._engine.left(rank)
+
+        rank.running += 1
+        deadline = sender.deadline or now + LOAD_NS
+        job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, copy.sums)
+        return [Do(job, written)]
+
+    def _check(self, sender: Sender, copy: _Copy, payload: int) -> list[Effect]:
+        """Look at the pages before the client copies them."""
+
+        def summed(done: Done, now: int) -> list[Effect]:
+            if copy.number not in self.copies:
+                return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
+            triples = zip(copy.pages, copy.sums, done.values, strict=False)
+            bad = [page for page, sealed, found in triples if sealed not in (0, found)]
+            if not bad and done.status is Status.OK:
+                return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
+            status = Status.CORRUPT if bad else done.status
+            self._count(copy, False, now)
+            refused = Reply(sender, Pages(status, 0, ()))
+            return [refused, *self._corrupt(bad), *self._end_copy(copy.number)]
+
+        return [Do(SumPages(copy.offsets, payload), summed)]
+
+    def _corrupt(self, pages: Iterable[int]) -> list[Effect]:
+        """These pages do not hold what was sealed."""
+        bad = tuple(pages)
+        self._counts["pages_corrupt"] += len(bad)
+        return self._member.tell(INDEX, Corrupt(bad)) if bad else []
+
+    def _on_copied(self, sender: Sender, msg: Copied, now: int) -> list[Effect]:
+        copy = self.copies.get(msg.copy)
+        mine = copy is not None and copy.rank.client == sender.address
+        if copy is None or not mine or copy.rank.loads is not Way.STAGED:
+            return [Reply(sender, Confirmed(Status.NO_SUCH_LEASE))]
+        lease = copy.lease
+        lease.use(now)
+        self._count(copy, msg.ok and not lease.lost, now)
+        status = Status.NO_SUCH_LEASE if lease.lost else Status.OK
+        return [Reply(sender, Confirmed(status)), *self._end_copy(msg.copy)]
+
+    def _count(self, copy: _Copy, ok: bool, now: int) -> None:
+        """A copy has ended, well or not."""
+        if not ok:
+            self._counts["loads_failed"] += 1
+            return
+        self._counts["loads"] += 1
+        self._counts["bytes_loaded"] += len(copy.pages) * layouts.page_bytes(copy.rank.layout)
+        LOAD.count(self._counts, max(0, now - copy.begun) // 1000)
+
+    def _end_copy(self, number: int) -> list[Effect]:
+        """A rank has loaded; the lease ends with the last one."""
+        copy = self.copies.pop(number)
+        lease = copy.lease
+        lease.copies -= 1
+        lease.waiting.discard(copy.rank.number)
+        ends = lease.ended or not lease.waiting
+        return self._leases.end_lease(copy.lease_number) if ends else []
+
+
+def _in_range(rank: Rank, lease: Lease, msg: Load, space: Space) -> bool:
+    if msg.count == 0 or (msg.first + msg.count) * space.world > len(lease.pages):
+        return False
+    staged = rank.loads is Way.STAGED
+    return staged or (len(msg.blocks) == msg.count and max(msg.blocks) < rank.layout.blocks)

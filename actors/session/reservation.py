@@ -1,0 +1,195 @@
+"""The pages that a session holds: a few to fill at once, and those in use.
+
+Pages come by Reserve and leave by Return: when the index has answered for them, or when they will
+never be sealed.  Until then every statement names them.  While there is no allocator, whoever
+wants pages waits for the next one.
+
+All are of the size of the engine's space.  When it gets another one, the unused pages go back, and
+so do those that were asked for before and come after.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, On, Part, Sender, on
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.grants import Heard
+from pegaflow.core.pool.geometry import slot_size
+from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import ALLOCATOR, NOBODY
+
+from .engine import Engine
+from .records import Pages
+
+ALLOCATOR_NS = 1000 * MS
+"""Patience with the allocator: a hundred times its worst answer on a busy host."""
+
+READY_BYTES = 8 << 20
+"""Pages kept ready, so that a save need not ask the allocator first."""
+
+READY_PAGES_MAX = 64
+"""Pages kept ready at most: one batch."""
+
+RESERVE_MAX = 256
+"""Pages asked for at once: a long save must not evict the whole pool before it copies a byte."""
+
+
+class Demand(Protocol):
+    """Whoever waits for pages."""
+
+    def waits(self) -> bool:
+        """Whether anybody does."""
+
+    def wanted(self) -> tuple[int, int]:
+        """Pages that all want who may have some now, and that the first of them wants."""
+
+    def feed(self, now: int) -> list[Effect]:
+        """There are pages: take them."""
+
+    def no_space(self, status: Status, now: int) -> list[Effect]:
+        """There are none to be had, and why."""
+
+
+class Reservation(Part):
+    """Granted pages of one size: a book of the allocator's (roles/holder.py)."""
+
+    def __init__(self, member: Member, engine: Engine) -> None:
+        self._member, self._engine = member, engine
+        self.free: dict[int, int] = {}  # page -> stamp: granted, not yet used
+        self.used: dict[int, int] = {}  # page -> stamp: being filled, in place or in a Seal
+        self._grants = Heard()
+        self._demand: Demand | None = None  # set once
+        self._reserving = False
+        self._mixed = False  # there was another space: whatever comes unasked may be of its size
+
+    def feeds(self, demand: Demand) -> None:
+        """Said once: who waits for pages."""
+        assert self._demand is None
+        self._demand = demand
+
+    def handlers(self) -> Iterable[On]:
+        """A grant that is sent again."""
+        return (on(Reserved, self._on_reserved_again, ALLOCATOR),)
+
+    def gauges(self) -> dict[str, int]:
+        """Bytes of the pool that we hold."""
+        space = self._engine.space
+        held = (len(self.free) + len(self.used)) * slot_size(space.page_size) if space else 0
+        return {"session_held_bytes": held}
+
+    def check(self) -> None:
+        """A page is ready or in use."""
+        assert not set(self.free) & set(self.used)
+
+    # the allocator
+
+    def restate(self, now: int) -> list[Effect]:
+        """The statement names every page."""
+        return []
+
+    def statement(self) -> Stock:
+        """What we hold of the allocator's."""
+        space = self._engine.space
+        if space is None:
+            return Stock(0, ())
+        return Stock(self._grants.upto, (*self.free, *self.used), space.page_size)
+
+    def go_on(self, now: int) -> list[Effect]:
+        """Have pages ready."""
+        return self.refill(now)
+
+    def too_late(self, msg: Message, now: int) -> list[Effect]:
+        """Pages came that nobody asks for now: they are of use, if they are of our size."""
+        if not isinstance(msg, Reserved) or msg.status is not Status.OK:
+            return []
+        if self._engine.space is None:
+            return self._member.tell(ALLOCATOR, Return(msg.pages))
+        if self._mixed and self._grants.hear(msg.number):
+            return self._member.tell(ALLOCATOR, Return(msg.pages))
+        return self._came(msg, now)
+
+    def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
+        return self.too_late(msg, now)
+
+    # who waits for pages
+
+    def is_full(self, count: int) -> bool:
+        """Whether so many pages more would be too many in use; the first ones never are."""
+        space = self._engine.space
+        assert space is not None
+        wanted = (len(self.used) + count) * slot_size(space.page_size)
+        return bool(space.used_bytes_max and self.used) and wanted > space.used_bytes_max
+
+    def take(self, count: int) -> Pages:
+        """So many pages to use; none if there are not so many, or too many are in use."""
+        if len(self.free) < count or self.is_full(count):
+            return ()
+        pages = tuple(self.free.popitem() for _ in range(count))
+        self.used.update(pages)
+        return pages
+
+    def give_back(self, pages: Iterable[int]) -> list[Effect]:
+        """These used pages leave our books: sealed, or never to be."""
+        gone = tuple(pages)
+        for page in gone:
+            del self.used[page]
+        return self._member.tell(ALLOCATOR, Return(gone)) if gone else []
+
+    def forget(self) -> list[Effect]:
+        """The engine gets another space; no page is in use."""
+        assert not self.used
+        pages, self.free = tuple(self.free), {}
+        self._reserving, self._mixed = False, True
+        return self._member.tell(ALLOCATOR, Return(pages))
+
+    def pass_on(self, now: int) -> list[Effect]:
+        """Pages have left: others may have their turn."""
+        assert self._demand is not None
+        return self._demand.feed(now) if self._demand.waits() else []
+
+    def refill(self, now: int) -> list[Effect]:
+        """Have pages ready."""
+        space = self._engine.space
+        if space is None or self._demand is None:
+            return []
+        wanted, first = self._demand.wanted()
+        wanted = max(first, min(wanted, RESERVE_MAX))
+        ready = max(4, min(READY_PAGES_MAX, READY_BYTES // space.page_size))
+        enough = wanted + ready // 2 <= len(self.free)
+        if self._reserving or enough or self._member.peer(ALLOCATOR) == NOBODY:
+            return []
+        return self._reserve(max(wanted, ready) - len(self.free), now)
+
+    def _came(self, answer: Reserved, now: int) -> list[Effect]:
+        """Pages came, asked for or sent again."""
+        assert self._demand is not None
+        if self._grants.hear(answer.number):
+            self.free.update(zip(answer.pages, answer.stamps, strict=True))
+        return self._demand.feed(now)
+
+    def _reserve(self, count: int, now: int) -> list[Effect]:
+        """Ask for pages; if there are not so many, for just what the first who waits needs."""
+        self._reserving = True
+        space, demand = self._engine.space, self._demand
+        assert space is not None and demand is not None
+
+        def reserved(answer: Message, now: int) -> list[Effect]:
+            if self._engine.space is not space:
+                return self.too_late(answer, now)
+            self._reserving = False
+            if isinstance(answer, Reserved) and answer.status is Status.OK:
+                return self._came(answer, now)
+            gone = isinstance(answer, NoAnswer) and answer.status is Status.PEER_GONE
+            _, first = demand.wanted()
+            if not first or gone:
+                return []
+            least = first - len(self.free)
+            if isinstance(answer, Reserved) and 0 < least < count:
+                return self._reserve(least, now)
+            status = answer.status if isinstance(answer, NoAnswer | Reserved) else Status.UNKNOWN
+            return demand.no_space(status, now)
+
+        ask = Reserve(space.page_size, count)
+        return [Ask(self._member.peer(ALLOCATOR), ask, now + ALLOCATOR_NS, reserved)]

@@ -1,0 +1,48 @@
+"""What the pages of an engine mean: its ranks' blocks, as they were when the last of them came.
+
+It stays while ranks come and go.  Ranks that register other blocks make another space: no page, no
+lease and no order of the one before is theirs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.wire import layout as layouts
+from pegaflow.wire.control import Serve, Welcome
+
+from .ranks import Rank, namespace
+
+USED_SHARE = 4
+"""Pages of one engine's open saves are at most one part in so many of the pool: one that never
+ends its saves, be it stopped or ill, must not keep the others from theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The pages of a complete engine."""
+
+    namespace: bytes
+    page_size: int
+    payload: int  # bytes of a page that mean something
+    world: int  # ranks, so pages per block
+    verify: bool  # a checksum is made of each page
+    used_bytes_max: int  # of the pages of open saves; 0: any number
+    geometry: Geometry  # the pool's
+
+    def offsets(self, pages: Iterable[int]) -> tuple[int, ...]:
+        """Where these pages are in the pool."""
+        return tuple(self.geometry.offset(page, self.page_size) for page in pages)
+
+
+def space_of(welcome: Welcome, serve: Serve, ranks: dict[int, Rank]) -> Space:
+    """The space of ranks that are all there."""
+    return Space(
+        namespace=namespace(serve, ranks),
+        page_size=ranks[0].page_size,
+        payload=layouts.page_bytes(ranks[0].layout),
+        world=len(ranks),
+        verify=welcome.verify,
+        used_bytes_max=welcome.pool_bytes // USED_SHARE if welcome.max_pinned else 0,
+        geometry=Geometry(welcome.pool_bytes, welcome.extent_bytes),
+    )
