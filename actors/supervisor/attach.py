@@ -1,4 +1,4 @@
-"""The front desk: where an engine finds its session.  The supervisor's half that engines talk to.
+"""Attach: where an engine finds its session.
 
 * An engine that asks twice gets the same session.
 * An engine id whose session belongs to another generation gets a new session once the old one is
@@ -9,25 +9,27 @@
   does not use up everybody's spares.
 * A joiner (OpenSession.opens is False) waits until somebody has opened its generation, and never
   gets a spare itself: what outlived its opener cannot bring a superseded generation back.
-* Who finds no spare waits here, and the supervisor starts one spare more for each opener who waits.
+* Who finds no spare waits (opens.py), and a spare more is started for each opener who waits.  While
+  index or allocator is missing everybody waits.
 
-It looks at the supervisor's children and gives spares away; starting, killing and burying them is
-the supervisor's.
+Starting a spare is staffing's, killing and burying it the watchdog's and the membership's.
 """
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 
-from pegaflow.actors.runtime.contract import MS, Ask, Effect, Note, Reply, Sender
+from pegaflow.actors.runtime.contract import MS, Ask, Effect, Note, On, Part, Reply, Sender, on
 from pegaflow.wire.control import SAME_HOST, OpenSession, Refused, Serve, Serving, SessionAt
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import CLIENT, Address
 
-from .children import Kid, who
-from .restarts import FAILURES_MAX, PERIOD_NS, Budgets
+from .children import Assignment, ChildRecord, Children, ChildState, who
+from .opens import Open, Opens, stopping
+from .restarts import FAILURES_MAX, PERIOD_NS, Restarts
+from .staffing import Staffing
+from .stage import Lifecycle
 from .watchdog import SERVE_NS
 
 ENGINES_MAX = 256
@@ -43,99 +45,84 @@ OPENS_MAX = 256
 """Engines waiting for a session at once."""
 
 
-@dataclass(slots=True)
-class _Open:
-    sender: Sender
-    msg: OpenSession
-
-
-class FrontDesk:
-    """Gives sessions to engines.  `changed` is said after a spare is taken."""
+class Attach(Part):
+    """Gives sessions to engines."""
 
     def __init__(
         self,
-        kids: dict[Address, Kid],
-        budgets: Budgets,
-        changed: Callable[[int], list[Effect]],
+        children: Children,
+        lifecycle: Lifecycle,
+        *,
+        restarts: Restarts,
+        opens: Opens,
+        staffing: Staffing,
         pid_namespace: int,
     ) -> None:
-        self.kids = kids  # the supervisor's own table
-        self.budgets = budgets  # the supervisor's own
-        self.opens: deque[_Open] = deque()  # engines that wait for a session
+        self._children = children
+        self._lifecycle = lifecycle
+        self._restarts = restarts
+        self._opens = opens
+        self._staffing = staffing
         self._pid_namespace = pid_namespace  # that our pids are of; 0: unknown
-        self._changed = changed
 
-    def open(self, sender: Sender, msg: OpenSession) -> list[Effect]:
-        """An engine asks: refuse it at once, or let it wait for `serve`."""
-        why = _fault(msg)
-        if why:
-            return [Reply(sender, Refused(Status.BAD_REQUEST, why))]
-        if len(self.opens) >= OPENS_MAX:
-            return [Reply(sender, Refused(Status.BUSY, "too many engines wait for a session"))]
-        engines = {msg.engine} | {k.engine for k in self.kids.values() if k.engine}
-        if len(engines | {o.msg.engine for o in self.opens}) > ENGINES_MAX:
-            why = f"{ENGINES_MAX} engines are being served, and one service takes no more"
-            return [Reply(sender, Refused(Status.BUSY, why))]
-        self.opens.append(_Open(sender, msg))
+    def handlers(self) -> Iterable[On]:
+        """The question of an engine."""
+        return (on(OpenSession, self._on_open, CLIENT),)
+
+    def beat(self, now: int) -> list[Effect]:
+        """Forget who has waited too long."""
+        if not self._lifecycle.stopping:
+            self._opens.expire(now)
         return []
 
-    def serve(self, now: int) -> list[Effect]:
-        """Answer everyone who can be answered now.  Only while the core is up."""
-        effects: list[Effect] = []
-        waiting = list(self.opens)
-        self.opens.clear()
-        for open_ in waiting:
-            effects += self._serve(open_, now)
-        return effects
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """A spare says that it serves after its time: it was starved, or the watchdog has it."""
+        child = self._children.get(sender)
+        served = self._serves(child) if child and isinstance(msg, Serving) else []
+        return served + self.go_on(now)
 
-    def waiting(self) -> int:
-        """Openers that wait; one that asked again waits once."""
-        return len({open_.msg.engine for open_ in self.opens if open_.msg.opens})
-
-    def expire(self, now: int) -> None:
-        """Forget who has waited beyond its deadline: it does not listen any more."""
-        for open_ in [o for o in self.opens if o.sender.deadline and o.sender.deadline <= now]:
-            self.opens.remove(open_)
-
-    def close(self) -> list[Effect]:
-        """Refuse everyone who waits."""
-        refused = Refused(Status.DRAINING, "the service is stopping")
-        effects: list[Effect] = [Reply(o.sender, refused) for o in self.opens]
-        self.opens.clear()
-        return effects
+    def go_on(self, now: int) -> list[Effect]:
+        """Something has changed: serve the engines that wait, then start what is missing."""
+        served: list[Effect] = []
+        if self._lifecycle.ready():
+            for open_ in self._opens.take():
+                served += self._serve(open_, now)
+        return served + self._staffing.staff(now)
 
     def check(self) -> None:
         """A session serves one engine."""
-        engines = [k.engine for k in self.kids.values() if k.engine and not k.killed]
+        engines = [child.engine for child in self._children if child.engine and not child.killed]
         assert len(engines) == len(set(engines)), engines
 
-    def _serve(self, open_: _Open, now: int) -> list[Effect]:
+    def _on_open(self, sender: Sender, msg: OpenSession, now: int) -> list[Effect]:
+        if self._lifecycle.stopping:
+            return [Reply(sender, stopping())]
+        refused = self._refusal(msg)
+        if refused is None:
+            self._opens.add(Open(sender, msg))
+        answer: list[Effect] = [] if refused is None else [Reply(sender, refused)]
+        return answer + self.go_on(now)
+
+    def _refusal(self, msg: OpenSession) -> Refused | None:
+        """An answer that needs no look at the sessions; None: it may wait for one."""
+        why = _fault(msg)
+        if why:
+            return Refused(Status.BAD_REQUEST, why)
+        if len(self._opens) >= OPENS_MAX:
+            return Refused(Status.BUSY, "too many engines wait for a session")
+        engines = {child.engine for child in self._children if child.engine}
+        if len(engines | {msg.engine} | self._opens.engines()) > ENGINES_MAX:
+            why = f"{ENGINES_MAX} engines are being served, and one service takes no more"
+            return Refused(Status.BUSY, why)
+        return None
+
+    def _serve(self, open_: Open, now: int) -> list[Effect]:
+        """Answer an engine, or let it wait."""
         msg = open_.msg
-        kid = next((k for k in self.kids.values() if k.engine == msg.engine), None)
-        if kid is not None:
-            assert kid.opener is not None
-            if kid.killed or kid.state == "draining":
-                self.opens.append(open_)  # until the old one is proven dead
-                return []
-            if kid.opener.generation != msg.generation and not msg.opens:
-                why = f"engine id {msg.engine!r} is served in another generation than this rank's"
-                return [Reply(open_.sender, Refused(Status.SUPERSEDED, why))]
-            if kid.opener.generation != msg.generation:
-                why = f"engine id {msg.engine!r} is in use by the living process {kid.opener.pid}"
-                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
-            if (kid.opener.namespace, kid.opener.probe) != (msg.namespace, msg.probe):
-                why = f"engine id {msg.engine!r} is open with another model or configuration"
-                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
-            if self._is_foreign(open_) and not kid.foreign:
-                why = (
-                    f"engine id {msg.engine!r} was opened in another pid namespace than this one's"
-                )
-                return [Reply(open_.sender, Refused(Status.DUPLICATE, why))]
-            if kid.state == "assigned":
-                self.opens.append(open_)  # until it has said Serving
-                return []
-            return [Reply(open_.sender, self._session_at(kid, open_))]
-        rest = self.budgets.engine_rest(msg.engine, now)
+        child = self._children.of_engine(msg.engine)
+        if child is not None:
+            return self._join(child, open_)
+        rest = self._restarts.engine_rest(msg.engine, now)
         if rest:
             period, seconds = PERIOD_NS // (1000 * MS), rest // (1000 * MS) + 1
             why = (
@@ -143,58 +130,81 @@ class FrontDesk:
                 f"{period} s: it gets none for {seconds} s; the service's log says why"
             )
             return [Reply(open_.sender, Refused(Status.BUSY, why))]
-        spare = next((k for k in self.kids.values() if k.state == "spare" and not k.killed), None)
+        spare = next(iter(self._children.spares()), None)
         if spare is None or not msg.opens:
-            self.opens.append(open_)
+            self._opens.add(open_)
             return []
         return self._assign(spare, open_, now)
 
-    def _assign(self, spare: Kid, open_: _Open, now: int) -> list[Effect]:
-        msg = open_.msg
-        taken = {kid.seat for kid in self.kids.values()}
-        spare.seat = next(seat for seat in count(1) if seat not in taken)
-        spare.engine, spare.opener, spare.state = msg.engine, msg, "assigned"
-        spare.owes = now
+    def _join(self, child: ChildRecord, open_: Open) -> list[Effect]:
+        """This engine has a session: another client of it asks, or another life of it."""
+        assert child.assignment is not None
+        msg, opener = open_.msg, child.assignment.opener
+        if child.killed or child.state is ChildState.DRAINING:
+            self._opens.add(open_)  # until the old one is proven dead
+            return []
+        status, why = Status.DUPLICATE, ""
+        if opener.generation != msg.generation and not msg.opens:
+            status = Status.SUPERSEDED
+            why = f"engine id {msg.engine!r} is served in another generation than this rank's"
+        elif opener.generation != msg.generation:
+            why = f"engine id {msg.engine!r} is in use by the living process {opener.pid}"
+        elif (opener.namespace, opener.probe) != (msg.namespace, msg.probe):
+            why = f"engine id {msg.engine!r} is open with another model or configuration"
+        elif self._is_foreign(open_) and not child.assignment.foreign:
+            why = f"engine id {msg.engine!r} was opened in another pid namespace than this one's"
+        if why:
+            return [Reply(open_.sender, Refused(status, why))]
+        if child.state is ChildState.ASSIGNED:
+            self._opens.add(open_)  # until it has said Serving
+            return []
+        return [Reply(open_.sender, self._session_at(child, open_))]
+
+    def _assign(self, spare: ChildRecord, open_: Open, now: int) -> list[Effect]:
+        msg, foreign = open_.msg, self._is_foreign(open_)
+        taken = {child.seat for child in self._children}
+        seat = next(seat for seat in count(1) if seat not in taken)
+        spare.assignment = Assignment(msg, seat, foreign, since=now)
+        spare.state = ChildState.ASSIGNED
 
         def serving(answer: Message, now: int) -> list[Effect]:
-            effects = self.serves(spare) if isinstance(answer, Serving) else []
+            effects = self._serves(spare) if isinstance(answer, Serving) else []
             if effects:
                 effects.append(Reply(open_.sender, self._session_at(spare, open_)))
             else:
-                self.opens.append(open_)  # until the spare serves after all, or is proven dead
-            return effects + self._changed(now)
+                self._opens.add(open_)  # until the spare serves after all, or is proven dead
+            return effects + self.go_on(now)
 
-        spare.foreign = self._is_foreign(open_)
         serve = Serve(
             *(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe),
-            remote=open_.sender.remote or spare.foreign,
-            foreign=spare.foreign,
+            remote=open_.sender.remote or foreign,
+            foreign=foreign,
         )
         return [Ask(spare.address, serve, now + SERVE_NS, serving)]
 
-    def serves(self, spare: Kid) -> list[Effect]:
+    def _serves(self, spare: ChildRecord) -> list[Effect]:
         """A spare says that it serves its engine; nothing if that comes too late."""
-        if spare.killed or spare.state != "assigned":
+        if spare.killed or spare.state is not ChildState.ASSIGNED:
             return []
-        spare.state = "serving"
+        spare.state = ChildState.SERVING
         return [Note("engine_opened", who(spare))]
 
-    def _is_foreign(self, open_: _Open) -> bool:
+    def _is_foreign(self, open_: Open) -> bool:
         """Whether this client of our host sees other pids than we do."""
         theirs = 0 if open_.sender.remote else open_.msg.pid_namespace
         return bool(theirs and self._pid_namespace) and theirs != self._pid_namespace
 
-    def _session_at(self, kid: Kid, open_: _Open) -> SessionAt:
+    def _session_at(self, child: ChildRecord, open_: Open) -> SessionAt:
         """The answer to an engine, with a word on a twin that hashes otherwise."""
         if open_.sender.remote:
-            where = SessionAt(kid.address, f"{SAME_HOST}{kid.port}", 0)
+            where = SessionAt(child.address, f"{SAME_HOST}{child.port}", 0)
         else:
-            pid = 0 if self._is_foreign(open_) else kid.pid
-            where = SessionAt(kid.address, kid.endpoint, pid)
-        mine = kid.opener
-        assert mine is not None
-        for other in self.kids.values():
-            its = other.opener
+            pid = 0 if self._is_foreign(open_) else child.pid
+            where = SessionAt(child.address, child.endpoint, pid)
+        assert child.assignment is not None
+        mine = child.assignment.opener
+        for other in self._children:
+            its = other.assignment.opener if other.assignment is not None else None
             if its and its.namespace == mine.namespace and its.probe != mine.probe:
                 advice = (
                     f"engines {mine.engine!r} and {its.engine!r} run the same model with different "

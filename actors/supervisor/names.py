@@ -6,30 +6,41 @@ gone there is one line for all of them, however many: a removed run directory ta
 """
 
 from collections import Counter
-from collections.abc import Mapping
 
-from pegaflow.actors.runtime.contract import Effect, Note, Send
+from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Send
 from pegaflow.wire.control import BindAgain
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import CheckFiles, Done
 from pegaflow.wire.values import Address
 
-from .children import Kid
+from .children import Children
+from .stage import Lifecycle
 
 
-class Names:
+class Names(Part):
     """What of them is lost."""
 
     def __init__(
-        self, own: Address, folder: str, kids: Mapping[Address, Kid], counts: Counter[str]
+        self,
+        own: Address,
+        children: Children,
+        lifecycle: Lifecycle,
+        *,
+        run_dir: str,
+        counts: Counter[str],
     ) -> None:
         self.faults: tuple[str, ...] = ()  # as of the last look
         self._own = own
-        self._folder = folder  # of all sockets
-        self._kids = kids
+        self._children = children
+        self._lifecycle = lifecycle
+        self._run_dir = run_dir  # the folder of all sockets
         self._counts = counts
         self._were_lost = False  # sockets, at the last look
 
-    def looked(self, done: Done, now: int) -> list[Effect]:
+    def beat(self, now: int) -> list[Effect]:
+        """Look at them."""
+        return [] if self._lifecycle.stopping else [Do(CheckFiles(), self._looked)]
+
+    def _looked(self, done: Done, now: int) -> list[Effect]:
         """What a look has found."""
         faults = tuple(done.note.splitlines())
         effects: list[Effect] = []
@@ -43,13 +54,13 @@ class Names:
         return effects + self._sockets(set(done.values))
 
     def _sockets(self, lost: set[int]) -> list[Effect]:
-        kids = [k.address for k in self._kids.values() if k.endpoint]
-        told = [address for address in kids if address.incarnation in lost]
+        children = [child.address for child in self._children.heard_of()]
+        told = [address for address in children if address.incarnation in lost]
         found = [self._own, *told] if self._own.incarnation in lost else told
         effects: list[Effect] = [Send(address, BindAgain()) for address in told]
         if found and not self._were_lost:
             of = ", ".join(map(str, found))
-            facts = (("folder", self._folder), ("of", of))
+            facts = (("folder", self._run_dir), ("of", of))
             effects.append(Note("socket_bound_again", facts, "warning"))
         self._were_lost = bool(found)
         return effects

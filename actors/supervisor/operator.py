@@ -4,40 +4,68 @@ The shell turns signals into these questions (pegaflow/service/asked.py).  The s
 what concerns its children, to those that come later too.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 
-from pegaflow.actors.runtime.contract import MS, Effect, Note, Send, Sender
+from pegaflow.actors.runtime.contract import MS, Effect, Note, On, Part, Send, Sender, on
 from pegaflow.wire.control import LogTo
 from pegaflow.wire.jobs import Relogging, Showing
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import SUPERVISOR
 
-from .children import Kid, who
+from .children import ChildRecord, Children, who
+from .pool import Pool
+from .reporting import Reporting
+from .stage import Lifecycle
 
 
-class Operator:
+class Operator(Part):
     """The supervisor's ear for its operator."""
 
-    def __init__(self, kids: Mapping[Address, Kid]) -> None:
-        self._kids = kids
+    def __init__(
+        self,
+        children: Children,
+        lifecycle: Lifecycle,
+        *,
+        pool: Pool,
+        reporting: Reporting,
+        counts: Counter[str],
+    ) -> None:
+        self._children = children
+        self._lifecycle = lifecycle
+        self._pool = pool
+        self._reporting = reporting
+        self._counts = counts
         self._log: LogTo | None = None  # None: as at the start
 
-    def greet(self, kid: Kid) -> list[Effect]:
-        """A child that is new here has to log as the others do."""
-        return [Send(kid.address, self._log)] if self._log is not None else []
+    def handlers(self) -> Iterable[On]:
+        """What the shell makes of signals."""
+        return (
+            on(Relogging, self._on_relogging, SUPERVISOR),
+            on(Showing, self._on_showing, SUPERVISOR),
+        )
 
-    def relog(self, sender: Sender, msg: Relogging, now: int) -> list[Effect]:
+    def greet(self, child: ChildRecord) -> list[Effect]:
+        """A child that is new here has to log as the others do."""
+        return [Send(child.address, self._log)] if self._log is not None else []
+
+    def _on_relogging(self, sender: Sender, msg: Relogging, now: int) -> list[Effect]:
         """Everybody logs so from now on."""
         file = msg.file or (self._log.file if self._log is not None else "")
         self._log = LogTo(msg.level, file)
         told = LogTo(msg.level, msg.file)
-        return [Send(kid.address, told) for kid in self._kids.values() if kid.endpoint]
+        return [Send(child.address, told) for child in self._children.heard_of()]
 
-    def show(self, sender: Sender, msg: Showing, now: int) -> list[Effect]:
-        """A line for each child, as of its last beat."""
-        lines: list[Effect] = []
-        for kid in self._kids.values():
-            state = "killed" if kid.killed else kid.state
-            times = (("age_ms", (now - kid.born) // MS), ("silent_ms", (now - kid.heard) // MS))
-            numbers = tuple((c.name, c.value) for c in kid.counters + kid.gauges)
-            lines.append(Note("child_state", (*who(kid), ("state", state), *times, *numbers)))
+    def _on_showing(self, sender: Sender, msg: Showing, now: int) -> list[Effect]:
+        """A line for the service, and one for each child as of its last beat."""
+        pool = self._pool.known
+        where = (("pool", pool.pool_path), ("bytes", pool.pool_bytes)) if pool else ()
+        own = {**self._counts, **self._reporting.own_gauges()}
+        whole = (("state", self._lifecycle.shown()), ("children", len(self._children)))
+        lines: list[Effect] = [Note("service_state", (*whole, *where, *own.items()))]
+        for child in self._children:
+            since = (("age_ms", child.born), ("silent_ms", child.heard))
+            times = tuple((name, (now - at) // MS) for name, at in since)
+            numbers = tuple((c.name, c.value) for c in child.beat.counters + child.beat.gauges)
+            facts = (*who(child), ("state", child.shown()), *times, *numbers)
+            lines.append(Note("child_state", facts))
         return lines

@@ -9,11 +9,11 @@ engine that breaks one session after the other is refused alone, and the spares 
 not delayed.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 
-from pegaflow.actors.runtime.contract import MS
+from pegaflow.actors.runtime.contract import MS, Effect, Note, Part
 
-from .children import Kid
+from .children import ChildRecord, ChildState, who
 
 BACKOFF_NS = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
 """Delay before the nth restart in a row: a crash at start must not become a fork bomb."""
@@ -66,25 +66,44 @@ class Budget:
         return "waiting" if now < self.not_before else "ok"
 
 
-class Budgets:
+class Restarts(Part):
     """The budgets of all kinds and engines."""
 
-    def __init__(self, kinds: tuple[str, ...]) -> None:
+    def __init__(self, kinds: tuple[str, ...], counts: Counter[str]) -> None:
         self.kinds = {name: Budget() for name in kinds}  # constant keys
         self._engines: OrderedDict[str, Budget] = OrderedDict()  # the one that failed last is last
+        self._counts = counts
 
-    def failed(self, kid: Kid, now: int) -> bool:
-        """A child failed.  True if that opens a breaker."""
-        if not kid.engine:
-            return self.kinds[kid.address.name].failed(kid.born, now)
-        self.kinds[kid.address.name].restarts += 1
-        budget = self._engines.setdefault(kid.engine, Budget())
-        self._engines.move_to_end(kid.engine)
-        if len(self._engines) > ENGINES_MAX:
-            self._engines.popitem(last=False)
-        return budget.failed(kid.born, now)
+    def ended(self, child: ChildRecord, now: int) -> list[Effect]:
+        """A child is gone while we are serving.  Unless it was to go, that is a failure."""
+        if child.state is ChildState.DRAINING:
+            return []
+        self._counts[f"{child.address.name}_restarts"] += 1
+        if not self._failed(child, now):
+            return []
+        facts = (("failures", FAILURES_MAX), ("rests_s", REST_NS // (1000 * MS)))
+        return [Note("child_broken", (*who(child), *facts), "error")]
+
+    def may_start(self, name: str, now: int) -> bool:
+        """Whether the back-off of this kind is over."""
+        return now >= self.kinds[name].not_before
+
+    def broken(self, now: int) -> list[str]:
+        """Kinds that rest."""
+        return [name for name, budget in self.kinds.items() if budget.state(now) == "broken"]
 
     def engine_rest(self, engine: str, now: int) -> int:
         """Nanoseconds for which this engine gets no session; 0 if it may have one."""
         budget = self._engines.get(engine)
         return max(0, budget.broken_until - now) if budget else 0
+
+    def _failed(self, child: ChildRecord, now: int) -> bool:
+        """True if that opens a breaker."""
+        if not child.engine:
+            return self.kinds[child.address.name].failed(child.born, now)
+        self.kinds[child.address.name].restarts += 1
+        budget = self._engines.setdefault(child.engine, Budget())
+        self._engines.move_to_end(child.engine)
+        if len(self._engines) > ENGINES_MAX:
+            self._engines.popitem(last=False)
+        return budget.failed(child.born, now)

@@ -13,22 +13,30 @@ what to do, however long that lasts: each moment that it does get counts, so a c
 *and* starved is killed once it had its patience of the core.  No other bound is needed: engines
 wait for nobody beyond their deadlines, and the kernel gives each waiting thread its turn at last.
 
-Our own threads count as its do, for what it has said may lie with one of them.  (A supervisor that
-wakes late as a whole lets all silences begin anew: actor.py.)
+Our own threads count as its do, for what it has said may lie with one of them.  A supervisor that
+wakes late as a whole was stopped too: then all silences begin anew.
+
+In a drain the flusher's beats count, as those of no other that drains do: it has work to do.
 
 The same measure serves all three clocks: of a child that starts (START_NS to its Hello), of a spare
 that was given an engine (SERVE_NS to its Serving) and of every other (SILENT_NS to its next Beat).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from pegaflow.actors.runtime.contract import MS, Do, Effect, Note
-from pegaflow.wire.control import SILENT_NS
+from pegaflow.actors.roster import SPECS
+from pegaflow.actors.runtime.contract import MS, Do, Effect, Note, On, Part, Sender, on
+from pegaflow.wire.control import SILENT_NS, Beat, Bye
 from pegaflow.wire.jobs import Done, Look
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import FLUSHER
 
-from .children import Kid, who
+from .children import ChildRecord, Children, ChildState, who
+from .stage import Lifecycle, Stage
+from .ticks import TICK_NS
+
+LATE_NS = 1000 * MS
+"""Waking so much later than planned means that we were stopped ourselves."""
 
 START_NS = 20_000 * MS
 """Patience with a child that has not said Hello: imports on a loaded machine take seconds."""
@@ -48,57 +56,85 @@ REMEDY = (
 """What to do about starvation."""
 
 
-class Watchdog:
-    """See the module.  `kids` and `counts` are the supervisor's own, `kill` ends a child."""
+class Watchdog(Part):
+    """Hears signs of life, and looks at whoever gives none."""
 
-    def __init__(
-        self,
-        kids: dict[Address, Kid],
-        counts: Counter[str],
-        kill: Callable[[Kid], list[Effect]],
-    ) -> None:
-        self._kids = kids
+    def __init__(self, children: Children, lifecycle: Lifecycle, counts: Counter[str]) -> None:
+        self._children = children
+        self._lifecycle = lifecycle
         self._counts = counts
-        self._kill = kill
+        self._due = 0  # when we mean to look again
 
-    def forgive(self, now: int) -> None:
-        """All silences begin anew."""
-        for kid in self._kids.values():
-            kid.heard = kid.owes = now
+    def handlers(self) -> Iterable[On]:
+        """Signs of life, and the last one."""
+        return (on(Beat, self._on_beat, *SPECS), on(Bye, self._on_bye, *SPECS))
 
-    def look(self, now: int) -> list[Effect]:
+    def start(self, now: int) -> list[Effect]:
+        """The first look is due with the first tick."""
+        self._due = now + TICK_NS
+        return []
+
+    def beat(self, now: int) -> list[Effect]:
         """Ask about each child that is late; what follows comes with the answer."""
+        if now - self._due > LATE_NS:
+            self._counts["woke_late"] += 1
+            self._forgive(now)
+        self._due = now + TICK_NS
         effects: list[Effect] = []
-        for kid in self._kids.values():
-            since, patience = _clock(kid)
+        for child in self._children:
+            since, patience = _clock(child)
             if now - since <= patience // LOOKS:
-                kid.starved = False
-            elif not kid.killed:
-                effects.append(self._ask(kid, since))
+                child.starved = False
+            elif not child.killed:
+                effects.append(self._ask(child, since))
         return effects
 
-    def _ask(self, kid: Kid, since: int) -> Effect:
+    def _forgive(self, now: int) -> None:
+        """All silences begin anew."""
+        for child in self._children:
+            child.heard = now
+            if child.assignment is not None:
+                child.assignment.since = now
+
+    def _on_beat(self, sender: Sender, msg: Beat, now: int) -> list[Effect]:
+        child = self._children.get(sender.address)
+        if child is not None:
+            child.beat = msg
+            draining = self._lifecycle.stage is Stage.DRAINING
+            flushing = draining and child.address.name == FLUSHER
+            if child.state is not ChildState.DRAINING or flushing:
+                child.heard = now  # the others said Bye, or were told to: now they have to go
+        return []
+
+    def _on_bye(self, sender: Sender, msg: Bye, now: int) -> list[Effect]:
+        child = self._children.get(sender.address)
+        if child is not None and child.state is not ChildState.DRAINING:
+            child.heard, child.state = now, ChildState.DRAINING
+        return []
+
+    def _ask(self, child: ChildRecord, since: int) -> Effect:
         def looked(done: Done, now: int) -> list[Effect]:
-            begun, patience = _clock(kid)
+            begun, patience = _clock(child)
             waited, ran, looked_at = done.values
             silent = looked_at - since
-            if kid.killed or begun != since or silent <= patience:
+            if child.killed or begun != since or silent <= patience:
                 return []
             times = (("silent_ms", silent // MS), ("waited_ms", waited // MS))
             if silent - waited <= patience:
-                self._counts["starved"] += not kid.starved
-                kid.starved = True
-                facts = (*who(kid), *times, ("why", WHY), ("then", "waiting"), ("remedy", REMEDY))
+                self._counts["starved"] += not child.starved
+                child.starved = True
+                then = (("why", WHY), ("then", "waiting"), ("remedy", REMEDY))
+                facts = (*who(child), *times, *then)
                 return [Note("child_starved", facts, "warning", repeats="starved")]
             self._counts["silent_killed"] += 1
-            facts = (*who(kid), *times, ("ran_ms", ran // MS), ("state", done.note))
-            return [Note("child_silent", facts, "warning"), *self._kill(kid)]
+            facts = (*who(child), *times, ("ran_ms", ran // MS), ("state", done.note))
+            return [Note("child_silent", facts, "warning"), *self._children.kill(child)]
 
-        return Do(Look(kid.address, since), looked)
+        return Do(Look(child.address, since), looked)
 
 
-def _clock(kid: Kid) -> tuple[int, int]:
+def _clock(child: ChildRecord) -> tuple[int, int]:
     """Since when a child owes us a word, and our patience."""
-    if kid.state == "assigned":
-        return kid.owes, SERVE_NS
-    return kid.heard, START_NS if kid.state == "starting" else SILENT_NS
+    if child.state is ChildState.ASSIGNED and child.assignment is not None:
+        return child.assignment.since, SERVE_NS
+    return child.heard, START_NS if child.state is ChildState.STARTING else SILENT_NS

@@ -46,10 +46,10 @@ INNER = frozenset(
     actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
     actors.session.batches.BATCH_BLOCKS actors.session.orders.EARLY_MAX actors.session.publish
-    actors.session.reservation actors.session.space
-    actors.supervisor.totals client.curve client.place.QUEUE_MAX client.shell connectors.vllm.compat
-    connectors.vllm.endpoint.PORT connectors.vllm.layout connectors.vllm.namespace
-    core.blocks.adoption core.blocks.backlog core.limits.COPY_THREADS core.limits.SPARES
+    actors.session.reservation actors.session.space actors.supervisor.reporting client.curve
+    client.place.QUEUE_MAX client.shell connectors.vllm.compat connectors.vllm.endpoint.PORT
+    connectors.vllm.layout connectors.vllm.namespace core.blocks.adoption core.blocks.backlog
+    core.limits.COPY_THREADS core.limits.SPARES
     core.policy.lru core.pool.ledger core.segments.codec core.segments.plan.DRAIN_NS
     core.segments.plan.PREFETCH_BLOCKS core.segments.plan.PREFETCH_INFLIGHT
     core.segments.plan.WRITE_INFLIGHT core.segments.plan.WRITE_QUEUE_DEPTH device.disk.SCAN_BYTES

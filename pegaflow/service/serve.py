@@ -24,7 +24,8 @@ from pegaflow.actors.runtime.loop import Loop, monotonic
 from pegaflow.actors.runtime.process import child_command
 from pegaflow.actors.runtime.tcp import tcp_of
 from pegaflow.actors.runtime.vitals import Vitals
-from pegaflow.actors.supervisor.actor import Plan, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.client.place import pid_namespace
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
@@ -286,19 +287,19 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         settings.spares,
         str(run_dir),
         version.installed(),
-        "" if settings.http_addr == "none" else settings.http_addr,
-        settings.copy_threads,
-        settings.verify,
-        bool(settings.ssd_cache_path),
-        settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
-        os.getpid(),
-        pid_namespace(),
-        house.manager.ping_ns(os.getpid()),
-        settings.max_pinned,
+        http_addr="" if settings.http_addr == "none" else settings.http_addr,
+        copy_threads=settings.copy_threads,
+        verify=settings.verify,
+        ssd=bool(settings.ssd_cache_path),
+        flush_ns=settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
+        pid=os.getpid(),
+        pid_namespace=pid_namespace(),
+        ping_ns=house.manager.ping_ns(os.getpid()),
+        max_pinned=settings.max_pinned,
     )
     supervisor = Supervisor(address, plan)
     loop = Loop(Host(supervisor), house.work)
-    supervisor.measured = Vitals(loop)
+    supervisor.reporting.measured = Vitals(loop)
     house.loop = loop
     asked.attach(loop)
     front_desk = rundir.front_desk(run_dir)

@@ -1,6 +1,8 @@
 """A supervisor with its children: jobs are done as soon as they are asked for."""
 
-from pegaflow.actors.supervisor.actor import TICK_NS, Plan, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.plan import Plan
+from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import (
     Beat,
     Hello,

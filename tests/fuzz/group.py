@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 from pegaflow.actors.gateway.actor import Gateway
-from pegaflow.actors.supervisor.actor import Plan, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.children import ChildRecord, ChildState
+from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.observe import metrics
 from pegaflow.wire.control import Beat, Hello, OpenSession, ProcessRow, Report, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope
@@ -68,16 +70,19 @@ class SupervisorCage(Cage):
     def step(self) -> None:
         """Children say Hello and Beat; who said Bye ends soon; now and then one dies."""
         for address in list(self.living):
-            kid = self.supervisor.kids.get(address)
-            if kid is not None and not kid.endpoint:
+            child = self.supervisor.children.get(address)
+            if child is not None and not child.endpoint:
                 self.tell(address, Hello(1, 1, str(address)))
-            elif kid is not None and kid.state == "draining" and self.rng.random() < 0.3:
+            elif child is not None and self._ends(child):
                 self.exit(address, 0)
             else:
                 self.tell(address, Beat(()))
         self.senders[4:] = self.living
         if self.living and self.rng.random() < 0.01:
             self.exit(self.rng.choice(self.living))
+
+    def _ends(self, child: ChildRecord) -> bool:
+        return child.state is ChildState.DRAINING and self.rng.random() < 0.3
 
     @property
     def supervisor(self) -> Supervisor:
@@ -92,7 +97,7 @@ class SupervisorCage(Cage):
         self.counts["engines_served"] += isinstance(envelope.message, SessionAt)
 
     def sizes(self) -> dict[str, int]:
-        return {"kids": len(self.supervisor.kids), "opens": len(self.supervisor.desk.opens)}
+        return {"children": len(self.supervisor.children), "opens": len(self.supervisor.opens)}
 
 
 class GatewayCage(Cage):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.actors.supervisor.actor import DRAIN_NS
+from pegaflow.actors.supervisor.shutdown import DRAIN_NS
 from pegaflow.service import settings
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()

@@ -19,6 +19,7 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
+from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
@@ -281,7 +282,7 @@ class Checks:
         for proc in self.world.alive():
             if isinstance(proc, ChildProc | House) and proc.host is not None:
                 proc.host.check()
-        assert self.house.supervisor.state == "up", self.house.supervisor.state
+        assert self.house.supervisor.lifecycle.stage is Stage.UP, self.house.supervisor.lifecycle
         gateway = self.actor(GATEWAY)
         assert gateway is not None and gateway.shown is not None, "HTTP shows nothing"
         age = self.world.now - gateway.shown.at

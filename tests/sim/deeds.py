@@ -1,7 +1,7 @@
 """The faults of a run: which there are, how likely each is, and how it is done."""
 
 from pegaflow.actors.session.actor import Session
-from pegaflow.actors.supervisor.actor import Plan
+from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.wire.allocator import Reserved
 from pegaflow.wire.index import Claimed, Held
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR

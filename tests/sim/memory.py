@@ -19,7 +19,9 @@ from pegaflow.actors.runtime.contract import Actor, Dial, Hangup
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
-from pegaflow.actors.supervisor.actor import Plan, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.children import ChildState
+from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.watchdog import SERVE_NS
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
@@ -275,8 +277,8 @@ class ChildProc(HostProc):
         stuck = self.world.now - self.stopped_at >= STUCK_NS and not self.waited(self.stopped_at)
         if self.alive and stuck and self.boss.stopped_at < self.stopped_at - SILENT_NS:
             assert isinstance(self.boss, House)
-            kid = self.boss.supervisor.kids[self.address]
-            assert kid.state == "starting", f"{self.address} hung and was not killed"
+            child = self.boss.supervisor.children[self.address]
+            assert child.state is ChildState.STARTING, f"{self.address} hung and was not killed"
         super().resume()
 
     def work(self, number: int, job: Message) -> Done | None:
@@ -392,11 +394,14 @@ class House(HostProc):
 
     def _judge(self, facts: dict[str, str | int]) -> None:
         """The watchdog kills a child: has that had its time?"""
-        address, kid = next(k for k in self.supervisor.kids.items() if str(k[0]) == facts["child"])
+        children = self.supervisor.children
+        child = next(c for c in children if str(c.address) == facts["child"])
         silent = int(facts["silent_ms"]) * MS
-        had = silent - self.world.procs[address].waited(self.world.now - silent)
-        enough = had >= (SERVE_NS if kid.state == "assigned" else SILENT_NS)
-        assert enough, f"{address} is killed, and had {had / 1e6:.0f} of {silent / 1e6:.0f} ms"
+        had = silent - self.world.procs[child.address].waited(self.world.now - silent)
+        enough = had >= (SERVE_NS if child.state is ChildState.ASSIGNED else SILENT_NS)
+        assert enough, (
+            f"{child.address} is killed, and had {had / 1e6:.0f} of {silent / 1e6:.0f} ms"
+        )
         self.world.counts["a hung child is killed"] += 1
 
     def _make(self, files: Files) -> None:

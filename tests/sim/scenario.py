@@ -20,7 +20,7 @@ from pegaflow.actors.flusher import directories
 from pegaflow.actors.flusher import segments as volumes
 from pegaflow.actors.session import batches, ranks, reservation, saves
 from pegaflow.actors.session import leases as leasing
-from pegaflow.actors.supervisor.actor import Plan
+from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.core.blocks import adoption
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.segments.plan import FlushPlan
@@ -167,7 +167,8 @@ class Scenario(Deeds):
             )
         verify = seed % 3 == 1 or "Corrupt" in baits or "bit turns" in bait
         self.plan = Plan(
-            *(1, "run", "sim", "http"),
+            *(1, "run", "sim"),
+            http_addr="http",
             verify=verify,
             ssd=ssd,
             flush_ns=500 * MS if ssd else 0,
@@ -229,7 +230,7 @@ class Scenario(Deeds):
 
     def _longest_rest(self) -> int:
         """Until the last engine whose sessions have failed too often is served again."""
-        rest_of = self.house.supervisor.budgets.engine_rest
+        rest_of = self.house.supervisor.restarts.engine_rest
         rests = [rest_of(name, self.world.now) for name in self.engines]
         if not any(rests):
             return 0
@@ -256,7 +257,8 @@ class Scenario(Deeds):
         """What its children have counted of the SSD tier."""
         supervisor = house.supervisor
         for name in (INDEX, FLUSHER):
-            for counter in supervisor.tally.sums(name, supervisor.kids.values()):
+            living = supervisor.children.named(name)
+            for counter in supervisor.reporting.totals.sums(name, living):
                 if counter.name.startswith("ssd_") or counter.name in OF_INDEX:
                     self.world.counts[f"{name}: {counter.name}"] += counter.value
 

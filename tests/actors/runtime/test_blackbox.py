@@ -8,7 +8,9 @@ import pytest
 from pegaflow.actors.runtime import blackbox, process
 from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.session.actor import Session
-from pegaflow.actors.supervisor.actor import Plan, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.plan import Plan
+from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.index import Claim, Claimed, Seal
 from pegaflow.wire.jobs import FillPages, OpenPool, Stopping
@@ -66,7 +68,7 @@ def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
     rig.done(OpenPool, note="pool\nledger", values=(1 << 20, 1 << 16))
     _, _, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     host = blackbox.replay(inputs, lambda: Supervisor(BOSS, plan))
-    assert isinstance(host.actor, Supervisor) and host.actor.state == "draining"
+    assert isinstance(host.actor, Supervisor) and host.actor.lifecycle.stage is Stage.DRAINING
 
 
 def test_a_lost_start_is_told(tmp_path: Path) -> None:

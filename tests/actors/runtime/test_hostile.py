@@ -16,6 +16,9 @@ from pegaflow.actors.runtime.contract import Sender
 from pegaflow.actors.session import engine, lookup, orders
 from pegaflow.actors.supervisor import attach as frontdesk
 from pegaflow.actors.supervisor.attach import ENGINE_MAX
+from pegaflow.actors.supervisor.children import ChildState
+from pegaflow.actors.supervisor.opens import Open
+from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.core.pool.ledger import MAX_LENGTH, MAX_SHARDS
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
@@ -66,7 +69,7 @@ def test_what_only_the_shell_says_comes_through_no_socket(msg: Message) -> None:
     group = Group()
     assert group.tell(BOSS, msg) == [] and group.tell(Address(SUPERVISOR, 9), msg) == []
     assert group.count("frames_of_other_lives") == 2
-    assert group.boss.state == "up" and Address(INDEX, 3) in group.boss.kids
+    assert group.boss.lifecycle.stage is Stage.UP and Address(INDEX, 3) in group.boss.children
 
 
 def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None:
@@ -268,17 +271,17 @@ def test_engines_of_one_service_are_limited(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_who_asks_again_and_again_waits_once() -> None:
-    desk = Group().boss.desk
+    opens = Group().boss.opens
     for question in range(1, 21):
-        assert desk.open(Sender(CLIENT_7, question), OPEN) == []
-    assert len(desk.opens) == 20 and desk.waiting() == 1
+        opens.add(Open(Sender(CLIENT_7, question), OPEN))
+    assert len(opens) == 20 and opens.openers() == 1
 
 
 def test_a_session_that_says_hello_again_stays_with_its_engine() -> None:
     group = Group()
     at = group.serve()
     assert group.tell(at, Hello(1, 1, "ipc://elsewhere")) == []
-    assert group.boss.kids[at].state == "serving"
+    assert group.boss.children[at].state is ChildState.SERVING
     fresh = said(group.open(replace(OPEN, engine="other")), Serve)
     assert fresh.engine == "other"
 

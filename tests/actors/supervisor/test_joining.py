@@ -37,8 +37,8 @@ def test_a_joiner_alone_waits_and_costs_no_spare() -> None:
     sent = group.ask(CLIENT_8, JOIN, deadline=group.now + 2000 * MS, to=Address("supervisor", 0))
     assert sent + group.settle() == []
     assert group.beats(1500 * MS) == [] and group.living == before
-    assert len(group.boss.desk.opens) == 1
-    assert group.beats(1000 * MS) == [] and not group.boss.desk.opens
+    assert len(group.boss.opens) == 1
+    assert group.beats(1000 * MS) == [] and not group.boss.opens
 
 
 def test_a_late_rank_of_a_superseded_engine_stays_outside() -> None:

@@ -2,7 +2,7 @@
 
 from pegaflow.actors.runtime.child import Child
 from pegaflow.actors.runtime.contract import Rebind
-from pegaflow.actors.supervisor.actor import TICK_NS
+from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.observe import metrics
 from pegaflow.wire.control import BindAgain, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors.runtime.child import Child
-from pegaflow.actors.supervisor.actor import TICK_NS, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import Bye, LogTo, Refused
 from pegaflow.wire.jobs import Relogging, SetLog, Showing, Stopping
 from pegaflow.wire.status import Status

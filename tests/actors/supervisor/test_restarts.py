@@ -1,6 +1,8 @@
 """Back-off and breaker."""
 
-from pegaflow.actors.supervisor.children import Kid
+from collections import Counter
+
+from pegaflow.actors.supervisor.children import Assignment, ChildRecord
 from pegaflow.actors.supervisor.restarts import (
     BACKOFF_NS,
     CALM_NS,
@@ -9,12 +11,20 @@ from pegaflow.actors.supervisor.restarts import (
     PERIOD_NS,
     REST_NS,
     Budget,
-    Budgets,
+    Restarts,
 )
+from pegaflow.wire.control import OpenSession
 from pegaflow.wire.values import INDEX, SESSION, Address
 
 S = 1_000_000_000
 START = 100 * S
+
+
+def served(number: int, engine: str) -> ChildRecord:
+    """A session of this engine."""
+    opener = OpenSession(engine, bytes(16), 1, 1, bytes(16))
+    assignment = Assignment(opener, 1, False, START)
+    return ChildRecord(Address(SESSION, number), born=START, assignment=assignment)
 
 
 def test_each_failure_in_a_row_waits_longer() -> None:
@@ -66,21 +76,21 @@ def test_failures_far_apart_never_open_it() -> None:
 
 
 def test_an_engine_that_breaks_its_sessions_delays_nobody_else() -> None:
-    budgets = Budgets((SESSION, INDEX))
+    restarts = Restarts((SESSION, INDEX), Counter())
     for n in range(FAILURES_MAX):
-        budgets.failed(Kid(Address(SESSION, n), born=START, engine="bad"), START)
-    assert budgets.engine_rest("bad", START) == REST_NS
-    assert budgets.engine_rest("bad", START + REST_NS) == 0
-    assert budgets.engine_rest("good", START) == 0
-    sessions = budgets.kinds[SESSION]
+        restarts.ended(served(n, "bad"), START)
+    assert restarts.engine_rest("bad", START) == REST_NS
+    assert restarts.engine_rest("bad", START + REST_NS) == 0
+    assert restarts.engine_rest("good", START) == 0
+    sessions = restarts.kinds[SESSION]
     assert (sessions.state(START), sessions.restarts) == ("ok", FAILURES_MAX)
 
 
 def test_only_so_many_engines_are_remembered() -> None:
-    budgets = Budgets((SESSION,))
+    restarts = Restarts((SESSION,), Counter())
     for n in range(FAILURES_MAX * 2):
-        budgets.failed(Kid(Address(SESSION, n), born=START, engine="bad"), START)
+        restarts.ended(served(n, "bad"), START)
     for n in range(ENGINES_MAX):
-        budgets.failed(Kid(Address(SESSION, n), born=START, engine=f"engine {n}"), START)
-    assert budgets.engine_rest("bad", START) == 0
-    assert len(budgets._engines) == ENGINES_MAX
+        restarts.ended(served(n, f"engine {n}"), START)
+    assert restarts.engine_rest("bad", START) == 0
+    assert len(restarts._engines) == ENGINES_MAX

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.supervisor.actor import TICK_NS, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.reporting import NAMES_MAX
 from pegaflow.actors.supervisor.restarts import FAILURES_MAX, REST_NS
-from pegaflow.actors.supervisor.totals import NAMES_MAX
+from pegaflow.actors.supervisor.stage import Stage
+from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.core.series import VALUE_MAX
 from pegaflow.wire.control import (
     Beat,
@@ -38,7 +40,8 @@ def test_spares_are_kept_as_many_as_were_asked_for() -> None:
     group.serve()
     group.settle()
     assert group.names().count(SESSION) == 4
-    group.exit(next(a for a in group.living if a.name == SESSION and not group.boss.kids[a].engine))
+    (first, *_) = group.boss.children.spares()
+    group.exit(first.address)
     assert group.names().count(SESSION) == 4
 
 
@@ -53,7 +56,7 @@ def test_a_spare_that_nobody_wants_any_more_goes() -> None:
     group.exit(told[0])
     group.beats(4 * TICK_NS)
     assert group.names().count(SESSION) == 1 + PLAN.spares
-    assert not group.boss.budgets.kinds[SESSION].restarts
+    assert not group.boss.restarts.kinds[SESSION].restarts
 
 
 def test_a_burst_of_engines_is_served() -> None:
@@ -92,8 +95,8 @@ def test_a_core_child_that_always_dies_rests_too() -> None:
         for index in [a for a in group.living if a.name == INDEX]:
             group.exit(index)
         group.beats(6 * 1000 * MS)
-    assert group.boss.budgets.kinds[INDEX].restarts < 2 * FAILURES_MAX
-    assert group.boss.budgets.kinds[ALLOCATOR].restarts == 0 and group.killed == []
+    assert group.boss.restarts.kinds[INDEX].restarts < 2 * FAILURES_MAX
+    assert group.boss.restarts.kinds[ALLOCATOR].restarts == 0 and group.killed == []
 
 
 def test_an_engine_that_breaks_its_sessions_is_refused_alone() -> None:
@@ -118,7 +121,7 @@ def test_a_clean_end_is_no_failure_even_if_its_bye_is_late() -> None:
         group.living.remove(session)
         group.inform(Exited(session, 0))
         group.settle()
-    assert group.boss.budgets.kinds[SESSION].restarts == 0 and group.serve()
+    assert group.boss.restarts.kinds[SESSION].restarts == 0 and group.serve()
 
 
 def test_sums_never_go_backwards() -> None:
@@ -149,7 +152,7 @@ def test_sums_fit_a_message() -> None:
 
 def test_the_supervisor_reports_itself() -> None:
     group = Group(replace(PLAN, pid=7))
-    group.boss.measured = lambda: {"process_open_fds": 3}
+    group.boss.reporting.measured = lambda: {"process_open_fds": 3}
     group.exit(group.now_living(SESSION))
     report = group.report()
     first = report.processes[0]
@@ -182,7 +185,7 @@ def test_a_gateway_that_always_dies_breaks_alone() -> None:
         for gateway in [a for a in group.living if a.name == GATEWAY]:
             group.exit(gateway)
         group.beats(12 * TICK_NS)
-    assert group.boss.state == "up"
+    assert group.boss.lifecycle.stage is Stage.UP
     broken = [name for name, state in states(group).items() if state == "broken"]
     assert broken == [GATEWAY] and group.serve()
 

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pegaflow.actors.supervisor.actor import DRAIN_NS, TICK_NS, Supervisor
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.shutdown import DRAIN_NS
+from pegaflow.actors.supervisor.stage import Stage
+from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import (
     SILENT_NS,
     Bye,
@@ -35,7 +38,7 @@ def test_the_group_starts_in_order_and_hears_of_its_neighbours() -> None:
     group = Group()
     assert [a.name for a in group.living] == [ALLOCATOR, INDEX, SESSION]
     assert len({a.incarnation for a in group.living}) == 3
-    assert group.boss.state == "up"
+    assert group.boss.lifecycle.stage is Stage.UP
     spare = Address(SESSION, 99)
     assert group.tell(spare, Hello(1, 1, "ipc://ghost")) == [], "a life that we did not start"
 

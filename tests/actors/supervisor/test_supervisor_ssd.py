@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.supervisor.actor import DRAIN_NS, TICK_NS
+from pegaflow.actors.supervisor.shutdown import DRAIN_NS
+from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Neighbour, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Exited, NextIncarnation, Spawn, Stopping

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pegaflow.actors.supervisor.actor import LATE_NS, TICK_NS, Supervisor
-from pegaflow.actors.supervisor.watchdog import LOOKS, REMEDY, SERVE_NS, START_NS
+from pegaflow.actors.supervisor.actor import Supervisor
+from pegaflow.actors.supervisor.children import ChildState
+from pegaflow.actors.supervisor.ticks import TICK_NS
+from pegaflow.actors.supervisor.watchdog import LATE_NS, LOOKS, REMEDY, SERVE_NS, START_NS
 from pegaflow.wire.control import SILENT_NS, Beat, Bye, Serve, Serving, SessionAt
 from pegaflow.wire.jobs import Kill, Look, NextIncarnation, OpenPool, Spawn
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
@@ -133,13 +135,13 @@ def test_a_spare_that_gets_no_core_keeps_its_engine() -> None:
     spare = serve.receiver
     group.goes_on(5 * SERVE_NS, spare, share=0.9)
     group.open(replace(OPEN, opens=False), CLIENT_8)
-    assert group.killed == [] and group.boss.kids[spare].state == "assigned"
+    assert group.killed == [] and group.boss.children[spare].state is ChildState.ASSIGNED
     sent = group.answer(serve, Serving()) + group.settle()
     assert {e.receiver for e in pick(sent, SessionAt)} >= {CLIENT_7, CLIENT_8}
     assert {said([e], SessionAt).address for e in pick(sent, SessionAt)} == {spare}
     group.waited.clear()
     group.beats(2 * SILENT_NS)
-    assert spare not in group.killed and group.boss.kids[spare].state == "serving"
+    assert spare not in group.killed and group.boss.children[spare].state is ChildState.SERVING
 
 
 def test_a_spare_that_has_the_core_and_does_not_serve_is_killed_and_another_taken() -> None:

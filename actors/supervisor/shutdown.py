@@ -1,0 +1,81 @@
+"""The end of the service, in order.
+
+Drain: sessions first, then the flusher, which writes what is left, then the core, then the gateway.
+Whoever is left after DRAIN_NS, and the flusher's own time, is killed; so is everybody if we are
+told a second time to stop, or to do it at once.
+"""
+
+from collections.abc import Iterable
+
+from pegaflow.actors.roster import SPECS
+from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Send, Sender, Stop, on
+from pegaflow.wire.control import Drain
+from pegaflow.wire.jobs import Stopping
+from pegaflow.wire.values import SESSION, SUPERVISOR
+
+from .children import Children, ChildState
+from .manager import Manager
+from .opens import Opens
+from .stage import Lifecycle, Stage
+
+DRAIN_NS = 2500 * MS
+"""Time for a drain; with the kill after it the group is gone within five seconds."""
+
+
+class Shutdown(Part):
+    """Who is told to end, and when."""
+
+    def __init__(
+        self,
+        children: Children,
+        lifecycle: Lifecycle,
+        *,
+        opens: Opens,
+        manager: Manager,
+        flush_ns: int,
+    ) -> None:
+        self._children = children
+        self._lifecycle = lifecycle
+        self._opens = opens
+        self._manager = manager
+        self._flush_ns = flush_ns  # the flusher's own time
+        self._until = 0  # when whoever is left is killed
+
+    def handlers(self) -> Iterable[On]:
+        """The shell has got a signal."""
+        return (on(Stopping, self._on_stopping, SUPERVISOR),)
+
+    def beat(self, now: int) -> list[Effect]:
+        """Kill whoever is left after its time."""
+        late = self._lifecycle.stopping and now >= self._until
+        return self._kill_all() if late else []
+
+    def go_on(self) -> list[Effect]:
+        """Drain whoever is next; without anybody left, stop."""
+        children = list(self._children)
+        if not children:
+            return [Stop()]
+        sessions = self._children.named(SESSION)
+        holders = [c for c in children if SPECS[c.address.name].holds]
+        core = [c for c in children if SPECS[c.address.name].core]
+        effects: list[Effect] = []
+        for child in sessions or holders or core or children:
+            if child.endpoint and child.state is not ChildState.DRAINING:
+                child.state = ChildState.DRAINING
+                effects.append(Send(child.address, Drain()))
+        return effects
+
+    def _on_stopping(self, sender: Sender, msg: Stopping, now: int) -> list[Effect]:
+        effects: list[Effect] = []
+        again = self._lifecycle.stopping
+        if not again:
+            self._lifecycle.stage = Stage.DRAINING
+            self._until = now + DRAIN_NS + self._flush_ns
+            effects = [*self._opens.close(), *self._manager.stopping()]
+        if again or msg.at_once:
+            self._lifecycle.stage = Stage.KILLING
+            effects += self._kill_all()
+        return effects + self.go_on()
+
+    def _kill_all(self) -> list[Effect]:
+        return [e for child in self._children if child.pid for e in self._children.kill(child)]
