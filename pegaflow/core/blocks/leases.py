@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import slot_size
 
 from .table import Block
@@ -37,8 +38,7 @@ class LeaseTable:
     """All leases that were granted and have not ended."""
 
     def __init__(self) -> None:
-        self._leases: dict[Hashable, dict[int, Lease]] = {}  # holder -> number -> lease, ascending
-        self._last: dict[Hashable, int] = {}  # highest number ever granted to each unfenced holder
+        self._open: Grants[Lease] = Grants()
         self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
         self._pins: dict[Hashable, dict[Block, int]] = {}  # holder -> block -> its leases
         self._pinned: Counter[Hashable] = Counter()  # bytes of those, once each
@@ -46,10 +46,8 @@ class LeaseTable:
 
     def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
         """A new lease."""
-        number = self._last.get(holder, 0) + 1
-        self._last[holder] = number
-        lease = Lease(holder, number, tuple(blocks), now)
-        self._leases.setdefault(holder, {})[number] = lease
+        lease = Lease(holder, self._open.next(holder), tuple(blocks), now)
+        self._open.add(holder, lease.number, lease)
         self._blocks[holder] += len(lease.blocks)
         pins = self._pins.setdefault(holder, {})
         mine = 0
@@ -68,30 +66,26 @@ class LeaseTable:
         """A lease that an earlier life of this table has granted; later than those adopted before.
         Numbers go on from it."""
         assert number > self.last(holder), (holder, number)
-        self._last[holder] = number - 1
+        self._open.go_on_from(holder, number - 1)
         return self.grant(holder, blocks, now)
 
     def go_on_from(self, holder: Hashable, number: int) -> None:
         """The holder has heard of grants up to this number."""
-        self._last[holder] = max(self._last.get(holder, 0), number)
+        self._open.go_on_from(holder, number)
 
     def last(self, holder: Hashable) -> int:
         """The newest number of this holder; 0: none."""
-        return self._last.get(holder, 0)
+        return self._open.last(holder)
 
     def get(self, holder: Hashable, number: int) -> Lease | None:
         """The lease of this number."""
-        return self._leases.get(holder, {}).get(number)
+        return self._open.get(holder, number)
 
     def release(self, holder: Hashable, number: int) -> Lease | None:
         """Ends the lease; None if there is none of that number, which a repeated word finds."""
-        held = self._leases.get(holder)
-        lease = held.pop(number, None) if held else None
-        if lease is None:
-            return None
-        if not held:
-            del self._leases[holder]
-        self._end(lease)
+        lease = self._open.end(holder, number)
+        if lease is not None:
+            self._unpin(holder, [lease])
         return lease
 
     def statement(
@@ -99,27 +93,24 @@ class LeaseTable:
     ) -> tuple[list[Lease], list[Lease]]:
         """The holder has heard of all grants up to `upto` and holds `numbers` of them. Returns the
         leases that this ended, and those to be sent to it again."""
-        held = self._leases.get(holder, {})
-        stated = set(numbers)
-        omitted = [n for n in held if n <= upto and n not in stated]
-        dropped = [lease for n in omitted if (lease := self.release(holder, n))]
-        return dropped, [lease for n, lease in held.items() if n > upto]
+        dropped, resend = self._open.statement(holder, upto, numbers)
+        ended = [lease for _, lease in dropped]
+        self._unpin(holder, ended)
+        return ended, [lease for _, lease in resend]
 
     def fence(self, holder: Hashable) -> list[Lease]:
         """The holder is proven dead: ends all it had. Its name is never heard again."""
-        self._last.pop(holder, None)
-        leases = list(self._leases.get(holder, {}).values())
-        for lease in leases:
-            self.release(holder, lease.number)
+        leases = [lease for _, lease in self._open.fence(holder)]
+        self._unpin(holder, leases)
         return leases
 
     def held(self, holder: Hashable) -> list[Lease]:
         """The holder's leases, the oldest first."""
-        return list(self._leases.get(holder, {}).values())
+        return [lease for _, lease in self._open.held(holder)]
 
     def load(self, holder: Hashable) -> tuple[int, int]:
         """How many leases the holder has, and how many blocks they name together."""
-        return len(self._leases.get(holder, ())), self._blocks[holder]
+        return self._open.count(holder), self._blocks[holder]
 
     def pinned(self, holder: Hashable) -> int:
         """Bytes that this holder pins."""
@@ -145,41 +136,43 @@ class LeaseTable:
         return len(blocks)
 
     def __len__(self) -> int:
-        return sum(map(len, self._leases.values()))
+        return len(self._open)
 
-    def _end(self, lease: Lease) -> None:
-        holder = lease.holder
-        pins = self._pins[holder]
-        self._blocks[holder] -= len(lease.blocks)
-        for block in lease.blocks:
-            block.leases -= 1
-            assert block.leases >= 0, block
-            if not block.leases:
-                self.pinned_bytes -= block_bytes(block)
-            count = pins.pop(block) - 1
-            if count:
-                pins[block] = count
-            else:
-                self._pinned[holder] -= block_bytes(block)
-        if holder not in self._leases:
+    def _unpin(self, holder: Hashable, ended: list[Lease]) -> None:
+        """These leases of the holder have ended."""
+        for lease in ended:
+            pins = self._pins[holder]
+            self._blocks[holder] -= len(lease.blocks)
+            for block in lease.blocks:
+                block.leases -= 1
+                assert block.leases >= 0, block
+                if not block.leases:
+                    self.pinned_bytes -= block_bytes(block)
+                count = pins.pop(block) - 1
+                if count:
+                    pins[block] = count
+                else:
+                    self._pinned[holder] -= block_bytes(block)
+        if ended and not self._open.count(holder):
             del self._blocks[holder], self._pins[holder], self._pinned[holder]
 
     def check(self) -> None:
         """What is counted beside the leases is what they add up to."""
+        self._open.check()
         counts: dict[Block, int] = {}
-        for holder, held in self._leases.items():
-            assert held, "an empty holder stayed"
-            assert list(held) == sorted(held) and max(held) <= self._last[holder]
-            for number, lease in held.items():
+        for holder in self._open.holders():
+            held = self._open.held(holder)
+            assert held == sorted(held, key=lambda entry: entry[0])
+            for number, lease in held:
                 assert (lease.holder, lease.number) == (holder, number)
                 for block in lease.blocks:
                     counts[block] = counts.get(block, 0) + 1
-            assert self._blocks[holder] == sum(len(lease.blocks) for lease in held.values())
-            pins = Counter(block for lease in held.values() for block in lease.blocks)
+            assert self._blocks[holder] == sum(len(lease.blocks) for _, lease in held)
+            pins = Counter(block for _, lease in held for block in lease.blocks)
             assert self._pins[holder] == pins
             assert self._pinned[holder] == sum(map(block_bytes, pins))
-        assert self._blocks.keys() == self._leases.keys() == self._pins.keys()
-        assert self._pinned.keys() == self._leases.keys()
+        holders = self._open.holders()
+        assert self._blocks.keys() == holders == self._pins.keys() == self._pinned.keys()
         for block, count in counts.items():
             assert block.leases == count, (block, count)
         assert self.pinned_bytes == sum(map(block_bytes, counts))
