@@ -1,31 +1,27 @@
-"""The half of the index that answers lookups, and waits for blocks that are in the log only.
+"""Answers lookups, and waits for blocks that only a tier has.
 
-A Find whose run of keys is in memory is answered at once.  If it goes on in the log, it becomes a
+A Find whose run of keys is in memory is answered at once.  If it goes on in a tier, it becomes a
 *wait*: the run's blocks in memory are held under a lease of our own, the others are fetched, each
-by one Fetch whoever else waits for it.  A block that comes, from the flusher or from a session, is
-held too; one that does not come ends the run before it.  The answer is due when nothing is missing
-any more, or shortly before the question's deadline: then it is whatever run is in memory.
+once, whoever else waits for it.  A block that comes, from a tier or from a session, is held too;
+one that does not come ends the run before it.  The answer is due when nothing is missing any more,
+or shortly before the question's deadline: then it is whatever run is in memory.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import takewhile
+from typing import NamedTuple
 
-from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, Reply, Sender
-from pegaflow.core.blocks.leases import Lease
+from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
-from pegaflow.core.pool.ledger import Ledger
-from pegaflow.wire.control import Hello, Welcome
-from pegaflow.wire.flusher import FETCH_NS, Fetch, Fetched
 from pegaflow.wire.index import Find, Held
-from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.message import Message
-from pegaflow.wire.status import Status
 from pegaflow.wire.values import LIST_MAX, SESSION, Address
 
-from .recovery import LEASED_MAX, LEASES_MAX
-from .write_back import Flushing, sayable
+from .eviction import Eviction
+from .leasing import Leasing
+from .residency import Residency, sayable
+from .tiers import Space, Tier, Tiers, Wanted
 
 ANSWER_SHARE = 10
 """One part in so many of a lookup's patience is left for the answer's way back."""
@@ -39,217 +35,198 @@ AWAITED_SHARE = 4
 _Name = tuple[bytes, bytes]  # namespace and key
 
 
+class Missing(NamedTuple):
+    """A block that a lookup waits for."""
+
+    at: int  # its position in the run
+    tier: Tier  # that is asked for it
+
+
 @dataclass(slots=True, eq=False)
 class Wait:
-    """A lookup that waits for blocks from the log."""
+    """A lookup that waits for blocks from the tiers."""
 
     sender: Sender
     namespace: bytes
     keys: tuple[bytes, ...]  # the run that it hopes for
     number: int
     answer_at: int
-    missing: dict[bytes, int]  # key -> its position
+    missing: dict[bytes, Missing]
+    tiers: tuple[Tier, ...]  # those that are asked
     leases: list[int] = field(default_factory=list)  # our own, on what is in memory
-    came: list[int] = field(default_factory=list)  # positions that were missing and have come
+    came: list[Missing] = field(default_factory=list)  # what was missing and has come
     over: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Awaited:
-    """A block that a Fetch has named."""
+class Lookup(Part):
+    """Lookups, those that wait, and what they wait for.
 
-    number: int  # of the Fetch
-    waits: list[Wait]
-
-
-class Fetching(Flushing):
-    """Lookups that wait, and what they wait for."""
+    Args:
+        own: our own address, in whose name blocks are held for those who wait.
+    """
 
     def __init__(
         self,
-        address: Address,
-        supervisor: Address,
-        hello: Hello,
-        open_ledger: Callable[[Welcome], Ledger],
+        own: Address,
+        *,
+        residency: Residency,
+        leasing: Leasing,
+        tiers: Tiers,
+        eviction: Eviction,
+        counts: Counter[str],
     ) -> None:
-        super().__init__(address, supervisor, hello, open_ledger)
-        self.awaited_blocks: dict[_Name, _Awaited] = {}
+        self._own = own
+        self._residency, self._leasing = residency, leasing
+        self._tiers, self._eviction, self._counts = tiers, eviction, counts
+        self.awaited: dict[_Name, list[Wait]] = {}  # what is being fetched, and for whom
         self.waits: dict[Address, dict[int, Wait]] = {}  # by session and number; none empty
         self._due: list[tuple[int, int, Wait]] = []  # heap: when, number; those over stay a while
-        self._wait = 0  # newest number of a wait
-        self._fetch = 0  # newest number of a Fetch
-        self.clearing: tuple[int, int] | None = None  # an extent, and the page size it is to get
-        self.on(Find, self._on_find, SESSION)
+        self._newest = 0  # number of a wait
+
+    def handlers(self) -> Iterable[On]:
+        """Questions of sessions."""
+        return (on(Find, self._on_find, SESSION),)
 
     def wake_at(self) -> int | None:
-        """When the next wait is due, too."""
-        at, due = super().wake_at(), self._due
+        """When the next wait is due."""
+        due = self._due
         while due and due[0][2].over:
             heappop(due)
-        if not due:
-            return at
-        return due[0][0] if at is None else min(at, due[0][0])
+        return due[0][0] if due else None
 
     def wake(self, now: int) -> list[Effect]:
         """Answer the waits that are due."""
-        effects = super().wake(now)
+        effects: list[Effect] = []
         while self._due and (self._due[0][2].over or self._due[0][0] <= now):
             wait = heappop(self._due)[2]
             if not wait.over:
-                self.counts["ssd_waits_cut"] += 1
+                for tier in {missing.tier for missing in wait.missing.values()}:
+                    tier.cut_short()
                 effects += self._answer_wait(wait, now)
         return effects
 
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """A dead session waits no more."""
+        for wait in list(self.waits.get(dead, {}).values()):
+            self._end(wait)
+        return []
+
     def _on_find(self, sender: Sender, msg: Find, now: int) -> list[Effect]:
-        blocks = sayable(self.blocks.find(msg.namespace, msg.keys))
-        self.learn_parents(blocks)
-        self.counts["blocks_asked"] += len(msg.keys)
-        there = self.tier.prefetch and msg.namespace in self.stored
-        if there and len(blocks) < len(msg.keys):
-            effects = self._wait_for(sender, msg, blocks, now)
+        blocks = sayable(self._residency.blocks.find(msg.namespace, msg.keys))
+        self._residency.learn_parents(blocks)
+        self._counts["blocks_asked"] += len(msg.keys)
+        if len(blocks) < len(msg.keys):
+            tiers = self._tiers.of(msg.namespace)
+            effects = self._wait_for(sender, msg, blocks, tiers, now) if tiers else None
             if effects is not None:
                 return effects
-        return [self._answer(sender, blocks, (), now)]
+        return [self._answer(sender, blocks, [], now)]
 
-    def _answer(
-        self, sender: Sender, blocks: list[Block], fetched: tuple[int, ...], now: int
-    ) -> Effect:
+    def _answer(self, sender: Sender, blocks: list[Block], came: list[Missing], now: int) -> Effect:
         """Lease this run, if there is any, and if the session has room for it."""
-        leases, leased = self.leases.load(sender.address)
-        blocks = self._outside(blocks)
-        blocks, cut = self.pins.afford(sender.address, blocks)
-        self.counts["blocks_unpinned"] += cut
-        if not blocks or leases >= LEASES_MAX or leased + len(blocks) > LEASED_MAX:
+        blocks = self._eviction.outside(blocks)
+        blocks = self._leasing.afford(sender.address, blocks)
+        if not blocks or not self._leasing.has_room(sender.address, blocks):
             return Reply(sender, Held(0, 0, ()))
-        self.counts["blocks_hit"] += len(blocks)
-        fetched = tuple(at for at in fetched if at < len(blocks))
-        self.counts["blocks_hit_ssd"] += len(fetched)
-        self.asked_for(blocks)
-        held = self.held(self.leases.grant(sender.address, blocks, now))
-        return Reply(sender, replace(held, disk=fetched))
-
-    def _outside(self, blocks: list[Block]) -> list[Block]:
-        """The run as far as it keeps out of an extent that is being cleared."""
-        if self.clearing is None or not blocks or blocks[0].page_size == self.clearing[1]:
-            return blocks
-        extent_of, clearing = self.geometry.extent_of, self.clearing[0]
-        return list(takewhile(lambda b: clearing not in map(extent_of, b.pages), blocks))
-
-    def held(self, lease: Lease) -> Held:
-        """Hook: the answer that names this lease."""
-        raise NotImplementedError
+        self._counts["blocks_hit"] += len(blocks)
+        self._tiers.offer(blocks, asked=True)
+        held = self._leasing.held(self._leasing.leases.grant(sender.address, blocks, now))
+        for tier in self._tiers:
+            places = tuple(sorted(c.at for c in came if c.tier is tier and c.at < len(blocks)))
+            held = tier.delivered(held, places)
+        return Reply(sender, held)
 
     # waiting
 
     def _wait_for(
-        self, sender: Sender, msg: Find, blocks: list[Block], now: int
+        self,
+        sender: Sender,
+        msg: Find,
+        blocks: list[Block],
+        tiers: list[tuple[Tier, Space]],
+        now: int,
     ) -> list[Effect] | None:
-        """Wait for the rest of the run, as far as it is in the log; None: nothing to wait for."""
+        """Wait for the rest of the run, as far as a tier has it; None: nothing to wait for."""
         left = sender.deadline - now
         margin = min(max(left // ANSWER_SHARE, ANSWER_NS[0]), ANSWER_NS[1])
         if left <= 2 * margin:
             return None
-        missing, found = self._run(sender.address, msg, len(blocks))
+        missing, found = self._run(sender.address, msg, len(blocks), tiers)
         if not missing:
             return None
         waits = self.waits.get(sender.address, {}).values()
         awaited = len(missing) + sum(len(wait.keys) for wait in waits)
-        if not self.pins.has_room(
-            sender.address, blocks + found, awaited * self._size(msg.namespace)
-        ):
+        more = awaited * tiers[0][1].block_bytes
+        if not self._leasing.pins.has_room(sender.address, blocks + found, more):
             return None
         keys = msg.keys[: len(blocks) + len(missing) + len(found)]
-        self._wait += 1
+        self._newest += 1
         answer_at = sender.deadline - margin
-        wait = Wait(sender, msg.namespace, keys, self._wait, answer_at, missing)
+        asked = tuple(dict.fromkeys(place.tier for place in missing.values()))
+        wait = Wait(sender, msg.namespace, keys, self._newest, answer_at, missing, asked)
+        for tier in asked:
+            tier.waits += 1
         self.waits.setdefault(sender.address, {})[wait.number] = wait
         heappush(self._due, (answer_at, wait.number, wait))
         self._hold(wait, blocks + found, now)
         return self._fetch_for(wait, now)
 
-    def _run(self, session: Address, msg: Find, first: int) -> tuple[dict[bytes, int], list[Block]]:
-        """From this position on: keys that are in the log only, with their positions, and the
-        blocks between them that are in memory."""
-        namespace, keys = msg.namespace, msg.keys
-        stored, space = self.stored[namespace], self.spaces[namespace]
+    def _run(
+        self, session: Address, msg: Find, first: int, tiers: list[tuple[Tier, Space]]
+    ) -> tuple[dict[bytes, Missing], list[Block]]:
+        """From this position on: keys that only a tier has, and the blocks between them that are in
+        memory."""
+        namespace, keys, space = msg.namespace, msg.keys, tiers[0][1]
         waits = self.waits.get(session, {}).values()
-        room = self._most_awaited(namespace) - sum(len(wait.missing) for wait in waits)
-        missing: dict[bytes, int] = {}
+        awaited = sum(len(wait.missing) for wait in waits)
+        share = self._residency.geometry.pool_bytes // AWAITED_SHARE // space.block_bytes
+        missing: dict[bytes, Missing] = {}
         found: list[Block] = []
         for at in range(first, min(len(keys), LIST_MAX // space.shards)):
             key = keys[at]
-            block = self.blocks.get(namespace, key)
+            block = self._residency.blocks.get(namespace, key)
             if block is not None:
                 found.append(block)
-            elif key not in stored or key in missing:  # no chain names a key twice
+                continue
+            tier = next((tier for tier, _ in tiers if tier.has(namespace, key)), None)
+            if tier is None or key in missing:  # no chain names a key twice
                 break
-            elif len(missing) >= room:
-                beyond = sum(1 for later in keys[at:] if later in stored)
-                self.counts["ssd_prefetch_backpressure_blocks"] += beyond
+            if awaited + len(missing) >= min(tier.most_awaited(), share):
+                tier.held_up(namespace, keys[at:])
                 break
-            else:
-                missing[key] = at
+            missing[key] = Missing(at, tier)
         return missing, found
-
-    def _most_awaited(self, namespace: bytes) -> int:
-        """Blocks that one engine may await."""
-        most = self.geometry.pool_bytes // AWAITED_SHARE // self._size(namespace)
-        return min(self.tier.prefetch, most)
-
-    def _size(self, namespace: bytes) -> int:
-        """Bytes of a block of this namespace that is in the log."""
-        space = self.spaces[namespace]
-        return -(-space.payload // PAGE_ALIGN) * PAGE_ALIGN * space.shards
 
     def _fetch_for(self, wait: Wait, now: int) -> list[Effect]:
         """Ask for what nobody has asked for yet; wait for all of it."""
-        new: list[int] = []
-        for key, at in wait.missing.items():
+        new: dict[Tier, list[int]] = {}
+        for key, (at, tier) in wait.missing.items():
             name = (wait.namespace, key)
-            awaited = self.awaited_blocks.get(name)
-            if awaited is None:
-                awaited = self.awaited_blocks[name] = _Awaited(self._fetch + 1, [])
-                new.append(at)
-            awaited.waits.append(wait)
-        if not new:
-            return []
-        self._fetch += 1
-        number, keys = self._fetch, wait.keys
-        root = bytes(len(keys[0]))
-        fetch = Fetch(
-            number,
-            wait.namespace,
-            tuple(keys[at] for at in new),
-            tuple(keys[at - 1] if at else root for at in new),
-            wait.sender.address.incarnation,
-        )
-
-        def fetched(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, Fetched):
-                absent = (fetch.keys[at] for at in answer.absent if at < len(fetch.keys))
-                self.not_stored(fetch.namespace, absent)
-            elif isinstance(answer, NoAnswer) and answer.status is Status.EXPIRED:
-                self.counts["ssd_fetches_expired"] += 1
-            return [e for key in fetch.keys for e in self._ended(number, fetch.namespace, key, now)]
-
-        return [Ask(self.flusher, fetch, now + FETCH_NS, fetched)]
-
-    def is_fetched(self, number: int, namespace: bytes, key: bytes) -> bool:
-        """Whether the Fetch of this number is to bring this block."""
-        awaited = self.awaited_blocks.get((namespace, key))
-        return awaited is not None and awaited.number == number
-
-    def _ended(self, number: int, namespace: bytes, key: bytes, now: int) -> list[Effect]:
-        """A block of a Fetch that is over: who still waits for it waits in vain."""
-        if not self.is_fetched(number, namespace, key):
-            return []
+            if name not in self.awaited:
+                self.awaited[name] = []
+                new.setdefault(tier, []).append(at)
+            self.awaited[name].append(wait)
+        keys, root = wait.keys, bytes(len(wait.keys[0]))
         effects: list[Effect] = []
-        for wait in self.awaited_blocks.pop((namespace, key)).waits:
-            at = wait.missing.get(key)
-            if wait.over or at is None:
+        for tier, places in new.items():
+            wanted = Wanted(
+                wait.namespace,
+                tuple(keys[at] for at in places),
+                tuple(keys[at - 1] if at else root for at in places),
+                wait.sender.address.incarnation,
+            )
+            effects += tier.fetch(wanted, self._ended, now)
+        return effects
+
+    def _ended(self, namespace: bytes, key: bytes, now: int) -> list[Effect]:
+        """Nobody fetches this block any more: who still waits for it waits in vain."""
+        effects: list[Effect] = []
+        for wait in self.awaited.pop((namespace, key)):
+            missing = wait.missing.get(key)
+            if wait.over or missing is None:
                 continue
-            wait.keys = wait.keys[:at]
-            wait.missing = {k: p for k, p in wait.missing.items() if p < at}
+            wait.keys = wait.keys[: missing.at]
+            wait.missing = {k: m for k, m in wait.missing.items() if m.at < missing.at}
             if not wait.missing:
                 effects += self._answer_wait(wait, now)
         return effects
@@ -258,15 +235,15 @@ class Fetching(Flushing):
         """These are in memory now, whoever has brought them."""
         came: dict[Wait, list[Block]] = {}
         for block in blocks:
-            awaited = self.awaited_blocks.get((block.namespace, block.key))
-            if awaited is None:
+            waiting = self.awaited.get((block.namespace, block.key))
+            if waiting is None:
                 continue
-            for wait in awaited.waits:
-                at = None if wait.over else wait.missing.pop(block.key, None)
-                if at is not None:
-                    wait.came.append(at)
+            for wait in waiting:
+                missing = None if wait.over else wait.missing.pop(block.key, None)
+                if missing is not None:
+                    wait.came.append(missing)
                     came.setdefault(wait, []).append(block)
-            awaited.waits.clear()
+            waiting.clear()
         effects: list[Effect] = []
         for wait, some in came.items():
             self._hold(wait, some, now)
@@ -276,42 +253,40 @@ class Fetching(Flushing):
 
     def _hold(self, wait: Wait, blocks: list[Block], now: int) -> None:
         if blocks:
-            wait.leases.append(self.leases.grant(self.address, blocks, now).number)
+            wait.leases.append(self._leasing.leases.grant(self._own, blocks, now).number)
 
     def _answer_wait(self, wait: Wait, now: int) -> list[Effect]:
         """The run that is in memory is the answer."""
-        blocks = sayable(self.blocks.find(wait.namespace, wait.keys))
-        fetched = tuple(sorted(at for at in wait.came if at < len(blocks)))
-        answer = self._answer(wait.sender, blocks, fetched, now)
+        blocks = sayable(self._residency.blocks.find(wait.namespace, wait.keys))
+        answer = self._answer(wait.sender, blocks, wait.came, now)
         self._end(wait)
         return [answer]
 
     def _end(self, wait: Wait) -> None:
         """Nobody waits any more."""
         wait.over = True
+        for tier in wait.tiers:
+            tier.waits -= 1
         waits = self.waits[wait.sender.address]
         del waits[wait.number]
         if not waits:
             del self.waits[wait.sender.address]
         for number in wait.leases:
-            lease = self.leases.release(self.address, number)
+            lease = self._leasing.leases.release(self._own, number)
             if lease is not None:
-                self.order.touch(lease.blocks)
+                self._residency.order.touch(lease.blocks)
 
-    def drop_waits(self, session: Address) -> None:
-        """The session is proven dead."""
-        for wait in list(self.waits.get(session, {}).values()):
-            self._end(wait)
-
-    def check_fetching(self) -> None:
+    def check(self) -> None:
         """Who waits is known to what it waits for, and due."""
         waits = [wait for some in self.waits.values() for wait in some.values()]
         due = {wait for _, _, wait in self._due}
         for wait in waits:
             assert wait.missing and not wait.over and wait in due
-            for key, at in wait.missing.items():
-                assert wait.keys[at] == key
-                assert wait in self.awaited_blocks[wait.namespace, key].waits
-        own = {lease.number for lease in self.leases.held(self.address)}
+            for key, missing in wait.missing.items():
+                assert wait.keys[missing.at] == key
+                assert wait in self.awaited[wait.namespace, key]
+        for tier in self._tiers:
+            assert tier.waits == sum(tier in wait.tiers for wait in waits)
+        own = {lease.number for lease in self._leasing.leases.held(self._own)}
         assert own == {number for wait in waits for number in wait.leases}
         assert all(self.waits.values())

@@ -263,8 +263,16 @@ class Actor:
         return min(times, default=None)
 
     def wake(self, now: int) -> list[Effect]:
-        """Effects of time having passed."""
-        return [effect for part in self.parts for effect in part.wake(now)]
+        """Effects of time having passed.  What a part delivers again is received before the next
+        part is woken."""
+        effects: list[Effect] = []
+        for part in self.parts:
+            for effect in part.wake(now):
+                if isinstance(effect, Redeliver):
+                    effects += self.receive(effect.sender, effect.message, now)
+                else:
+                    effects.append(effect)
+        return effects
 
     def gauges(self) -> dict[str, int]:
         """Numbers that describe the present state, for `status`."""

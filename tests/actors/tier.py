@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
+from pegaflow.actors.index.ssd import SsdTier
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.control import Neighbour, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
@@ -24,6 +25,13 @@ BIG = replace(WELCOME, pool_bytes=EXTENTS * EXTENT, ssd=True)  # a flush holds 8
 def big_ledger(welcome: Welcome) -> Ledger:
     header = Header(bytes(16), b"boot", BIG.pool_bytes, EXTENT, RECORDS, 1)
     return Ledger.format(bytearray(ledger_bytes(EXTENTS, RECORDS)), header)
+
+
+def ssd_of(actor: Index) -> SsdTier:
+    """The SSD tier of an index."""
+    tier = actor.tiers.served_by(FLUSHER)
+    assert isinstance(tier, SsdTier)
+    return tier
 
 
 def index(tier: Tier | None = TIER, roll: tuple[Address, ...] = ()) -> tuple[Rig, Index]:

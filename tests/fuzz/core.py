@@ -31,7 +31,7 @@ class IndexCage(Cage):
         self.tell(BOSS, self.welcome)
         self.tell(BOSS, Roll((), ()))
         self.tell(BOSS, Neighbour(ALLOC, "a", 1))
-        while not self.index.ready:
+        while not self.index.recovery.ready:
             self.take(self.host.wake(self.now))
         while len(self.senders) < 3:
             self._session()
@@ -91,7 +91,7 @@ class IndexCage(Cage):
             assert all(page < RECORDS for page in msg.pages)
         elif isinstance(msg, Freed):
             actor = self.index
-            assert all(actor.ledger.are_void(msg.pages))
+            assert all(actor.residency.ledger.are_void(msg.pages))
 
     @property
     def index(self) -> Index:
@@ -102,9 +102,9 @@ class IndexCage(Cage):
     def sizes(self) -> dict[str, int]:
         actor = self.index
         return {
-            "blocks": len(actor.blocks),
-            "leases": len(actor.leases),
-            "claims": len(actor.claims),
+            "blocks": len(actor.residency.blocks),
+            "leases": len(actor.leasing.leases),
+            "claims": len(actor.claiming.claims),
         }
 
 

@@ -58,7 +58,9 @@ def test_a_table_without_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_assertion_that_an_outsider_triggers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pegaflow.actors.index.actor.Index._makes_sense", lambda self, msg: True)
+    monkeypatch.setattr(
+        "pegaflow.actors.index.publishing.Publishing._makes_sense", lambda self, msg: True
+    )
     cage: Cage = CAGES["index"](seed=6)
     with pytest.raises((AssertionError, IndexError, ValueError)):
         cage.run(FRAMES)

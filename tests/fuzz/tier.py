@@ -26,6 +26,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
 from tests.actors.platters import orderly
+from tests.actors.tier import ssd_of
 
 from .books import KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, MS, PAGE, POOL, WELCOME, Cage
@@ -118,11 +119,11 @@ class TieredIndexCage(IndexCage):
     def sizes(self) -> dict[str, int]:
         actor = self.index
         return super().sizes() | {
-            "in_flight": len(actor.in_flight),
-            "stored": sum(map(len, actor.stored.values())),
-            "backlog": len(actor.backlog),
-            "waits": sum(map(len, actor.waits.values())),
-            "awaited_blocks": len(actor.awaited_blocks),
+            "in_flight": len(ssd_of(actor).writes.in_flight),
+            "stored": sum(map(len, ssd_of(actor).log.stored.values())),
+            "backlog": len(ssd_of(actor).writes.backlog),
+            "waits": sum(map(len, actor.lookup.waits.values())),
+            "awaited_blocks": len(actor.lookup.awaited),
         }
 
 

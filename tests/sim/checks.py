@@ -25,6 +25,7 @@ from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from tests.actors.tier import ssd_of
 
 from .books import content
 from .client import Client
@@ -111,7 +112,7 @@ class Checks:
         """The living index, once it has read the ledger."""
         proc = self.actor(INDEX)
         actor = proc.actor if proc else None
-        return actor if isinstance(actor, Index) and actor.ready else None
+        return actor if isinstance(actor, Index) and actor.recovery.ready else None
 
     def flusher(self) -> Flusher | None:
         """The living flusher that knows the pool."""
@@ -257,23 +258,24 @@ class Checks:
         if index is None:
             return
         assert proc is not None and proc.host is not None
-        assert index.blocks.pages() == self.sealed.keys(), "the index and its ledger disagree"
+        here = index.residency.blocks
+        assert here.pages() == self.sealed.keys(), "the index and its ledger disagree"
         # A claim lasts longer than a run, and is restated, unless a full link swallows that or
         # somebody else has claimed the key before.
         self._early |= index.counts["claims_early"] > 0
         excused = self.world.counts["dropped by a full link"] or self._early
         assert excused or not index.counts["seals_stale"], "a claim was lost"
         for address in [a for a in self.world.procs if a.name in HOLDERS]:
-            held = index.leases.held(address)
+            held = index.leasing.leases.held(address)
             assert not held or address not in proc.host._gone, f"{address} is dead and has leases"
             if address.name == SESSION:
-                pinned = index.leases.pinned(address)
-                assert pinned <= index.pins.most, f"{address} keeps too much from eviction"
+                pinned = index.leasing.leases.pinned(address)
+                assert pinned <= index.leasing.pins.most, f"{address} keeps too much from eviction"
             for lease in held:
                 for block in lease.blocks:
-                    here = index.blocks.get(block.namespace, block.key)
+                    found = here.get(block.namespace, block.key)
                     lost = any(map(self._ledger.is_quarantined, block.pages))
-                    assert here is block or lost, f"a block leased by {address} was evicted"
+                    assert found is block or lost, f"a block leased by {address} was evicted"
 
     # the end
 
@@ -292,8 +294,8 @@ class Checks:
         assert index is not None and slab is not None
         self._no_page_lost(slab, sessions)
         self._ssd_at_rest(index)
-        assert len(index.leases) == 0, "a lease is held by nobody"
-        assert len(index.claims) == 0, "a claim is held by nobody"
+        assert len(index.leasing.leases) == 0, "a lease is held by nobody"
+        assert len(index.claiming.claims) == 0, "a claim is held by nobody"
         for session in sessions.values():
             self._at_rest(session)
         for page in self.sealed:
@@ -329,16 +331,17 @@ class Checks:
         """Everything that is worth it is in the log, and the log agrees with what is said of it."""
         flusher = self.flusher()
         assert (flusher is not None) == self.house.plan.ssd
-        assert not index.waits and not index.awaited_blocks, "somebody waits for ever"
+        assert not index.lookup.waits and not index.lookup.awaited, "somebody waits for ever"
         if flusher is None:
             return
         assert all(v.state == "up" and v.writable for v in flusher.volumes), "a disk stays broken"
         assert not flusher.flushes and not flusher.running and not flusher.pages
-        assert not index.backlog and not index.in_flight, "blocks that are never written"
-        for namespace, keys in index.stored.items():
+        ssd = ssd_of(index)
+        assert not ssd.writes.backlog and not ssd.writes.in_flight, "blocks that are never written"
+        for namespace, keys in ssd.log.stored.items():
             for key in keys:
                 assert flusher.shelf.has(namespace, key), "a key that is not in the log any more"
-        said = sum(map(len, index.stored.values()))
+        said = len(ssd.log)
         assert said == flusher.shelf.blocks, "blocks that the index does not know to be in the log"
 
     def durable(self) -> None:
@@ -364,5 +367,5 @@ class Checks:
         for namespace in self.kinds:
             for keys in ALL_CHAINS:
                 resident = [(namespace, key) in here for key in keys]
-                hit = len(index.blocks.find(namespace, keys))
+                hit = len(index.residency.blocks.find(namespace, keys))
                 assert hit == (resident + [False]).index(False), "a resident prefix is no hit"

@@ -206,7 +206,7 @@ class Deeds:
         if index is None or not pages:
             return
         for page in rng.sample(pages, min(4, len(pages))):
-            block = index.blocks.by_page(page)
+            block = index.residency.blocks.by_page(page)
             if block is not None and not block.leases:
                 self.world.counts["bit turns"] += 1
                 checks.turn_bit(page)

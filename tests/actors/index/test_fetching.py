@@ -17,6 +17,7 @@ from tests.actors.tier import (
     index,
     look_up,
     saving,
+    ssd_of,
 )
 
 from .test_index import KEYS, NS, ROOT, find, press, save
@@ -36,7 +37,7 @@ def test_a_lookup_waits_for_what_is_in_the_log() -> None:
     assert said(sent, Sealed, FLUSHER_6).positions == (0,)
     counts = ("blocks_hit", "blocks_hit_ssd", "blocks_fetched", "blocks_sealed")
     assert [rig.count(name) for name in counts] == [3, 2, 2, 1]
-    block = actor.blocks.get(NS, KEYS[2])
+    block = actor.residency.blocks.get(NS, KEYS[2])
     assert block is not None and (block.depth, block.parent) == (2, KEYS[1])
 
 
@@ -89,7 +90,9 @@ def test_a_block_that_is_not_to_be_had_ends_the_run_before_it() -> None:
     rig.ask(FLUSHER_6, fetched_seal(fetch, 0, slice(0, 1)))
     sent = rig.answer(question, Fetched(Status.OK, (1, 2, 3), (1,)))
     assert said(sent, Held) == Held(1, 1, (0,), (), (0,))
-    assert actor.stored == {NS: {KEYS[0], KEYS[2], KEYS[3]}} and not actor.awaited_blocks
+    assert (
+        ssd_of(actor).log.stored == {NS: {KEYS[0], KEYS[2], KEYS[3]}} and not actor.lookup.awaited
+    )
 
 
 def test_a_lookup_is_answered_before_its_deadline_with_what_is_there() -> None:
@@ -100,7 +103,7 @@ def test_a_lookup_is_answered_before_its_deadline_with_what_is_there() -> None:
     rig.ask(FLUSHER_6, fetched_seal(fetch, 1, slice(0, 1)))
     assert not pick(rig.wait(PATIENCE - ANSWER_NS[1] - 1), Held)
     assert said(rig.wait(1), Held).pages == (0, 1)
-    assert not actor.leases.held(IDX) and rig.count("ssd_waits_cut") == 1
+    assert not actor.leasing.leases.held(IDX) and rig.count("ssd_waits_cut") == 1
     rig.ask(FLUSHER_6, fetched_seal(fetch, 2, slice(1, 2)))
     assert find(rig, KEYS[:3]).pages == (0, 1, 2), "what comes later is simply there"
 
@@ -118,7 +121,7 @@ def test_a_fetch_without_an_answer_is_over_some_day() -> None:
     sent = look_up(rig, KEYS[:1], patience=2 * FETCH_NS)
     fetch = said(sent, Fetch)
     assert said(rig.wait(FETCH_NS), Held).number == 0
-    assert not actor.awaited_blocks
+    assert not actor.lookup.awaited
     late = said(rig.ask(FLUSHER_6, fetched_seal(fetch, 0)), Sealed)
     assert late == Sealed(Status.STALE_CLAIM, ())
 
@@ -130,7 +133,7 @@ def test_a_block_that_somebody_saves_meanwhile_has_come() -> None:
     sent = saving(rig, KEYS[:1], 3)
     assert said(sent, Held, SESSION_5).pages == (3,) and not pick(sent, Flush)
     refused = said(rig.ask(FLUSHER_6, fetched_seal(fetch, 0)), Sealed)
-    assert refused.positions == () and len(actor.blocks) == 1
+    assert refused.positions == () and len(actor.residency.blocks) == 1
 
 
 def test_a_seal_of_the_flusher_is_accepted_again_and_others_are_refused() -> None:
@@ -157,7 +160,7 @@ def test_a_dead_flusher_ends_all_waits_with_what_is_there() -> None:
     look_up(rig, KEYS[:3])
     assert said(rig.tell(BOSS, Gone(FLUSHER_6)), Held) == Held(1, 1, (0,))
     assert said(look_up(rig, KEYS[:3]), Held).pages == (0,)
-    assert not actor.waits and not actor.awaited_blocks
+    assert not actor.lookup.waits and not actor.lookup.awaited
 
 
 def test_a_dead_session_waits_no_more() -> None:
@@ -166,7 +169,7 @@ def test_a_dead_session_waits_no_more() -> None:
     in_log(rig, KEYS[1:2])
     fetch = said(look_up(rig, KEYS[:2]), Fetch)
     rig.tell(BOSS, Gone(SESSION_4))
-    assert not actor.waits and len(actor.leases.held(IDX)) == 0
+    assert not actor.lookup.waits and len(actor.leasing.leases.held(IDX)) == 0
     sent = rig.ask(FLUSHER_6, fetched_seal(fetch, 1))
     assert said(sent, Sealed).positions == (0,) and not pick(sent, Held)
 
@@ -196,4 +199,4 @@ def test_forgotten_blocks_are_not_waited_for() -> None:
     rig.tell(FLUSHER_6, Forget(NS, KEYS[1:2]))
     assert said(look_up(rig, KEYS[:2]), Fetch).keys == KEYS[:1]
     rig.tell(FLUSHER_6, Forget(NS, KEYS[:1]))
-    assert actor.stored == {} == actor.spaces
+    assert ssd_of(actor).log.stored == {} == ssd_of(actor).log.spaces

@@ -20,6 +20,7 @@ from tests.actors.tier import (
     in_log,
     index,
     saving,
+    ssd_of,
 )
 
 from .test_index import KEYS, NS, find, press, save
@@ -32,7 +33,7 @@ def test_a_saved_block_is_flushed_under_a_lease() -> None:
     assert (flush.page_size, flush.payload, flush.shards, flush.depths) == (PAGE, PAGE, 1, (0, 1))
     assert press(rig, 9) == (), "its pages stay what they are"
     flushed(rig, flush)
-    assert actor.stored == {NS: set(KEYS[:2])}
+    assert ssd_of(actor).log.stored == {NS: set(KEYS[:2])}
     assert press(rig, 9) == (1, 0)
 
 
@@ -45,7 +46,7 @@ def test_no_more_flushes_than_the_tier_takes() -> None:
     third = said(flushed(rig, first), Flush)
     assert third.keys == KEYS[2:6], "a batch, in the order in which they were saved"
     assert said(flushed(rig, second), Flush).keys == KEYS[6:8]
-    assert len(actor.backlog) == 0
+    assert len(ssd_of(actor).writes.backlog) == 0
 
 
 def test_without_a_tier_or_a_writable_one_nothing_is_flushed() -> None:
@@ -59,7 +60,7 @@ def test_without_a_tier_or_a_writable_one_nothing_is_flushed() -> None:
         plain.tell(BOSS, msg)
     plain.wait(0)
     save(plain, KEYS[:1])
-    assert isinstance(plain.host.actor, Index) and not plain.host.actor.backlog
+    assert isinstance(plain.host.actor, Index) and not ssd_of(plain.host.actor).writes.backlog
 
 
 def test_what_was_not_written_goes_back_if_the_tier_failed_and_not_if_the_block_did() -> None:
@@ -69,7 +70,7 @@ def test_what_was_not_written_goes_back_if_the_tier_failed_and_not_if_the_block_
     again = said(saving(rig, KEYS[2:4], 2), Flush)
     rig.tell(FLUSHER_6, replace(TIER, writable=False))
     flushed(rig, again, 0)
-    assert len(actor.backlog) == 2
+    assert len(ssd_of(actor).writes.backlog) == 2
     assert said(rig.tell(FLUSHER_6, TIER), Flush).keys == KEYS[2:4]
 
 
@@ -99,7 +100,7 @@ def test_with_reused_only_a_block_waits_until_somebody_asks_for_it() -> None:
 
 def test_a_block_too_large_for_a_segment_is_not_flushed() -> None:
     rig, actor = index(replace(TIER, block_bytes=PAGE - 1))
-    assert not pick(saving(rig, KEYS[:1]), Flush) and not actor.backlog
+    assert not pick(saving(rig, KEYS[:1]), Flush) and not ssd_of(actor).writes.backlog
 
 
 def test_corrupt_pages_that_the_flusher_finds_are_no_hit() -> None:
@@ -118,7 +119,7 @@ def test_a_victim_that_is_not_in_the_log_is_written_first_if_another_can_go() ->
     first = said(saving(rig, KEYS[:4]), Flush)
     saving(rig, KEYS[4:8], 4)
     flushed(rig, first, 2)  # two are in the log, two are not; the last four are on their way
-    waiting = next(iter(actor.leases.held(FLUSHER_6)))
+    waiting = next(iter(actor.leasing.leases.held(FLUSHER_6)))
     flushed(rig, replace(first, number=waiting.number, keys=KEYS[4:8]), 4)
     sent = rig.ask(ALLOC, Pressure(PAGE, 1, False))
     rescued = said(sent, Flush)
@@ -162,9 +163,9 @@ def test_a_victim_that_nothing_can_replace_is_not_rescued() -> None:
 def test_the_backlog_forgets_what_is_evicted() -> None:
     rig, actor = index(None)
     save(rig, KEYS[:3])
-    assert len(actor.backlog) == 3
+    assert len(ssd_of(actor).writes.backlog) == 3
     press(rig, 1)
-    assert len(actor.backlog) == 2
+    assert len(ssd_of(actor).writes.backlog) == 2
     assert rig.count("ssd_blocks_dropped") == 1 and rig.count("ssd_write_queue_full") == 0
 
 
@@ -176,7 +177,7 @@ def test_a_dead_flushers_leases_end_and_its_blocks_are_flushed_by_the_next() -> 
     flush = said(saving(rig, KEYS[:2]), Flush)
     in_log(rig, KEYS[4:6])
     assert said(rig.tell(BOSS, Gone(FLUSHER_6)), Fenced, ALLOC) == Fenced(FLUSHER_6)
-    assert actor.stored == {} and len(actor.leases) == 0
+    assert ssd_of(actor).log.stored == {} and len(actor.leasing.leases) == 0
     assert said(rig.tell(FLUSHER_9, TIER), Flush, FLUSHER_9).keys == flush.keys
 
 
@@ -187,7 +188,7 @@ def test_a_new_flusher_is_heard_before_the_word_of_the_old_ones_death() -> None:
     assert said(sent, Flush, FLUSHER_9).keys == KEYS[:1]
     assert rig.tell(FLUSHER_6, TIER) == [] and rig.tell(FLUSHER_6, Forget(NS, KEYS[:1])) == []
     assert said(rig.tell(BOSS, Gone(FLUSHER_6)), Fenced) == Fenced(FLUSHER_6)
-    assert len(actor.leases.held(FLUSHER_9)) == 1
+    assert len(actor.leasing.leases.held(FLUSHER_9)) == 1
 
 
 def test_a_lost_flush_is_sent_again_and_a_lost_flushed_ends_with_the_next_statement() -> None:
@@ -196,7 +197,7 @@ def test_a_lost_flush_is_sent_again_and_a_lost_flushed_ends_with_the_next_statem
     assert said(rig.tell(FLUSHER_6, Holding(0, (), 0, ())), Flush) == first
     assert rig.tell(FLUSHER_6, Holding(1, (1,), 0, ())) == []
     rig.tell(FLUSHER_6, Holding(1, (), 0, ()))
-    assert len(actor.backlog) == 1, "it may be in the log or not: it is sent again"
+    assert len(ssd_of(actor).writes.backlog) == 1, "it may be in the log or not: it is sent again"
     assert said(rig.tell(FLUSHER_6, TIER), Flush).keys == KEYS[:1]
 
 
@@ -207,13 +208,13 @@ def test_a_flush_that_is_sent_again_lacks_what_was_found_corrupt() -> None:
     assert said(rig.tell(FLUSHER_6, Holding(0, (), 0, ())), Flush).keys == KEYS[1:2]
     rig.tell(SESSION_4, Corrupt((first.pages[1],)))
     assert not pick(rig.tell(FLUSHER_6, Holding(0, (), 0, ())), Flush)
-    assert not actor.in_flight and len(actor.leases) == 0
+    assert not ssd_of(actor).writes.in_flight and len(actor.leasing.leases) == 0
 
 
 def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> None:
     old, _ = index()
     save(old, KEYS[:2])
-    ledger = old.host.actor.ledger  # type: ignore[attr-defined]
+    ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
     actor = Index(IDX, BOSS, HELLO, lambda path: ledger)
     rig = Rig(actor)
     rig.start()
@@ -241,7 +242,7 @@ def test_a_lease_that_was_not_restated_is_unheld() -> None:
 def test_what_an_earlier_life_saved_and_did_not_write_is_written_once_the_log_is_known() -> None:
     old, _ = index()
     save(old, KEYS[:4])
-    ledger = old.host.actor.ledger  # type: ignore[attr-defined]
+    ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
     rig = Rig(Index(IDX, BOSS, HELLO, lambda path: ledger))
     rig.start()
     for msg in (BIG, Roll((), ())):

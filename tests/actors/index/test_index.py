@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from pegaflow.actors.index.actor import CLEARING_NS, Index
+from pegaflow.actors.index.actor import Index
+from pegaflow.actors.index.eviction import CLEARING_NS
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
@@ -101,7 +102,7 @@ def test_a_sealed_block_is_found_by_everyone_in_its_namespace() -> None:
     assert find(rig, KEYS[4:5]) == Held(0, 0, ())
     other = said(rig.ask(SESSION_4, Find(OTHER_NS, KEYS[:3])), Held)
     assert other == Held(0, 0, ())
-    record = actor.ledger.read(1)
+    record = actor.residency.ledger.read(1)
     assert record is not None and (record.key, record.stamp, record.depth) == (KEYS[1], 901, 1)
 
 
@@ -125,7 +126,7 @@ def test_a_seal_needs_a_live_claim_of_its_sender() -> None:
     assert said(rig.ask(SESSION_5, seal_of(mine, KEYS[:2])), Sealed) == refused
     rig.tell(SESSION_4, EndClaim(mine))
     assert said(rig.ask(SESSION_4, seal_of(mine, KEYS[:2])), Sealed) == refused
-    assert len(actor.blocks) == 0 and actor.ledger.are_void([0]) == [True]
+    assert len(actor.residency.blocks) == 0 and actor.residency.ledger.are_void([0]) == [True]
 
 
 def test_an_expired_claim_seals_nothing_and_the_next_one_does() -> None:
@@ -171,7 +172,7 @@ def test_malformed_seals() -> None:
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ())
     beyond = Seal(*parts, 1, good.keys, good.parents, (2 * RECORDS, 1 << 50), good.stamps)
     assert said(rig.ask(SESSION_4, beyond), Sealed).positions == ()
-    assert len(actor.blocks) == 0
+    assert len(actor.residency.blocks) == 0
 
 
 def test_a_page_of_another_block_is_refused() -> None:
@@ -195,7 +196,7 @@ def test_pressure_takes_the_tail_first_and_voids_before_it_says_so() -> None:
     rig, actor = index()
     save(rig, KEYS[:4])
     assert press(rig, 1) == (3,)
-    assert actor.ledger.are_void([3, 2]) == [True, False]
+    assert actor.residency.ledger.are_void([3, 2]) == [True, False]
     assert press(rig, 9) == (2, 1, 0)
     assert press(rig, 1) == ()
 
@@ -211,7 +212,7 @@ def test_leases_pin_against_pressure_until_the_last_is_released() -> None:
     assert press(rig, 9) == (1,)
     rig.tell(SESSION_5, Release(theirs.number))
     assert press(rig, 9) == (0,)
-    assert all(actor.ledger.are_void(range(actor.ledger.records)))
+    assert all(actor.residency.ledger.are_void(range(actor.residency.ledger.records)))
 
 
 def test_a_lease_is_released_by_its_holder_only() -> None:
@@ -240,7 +241,7 @@ def test_an_extent_is_cleared_if_there_are_leases_in_all() -> None:
     assert find(rig, KEYS[:2], SESSION_5).pages == (0, 1)
     rig.tell(SESSION_4, Release(mine.number))
     assert press(rig, 1, EXTENT, recut=True) == (4,)
-    assert actor.clearing is None
+    assert actor.eviction.clearing is None
 
 
 def test_an_extent_is_not_cleared_for_somebody_who_has_gone() -> None:

@@ -65,7 +65,7 @@ def test_an_engine_that_asks_again_and_again_leaves_room_for_everybodys_saves() 
         assert len(find(rig, KEYS, SESSION_5).pages) == 4, "a lookup ends early, every time"
         assert len(find(rig, KEYS[4:], SESSION_5).pages) == 0
     assert len(press(rig, 8)) == 4, "the other half can be evicted"
-    assert actor.leases.pinned(SESSION_5) == HALF == actor.gauges()["pinned_bytes"]
+    assert actor.leasing.leases.pinned(SESSION_5) == HALF == actor.gauges()["pinned_bytes"]
     assert rig.count("blocks_unpinned") == 20 * 8
 
 
@@ -118,7 +118,7 @@ def test_pinned_is_said_when_it_has_changed() -> None:
 def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
     old, _ = bounded(POOL)
     save(old, KEYS)
-    ledger = old.host.actor.ledger  # type: ignore[attr-defined]
+    ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
     actor = Index(IDX, BOSS, HELLO, lambda welcome: ledger)
     rig = Rig(actor)
     rig.start()
@@ -128,7 +128,7 @@ def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
     rig.wait(0)
     rig.tell(SESSION_5, Held(1, 1, tuple(range(6))))
     assert said(rig.tell(SESSION_5, Holding(1, (1,), 0, ())), Pinned).bytes == 6 * PAGE
-    assert len(actor.leases.held(SESSION_5)[0].blocks) == 6
+    assert len(actor.leasing.leases.held(SESSION_5)[0].blocks) == 6
     assert len(find(rig, KEYS, SESSION_5).pages) == 6, "those it has; no more"
 
 

@@ -60,7 +60,7 @@ def left(keys: tuple[bytes, ...] = KEYS[:4]) -> Ledger:
     """The ledger of an index that has sealed a chain."""
     rig, actor = index()
     save(rig, keys)
-    return actor.ledger
+    return actor.residency.ledger
 
 
 def press(rig: Rig, count: int = 9) -> tuple[int, ...]:
@@ -137,7 +137,7 @@ def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
     assert said(rig.ask(SESSION_5, Claim(NS, KEYS[:4])), Claimed).positions == (3,)
     again = said(rig.ask(SESSION_4, seal_of(3, KEYS[:3])), Sealed)
     assert again == Sealed(Status.OK, (0, 1, 2)), "one was carried out by the earlier index"
-    assert actor.counts["blocks_sealed"] == 3 and len(actor.blocks) == 3
+    assert actor.counts["blocks_sealed"] == 3 and len(actor.residency.blocks) == 3
 
 
 def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
@@ -147,7 +147,7 @@ def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
     rig.tell(SESSION_4, Holding(0, (), 3, (3,)))
     assert press(rig) == (0,)
     assert said(rig.ask(SESSION_4, seal_of(3, KEYS[:1])), Sealed).status is Status.OK
-    assert len(actor.blocks) == 1
+    assert len(actor.residency.blocks) == 1
 
 
 def test_half_a_seal_is_voided_and_sealed_again() -> None:
@@ -155,8 +155,8 @@ def test_half_a_seal_is_voided_and_sealed_again() -> None:
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)
     whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), (900, 901))
     rig.ask(SESSION_4, whole)
-    actor.ledger.void([1])
-    rig, actor = heir(actor.ledger, Roll((SESSION_4,), ()))
+    actor.residency.ledger.void([1])
+    rig, actor = heir(actor.residency.ledger, Roll((SESSION_4,), ()))
     rig.ask(SESSION_4, Find(NS, KEYS))
     told = rig.wait(0)
     assert said(told, Held).number == 0 and said(told, Freed, ALLOC) == Freed((0,))
@@ -167,12 +167,12 @@ def test_half_a_seal_is_voided_and_sealed_again() -> None:
 
 
 def test_what_the_dead_had_asked_is_forgotten() -> None:
-    rig, actor = heir(index()[1].ledger, Roll((SESSION_4,), ()))
+    rig, actor = heir(index()[1].residency.ledger, Roll((SESSION_4,), ()))
     rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
     rig.ask(SESSION_4, seal_of(1, KEYS[:1]))
     rig.tell(BOSS, Gone(SESSION_4))
     rig.wait(0)
-    assert len(actor.blocks) == 0 and len(actor.claims) == 0
+    assert len(actor.residency.blocks) == 0 and len(actor.claiming.claims) == 0
 
 
 def test_a_new_allocator_hears_of_all_the_dead() -> None:
@@ -205,9 +205,9 @@ def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -
     rig.tell(SESSION_4, Corrupt((1, 1, 99)))
     assert rig.count("blocks_corrupt") == 1
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:3])), Held).pages == (0,)
-    assert actor.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
+    assert actor.residency.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
     rig.tell(SESSION_5, Holding(lease.number, (), 0, ()))
-    rig, actor = heir(actor.ledger, Roll((), ()))
+    rig, actor = heir(actor.residency.ledger, Roll((), ()))
     rig.wait(0)
     assert actor.gauges()["quarantined_pages"] == 1
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[1:2])), Claimed)

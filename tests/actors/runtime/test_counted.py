@@ -161,7 +161,7 @@ def test_how_long_blocks_stay_is_counted_when_they_go() -> None:
     test_index.save(rig, KEYS[2:4], 2)
     rig.wait(4 * S)
     assert len(test_index.press(rig, 3)) == 3
-    (left,) = actor.blocks
+    (left,) = actor.residency.blocks
     rig.tell(SESSION_4, Corrupt(left.pages))
     found = counted(rig, RESIDENCE)
     assert {labels: buckets.count for labels, buckets in found.items()} == {
@@ -174,7 +174,7 @@ def test_how_long_blocks_stay_is_counted_when_they_go() -> None:
 def test_a_block_of_an_earlier_life_has_no_age() -> None:
     rig, actor = test_index.index()
     test_index.save(rig, KEYS[:2])
-    ledger: Ledger = actor.ledger
+    ledger: Ledger = actor.residency.ledger
     again, _ = test_index.index_of(ledger)
     again.wait(S)
     assert len(test_index.press(again, 2)) == 2

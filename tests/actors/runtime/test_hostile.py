@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors.allocator import actor as allocator_module
-from pegaflow.actors.index import actor as index_module
-from pegaflow.actors.index import lookup as fetching
-from pegaflow.actors.index import write_back as flushing
+from pegaflow.actors.index import claiming, leasing, residency
 from pegaflow.actors.runtime import host as asks
 from pegaflow.actors.runtime.contract import Sender
 from pegaflow.actors.session import engine, lookup, orders
@@ -118,7 +116,7 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
         replace(good, pages=(U64_MAX,)),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ()), bad
-    assert rig.count("seals_malformed") == 10 and len(actor.blocks) == 0
+    assert rig.count("seals_malformed") == 10 and len(actor.residency.blocks) == 0
     assert said(rig.ask(SESSION_4, good), Sealed).positions == (0,)
 
 
@@ -135,7 +133,7 @@ def test_blocks_of_one_namespace_are_cut_alike() -> None:
 
 
 def test_no_answer_is_longer_than_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flushing, "LIST_MAX", 2)
+    monkeypatch.setattr(residency, "LIST_MAX", 2)
     rig, _ = index()
     save(rig, KEYS[:4])
     assert find(rig, KEYS[:4]).pages == (0, 1)
@@ -151,12 +149,12 @@ def test_a_chain_that_bites_its_tail_is_walked_once() -> None:
     for key, parent, page in ((one_, two, 0), (two, one_, 1)):
         msg = replace(seal_of(claim(rig, (key,)).number, (key,), page), parents=(parent,))
         assert said(rig.ask(SESSION_4, msg), Sealed).positions == (0,)
-    assert [len(actor._chain(block)) for block in actor.blocks] == [2, 2]
+    assert [len(actor.residency._chain(block)) for block in actor.residency.blocks] == [2, 2]
 
 
 def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "CLAIMS_MAX", 2)
-    monkeypatch.setattr(fetching, "LEASED_MAX", 4)
+    monkeypatch.setattr(claiming, "CLAIMS_MAX", 2)
+    monkeypatch.setattr(leasing, "LEASED_MAX", 4)
     rig, _ = index()
     save(rig, KEYS[:2])
     assert find(rig, KEYS[:2]).number and find(rig, KEYS[:2]).number

@@ -1,0 +1,69 @@
+"""Who is about to save which keys."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from pegaflow.actors.roles.recovery import Recovery
+from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
+from pegaflow.core.blocks.claims import ClaimTable
+from pegaflow.wire.index import CLAIM_NS, Claim, Claimed, EndClaim
+from pegaflow.wire.values import SESSION, Address
+
+from .residency import Residency
+
+CLAIMS_MAX = 8192
+"""Claims of one session: twice the saves that it may have open."""
+
+
+class Claiming(Part):
+    """The claims of all sessions."""
+
+    def __init__(self, recovery: Recovery, residency: Residency, counts: Counter[str]) -> None:
+        self._recovery, self._residency, self._counts = recovery, residency, counts
+        self.claims = ClaimTable(CLAIM_NS)
+
+    def handlers(self) -> Iterable[On]:
+        """Claims begin and end."""
+        return (
+            on(Claim, self._on_claim, SESSION),
+            on(EndClaim, self._on_end_claim, SESSION),
+        )
+
+    def wake_at(self) -> int | None:
+        """When the next one expires."""
+        return self.claims.wake_at()
+
+    def wake(self, now: int) -> list[Effect]:
+        """Claims expire: they own no memory."""
+        self.claims.expire(now)
+        return []
+
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """Its claims end."""
+        self.claims.fence(dead)
+        return []
+
+    def has_room(self, holder: Address) -> bool:
+        """Whether the holder may have one more."""
+        return self.claims.held(holder) < CLAIMS_MAX
+
+    def check(self) -> None:
+        """The claims' books."""
+        self.claims.check()
+
+    def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
+        if not self.has_room(sender.address):
+            return [Reply(sender, Claimed(0, ()))]
+        if not self._recovery.gathered():
+            # somebody may still restate the key: two save it then, one wins
+            self._counts["claims_early"] += 1
+        get = self._residency.blocks.get
+        absent = [i for i, key in enumerate(msg.keys) if get(msg.namespace, key) is None]
+        keys = [msg.keys[i] for i in absent]
+        claim = self.claims.claim(sender.address, msg.namespace, keys, now)
+        positions = tuple(absent[i] for i in claim.new)
+        return [Reply(sender, Claimed(claim.number if positions else 0, positions))]
+
+    def _on_end_claim(self, sender: Sender, msg: EndClaim, now: int) -> list[Effect]:
+        self.claims.end(sender.address, msg.number)
+        return []

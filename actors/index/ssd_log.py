@@ -1,0 +1,57 @@
+"""What is in the log of the SSD tier, by the word of the flusher that lives.
+
+When that flusher dies, nothing is known until the next one has said its Manifest.
+"""
+
+from collections.abc import Iterable
+
+from pegaflow.wire.flusher import Flushed, Manifest, Tier
+from pegaflow.wire.values import NOBODY
+
+from .tiers import Space
+
+NOT_SAID = Tier(False, 0, 0, 0, 0, 0, 0)
+"""What is known of a flusher that has not said its Tier."""
+
+
+class SsdLog:
+    """What one flusher has said."""
+
+    def __init__(self) -> None:
+        self.flusher = NOBODY  # whose word this is
+        self.tier = NOT_SAID
+        self.stored: dict[bytes, set[bytes]] = {}  # namespace -> keys in the log; none empty
+        self.spaces: dict[bytes, Space] = {}  # of the same namespaces
+
+    def has(self, namespace: bytes, key: bytes) -> bool:
+        """Whether this block is in the log."""
+        return key in self.stored.get(namespace, ())
+
+    def store(self, msg: Manifest | Flushed) -> None:
+        """These are in it."""
+        if msg.keys:
+            self.stored.setdefault(msg.namespace, set()).update(msg.keys)
+            self.spaces[msg.namespace] = Space(msg.payload, msg.shards)
+
+    def forget(self, namespace: bytes, keys: Iterable[bytes]) -> None:
+        """These are not in it."""
+        stored = self.stored.get(namespace)
+        if stored is None:
+            return
+        stored.difference_update(keys)
+        if not stored:
+            del self.stored[namespace], self.spaces[namespace]
+
+    def clear(self) -> None:
+        """The flusher is dead."""
+        self.flusher, self.tier = NOBODY, NOT_SAID
+        self.stored.clear()
+        self.spaces.clear()
+
+    def __len__(self) -> int:
+        """Blocks in it."""
+        return sum(map(len, self.stored.values()))
+
+    def check(self) -> None:
+        """Of what is in it we know how it is cut."""
+        assert all(self.stored.values()) and self.spaces.keys() == self.stored.keys()

@@ -1,0 +1,118 @@
+"""What holders say of themselves: with each beat what they hold, and all of it to a new index.
+
+A holder restates its leases and claims (Held, Claiming) until it has said that this was all
+(Holding); from then on we know better.  Nothing is evicted before every holder of the membership
+has said a Holding of which every lease is known, or is proven dead.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from pegaflow.actors.roles.recovery import Recovery
+from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
+from pegaflow.core.blocks.table import Block
+from pegaflow.wire.index import Claiming as ClaimRestated
+from pegaflow.wire.index import Held, Holding, Unheld
+from pegaflow.wire.values import NUMBER_MAX, SESSION, Address
+
+from .claiming import Claiming
+from .leasing import Leasing
+from .residency import Residency
+from .tiers import Tiers
+
+
+class Statements(Part):
+    """Mends what was lost on the way, and takes over what an earlier index has granted."""
+
+    def __init__(
+        self,
+        *,
+        recovery: Recovery,
+        residency: Residency,
+        leasing: Leasing,
+        claiming: Claiming,
+        tiers: Tiers,
+        counts: Counter[str],
+    ) -> None:
+        self._recovery, self._residency = recovery, residency
+        self._leasing, self._claiming, self._tiers = leasing, claiming, tiers
+        self._counts = counts
+        self._heard: set[Address] = set()  # living holders that have stated in this life
+
+    def handlers(self) -> Iterable[On]:
+        """Statements, and what comes before the first one."""
+        holders = (SESSION, *self._tiers.actors)
+        return (
+            on(Held, self._on_held, *holders),
+            on(ClaimRestated, self._on_claiming, SESSION),
+            on(Holding, self._on_holding, *holders),
+        )
+
+    def gauges(self) -> dict[str, int]:
+        """How many have not stated yet."""
+        return {"sessions_awaited": len(self._recovery.awaited or ())}
+
+    def gone(self, dead: Address, now: int) -> list[Effect]:
+        """It has nothing to state any more."""
+        self._heard.discard(dead)
+        self._recovery.await_no_longer(dead)
+        return []
+
+    def _on_held(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
+        """A holder restates a lease that an earlier index has granted; of a tier's processes only
+        the one that lives."""
+        holder, leases = sender.address, self._leasing.leases
+        tier = self._tiers.served_by(holder.name)
+        if tier is not None and not tier.hears(holder, now):
+            return []
+        if holder in self._heard or leases.get(holder, msg.number) is not None:
+            return []
+        blocks = self._named(msg)
+        stray = not leases.last(holder) < msg.number <= NUMBER_MAX
+        if stray or not blocks or not self._leasing.has_room(holder, blocks):
+            self._counts["leases_unknown"] += 1
+            return []
+        lease = leases.adopt(holder, msg.number, blocks, now)
+        if tier is not None:
+            tier.lease_restated(lease)
+        return []
+
+    def _named(self, msg: Held) -> list[Block]:
+        """The blocks of these pages; none if it is not exactly so that they are resident."""
+        here, pages, shards = self._residency, msg.pages, msg.shards
+        if not (shards and msg.number) or any(p >= here.ledger.records for p in pages):
+            return []
+        parts = [pages[at : at + shards] for at in range(0, len(pages), shards)]
+        found = [here.blocks.by_page(part[0]) for part in parts]
+        blocks = [b for b, part in zip(found, parts, strict=True) if b and b.pages == part]
+        return blocks if len(blocks) == len(parts) else []
+
+    def _on_claiming(self, sender: Sender, msg: ClaimRestated, now: int) -> list[Effect]:
+        """A session restates a claim that an earlier index has given, be it sealed by now or not:
+        it does not know, and seals again."""
+        holder = sender.address
+        full = not self._claiming.has_room(holder)
+        if holder in self._heard or full or msg.number > NUMBER_MAX:
+            return []
+        self._claiming.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now)
+        return []
+
+    def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
+        """Mend lost releases and lost grants of a holder."""
+        holder = sender.address
+        leases, claims = self._leasing.leases, self._claiming.claims
+        if holder not in self._heard:
+            leases.go_on_from(holder, min(msg.lease_upto, NUMBER_MAX))
+            claims.go_on_from(holder, min(msg.claim_upto, NUMBER_MAX))
+        unheld = tuple(n for n in msg.leases if leases.get(holder, n) is None)
+        self._heard.add(holder)
+        if unheld:
+            self._counts["leases_unheld"] += len(unheld)
+        else:
+            self._recovery.await_no_longer(holder)
+        dropped, resend = leases.statement(holder, msg.lease_upto, msg.leases)
+        tier = self._tiers.served_by(holder.name)
+        stated = self._leasing.stated if tier is None else tier.leases_stated
+        again = stated(holder, dropped, resend, now)
+        claims.statement(holder, msg.claim_upto, msg.claims)
+        return [*again, Send(holder, Unheld(unheld))] if unheld else again

@@ -1,0 +1,225 @@
+"""The tiers below the pool: a list, each entry an object with the words of `Tier`.
+
+The index knows of a tier what every tier has: it may have a block (`has`), it is offered what is in
+memory (`offer`, `write`), it brings blocks into memory (`fetch`), it hears what goes (`evicted`,
+`removed`), and it ends (`stop`).  How it does that, with which process and which messages, it alone
+knows: it is a part of the index and handles the messages of its process itself.
+
+A process that serves a tier does three things as a session does: it holds leases, on blocks that it
+copies out of the pool; it publishes blocks that it has filled; it finds corrupt pages.  The parts
+that handle those messages ask the tier of that process what is its own to say (`lease_restated`,
+`leases_stated`, `owns`).
+
+The order of the list is the order of preference: a block is fetched from the first tier that has
+it.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pegaflow.actors.roles.recovery import Recovery
+from pegaflow.actors.runtime.contract import Effect, Part
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.blocks.leases import Lease
+from pegaflow.core.blocks.table import Block
+from pegaflow.wire.index import Held
+from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.values import Address
+
+from .leasing import Leasing
+from .residency import Residency
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How the blocks of a namespace are cut."""
+
+    payload: int  # bytes of a page that mean something
+    shards: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Of its pages."""
+        return -(-self.payload // PAGE_ALIGN) * PAGE_ALIGN * self.shards
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Blocks of one chain that a tier is to bring."""
+
+    namespace: bytes
+    keys: tuple[bytes, ...]
+    parents: tuple[bytes, ...]  # the key before each in its chain; zeros: none
+    engine: int  # for whom
+
+
+Ended = Callable[[bytes, bytes, int], list[Effect]]
+"""Told of each block of a `fetch`, by namespace and key, that nobody brings it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What a tier is given: the memory above it, and who uses that."""
+
+    member: Member
+    recovery: Recovery
+    residency: Residency
+    leasing: Leasing
+    counts: Counter[str]
+
+
+class Tier(Part, ABC):
+    """One tier.
+
+    Args:
+        actor: name of the process that serves it.
+    """
+
+    def __init__(self, actor: str) -> None:
+        self.actor = actor
+        self.waits = 0  # lookups that wait for blocks of it; the lookup counts them
+
+    # what it has
+
+    @abstractmethod
+    def space(self, namespace: bytes) -> Space | None:
+        """How the blocks of this namespace are cut; None: none can be fetched from here."""
+
+    @abstractmethod
+    def has(self, namespace: bytes, key: bytes) -> bool:
+        """Whether it has this block, as far as we know."""
+
+    @abstractmethod
+    def most_awaited(self) -> int:
+        """Blocks that one engine may await at a time."""
+
+    # what it is given
+
+    @abstractmethod
+    def offer(self, blocks: Sequence[Block], asked: bool) -> None:
+        """These are in memory: a session has saved them just now, or (`asked`) somebody wants
+        them, which makes them worth more."""
+
+    @abstractmethod
+    def write(self, now: int) -> list[Effect]:
+        """What has been offered may go, as much as the tier takes."""
+
+    def spare(self, victims: list[Block]) -> int:
+        """How many blocks more than these it would look at, to write some of them before they are
+        evicted; 0: it has no need to or no room."""
+        return 0
+
+    def before_eviction(
+        self, victims: list[Block], count: int, now: int
+    ) -> tuple[list[Block], list[Effect]]:
+        """Up to `count` of these that go now.  Others are written first, and go after that."""
+        return victims[:count], []
+
+    def evicted(self, blocks: list[Block], now: int) -> None:
+        """These go, whether they are here or not."""
+        for block in blocks:
+            self.removed(block)
+
+    def removed(self, block: Block) -> None:
+        """It is not in memory any more, and is not to be written."""
+
+    # what it brings
+
+    @abstractmethod
+    def fetch(self, wanted: Wanted, ended: Ended, now: int) -> list[Effect]:
+        """Bring these.  `ended` is told of each one exactly once, whether it came or not."""
+
+    @abstractmethod
+    def owns(self, number: int, namespace: bytes, key: bytes) -> bool:
+        """Whether our process may publish this block under this claim."""
+
+    def delivered(self, held: Held, places: tuple[int, ...]) -> Held:
+        """The answer of a lookup, whose blocks at these places were fetched from here."""
+        return held
+
+    def held_up(self, namespace: bytes, keys: Sequence[bytes]) -> None:
+        """Those of these that are here are not awaited: the engine awaits as many as it may."""
+
+    def cut_short(self) -> None:
+        """A lookup's time is over before all of it has come."""
+
+    # its process
+
+    def hears(self, process: Address, now: int) -> bool:
+        """Whether this life of our process is the one that lives."""
+        return True
+
+    def lease_restated(self, lease: Lease) -> None:
+        """Our process holds it since an earlier life of the index."""
+
+    def leases_stated(
+        self, process: Address, dropped: list[Lease], resend: list[Lease], now: int
+    ) -> list[Effect]:
+        """Our process has said what it holds: some leases have ended, some it may not know."""
+        return []
+
+    @abstractmethod
+    def stop(self, now: int) -> list[Effect]:
+        """The index ends."""
+
+
+class Tiers:
+    """The list."""
+
+    def __init__(self, tiers: Iterable[Tier]) -> None:
+        self._tiers = tuple(tiers)
+        self._by_actor = {tier.actor: tier for tier in self._tiers}
+        assert len(self._by_actor) == len(self._tiers)
+
+    def __iter__(self) -> Iterator[Tier]:
+        return iter(self._tiers)
+
+    @property
+    def actors(self) -> tuple[str, ...]:
+        """Names of the processes that serve them."""
+        return tuple(self._by_actor)
+
+    def served_by(self, actor: str) -> Tier | None:
+        """The tier of the process of this name."""
+        return self._by_actor.get(actor)
+
+    def of(self, namespace: bytes) -> list[tuple[Tier, Space]]:
+        """Those from which blocks of this namespace can be fetched."""
+        return [(t, space) for t in self._tiers if (space := t.space(namespace)) is not None]
+
+    def offer(self, blocks: Sequence[Block], asked: bool = False) -> None:
+        """To all of them."""
+        for tier in self._tiers:
+            tier.offer(blocks, asked)
+
+    def write(self, now: int) -> list[Effect]:
+        """All of them, as much as they take."""
+        return [effect for tier in self._tiers for effect in tier.write(now)]
+
+    def before_eviction(
+        self, victims_of: Callable[[int], list[Block]], count: int, now: int
+    ) -> tuple[list[Block], list[Effect]]:
+        """Up to `count` victims that go now, once the first tier that would lose some of them has
+        kept those that it writes first."""
+        victims = victims_of(count)
+        for tier in self._tiers:
+            spare = tier.spare(victims)
+            if spare:
+                return tier.before_eviction(victims_of(count + spare), count, now)
+        return victims, []
+
+    def evicted(self, blocks: list[Block], now: int) -> None:
+        """Said to all, before their records are void."""
+        for tier in self._tiers:
+            tier.evicted(blocks, now)
+
+    def removed(self, block: Block) -> None:
+        """Said to all."""
+        for tier in self._tiers:
+            tier.removed(block)
+
+    def stop(self, now: int) -> list[Effect]:
+        """All of them."""
+        return [effect for tier in self._tiers for effect in tier.stop(now)]
