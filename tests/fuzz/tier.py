@@ -87,7 +87,8 @@ class TieredIndexCage(IndexCage):
         if got and question.receiver == self.flusher:
             keys = tuple(msg.keys[i] for i in got)
             parents = tuple(msg.parents[i] for i in got)
-            void = [at for at, is_ in enumerate(self.index.ledger.are_void(range(RECORDS))) if is_]
+            every = self.index.residency.ledger.are_void(range(RECORDS))
+            void = [at for at, is_ in enumerate(every) if is_]
             pages = tuple(rng.sample(void, min(len(got), len(void))))
             seal = Seal(msg.number, SPACE, PAGE, PAGE, 1, keys, parents, pages, pages, depths=got)
             self.tell(self.flusher, seal, question=9)
@@ -99,7 +100,7 @@ class TieredIndexCage(IndexCage):
         msg = envelope.message
         if isinstance(msg, Flush):
             assert len(msg.pages) == len(msg.keys) * msg.shards
-            assert not any(self.index.ledger.are_void(msg.pages))
+            assert not any(self.index.residency.ledger.are_void(msg.pages))
             done = msg.keys[: self.rng.randrange(len(msg.keys) + 1)]
             word = Flushed(msg.number, msg.namespace, msg.payload, msg.shards, done)
             self.later.append((envelope.receiver, word))
