@@ -193,7 +193,7 @@ def parts() -> str:
                 bases = (
                     [ast.unparse(b) for b in node.bases] if isinstance(node, ast.ClassDef) else []
                 )
-                if isinstance(node, ast.ClassDef) and {"Part", "Actor"} & set(bases):
+                if isinstance(node, ast.ClassDef) and {"Part", "Actor", "Tier"} & set(bases):
                     said = (ast.get_docstring(node) or "").split("\n\n")[0]
                     rows.append(f"| `{path.stem}.py` | `{node.name}` | {' '.join(said.split())} |")
         out += [f"**{actor}**\n", "| file | part | |", "|---|---|---|", *rows, ""]
