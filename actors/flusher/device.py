@@ -6,10 +6,9 @@ The process gives way to sessions and engines on a busy machine.
 
 import os
 
-from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.loop import Loop
 from pegaflow.actors.runtime.mapped import pool_file
-from pegaflow.actors.runtime.member import member_of
+from pegaflow.actors.runtime.member import Member
 from pegaflow.actors.runtime.workers import Workers
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.disk import Disk
@@ -35,9 +34,9 @@ NICE = 5
 class FlushDevice:
     """The job records of the flusher, carried out."""
 
-    def __init__(self, actor: Actor, plan: FlushPlan) -> None:
+    def __init__(self, member: Member, plan: FlushPlan) -> None:
         os.nice(NICE)
-        self._member = member_of(actor)
+        self._member = member
         self._plan = plan
         self._disk: Disk | None = None
         self._reads, self._others = Workers(), Workers()
@@ -46,13 +45,8 @@ class FlushDevice:
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
-        for workers in (self._reads, self._others):
-
-            def collect(workers: Workers = workers) -> None:
-                for number, done in workers.collect():
-                    loop.complete(number, done)
-
-            loop.watch(workers.fd, collect)
+        self._reads.deliver_to(loop)
+        self._others.deliver_to(loop)
 
     def work(self, number: int, job: Message) -> Done | None:
         """Leave a job to a thread."""

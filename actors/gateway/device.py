@@ -86,12 +86,7 @@ class HttpDevice:
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
-
-        def collect() -> None:
-            for number, done in self._workers.collect():
-                loop.complete(number, done)
-
-        loop.watch(self._workers.fd, collect)
+        self._workers.deliver_to(loop)
 
     def work(self, number: int, job: Message) -> Done | None:
         """Publish at once; listen on the worker, since a name may have to be resolved."""

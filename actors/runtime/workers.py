@@ -14,10 +14,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pegaflow.core.errors import UserError
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.status import Status
+
+if TYPE_CHECKING:
+    from .loop import Loop
 
 Part = Callable[[], Done]
 
@@ -71,6 +75,15 @@ class Workers:
         job = _Job(number, len(parts))
         for part in parts:
             self._parts.put((job, part))
+
+    def deliver_to(self, loop: "Loop") -> None:
+        """Complete the jobs of this loop."""
+
+        def collect() -> None:
+            for number, done in self.collect():
+                loop.complete(number, done)
+
+        loop.watch(self.fd, collect)
 
     def collect(self) -> list[tuple[int, Done]]:
         """What is done; call when `fd` is readable."""

@@ -1,6 +1,7 @@
-"""The copies of a session's process: bounce files, engines' memory, and both with the pool.
+"""The device of a session: bounce files, engines' memory, and both with the pool; client processes.
 
-Everything here runs in the worker threads, but for `unmap`.  A copy is cut into as many parts as
+Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
+A copy is cut into as many parts as
 there are threads, so that a single large load is moved by all of them.
 """
 
@@ -9,20 +10,28 @@ from collections.abc import Callable
 
 from xxhash import xxh3_64_intdigest
 
-from pegaflow.actors.runtime.workers import Part
+from pegaflow.actors.runtime.loop import Loop
+from pegaflow.actors.runtime.mapped import Mapped
+from pegaflow.actors.runtime.member import Member
+from pegaflow.actors.runtime.workers import Part, Workers
 from pegaflow.device.engine.process_vm import ForeignMemory
 from pegaflow.device.engine.staged import Bounce
 from pegaflow.device.memory import SharedFile
+from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.jobs import (
     Done,
+    DrawProof,
     FillPages,
     MapEngine,
     OpenBounce,
     ReadBlocks,
     SumPages,
+    UnmapEngine,
+    WatchProcess,
     WriteBlocks,
 )
 from pegaflow.wire.message import Message
+from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import U64s
 
@@ -133,3 +142,73 @@ class Copies:
         """Remove what only this process used."""
         for bounce in self._bounces.values():
             bounce.file.unlink()
+
+
+class SessionDevice:
+    """The jobs of a session, carried out."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._files = Mapped(member)
+        self._loop: Loop | None = None
+        self._copies: Copies | None = None  # from the first job that needs the pool
+        self._workers = Workers()
+        self._savers: Workers | None = None  # what no engine waits for
+
+    def attach(self, loop: Loop) -> None:
+        """Deliver completions into this loop."""
+        self._loop = loop
+        self._workers.deliver_to(loop)
+
+    def work(self, number: int, job: Message) -> Done | None:
+        """Do a job at once, or leave it to the worker threads."""
+        if isinstance(job, WatchProcess):
+            return self._watch(number, job)
+        if isinstance(job, DrawProof):
+            return Done(Status.OK, os.urandom(PROOF_BYTES).hex())
+        if isinstance(job, UnmapEngine):
+            if self._copies is not None:
+                self._copies.unmap(job.mapping)
+            return Done(Status.OK)
+        try:
+            copies = self._open()
+        except OSError as err:
+            path = self._files.welcome.pool_path
+            gone = f"cannot map {path}: {err.strerror}; restart the service"
+            return Done(Status.COPY_FAILED, gone)
+        save = isinstance(job, FillPages | ReadBlocks | SumPages)
+        workers = self._savers if save and self._savers is not None else self._workers
+        workers.put(number, *copies.parts(job))
+        return None
+
+    def _open(self) -> Copies:
+        if self._copies is None:
+            assert self._loop is not None
+            welcome, pool = self._files.welcome, self._files.pool()
+            self._workers.grow(welcome.copy_threads)
+            self._savers = Workers(yielding=True)
+            self._savers.grow(welcome.copy_threads)
+            self._savers.deliver_to(self._loop)
+            stem = f"{welcome.pool_path.removesuffix('.pool')}.{self._member.address}"
+            self._copies = Copies(pool, stem, welcome.copy_threads)
+        return self._copies
+
+    def _watch(self, number: int, job: WatchProcess) -> Done | None:
+        fd = open_pidfd(job.pid, job.started)
+        if fd is None:
+            return Done(Status.OK)
+        loop = self._loop
+        assert loop is not None
+
+        def dead() -> None:
+            loop.unwatch(fd)
+            os.close(fd)
+            loop.complete(number, Done(Status.OK))
+
+        loop.watch(fd, dead)
+        return None
+
+    def close(self) -> None:
+        """Remove what only this process used."""
+        if self._copies is not None:
+            self._copies.close()

@@ -1,6 +1,6 @@
 """The supervisor and its children, as the shell would run them.
 
-`HostProc` is to a simulated process what Loop and _Device (actors/runtime/process.py) are to a real
+`HostProc` is to a simulated process what Loop and a device (device.py of each actor) are to a real
 one, and `House` is what serve.py is to the supervisor.  Reading records and watching a process are
 done at once, everything else by worker threads, a step at a time, so that a pause or a death may
 fall between two pieces of a copy.  With the supervisor's process all others die, and the next one
@@ -282,7 +282,7 @@ class ChildProc(HostProc):
         super().resume()
 
     def work(self, number: int, job: Message) -> Done | None:
-        """The jobs of actors/runtime/process.py."""
+        """The jobs of the device.py of each actor."""
         world = self.world
         welcome = member_of(self.actor).welcome
         if isinstance(job, WatchProcess):

@@ -1,0 +1,65 @@
+"""The device of the allocator: what the ledger says of pages, and extents of the pool.
+
+A single look at some records is done at once; to scan many, or to have the kernel give memory, is
+left to a thread.
+"""
+
+from pegaflow.actors.runtime.loop import Loop
+from pegaflow.actors.runtime.mapped import Mapped
+from pegaflow.actors.runtime.member import Member
+from pegaflow.actors.runtime.workers import Workers
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.device.memory import Extents
+from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+
+
+class AllocatorDevice:
+    """The jobs of the allocator, carried out."""
+
+    def __init__(self, member: Member) -> None:
+        self._files = Mapped(member)
+        self._workers = Workers()
+        self._records: Ledger | None = None  # of the ledger's file
+        self._extents: Extents | None = None
+
+    def attach(self, loop: Loop) -> None:
+        """Deliver completions into this loop."""
+        self._workers.deliver_to(loop)
+
+    def work(self, number: int, job: Message) -> Done | None:
+        """Do a job at once, or leave it to the thread."""
+        if isinstance(job, ReadRecords):
+            return self._read(job)
+        if isinstance(job, ScanRecords):
+            self._workers.put(number, lambda: self._scan(job))
+            return None
+        assert isinstance(job, GrowExtent), job
+        self._workers.put(number, lambda: self._grow(job))
+        return None
+
+    def _ledger(self) -> Ledger:
+        if self._records is None:
+            file = self._files.ledger()
+            self._records = Ledger(file.map, file.read)
+        return self._records
+
+    def _read(self, job: ReadRecords) -> Done:
+        void = self._ledger().are_void(job.pages)
+        return Done(Status.OK, "", tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
+
+    def _scan(self, job: ScanRecords) -> Done:
+        from pegaflow.core.pool.scan import occupied  # and numpy: not before the process is up
+
+        return Done(Status.OK, "", occupied(self._ledger(), job.first, job.count))
+
+    def _grow(self, job: GrowExtent) -> Done:
+        if self._extents is None:
+            files = self._files
+            self._extents = Extents(files.pool(), files.ledger(), files.geometry)
+        why = self._extents.grow(job.extent)
+        return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
+
+    def close(self) -> None:
+        """Nothing: what it has mapped ends with the process."""
