@@ -74,7 +74,17 @@ class Index(Actor):
         )
         integrity = Integrity(here, tiers, counts)
         crew = (
-            *(recovery, here, adoption, *tiers, lookup, leasing, claiming, eviction, statements),
+            *(
+                recovery,
+                here,
+                adoption,
+                *tiers.parts,
+                lookup,
+                leasing,
+                claiming,
+                eviction,
+                statements,
+            ),
             Fencing(member, recovery),  # the last to hear of a death
         )
         member.lead(*crew)

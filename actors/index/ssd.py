@@ -8,7 +8,7 @@ written by Flush (write_back.py).
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from pegaflow.actors.runtime.contract import Ask, Effect, NoAnswer, On, Reply, Sender, on
+from pegaflow.actors.runtime.contract import Ask, Effect, NoAnswer, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.flusher import (
@@ -63,17 +63,9 @@ class SsdTier(Tier):
             "ssd_waits": self.waits,
         }
 
-    def wake_at(self) -> int | None:
-        """When there is something to look for, or to answer."""
-        return self.writes.wake_at()
-
-    def wake(self, now: int) -> list[Effect]:
-        """Look for what is not in the log; answer whoever waits for everything to be written."""
-        return self.writes.wake(now)
-
-    def beat(self, now: int) -> list[Effect]:
-        """Go on, should a word have been lost."""
-        return self.writes.pump(now)
+    def parts(self) -> tuple[Part, ...]:
+        """What is written has a clock of its own."""
+        return self, self.writes
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """Nothing is known of the log, and nothing is on its way there."""
@@ -186,9 +178,8 @@ class SsdTier(Tier):
         return self.writes.answer_write_all()
 
     def check(self) -> None:
-        """The books of what is in the log, and of what is on its way."""
+        """The book of what is in the log."""
         self.log.check()
-        self.writes.check()
 
     # the flusher's word
 

@@ -81,6 +81,10 @@ class Tier(Part, ABC):
         self.actor = actor
         self.waits = 0  # lookups that wait for blocks of it; the lookup counts them
 
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the index that it brings."""
+        return (self,)
+
     # what it has
 
     @abstractmethod
@@ -180,6 +184,11 @@ class Tiers:
     def actors(self) -> tuple[str, ...]:
         """Names of the processes that serve them."""
         return tuple(self._by_actor)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Of all of them."""
+        return tuple(part for tier in self._tiers for part in tier.parts())
 
     def served_by(self, actor: str) -> Tier | None:
         """The tier of the process of this name."""

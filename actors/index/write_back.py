@@ -82,6 +82,10 @@ class WriteBack(Part):
             effects += self.pump(now)
         return effects
 
+    def beat(self, now: int) -> list[Effect]:
+        """Go on, should a word have been lost."""
+        return self.pump(now)
+
     def look_again(self) -> None:
         """What the log has is known: look at every resident block."""
         self._look_at = 0

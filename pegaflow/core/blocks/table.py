@@ -56,7 +56,7 @@ class PrefixIndex:
         """The resident block of this key."""
         table = self._tables.get(namespace)
         block = table.get(key) if table else None
-        return self._thaw(namespace, key) if block is None and self._cold else block
+        return self._warm(namespace, key) if block is None and self._cold else block
 
     def any_of(self, namespace: bytes) -> Block | None:
         """Some block of the namespace."""
@@ -70,7 +70,7 @@ class PrefixIndex:
         table, cold = self._tables.get(namespace, {}), self._cold.get(namespace)
         found: list[Block] = []
         for key, block in zip(keys, map(table.get, keys), strict=True):
-            one = self._thaw(namespace, key) if block is None and cold else block
+            one = self._warm(namespace, key) if block is None and cold else block
             if one is None:
                 break
             found.append(one)
@@ -114,9 +114,9 @@ class PrefixIndex:
     def warm(self, page: int) -> Block | None:
         """The block in this page, if it is cold: it becomes one like any other."""
         record = self._read(page)
-        return None if record is None else self._thaw(record.namespace, record.key, page)
+        return None if record is None else self._warm(record.namespace, record.key, page)
 
-    def _thaw(self, namespace: bytes, key: bytes, page: int | None = None) -> Block | None:
+    def _warm(self, namespace: bytes, key: bytes, page: int | None = None) -> Block | None:
         """The cold block of this key (in this page) becomes one like any other."""
         cold = self._cold.get(namespace)
         found = None if cold is None else cold.pop(key, page)
