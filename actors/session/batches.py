@@ -57,7 +57,7 @@ class Batches(Part):
         orders = self._orders.open.values()
         used = [p for o in orders for by in o.shards.values() for p, _ in by.values()]
         for order in orders:
-            assert not order.sealing & order.dead
+            assert not order.seals.whole & order.dead
             for share in order.shares.values():
                 used += [page for b in share.batches.values() for page, _ in b.pages]
                 here = [by for by in order.shards.values() if share.rank.number in by]
@@ -227,7 +227,7 @@ class Batches(Part):
 
     def kill(self, order: Order, positions: Iterable[int], status: Status) -> list[Effect]:
         """These positions will not be sealed: not by this rank, so by none."""
-        lost = set(positions) - order.sealing - order.dead
+        lost = set(positions) - order.seals.whole - order.dead
         order.dead |= lost
         count_dropped(self._counts, status, len(lost))
         if lost and order.status is Status.OK:

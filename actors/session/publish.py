@@ -58,8 +58,8 @@ class Publishing(Part):
         """These positions are whole: seal them, or let them wait for Commit."""
         if not order.committed:
             return []
-        order.sealing.update(whole)
-        order.whole += whole
+        order.seals.whole.update(whole)
+        order.seals.unasked += whole
         return self._seal(order, now)
 
     def _on_commit(self, sender: Sender, msg: Commit, now: int) -> list[Effect]:
@@ -75,12 +75,13 @@ class Publishing(Part):
     def _seal(self, order: Order, now: int) -> list[Effect]:
         """Seal what is whole, unless a Seal is unanswered: then it goes with the next, so that a
         busy index is asked less often."""
-        if order.asked or not order.whole:
+        seals = order.seals
+        if seals.asked or not seals.unasked:
             return []
-        order.asked = True
-        order.whole.sort()
+        seals.asked = True
+        seals.unasked.sort()
         most = LIST_MAX // order.world
-        whole, order.whole = tuple(order.whole[:most]), order.whole[most:]
+        whole, seals.unasked = tuple(seals.unasked[:most]), seals.unasked[most:]
         return self._ask_seal(order, whole, now)
 
     def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
@@ -93,7 +94,7 @@ class Publishing(Part):
         def sealed(answer: Message, now: int) -> list[Effect]:
             if isinstance(answer, NoAnswer):
                 return self._ask_seal(order, whole, now)
-            order.asked = False
+            order.seals.asked = False
             positions = answer.positions if isinstance(answer, Sealed) else ()
             effects = self._sealed(order, whole, set(positions)) + self._seal(order, now)
             return effects + self._reservation.pass_on(now)
@@ -101,7 +102,7 @@ class Publishing(Part):
         return [Ask(index, _seal_of(space, order, whole), now + INDEX_NS, sealed)]
 
     def _sealed(self, order: Order, whole: tuple[int, ...], accepted: set[int]) -> list[Effect]:
-        order.sealing.difference_update(whole)
+        order.seals.whole.difference_update(whole)
         pages: list[int] = []
         for at, position in enumerate(whole):
             pages += [page for page, _ in order.shards.pop(position).values()]

@@ -37,8 +37,6 @@ class Rank:
     number: int
     client: Address
     mapping: int  # names this attach at the device; never reused
-    layout: Layout
-    page_size: int
     asked: Attach
     there: bool = False  # attached
     loads: Way = Way.STAGED
@@ -51,10 +49,20 @@ class Rank:
     gone: bool = False  # taken over, or its client has left
     leaving: Sender | None = None  # the Leave to answer once `running` is zero
 
+    @property
+    def layout(self) -> Layout:
+        """Where its blocks are."""
+        return self.asked.layout
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page of its blocks."""
+        return layouts.page_size(self.layout)
+
 
 def new_rank(client: Address, msg: Attach, mapping: int) -> Rank:
     """A rank whose Attach was found sound."""
-    return Rank(msg.rank, client, mapping, msg.layout, layouts.page_size(msg.layout), msg)
+    return Rank(msg.rank, client, mapping, msg)
 
 
 def wants_process_vm(rank: Rank) -> bool:

@@ -27,6 +27,15 @@ class Batch:
 
 
 @dataclass(slots=True, eq=False)
+class Seals:
+    """Positions of an order that are in place at every rank, and not sealed yet."""
+
+    whole: set[int] = field(default_factory=set)
+    unasked: list[int] = field(default_factory=list)  # those of them that no Seal has named yet
+    asked: bool = False  # a Seal is unanswered
+
+
+@dataclass(slots=True, eq=False)
 class Order:
     """What the ranks save together."""
 
@@ -41,10 +50,8 @@ class Order:
     known: int = 0  # blocks that are saved already, or by somebody else
     shares: dict[int, "Share"] = field(default_factory=dict)  # by rank
     shards: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # position -> rank
-    sealing: set[int] = field(default_factory=set)  # whole, and not sealed yet
-    whole: list[int] = field(default_factory=list)  # those of them that no Seal has named yet
+    seals: Seals = field(default_factory=Seals)
     sums: dict[int, int] = field(default_factory=dict)  # page -> checksum, where they are made
-    asked: bool = False  # a Seal is unanswered
     dead: set[int] = field(default_factory=set)  # positions that are given up
     status: Status = Status.OK  # the first thing that went wrong
 

@@ -1,8 +1,12 @@
 """From Save to Saved: claims, slots, Keep and Drop, pages, seals."""
 
+from dataclasses import replace
+
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.publish import INDEX_NS
+from pegaflow.actors.session.saves import SAVE_NS
 from pegaflow.wire.allocator import Reserve, Reserved, Return
+from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
@@ -246,3 +250,39 @@ def test_what_waits_for_pages_goes_with_its_client() -> None:
     said(sent, Left, CLIENT_7)
     rig.answer(reserve, grant(1, 8))
     assert not rig.wanted(FillPages) and not actor.orders.open
+
+
+def bound(actor: Session, bytes_: int) -> None:
+    """Pages of open saves may be so many bytes."""
+    assert actor.engine.space is not None
+    actor.engine.space = replace(actor.engine.space, used_bytes_max=bytes_)
+
+
+def test_pages_of_open_saves_are_bounded_and_the_next_save_waits_for_them() -> None:
+    rig, actor = stocked()
+    bound(actor, 4 * PAGE)
+    first = fill(rig, begin(rig, 1, KEYS[:3]))
+    second = begin(rig, 2, KEYS[3:6])
+    sent = rig.tell(CLIENT_7, Keep(second.save, second.batch))
+    assert not rig.wanted(FillPages) and not pick(sent, Reserve), "nobody else's pages either"
+    assert len(actor.reservation.used) == 3
+    rig.answer(first, Sealed(Status.OK, (0, 1, 2)))
+    assert said(rig.done(FillPages), Seal).keys == KEYS[3:6]
+
+
+def test_a_save_larger_than_the_bound_is_served_alone() -> None:
+    rig, actor = stocked()
+    bound(actor, PAGE)
+    seal = fill(rig, begin(rig, 1, KEYS[:6]))
+    assert said(rig.answer(seal, Sealed(Status.OK, tuple(range(6)))), Saved).saved == 6
+
+
+def test_a_save_that_its_engine_never_ends_is_given_up() -> None:
+    rig, actor = stocked()
+    take = begin(rig)
+    rig.wait(SAVE_NS)
+    assert take.batch and actor.orders.open
+    rig.wait(2 * BEAT_NS)
+    sent = rig.tell(CLIENT_7, Keep(take.save, take.batch))
+    assert said(sent, Saved).status is Status.EXPIRED
+    assert not actor.orders.open and not actor.reservation.used
