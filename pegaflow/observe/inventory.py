@@ -40,8 +40,8 @@ _PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, t
 
 INNER = frozenset(
     """
-    actors.allocator.actor.SCAN_PAGES actors.allocator.actor.STAMP_SHIFT
-    actors.allocator.actor.UNSTATED_MAX actors.flusher.actor actors.flusher.device
+    actors.allocator.reservations.STAMP_SHIFT actors.allocator.reservations.UNSTATED_MAX
+    actors.allocator.returns.SCAN_PAGES actors.flusher.actor actors.flusher.device
     actors.flusher.directories.SEGMENTS actors.flusher.reading actors.flusher.writing
     actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device

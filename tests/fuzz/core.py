@@ -171,13 +171,13 @@ class AllocatorCage(Cage):
     def slab(self) -> Slab | None:
         actor = self.host.actor
         assert isinstance(actor, Allocator)
-        return actor.slab
+        return actor.pages.slab
 
     def sizes(self) -> dict[str, int]:
         actor, slab = self.host.actor, self.slab
         assert isinstance(actor, Allocator) and slab is not None
         assert all(slab.is_granted(p) or slab.is_left(p) for p in self.sealed), "sealed and free"
         return {
-            "waiting": len(actor._waiting),
-            "unstated": sum(map(len, actor._unstated.values())),
+            "waiting": actor.reservations.waiting(),
+            "unstated": len(actor.grants),
         }

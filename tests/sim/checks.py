@@ -106,7 +106,7 @@ class Checks:
     def slab(self) -> Slab | None:
         """The living allocator's book of the present pool."""
         proc = self.actor(ALLOCATOR)
-        return proc.actor.slab if proc and isinstance(proc.actor, Allocator) else None
+        return proc.actor.pages.slab if proc and isinstance(proc.actor, Allocator) else None
 
     def index(self) -> Index | None:
         """The living index, once it has read the ledger."""

@@ -243,7 +243,7 @@ def test_it_waits_for_every_holder_and_for_an_index() -> None:
     rig.ask(SESSION_4, Reserve(PAGE, 1))
     rig.tell(SESSION_4, Stock(3, (0, 1), PAGE))
     rig.tell(IDX, Freed(()))
-    assert not rig.wanted(ScanRecords) and actor.slab is None
+    assert not rig.wanted(ScanRecords) and actor.pages.slab is None
     rig.tell(SESSION_5, Stock(0, ()))
     sent = rig.done(ScanRecords, values=(record(1), record(2)))
     sent += rig.done(GrowExtent)

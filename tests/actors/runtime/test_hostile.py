@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pegaflow.actors.allocator import actor as allocator_module
+from pegaflow.actors.allocator import reservations
 from pegaflow.actors.index import claiming, leasing, residency
 from pegaflow.actors.runtime import host as asks
 from pegaflow.actors.runtime.contract import Sender
@@ -139,7 +139,7 @@ def test_no_answer_is_longer_than_a_message_may_be(monkeypatch: pytest.MonkeyPat
     assert find(rig, KEYS[:4]).pages == (0, 1)
     assert len(press(rig, 9)) == 2
     rig, _ = allocator()
-    monkeypatch.setattr(allocator_module, "LIST_MAX", 2)
+    monkeypatch.setattr(reservations, "LIST_MAX", 2)
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 3)), Reserved).status is Status.BAD_REQUEST
 
 
@@ -188,7 +188,7 @@ def test_a_grant_whose_pages_came_back_is_not_said_again() -> None:
 
 
 def test_who_never_states_is_granted_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator_module, "UNSTATED_MAX", 2)
+    monkeypatch.setattr(reservations, "UNSTATED_MAX", 2)
     rig, _ = allocator()
     pages = [granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages[0] for _ in range(2)]
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.BUSY

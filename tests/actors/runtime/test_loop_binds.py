@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.actors.runtime.child import Child
+from pegaflow.actors.gateway.actor import Gateway
 from pegaflow.actors.runtime.host import Host
 from pegaflow.actors.runtime.loop import Loop
 from pegaflow.core.errors import UserError
@@ -15,7 +15,7 @@ from tests.actors.rig import BOSS, HELLO, IDX
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    made = Loop(Host(Child(IDX, BOSS, HELLO)), lambda number, job: None)
+    made = Loop(Host(Gateway(IDX, BOSS, HELLO)), lambda number, job: None)
     yield made
     made.context.destroy(linger=0)
 

@@ -1,6 +1,6 @@
 """Names by which others find the service: what the supervisor says and does when they are gone."""
 
-from pegaflow.actors.runtime.child import Child
+from pegaflow.actors.gateway.actor import Gateway
 from pegaflow.actors.runtime.contract import Rebind
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.observe import metrics
@@ -73,7 +73,7 @@ def test_a_child_that_has_no_socket_yet_has_lost_none() -> None:
 
 
 def test_a_child_binds_again_when_it_is_told() -> None:
-    rig = Rig(Child(IDX, BOSS, HELLO))
+    rig = Rig(Gateway(IDX, BOSS, HELLO))
     rig.start()
     rig.tell(BOSS, BindAgain())
     assert rig.links == [Rebind()]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pegaflow.actors.runtime.child import Child
+from pegaflow.actors.gateway.actor import Gateway
 from pegaflow.actors.supervisor.actor import Supervisor
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import Bye, LogTo, Refused
@@ -59,7 +59,7 @@ def test_a_service_whose_log_nobody_changed_tells_nobody() -> None:
 
 
 def test_a_child_says_if_it_cannot_have_the_file() -> None:
-    rig = Rig(Child(SESSION_4, BOSS, HELLO))
+    rig = Rig(Gateway(SESSION_4, BOSS, HELLO))
     rig.start()
     rig.tell(BOSS, WELCOME)
     rig.tell(BOSS, LogTo("debug", "/gone/log"))

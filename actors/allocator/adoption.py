@@ -1,0 +1,131 @@
+"""Adoption: how the slab comes to be.
+
+An allocator begins without any book: first every holder of the membership states what it holds,
+then the ledger is read, then the slab is made of both, and only then is a page given away.
+
+While the ledger is being read, what was stated stands: a page that somebody held when it began is
+his until it is over, whatever has become of it meanwhile.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from pegaflow.actors.roles.recovery import Recovery
+from pegaflow.actors.runtime.contract import Do, Effect, Note, Part
+from pegaflow.core.grants import Grants
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.slab import Plan
+from pegaflow.wire.allocator import Freed, Reserved, Stock
+from pegaflow.wire.control import Fenced, Welcome
+from pegaflow.wire.jobs import Done, ScanRecords
+from pegaflow.wire.message import Message
+from pegaflow.wire.values import LIST_MAX, NUMBER_MAX, Address
+
+from .growth import Growth
+from .pages import Pages
+from .peer import IndexPeer
+
+STATEMENTS: frozenset[type[Message]] = frozenset({Stock, Fenced, Freed})
+"""What is heard before the ledger is read, and waits while it is being read."""
+
+
+class Adoption(Part):
+    """Gathers statements, reads the ledger, makes the slab."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        recovery: Recovery,
+        *,
+        index: IndexPeer,
+        growth: Growth,
+        grants: Grants[Reserved],
+        counts: Counter[str],
+    ) -> None:
+        self._pages = pages
+        self._recovery = recovery
+        self._index = index
+        self._growth = growth
+        self._grants = grants
+        self._counts = counts
+        self._geometry: Geometry | None = None  # of the pool; None: not told yet
+        self._stated: dict[Address, Stock] = {}  # the newest word of each holder
+        self._scanning = False  # the ledger is being read
+
+    def up(self, welcome: Welcome, now: int) -> list[Effect]:
+        """Read the ledger, if all have stated already."""
+        self._geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
+        return self.scan(now)
+
+    def membership(self, now: int) -> list[Effect]:
+        """It is known who has to state; some may have done so, or be fenced."""
+        self._recovery.await_no_longer(*self._index.fenced, *self._stated)
+        return self.scan(now)
+
+    def state(self, holder: Address, stock: Stock, now: int) -> list[Effect]:
+        """A holder states what it has; read the ledger, if it was the last."""
+        self._stated[holder] = stock
+        return self.membership(now)
+
+    def fence(self, dead: Address, now: int) -> list[Effect]:
+        """It states nothing any more; read the ledger, if it was the last."""
+        self._stated.pop(dead, None)
+        self._recovery.await_no_longer(dead)
+        return self.membership(now)
+
+    def must_wait(self, msg: Message) -> bool:
+        """Whether a message has to wait until the ledger is read."""
+        return self._scanning and type(msg) in STATEMENTS
+
+    def scan(self, now: int) -> list[Effect]:
+        """Once all have stated, and an index has spoken that knows of all deaths: read the ledger.
+        Before that the dead might still seal what nobody states."""
+        known = self._geometry is not None and self._index.is_there and self._recovery.gathered()
+        if self._recovery.ready or self._scanning or not known:
+            return []
+        self._scanning = True
+        return self._scan_from(0, [])
+
+    def check(self) -> None:
+        """We are ready once there is a slab."""
+        assert self._recovery.ready == (self._pages.slab is not None)
+
+    def _scan_from(self, first: int, found: list[int]) -> list[Effect]:
+        geometry = self._geometry
+        assert geometry is not None
+        count = min(LIST_MAX, geometry.extents * geometry.records_per_extent - first)
+        if not count:
+            return []
+
+        def read(done: Done, now: int) -> list[Effect]:
+            found.extend(done.values)
+            last = first + count == geometry.extents * geometry.records_per_extent
+            return self._adopt(geometry, found) if last else self._scan_from(first + count, found)
+
+        return [Do(ScanRecords(first, count), read)]
+
+    def _adopt(self, geometry: Geometry, found: list[int]) -> list[Effect]:
+        """Make the slab: what somebody states is his, what is sealed is the index's."""
+        plan = Plan(geometry)
+        for holder, stock in self._stated.items():
+            self._grants.go_on_from(holder, min(stock.upto, NUMBER_MAX))
+            for page, size in _sized(stock):
+                if not plan.grant(page, size, holder, stock.upto):
+                    self._counts["pages_not_held"] += 1
+        for value in found:
+            plan.leave(value & 0xFFFF_FFFF, value >> 32)
+        slab = self._pages.slab = plan.slab()
+        self._stated.clear()
+        self._scanning = False
+        t = slab.totals()
+        note: list[Effect] = []
+        if t.granted_bytes or t.left_bytes:
+            facts = (("sealed_bytes", t.left_bytes), ("held_bytes", t.granted_bytes))
+            note = [Note("pool_adopted", facts)]
+        return note + self._growth.grow() + self._recovery.begin()
+
+
+def _sized(stock: Stock) -> Iterator[tuple[int, int]]:
+    """Every page that is stated, with its size; a list that does not fit says nothing."""
+    sizes = stock.sizes or (stock.page_size,) * len(stock.pages)
+    return zip(stock.pages, sizes, strict=False)

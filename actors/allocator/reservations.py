@@ -1,0 +1,166 @@
+"""Reservations: who asks for pages gets them, waits, or is refused.
+
+Those that cannot be served wait: for an extent that is still being grown, or for the index to
+evict.  One Pressure is outstanding at a time; when it frees nothing and nothing grows, those who
+wait are told NO_SPACE.  A request that the whole pool could never hold is TOO_LARGE at once and
+evicts nothing.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pegaflow.actors.roster import HOLDERS
+from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Reply, Sender, on
+from pegaflow.core.grants import Grants
+from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import INDEX, LIST_MAX, Address
+
+from .growth import Growth
+from .pages import Pages
+from .peer import IndexPeer
+from .reclaim import Reclaim
+
+PRESSURE_NS = 500 * MS
+"""The index evicts in microseconds; an index that takes so long is about to be killed."""
+
+WAITING_MAX = 1024
+"""Reservations that may wait at once: several per session of the largest host."""
+
+UNSTATED_MAX = 4096
+"""Grants that one holder has not stated yet: it states with each beat, some hundreds at most."""
+
+STAMP_SHIFT = 40
+"""A stamp is incarnation << 40 | counter: a million grants a second for twelve days per life."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    sender: Sender
+    page_size: int
+    count: int
+
+
+class Reservations(Part):
+    """Grants pages."""
+
+    def __init__(
+        self,
+        address: Address,
+        pages: Pages,
+        *,
+        index: IndexPeer,
+        growth: Growth,
+        reclaim: Reclaim,
+        grants: Grants[Reserved],
+        counts: Counter[str],
+    ) -> None:
+        self._stamp = address.incarnation << STAMP_SHIFT  # the newest that was given
+        self._pages = pages
+        self._index = index
+        self._growth = growth
+        self._reclaim = reclaim
+        self._grants = grants  # those that their holder has not stated yet
+        self._counts = counts
+        self._waiting: deque[_Waiting] = deque()  # reservations not answered yet, oldest first
+        self._pressing = False  # a Pressure is outstanding
+
+    def handlers(self) -> Iterable[On]:
+        """The question."""
+        return (on(Reserve, self._on_reserve, *HOLDERS, INDEX),)
+
+    def fence(self, dead: Address) -> None:
+        """What it has asked needs no answer, and what it was granted is not said again."""
+        self._grants.fence(dead)
+        self._waiting = deque(w for w in self._waiting if w.sender.address != dead)
+
+    def serve(self, now: int) -> list[Effect]:
+        """Serve whoever waits; press the index for what is missing."""
+        effects: list[Effect] = []
+        left: deque[_Waiting] = deque()
+        for waiting in self._waiting:
+            if waiting.sender.deadline and waiting.sender.deadline <= now:
+                self._counts["reserve_expired"] += 1
+                continue
+            reserved = self._grant(waiting)
+            if reserved is None:
+                left.append(waiting)
+            else:
+                effects.append(Reply(waiting.sender, reserved))
+        self._waiting = left
+        if left and self._index.is_there and not (self._growth.growing or self._pressing):
+            effects += self._press(left[0], now)
+        return effects
+
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def check(self) -> None:
+        """Grants are in their book, and only so many wait."""
+        self._grants.check()
+        assert len(self._waiting) <= WAITING_MAX
+
+    def _on_reserve(self, sender: Sender, msg: Reserve, now: int) -> list[Effect]:
+        if sender.address in self._index.fenced:
+            return []  # queued before its death
+        refusal = self._refusal(sender.address, msg)
+        if refusal is not None:
+            self._counts[f"reserve_{refusal.name.lower()}"] += 1
+            return [Reply(sender, Reserved(refusal, 0, (), ()))]
+        self._waiting.append(_Waiting(sender, msg.page_size, msg.count))
+        return self.serve(now)
+
+    def _refusal(self, holder: Address, msg: Reserve) -> Status | None:
+        assert self._pages.slab is not None
+        if msg.page_size <= 0 or msg.page_size % 4096 or not 0 < msg.count <= LIST_MAX:
+            return Status.BAD_REQUEST
+        if not self._pages.slab.can_ever_fit(msg.page_size, msg.count):
+            return Status.TOO_LARGE
+        unstated = self._grants.count(holder)
+        busy = len(self._waiting) >= WAITING_MAX or unstated >= UNSTATED_MAX
+        return Status.BUSY if busy else None
+
+    def _grant(self, waiting: _Waiting) -> Reserved | None:
+        assert self._pages.slab is not None
+        holder = waiting.sender.address
+        number = self._grants.last(holder) + 1
+        pages = self._pages.slab.take(waiting.page_size, waiting.count, holder, number)
+        if pages is None:
+            return None
+        first = self._stamp + 1
+        self._stamp += len(pages)
+        stamps = tuple(range(first, first + len(pages)))
+        reserved = Reserved(Status.OK, number, tuple(pages), stamps)
+        self._grants.add(holder, number, reserved)
+        self._counts["pages_granted"] += len(pages)
+        return reserved
+
+    def _press(self, first: _Waiting, now: int) -> list[Effect]:
+        assert self._pages.slab is not None
+        wanted = sum(w.count for w in self._waiting if w.page_size == first.page_size)
+        missing, resize = self._pages.slab.shortage(first.page_size, wanted)
+        self._pressing = True
+
+        def over(now: int) -> list[Effect]:
+            self._pressing = False
+            return self.serve(now)
+
+        def pressed(answer: Message, now: int) -> list[Effect]:
+            if isinstance(answer, Freed) and answer.pages:
+                return self._reclaim.from_index(answer.pages, over)
+            self._pressing = False
+            return self._refuse_first(now)
+
+        ask = Pressure(first.page_size, min(max(missing, 1), LIST_MAX), resize)
+        return [Ask(self._index.address, ask, now + PRESSURE_NS, pressed)]
+
+    def _refuse_first(self, now: int) -> list[Effect]:
+        """The index could free nothing: the one that pressed gets its answer, the others try."""
+        if not self._waiting:
+            return []
+        first = self._waiting.popleft()
+        self._counts["reserve_no_space"] += 1
+        return [Reply(first.sender, Reserved(Status.NO_SPACE, 0, (), ())), *self.serve(now)]
