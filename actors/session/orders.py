@@ -52,8 +52,8 @@ class Orders(Part):
     def check(self) -> None:
         """Keys add up; what is claimed is open."""
         assert self._keys == sum(len(share.msg.keys) for share in self.shares.values())
-        claimed = [order.claim for order in self.open.values() if order.claim]
-        assert sorted(claimed) == sorted(self.claims.numbers())
+        claimed = sorted(order.claim for order in self.open.values() if order.claim)
+        assert claimed == sorted(self.claims.numbers()), "a claim of no open order"
 
     def start_anew(self) -> None:
         """The engine has other blocks now: its orders have nothing to do with those before."""
