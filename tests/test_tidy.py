@@ -25,6 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FILE_LINES = 450  # a file is read in one sitting; 400 is the goal
 FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
+ATTRIBUTES, METHODS = 15, 30  # a part can be kept in mind
+CONTRACTS = set(
+    "Actor Part Holder Message Protocol NamedTuple Exception Generic Enum IntEnum StrEnum".split()
+    + ["Server", "H11Protocol"]
+)
 
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 MACHINE_PATH = re.compile(
@@ -131,7 +136,36 @@ def is_finished(path: str, text: str) -> Complaints:
             yield f"{path}:{number}: {found[0]} is a path of one machine"
 
 
-PER_FILE: list[Callable[[Source], Complaints]] = [is_short, no_sleep_in_tests]
+def is_composed(source: Source) -> Complaints:
+    """Parts, not ancestors: a class of an actor is small, and its bases are a contract's."""
+    if not source.path.startswith("actors/"):
+        return
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        bases = {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases}
+        if bases - CONTRACTS:
+            yield f"{source.path}:{node.lineno}: {node.name} inherits from {bases - CONTRACTS}"
+        methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+        if len(methods) > METHODS:
+            yield f"{source.path}:{node.lineno}: {node.name} has {len(methods)} methods"
+        attributes = {
+            target.attr
+            for item in ast.walk(node)
+            if isinstance(item, ast.Assign | ast.AnnAssign | ast.AugAssign)
+            for whole in (item.targets if isinstance(item, ast.Assign) else [item.target])
+            for target in ast.walk(whole)
+            if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
+        } | {ast.unparse(item.target) for item in node.body if isinstance(item, ast.AnnAssign)}
+        if len(attributes) > ATTRIBUTES and not is_message(node):
+            yield f"{source.path}:{node.lineno}: {node.name} has {len(attributes)} attributes"
+
+
+def is_message(node: ast.ClassDef) -> bool:
+    return any(ast.unparse(decorator).startswith("message(") for decorator in node.decorator_list)
+
+
+PER_FILE: list[Callable[[Source], Complaints]] = [is_short, no_sleep_in_tests, is_composed]
 
 
 def python_sources() -> list[Source]:
@@ -184,6 +218,9 @@ BAD: list[tuple[Callable[[Source], Complaints], str, str]] = [
     (is_short, "wire/x.py", "x = 1\n" * FILE_LINES),
     (is_short, "wire/x.py", "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
     (no_sleep_in_tests, "tests/x.py", "import time\ntime.sleep(1)"),
+    (is_composed, "actors/x.py", "class A(Writing):\n    pass"),
+    (is_composed, "actors/x.py", "class A:\n" + "    def f(self): ...\n" * (METHODS + 1)),
+    (is_composed, "actors/x.py", "class A:\n" + "".join(f"    a{n}: int\n" for n in range(16))),
 ]
 GOOD: list[tuple[Callable[[Source], Complaints], str, str]] = [
     (is_short, "wire/x.py", "def f():\n    x = 1\n"),

@@ -12,18 +12,14 @@ meanwhile before it decides that somebody was silent.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import zmq
 
-from pegaflow.core.errors import UserError
 from pegaflow.service.logs import get_logger
-from pegaflow.service.rundir import socket_at
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.jobs import Done, Unreachable
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
@@ -32,6 +28,7 @@ from pegaflow.wire.values import CLIENT, Address
 from .contract import Dial, Hangup
 from .door import DOMAIN, Door
 from .host import Host, Step
+from .inbox import Inbox
 
 if TYPE_CHECKING:  # with what they need, the time of a spare to start; most services have no TCP
     from .tcp import Tcp
@@ -62,9 +59,7 @@ class Loop:
         self.context = zmq.Context()
         self.log = get_logger()
         self._poll = zmq.Poller()
-        self._inbox: zmq.Socket[bytes] | None = None
-        self._path = Path()  # of the inbox's socket
-        self._bound: tuple[int, int] | None = None  # the file there that is ours
+        self._inbox: Inbox | None = None
         self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
         self._door = Door(self.context, host.actor.counts)
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
@@ -83,44 +78,24 @@ class Loop:
         Raises:
             UserError: the socket cannot be made.
         """
-        self._inbox = self._router()
-        self._inbox.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-        self._path = Path(path)
-        self._listen(self._inbox)
-        self._watch_socket(self._inbox, None)
-
-    def _listen(self, inbox: zmq.Socket[bytes]) -> None:
-        before = os.umask(0o177)
-        try:
-            self._path.unlink(missing_ok=True)
-            inbox.bind(f"ipc://{self._path}")
-        except (zmq.ZMQError, OSError) as err:
-            raise UserError(f"cannot listen at {self._path}: {err.strerror}") from None
-        finally:
-            os.umask(before)
-        self._bound = socket_at(self._path)
+        socket = self._router()
+        socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        self._inbox = Inbox(socket, Path(path))
+        self._inbox.listen()
+        self._watch_socket(socket, None)
 
     def bind_again(self) -> str:
-        """Have a socket of ours at its path, if something else is there or nothing; '' or why that
-        cannot be.  A second listener of the same inbox: to end the first would end the links that
-        came through it."""
-        if self._inbox is None or self.is_bound():
-            return ""
-        try:
-            self._listen(self._inbox)
-        except UserError as err:
-            return str(err)
-        return ""
+        """Have a socket of ours at the inbox's path; '' or why that cannot be."""
+        return self._inbox.bind_again() if self._inbox is not None else ""
 
     def is_bound(self) -> bool:
         """Whether the file at the inbox's path is ours."""
-        return self._bound is not None and socket_at(self._path) == self._bound
+        return self._inbox is not None and self._inbox.is_bound()
 
     def unlink(self) -> None:
         """Remove the inbox's file, if it is still ours."""
-        if self.is_bound():
-            with suppress(OSError):
-                self._path.unlink()
+        if self._inbox is not None:
+            self._inbox.unlink()
 
     def bind_tcp(self, where: Tcp) -> int:
         """A second inbox, on TCP and for clients only; the port it got.
@@ -196,9 +171,8 @@ class Loop:
         while self._stop is None:
             self._turn()
         self._door.close()
-        for socket in (*self._links.values(), self._inbox, self._remote):
-            if socket is not None:
-                socket.close(linger=200)
+        for socket in self._peers:
+            socket.close(linger=200)
         self.context.destroy(linger=200)
         return self._stop
 
@@ -269,7 +243,7 @@ class Loop:
             failed = _send(link, pack(envelope))
         else:
             frames = [receiver.routing_id, *pack(envelope)]
-            failed = _send(self._inbox, frames)
+            failed = _send(self._inbox.socket if self._inbox is not None else None, frames)
             if failed == zmq.EHOSTUNREACH and self._remote is not None:
                 failed = _send(self._remote, frames)
             if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pegaflow.actors.session.publish import count_dropped
+from pegaflow.actors.session.orders import count_dropped
 from pegaflow.core.series import LOAD, RPC
 from pegaflow.observe import metrics
 from pegaflow.observe.engines import REASONS

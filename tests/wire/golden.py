@@ -8,6 +8,7 @@ stays: it is what released versions have said.
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from pegaflow.wire.message import encode
 
@@ -19,7 +20,7 @@ NAMES = Path(__file__).with_name("fields.json")
 
 def names() -> dict[str, list[str]]:
     """The fields of every message that goes over a socket, by tag."""
-    sent = (kind for kind in MESSAGES if kind.TAG < 200)
+    sent: list[Any] = [kind for kind in MESSAGES if kind.TAG < 200]
     return {str(kind.TAG): [f.name for f in dataclasses.fields(kind)] for kind in sent}
 
 
