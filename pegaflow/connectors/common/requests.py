@@ -95,6 +95,7 @@ class Lookup(Enum):
 
     NONE = "not asked, or the answer is used up"
     ASKED = "asked"
+    EARLY = "answered before the engine was all there: to be asked again"
     HIT = "answered; the lease is ours"
     MISS = "answered: nothing, for this time of scheduling"
     NEVER = "unanswered for too long: a miss for good"
@@ -158,16 +159,29 @@ class Requests:
     def wants(self, request: str) -> tuple[bytes, ...]:
         """Keys to look up now; empty if nothing is to be asked."""
         tracked = self.tracked[request]
-        if tracked.lookup is not Lookup.NONE or tracked.loading or tracked.limit == 0:
+        asks = tracked.lookup in (Lookup.NONE, Lookup.EARLY)
+        if not asks or tracked.loading or tracked.limit == 0:
             return ()
         return self.keys(tracked, 0, min(LIST_MAX, tracked.limit or LIST_MAX))
 
     def asked(self, request: str, ticket: int, now: float) -> None:
         """The lookup was sent."""
         tracked = self.tracked[request]
-        assert tracked.lookup is Lookup.NONE
+        assert tracked.lookup in (Lookup.NONE, Lookup.EARLY)
         tracked.lookup, tracked.ticket, tracked.asked_at = Lookup.ASKED, ticket, now
         self._tickets[ticket] = request
+
+    def early(self, ticket: int) -> None:
+        """The answer is that not every rank is there yet: the request waits, and asks again."""
+        tracked = self.tracked.get(self._tickets.pop(ticket, ""))
+        if tracked is not None and (tracked.lookup, tracked.ticket) == (Lookup.ASKED, ticket):
+            tracked.lookup = Lookup.EARLY
+
+    def settle(self, request: str) -> None:
+        """It does not ask again."""
+        tracked = self.tracked[request]
+        if tracked.lookup is Lookup.EARLY:
+            tracked.lookup = Lookup.MISS
 
     def answered(
         self,
@@ -214,7 +228,7 @@ class Requests:
     def offer(self, request: str, local_tokens: int) -> int | None:
         """Tokens that can be loaded behind `local_tokens`; None: the answer is not here yet."""
         tracked = self.tracked[request]
-        if tracked.lookup is Lookup.ASKED:
+        if tracked.lookup in (Lookup.ASKED, Lookup.EARLY):
             return None
         tracked.local = local_tokens // self.block_tokens
         if tracked.lookup is not Lookup.HIT or local_tokens % self.block_tokens:

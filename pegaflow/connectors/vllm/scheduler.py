@@ -2,7 +2,9 @@
 
 It runs in the engine's scheduling loop, so it never waits: lookups are sent when a request arrives
 and collected when it is scheduled, within one small budget for all requests of a step; what is not
-there yet is asked for again in the next step. It owns one Client, without registered memory. That
+there yet is asked for again in the next step. The first requests of an engine may come before all
+of its ranks have joined the session: they are held back like any whose answer is not there, for as
+long as a lookup may take. It owns one Client, without registered memory. That
 one opens the engine's session (opener.py), a new one in each epoch (watch.py); the workers' clients
 join it.
 
@@ -41,6 +43,8 @@ POLL_EVERY_S = 0.05
 CONNECT_S = 1.0
 """Once, while the engine starts, which takes far longer: its first requests should not all miss.
 Later nothing waits for a connection."""
+
+FOR_EVER = float("inf")
 
 
 @dataclass
@@ -81,6 +85,8 @@ class Scheduler:
         why = self._client.connect(CONNECT_S)
         if why:
             compat.logger().warning("pegaflow: no service: %s", why)
+        # So long a session of which a rank is missing is waited for: from its first such answer on.
+        self._early_until = FOR_EVER
         self._spent = 0.0  # of STEP_BUDGET_S, in this step
         self._polled = 0.0  # when the client was last given the time to do its I/O
         # Loads promised to vLLM that no worker has been told of: request -> order or block ids.
@@ -146,7 +152,10 @@ class Scheduler:
         self._look_until = time.monotonic() + self._engine.settings.timeout_s
 
     def _ask(self, request: Any) -> None:
-        if self._off or self._stale or not self._engine.settings.loads:
+        off = self._off or self._stale or not self._engine.settings.loads
+        if off or time.monotonic() >= self._early_until:
+            self._requests.settle(request.request_id)
+        if off:
             return
         if getattr(request, "skip_reading_prefix_cache", False):
             return
@@ -162,6 +171,11 @@ class Scheduler:
         start = time.monotonic()
         for done in self._client.poll(max(0.0, STEP_BUDGET_S - self._spent)):
             assert isinstance(done, LookupDone)
+            if done.status is Status.NOT_ATTACHED and self._is_early(start):
+                self._requests.early(done.ticket)
+                continue
+            if done.status is Status.OK:
+                self._early_until = 0.0  # all have been there
             in_time = done.status is not Status.EXPIRED
             answer = (done.lease, in_time, start, done.disk)
             unwanted = self._requests.answered(done.ticket, *answer)
@@ -170,6 +184,12 @@ class Scheduler:
         self._spent += now - start
         self._polled = now
         self._requests.give_up(now - self._engine.settings.timeout_s)
+
+    def _is_early(self, now: float) -> bool:
+        """Whether the ranks of this session may still be on their way."""
+        if self._early_until == FOR_EVER:
+            self._early_until = now + self._engine.settings.timeout_s
+        return now < self._early_until
 
     def _release(self, leases: list[Lease]) -> None:
         for lease in leases:
@@ -348,6 +368,7 @@ class Scheduler:
         self._epoch = epoch
         self._release(self._requests.clear_answers())
         self._client.reopen(epoch)
+        self._early_until = FOR_EVER
 
     def close(self) -> None:
         """The engine stops."""

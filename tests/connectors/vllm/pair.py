@@ -200,9 +200,16 @@ class Pair:
             self.until(lambda: request.request_id in self.sent)
 
     def load(self, request: Request, ids: list[int]) -> int:
-        """Ask, allocate; the tokens to be loaded."""
+        """Ask, as often as vLLM would, and allocate; the tokens to be loaded."""
         self.scheduler.on_new_request(request)
-        tokens, late = self.scheduler.get_num_new_matched_tokens(request, 0)
+        answers: list[tuple[int | None, bool]] = []
+
+        def asked() -> bool:
+            answers.append(self.scheduler.get_num_new_matched_tokens(request, 0))
+            return answers[-1][0] is not None
+
+        self.until(asked)
+        tokens, late = answers[-1]
         assert tokens is not None and late == bool(tokens)
         self.scheduler.update_state_after_alloc(request, blocks(ids), tokens)
         return tokens

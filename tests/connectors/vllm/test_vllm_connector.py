@@ -18,7 +18,7 @@ from pegaflow.connectors.vllm.connector import MAX_ERRORS
 from pegaflow.connectors.vllm.scheduler import StepOrders
 from pegaflow.connectors.vllm.worker import SavesDone
 
-from .fakes import Request, Store, blocks, output
+from .fakes import FakeClient, Request, Store, blocks, output
 from .pair import PATIENCE_S, Pair
 
 
@@ -347,3 +347,34 @@ def test_a_service_that_does_not_let_go_is_waited_for_but_not_for_ever(
     assert "not let go" in caplog.text and not client.closed
     let_go.set()
     assert mover.stop(PATIENCE_S) and client.closed
+
+
+def ask(pair: Pair, request: Request) -> tuple[int | None, bool]:
+    return pair.scheduler.get_num_new_matched_tokens(request, 0)
+
+
+def test_the_first_requests_wait_for_ranks_that_are_on_their_way(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeClient, "complete", False)
+        other.scheduler.on_new_request(request)
+        assert [ask(other, request) for _ in range(5)] == [(None, False)] * 5
+    other.until(lambda: ask(other, request) == (24, True))
+    other.close()
+
+
+def test_a_rank_that_never_comes_is_waited_for_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(extra={"pegaflow.timeout_ms": 50})
+    monkeypatch.setattr(FakeClient, "complete", False)
+    request, later = Request("a", 25), Request("b", 25)
+    pair.scheduler.on_new_request(request)
+    assert ask(pair, request) == (None, False)
+    pair.until(lambda: ask(pair, request) == (0, False))
+    pair.scheduler.on_new_request(later)
+    assert ask(pair, later) == (0, False)
+    pair.close()
