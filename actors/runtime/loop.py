@@ -13,7 +13,9 @@ meanwhile before it decides that somebody was silent.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -68,8 +70,7 @@ class Loop:
         self._wake: int | None = None  # the host's wake_at, as of the end of the last turn
         self._stop: str | None = None
         self.late_ns = 0  # the latest wake since somebody reset this
-        self._completions: list[tuple[int, Done]] = []  # of jobs that were done at once
-        self._unreachable: list[Address] = []  # clients whose connection is gone, to be told
+        self._due: deque[Callable[[int], Step]] = deque()  # inputs that our own step has brought
         self.watch(self._door.fd, self._door.answer)
 
     def bind(self, path: str) -> None:
@@ -149,24 +150,24 @@ class Loop:
         for number, job in step.jobs:
             done = self.work(number, job)
             if done is not None:
-                self._completions.append((number, done))
+                self._due.append(partial(self.host.complete, number, done))
         if step.stop is not None and self._stop is None:
             self._stop = step.stop
 
     def complete(self, number: int, done: Done) -> None:
         """A job that took its time is over."""
-        self._completions.append((number, done))
-        self._drain_completions()
+        self._due.append(partial(self.host.complete, number, done))
+        self._go_on()
 
     def inform(self, msg: Message) -> None:
         """The shell has something to tell the actor."""
         self.apply(self.host.inform(msg, monotonic()))
-        self._drain_completions()
+        self._go_on()
 
     def run(self) -> str:
         """Until the actor stops; its reason, empty for a clean end."""
         self.apply(self.host.start(monotonic()))
-        self._drain_completions()
+        self._go_on()
         self._wake = self.host.wake_at()
         while self._stop is None:
             self._turn()
@@ -190,7 +191,7 @@ class Loop:
         if wake is not None and wake <= now:
             self.late_ns = max(self.late_ns, now - wake)
             self.apply(self.host.wake(now))
-            self._drain_completions()
+            self._go_on()
             wake = self.host.wake_at()
         self._wake = wake
 
@@ -225,16 +226,11 @@ class Loop:
             self.log.warning("bad_frame", why=str(err), repeats="bad_frame")
             return
         self.apply(self.host.deliver(envelope, monotonic(), frames, remote))
-        self._drain_completions()
+        self._go_on()
 
-    def _drain_completions(self) -> None:
-        while self._completions:
-            number, done = self._completions.pop(0)
-            self.apply(self.host.complete(number, done, monotonic()))
-        while self._unreachable:
-            lost = Unreachable(self._unreachable.pop(0))
-            if self.host.actor.accepts(Unreachable, self.host.actor.address.name):
-                self.apply(self.host.inform(lost, monotonic()))
+    def _go_on(self) -> None:
+        while self._due:
+            self.apply(self._due.popleft()(monotonic()))
 
     def _send(self, envelope: Envelope) -> None:
         receiver = envelope.receiver
@@ -247,7 +243,8 @@ class Loop:
             if failed == zmq.EHOSTUNREACH and self._remote is not None:
                 failed = _send(self._remote, frames)
             if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:
-                self._unreachable.append(receiver)
+                if self.host.actor.accepts(Unreachable, self.host.actor.address.name):
+                    self._due.append(partial(self.host.inform, Unreachable(receiver)))
         if failed:
             self.host.actor.counts["frames_unsent"] += 1
 
