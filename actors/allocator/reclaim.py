@@ -18,7 +18,7 @@ Then = Callable[[int], list[Effect]]
 
 
 class Reclaim(Part):
-    """Takes pages back.  What has to follow is said with each call."""
+    """Takes pages back; what has to follow is said with each call."""
 
     def __init__(self, pages: Pages, counts: Counter[str]) -> None:
         self._pages = pages

@@ -74,7 +74,7 @@ def neighbour(child: ChildRecord) -> Neighbour:
 
 
 class Children(Part):
-    """All of them, in the order of their birth."""
+    """The records of all children, in the order of their birth."""
 
     def __init__(self) -> None:
         self._records: dict[Address, ChildRecord] = {}

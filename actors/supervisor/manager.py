@@ -18,7 +18,7 @@ from .ticks import TICK_NS
 
 
 class Manager(Part):
-    """What it was told so far."""
+    """Tells a service manager how the service is."""
 
     def __init__(
         self, plan: Plan, children: Children, restarts: Restarts, lifecycle: Lifecycle

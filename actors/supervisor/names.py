@@ -17,7 +17,7 @@ from .stage import Lifecycle
 
 
 class Names(Part):
-    """What of them is lost."""
+    """The names by which others find the service, and what of them is lost."""
 
     def __init__(
         self,

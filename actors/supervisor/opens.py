@@ -17,7 +17,7 @@ class Open:
 
 
 class Opens(Part):
-    """The queue."""
+    """Engines that wait for a session."""
 
     def __init__(self) -> None:
         self._queue: deque[Open] = deque()

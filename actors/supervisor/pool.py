@@ -10,7 +10,7 @@ from .plan import Plan
 
 
 class Pool(Part):
-    """Where it is and how it is cut."""
+    """Where the pool is and how it is cut."""
 
     def __init__(self, plan: Plan) -> None:
         self.known: Welcome | None = None  # None until there is one

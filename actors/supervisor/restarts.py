@@ -67,7 +67,7 @@ class Budget:
 
 
 class Restarts(Part):
-    """The budgets of all kinds and engines."""
+    """How often each kind of child, and the sessions of each engine, may fail."""
 
     def __init__(self, kinds: tuple[str, ...], counts: Counter[str]) -> None:
         self.kinds = {name: Budget() for name in kinds}  # constant keys
