@@ -205,7 +205,11 @@ class SimOps(Ops):
     def find(self, path: str, at: int | None = None) -> Identity:
         if path in TOP:
             return Identity(0, 0)
-        platter, name = self._named(path, at)
+        folder, _, below = path.rpartition("/")
+        if at is None and folder in self._platters:  # only looked at: nothing is opened by a path
+            platter, name = self._platter(folder)[0], below
+        else:
+            platter, name = self._named(path, at)
         self._fail(platter, "gone")
         if not name:
             return Identity(0, platter.inode)
