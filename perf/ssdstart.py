@@ -19,10 +19,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pegaflow.actors.flusher.directories import SEGMENT_BYTES
+from pegaflow.actors.flusher.volumes import SEGMENT_BYTES
 from pegaflow.client import Client
 from pegaflow.core.errors import UserError
-from pegaflow.core.segments.catalog import Shelf
+from pegaflow.core.segments.catalog import Catalog
 from pegaflow.core.segments.codec import (
     GROUP_ROWS,
     HEAD_BYTES,
@@ -76,7 +76,7 @@ def write_log(folder: Path, records: int) -> list[Path]:
 
 def load(files: Sequence[Path]) -> int:
     """What a start does with the footers; how many blocks it finds."""
-    shelf = Shelf()
+    catalog = Catalog()
     for number, path in reversed(list(enumerate(files))):
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -88,8 +88,8 @@ def load(files: Sequence[Path]) -> int:
             rows = read_footer(read, size, uuid)
         if rows is None:
             raise UserError(f"{path.name} has no footer")
-        shelf.load(shelf.segment(0, number, size), rows)
-    return shelf.blocks
+        catalog.load(catalog.segment(0, number, size), rows)
+    return catalog.blocks
 
 
 def read_all(files: Sequence[Path], records: int) -> None:

@@ -18,7 +18,7 @@ from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
-from .writing import BATCH_PARTS
+from .tier import BATCH_PARTS
 
 KNOWN = "ssd.json"
 """File in the run directory: which log was in which directory when it was used last."""

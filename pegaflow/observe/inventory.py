@@ -41,8 +41,9 @@ _PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, t
 INNER = frozenset(
     """
     actors.allocator.reservations.STAMP_SHIFT actors.allocator.reservations.UNSTATED_MAX
-    actors.allocator.returns.SCAN_PAGES actors.flusher.actor actors.flusher.device
-    actors.flusher.directories.SEGMENTS actors.flusher.reading actors.flusher.writing
+    actors.allocator.returns.SCAN_PAGES actors.flusher.device actors.flusher.inventory
+    actors.flusher.pages actors.flusher.reading actors.flusher.shutdown actors.flusher.tier
+    actors.flusher.volumes.SEGMENTS actors.flusher.write_back
     actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
     actors.session.batches.BATCH_BLOCKS actors.session.orders.EARLY_MAX actors.session.publish

@@ -25,7 +25,7 @@ from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
-from tests.actors.platters import orderly
+from tests.actors.disks import orderly
 from tests.actors.tier import ssd_of
 
 from .books import KEYS, RECORDS
@@ -154,10 +154,10 @@ class FlusherCage(Cage):
     def one(self) -> None:
         """Between the frames: something to write, something to read."""
         super().one()
-        rng, tier = self.rng, self.actor.tier
+        rng, tier = self.rng, self.actor.tier.told
         at, count = rng.randrange(200), rng.randrange(1, 5)
         keys = tuple(((at + i) % 256).to_bytes(1) * 32 for i in range(count))
-        if tier is not None and tier.writable and len(self.actor.flushes) < tier.depth:
+        if tier is not None and tier.writable and len(self.actor.write_back.flushes) < tier.depth:
             if rng.random() < 0.3:
                 self.newest += 1
                 pages = tuple(rng.sample(range(RECORDS), count))
@@ -173,7 +173,7 @@ class FlusherCage(Cage):
             self.tell(
                 self.index, Fetch(self.fetches, SPACE, keys, parents, rng.randrange(3)), question=9
             )
-            assert self.actor._fetches < 4096, "no Fetch ever ends"
+            assert self.actor.reading.fetches < 4096, "no Fetch ever ends"
 
     def step(self) -> None:
         """Now and then index or allocator dies, and the next one comes."""
@@ -235,9 +235,9 @@ class FlusherCage(Cage):
     def sizes(self) -> dict[str, int]:
         actor = self.actor
         return {
-            "flushes": len(actor.flushes),
-            "fetches": actor._fetches,
-            "pages": len(actor.pages),
+            "flushes": len(actor.write_back.flushes),
+            "fetches": actor.reading.fetches,
+            "pages": len(actor.pages.held()),
             "segments": sum(len(volume.segments) for volume in actor.volumes),
-            "blocks": actor.shelf.blocks,
+            "blocks": actor.volumes.catalog.blocks,
         }

@@ -18,7 +18,7 @@ from pegaflow.observe.view import View
 from pegaflow.wire.control import Counter, KindRow, ProcessRow, Remark, Report, listed
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
-from tests.actors.platters import PLAN
+from tests.actors.disks import PLAN
 from tests.actors.rig import HELLO
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,6 +15,7 @@ is slow and runs once in a while.
 
 from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.flusher.actor import Flusher
+from pegaflow.actors.flusher.volumes import State
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.member import member_of
@@ -248,7 +249,7 @@ class Checks:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
         flusher = self.flusher()
-        for flush in flusher.flushes.values() if flusher else ():
+        for flush in flusher.write_back.flushes.values() if flusher else ():
             for page in flush.pages:
                 kept = page in self.sealed or self._ledger.is_quarantined(page)
                 assert kept, f"page {page}, which {flusher} writes, is void"
@@ -324,7 +325,7 @@ class Checks:
             pages = session.reservation if session else None
             stated = {*pages.free, *pages.used} if pages else set()
             if address.name == FLUSHER and flusher is not None and flusher.address == address:
-                stated = set(flusher.pages)
+                stated = set(flusher.pages.held())
             assert slab.held_by(address).keys() == stated, f"{address}'s pages are not all stated"
 
     def _ssd_at_rest(self, index: Index) -> None:
@@ -334,26 +335,31 @@ class Checks:
         assert not index.lookup.waits and not index.lookup.awaited, "somebody waits for ever"
         if flusher is None:
             return
-        assert all(v.state == "up" and v.writable for v in flusher.volumes), "a disk stays broken"
-        assert not flusher.flushes and not flusher.running and not flusher.pages
+        volumes, catalog = flusher.volumes, flusher.volumes.catalog
+        assert all(v.state is State.UP and v.writable for v in volumes), "a disk stays broken"
+        assert not flusher.write_back.flushes, "leases without an end"
+        assert not flusher.reading.running and not flusher.pages.held()
         ssd = ssd_of(index)
         assert not ssd.writes.backlog and not ssd.writes.in_flight, "blocks that are never written"
         for namespace, keys in ssd.log.stored.items():
             for key in keys:
-                assert flusher.shelf.has(namespace, key), "a key that is not in the log any more"
+                assert catalog.has(namespace, key), "a key that is not in the log any more"
         said = len(ssd.log)
-        assert said == flusher.shelf.blocks, "blocks that the index does not know to be in the log"
+        assert said == catalog.blocks, "blocks that the index does not know to be in the log"
 
     def durable(self) -> None:
         """What the flusher takes for written is durable, but for bits that have turned."""
         flusher = self.flusher()
-        for volume in flusher.volumes if flusher else ():
+        if flusher is None:
+            return
+        catalog = flusher.volumes.catalog
+        for volume in flusher.volumes:
             platter, lost = self.house.files.platters[volume.path], 0
             for segment in volume.segments.values():
                 file = platter.files.get(f"{segment.number:016x}.segment")
                 for at in range(segment.count):
                     row = segment.row(at)
-                    place = flusher.shelf.find(row.namespace, row.key) if flusher else None
+                    place = catalog.find(row.namespace, row.key)
                     data = file.durable[row.offset : row.offset + row.length] if file else b""
                     whole = len(data) == row.length and (
                         block_sum(sums_of(memoryview(data), row)) == row.checksum

@@ -16,8 +16,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from pegaflow.actors.flusher import directories
-from pegaflow.actors.flusher import segments as volumes
+from pegaflow.actors.flusher import inventory, segments, volumes
 from pegaflow.actors.session import batches, ranks, reservation, saves
 from pegaflow.actors.session import leases as leasing
 from pegaflow.actors.supervisor.plan import Plan
@@ -56,10 +55,10 @@ SCALE = (
     (ranks, "SLOTS_MAX", 10),
     (leasing, "LEASE_IDLE_NS", 7 * S),
     (adoption, "CHUNK", 8),
-    (directories, "SEGMENT_SMALLEST", 160 * 1024),
-    (directories, "MANIFEST_KEYS", 8),
-    (volumes, "CARRY_BYTES", 32 * 1024),
-    (directories, "RETRY_NS", (300 * MS, 700 * MS)),
+    (volumes, "SEGMENT_SMALLEST", 160 * 1024),
+    (inventory, "MANIFEST_KEYS", 8),
+    (segments, "CARRY_BYTES", 32 * 1024),
+    (segments, "RETRY_NS", (300 * MS, 700 * MS)),
 )
 """Numbers of the product made as small as the pool: several batches to a save, slots that run out,
 leases that go idle within the run, ledgers that are not read at once, segments that are recycled.

@@ -27,7 +27,7 @@ class Segment:
     volume: int
     number: int
     size: int  # bytes of the file
-    sealed: bool = False  # nothing is added any more
+    closed: bool = False  # nothing is added any more
     rows: bytearray = field(default_factory=bytearray)  # what is in it, synced
     live: int = 0  # rows that are places of their keys
     read: dict[int, None] = field(default_factory=dict)  # rows read since, the last one last
@@ -45,7 +45,7 @@ class Segment:
         return row_at(self.rows, at)
 
 
-class Shelf:
+class Catalog:
     """All segments of all volumes."""
 
     def __init__(self) -> None:

@@ -23,10 +23,10 @@ from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import ORDER_NS, Copied, Drop, Keep, Load, Lookup, Ping, Save, Skip
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION
+from tests.actors.disks import PLAN, Disks, broken, fetch, flush
 from tests.actors.flusher.test_flusher_reads import asks, granted, reader
 from tests.actors.group import OPEN, Group
 from tests.actors.index import test_index
-from tests.actors.platters import PLAN, Platters, broken, fetch, flush
 from tests.actors.rig import CLIENT_7, IDX, MS, PAGE, SESSION_4, Rig, one
 from tests.actors.session import test_ranks, test_saves
 from tests.actors.sessions import KEYS, attached
@@ -193,48 +193,48 @@ def test_a_fetch_that_nobody_answers_is_counted() -> None:
 
 
 def test_writes_are_counted_by_speed_and_by_directory() -> None:
-    plates = Platters(replace(PLAN, paths=("/a", "/b")))
-    plates.ready()
-    plates.rig.tell(IDX, flush(1, 0, 3))
-    plates.work(MakeSegment)
-    plates.rig.wait(1 * MS)
-    plates.work(WriteGroup)
-    found = counted(plates.rig, SSD_WRITE_RATE)[()]
+    disks = Disks(replace(PLAN, paths=("/a", "/b")))
+    disks.ready()
+    disks.rig.tell(IDX, flush(1, 0, 3))
+    disks.work(MakeSegment)
+    disks.rig.wait(1 * MS)
+    disks.work(WriteGroup)
+    found = counted(disks.rig, SSD_WRITE_RATE)[()]
     assert (found.count, found.total) == (1, 3 * PAGE * 1000)
-    assert of_each(plates, "write_bytes") == {"/a": 0, "/b": 0}, "not before it is durable"
-    plates.work(SyncSegment)
-    assert sorted(of_each(plates, "write_bytes").values()) == [0, 3 * PAGE]
-    gauges = plates.actor.gauges()
+    assert of_each(disks, "write_bytes") == {"/a": 0, "/b": 0}, "not before it is durable"
+    disks.work(SyncSegment)
+    assert sorted(of_each(disks, "write_bytes").values()) == [0, 3 * PAGE]
+    gauges = disks.actor.gauges()
     blocks = dict(labels_of("ssd_directory_blocks", gauges))
     assert sorted(blocks.values()) == [0, 3]
     assert set(dict(labels_of("ssd_directory_writable", gauges)).values()) == {1}
 
 
 def test_faults_are_counted_where_they_are() -> None:
-    plates = Platters(replace(PLAN, paths=("/a", "/b")))
-    plates.faults[WriteGroup] = broken(Status.COPY_FAILED)
-    plates.ready()
-    plates.rig.tell(IDX, flush(1, 0, 1))
-    plates.work()
-    assert plates.rig.count("ssd_faults") == sum(of_each(plates, "faults").values()) == 2
-    assert counted(plates.rig, SSD_WRITE_RATE)[()].count == 0
+    disks = Disks(replace(PLAN, paths=("/a", "/b")))
+    disks.faults[WriteGroup] = broken(Status.COPY_FAILED)
+    disks.ready()
+    disks.rig.tell(IDX, flush(1, 0, 1))
+    disks.work()
+    assert disks.rig.count("ssd_faults") == sum(of_each(disks, "faults").values()) == 2
+    assert counted(disks.rig, SSD_WRITE_RATE)[()].count == 0
 
 
-def of_each(plates: Platters, name: str) -> dict[str, int]:
-    found = labels_of(f"ssd_directory_{name}", plates.actor.counts)
+def of_each(disks: Disks, name: str) -> dict[str, int]:
+    found = labels_of(f"ssd_directory_{name}", disks.actor.counts)
     return {path: value for (path,), value in found}
 
 
 def test_reads_are_counted_by_speed_and_by_directory() -> None:
-    plates = reader()
-    granted(plates, asks(plates, fetch(9, (0, 1, 2))), 1)
-    plates.rig.wait(2 * MS)
-    assert plates.rig.wanted(ReadRun)
-    sent = plates.work()
+    disks = reader()
+    granted(disks, asks(disks, fetch(9, (0, 1, 2))), 1)
+    disks.rig.wait(2 * MS)
+    assert disks.rig.wanted(ReadRun)
+    sent = disks.work()
     assert one(sent, Seal)
-    found = counted(plates.rig, SSD_PREFETCH_RATE)[()]
+    found = counted(disks.rig, SSD_PREFETCH_RATE)[()]
     assert (found.count, found.total) == (1, 3 * PAGE * 500)
-    assert of_each(plates, "prefetch_bytes") == {PLAN.paths[0]: 3 * PAGE}
+    assert of_each(disks, "prefetch_bytes") == {PLAN.paths[0]: 3 * PAGE}
 
 
 # engines

@@ -42,7 +42,7 @@ def row_of(at: int, segment_offset: int = 8192, generation: int = 1) -> Row:
     return Row(offset, block_sum((SUM,)), generation, PAGE, at, 1, NS, KEYS[at])
 
 
-class Platters:
+class Disks:
     """Answers jobs as a disk in order would; `faults` answer otherwise, by kind of job."""
 
     def __init__(self, plan: FlushPlan = PLAN) -> None:

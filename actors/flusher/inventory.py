@@ -1,0 +1,105 @@
+"""What the index is told of the blocks in the log: Manifest, a part at a time, and Forget.
+
+An index, perhaps a new one, hears of all that is in the log, and when the last volume has been
+loaded, that it was all.  One part at a time is unanswered; a part that was lost is said again.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+
+from pegaflow.actors.runtime.contract import MS, Ask, Effect, Part
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.segments.codec import Row
+from pegaflow.wire.flusher import MANIFEST_KEYS, Forget, Manifest, Noted
+from pegaflow.wire.message import Message
+from pegaflow.wire.values import INDEX, NOBODY, Address
+
+from .volumes import Volumes
+
+NOTED_NS = 2000 * MS
+"""Patience with an index that takes in a part of the inventory; then it is said again."""
+
+_Listed = tuple[bytes, int, int, tuple[bytes, ...]]
+
+
+class Inventory(Part):
+    """What the index does not know yet to be in the log."""
+
+    def __init__(self, member: Member, volumes: Volumes) -> None:
+        self._member, self._volumes = member, volumes
+        self._untold: deque[_Listed] = deque()
+        self._noting = False  # a Manifest is unanswered
+        self._all_told = False  # the last Manifest was said to this index
+
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """An index, perhaps in a new life: begin anew."""
+        if neighbour.name != INDEX:
+            return []
+        self._noting = self._all_told = False
+        self._untold.clear()
+        for row, keys in self._volumes.catalog.listing():
+            self._list(row, keys)
+        return self._tell_on(now)
+
+    def wake(self, now: int) -> list[Effect]:
+        """Perhaps the last volume has been loaded."""
+        return self._tell_on(now)
+
+    def found(self, rows: list[Row], now: int) -> list[Effect]:
+        """These were in the log all the time: the index should know."""
+        spaces: dict[bytes, list[Row]] = {}
+        for row in rows:
+            spaces.setdefault(row.namespace, []).append(row)
+        for some in spaces.values():
+            self._list(some[0], [row.key for row in some])
+        return self._tell_on(now)
+
+    def forget(self, gone: dict[bytes, list[bytes]]) -> list[Effect]:
+        """The index should know that these are not in the log any more."""
+        effects: list[Effect] = []
+        for namespace, keys in gone.items():
+            for part in _parts(keys):
+                effects += self._member.tell(INDEX, Forget(namespace, part))
+        return effects
+
+    def _list(self, row: Row, keys: list[bytes]) -> None:
+        for part in _parts(keys):
+            self._untold.append((row.namespace, row.payload, row.shards, part))
+
+    def _tell_on(self, now: int) -> list[Effect]:
+        """Say the next part, once the one before it is taken in; in the end, that it was all."""
+        index = self._member.peer(INDEX)
+        if index == NOBODY or self._noting:
+            return []
+        part = Manifest(b"", 0, 0, (), True)
+        while self._untold:
+            namespace, payload, shards, keys = self._untold[0]
+            keys = tuple(key for key in keys if self._volumes.catalog.has(namespace, key))
+            if keys:
+                part = Manifest(namespace, payload, shards, keys)
+                break
+            self._untold.popleft()
+        loading = any(volume.is_loading for volume in self._volumes)
+        if part.last and (loading or self._all_told):
+            return []
+        self._noting = True
+
+        def noted(answer: Message, now: int) -> list[Effect]:
+            if self._member.peer(INDEX) != index:
+                return []
+            self._noting = False
+            if isinstance(answer, Noted):
+                self._all_told = part.last
+                if not part.last:
+                    self._untold.popleft()
+            return self._tell_on(now)
+
+        return [Ask(index, part, now + NOTED_NS, noted)]
+
+
+def _parts(keys: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """The keys as lists that one message can name."""
+    for _, alike in groupby(sorted(keys, key=len), len):
+        while part := tuple(islice(alike, MANIFEST_KEYS)):
+            yield part

@@ -1,0 +1,107 @@
+"""Pages that the flusher reads into: granted by the allocator, returned when their run is over.
+
+What was published is the index's when it is returned.  A grant that nobody waits for any more goes
+back at once.  See wire/allocator.py.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Send, Sender, on
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.grants import Holdings
+from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import ALLOCATOR, NOBODY, Address, U64s
+
+RESERVE_NS = 1000 * MS
+"""Patience with the allocator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Pages of one size."""
+
+    number: int
+    page_size: int
+    pages: U64s
+    stamps: U64s
+
+
+NO_PAGES = Grant(0, 0, (), ())
+"""Nothing has been granted yet."""
+
+
+class Pages(Part):
+    """What we hold of the allocator's."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._grants: Holdings[Grant] = Holdings()
+
+    def handlers(self) -> Iterable[On]:
+        """Grants that are sent again."""
+        return (on(Reserved, self._on_reserved_again, ALLOCATOR),)
+
+    def beat(self, now: int) -> list[Effect]:
+        """State what we hold, so that the allocator can mend what was lost."""
+        return self._member.tell(ALLOCATOR, self._statement())
+
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """An allocator, perhaps in a new life: the same, before anything else."""
+        return [Send(neighbour, self._statement())] if neighbour.name == ALLOCATOR else []
+
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """Pages that nobody waits for go back."""
+        known = self._member.peer(sender.name) == sender
+        return self._return_unless_known(msg) if isinstance(msg, Reserved) and known else []
+
+    @property
+    def reachable(self) -> bool:
+        """Whether there is anybody to ask."""
+        return self._member.peer(ALLOCATOR) != NOBODY
+
+    def held(self) -> dict[int, int]:
+        """All pages, in the order in which they were granted, with the bytes of each."""
+        grants = self._grants.values()
+        return {page: grant.page_size for grant in grants for page in grant.pages}
+
+    def reserve(
+        self,
+        page_size: int,
+        count: int,
+        deadline: int,
+        then: Callable[[Grant | None, int], list[Effect]],
+    ) -> list[Effect]:
+        """Ask for so many pages; `then` gets them, or None."""
+
+        def reserved(answer: Message, now: int) -> list[Effect]:
+            if not isinstance(answer, Reserved) or answer.status is not Status.OK:
+                return then(None, now)
+            if not self._grants.hear(answer.number):
+                return then(None, now)
+            grant = Grant(answer.number, page_size, answer.pages, answer.stamps)
+            self._grants.hold(grant.number, grant)
+            return then(grant, now)
+
+        allocator = self._member.peer(ALLOCATOR)
+        return [Ask(allocator, Reserve(page_size, count), deadline, reserved)]
+
+    def give_back(self, grant: Grant) -> list[Effect]:
+        """The index has answered for these, or they are never sealed."""
+        if self._grants.end(grant.number) is None:
+            return []
+        return self._member.tell(ALLOCATOR, Return(grant.pages))
+
+    def _statement(self) -> Stock:
+        held = self.held()
+        return Stock(self._grants.upto, tuple(held), 0, tuple(held.values()))
+
+    def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
+        return self._return_unless_known(msg)
+
+    def _return_unless_known(self, msg: Reserved) -> list[Effect]:
+        if msg.status is not Status.OK or not self._grants.hear(msg.number):
+            return []
+        return self._member.tell(ALLOCATOR, Return(msg.pages))
