@@ -173,9 +173,7 @@ class SegmentLog(Part):
         writer.full = True
         return self.sync(writer, now)
 
-    def written(
-        self, writer: Writer, rows: list[Row], durable: Durable, now: int
-    ) -> list[Effect]:
+    def written(self, writer: Writer, rows: list[Row], durable: Durable, now: int) -> list[Effect]:
         """A group is written: say so once it is durable."""
         writer.written.append((rows, durable))
         return self.sync(writer, now)

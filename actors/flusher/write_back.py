@@ -269,9 +269,7 @@ class WriteBack(Part):
             tuple(msg.sums[at] for at in places) if msg.sums else (),
         )
 
-    def _without(
-        self, batch: Batch, offsets: U64s, bad: set[int], now: int
-    ) -> list[Effect]:
+    def _without(self, batch: Batch, offsets: U64s, bad: set[int], now: int) -> list[Effect]:
         """Pages of some blocks are not what was sealed: say so, and write the others."""
         msg, shards = batch.msg, batch.msg.shards
         good, pages = [], []
