@@ -1,6 +1,8 @@
 """What the supervisor is told by its command line."""
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,8 +14,7 @@ class Plan:
     version: str
     _: KW_ONLY
     http_addr: str = ""  # empty: no gateway
-    copy_threads: int = 2  # of each session
-    verify: bool = False  # check pages against their checksums on every load
+    told: Mapping[str, Any] = field(default_factory=dict)  # settings that Welcome has, too
     ssd: bool = False  # there is an SSD tier
     flush_ns: int = 0  # at the end, for blocks that are not in the log yet
     pid: int = 0  # the supervisor's own

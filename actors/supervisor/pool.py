@@ -1,6 +1,7 @@
 """The pool, as children are told of it."""
 
 import dataclasses
+from typing import Any
 
 from pegaflow.actors.runtime.contract import Part
 from pegaflow.wire.control import Welcome
@@ -28,5 +29,6 @@ class Pool(Part):
     def welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         """What a child is told; without a pool, one that uses none."""
         plan = self._plan
-        rest = (plan.run_dir, plan.http_addr, plan.copy_threads, plan.verify, plan.ssd)
-        return Welcome(pool, ledger, size, extent, *rest, max_pinned=int(plan.max_pinned * size))
+        own: dict[str, Any] = {"http_addr": plan.http_addr, "ssd": plan.ssd}
+        own["max_pinned"] = int(plan.max_pinned * size)
+        return Welcome(pool, ledger, size, extent, plan.run_dir, **{**plan.told, **own})

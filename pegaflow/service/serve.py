@@ -11,6 +11,7 @@ that says why; one in which another service lives is left to it.  A pool with bl
 on stop, for the next life.
 """
 
+import dataclasses
 import hashlib
 import os
 import resource
@@ -35,6 +36,7 @@ from pegaflow.device.memory import FileId
 from pegaflow.device.poolfiles import PoolFiles, Wanted
 from pegaflow.device.procs import open_pidfd, start_ticks
 from pegaflow.device.waits import Waits
+from pegaflow.wire.control import Welcome
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -52,7 +54,7 @@ from pegaflow.wire.values import SUPERVISOR, Address
 
 from . import exits, keys, logs, poolsize, rundir, sdnotify, sizes
 from .asked import Asked
-from .settings import Settings
+from .settings import SETTINGS, Settings
 
 SHM = Path("/dev/shm")
 
@@ -288,8 +290,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         str(run_dir),
         version.installed(),
         http_addr="" if settings.http_addr == "none" else settings.http_addr,
-        copy_threads=settings.copy_threads,
-        verify=settings.verify,
+        told=told(settings),
         ssd=bool(settings.ssd_cache_path),
         flush_ns=settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
         pid=os.getpid(),
@@ -328,6 +329,12 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         raise UserError(why)
     log.info("stopped")
     return 0
+
+
+def told(settings: Settings) -> dict[str, object]:
+    """What children are told as it was set: every setting that Welcome has a field for."""
+    names = {field.name for field in dataclasses.fields(Welcome)} & SETTINGS.keys() - {"run_dir"}
+    return {name: getattr(settings, name) for name in names}
 
 
 def _remove_logs(paths: Sequence[str]) -> None:

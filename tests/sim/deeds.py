@@ -73,7 +73,7 @@ class Deeds:
             "supervisor is told to stop": 0.4,
             "gateway crashes": 1,
             "link fills": 2,
-            "bit turns": 6 if self.plan.verify else 0,
+            "bit turns": 6 if self.plan.told["verify"] else 0,
         }
         if self.plan.ssd:
             deeds |= {

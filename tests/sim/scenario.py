@@ -168,7 +168,7 @@ class Scenario(Deeds):
         self.plan = Plan(
             *(1, "run", "sim"),
             http_addr="http",
-            verify=verify,
+            told={"verify": verify},
             ssd=ssd,
             flush_ns=500 * MS if ssd else 0,
             max_pinned=0.25 if seed % 5 == 0 else 0.5,
