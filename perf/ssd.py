@@ -202,7 +202,8 @@ def read_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, flo
     """Bytes per second and CPU seconds per GB while all of it is looked up, twice as much as the
     pool has room for, and once before, so that nothing touches the pool for the first time."""
     chunks, pool = total // CHUNK, max(total // 2, 2 * EXTENT)
-    outstanding = max(1, min(8, PREFETCH_BLOCKS * block // CHUNK, pool // AWAITED_SHARE // CHUNK))
+    awaited = min(PREFETCH_BLOCKS * block, int(pool * AWAITED_SHARE))
+    outstanding = max(1, min(8, awaited // CHUNK))
     with service.running(pool, EXTENT, flags(paths)) as endpoint, engine(endpoint, block) as one:
         known(endpoint, total // block)
         one.look_up(range(chunks), outstanding)

@@ -117,17 +117,23 @@ def limits(path: str) -> Iterator[str]:
     """Public numbers with their reasons."""
     body = ast.parse((ROOT / path).read_text()).body
     rows = [
-        f"| `{ast.unparse(number.targets[0])}` | `{ast.unparse(number.value)}` | "
+        f"| `{target(number)}` | `{ast.unparse(number.value)}` | "
         f"{' '.join(inspect.cleandoc(reason.value.value).split())} |"
         for number, reason in zip(body, body[1:], strict=False)
-        if isinstance(number, ast.Assign)
+        if isinstance(number, ast.Assign | ast.AnnAssign)
+        and number.value is not None
         and isinstance(reason, ast.Expr)
         and isinstance(reason.value, ast.Constant)
         and isinstance(reason.value.value, str)
-        and not ast.unparse(number.targets[0]).startswith("_")
+        and not target(number).startswith("_")
     ]
     if rows:
         yield "\n".join(["| limit | | why |", "|---|---|---|", *rows]) + "\n"
+
+
+def target(node: ast.Assign | ast.AnnAssign) -> str:
+    """The name that is given a value."""
+    return ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
 
 
 def formats() -> str:

@@ -73,12 +73,13 @@ from collections.abc import Mapping
 
 from .message import Message, message
 from .status import Status
+from .units import Nanoseconds
 from .values import Address, U64s
 
-BEAT_NS = 500_000_000
+BEAT_NS: Nanoseconds = 500_000_000
 """How often a child says it is alive: six chances within SILENT_NS."""
 
-SILENT_NS = 3_000_000_000
+SILENT_NS: Nanoseconds = 3_000_000_000
 """Silence after which a child is killed: longer than any pause of a loaded machine we have seen."""
 
 

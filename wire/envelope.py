@@ -22,16 +22,17 @@ from msgspec.msgpack import Decoder
 
 from . import message
 from .message import MALFORMED, Message, WireError, decode, encode
+from .units import Bytes
 from .values import U64, Address
 
 MAGIC = "pega"
 MAJOR = 1
 MINOR = 4
 
-HEADER_BYTES_MAX = 512
+HEADER_BYTES_MAX: Bytes = 512
 """Longest header: two names and seven numbers."""
 
-NAME_BYTES_MAX = 64
+NAME_BYTES_MAX: Bytes = 64
 """Longest actor name."""
 
 _Name = Annotated[str, Meta(max_length=NAME_BYTES_MAX)]

@@ -61,12 +61,13 @@ core/segments/catalog.py.
 
 from .message import Message, message
 from .status import Status
+from .units import Count, Nanoseconds
 from .values import Keys, U64s
 
-FETCH_NS = 5_000_000_000
+FETCH_NS: Nanoseconds = 5_000_000_000
 """Patience of the index with a Fetch.  Finds wait less long: what comes later is there then."""
 
-MANIFEST_KEYS = 4096
+MANIFEST_KEYS: Count = 4096
 """Keys of one Manifest: the index takes a few milliseconds for it, and answers others between."""
 
 

@@ -59,9 +59,10 @@ miss and saves are refused until there is a new one; loads go on, since nobody e
 
 from .message import Message, message
 from .status import Status
+from .units import Nanoseconds
 from .values import Keys, U64s
 
-CLAIM_NS = 30_000_000_000
+CLAIM_NS: Nanoseconds = 30_000_000_000
 """Life of a claim: several times the slowest save we have seen."""
 
 

@@ -26,16 +26,17 @@ from itertools import pairwise
 from struct import pack
 
 from .message import record
+from .units import Bytes, Count
 
-PAGE_ALIGN = 4096
+PAGE_ALIGN: Bytes = 4096
 """Pages begin and end on this many bytes: what O_DIRECT asks of a buffer on every disk in use."""
 
-MAX_SORTED_RUNS = 1 << 18
+MAX_SORTED_RUNS: Count = 1 << 18
 """Runs that the sort-based check looks at; a layout with more is refused.  It takes half a second
 on a busy host, and the session that checks is silent meanwhile.  Real layouts nest: none is sorted.
 """
 
-MAX_FIELD = 1 << 62
+MAX_FIELD: Count = 1 << 62
 """No field may exceed it, so that every sum fits the 64-bit integers of a message."""
 
 

@@ -25,12 +25,13 @@ from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform, get
 import msgspec
 from msgspec import Meta
 
+from .units import Bytes, Count
 from .values import U64, Address, Blob, Text
 
-BODY_BYTES_MAX = 8 << 20
+BODY_BYTES_MAX: Bytes = 8 << 20
 """Largest body: a lookup of LIST_MAX keys of 64 bytes is 4 MiB."""
 
-ITEMS_MAX = 4096
+ITEMS_MAX: Count = 4096
 """Most records in a list: layers, processes and counters are far fewer.
 
 A decoder may make room for as many as are announced, at every depth, before the first has come."""

@@ -102,16 +102,17 @@ import enum
 from .layout import Layout
 from .message import Message, message
 from .status import Status
+from .units import Bytes, Nanoseconds
 from .values import Keys, U64s
 
-LEASE_IDLE_NS = 120_000_000_000
+LEASE_IDLE_NS: Nanoseconds = 120_000_000_000
 """A lease that nobody loads for so long is released: a request waits in a queue for less."""
 
-ORDER_NS = 5_000_000_000
+ORDER_NS: Nanoseconds = 5_000_000_000
 """An order that not every rank saves, or nobody commits, within this time is given up: ranks
 compute in step, and the engine knows at the step's end whether it stands."""
 
-PROOF_BYTES = 32
+PROOF_BYTES: Bytes = 32
 """Bytes of Prove: nobody holds them by chance."""
 
 

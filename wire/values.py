@@ -16,12 +16,14 @@ from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 from msgspec import Meta
 
+from .units import Bytes, Count
+
 _T = TypeVar("_T")
 
 U64 = Annotated[int, Meta(ge=0)]
 """0 .. 2^64-1: msgpack has no larger numbers."""
 
-TEXT_CHARS_MAX = 64 << 10
+TEXT_CHARS_MAX: Count = 64 << 10
 """Longest string: paths, names and one-line reasons are far shorter."""
 
 Text = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
@@ -54,13 +56,13 @@ FLUSHER = "flusher"
 CLIENT = "client"
 
 
-KEY_BYTES_MAX = 64
+KEY_BYTES_MAX: Bytes = 64
 """Longest block hash: sha512.  vLLM's are 32 (sha256) or 16 (xxhash128) bytes."""
 
-NUMBER_MAX = (1 << 63) - 1
+NUMBER_MAX: Count = (1 << 63) - 1
 """Largest number of a grant, lease or claim that a session may state: so many more still fit."""
 
-LIST_MAX = 65536
+LIST_MAX: Count = 65536
 """Most elements in one list: a prompt of a million tokens in blocks of 16."""
 
 

@@ -16,6 +16,7 @@ from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import INDEX, LIST_MAX, Address
 
 from .growth import Growth
@@ -23,16 +24,16 @@ from .pages import Pages
 from .peer import IndexPeer
 from .reclaim import Reclaim
 
-PRESSURE_NS = 500 * MS
+PRESSURE_NS: Nanoseconds = 500 * MS
 """The index evicts in microseconds; an index that takes so long is about to be killed."""
 
-WAITING_MAX = 1024
+WAITING_MAX: Count = 1024
 """Reservations that may wait at once: several per session of the largest host."""
 
-UNSTATED_MAX = 4096
+UNSTATED_MAX: Count = 4096
 """Grants that one holder has not stated yet: it states with each beat, some hundreds at most."""
 
-STAMP_SHIFT = 40
+STAMP_SHIFT: Count = 40
 """A stamp is incarnation << 40 | counter: a million grants a second for twelve days per life."""
 
 

@@ -14,6 +14,7 @@ from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Fence, Freed, Reserved, Return, Stock
 from pegaflow.wire.control import Fenced
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX
 
 from .adoption import Adoption
@@ -22,7 +23,7 @@ from .peer import IndexPeer
 from .reclaim import Reclaim
 from .reservations import Reservations
 
-SCAN_PAGES = 4096
+SCAN_PAGES: Count = 4096
 """Pages whose records are looked at per beat, to mend a lost Freed: about 2 ms."""
 
 

@@ -17,17 +17,18 @@ from pegaflow.wire.diskjobs import ReadRun
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count
 
 from .tier import BATCH_PARTS
 
 KNOWN = "ssd.json"
 """File in the run directory: which log was in which directory when it was used last."""
 
-READERS_MAX = 32
+READERS_MAX: Count = 32
 """Threads that read: each of them waits in the kernel for most of its time, and more of them than
 this only wait for each other."""
 
-NICE = 5
+NICE: Count = 5
 """How far the flusher's threads give way: a quarter of the others' share of a busy core."""
 
 

@@ -13,11 +13,12 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.segments.codec import Row
 from pegaflow.wire.flusher import MANIFEST_KEYS, Forget, Manifest, Noted
 from pegaflow.wire.message import Message
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import INDEX, NOBODY, Address
 
 from .volumes import Volumes
 
-NOTED_NS = 2000 * MS
+NOTED_NS: Nanoseconds = 2000 * MS
 """Patience with an index that takes in a part of the inventory; then it is said again."""
 
 _Listed = tuple[bytes, int, int, tuple[bytes, ...]]

@@ -13,9 +13,10 @@ from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, NOBODY, Address, U64s
 
-RESERVE_NS = 1000 * MS
+RESERVE_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator."""
 
 

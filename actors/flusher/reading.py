@@ -37,6 +37,7 @@ from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count, Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, INDEX, NOBODY, Address, U64s
 
 from .directories import Directories
@@ -44,31 +45,31 @@ from .pages import NO_PAGES, RESERVE_NS, Grant, Pages
 from .segments import SegmentLog
 from .volumes import Volumes
 
-READ_FAULTS = 3
+READ_FAULTS: Count = 3
 """Reads in a row that fail before the volume is closed: a single bad block is no dead disk."""
 
-RUN_BYTES = 8 * MIB
+RUN_BYTES: Bytes = 8 * MIB
 """Bytes of one run: each costs the same messages, however long it is."""
 
-RUN_LEAST = MIB
+RUN_LEAST: Bytes = MIB
 """Bytes of a run that is short for the sake of others beside it: below this a disk gets slower."""
 
-WINDOW_BYTES = 64 * MIB
+WINDOW_BYTES: Bytes = 64 * MIB
 """Bytes of all runs of one volume: whoever asks next waits behind no more than these."""
 
-RUNS_BESIDE = 4
+RUNS_BESIDE: Count = 4
 """Runs into which a Fetch is cut for a flusher that has nothing else to read."""
 
-RUN_ROWS = 4 * GROUP_ROWS
+RUN_ROWS: Count = 4 * GROUP_ROWS
 """Blocks of one run."""
 
-STALL_NS = 1000 * MS
+STALL_NS: Nanoseconds = 1000 * MS
 """A read that takes longer than this: its volume is given nothing else until it is over."""
 
-SEAL_NS = 1000 * MS
+SEAL_NS: Nanoseconds = 1000 * MS
 """Patience with the index."""
 
-FETCHES_MAX = 4096
+FETCHES_MAX: Count = 4096
 """Fetches without an end: the index has bounded those of each engine."""
 
 

@@ -32,15 +32,16 @@ from pegaflow.wire.diskjobs import CarryGroup, DropSegment, MakeSegment, SealSeg
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Nanoseconds
 
 from .inventory import Inventory
 from .tier import TierState
 from .volumes import State, Volume, Volumes
 
-CARRY_BYTES = 8 * MIB
+CARRY_BYTES: Bytes = 8 * MIB
 """Bytes carried over at a time: their buffer belongs to the process for good."""
 
-RETRY_NS = (1000 * MS, 5000 * MS, 15_000 * MS, 60_000 * MS)
+RETRY_NS: tuple[Nanoseconds, ...] = (1000 * MS, 5000 * MS, 15_000 * MS, 60_000 * MS)
 """Rest after the nth fault in a row, the last one for all further."""
 
 Durable = Callable[[bool, int], list[Effect]]

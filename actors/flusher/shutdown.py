@@ -6,13 +6,14 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, Note, Pa
 from pegaflow.actors.runtime.member import Member
 from pegaflow.wire.flusher import WriteAll, Written
 from pegaflow.wire.message import Message
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import INDEX, NOBODY
 
 from .segments import SegmentLog
 from .tier import TierState
 from .write_back import WriteBack
 
-FOOTERS_NS = 1000 * MS
+FOOTERS_NS: Nanoseconds = 1000 * MS
 """Time for footers at the end: without them the next start reads the last segments."""
 
 

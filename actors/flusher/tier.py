@@ -5,14 +5,15 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.limits import MIB
 from pegaflow.core.segments.codec import GROUP_ROWS
 from pegaflow.wire.flusher import Tier
+from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import INDEX, Address
 
 from .volumes import Volumes
 
-BATCH_BYTES = 8 * MIB
+BATCH_BYTES: Bytes = 8 * MIB
 """Bytes of one group: a disk is at its best from 1 MiB on, and a load waits behind one of them."""
 
-BATCH_PARTS = 4
+BATCH_PARTS: Count = 4
 """Small blocks come in smaller groups: so many of them count as one batch."""
 
 

@@ -21,15 +21,16 @@ from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count
 
-SEGMENT_BYTES = 256 * MIB
+SEGMENT_BYTES: Bytes = 256 * MIB
 """Bytes of a segment: large enough that making, closing and removing it costs nothing beside
 writing it, small enough that what is lost with the oldest is a small part of the log."""
 
-SEGMENTS = 16
+SEGMENTS: Count = 16
 """A smaller log is cut into so many segments, so that it still forgets little at a time."""
 
-SEGMENT_SMALLEST = 4 * MIB
+SEGMENT_SMALLEST: Bytes = 4 * MIB
 """Bytes of the smallest segment: some blocks of any model have to fit."""
 
 

@@ -23,16 +23,17 @@ from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Nanoseconds
 from pegaflow.wire.values import INDEX, Address, U64s
 
 from .segments import SegmentLog, Writer
 from .tier import BATCH_BYTES, BATCH_PARTS
 from .volumes import Volume, Volumes
 
-STRIPE_BYTES = 8 * MIB
+STRIPE_BYTES: Bytes = 8 * MIB
 """Given to one volume before another has its turn: what was saved together is read in long runs."""
 
-REST_NS = 1000 * MS
+REST_NS: Nanoseconds = 1000 * MS
 """Longest rest of a volume after a group: one that took longer than its share of this was stopped
 meanwhile, with all of us, or its disk is sick; neither lasts because we wait."""
 

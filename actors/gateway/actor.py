@@ -17,15 +17,16 @@ from pegaflow.wire.control import Hello, Inspect, Report, Welcome
 from pegaflow.wire.jobs import Done, Listen, Publish
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import Address
 
-INSPECT_NS = 1000 * MS
+INSPECT_NS: Nanoseconds = 1000 * MS
 """How often the supervisor is asked: a scrape is at most so much behind it, or two beats more."""
 
-INSPECT_WAIT_NS = 2000 * MS
+INSPECT_WAIT_NS: Nanoseconds = 2000 * MS
 """Patience with the supervisor's answer; then it is asked again."""
 
-RETRY_NS = (2000 * MS, 5000 * MS, 15_000 * MS, 60_000 * MS)
+RETRY_NS: tuple[Nanoseconds, ...] = (2000 * MS, 5000 * MS, 15_000 * MS, 60_000 * MS)
 """Pause before the nth try to listen: what blocks a port is seldom gone within seconds."""
 
 

@@ -50,29 +50,30 @@ from pegaflow.wire.control import Report
 from pegaflow.wire.jobs import Done, Listen, Publish
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count, Seconds
 
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX: Count = 64
 """Connections at once: a few scrapers and people; one more costs the one that was idle longest."""
 
-ACCEPTS_MAX = 16
+ACCEPTS_MAX: Count = 16
 """Connections accepted before anything else is looked at: a quarter of those that there may be."""
 
-BACKLOG = 128
+BACKLOG: Count = 128
 """Connections that the kernel keeps for us: a burst is let in a few at a time and not refused."""
 
-REQUEST_S = 5.0
+REQUEST_S: Seconds = 5.0
 """Time for one request and its answer, from the opening of the connection or from the first byte of
 a further request: a header is one packet, and who sends it byte by byte wants our connections."""
 
-IDLE_S = 30.0
+IDLE_S: Seconds = 30.0
 """Time between two requests: twice a scrape's usual interval, so that a scraper may keep its
 connection."""
 
-REQUEST_BYTES_MAX = 16 << 10
+REQUEST_BYTES_MAX: Bytes = 16 << 10
 """Largest request line with headers; a body is never read."""
 
 
-RENDERED_S = 1.0
+RENDERED_S: Seconds = 1.0
 """What was written of a report serves so long: reports come as often.  Ages in it are by so much
 too low at most."""
 

@@ -7,11 +7,12 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.claims import ClaimTable
 from pegaflow.wire.index import CLAIM_NS, Claim, Claimed, EndClaim
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, Address
 
 from .residency import Residency
 
-CLAIMS_MAX = 8192
+CLAIMS_MAX: Count = 8192
 """Claims of one session: twice the saves that it may have open."""
 
 

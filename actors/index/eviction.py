@@ -12,6 +12,7 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.allocator import Freed, Pressure
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR
 
 from .adoption import PoolAdoption
@@ -19,7 +20,7 @@ from .leasing import Leasing
 from .residency import Residency, sayable
 from .tiers import Tiers
 
-CLEARING_NS = 10_000 * MS
+CLEARING_NS: Nanoseconds = 10_000 * MS
 """An extent is cleared for so long after somebody has asked for pages in vain: who still wants to
 save tries again sooner."""
 

@@ -11,14 +11,15 @@ from pegaflow.core.blocks.pins import Pins
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.index import Held, Pinned, Release
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, Address
 
 from .residency import Residency
 
-LEASES_MAX = 16384
+LEASES_MAX: Count = 16384
 """Leases of one session: an engine has a few hundred requests at a time."""
 
-LEASED_MAX = 1 << 22
+LEASED_MAX: Count = 1 << 22
 """Blocks in all leases of one session, each counted as often as it is leased: some 100 MB here."""
 
 

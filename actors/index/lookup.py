@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.index import Find, Held
+from pegaflow.wire.units import Nanoseconds, Share
 from pegaflow.wire.values import LIST_MAX, SESSION, Address
 
 from .eviction import Eviction
@@ -23,14 +24,14 @@ from .leasing import Leasing
 from .residency import Residency, sayable
 from .tiers import Space, Tier, Tiers, Wanted
 
-ANSWER_SHARE = 10
-"""One part in so many of a lookup's patience is left for the answer's way back."""
+ANSWER_SHARE: Share = 0.1
+"""Of a lookup's patience: left for the answer's way back."""
 
-ANSWER_NS = (2 * MS, 50 * MS)
+ANSWER_NS: tuple[Nanoseconds, ...] = (2 * MS, 50 * MS)
 """That part at least, and at most."""
 
-AWAITED_SHARE = 4
-"""One engine awaits at most one part in so many of the pool, or others could not save."""
+AWAITED_SHARE: Share = 1 / 4
+"""Of the pool: one engine awaits no more, or others could not save."""
 
 _Name = tuple[bytes, bytes]  # namespace and key
 
@@ -148,7 +149,7 @@ class Lookup(Part):
     ) -> list[Effect] | None:
         """Wait for the rest of the run, as far as a tier has it; None: nothing to wait for."""
         left = sender.deadline - now
-        margin = min(max(left // ANSWER_SHARE, ANSWER_NS[0]), ANSWER_NS[1])
+        margin = min(max(int(left * ANSWER_SHARE), ANSWER_NS[0]), ANSWER_NS[1])
         if left <= 2 * margin:
             return None
         missing, found = self._run(sender.address, msg, len(blocks), tiers)
@@ -179,7 +180,7 @@ class Lookup(Part):
         namespace, keys, space = msg.namespace, msg.keys, tiers[0][1]
         waits = self.waits.get(session, {}).values()
         awaited = sum(len(wait.missing) for wait in waits)
-        share = self._residency.geometry.pool_bytes // AWAITED_SHARE // space.block_bytes
+        share = int(self._residency.geometry.pool_bytes * AWAITED_SHARE) // space.block_bytes
         missing: dict[bytes, Missing] = {}
         found: list[Block] = []
         for at in range(first, min(len(keys), LIST_MAX // space.shards)):

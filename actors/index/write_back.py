@@ -19,32 +19,33 @@ from pegaflow.core.blocks.table import Block
 from pegaflow.core.limits import MIB
 from pegaflow.core.pool.scan import occupied
 from pegaflow.wire.flusher import Flush, Written
+from pegaflow.wire.units import Bytes, Count, Nanoseconds, Share
 
 from .ssd_log import SsdLog
 from .tiers import Pool
 
-POOL_SHARE = 8
-"""The Flushes that are open hold at most one part in so many of the pool: it cannot be evicted."""
+POOL_SHARE: Share = 1 / 8
+"""The Flushes that are open hold at most this share of the pool: it cannot be evicted."""
 
-LOOK_PAGES = 4096
+LOOK_PAGES: Count = 4096
 """Pages looked at in one go for blocks that are not in the log: a few milliseconds."""
 
-GENTLE_NS = 200 * MS
+GENTLE_NS: Nanoseconds = 200 * MS
 """So long after somebody has loaded blocks the next load is expected."""
 
-GENTLE_BYTES = MIB
+GENTLE_BYTES: Bytes = MIB
 """While somebody loads, a Flush has no more: a load waits behind one of them at most."""
 
-GENTLE_PERCENT = 10
-"""Percent of the time in which the log is written while somebody loads."""
+GENTLE_SHARE: Share = 0.1
+"""Of the time: the log is written in no more of it while somebody loads."""
 
-PRESSED_PERCENT = 50
+PRESSED_SHARE: Share = 0.5
 """The same while blocks are lost because they could not be written in time."""
 
-PRESSED_NS = 1000 * MS
+PRESSED_NS: Nanoseconds = 1000 * MS
 """So long after the last one that was lost."""
 
-WRITTEN_NS = 50 * MS
+WRITTEN_NS: Nanoseconds = 50 * MS
 """Written is said so long before its deadline, if not everything is in the log by then."""
 
 
@@ -139,7 +140,8 @@ class WriteBack(Part):
 
     def _window(self) -> int:
         """Bytes that may be on their way at a time."""
-        return min(self._log.tier.window, self._residency.geometry.pool_bytes // POOL_SHARE)
+        most = int(self._residency.geometry.pool_bytes * POOL_SHARE)
+        return min(self._log.tier.window, most)
 
     def _has_room(self) -> bool:
         """For one Flush more."""
@@ -166,11 +168,11 @@ class WriteBack(Part):
             return True
         return loaded_at is not None and now - loaded_at < GENTLE_NS
 
-    def _share(self, now: int) -> int:
-        """Percent of the time that the log may have."""
+    def _share(self, now: int) -> float:
+        """Of the time, what the log may have."""
         if self._write_all is not None or not self._is_gentle(now):
-            return 100
-        return PRESSED_PERCENT if now - self._lost_at < PRESSED_NS else GENTLE_PERCENT
+            return 1.0
+        return PRESSED_SHARE if now - self._lost_at < PRESSED_NS else GENTLE_SHARE
 
     def flush_of(self, lease: Lease, now: int) -> list[Effect]:
         """What is to be written under this lease: all but blocks found corrupt meanwhile."""
@@ -192,7 +194,7 @@ class WriteBack(Part):
             tuple(chain.from_iterable([block.pages for block in blocks])),
             tuple([block.depth for block in blocks]),
             sums if any(sums) else (),
-            self._share(now),
+            round(100 * self._share(now)),
         )
         return [Send(self._log.flusher, flush)]
 

@@ -17,12 +17,13 @@ from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import Effect, On, Part, Redeliver, Sender, on
 from pegaflow.wire.control import Roll
 from pegaflow.wire.message import Message
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import SUPERVISOR, Address
 
-LATER_MAX = 10_000
+LATER_MAX: Count = 10_000
 """Messages that wait until the pool is known: a link's queue holds as many."""
 
-DEAD_MAX = 1024
+DEAD_MAX: Count = 1024
 """Dead holders remembered: hours of an engine that crashes again and again."""
 
 

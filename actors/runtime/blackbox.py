@@ -18,16 +18,16 @@ import msgpack
 from pegaflow.wire.envelope import unpack
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import decode
+from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import Address
 
-from .child import Child
 from .contract import Actor
 from .host import Host
 from .member import Member
 
 VERSION = 1
 
-BYTES_MAX = 1 << 30
+BYTES_MAX: Bytes = 1 << 30
 """Largest file that is read back: INPUTS_MAX of the largest frames."""
 
 
@@ -38,7 +38,7 @@ def write(host: Host, run_dir: Path) -> Path:
         OSError: there is no room for it; nothing of it stays.
     """
     actor = host.actor
-    of = next((p for p in (actor, *actor.parts) if isinstance(p, Child | Member)), None)
+    of = next((part for part in actor.parts if isinstance(part, Member)), None)
     boss = of.supervisor.incarnation if of is not None else 0
     complete = host.input_count == len(host.inputs)
     path = run_dir / f"blackbox-{actor.address}.msgpack"

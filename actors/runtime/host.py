@@ -24,6 +24,7 @@ from pegaflow.wire.envelope import Envelope, pack
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message, encode
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 
 from .contract import (
@@ -44,19 +45,19 @@ from .contract import (
     Then,
 )
 
-ASKS_MAX = 100_000
+ASKS_MAX: Count = 100_000
 """Most outstanding questions of one process: far above what the queues of its neighbours hold."""
 
-STALE_MAX = 256
+STALE_MAX: Count = 256
 """Answered questions still in the heap of deadlines before it is built anew."""
 
-GONE_MAX = 4096
+GONE_MAX: Count = 4096
 """Lives remembered as dead: a supervisor's whole restart budget many times over."""
 
-INPUTS_MAX = 4096
+INPUTS_MAX: Count = 4096
 """Inputs kept for the black box: minutes of an idle actor, seconds of a busy one."""
 
-INPUTS_BYTES_MAX = 64 << 20
+INPUTS_BYTES_MAX: Bytes = 64 << 20
 """Bytes of these inputs: room for all of them in everyday sizes, and for eight of the largest."""
 
 

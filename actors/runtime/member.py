@@ -7,7 +7,6 @@ other parts of its actor, its *crew*, hear of all that from here.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import cast
 
 from pegaflow.wire.control import (
     BEAT_NS,
@@ -27,7 +26,6 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import NOBODY, SUPERVISOR, Address
 
-from .child import Child
 from .contract import (
     Actor,
     Dial,
@@ -171,6 +169,4 @@ class Member(Part):
 
 def member_of(actor: Actor) -> Member:
     """The member among the parts of a child."""
-    if isinstance(actor, Child):
-        return cast(Member, actor)
     return next(part for part in actor.parts if isinstance(part, Member))

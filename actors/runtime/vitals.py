@@ -6,9 +6,11 @@ comes back.
 
 import os
 
+from pegaflow.wire.units import Nanoseconds
+
 from .loop import Loop, monotonic
 
-SAMPLE_NS = 1_000_000_000
+SAMPLE_NS: Nanoseconds = 1_000_000_000
 """A sample serves so long: reading /proc costs tens of microseconds, and everybody may ask."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

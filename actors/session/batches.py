@@ -19,6 +19,7 @@ from pegaflow.wire.jobs import Done, FillPages, ReadBlocks, SumPages
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Take, Taken, Way
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count, Nanoseconds
 
 from .engine import Engine
 from .orders import Orders, count_dropped
@@ -27,10 +28,10 @@ from .ranks import Rank
 from .records import Batch, Order, Share
 from .reservation import Reservation
 
-BATCH_BLOCKS = 128
+BATCH_BLOCKS: Count = 128
 """Blocks per batch: large enough to hide a round trip, small enough to share the slots."""
 
-READ_NS = 10_000 * MS
+READ_NS: Nanoseconds = 10_000 * MS
 """Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
 
 

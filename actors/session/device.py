@@ -33,9 +33,10 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import U64s
 
-PART_BYTES = 1 << 20
+PART_BYTES: Bytes = 1 << 20
 """Least bytes of a part: to wake another thread costs as much as copying some hundred KiB."""
 
 

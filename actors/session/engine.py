@@ -14,15 +14,16 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.wire.control import Serve, Serving
 from pegaflow.wire.jobs import Done, WatchProcess
 from pegaflow.wire.session import Left, Ping, Pong
+from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 
 from .ranks import Rank
 from .space import Space
 
-CLIENTS_MAX = 1024
+CLIENTS_MAX: Count = 1024
 """Clients of one engine: its scheduler and workers, and all that they were before a reconnect."""
 
-DIAL_NS = 10_000 * MS
+DIAL_NS: Nanoseconds = 10_000 * MS
 """Patience with an engine that came over TCP and has not said a word to us."""
 
 

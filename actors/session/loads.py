@@ -19,6 +19,7 @@ from pegaflow.wire.index import Corrupt
 from pegaflow.wire.jobs import Done, SumPages, WriteBlocks
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import CLIENT, INDEX
 
 from .engine import Engine
@@ -26,10 +27,10 @@ from .leases import Lease, Leases
 from .ranks import Rank
 from .space import Space
 
-COPIES_MAX = 4096
+COPIES_MAX: Count = 4096
 """Loads under way at once: an engine has one per request at most."""
 
-LOAD_NS = 10_000 * MS
+LOAD_NS: Nanoseconds = 10_000 * MS
 """Longest load by process_vm, where the client named no deadline."""
 
 

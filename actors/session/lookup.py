@@ -12,13 +12,14 @@ from pegaflow.wire.index import Find, Held
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Found, Lookup
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import CLIENT, INDEX, NOBODY
 
 from .engine import Engine
 from .leases import Leases
 from .publish import INDEX_NS
 
-LOOKUPS_MAX = 4096
+LOOKUPS_MAX: Count = 4096
 """Lookups that the index has not answered: an engine has one per waiting request at most."""
 
 

@@ -15,21 +15,22 @@ from pegaflow.core.series import labelled
 from pegaflow.wire.index import EndClaim
 from pegaflow.wire.session import Saved
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX, Address
 
 from .ranks import Rank
 from .records import Order, Share
 
-SAVES_MAX = 4096
+SAVES_MAX: Count = 4096
 """Open saves of one session: an engine step has at most one per running request and rank."""
 
-KEYS_MAX = 1 << 20
+KEYS_MAX: Count = 1 << 20
 """Keys of all open shares: more blocks than an engine has, and some 100 MB of our memory."""
 
-ENDED_MAX = 4096
+ENDED_MAX: Count = 4096
 """Orders remembered as ended: a rank is never so many steps behind."""
 
-EARLY_MAX = 1 << 16
+EARLY_MAX: Count = 1 << 16
 """Commits remembered that have come before their Save: seconds of an engine's orders."""
 
 

@@ -16,6 +16,7 @@ from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Commit
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import CLIENT, INDEX, LIST_MAX, NOBODY
 
 from .engine import Engine
@@ -24,7 +25,7 @@ from .records import Order
 from .reservation import Reservation
 from .space import Space
 
-INDEX_NS = 1000 * MS
+INDEX_NS: Nanoseconds = 1000 * MS
 """Patience with the index: a hundred times its worst answer on a busy host."""
 
 

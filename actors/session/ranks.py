@@ -18,15 +18,16 @@ from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Attach, Way
+from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import Address
 
-BOUNCE_BYTES = 64 << 20
+BOUNCE_BYTES: Bytes = 64 << 20
 """Size of a rank's bounce file: four batches of 256 KiB pages; more would leave the CPU cache."""
 
-SLOTS_MAX = 1024
+SLOTS_MAX: Count = 1024
 """Slots of a bounce file: of small pages, more would never be under way at once."""
 
-WORLD_MAX = 1024
+WORLD_MAX: Count = 1024
 """Ranks of one engine: far above the tensor and pipeline parallelism of any deployment."""
 
 

@@ -18,21 +18,22 @@ from pegaflow.core.pool.geometry import slot_size
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count, Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, NOBODY
 
 from .engine import Engine
 from .records import Pages
 
-ALLOCATOR_NS = 1000 * MS
+ALLOCATOR_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator: a hundred times its worst answer on a busy host."""
 
-READY_BYTES = 8 << 20
+READY_BYTES: Bytes = 8 << 20
 """Pages kept ready, so that a save need not ask the allocator first."""
 
-READY_PAGES_MAX = 64
+READY_PAGES_MAX: Count = 64
 """Pages kept ready at most: one batch."""
 
-RESERVE_MAX = 256
+RESERVE_MAX: Count = 256
 """Pages asked for at once: a long save must not evict the whole pool before it copies a byte."""
 
 

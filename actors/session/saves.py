@@ -31,6 +31,7 @@ from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import ORDER_NS, Drop, Keep, Save, Saved, Skip, Way
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import CLIENT, INDEX, NOBODY
 
 from .batches import Batches
@@ -41,7 +42,7 @@ from .ranks import Rank
 from .records import Order, Share
 from .space import Space
 
-SAVE_NS = 120_000 * MS
+SAVE_NS: Nanoseconds = 120_000 * MS
 """An order of a single rank that is not saved within this time is given up: a client waits less."""
 
 

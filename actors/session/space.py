@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
+from pegaflow.wire.units import Share
 
 from .ranks import Rank, namespace
 
-USED_SHARE = 4
-"""Pages of one engine's open saves are at most one part in so many of the pool: one that never
-ends its saves, be it stopped or ill, must not keep the others from theirs."""
+USED_SHARE: Share = 1 / 4
+"""Of the pool: pages of one engine's open saves are no more.  An engine that never ends its saves,
+be it stopped or ill, must not keep the others from theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,6 @@ def space_of(welcome: Welcome, serve: Serve, ranks: dict[int, Rank]) -> Space:
         payload=layouts.page_bytes(ranks[0].layout),
         world=len(ranks),
         verify=welcome.verify,
-        used_bytes_max=welcome.pool_bytes // USED_SHARE if welcome.max_pinned else 0,
+        used_bytes_max=int(welcome.pool_bytes * USED_SHARE) if welcome.max_pinned else 0,
         geometry=Geometry(welcome.pool_bytes, welcome.extent_bytes),
     )

@@ -23,6 +23,7 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, Note, On, Part, Re
 from pegaflow.wire.control import SAME_HOST, OpenSession, Refused, Serve, Serving, SessionAt
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import CLIENT, Address
 
 from .children import Assignment, ChildRecord, Children, ChildState, who
@@ -32,16 +33,16 @@ from .staffing import Staffing
 from .stage import Lifecycle
 from .watchdog import SERVE_NS
 
-ENGINES_MAX = 256
+ENGINES_MAX: Count = 256
 """Engines of one host: eight devices, each shared by more than can be.  Each costs a process."""
 
-ENGINE_MAX = 256
+ENGINE_MAX: Count = 256
 """Characters of an engine id: it stands in log lines, messages and the state of the group."""
 
-NAMESPACE_MAX = 64
+NAMESPACE_MAX: Count = 64
 """Bytes of a namespace, and of a probe: a hash of whatever made it is enough."""
 
-OPENS_MAX = 256
+OPENS_MAX: Count = 256
 """Engines waiting for a session at once."""
 
 

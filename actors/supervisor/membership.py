@@ -14,6 +14,7 @@ from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Send, Sender, on
 from pegaflow.wire.control import Drain, Gone, Hello, Roll
 from pegaflow.wire.jobs import Exited
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, SUPERVISOR, Address
 
 from .attach import Attach
@@ -25,7 +26,7 @@ from .restarts import Restarts
 from .shutdown import Shutdown
 from .stage import Lifecycle, Stage
 
-DEAD_MAX = 1024
+DEAD_MAX: Count = 1024
 """Dead holders that a new index is told of; it lacks those of its predecessor's last seconds."""
 
 

@@ -11,6 +11,7 @@ from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.series import SEPARATOR, VALUE_MAX
 from pegaflow.wire import control
 from pegaflow.wire.control import Inspect, KindRow, ProcessRow, Remark, Report, listed
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import CLIENT, GATEWAY, Address
 
 from .children import ChildRecord, Children
@@ -21,7 +22,7 @@ from .pool import Pool
 from .restarts import Restarts
 from .stage import Lifecycle
 
-NAMES_MAX = 2048
+NAMES_MAX: Count = 2048
 """Counters of one kind of child: ours have some hundred, with the buckets of their histograms."""
 
 

@@ -12,25 +12,26 @@ not delayed.
 from collections import Counter, OrderedDict, deque
 
 from pegaflow.actors.runtime.contract import MS, Effect, Note, Part
+from pegaflow.wire.units import Count, Nanoseconds
 
 from .children import ChildRecord, ChildState, who
 
-BACKOFF_NS = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
+BACKOFF_NS: tuple[Nanoseconds, ...] = (0, 100 * MS, 500 * MS, 2000 * MS, 5000 * MS)
 """Delay before the nth restart in a row: a crash at start must not become a fork bomb."""
 
-CALM_NS = 30_000 * MS
+CALM_NS: Nanoseconds = 30_000 * MS
 """A life this long ends a row of failures."""
 
-FAILURES_MAX = 10
+FAILURES_MAX: Count = 10
 """Failures within PERIOD_NS that open the breaker: with the back-off, 40 s of nothing else."""
 
-PERIOD_NS = 120_000 * MS
+PERIOD_NS: Nanoseconds = 120_000 * MS
 """How far back failures count."""
 
-REST_NS = 30_000 * MS
+REST_NS: Nanoseconds = 30_000 * MS
 """How long a broken child rests: what an operator repairs is seen within that."""
 
-ENGINES_MAX = 1024
+ENGINES_MAX: Count = 1024
 """Engines whose failures are remembered; the one that failed longest ago is forgotten first."""
 
 

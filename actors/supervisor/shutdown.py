@@ -11,6 +11,7 @@ from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Send, Sender, Stop, on
 from pegaflow.wire.control import Drain
 from pegaflow.wire.jobs import Stopping
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import SESSION, SUPERVISOR
 
 from .children import Children, ChildState
@@ -18,7 +19,7 @@ from .manager import Manager
 from .opens import Opens
 from .stage import Lifecycle, Stage
 
-DRAIN_NS = 2500 * MS
+DRAIN_NS: Nanoseconds = 2500 * MS
 """Time for a drain; with the kill after it the group is gone within five seconds."""
 
 

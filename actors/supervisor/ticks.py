@@ -1,8 +1,9 @@
 """The supervisor's clock: every TICK_NS it is looked after everything that time decides."""
 
 from pegaflow.actors.runtime.contract import MS, Effect, Part
+from pegaflow.wire.units import Nanoseconds
 
-TICK_NS = 250 * MS
+TICK_NS: Nanoseconds = 250 * MS
 """How often silence and back-off are looked at."""
 
 

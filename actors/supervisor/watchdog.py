@@ -29,22 +29,23 @@ from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Note, On, Part, Sender, on
 from pegaflow.wire.control import SILENT_NS, Beat, Bye
 from pegaflow.wire.jobs import Done, Look
+from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import FLUSHER
 
 from .children import ChildRecord, Children, ChildState, who
 from .stage import Lifecycle, Stage
 from .ticks import TICK_NS
 
-LATE_NS = 1000 * MS
+LATE_NS: Nanoseconds = 1000 * MS
 """Waking so much later than planned means that we were stopped ourselves."""
 
-START_NS = 20_000 * MS
+START_NS: Nanoseconds = 20_000 * MS
 """Patience with a child that has not said Hello: imports on a loaded machine take seconds."""
 
-SERVE_NS = 1000 * MS
+SERVE_NS: Nanoseconds = 1000 * MS
 """Patience with a spare that is given an engine: it is idle and answers in microseconds."""
 
-LOOKS = 3
+LOOKS: Count = 3
 """A silent child is first looked at after this part of its patience: when a second beat is due."""
 
 WHY = "it is ready to run and gets no core, or we get none to hear it"

@@ -27,6 +27,7 @@ import zmq
 
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Way
+from pegaflow.wire.units import Seconds
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
@@ -34,7 +35,7 @@ from .buffers import EngineMemory
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 from .shell import Shell, Who
 
-CLOSE_S = 3.0
+CLOSE_S: Seconds = 3.0
 """A close waits no longer: a second for the session's word, the rest for its death."""
 
 WAYS = {"auto": Way.AUTO, "staged": Way.STAGED, "process_vm": Way.PROCESS_VM}

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from zmq.utils import z85
 
-KEY_CHARS = 40
+from pegaflow.wire.units import Count
+
+KEY_CHARS: Count = 40
 """A CURVE key of 32 bytes in Z85."""
 
 

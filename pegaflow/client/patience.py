@@ -1,22 +1,30 @@
 """How long a client waits for whom, in nanoseconds."""
 
-RETRY_NS = (20_000_000, 50_000_000, 100_000_000, 250_000_000, 1_000_000_000)
+from pegaflow.wire.units import Nanoseconds
+
+RETRY_NS: tuple[Nanoseconds, ...] = (
+    20_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    1_000_000_000,
+)
 """Delay before the nth OpenSession in a row: at once after a crash, gently while a host is down."""
 
-ABSENT_NS = 100_000_000
+ABSENT_NS: Nanoseconds = 100_000_000
 """Longest delay before we look again for a service that is not there: a look takes microseconds."""
 
-OPEN_NS = 2_000_000_000
+OPEN_NS: Nanoseconds = 2_000_000_000
 """Patience with the front desk: a spare is ready or starts in a fraction of a second."""
 
-PING_NS = 1_000_000_000
+PING_NS: Nanoseconds = 1_000_000_000
 """Patience with a session that let a deadline pass; the watchdog kills it a little later."""
 
-GRACE_NS = 500_000_000
+GRACE_NS: Nanoseconds = 500_000_000
 """Patience with a session that writes into our blocks, beyond the deadline that it was given: it
 looks at that before each chunk of a millisecond.  The caller's deadline is so much later, and then
 we kill it; of a short time the session gets half.  One that is ready to run is looked at again so
 much later."""
 
-LEAVE_NS = 1_000_000_000
+LEAVE_NS: Nanoseconds = 1_000_000_000
 """Patience with a session that we leave; then, if it may touch our memory, we kill it."""

@@ -32,10 +32,12 @@ import stat
 import struct
 from dataclasses import dataclass, replace
 
+from pegaflow.wire.units import Bytes
+
 LOCK = "lock"
 """Name of the lock file in a run directory."""
 
-SOCKET_PATH_MAX = 107
+SOCKET_PATH_MAX: Bytes = 107
 """The field of sockaddr_un holds 108 bytes with its closing zero."""
 
 _ROOT = 0

@@ -17,6 +17,7 @@ import zmq
 from pegaflow.wire.envelope import Envelope, VersionMismatch, pack, unpack
 from pegaflow.wire.message import WireError
 from pegaflow.wire.session import PROOF_BYTES, Attached, Way
+from pegaflow.wire.units import Count, Nanoseconds
 
 from . import place
 from .buffers import EngineMemory, FileView
@@ -40,10 +41,10 @@ from .machine import Machine
 from .presence import look
 from .results import Done
 
-DRAIN_MAX = 256
+DRAIN_MAX: Count = 256
 """Messages taken from one socket per look: whoever floods us does not keep the engine's thread."""
 
-LOOK_NS = 50_000_000
+LOOK_NS: Nanoseconds = 50_000_000
 """Longest wait of one look at the sockets where nothing has a deadline."""
 
 _HELD: "set[zmq.Context[zmq.Socket[bytes]] | zmq.Socket[bytes]]" = set()

@@ -19,10 +19,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pegaflow.wire.units import Count, Seconds
+
 SEPARATOR = "|"
 """Between a name and its labels."""
 
-VALUE_MAX = (1 << 64) - 1
+VALUE_MAX: Count = (1 << 64) - 1
 """What a message can carry."""
 
 
@@ -93,7 +95,7 @@ class Histogram:
         return Buckets(tuple(cumulative), parts.get("sum", 0) / self.per_unit)
 
 
-NAMES_KEPT = 4096
+NAMES_KEPT: Count = 4096
 """Names that are made once: those of every bucket of every kind of question."""
 
 
@@ -112,19 +114,22 @@ def rate(length: int, took_ns: int) -> int:
 _MS = 1_000
 _S = 1_000_000
 
-DURATIONS_US = (
+DURATIONS_US: tuple[Count, ...] = (
     *(500, 1 * _MS, 2 * _MS, 5 * _MS, 10 * _MS, 20 * _MS, 50 * _MS),
     *(100 * _MS, 200 * _MS, 500 * _MS, 1 * _S, 2 * _S, 5 * _S, 10 * _S, 30 * _S, 60 * _S),
 )
 """Bounds of answers and copies: the original's for a call, and on to its last for a transfer."""
 
-RESIDENCE_S = (*(1, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 43_200, 86_400),)
+RESIDENCE_S: tuple[Seconds, ...] = (
+    *(1, 5, 10, 30, 60, 120, 300, 600),
+    *(1_800, 3_600, 7_200, 21_600, 43_200, 86_400),
+)
 """Bounds of a block's stay in memory: the original's."""
 
 _MB = 1_000_000
 _GB = 1_000_000_000
 
-RATES = (
+RATES: tuple[Count, ...] = (
     *(10 * _MB, 25 * _MB, 50 * _MB, 100 * _MB, 250 * _MB, 500 * _MB, 1 * _GB, 2 * _GB, 3 * _GB),
     *(4 * _GB, 5 * _GB, 6 * _GB, 7 * _GB, 8 * _GB, 10 * _GB, 12 * _GB, 16 * _GB, 20 * _GB),
     *(30 * _GB, 40 * _GB),
@@ -137,7 +142,7 @@ RPC = Histogram("rpc_us", DURATIONS_US, _S, 2)
 LOAD = Histogram("load_us", DURATIONS_US, _S)
 """From a rank's question for a load to the end of its copy, of those that succeed."""
 
-RESIDENCE = Histogram("residence_ms", tuple(1000 * s for s in RESIDENCE_S), 1000, 1)
+RESIDENCE = Histogram("residence_ms", tuple(int(1000 * s) for s in RESIDENCE_S), 1000, 1)
 """From a block's publication to its removal from memory; the label is why."""
 
 SSD_WRITE_RATE = Histogram("ssd_write_rate", RATES, 1)

@@ -52,16 +52,17 @@ from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Share
 
 from .diskops import Ops, buffer, read_all, said, write_all
 from .memory import SharedFile
 from .ssdfolder import NAME, SEGMENT_FLAGS, STATUS, Folder, Known, UnusableError, lock
 
-FLOOR_SHARE = 20
-"""One part in so many of a file system stays free, if nobody says how much: file systems, and the
-disks below them, get slow when they are full."""
+FLOOR_SHARE: Share = 0.05
+"""Of a file system: what stays free if nobody says how much.  File systems, and the disks below
+them, get slow when they are full."""
 
-SCAN_BYTES = MIB
+SCAN_BYTES: Bytes = MIB
 """Read at a time while a segment without a footer is looked through."""
 
 PROBE = "pegaflow.probe"
@@ -100,7 +101,7 @@ class Disk:
 
     Args:
         paths: one per volume.
-        floor: bytes of each file system that stay free; None: one part in FLOOR_SHARE.
+        floor: bytes of each file system that stay free; None: FLOOR_SHARE of it.
         pool: where blocks come from and go to.
         ops: the operating system.
         known: which logs were where when they were used last.
@@ -189,7 +190,7 @@ class Disk:
         return Done(Status.OK, note)
 
     def _kept(self, total: int) -> int:
-        return total // FLOOR_SHARE if self._floor is None else self._floor
+        return int(total * FLOOR_SHARE) if self._floor is None else self._floor
 
     def _probe(self, volume: _Volume, notes: list[str]) -> bool:
         """Find out whether the directory can be written, and past the page cache."""

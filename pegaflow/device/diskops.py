@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pegaflow.wire.units import Count
+
 from .mounts import missing_mount
 
 _Mover = Callable[[Sequence[memoryview], int], int]  # some of the parts, at an offset
 
-IOV_MAX = 1024
+IOV_MAX: Count = 1024
 """Pieces of memory of one call: Linux takes no more."""
 
 ADVICE = {

@@ -34,12 +34,13 @@ import signal
 import struct
 
 from pegaflow.core.errors import UserError
+from pegaflow.wire.units import Count, Seconds
 
-KILL_SECONDS = 5.0
+KILL_SECONDS: Seconds = 5.0
 """Patience with an orphan that was sent SIGKILL: one that is stuck in the kernel may take longer
 than anybody wants to wait."""
 
-ORPHANS_MAX = 1024
+ORPHANS_MAX: Count = 1024
 """Orphans killed one after the other: more processes than one service has."""
 
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, len, pid

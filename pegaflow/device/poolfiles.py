@@ -29,15 +29,16 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
 from pegaflow.core.pool.scan import scan
+from pegaflow.wire.units import Bytes, Count
 
 from . import locks, resize
 from .locks import InUse, claim, share, take
 from .memory import FileId, SharedFile
 
-TRAILER_BYTES = 4096
+TRAILER_BYTES: Bytes = 4096
 """Room behind the last extent for the pool's uuid and its files' identities: one page."""
 
-TRIES_MAX = 16
+TRIES_MAX: Count = 16
 """Names tried for a new pool; all but the first are drawn from 2^48."""
 
 _IDENTITY = Struct("=8s4QI")  # magic, device and inode of the pool, of the ledger, checksum

@@ -37,6 +37,7 @@ from pegaflow.core.segments.marker import (
     unpack,
 )
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count
 
 from .diskops import Ops, said, write_all
 
@@ -56,7 +57,7 @@ _NEW = f"{MARKER}.new"
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-SEGMENT_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
+SEGMENT_FLAGS: Count = os.O_NOFOLLOW | os.O_NONBLOCK
 """To open what is called a segment: it may be a link to something else, or a pipe."""
 
 

@@ -12,7 +12,6 @@ is left are the limits that an operator or an engine can run into.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.util
 import json
 import pkgutil
@@ -29,12 +28,14 @@ from pegaflow.service import poolsize, sizes
 from pegaflow.service.config import Origin
 from pegaflow.service.settings import SETTINGS, Settings
 
-_SECONDS = {"NS": 1e-9, "MS": 1e-3, "S": 1.0, "SECONDS": 1.0}
-_UNITS = {"KIB", "MIB", "GIB", "MS"}  # numbers that limit nothing
-_BYTES = {
-    *("BYTES", "SIZE", "PAGE", "MEMORY", "WHOLE", "CHUNK", "POOL", "MARGIN", "SMALLEST"),
-    *("CAPACITY", "PATH"),
-}
+_UNITS = {
+    "Nanoseconds": ("seconds", 1e-9),
+    "Milliseconds": ("seconds", 1e-3),
+    "Seconds": ("seconds", 1.0),
+    "Bytes": ("bytes", 1.0),
+    "Count": ("count", 1.0),
+    "Share": ("share", 1.0),
+}  # of wire/units.py: what it is shown as, and what one of it is there
 
 _PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, though none is cut
 
@@ -70,10 +71,14 @@ class Limit:
     name: str
     module: str
     value: int | float | tuple[int | float, ...]
-    #: seconds (`value` is in the unit that the name ends in), bytes, percent, count, or share: less
-    #: than one is a part of the whole, more is one part in so many
-    unit: str
+    #: Its type: one of wire/units.py.
+    kind: str
     reason: str
+
+    @property
+    def unit(self) -> str:
+        """seconds, bytes, count or share."""
+        return _UNITS[self.kind][0]
 
     @property
     def full_name(self) -> str:
@@ -92,16 +97,13 @@ class Limit:
         return ", ".join(map(self._one, values))
 
     def _one(self, value: int | float) -> str:
-        if self.unit == "bytes":
+        unit, one = _UNITS[self.kind]
+        if unit == "bytes":
             return sizes.show(int(value))
-        if self.unit == "seconds":
-            seconds = value * _SECONDS[self.name.rpartition("_")[2]]
+        if unit == "seconds":
+            seconds = value * one
             return f"{seconds:g} s" if seconds >= 1 or not value else f"{seconds * 1000:g} ms"
-        if self.unit == "share":
-            return f"{value:.0%}" if value < 1 else f"1/{value}"
-        if self.unit == "percent":
-            return f"{value} %"
-        return f"{value:,}"
+        return f"{100 * value:.3g}%" if unit == "share" else f"{value:,}"
 
 
 def all_limits() -> list[Limit]:
@@ -110,44 +112,26 @@ def all_limits() -> list[Limit]:
     for info in pkgutil.walk_packages(pegaflow.__path__, "pegaflow."):
         spec = importlib.util.find_spec(info.name)
         assert spec is not None and spec.origin is not None
-        reasons = dict(_numbers(ast.parse(Path(spec.origin).read_text())))
-        if any(reasons.values()):
+        declared = list(_numbers(ast.parse(Path(spec.origin).read_text())))
+        if declared:
             scope = vars(importlib.import_module(info.name))
             found += [
-                Limit(name, info.name, scope[name], _unit(name, scope[name]), why)
-                for name, why in reasons.items()
-                if why and _is_number(scope[name])
+                Limit(name, info.name, scope[name], kind, why) for name, kind, why in declared
             ]
     return found
 
 
-def _numbers(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Public constants that may be numbers, with the string below each ('' if there is none)."""
+def _numbers(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Public numbers that have a unit: name, unit, and the string below."""
     for node, below in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
-        name = node.targets[0].id
+        kind = ast.unparse(node.annotation).removeprefix("tuple[").split(",")[0]
+        kind = kind.removeprefix("units.")
         said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         text = below.value.value if said else ""  # type: ignore[union-attr]
-        if name.isupper() and name[0] != "_" and name not in _UNITS:
-            yield name, " ".join(text.split()) if isinstance(text, str) else ""
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, tuple):
-        return bool(value) and all(map(_is_number, value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _unit(name: str, value: object) -> str:
-    words = name.split("_")
-    if "SHARE" in words or isinstance(value, float) and words[-1] not in _SECONDS:
-        return "share"
-    if words[-1] == "PERCENT":
-        return "percent"
-    if words[-1] in _SECONDS:
-        return "seconds"
-    return "bytes" if _BYTES & set(words) else "count"
+        if kind in _UNITS and node.target.id[0] != "_":
+            yield node.target.id, kind, " ".join(str(text).split())
 
 
 def show_limits(*, as_json: bool, inner: bool = False) -> None:
@@ -155,7 +139,10 @@ def show_limits(*, as_json: bool, inner: bool = False) -> None:
     found = [limit for limit in all_limits() if inner or not limit.inner]
     if as_json:
         rows = [
-            {**dataclasses.asdict(limit), "name": limit.full_name, "shown": limit.shown()}
+            {
+                **{"name": limit.full_name, "module": limit.module, "value": limit.value},
+                **{"unit": limit.unit, "reason": limit.reason, "shown": limit.shown()},
+            }
             for limit in found
         ]
         json.dump(rows, sys.stdout, indent=1)

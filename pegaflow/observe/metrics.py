@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Report
+from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, INDEX, SESSION, SUPERVISOR
 
 from .engines import ENGINE_METRICS
@@ -39,7 +40,7 @@ _S = 1_000_000_000
 Encoder = Callable[[Collector], bytes]
 """Of prometheus-client."""
 
-STALE_NS = 5 * _S
+STALE_NS: Nanoseconds = 5 * _S
 """A report this old means that the supervisor does not answer: it is asked every second."""
 
 

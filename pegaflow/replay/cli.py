@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pegaflow.core.errors import UserError
 from pegaflow.service import rundir, sizes
+from pegaflow.wire.units import Bytes, Count
 
 from . import ceiling, report, service
 from .engine import Record, Shape
@@ -33,17 +34,17 @@ from .source import STDIN
 from .trace import BUNDLED, Trace
 from .words import count
 
-ENGINES_MAX = 64
+ENGINES_MAX: Count = 64
 """Processes started at once."""
 
-MEMORY_MAX = 1 << 36
+MEMORY_MAX: Bytes = 1 << 36
 """Bytes of one engine: beyond it, a size was mistyped."""
 
-SUMMARY_COLUMNS = 80
+SUMMARY_COLUMNS: Count = 80
 """As wide as a terminal is at least."""
 
 DEMO_SHAPE = Shape(layers=8, layer_bytes=8 * 1024, blocks=256)
-DEMO_POOL = 768 << 20
+DEMO_POOL: Bytes = 768 << 20
 """12288 blocks, 42 % of the slice's: eviction runs, and sharing clearly wins."""
 
 

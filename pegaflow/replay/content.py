@@ -25,11 +25,13 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from pegaflow.wire import units
+
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
 WORD = 8  # bytes
-CHUNK = 32 * 1024
+CHUNK: units.Bytes = 32 * 1024
 """Bytes per layer and pass: the table and some layers stay in the L2 cache."""
 
 _CHUNK_WORDS = CHUNK // WORD

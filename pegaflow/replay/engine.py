@@ -34,20 +34,21 @@ from pegaflow.client import Client, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.service import signals
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Seconds
 
 from .content import Bytes, fill, mismatch
 from .trace import Saved
 
-CONNECT_SECONDS = 20.0
+CONNECT_SECONDS: Seconds = 20.0
 """The first attach: a service that has just been started is ready by then."""
 
-RECONNECT_SECONDS = 20.0
+RECONNECT_SECONDS: Seconds = 20.0
 """All waits for a lost service together; a restart takes far less."""
 
-LOOKUP_SECONDS = 1.0
+LOOKUP_SECONDS: Seconds = 1.0
 """A lookup takes far less than a millisecond; an engine would recompute after that long."""
 
-COPY_SECONDS = 10.0
+COPY_SECONDS: Seconds = 10.0
 """A load or save of one window."""
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pegaflow.wire.units import Count
+
 from .errors import TraceError
 from .words import count
 
-BLOCK_TOKENS_MAX = 1 << 20
+BLOCK_TOKENS_MAX: Count = 1 << 20
 """Above it a block would be larger than any prompt, and the trace was misread."""
 
 

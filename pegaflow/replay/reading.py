@@ -26,6 +26,7 @@ from typing import NoReturn
 import numpy as np
 
 from pegaflow.replay.formats.base import TOKENS_MAX
+from pegaflow.wire.units import Count
 
 from . import fitting, formats, source
 from .errors import TraceError
@@ -37,10 +38,10 @@ from .words import count
 
 SCOPES = (AUTO, "global", "file", "conversation")
 
-BATCH_IDS = 1 << 16
+BATCH_IDS: Count = 1 << 16
 """So many ids are put into the tree at a time: many enough for vector operations to pay."""
 
-LOOK_VALUES = 100
+LOOK_VALUES: Count = 100
 """So many values of a file are looked at for one that tells its format."""
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pegaflow.wire.units import Bytes
+
 from .ceiling import Score, infinite, lru
 from .engine import Record
 from .runner import Outcome
@@ -16,7 +18,7 @@ from .words import count, was
 
 Row = tuple[str, str]
 
-LARGE_BYTES = 2 << 20
+LARGE_BYTES: Bytes = 2 << 20
 """A copy so large is a matter of bandwidth; most of a trace's are smaller."""
 
 

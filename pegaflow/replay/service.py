@@ -26,14 +26,15 @@ from pegaflow.core.limits import EXTENT_SIZE
 from pegaflow.service import signals
 from pegaflow.service.rundir import front_desk
 from pegaflow.wire.message import WireError
+from pegaflow.wire.units import Seconds
 
-START_SECONDS = 30.0
+START_SECONDS: Seconds = 30.0
 """A pool on a slow machine; usually a fraction of a second."""
 
-STOP_SECONDS = 10.0
+STOP_SECONDS: Seconds = 10.0
 """Twice what the service promises."""
 
-CHECK_SECONDS = 2.0
+CHECK_SECONDS: Seconds = 2.0
 """A service that is there answers within milliseconds, a busy one within a beat."""
 
 _LOOK_SECONDS = 0.02  # how often we look for the socket

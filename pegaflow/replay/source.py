@@ -25,11 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pegaflow.wire.units import Count
+
 from .errors import TraceError
 
 STDIN = "-"
 
-TEXT_MAX = 1 << 30
+TEXT_MAX: Count = 1 << 30
 """Characters of one line, or of a document over many lines: above it the file is no trace."""
 
 _HEAD_BYTES = 8

@@ -14,11 +14,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+from pegaflow.wire.units import Bytes
+
 from .tree import Tree, path
 
 BUNDLED = Path(__file__).parent / "data" / "conversation.jsonl.gz"  # data/README.md says what it is
 _PARENTS, _KEYS = "parents", "keys"
-KEY_BYTES = 32
+KEY_BYTES: Bytes = 32
 """As long as an engine's SHA-256 block hash."""
 
 

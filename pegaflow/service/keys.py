@@ -28,13 +28,14 @@ import zmq
 
 from pegaflow.client import curve
 from pegaflow.core.errors import UserError
+from pegaflow.wire.units import Count
 
 from . import logs
 
 SERVER = "server.toml"
 ALLOWED = "allowed"
 
-IGNORED_SHOWN = 8
+IGNORED_SHOWN: Count = 8
 """Names in one line of the log; the rest is counted."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)

@@ -36,16 +36,18 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-REPEAT_INTERVAL_S = 10.0
+from pegaflow.wire.units import Bytes, Count, Seconds
+
+REPEAT_INTERVAL_S: Seconds = 10.0
 """A person reads about that often; a dead neighbour repeats itself a thousand times a second."""
 
-REPEAT_KEYS = 1024
+REPEAT_KEYS: Count = 1024
 """Keys that are remembered; the longest silent one is forgotten first, which costs one extra
 line."""
 
 _STDOUT, _STDERR = 1, 2
 
-BYTES_SHOWN = 32
+BYTES_SHOWN: Bytes = 32
 """Enough of a key to find it again, too little of a payload to flood the terminal."""
 
 

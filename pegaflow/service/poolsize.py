@@ -19,20 +19,21 @@ from pathlib import Path
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.limits import GIB, MIB
+from pegaflow.wire.units import Bytes, Share
 
 from .sizes import show
 
-SHARE_OF_RAM = 0.25
+SHARE_OF_RAM: Share = 0.25
 """An engine, its weights and the system need the rest; whoever runs a cache host raises it by
 flag."""
 
-MARGIN = 1 * GIB
+MARGIN: Bytes = 1 * GIB
 """The service's own processes and what the engines allocate while the pool is being filled."""
 
-SHARE_OF_SHM = 0.8
+SHARE_OF_SHM: Share = 0.8
 """Engines (tensor transport, bounce files) use /dev/shm too, and a full one is their SIGBUS."""
 
-SMALLEST_DEFAULT = 128 * MIB
+SMALLEST_DEFAULT: Bytes = 128 * MIB
 """Below this a pool holds a few hundred blocks at best: better to say so than to run uselessly."""
 
 

@@ -16,13 +16,15 @@ import socket
 from collections import deque
 from collections.abc import MutableMapping
 
+from pegaflow.wire.units import Count
+
 from . import logs
 
 VARIABLE = "NOTIFY_SOCKET"
 WATCHDOG = "WATCHDOG_USEC"
 WATCHDOG_PID = "WATCHDOG_PID"
 
-UNSAID_MAX = 16
+UNSAID_MAX: Count = 16
 """Datagrams kept for a manager that is behind, the newest: it reads within milliseconds or not at
 all."""
 

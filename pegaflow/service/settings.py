@@ -14,6 +14,7 @@ from typing import Any
 
 from pegaflow.core import limits
 from pegaflow.core.segments import plan as flushplan
+from pegaflow.wire.units import Count, Seconds
 
 from . import values
 
@@ -21,22 +22,22 @@ ADMISSIONS = ("all", "reused")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
-SPARES_MAX = 64
+SPARES_MAX: Count = 64
 """More warm sessions than any host has engines would only eat memory."""
 
-COPY_THREADS_MAX = 16
+COPY_THREADS_MAX: Count = 16
 """Memory is full of work long before; each thread is a core that the engine does not have."""
 
-SSD_DEPTH_MAX = 64
+SSD_DEPTH_MAX: Count = 64
 """Batches on their way to the log: half a gigabyte that cannot be evicted meanwhile."""
 
-SSD_INFLIGHT_MAX = 128
+SSD_INFLIGHT_MAX: Count = 128
 """Requests at a time: no disk is faster with more, and each is a thread."""
 
-PREFETCH_BLOCKS_MAX = 65536
+PREFETCH_BLOCKS_MAX: Count = 65536
 """As many as one lookup can name."""
 
-DRAIN_TIMEOUT_MAX_S = 60
+DRAIN_TIMEOUT_MAX_S: Seconds = 60
 """Seconds: whoever stops a service waits no longer before it is killed."""
 
 
@@ -214,7 +215,7 @@ class Settings:
     fresh_ssd: bool = said(values.yes_or_no, "Remove what is in the log.", "", default=False)
     #: Seconds at the end for blocks that are not in the log yet.
     drain_timeout: int = said(
-        values.number(0, DRAIN_TIMEOUT_MAX_S),
+        values.number(0, int(DRAIN_TIMEOUT_MAX_S)),
         "Seconds at the end to write what is not in the log.",
         "S",
         default=flushplan.DRAIN_NS // 1_000_000_000,

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
 from pegaflow.core.segments import plan as flushplan
+from pegaflow.wire.units import Bytes
 
 from . import sizes
 from .paths import spelled
 
-PATH_MAX = 3800
+PATH_MAX: Bytes = 3800
 """Bytes of a directory's path: Linux takes 4096 with the name of a file behind it."""
 
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

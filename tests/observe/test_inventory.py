@@ -21,7 +21,7 @@ from pegaflow.service import cli, config, settings
 from tests.test_tidy import python_sources
 
 NO_LIMITS = {
-    *inventory._UNITS,
+    *("KIB", "MIB", "GIB", "MS"),  # units
     "MAJOR", "MINOR", "VERSION", "VOID", "SEALED", "QUARANTINED",  # formats
     "HEADER_BYTES", "RECORD_BYTES", "UUID_BYTES", "WORD", "NONE",
 }  # fmt: skip
@@ -44,40 +44,53 @@ def numbers_of(tree: ast.Module) -> list[str]:
     arithmetic = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.Name, ast.operator)
     found = []
     for node in tree.body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        name, parts = node.targets[0].id, list(ast.walk(node.value))
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        name, parts = ast.unparse(target), list(ast.walk(node.value))
         plain = all(isinstance(p, (*arithmetic, ast.unaryop, ast.Load)) for p in parts)
         values = [p.value for p in parts if isinstance(p, ast.Constant)]
         numeric = any(isinstance(v, int | float) for v in values)
         text = any(isinstance(v, str | bytes | bool) for v in values)
-        if name.isupper() and name[0] != "_" and plain and numeric and not text:
+        if (
+            name.isidentifier()
+            and name.isupper()
+            and name[0] != "_"
+            and plain
+            and numeric
+            and not text
+        ):
             found.append(name)
     return found
 
 
 def test_a_number_without_a_reason_is_found() -> None:
-    source = 'A = 5\nB = 2 * MS\nC = "x"\nD = f(1)\n_E = 1\nF = (1, 2)\nb = 3\nG = -1.5\n'
+    source = 'A: Count = 5\nB = 2 * MS\nC = "x"\nD = f(1)\n_E = 1\nF = (1, 2)\nb = 3\nG = -1.5\n'
     assert numbers_of(ast.parse(source)) == ["A", "B", "F", "G"]
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "shown"),
+    ("kind", "value", "shown"),
     [
-        ("BEAT_NS", 500_000_000, "500 ms"),
-        ("PATIENCE_S", 2.5, "2.5 s"),
-        ("BACKOFF_NS", (0, 2_000_000_000), "0 s, 2 s"),
-        ("BODY_BYTES_MAX", 8 << 20, "8 MiB"),
-        ("OPENS_MAX", 1024, "1,024"),
-        ("SHARE_OF_RAM", 0.25, "25%"),
-        ("POOL_SHARE", 8, "1/8"),
-        ("GENTLE_PERCENT", 10, "10 %"),
-        ("DRAIN_TIMEOUT_MAX_S", 60, "60 s"),
-        ("SOCKET_PATH_MAX", 107, "107 B"),
+        ("Nanoseconds", 500_000_000, "500 ms"),
+        ("Milliseconds", 1500, "1.5 s"),
+        ("Seconds", 2.5, "2.5 s"),
+        ("Nanoseconds", (0, 2_000_000_000), "0 s, 2 s"),
+        ("Bytes", 8 << 20, "8 MiB"),
+        ("Count", 1024, "1,024"),
+        ("Share", 0.25, "25%"),
+        ("Share", 1 / 8, "12.5%"),
+        ("Bytes", 107, "107 B"),
     ],
 )
-def test_a_limit_is_shown_in_its_unit(name: str, value: float, shown: str) -> None:
-    assert Limit(name, "m", value, inventory._unit(name, value), "why").shown() == shown
+def test_a_limit_is_shown_in_its_unit(kind: str, value: float, shown: str) -> None:
+    assert Limit("NAME", "m", value, kind, "why").shown() == shown
+
+
+def test_every_limit_declares_its_unit_and_its_reason() -> None:
+    limits = inventory.all_limits()
+    assert len(limits) > 200 and not [limit for limit in limits if not limit.reason]
+    assert {limit.kind for limit in limits} == set(inventory._UNITS)
 
 
 def test_limits_are_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

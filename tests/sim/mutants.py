@@ -97,6 +97,8 @@ def named(body: list[ast.stmt], within: str) -> Iterator[tuple[str, ast.stmt]]:
             yield within + node.name, node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             yield within + node.targets[0].id, node
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield within + node.target.id, node
 
 
 def changed(source: list[str], lines: list[str], what: str) -> list[str]:

@@ -32,14 +32,15 @@ from enum import Enum
 from typing import Protocol
 
 from pegaflow.client import Lease
+from pegaflow.wire.units import Count, Seconds
 from pegaflow.wire.values import LIST_MAX
 
-KEEP_S = 10.0
+KEEP_S: Seconds = 10.0
 """A hit waiting for its request to be scheduled is given back after this long: a queue of waiting
 requests must not pin the cache, and the session drops leases of 120 s anyway."""
 
 
-AHEAD_BLOCKS = 2
+AHEAD_BLOCKS: Count = 2
 """What a running request may take while a save is copied: steps write a block each, at most."""
 
 

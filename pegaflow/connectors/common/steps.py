@@ -23,9 +23,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pegaflow.wire.units import Count
+
 from .requests import Hashed, Tracked
 
-OPEN_MAX = 256
+OPEN_MAX: Count = 256
 """Steps under way: as many as vLLM has pipeline ranks, and one more."""
 
 

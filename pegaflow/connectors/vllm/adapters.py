@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+from pegaflow.wire.units import Seconds
+
 from .digests import Digests
 from .files import Unestablished, fingerprint, listed, locate
 
-SETTLED_S = 2.0
+SETTLED_S: Seconds = 2.0
 """Files changed so shortly before the scheduler was made may have been changed after, by the coarse
 clock of a file system or of its server."""
 

@@ -15,6 +15,8 @@ from hashlib import blake2b
 from math import prod
 from typing import Any
 
+from pegaflow.wire.units import Count
+
 try:
     from vllm.distributed.kv_transfer.kv_connector.v1 import base as _base
 except ImportError:
@@ -74,7 +76,7 @@ KINDS = ("seq", "tok")
 RANDOM_SEEDED = frozenset({"xxhash", "xxhash_cbor"})
 """Hash algorithms that vLLM seeds anew in every process unless PYTHONHASHSEED is set."""
 
-PROBE_TOKENS = tuple(range(1, 17))
+PROBE_TOKENS: tuple[Count, ...] = tuple(range(1, 17))
 """The fixed block whose hash tells whether two engines hash alike."""
 
 
@@ -311,7 +313,7 @@ def block_ids(blocks: Any) -> list[int]:
     return list(groups[0]) if groups else []
 
 
-CALLERS = 12
+CALLERS: Count = 12
 """Frames looked at for the model runner: it is one or two above us, or a few more under a connector
 that holds others."""
 

@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from pegaflow.wire.units import Count, Seconds
+
 from . import compat
 from .scheduler import Scheduler, StepOrders
 from .settings import engine
 from .worker import Worker
 
-MAX_ERRORS = 10
+MAX_ERRORS: Count = 10
 """Errors before nothing new is taken on: a fault that comes back will not go away by itself."""
 
-LOG_EVERY_S = 60.0
+LOG_EVERY_S: Seconds = 60.0
 """One line per kind of error in this time."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-SETTLED_S = 2.0
+from pegaflow.wire.units import Count, Seconds
+
+SETTLED_S: Seconds = 2.0
 """Coarser than the clock of any file system in use."""
 
-KNOWN_MAX = 4096
+KNOWN_MAX: Count = 4096
 """Digests remembered: the files of dozens of models; the oldest go first."""
 
 NAME = "digests.json"

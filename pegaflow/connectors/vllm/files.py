@@ -27,27 +27,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 
+from pegaflow.wire.units import Bytes, Count
+
 from .digests import Digests, Place
 
-PAGE = 4096
+PAGE: Bytes = 4096
 """What a read costs anyway."""
 
-TENSOR_PAGES = 8
+TENSOR_PAGES: Count = 8
 """Pages read of a tensor, where the file has few: the first, the last, and evenly between."""
 
-FILE_PAGES = 1024
+FILE_PAGES: Count = 1024
 """Pages read of a file: with many tensors fewer are read of each, but two at least."""
 
-WHOLE_BYTES = 16 << 20
+WHOLE_BYTES: Bytes = 16 << 20
 """A file up to this size is read whole: 10 ms."""
 
-HEADER_MAX = 100 << 20
+HEADER_MAX: Count = 100 << 20
 """Longest header that the safetensors library reads."""
 
-CHUNK = 1 << 20
+CHUNK: Bytes = 1 << 20
 """Bytes per read of a whole file."""
 
-FILES_MAX = 20_000
+FILES_MAX: Count = 20_000
 """Files of one model: far above any, and what is found where the path is no model's."""
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".npz", ".npy")

@@ -18,8 +18,9 @@ from hashlib import blake2b
 from math import prod
 
 from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.units import Count
 
-MAX_ENTRIES = 64
+MAX_ENTRIES: Count = 64
 """Entries one layer may take; a layout that needs more would copy crumbs and is refused."""
 
 

@@ -30,14 +30,16 @@ from hashlib import blake2b
 from types import FunctionType
 from typing import Any
 
-WINDOWS = 8
+from pegaflow.wire.units import Bytes, Count
+
+WINDOWS: Count = 8
 """Pieces read of each parameter."""
 
-WINDOW_BYTES = 64
+WINDOW_BYTES: Bytes = 64
 """A cache line, which is what a read costs anyway; of an update of 5 % of all numbers in bfloat16
 it misses one in five, and a glance reads dozens."""
 
-GLANCE = 32
+GLANCE: Count = 32
 """Pieces that a glance reads: within a scheduler step it is not noticed."""
 
 

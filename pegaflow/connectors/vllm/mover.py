@@ -33,36 +33,37 @@ from pegaflow.client import Client, LoadDone, SaveDone
 from pegaflow.connectors.common.requests import LoadOrder, SaveOrder
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Seconds
 
 from . import compat
 from .cores import step_aside
 from .settings import Engine
 
-LOAD_TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S: Seconds = 10.0
 """The largest prompts are a few GB: a second on the slowest way. Beyond it, computing is faster."""
 
-SAVE_TIMEOUT_S = 10.0
+SAVE_TIMEOUT_S: Seconds = 10.0
 """Enough for thousands of blocks in the queue."""
 
-LET_GO_S = 4.0
+LET_GO_S: Seconds = 4.0
 """The session answers when no copy of its runs, within milliseconds; one that does not answer is
 killed after a second."""
 
-LOST_EVERY_S = 60.0
+LOST_EVERY_S: Seconds = 60.0
 """One line on blocks that were not saved in this time: a full pool is no reason to fill the log."""
 
-JOIN_S = 5.0
+JOIN_S: Seconds = 5.0
 """The scheduler opens the session of a new epoch within milliseconds of hearing of it, and the old
 one ends first; blocks wait no longer than a save may take."""
 
-JOIN_LOOK_S = 0.02
+JOIN_LOOK_S: Seconds = 0.02
 """How often is looked whether the client has joined; only in those milliseconds."""
 
-IDLE_S = 60.0
+IDLE_S: Seconds = 60.0
 """Longest wait of a poll while a session serves us: jobs end it by `wake`, and so does a change of
 the connection, so an idle engine is not disturbed."""
 
-ALONE_S = 1.0
+ALONE_S: Seconds = 1.0
 """And while none does: the reason is said within this time."""
 
 

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-NAMESPACE_BYTES = 32
+from pegaflow.wire.units import Bytes
+
+NAMESPACE_BYTES: Bytes = 32
 """256 bits: collisions are out of reach even for someone who looks for them."""
 
 

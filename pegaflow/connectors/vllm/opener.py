@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pegaflow.client import Client, Done, Lease
+from pegaflow.wire.units import Count, Seconds
 
-OPEN_S = 5.0
+OPEN_S: Seconds = 5.0
 """The old session has ended by then: one that hangs is killed earlier."""
 
-KEPT_MAX = 4096
+KEPT_MAX: Count = 4096
 """Commits kept for a session to come: far more than the saves of OPEN_S."""
 
 

@@ -27,6 +27,7 @@ from pegaflow.client import Client, Lease, LookupDone
 from pegaflow.connectors.common.requests import LoadOrder, Requests, SaveOrder, Tracked
 from pegaflow.connectors.common.steps import Saving, Steps
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Seconds
 
 from . import compat
 from .adapters import Adapters
@@ -34,13 +35,13 @@ from .opener import Opener
 from .settings import Engine
 from .watch import Look
 
-STEP_BUDGET_S = 0.0002
+STEP_BUDGET_S: Seconds = 0.0002
 """Waiting for answers per step, all requests together: two round trips to the index and back."""
 
-POLL_EVERY_S = 0.05
+POLL_EVERY_S: Seconds = 0.05
 """A step that waits for no answer looks at the connection this often: a look costs 0.1 ms."""
 
-CONNECT_S = 1.0
+CONNECT_S: Seconds = 1.0
 """Once, while the engine starts, which takes far longer: its first requests should not all miss.
 Later nothing waits for a connection."""
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pegaflow.wire.units import Milliseconds
+
 from . import compat
 from .endpoint import choose
 from .identity import adapter_settings, facts
@@ -20,7 +22,7 @@ PREFIX = "pegaflow."
 MODES = ("read_write", "save_only", "read_only")
 WAYS = ("auto", "staged", "process_vm")
 READINGS = ("spread", "full")
-DEFAULT_TIMEOUT_MS = 1000
+DEFAULT_TIMEOUT_MS: Milliseconds = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
 long."""
 

@@ -27,6 +27,7 @@ from typing import Any
 from pegaflow.client import Client
 from pegaflow.connectors.common.requests import LoadOrder
 from pegaflow.wire.layout import Layout
+from pegaflow.wire.units import Seconds
 
 from . import compat
 from .identity import in_memory
@@ -37,15 +38,15 @@ from .scheduler import StepOrders
 from .settings import Engine
 from .watch import Seen, Watch
 
-HOLD_S = 2.0
+HOLD_S: Seconds = 2.0
 """Longest hold of a finished request's blocks: a save takes milliseconds, and whoever waits for the
 memory so long has more use of it than a later request has of the blocks."""
 
-DEAD_LOAD_S = 5.0
+DEAD_LOAD_S: Seconds = 5.0
 """A load of a dead Mover is reported failed this much later: its client has left the session, which
 by then has stopped or is killed, so nobody writes into the blocks any more."""
 
-FAREWELL_S = LET_GO_S + 1.0
+FAREWELL_S: Seconds = LET_GO_S + 1.0
 """Before KV memory is freed, the Mover's goodbye is waited for so long: as long as it takes to part
 from a session that hangs, and to stop what it is doing."""
 

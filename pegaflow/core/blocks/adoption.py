@@ -18,11 +18,12 @@ from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import MAX_KEY, Ledger, Record
 from pegaflow.core.pool.scan import Chunk, Sense, scan
 from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.units import Bytes
 
 from .cold import hashes_of
 from .table import Block, PrefixIndex
 
-CHUNK = 32768
+CHUNK: Bytes = 32768
 """Records read at a time: some 30 ms, in which nothing else is answered."""
 
 

@@ -10,12 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
+from pegaflow.wire.units import Count
+
 from .table import Block
 
-SEEN_MAX = 1 << 18
+SEEN_MAX: Count = 1 << 18
 """Keys of one generation that are remembered to have been saved once: some 30 MB for both."""
 
-LOOK_MAX = 1024
+LOOK_MAX: Count = 1024
 """Blocks one batch is picked from: those of other namespaces are passed over."""
 
 

@@ -9,10 +9,12 @@ holder has already is never taken from it.
 from collections import Counter
 from collections.abc import Hashable
 
+from pegaflow.wire.units import Share
+
 from .leases import LeaseTable
 from .table import Block
 
-PINNED_SHARE = 0.75
+PINNED_SHARE: Share = 0.75
 """Part of the pool that all leases together may keep from eviction: of the rest an eighth may be on
 its way to the SSD, and saves find room in an eighth."""
 

@@ -14,8 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from pegaflow.core.blocks.table import Block
+from pegaflow.wire.units import Count
 
-LOOK_MAX = 65536
+LOOK_MAX: Count = 65536
 """Blocks one search looks at: some milliseconds.  It may find too few; the next one goes on."""
 
 

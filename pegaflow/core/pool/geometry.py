@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.units import Bytes
 
-MIN_PAGE = 16 * 1024
+MIN_PAGE: Bytes = 16 * 1024
 """The smallest slot: one 128-byte ledger record per slot is then under 1 % of the pool."""
 
 

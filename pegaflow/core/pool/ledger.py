@@ -26,6 +26,8 @@ from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pegaflow.wire.units import Bytes, Count
+
 if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to start
     import numpy as np
     import numpy.typing as npt
@@ -36,20 +38,20 @@ HEADER_BYTES = 4096
 RECORD_BYTES = 128
 VERSION = 2
 
-MAX_KEY = 64
+MAX_KEY: Count = 64
 """Bytes of a block key: engines hash with 16 to 32 bytes; the record has room for a SHA-512."""
 
-NAMESPACE_BYTES = 16
+NAMESPACE_BYTES: Bytes = 16
 """What a session hashes an engine's namespace and layout to."""
 
 UUID_BYTES = 16
-MAX_SHARDS = (1 << 16) - 1
+MAX_SHARDS: Count = (1 << 16) - 1
 """Pages of one block: the largest that the record has room for."""
 
-MAX_LENGTH = (1 << 32) - 1
+MAX_LENGTH: Count = (1 << 32) - 1
 """The largest that the record has room for."""
 
-MAX_BOOT_ID = 36
+MAX_BOOT_ID: Count = 36
 """Bytes of a boot id: Linux's is a UUID in text."""
 
 VOID = 0
@@ -69,7 +71,7 @@ _BODY = Struct("=QQHHI16sB64sBQI2x")
 _WORDS = Struct("=15Q")  # the body again
 assert _BODY.size == _WORDS.size == RECORD_BYTES - 8
 
-FACTORS = tuple(0x9E3779B97F4A7C15 * (2 * n + 1) % (1 << 64) for n in range(15))
+FACTORS: tuple[Count, ...] = tuple(0x9E3779B97F4A7C15 * (2 * n + 1) % (1 << 64) for n in range(15))
 """What the words of a body are multiplied with: odd, so that no flipped bit is lost."""
 
 

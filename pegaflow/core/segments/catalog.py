@@ -10,11 +10,13 @@ as the budget reaches; so what is used does not age out as in a plain queue.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pegaflow.wire.units import Share
+
 from .codec import ROW_BYTES, Row, pack_row, row_at
 
 _ROW_BITS = 24  # of a place; a segment has fewer rows
 
-CARRY_SHARE = 0.5
+CARRY_SHARE: Share = 0.5
 """Part of a segment's bytes that may be carried over: each byte written then costs at most one
 more."""
 

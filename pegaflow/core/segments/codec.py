@@ -28,20 +28,21 @@ from xxhash import xxh3_64_intdigest
 
 from pegaflow.core.pool.ledger import MAX_KEY, NAMESPACE_BYTES
 from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.units import Bytes, Count
 
 VERSION = 1
 UUID_BYTES = 16
 
-HEAD_BYTES = PAGE_ALIGN
+HEAD_BYTES: Bytes = PAGE_ALIGN
 """Before the first group."""
 
-ROW_BYTES = 128
+ROW_BYTES: Bytes = 128
 """A key of 64 bytes, and all numbers with room to spare."""
 
 _ROW = Struct("<QQQIIHBx16s64s12x")
 assert _ROW.size == ROW_BYTES
 
-GROUP_ROWS = (PAGE_ALIGN - ROW_BYTES) // ROW_BYTES
+GROUP_ROWS: Count = (PAGE_ALIGN - ROW_BYTES) // ROW_BYTES
 """Blocks of one group: so many rows fit a page beside the group's own facts."""
 
 _HEAD = Struct("<8sI4x16sQQ")

@@ -13,12 +13,14 @@ import json
 import zlib
 from dataclasses import asdict, dataclass
 
+from pegaflow.wire.units import Bytes, Count
+
 MARKER = "pegaflow.ssd"
 
-MARKER_BYTES = 4096
+MARKER_BYTES: Bytes = 4096
 """Read of a marker: ours has some 150 bytes, and those of later formats may have more."""
 
-FORMAT = 1
+FORMAT: Count = 1
 """Of the line; a marker of another format is none of ours."""
 
 

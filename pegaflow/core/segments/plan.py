@@ -2,24 +2,26 @@
 
 from dataclasses import dataclass
 
-CAPACITY_LEAST = 64 << 20
+from pegaflow.wire.units import Bytes, Count, Nanoseconds
+
+CAPACITY_LEAST: Bytes = 64 << 20
 """Bytes of the smallest log: sixteen of the smallest segments."""
 
-WRITE_QUEUE_DEPTH = 8
+WRITE_QUEUE_DEPTH: Count = 8
 """Flushes open at a time: what they name cannot be evicted meanwhile."""
 
-WRITE_INFLIGHT = 4
+WRITE_INFLIGHT: Count = 4
 """Groups of one directory that are written side by side: a disk is busy while the next ones are
 summed, and while others are synced."""
 
-PREFETCH_INFLIGHT = 16
+PREFETCH_INFLIGHT: Count = 16
 """Reads of one directory side by side: an NVMe disk is at its best from here on."""
 
-PREFETCH_BLOCKS = 2048
+PREFETCH_BLOCKS: Count = 2048
 """Blocks that one engine may await at a time: a prompt of 32 Ki tokens in blocks of 16.  Of blocks
 of 64 KiB it takes as many to keep two disks busy while others are compared and published."""
 
-DRAIN_NS = 3_000_000_000
+DRAIN_NS: Nanoseconds = 3_000_000_000
 """Time at the end of the service for what is still to be written."""
 
 

@@ -19,11 +19,12 @@ from pegaflow.core.errors import UserError
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count
 
-IOV_MAX = 1024
+IOV_MAX: Count = 1024
 """Pieces of one call: the kernel's limit."""
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES: Bytes = 4 << 20
 """Bytes of one call, about a millisecond: the longest copy that goes on after a death."""
 
 _libc = ctypes.CDLL(None, use_errno=True)

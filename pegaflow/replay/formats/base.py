@@ -13,10 +13,11 @@ from typing import Protocol
 
 from pegaflow.replay.errors import TraceError
 from pegaflow.replay.source import Value
+from pegaflow.wire.units import Count
 
 Fields = Mapping[str, object]
 
-TOKENS_MAX = 1 << 26
+TOKENS_MAX: Count = 1 << 26
 """Of one prompt or answer: far above what any model takes, so a larger number is a mistake."""
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
-from pegaflow.actors.index.write_back import GENTLE_PERCENT, PRESSED_NS, PRESSED_PERCENT, WRITTEN_NS
+from pegaflow.actors.index.write_back import GENTLE_SHARE, PRESSED_NS, PRESSED_SHARE, WRITTEN_NS
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Roll
 from pegaflow.wire.flusher import Flush, Forget, Manifest, Noted, WriteAll, Written
@@ -24,6 +24,8 @@ from tests.actors.tier import (
 )
 
 from .test_index import KEYS, NS, find, press, save
+
+GENTLE, PRESSED = (round(100 * share) for share in (GENTLE_SHARE, PRESSED_SHARE))  # as in Flush
 
 
 def test_a_saved_block_is_flushed_under_a_lease() -> None:
@@ -87,7 +89,7 @@ def test_blocks_that_were_asked_for_go_first() -> None:
         saving(rig, KEYS[at : at + 1], at)
     find(rig, KEYS[2:3])
     second = said(flushed(rig, first), Flush)
-    assert second.keys == KEYS[2:3] and (first.share, second.share) == (100, GENTLE_PERCENT)
+    assert second.keys == KEYS[2:3] and (first.share, second.share) == (100, GENTLE)
 
 
 def test_with_reused_only_a_block_waits_until_somebody_asks_for_it() -> None:
@@ -144,12 +146,12 @@ def test_the_share_of_the_log_while_somebody_loads_is_larger_while_blocks_are_lo
     saving(rig, KEYS[1:6], 1)
     find(rig, KEYS[1:2])
     flush = said(flushed(rig, flush), Flush)
-    assert flush.share == GENTLE_PERCENT
+    assert flush.share == GENTLE
     assert press(rig, 2) and rig.count("ssd_blocks_dropped") == 1
     flush = said(flushed(rig, flush), Flush)
-    assert flush.share == PRESSED_PERCENT
+    assert flush.share == PRESSED
     rig.wait(PRESSED_NS)
-    assert said(flushed(rig, flush), Flush).share == GENTLE_PERCENT
+    assert said(flushed(rig, flush), Flush).share == GENTLE
 
 
 def test_a_victim_that_nothing_can_replace_is_not_rescued() -> None:
@@ -273,7 +275,7 @@ def test_in_the_end_nobody_who_loads_is_spared() -> None:
     find(rig, KEYS[:1])
     second = said(flushed(rig, first), Flush)
     rig.ask(FLUSHER_6, WriteAll(), rig.now + PATIENCE)
-    assert (second.share, said(flushed(rig, second), Flush).share) == (GENTLE_PERCENT, 100)
+    assert (second.share, said(flushed(rig, second), Flush).share) == (GENTLE, 100)
 
 
 def test_write_all_is_answered_in_time_with_what_is_left() -> None:
