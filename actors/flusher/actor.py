@@ -9,6 +9,7 @@ Its parts, each of which uses those above it only:
     WriteBack    from the pool to the log: Flush, Flushed
     Directories  opens and loads volumes, closes them, tries again; Watch looks after them
     Pages        what the allocator has granted: Reserve, Return, Stock
+    Holder       states leases and pages, as every holder does
     Reading      from the log to the pool: Fetch, Seal, Fetched
     Shutdown     what becomes of it all when we have to end
 
@@ -16,6 +17,7 @@ To an index, perhaps a new one, it says first what the tier is, then which lease
 what it has read meanwhile, then all that is in the log: the parts hear of everything in this order.
 """
 
+from pegaflow.actors.roles.holder import Holder
 from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.segments.plan import FlushPlan
@@ -80,6 +82,7 @@ class Flusher(Actor):
             self.tier,
             self.write_back,
             self.pages,
+            Holder(member, {INDEX: self.write_back, ALLOCATOR: self.pages}),
             self.reading,
             self.inventory,
             Watch(self.volumes, directories),

@@ -1,20 +1,20 @@
 """Pages that the flusher reads into: granted by the allocator, returned when their run is over.
 
 What was published is the index's when it is returned.  A grant that nobody waits for any more goes
-back at once.  See wire/allocator.py.
+back at once.  See wire/allocator.py.  They are a book of the allocator's (roles/holder.py).
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Send, Sender, on
+from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Nanoseconds
-from pegaflow.wire.values import ALLOCATOR, NOBODY, Address, U64s
+from pegaflow.wire.values import ALLOCATOR, NOBODY, U64s
 
 RESERVE_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator."""
@@ -45,18 +45,22 @@ class Pages(Part):
         """Grants that are sent again."""
         return (on(Reserved, self._on_reserved_again, ALLOCATOR),)
 
-    def beat(self, now: int) -> list[Effect]:
-        """State what we hold, so that the allocator can mend what was lost."""
-        return self._member.tell(ALLOCATOR, self._statement())
+    def restate(self, now: int) -> list[Effect]:
+        """Nothing: the statement says all."""
+        return []
 
-    def met(self, neighbour: Address, now: int) -> list[Effect]:
-        """An allocator, perhaps in a new life: the same, before anything else."""
-        return [Send(neighbour, self._statement())] if neighbour.name == ALLOCATOR else []
+    def statement(self) -> Stock:
+        """The pages, and the bytes of each."""
+        held = self.held()
+        return Stock(self._grants.upto, tuple(held), 0, tuple(held.values()))
 
-    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+    def go_on(self, now: int) -> list[Effect]:
+        """Nothing: whoever reads asks again."""
+        return []
+
+    def too_late(self, msg: Message, now: int) -> list[Effect]:
         """Pages that nobody waits for go back."""
-        known = self._member.peer(sender.name) == sender
-        return self._return_unless_known(msg) if isinstance(msg, Reserved) and known else []
+        return self._return_unless_known(msg) if isinstance(msg, Reserved) else []
 
     @property
     def reachable(self) -> bool:
@@ -94,10 +98,6 @@ class Pages(Part):
         if self._grants.end(grant.number) is None:
             return []
         return self._member.tell(ALLOCATOR, Return(grant.pages))
-
-    def _statement(self) -> Stock:
-        held = self.held()
-        return Stock(self._grants.upto, tuple(held), 0, tuple(held.values()))
 
     def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
         return self._return_unless_known(msg)

@@ -3,13 +3,15 @@
 A Flush is a batch.  It is written as one group, to the volume that has least to write, straight
 from the pool.  If that volume fails, another one is tried; if none is left, the lease ends without
 its keys.  While somebody loads, a volume rests after each group for as long as its share demands.
+
+Its leases are a book of the index's (roles/holder.py).
 """
 
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Send, Sender, on
+from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.core.limits import MIB
@@ -22,9 +24,10 @@ from pegaflow.wire.flusher import Flush, Flushed
 from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Nanoseconds
-from pegaflow.wire.values import INDEX, Address, U64s
+from pegaflow.wire.values import INDEX, U64s
 
 from .segments import SegmentLog, Writer
 from .tier import BATCH_BYTES, BATCH_PARTS
@@ -91,16 +94,26 @@ class WriteBack(Part):
         self._geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
         return []
 
-    def beat(self, now: int) -> list[Effect]:
-        """State our leases, so that the index can mend what was lost."""
-        return self._member.tell(INDEX, self._statement())
+    def restate(self, now: int) -> list[Effect]:
+        """Each lease."""
+        tell = self._member.tell
+        return [
+            effect
+            for number, msg in self.flushes.items()
+            for effect in tell(INDEX, Held(number, msg.shards, msg.pages))
+        ]
 
-    def met(self, neighbour: Address, now: int) -> list[Effect]:
-        """An index, perhaps in a new life: restate each lease, then that these are all."""
-        if neighbour.name != INDEX:
-            return []
-        held = [Held(number, msg.shards, msg.pages) for number, msg in self.flushes.items()]
-        return [Send(neighbour, word) for word in (*held, self._statement())]
+    def statement(self) -> Holding:
+        """The leases."""
+        return Holding(self.flushes.upto, self.flushes.numbers(), 0, ())
+
+    def go_on(self, now: int) -> list[Effect]:
+        """Nothing: the index sends what it wants to be written."""
+        return []
+
+    def too_late(self, msg: Message, now: int) -> list[Effect]:
+        """Nothing: leases are no answers."""
+        return []
 
     def wake_at(self) -> int | None:
         """The next group of a volume that rests."""
@@ -127,9 +140,6 @@ class WriteBack(Part):
         for queue in self._queues:
             assert 0 <= queue.writing <= self._volumes.plan.write_inflight * BATCH_PARTS
             assert bool(queue.writing) == bool(queue.writing_bytes)
-
-    def _statement(self) -> Holding:
-        return Holding(self.flushes.upto, self.flushes.numbers(), 0, ())
 
     def _on_flush(self, sender: Sender, msg: Flush, now: int) -> list[Effect]:
         if not self.flushes.hear(msg.number):
