@@ -64,6 +64,12 @@ class Opener:
             self._client = self._opened.popleft()
         return self._client
 
+    @property
+    def on_its_way(self) -> bool:
+        """Whether a session is being opened, and nothing is known to be in the way."""
+        client = self._present()
+        return client is None or not (client.attached or client.refusal)
+
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int | None:
         """The ticket of a lookup; None if there is nobody to ask."""
         client = self._present()

@@ -172,7 +172,7 @@ class Scheduler:
         start = time.monotonic()
         for done in self._client.poll(max(0.0, STEP_BUDGET_S - self._spent)):
             assert isinstance(done, LookupDone)
-            if done.status is Status.NOT_ATTACHED and self._is_early(start):
+            if self._is_early(done.status, start):
                 self._requests.early(done.ticket)
                 continue
             if done.status is Status.OK:
@@ -186,8 +186,11 @@ class Scheduler:
         self._polled = now
         self._requests.give_up(now - self._engine.settings.timeout_s)
 
-    def _is_early(self, now: float) -> bool:
-        """Whether the ranks of this session may still be on their way."""
+    def _is_early(self, status: Status, now: float) -> bool:
+        """Whether the session, or a rank of it, may still be on its way."""
+        opening = status is Status.DISCONNECTED and self._client.on_its_way
+        if not opening and status is not Status.NOT_ATTACHED:
+            return False
         if self._early_until == FOR_EVER:
             self._early_until = now + self._engine.settings.timeout_s
         return now < self._early_until

@@ -298,8 +298,9 @@ class FakeClient:
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int:
         """The longest prefix."""
         ticket = self._ticket()
-        if not self.complete:
-            self.done.append(LookupDone(ticket, Status.NOT_ATTACHED, None, 0))
+        if not (self.attached and self.complete):
+            why = Status.NOT_ATTACHED if self.attached else Status.DISCONNECTED
+            self.done.append(LookupDone(ticket, why, None, 0))
             return ticket
         held = []
         for key in self._named(keys):

@@ -378,3 +378,21 @@ def test_a_rank_that_never_comes_is_waited_for_once(
     pair.scheduler.on_new_request(later)
     assert ask(pair, later) == (0, False)
     pair.close()
+
+
+@pytest.mark.parametrize("refusal", ["", "the service is another user's"])
+def test_the_first_requests_wait_for_a_session_that_is_being_opened(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
+    client = next(c for c in store.clients[2:] if c.opens)
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeClient, "attached", False)
+        patched.setattr(client, "refusal", refusal)
+        other.scheduler.on_new_request(request)
+        first = ask(other, request)
+    assert first == ((0, False) if refusal else (None, False))
+    if not refusal:
+        other.until(lambda: ask(other, request) == (24, True))
+    other.close()
