@@ -2,7 +2,8 @@
 
 With each tick the shell looks whether they are still there, and makes anew what it can (CheckFiles
 in wire/jobs.py).  What it cannot is said once and reported until it is back.  Of sockets that were
-gone there is one line for all of them, however many: a removed run directory takes each.
+gone there is one line for all of them, however many: a removed run directory takes each.  It is
+said with the next look, of those that are still there: a process that ends takes its socket along.
 """
 
 from collections import Counter
@@ -34,7 +35,8 @@ class Names(Part):
         self._lifecycle = lifecycle
         self._run_dir = run_dir  # the folder of all sockets
         self._counts = counts
-        self._were_lost = False  # sockets, at the last look
+        self._lost: list[Address] = []  # whose sockets were gone at the last look
+        self._said = False  # that they had been, at the last look
 
     def beat(self, now: int) -> list[Effect]:
         """Look at them."""
@@ -55,12 +57,13 @@ class Names(Part):
 
     def _sockets(self, lost: set[int]) -> list[Effect]:
         children = [child.address for child in self._children.heard_of()]
-        told = [address for address in children if address.incarnation in lost]
-        found = [self._own, *told] if self._own.incarnation in lost else told
-        effects: list[Effect] = [Send(address, BindAgain()) for address in told]
-        if found and not self._were_lost:
-            of = ", ".join(map(str, found))
+        effects: list[Effect] = []
+        there = [address for address in self._lost if address in (self._own, *children)]
+        if there and not self._said:
+            of = ", ".join(map(str, there))
             facts = (("folder", self._run_dir), ("of", of))
             effects.append(Note("socket_bound_again", facts, "warning"))
-        self._were_lost = bool(found)
-        return effects
+        self._said = bool(there)
+        told = [address for address in children if address.incarnation in lost]
+        self._lost = [self._own, *told] if self._own.incarnation in lost else told
+        return effects + [Send(address, BindAgain()) for address in told]

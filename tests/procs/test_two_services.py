@@ -128,7 +128,13 @@ def test_the_run_directory_removed(first: Service) -> None:
         sockets = [first.run_dir / "actors" / f"{child}.sock" for child in children]
         eventually("so has each child", lambda: all(map(listens, sockets)))
         eventually("and it answers", first.up)
-        said = [line for line in log if "socket_bound_again" in line]
+        said: list[str] = []
+
+        def was_said() -> bool:
+            said.extend(line for line in log if "socket_bound_again" in line)
+            return bool(said)
+
+        eventually("it says so", was_said)
     assert len(said) == 1 and all(name in said[0] for name in ("supervisor", "allocator", "index"))
     (first.run_dir / "log").touch()
     other = serve(first)

@@ -55,14 +55,26 @@ def test_sockets_that_are_gone_are_one_line_for_all_of_them() -> None:
     index, spare = group.now_living(INDEX), group.now_living(SESSION)
     own = BOSS.incarnation
     # All are gone; the children have bound theirs by the next look, which sees others there.
-    for lost in ((own, index.incarnation, spare.incarnation), (index.incarnation,), ()):
+    for lost in ((own, index.incarnation, spare.incarnation), (index.incarnation,), (), ()):
         group.lost = lost
         look(group)
     (note,) = (n for n in group.notes if n.event == "socket_bound_again")
     assert dict(note.facts)["of"] == f"{BOSS}, {index}, {spare}" and note.level == "warning"
-    group.lost = (own,)
-    look(group)
+    for lost in ((own,), ()):
+        group.lost = lost
+        look(group)
     assert [n.event for n in group.notes].count("socket_bound_again") == 2
+
+
+def test_a_child_that_ends_takes_its_socket_along() -> None:
+    group = Group()
+    spare = group.now_living(SESSION)
+    group.lost = (spare.incarnation,)
+    look(group)
+    group.exit(spare)
+    group.lost = ()
+    look(group)
+    assert "socket_bound_again" not in [n.event for n in group.notes]
 
 
 def test_a_child_that_has_no_socket_yet_has_lost_none() -> None:
