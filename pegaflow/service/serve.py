@@ -74,7 +74,7 @@ class _House:
         self._lock = lock
         self._children: dict[Address, subprocess.Popen[bytes]] = {}
         self._sockets: dict[Address, FileId] = {}  # of children, the last that was seen
-        self._homeless = ""  # why children would find no way to us, or not to us
+        self._unreachable = ""  # why children would find no way to us, or not to us
         self._silences: dict[Address, tuple[int, Waits]] = {}  # since when, and what was seen
         self.manager = sdnotify.Notifier()
         self._stem = str(SHM / shm_stem(settings.run_dir))
@@ -167,8 +167,8 @@ class _House:
         return Done(Status.OK, wait.state, (wait.waited, wait.ran, now))
 
     def _spawn(self, address: Address) -> Done:
-        if self._homeless:
-            return Done(Status.NO_SPACE, f"cannot start {address}: {self._homeless}")
+        if self._unreachable:
+            return Done(Status.NO_SPACE, f"cannot start {address}: {self._unreachable}")
         command = child_command(address, self.settings, self.supervisor)
         try:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -201,15 +201,15 @@ class _House:
         """Whether others still find us; what can be made anew is."""
         assert self.loop is not None
         self._reap()
-        self._homeless = self._lock.look()
-        lost = [] if self._homeless or self.loop.is_bound() else [self.supervisor]
-        self._homeless = self._homeless or self.loop.bind_again()
-        found = [self._homeless]
+        self._unreachable = self._lock.look()
+        lost = [] if self._unreachable or self.loop.is_bound() else [self.supervisor]
+        self._unreachable = self._unreachable or self.loop.bind_again()
+        found = [self._unreachable]
         for file in (self.files.pool, self.files.file):
             if not file.named():
                 gone = f"{file.path} was removed or replaced: the cache is lost at the next start"
                 found.append(f"{gone}, and staged engines are refused; restart the service")
-        for address in () if self._homeless else self._children:
+        for address in () if self._unreachable else self._children:
             path = self._socket_of(address)
             if path.is_dir():
                 found.append(f"{path} is a directory: remove it")

@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="so many seeds from there on")
     parser.add_argument("--quiet", action="store_true", help="one line for one seed")
     parser.add_argument("--workers", type=int, help="processes; as many as there are cores")
-    parser.add_argument("--bait", default="", help="a deed of scenario.py to be done often")
+    parser.add_argument("--bait", default="", help="a fault of scenario.py to be done often")
     parser.add_argument("--until", help="one after the other, until one finds this pattern")
     args = parser.parse_args()
     if args.until is not None:

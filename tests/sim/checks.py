@@ -354,9 +354,9 @@ class Checks:
             return
         catalog = flusher.volumes.catalog
         for volume in flusher.volumes:
-            platter, lost = self.house.files.platters[volume.path], 0
+            medium, lost = self.house.files.media[volume.path], 0
             for segment in volume.segments.values():
-                file = platter.files.get(f"{segment.number:016x}.segment")
+                file = medium.files.get(f"{segment.number:016x}.segment")
                 for at in range(segment.count):
                     row = segment.row(at)
                     place = catalog.find(row.namespace, row.key)
@@ -365,7 +365,7 @@ class Checks:
                         block_sum(sums_of(memoryview(data), row)) == row.checksum
                     )
                     lost += place == (segment, at) and not whole
-            assert lost <= platter.rots, f"{lost} blocks that count as written are not durable"
+            assert lost <= medium.rots, f"{lost} blocks that count as written are not durable"
 
     def _all_hit(self, index: Index) -> None:
         """Every sealed block whose chain is resident is a hit."""

@@ -74,7 +74,7 @@ class Client(Proc):
         self._slot_bytes = 0
         self._effects: deque[Effect] = deque()  # of the machine, not carried out yet
         self._calls: deque[Call] = deque()  # inputs that wait for a copy to end
-        self._deeds: deque[Call] = deque()  # calls of the engine that wait for the goodbye's end
+        self._waiting: deque[Call] = deque()  # calls of the engine that wait for the goodbye's end
         self._goodbye: Call | None = None  # what to do once the session is left
         self._copying = False
         self._session: Link | None = None
@@ -87,7 +87,7 @@ class Client(Proc):
 
     def do(self, call: Call) -> None:
         """A call of the engine: between two copies, for the client has one thread."""
-        self._deeds.append(call)
+        self._waiting.append(call)
         self.quietly(lambda: None)
 
     def register(self) -> None:
@@ -183,8 +183,8 @@ class Client(Proc):
                     return
                 then, self._goodbye = self._goodbye, None
                 then()
-            elif self._deeds:
-                self._deeds.popleft()()
+            elif self._waiting:
+                self._waiting.popleft()()
             else:
                 return
 

@@ -1,6 +1,6 @@
 """Simulated SSDs that lie, below the real device code (device/disk.py).
 
-A `Platter` is a directory: what the kernel has of each file, what of it is durable, and what has
+A `Medium` is a directory: what the kernel has of each file, what of it is durable, and what has
 been written since.  When the host goes down, any part of what was not synced may be lost or torn,
 in any order; so may names.  When a process is killed, nothing is lost but the write that it was in.
 Bits rot, disks fail for a while, fill up, are slow, become read-only or vanish.
@@ -55,14 +55,14 @@ class _File:
     inode: int = 0
 
 
-class Platter:
+class Medium:
     """A directory on a disk of its own."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.inode = 1
         self.made = 0  # files so far: an inode is not used again
-        self.decoy: Platter | None = None  # what is in its place while it is replaced
+        self.decoy: Medium | None = None  # what is in its place while it is replaced
         self.files: dict[str, _File] = {}
         self.unlinked: dict[str, _File] = {}  # whose names are still there after a crash, perhaps
         self.mode = ""  # how it is broken now
@@ -98,7 +98,7 @@ class Platter:
 
     def replace(self) -> None:
         """Another directory is there from now on, until the mode is another one."""
-        self.decoy = Platter(self.world)
+        self.decoy = Medium(self.world)
         self.decoy.inode = self.inode + 1
 
     def rot(self) -> bool:
@@ -125,105 +125,105 @@ class SimOps(Ops):
 
     def __init__(self, world: World, proc: Proc, files: Files) -> None:
         self._world, self._proc, self._files = world, proc, files
-        self._platters = files.platters
-        self._fds: dict[int, tuple[Platter, _File | None]] = {}
+        self._media = files.media
+        self._fds: dict[int, tuple[Medium, _File | None]] = {}
         self._last = 2
 
     def draw(self, size: int) -> bytes:
         return self._world.entropy.randbytes(size)
 
-    def _platter(self, path: str) -> tuple[Platter, str]:
-        assert path in self._platters, "a file is named below its directory's descriptor"
-        platter = self._platters[path]
-        return (platter.decoy if platter.mode == "replaced" else platter) or platter, ""
+    def _medium(self, path: str) -> tuple[Medium, str]:
+        assert path in self._media, "a file is named below its directory's descriptor"
+        medium = self._media[path]
+        return (medium.decoy if medium.mode == "replaced" else medium) or medium, ""
 
-    def _fail(self, platter: Platter, *modes: str) -> None:
+    def _fail(self, medium: Medium, *modes: str) -> None:
         """What a broken disk says, or a good one now and then."""
         rng = self._world.rng
-        if platter.mode in modes and (platter.mode != "eio" or rng.random() < 0.5):
-            self._world.counts[f"the disk says {platter.mode}"] += 1
-            number = MODES[platter.mode]
+        if medium.mode in modes and (medium.mode != "eio" or rng.random() < 0.5):
+            self._world.counts[f"the disk says {medium.mode}"] += 1
+            number = MODES[medium.mode]
             raise OSError(number, os.strerror(number))
         if "eio" in modes and self._world.rough and rng.random() < 0.004:
             self._world.counts["the disk says eio"] += 1
             raise OSError(errno.EIO, "it does not want to")
 
-    def _named(self, name: str, at: int | None) -> tuple[Platter, str]:
-        return self._platter(name) if at is None else (self._fds[at][0], name)
+    def _named(self, name: str, at: int | None) -> tuple[Medium, str]:
+        return self._medium(name) if at is None else (self._fds[at][0], name)
 
     def open(self, path: str, flags: int, at: int | None = None) -> int:
         if path in TOP:
             self._last += 1
             return self._last
-        platter, name = self._named(path, at)
+        medium, name = self._named(path, at)
         creates = bool(flags & os.O_CREAT)
-        self._fail(platter, "gone", *(("readonly", "full") if creates else ()))
-        if platter.mode == "readonly" and flags & os.O_RDWR:
+        self._fail(medium, "gone", *(("readonly", "full") if creates else ()))
+        if medium.mode == "readonly" and flags & os.O_RDWR:
             raise OSError(errno.EROFS, "read-only")
-        file = platter.files.get(name)
+        file = medium.files.get(name)
         if name and file is None:
             if not creates:
                 raise FileNotFoundError(errno.ENOENT, "no such file")
-            platter.made += 1
-            file = platter.files[name] = _File(inode=1000 + platter.made)
+            medium.made += 1
+            file = medium.files[name] = _File(inode=1000 + medium.made)
         elif name and flags & os.O_EXCL:
             raise FileExistsError(errno.EEXIST, "file exists")
         self._last += 1
-        self._fds[self._last] = platter, file
+        self._fds[self._last] = medium, file
         return self._last
 
     def close(self, fd: int) -> None:
         if fd not in self._fds:
             return  # of what is above the directories
-        platter, file = self._fds.pop(fd)
-        if file is None and platter.owner is self._proc:
-            platter.owner = None
+        medium, file = self._fds.pop(fd)
+        if file is None and medium.owner is self._proc:
+            medium.owner = None
 
     def make_folder(self, path: str) -> None:
-        self._fail(self._platters[path], "gone")
+        self._fail(self._media[path], "gone")
 
     def lock(self, fd: int) -> None:
-        platter, file = self._fds[fd]
+        medium, file = self._fds[fd]
         if file is not None:
-            assert platter.owner is self._proc, "a file is locked before its directory"
+            assert medium.owner is self._proc, "a file is locked before its directory"
             return
-        if platter.owner is not None and platter.owner.alive:
+        if medium.owner is not None and medium.owner.alive:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked")
-        platter.owner = self._proc
+        medium.owner = self._proc
 
     def mode(self, fd: int) -> int:
         return stat.S_IFDIR | 0o700 if self._fds[fd][1] is None else stat.S_IFREG | 0o600
 
     def links(self, fd: int) -> int:
-        platter, file = self._fds[fd]
-        return sum(other is file for other in platter.files.values())
+        medium, file = self._fds[fd]
+        return sum(other is file for other in medium.files.values())
 
     def identity(self, fd: int) -> Identity:
-        platter, file = self._fds[fd]
-        return Identity(0, (platter if file is None else file).inode)
+        medium, file = self._fds[fd]
+        return Identity(0, (medium if file is None else file).inode)
 
     def find(self, path: str, at: int | None = None) -> Identity:
         if path in TOP:
             return Identity(0, 0)
         folder, _, below = path.rpartition("/")
-        if at is None and folder in self._platters:  # only looked at: nothing is opened by a path
-            platter, name = self._platter(folder)[0], below
+        if at is None and folder in self._media:  # only looked at: nothing is opened by a path
+            medium, name = self._medium(folder)[0], below
         else:
-            platter, name = self._named(path, at)
-        self._fail(platter, "gone")
+            medium, name = self._named(path, at)
+        self._fail(medium, "gone")
         if not name:
-            return Identity(0, platter.inode)
-        if name not in platter.files:
+            return Identity(0, medium.inode)
+        if name not in medium.files:
             raise FileNotFoundError(errno.ENOENT, "no such file")
-        return Identity(0, platter.files[name].inode)
+        return Identity(0, medium.files[name].inode)
 
     def unmounted(self, path: str) -> str:
         return ""
 
     def names(self, fd: int) -> list[str]:
-        platter = self._fds[fd][0]
-        self._fail(platter, "gone", "eio")
-        return list(platter.files)
+        medium = self._fds[fd][0]
+        self._fail(medium, "gone", "eio")
+        return list(medium.files)
 
     def space(self, fd: int) -> tuple[int, int]:
         used = sum(len(file.data) for file in self._fds[fd][0].files.values())
@@ -246,8 +246,8 @@ class SimOps(Ops):
         return self._world.rng.randrange(1, length // SECTOR + 1) * SECTOR
 
     def read(self, fd: int, into: Sequence[memoryview], offset: int) -> int:
-        platter, file = self._fds[fd][0], self._file(fd)
-        self._fail(platter, "eio", "gone")
+        medium, file = self._fds[fd][0], self._file(fd)
+        self._fail(medium, "eio", "gone")
         there = max(0, len(file.data) - offset)
         left = min(self._some(sum(map(len, into))), there)
         done = 0
@@ -258,8 +258,8 @@ class SimOps(Ops):
         return done
 
     def write(self, fd: int, parts: Sequence[memoryview], offset: int) -> int:
-        platter, file = self._fds[fd][0], self._file(fd)
-        self._fail(platter, "eio", "gone", "readonly", "full")
+        medium, file = self._fds[fd][0], self._file(fd)
+        self._fail(medium, "eio", "gone", "readonly", "full")
         data = b"".join(map(bytes, parts))
         data = data[: self._some(len(data))]
         dies = self._world.rough and self._world.rng.random() < 0.002
@@ -275,20 +275,20 @@ class SimOps(Ops):
         return len(data)
 
     def allocate(self, fd: int, size: int) -> None:
-        platter, file = self._fds[fd][0], self._file(fd)
-        self._fail(platter, "eio", "gone", "readonly", "full")
+        medium, file = self._fds[fd][0], self._file(fd)
+        self._fail(medium, "eio", "gone", "readonly", "full")
         file.data.extend(bytes(max(0, size - len(file.data))))
 
     def cut(self, fd: int, size: int) -> None:
-        platter, file = self._fds[fd][0], self._file(fd)
-        self._fail(platter, "eio", "gone", "readonly")
+        medium, file = self._fds[fd][0], self._file(fd)
+        self._fail(medium, "eio", "gone", "readonly")
         del file.data[size:]
         file.data.extend(bytes(max(0, size - len(file.data))))
         file.dirty = [(at, part[: size - at]) for at, part in file.dirty if at < size]
 
     def sync(self, fd: int) -> None:
-        platter, file = self._fds[fd]
-        self._fail(platter, "eio", "gone")
+        medium, file = self._fds[fd]
+        self._fail(medium, "eio", "gone")
         if file is not None:
             file.durable, file.dirty = bytes(file.data), []
 
@@ -296,25 +296,25 @@ class SimOps(Ops):
         if fd not in self._fds:
             return
         self.sync(fd)
-        platter, file = self._fds[fd]
+        medium, file = self._fds[fd]
         if file is None:
-            for other in platter.files.values():
+            for other in medium.files.values():
                 other.name_durable = True
-            platter.unlinked.clear()
+            medium.unlinked.clear()
 
     def unlink(self, name: str, at: int) -> None:
-        platter = self._fds[at][0]
-        self._fail(platter, "gone", "readonly")
-        if name not in platter.files:
+        medium = self._fds[at][0]
+        self._fail(medium, "gone", "readonly")
+        if name not in medium.files:
             raise FileNotFoundError(errno.ENOENT, "no such file")
-        platter.unlinked[name] = platter.files.pop(name)
+        medium.unlinked[name] = medium.files.pop(name)
 
     def rename(self, name: str, to: str, at: int) -> None:
-        platter = self._fds[at][0]
-        self._fail(platter, "gone", "readonly")
-        if to in platter.files:
-            platter.unlinked[to] = platter.files[to]
-        platter.files[to] = platter.files.pop(name)
+        medium = self._fds[at][0]
+        self._fail(medium, "gone", "readonly")
+        if to in medium.files:
+            medium.unlinked[to] = medium.files[to]
+        medium.files[to] = medium.files.pop(name)
 
 
 class _Pool:
@@ -330,12 +330,12 @@ class FlushWork:
     def __init__(self, world: World, proc: Proc, files: Files, pool: bytearray) -> None:
         self._world, self._files = world, files
         ops = SimOps(world, proc, files)
-        paths = sorted(files.platters)
+        paths = sorted(files.media)
         self._disk = Disk(paths, 0, _Pool(pool), ops, files.known)  # type: ignore[arg-type]
 
     def _slow(self, job: Message) -> bool:
-        path = sorted(self._files.platters)[job.volume]  # type: ignore[attr-defined]
-        return self._files.platters[path].mode == "slow"
+        path = sorted(self._files.media)[job.volume]  # type: ignore[attr-defined]
+        return self._files.media[path].mode == "slow"
 
     def part(self, job: Message) -> Generator[None, None, Done]:
         """A job as work for a thread."""

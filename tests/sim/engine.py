@@ -147,7 +147,7 @@ class Engine:
     # what the scheduler does
 
     def act(self) -> None:
-        """One random deed, then another some time later."""
+        """One random fault, then another some time later."""
         if not self.acting:
             return
         rng, chief = self.world.rng, self.procs[self.chief]
@@ -157,9 +157,9 @@ class Engine:
         if rng.random() < 0.01:
             self._tell(rng.randrange(self.kind.ranks), lambda client: client.unregister())
         elif self.tasks < OPEN_MAX:
-            deeds = [self.look_up, self.save, self.save]
-            deeds += [self.load, self.load, self.load, self.release] if self.leases else []
-            chief.do(rng.choice(deeds))
+            faults = [self.look_up, self.save, self.save]
+            faults += [self.load, self.load, self.load, self.release] if self.leases else []
+            chief.do(rng.choice(faults))
 
     def look_up(self) -> None:
         """Ask for a prefix of some chain."""

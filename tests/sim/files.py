@@ -29,7 +29,7 @@ from .world import Call, Proc
 
 if TYPE_CHECKING:
     from .client import Client
-    from .disk import Platter
+    from .disk import Medium
 
 PIECES = 2
 """Pieces in which a page is copied."""
@@ -46,7 +46,7 @@ class Files:
         self.paths: tuple[str, str] | None = None  # of pool and ledger
         self.plan: FlushPlan | None = None  # of a host with SSDs
         self.incarnation = 0  # the last one given away before the host went down
-        self.platters: dict[str, Platter] = {}  # SSD directories, by path
+        self.media: dict[str, Medium] = {}  # SSD directories, by path
         self.known = Known()  # which logs are there: a file in the run directory
         self.wrote: Call = lambda: None  # a write has reached a disk, not yet synced
         self.flipped: set[int] = set()  # sealed pages in which somebody has turned a bit

@@ -31,9 +31,9 @@ from pegaflow.wire.values import FLUSHER, INDEX, SESSION, Address
 from .books import Books
 from .checks import Checks
 from .client import Client
-from .deeds import GRANTS, Deeds
-from .disk import Platter
+from .disk import Medium
 from .engine import Engine, Kind
+from .faults import GRANTS, Faults
 from .files import Files
 from .memory import House
 from .traps import RARE, Trap, is_of_ssd, traps_of
@@ -92,7 +92,7 @@ OF_INDEX = ("blocks_fetched", "blocks_hit_ssd", "fetches_stale")
 """Counters of the index that tell of the SSD tier."""
 
 ON_DISKS = "on disks"
-"""Said among the deeds: every run has SSDs."""
+"""Said among the faults: every run has SSDs."""
 
 NOTHING_ELSE = "nothing else"
 """And: no trap, no fault but those asked for.  Among traps and faults of all kinds engines hardly
@@ -127,7 +127,7 @@ class Result:
     met: Counter[Trap]
 
 
-class Scenario(Deeds):
+class Scenario(Faults):
     """One run."""
 
     def __init__(self, seed: int, bait: str = "", only: Trap | None = None) -> None:
@@ -152,7 +152,7 @@ class Scenario(Deeds):
             self.world.ways = (Way.PROCESS_VM,)
         ssd = seed % 2 == 0 or any(is_of_ssd(trap) for trap in self._traps) or ON_DISKS in bait
         if ssd:
-            files.platters = {path: Platter(self.world) for path in SSD_PATHS}
+            files.media = {path: Medium(self.world) for path in SSD_PATHS}
             reused = seed % 10 == 4
             files.plan = FlushPlan(
                 SSD_PATHS,
@@ -182,13 +182,13 @@ class Scenario(Deeds):
         self.calm_at = self.world.now + FAULTS_NS
         if not alone:
             self.world.at(self.world.now + S, self._fault)
-        deeds = [BAITS[message] for message in sorted(baits & BAITS.keys())]
+        faults = [BAITS[message] for message in sorted(baits & BAITS.keys())]
         words = ("", ON_DISKS, NOTHING_ELSE)
-        deeds += [(deed, BAIT_TIMES) for deed in bait.split(", ") if deed not in words]
-        for deed, times in deeds:
+        faults += [(fault, BAIT_TIMES) for fault in bait.split(", ") if fault not in words]
+        for fault, times in faults:
             for _ in range(times):
                 when = self.world.now + self.world.between(S, FAULTS_NS - 4 * S)
-                self.world.at(when, lambda deed=deed: self._do(deed))  # type: ignore[misc]
+                self.world.at(when, lambda fault=fault: self._do(fault))  # type: ignore[misc]
 
     def run(self) -> Result:
         """To the end; AssertionError with the story if anything is wrong."""
@@ -203,8 +203,8 @@ class Scenario(Deeds):
             self._until(self.calm_at)
             world.note("--", "faults are over")
             world.rough = False
-            for platter in self.files.platters.values():
-                platter.mode = ""
+            for medium in self.files.media.values():
+                medium.mode = ""
             self._until(world.now + REST_NS // 4)
             while not world.counts["pages evicted"] and world.now < self.calm_at + PRESS_NS:
                 self._until(world.now + REST_NS // 4)
@@ -281,14 +281,14 @@ class Scenario(Deeds):
             return
         if not self.faulty or rng.random() > (0.4 if self._in_copy else 0.05):
             return
-        deeds = ("session stops in a copy", "engine dies in a copy", "rank leaves in a copy")
+        faults = ("session stops in a copy", "engine dies in a copy", "rank leaves in a copy")
         long = (1200 * MS, 2300 * MS)
         lengths = long if self._in_copy else (20 * MS, 300 * MS, *long)
-        deed, self._in_copy = self._in_copy or rng.choice(deeds), ""
-        self.world.counts[deed] += 1
-        if deed == "session stops in a copy":
+        fault, self._in_copy = self._in_copy or rng.choice(faults), ""
+        self.world.counts[fault] += 1
+        if fault == "session stops in a copy":
             session.pause(rng.choice(lengths))
-        elif deed == "rank leaves in a copy":
+        elif fault == "rank leaves in a copy":
             client.input(lambda: client.do(client.unregister))
         else:
             for name, engine in self.engines.items():
@@ -311,10 +311,10 @@ class Scenario(Deeds):
             self._orphan = False
             self.world.counts["session dies in a wait"] += 1
             self.world.procs[Address(SESSION, said.engine)].die("crashes with a Fetch on its way")
-        for deed in sorted(self._armed):
-            if name == SESSION and isinstance(said, GRANTS[deed][0]) and said.number:
-                self._armed.discard(deed)
-                lose = partial(self._lose_granter, proc, GRANTS[deed][1])
+        for fault in sorted(self._armed):
+            if name == SESSION and isinstance(said, GRANTS[fault][0]) and said.number:
+                self._armed.discard(fault)
+                lose = partial(self._lose_granter, proc, GRANTS[fault][1])
                 self.world.at(self.world.now + self.world.between(0, MS), lose)
         for trap, left in list(self._traps.items()):
             if (trap.actor, trap.message) != (name, kind):
@@ -346,14 +346,14 @@ class Scenario(Deeds):
                     self._end_engine("engine crashes", name, proc)
         return trap.fault
 
-    def _end_engine(self, deed: str, name: str, first: Client | None = None) -> None:
+    def _end_engine(self, fault: str, name: str, first: Client | None = None) -> None:
         """An engine ends, and is started again a little later."""
         engine = self.engines[name]
         if name in self._ending or not engine.procs:
             return
-        self.world.counts[deed] += 1
+        self.world.counts[fault] += 1
         self._ending.add(name)
-        if deed == "engine leaves":
+        if fault == "engine leaves":
             engine.leave()
         else:
             engine.crash(first)

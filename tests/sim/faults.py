@@ -23,7 +23,7 @@ GRANTS: dict[str, tuple[type[Held | Claimed | Reserved], str]] = {
 grant."""
 
 
-class Deeds:
+class Faults:
     """What a run does to itself."""
 
     world: World
@@ -37,14 +37,14 @@ class Deeds:
     _orphan = False  # the session whose lookup needs the next Fetch dies
 
     def __init__(self) -> None:
-        self._armed: set[str] = set()  # deeds of GRANTS that wait for their grant
+        self._armed: set[str] = set()  # faults of GRANTS that wait for their grant
 
     @property
     def faulty(self) -> bool:
         """Whether faults may still begin."""
         raise NotImplementedError
 
-    def _end_engine(self, deed: str, name: str, first: Client | None = None) -> None:
+    def _end_engine(self, fault: str, name: str, first: Client | None = None) -> None:
         raise NotImplementedError
 
     def _fault(self) -> None:
@@ -52,7 +52,7 @@ class Deeds:
         if not self.faulty:
             return
         world.at(world.now + world.between(100 * MS, 700 * MS), self._fault)
-        deeds = {
+        faults = {
             "engine crashes": 3,
             "engine leaves": 1,
             "engine stops": 2,
@@ -76,7 +76,7 @@ class Deeds:
             "bit turns": 6 if self.plan.told["verify"] else 0,
         }
         if self.plan.ssd:
-            deeds |= {
+            faults |= {
                 "flusher crashes": 2,
                 "flusher stops": 1,
                 "flusher hangs": 0.5,
@@ -85,47 +85,47 @@ class Deeds:
                 "disk rots": 8,
                 "host goes down": 2,
             }
-        self._do(rng.choices(list(deeds), list(deeds.values()))[0])
+        self._do(rng.choices(list(faults), list(faults.values()))[0])
 
-    def _do(self, deed: str) -> None:
+    def _do(self, fault: str) -> None:
         if not self.faulty:
             return
-        if deed in ("engine crashes", "engine leaves"):
-            self._end_engine(deed, self.world.rng.choice(list(self.engines)))
-        elif deed in ("ledger tears", "block is halved"):
-            self._tear(deed)
-        elif deed == "link fills":
+        if fault in ("engine crashes", "engine leaves"):
+            self._end_engine(fault, self.world.rng.choice(list(self.engines)))
+        elif fault in ("ledger tears", "block is halved"):
+            self._tear(fault)
+        elif fault == "link fills":
             self._fill_link()
-        elif deed == "bit turns":
+        elif fault == "bit turns":
             self._turn_bit()
-        elif deed in ("disk fails", "disk drags"):
-            self._fail_disk("slow" if deed == "disk drags" else "")
-        elif deed == "disk rots":
-            platter = self.world.rng.choice(list(self.files.platters.values()))
-            self.world.counts["a bit of a disk turns"] += platter.rot()
-        elif deed == "host goes down":
+        elif fault in ("disk fails", "disk drags"):
+            self._fail_disk("slow" if fault == "disk drags" else "")
+        elif fault == "disk rots":
+            medium = self.world.rng.choice(list(self.files.media.values()))
+            self.world.counts["a bit of a disk turns"] += medium.rot()
+        elif fault == "host goes down":
             self.files.wrote = self._soon_down
-        elif deed in ("engine releases", "engine loads", "engine saves"):
+        elif fault in ("engine releases", "engine loads", "engine saves"):
             engine = self.engines[self.world.rng.choice(list(self.engines))]
             chief = engine.procs.get(engine.chief)
             acts = {"releases": (engine.look_up, engine.release), "saves": (engine.save,)}
-            for act in acts.get(deed.split()[1], (engine.look_up, engine.load)) if chief else ():
+            for act in acts.get(fault.split()[1], (engine.look_up, engine.load)) if chief else ():
                 chief.input(lambda act=act: chief.do(act))  # type: ignore
-        elif deed == "seal is not heard":
+        elif fault == "seal is not heard":
             self._deaf = True
-        elif deed == "session dies in a wait":
+        elif fault == "session dies in a wait":
             self._orphan = True
-        elif deed.endswith("in a copy"):
-            self._in_copy = deed
-        elif deed in GRANTS:
-            self._armed.add(deed)
-        elif deed == "session dies unfenced":
+        elif fault.endswith("in a copy"):
+            self._in_copy = fault
+        elif fault in GRANTS:
+            self._armed.add(fault)
+        elif fault == "session dies unfenced":
             for proc in self.world.living(INDEX):
                 for link in (k for a, k in proc.links.items() if a.name == ALLOCATOR):
                     link.full_until = self.world.now + 300 * MS
             self._hit("session is killed")
         else:
-            self._hit(deed)
+            self._hit(fault)
 
     def _lose_granter(self, session: Proc, granter: str) -> None:
         """A session has just been granted something, and whoever has granted it dies."""
@@ -140,7 +140,7 @@ class Deeds:
             world.at(at, lambda: self._do("engine saves"))
         self._hit(f"{granter} is killed")
 
-    def _hit(self, deed: str) -> None:
+    def _hit(self, fault: str) -> None:
         """Something happens to a process of a kind."""
         world, rng = self.world, self.world.rng
         kinds = {
@@ -154,33 +154,33 @@ class Deeds:
             "flusher": FLUSHER,
             "supervisor": SUPERVISOR,
         }
-        victims = world.living(kinds[deed.split()[0]])
+        victims = world.living(kinds[fault.split()[0]])
         if not victims:
             return
-        world.counts[deed] += 1
+        world.counts[fault] += 1
         busy = [v for v in victims if len(v.links) > 1 and self._serves(v)]
         victim = rng.choice(busy or victims)
-        if deed.endswith("told to stop"):
+        if fault.endswith("told to stop"):
             self.house.stop()
-        elif deed.endswith("stops"):
+        elif fault.endswith("stops"):
             victim.pause(rng.choice((20 * MS, 300 * MS, 1200 * MS, 2300 * MS)))
-        elif deed.endswith("lags"):
+        elif fault.endswith("lags"):
             victim.pause(rng.choice((1200 * MS, 2300 * MS)))
-        elif deed.endswith("starves"):
+        elif fault.endswith("starves"):
             victim.starve(rng.choice((1200 * MS, 3500 * MS, 5000 * MS, 9000 * MS)))
-        elif deed.endswith("hangs"):
+        elif fault.endswith("hangs"):
             victim.pause(rng.choice((3500 * MS, 5000 * MS)))
-        elif deed.endswith("is killed") or rng.random() < 0.3:
+        elif fault.endswith("is killed") or rng.random() < 0.3:
             victim.die("crashes")
         else:
             victim.doomed = True
 
-    def _tear(self, deed: str) -> None:
+    def _tear(self, fault: str) -> None:
         """The index dies between two words of the ledger, or between two pages of a block."""
         for proc in self.world.living(INDEX):
             if isinstance(proc, ChildProc) and proc.ledger is not None:
-                self.world.counts[deed] += 1
-                if deed == "block is halved":
+                self.world.counts[fault] += 1
+                if fault == "block is halved":
                     proc.ledger.halves = True
                 else:
                     proc.ledger.fuse = self.world.rng.randrange(10)
@@ -214,16 +214,16 @@ class Deeds:
     def _fail_disk(self, mode: str) -> None:
         """A disk is broken for a while; '' in some way."""
         rng = self.world.rng
-        path, platter = rng.choice(list(self.files.platters.items()))
-        platter.mode = mode or rng.choice(list(MODES))
-        if platter.mode == "replaced" and self.files.known.get(path) is None:
-            platter.mode = "gone"  # nobody can miss what was never there
-        self.world.note("--", f"a disk is broken: {platter.mode}")
-        platter.replace()
+        path, medium = rng.choice(list(self.files.media.items()))
+        medium.mode = mode or rng.choice(list(MODES))
+        if medium.mode == "replaced" and self.files.known.get(path) is None:
+            medium.mode = "gone"  # nobody can miss what was never there
+        self.world.note("--", f"a disk is broken: {medium.mode}")
+        medium.replace()
 
         def mend() -> None:
-            assert platter.decoy is None or not platter.decoy.files, "written to a wrong directory"
-            platter.mode = ""
+            assert medium.decoy is None or not medium.decoy.files, "written to a wrong directory"
+            medium.mode = ""
 
         length = rng.choice((5 * MS, 100 * MS, 900 * MS))
         self.world.at(self.world.now + length, mend)
@@ -247,8 +247,8 @@ class Deeds:
         self.checks.durable()
         self.files.incarnation = self.house.incarnation
         self.house.die("the host goes down")
-        for platter in self.files.platters.values():
-            platter.crash()
+        for medium in self.files.media.values():
+            medium.crash()
         self.files.named.clear()
         self.files.paths = None
         self.files.flipped.clear()
