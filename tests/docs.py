@@ -4,6 +4,7 @@
     formats.md       what is in shared memory and on disks
     client.md        the public interface of pegaflow.client
     architecture.md  its table of parts
+    metrics.md       its table of metrics
 
 test_docs.py compares them with the code, so none of them is ever older than it.
 """
@@ -14,6 +15,8 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
+from pegaflow.observe.metrics import table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -34,12 +37,13 @@ MADE = "<!-- Made from the code by `python -m tests.docs`; edit the docstrings t
 
 def pages() -> dict[Path, str]:
     """Every page that is made, as it should be."""
-    architecture = DOCS / "architecture.md"
+    architecture, metrics = DOCS / "architecture.md", DOCS / "metrics.md"
     return {
         DOCS / "protocol.md": protocol(),
         DOCS / "formats.md": formats(),
         DOCS / "client.md": client(),
         architecture: between(architecture.read_text(), "parts", parts()),
+        metrics: between(metrics.read_text(), "table", "\n".join(table()) + "\n"),
     }
 
 
