@@ -227,13 +227,6 @@ class Actor:
                 assert entry.kind not in self._handlers
                 self._handlers[entry.kind] = entry
 
-    def on(
-        self, kind: type[_M], handler: Callable[[Sender, _M, int], list[Effect]], *senders: str
-    ) -> None:
-        """Declare that messages of this kind are accepted from actors of these names."""
-        assert kind not in self._handlers
-        self._handlers[kind] = on(kind, handler, *senders)
-
     def accepts(self, kind: type[Message], sender: str) -> bool:
         """Whether this message from an actor of this name may be given to `receive`."""
         entry = self._handlers.get(kind)

@@ -1,6 +1,19 @@
 """The pure half of a process: matching answers, expiring questions, dropping other lives."""
 
-from pegaflow.actors.runtime.contract import Actor, Ask, Do, Effect, NoAnswer, Send, Sender
+from collections.abc import Iterable
+
+from pegaflow.actors.runtime.contract import (
+    Actor,
+    Ask,
+    Do,
+    Effect,
+    NoAnswer,
+    On,
+    Part,
+    Send,
+    Sender,
+    on,
+)
 from pegaflow.wire.control import Drain, Gone
 from pegaflow.wire.jobs import Done, GrowExtent
 from pegaflow.wire.message import Message
@@ -12,17 +25,20 @@ from tests.actors.rig import ALLOC, BOSS, CLIENT_7, IDX, MS, SESSION_4, Rig, one
 ASK_NS = 100 * MS
 
 
-class Asker(Actor):
+class Asker(Part):
     """On a Ping asks the index; on Release does a job; keeps all that comes back."""
 
     def __init__(self) -> None:
-        super().__init__(SESSION_4)
         self.ends: list[Message] = []
         self.lates: list[Message] = []
         self.again = False  # ask anew whenever a question ends without an answer
-        self.on(Ping, lambda s, m, now: self.ask(now), CLIENT)
-        self.on(Release, self._job, CLIENT)
-        self.on(Gone, lambda s, m, now: [], SUPERVISOR)
+
+    def handlers(self) -> Iterable[On]:
+        return (
+            on(Ping, lambda s, m, now: self.ask(now), CLIENT),
+            on(Release, self._job, CLIENT),
+            on(Gone, lambda s, m, now: [], SUPERVISOR),
+        )
 
     def ask(self, now: int) -> list[Effect]:
         def then(answer: Message, now: int) -> list[Effect]:
@@ -44,8 +60,9 @@ class Asker(Actor):
 
 
 def asker() -> tuple[Rig, Asker]:
-    actor = Asker()
-    return Rig(actor), actor
+    actor, part = Actor(SESSION_4), Asker()
+    actor.compose(part)
+    return Rig(actor), part
 
 
 def test_a_question_ends_with_its_answer_once() -> None:
