@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pegaflow.wire.units import Count, Seconds
+from pegaflow.wire.units import Bytes, Count, Seconds
 
 SEPARATOR = "|"
 """Between a name and its labels."""
@@ -129,7 +129,7 @@ RESIDENCE_S: tuple[Seconds, ...] = (
 _MB = 1_000_000
 _GB = 1_000_000_000
 
-RATES: tuple[Count, ...] = (
+RATES: tuple[Bytes, ...] = (
     *(10 * _MB, 25 * _MB, 50 * _MB, 100 * _MB, 250 * _MB, 500 * _MB, 1 * _GB, 2 * _GB, 3 * _GB),
     *(4 * _GB, 5 * _GB, 6 * _GB, 7 * _GB, 8 * _GB, 10 * _GB, 12 * _GB, 16 * _GB, 20 * _GB),
     *(30 * _GB, 40 * _GB),

@@ -56,7 +56,7 @@ INNER = frozenset(
     core.segments.plan.PREFETCH_BLOCKS core.segments.plan.PREFETCH_INFLIGHT
     core.segments.plan.WRITE_INFLIGHT core.segments.plan.WRITE_QUEUE_DEPTH device.disk.SCAN_BYTES
     device.diskops device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
-    service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX service.signals wire.envelope
+    service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX wire.envelope
     wire.flusher.MANIFEST_KEYS wire.layout wire.message.ITEMS_MAX wire.session.PROOF_BYTES
     wire.values.NUMBER_MAX
     """.split()

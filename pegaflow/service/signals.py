@@ -48,8 +48,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
 
-from pegaflow.wire.units import Count
-
 FAULTS = frozenset(
     {
         signal.SIGABRT,
@@ -82,7 +80,7 @@ a terminal is a failed or a lost write, and no end of a service."""
 STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGPWR})
 """Drain and stop."""
 
-ENDING: tuple[Count, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a command."""
 
 SENT = (
