@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -22,6 +23,15 @@ from pegaflow.wire.layout import LayerLayout, Layout
 
 PATIENCE_S = 20.0
 """How long a test waits for something that must happen, on a machine with two busy cores."""
+
+
+def logged(log: str) -> list[dict[str, Any]]:
+    """The lines of a log in JSON, even where the stacks of another process, which are written piece
+    by piece, have one of them in their midst."""
+    decoder = json.JSONDecoder()
+    return [
+        decoder.raw_decode(log, found.start())[0] for found in re.finditer(r'\{"actor": .*\}', log)
+    ]
 
 
 def eventually(what: str, check: Callable[[], bool], patience: float = PATIENCE_S) -> None:

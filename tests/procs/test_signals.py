@@ -1,7 +1,6 @@
 """Real signals to real processes, at every moment: no traceback, no process left, and each of them
 does what the table of the README says."""
 
-import json
 import os
 import pty
 import re
@@ -21,7 +20,7 @@ import pytest
 from pegaflow.replay.trace import BUNDLED
 from pegaflow.service import signals
 
-from .service import PATIENCE_S, Engine, Service, eventually, keys
+from .service import PATIENCE_S, Engine, Service, eventually, keys, logged
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,8 +34,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def lines(service: Service, event: str) -> list[dict[str, Any]]:
     """Lines of the log of this name."""
-    said = [json.loads(line) for line in service.log().splitlines() if line.startswith("{")]
-    return [line for line in said if line["event"] == event]
+    return [line for line in logged(service.log()) if line["event"] == event]
 
 
 def group_of(leader: int) -> dict[int, list[str]]:

@@ -4,7 +4,6 @@ Burners and children share one core, so that the rest of the machine (the superv
 on.  The children are of the idle class: beside burners of full weight they get nothing for minutes.
 """
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pegaflow.actors.supervisor.watchdog import REMEDY
 from pegaflow.device.waits import threads
 from pegaflow.wire.values import SUPERVISOR, Address
 
-from .service import Engine, Service, eventually, keys
+from .service import Engine, Service, eventually, keys, logged
 
 BURNERS = 100
 
@@ -54,7 +53,7 @@ def children(service: Service) -> dict[Address, int]:
 
 
 def lines(service: Service, event: str) -> list[dict[str, object]]:
-    said = [json.loads(line) for line in service.log().splitlines() if line.startswith("{")]
+    said = logged(service.log())
     return [line for line in said if line["event"] == event]
 
 

@@ -1,6 +1,5 @@
 """The endpoint on TCP: who has a key is served like everybody, who has none gets nothing."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pegaflow.wire.envelope import Envelope, pack
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
 
-from .service import PATIENCE_S, Engine, Service, eventually
+from .service import PATIENCE_S, Engine, Service, eventually, logged
 from .service import keys as hashes
 
 SILENCE_S = 1.0
@@ -35,7 +34,7 @@ class TcpService(Service):
     @property
     def url(self) -> str:
         """Its front desk on TCP."""
-        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        lines = logged(self.log())
         port = next(line["port"] for line in lines if line["event"] == "serving_tcp")
         return f"tcp://127.0.0.1:{port}"
 

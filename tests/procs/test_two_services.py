@@ -23,7 +23,7 @@ import pytest
 
 from pegaflow.wire.status import Status
 
-from .service import Engine, Service, eventually, keys
+from .service import Engine, Service, eventually, keys, logged
 
 COUNT = 16
 BLOCKS = list(range(COUNT))
@@ -72,7 +72,7 @@ def first(tmp_path: Path) -> Iterator[Service]:
 
 def lines(service: Service, event: str) -> list[dict[str, Any]]:
     """What the log says under this name."""
-    rows = [json.loads(row) for row in service.log().splitlines() if row.startswith("{")]
+    rows = logged(service.log())
     return [row for row in rows if row["event"] == event]
 
 
