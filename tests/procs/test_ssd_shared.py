@@ -167,6 +167,7 @@ def test_removed_segments_cost_no_byte(tmp_path: Path, ssd: Path) -> None:
         for segment in ssd.glob("*.segment"):
             segment.unlink()
         eventually("it says so", lambda: "somebody has removed" in service.log())
+        eventually("they are forgotten", lambda: stored(service) == 0)
         for chunk in range(CHUNKS, 2 * CHUNKS):
             save(engine, chunk)
         assert all(loaded(engine, chunk) == CHUNK for chunk in range(2 * CHUNKS))
