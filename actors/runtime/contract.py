@@ -214,7 +214,9 @@ class Actor:
         self.address = address  # this life; constant
         self.counts: Counter[str] = Counter()  # what happened so far; only grows
         self.parts: tuple[Part, ...] = ()  # in the order in which they hear of everything
-        self._timed: tuple[Part, ...] = ()  # those that ever want to be woken
+        self._timed: tuple[Part, ...] = ()  # those that ever want to be woken,
+        self._woken: tuple[Part, ...] = ()  # that do anything then,
+        self._picky: tuple[Part, ...] = ()  # and that do not hear everybody
         self._handlers: dict[type[Message], On] = {}
 
     def compose(self, *parts: Part) -> None:
@@ -222,6 +224,8 @@ class Actor:
         assert not self.parts
         self.parts = parts
         self._timed = tuple(p for p in parts if type(p).wake_at is not Part.wake_at)
+        self._woken = tuple(p for p in parts if type(p).wake is not Part.wake)
+        self._picky = tuple(p for p in parts if type(p).knows is not Part.knows)
         for part in parts:
             for entry in part.handlers():
                 assert entry.kind not in self._handlers
@@ -235,7 +239,7 @@ class Actor:
     def knows(self, sender: Address) -> bool:
         """Whether frames of this life are heard.  Of our own name nobody's are: what the shell
         informs us of comes in our own name, and through no socket."""
-        return sender.name != self.address.name and all(p.knows(sender) for p in self.parts)
+        return sender.name != self.address.name and all(p.knows(sender) for p in self._picky)
 
     def start(self, now: int) -> list[Effect]:
         """The first effects of this life."""
@@ -259,7 +263,7 @@ class Actor:
         """Effects of time having passed.  What a part delivers again is received before the next
         part is woken."""
         effects: list[Effect] = []
-        for part in self.parts:
+        for part in self._woken:
             for effect in part.wake(now):
                 if isinstance(effect, Redeliver):
                     effects += self.receive(effect.sender, effect.message, now)
