@@ -28,6 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=REASON))
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, with everything it started, and nothing of it left open here."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
 class Engine:
     """`tests.connectors.vllm.engine` as a process that answers one batch per `run`."""
 
@@ -88,12 +98,7 @@ class Engine:
 
     def kill(self) -> None:
         """SIGKILL, with everything it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        end(self._process)
 
 
 class Told:

@@ -3,7 +3,6 @@ what one pair has saved, both ranks of the next pair find."""
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 
 from tests.procs.service import Service, eventually
+
+from .conftest import end
 
 LENGTHS = [300, 177]
 BLOCKS = sum(length // 32 for length in LENGTHS)
@@ -69,12 +70,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL, with everything it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        end(self._process)
 
 
 class Pair:
