@@ -32,6 +32,7 @@ from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
 from .buffers import EngineMemory
+from .operations import State
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 from .shell import Shell, Who
 
@@ -105,14 +106,14 @@ class Client(Shell):
     @property
     def attached(self) -> bool:
         """Whether a session serves this client now."""
-        return self._machine.state == "ready"
+        return self._machine.state is State.READY
 
     @property
     def refusal(self) -> str:
         """Why no session serves us, in one line for a log: what is in the way to the service, or
         what it has said; empty if one does, or as long as nothing is known."""
         machine = self._machine
-        return machine.refusal or (machine.seen if machine.state == "opening" else "")
+        return machine.refusal or (machine.seen if machine.state is State.OPENING else "")
 
     @property
     def ways(self) -> tuple[str, str, str]:
@@ -165,9 +166,9 @@ class Client(Shell):
         """
         until = self._deadline(timeout)
         self._apply(self._machine.leave(time.monotonic_ns(), for_good=False))
-        while self._machine.state in ("leaving", "dying") and time.monotonic_ns() < until:
+        while self._machine.state.is_going and time.monotonic_ns() < until:
             self._turn(until)
-        if self._machine.state in ("leaving", "dying"):
+        if self._machine.state.is_going:
             return False
         self._memory = None
         return True
@@ -322,7 +323,7 @@ class Client(Shell):
             return
         self._apply(self._machine.leave(time.monotonic_ns()))
         until = self._deadline(patience)
-        while self._machine.state in ("leaving", "dying") and time.monotonic_ns() < until:
+        while self._machine.state.is_going and time.monotonic_ns() < until:
             self._turn(until)
         self._closed = True
         self._close_all()

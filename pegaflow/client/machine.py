@@ -66,7 +66,7 @@ from .effects import (
     ToSession,
     WriteProof,
 )
-from .operations import Operation, Question, expire
+from .operations import Kind, Operation, Question, State, expire
 from .patience import ABSENT_NS, GRACE_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 
@@ -77,7 +77,7 @@ class Machine:
 
     me: Identity
     busy: Callable[[], bool] = lambda: False  # whether the session is ready to run
-    state: str = "lost"  # lost, opening, joining, ready, leaving, dying
+    state: State = State.LOST
     refusal: str = ""  # why we are not served, as far as it is known
     seen: str = ""  # what to say of the front desk that was asked last, if it does not answer
     advice: str = ""  # what the service had to say when it took us
@@ -102,11 +102,11 @@ class Machine:
         """Remember the memory; it is attached by the next `wake`.  Nothing may be registered."""
         assert self.memory is None
         self.memory = memory
-        return self._lose(0) if self.state in ("joining", "ready") else []
+        return self._lose(0) if self.state in (State.JOINING, State.READY) else []
 
     def lookup(self, keys: tuple[bytes, ...], deadline: int) -> tuple[int, list[Effect]]:
         """Start a lookup; its ticket."""
-        ticket = self._begin(Operation("lookup", deadline))
+        ticket = self._begin(Operation(Kind.LOOKUP, deadline))
 
         def found(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Found):
@@ -118,7 +118,7 @@ class Machine:
             done = LookupDone(ticket, answer.status, lease, blocks, tuple(answer.disk))
             return self._finish(ticket, done)
 
-        if self.state != "ready":
+        if self.state is not State.READY:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         return ticket, [self._ask(Lookup(keys), deadline, found, ticket)]
 
@@ -126,7 +126,7 @@ class Machine:
         self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int, now: int
     ) -> tuple[int, list[Effect]]:
         """Start a load; its ticket."""
-        ticket = self._begin(Operation("load", deadline, blocks))
+        ticket = self._begin(Operation(Kind.LOAD, deadline, blocks))
 
         def pages(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Pages):
@@ -148,7 +148,7 @@ class Machine:
                 return self._kill(now)
             return self._finish(ticket, LoadDone(ticket, Status.OK, ()))
 
-        if self.state != "ready" or self.memory is None:
+        if self.state is not State.READY or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         if lease.session != self.session.incarnation:
             return ticket, self._end(ticket, Status.NO_SUCH_LEASE)
@@ -189,7 +189,7 @@ class Machine:
         commits: bool = False,
     ) -> tuple[int, list[Effect]]:
         """Start a save; its ticket."""
-        ticket = self._begin(Operation("save", deadline, blocks, valid=valid))
+        ticket = self._begin(Operation(Kind.SAVE, deadline, blocks, valid=valid))
 
         def saved(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, Saved):
@@ -197,7 +197,7 @@ class Machine:
                 return self._finish(ticket, done)
             return [self._tell(Drop(ticket)), *self._end(ticket, Status.EXPIRED)]
 
-        if self.state != "ready" or self.memory is None:
+        if self.state is not State.READY or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         named = blocks if self.saves is Way.PROCESS_VM else ()
         ask = Save(ticket, self.memory.rank, keys, parent, order, named, commits)
@@ -206,7 +206,7 @@ class Machine:
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a batch has stopped: Keep if the blocks were the keys' all along."""
         operation = self.operations.get(ticket)
-        if operation is None or operation.kind != "save":
+        if operation is None or operation.kind is not Kind.SAVE:
             return []
         if ok and operation.valid():
             return [self._tell(Keep(ticket, batch))]
@@ -214,30 +214,30 @@ class Machine:
 
     def skip(self, order: int) -> list[Effect]:
         """This rank, or the whole engine, will not save an order."""
-        return [self._tell(Skip(order))] if self.state == "ready" else []
+        return [self._tell(Skip(order))] if self.state is State.READY else []
 
     def commit(self, orders: tuple[int, ...]) -> list[Effect]:
         """The engine stands by these orders."""
-        return [self._tell(Commit(orders))] if self.state == "ready" else []
+        return [self._tell(Commit(orders))] if self.state is State.READY else []
 
     def drop(self, ticket: int) -> list[Effect]:
         """The engine takes the blocks of a save back."""
         operation = self.operations.get(ticket)
-        if operation is None or operation.kind != "save":
+        if operation is None or operation.kind is not Kind.SAVE:
             return []
         return [self._tell(Drop(ticket)), *self._end(ticket, Status.DROPPED)]
 
     def release(self, lease: Lease) -> list[Effect]:
         """Give a lease back."""
-        if self.state != "ready" or lease.session != self.session.incarnation:
+        if self.state is not State.READY or lease.session != self.session.incarnation:
             return []
         return [self._tell(Release(lease.number))]
 
     def leave(self, now: int, for_good: bool = True) -> list[Effect]:
         """Say goodbye to the session and forget the memory; it is over when the state is `lost`."""
         self.gone, self.memory = for_good, None
-        if self.state not in ("joining", "ready"):
-            return [] if self.state == "dying" else self._lose(now)
+        if self.state not in (State.JOINING, State.READY):
+            return [] if self.state is State.DYING else self._lose(now)
 
         def left(answer: Message | None, now: int) -> list[Effect]:
             return self._lose(now) if isinstance(answer, Left) else self._kill(now)
@@ -247,7 +247,7 @@ class Machine:
             effects += self._end(ticket, Status.DISCONNECTED)
         loads = {operation.question for operation in self.operations.values()}
         self._questions = {n: q for n, q in self._questions.items() if n in loads}
-        self.state, self._pinging = "leaving", False
+        self.state, self._pinging = State.LEAVING, False
         return [*effects, self._ask(Leave(), now + LEAVE_NS, left)]
 
     # the world
@@ -274,7 +274,7 @@ class Machine:
 
     def _take(self, msg: Take, now: int) -> list[Effect]:
         operation = self.operations.get(msg.save)
-        if operation is None or operation.kind != "save":
+        if operation is None or operation.kind is not Kind.SAVE:
             return [self._tell(Drop(msg.save))]
         sound = len(msg.positions) == len(msg.slots) > 0
         if not sound or max(msg.positions) >= len(operation.blocks):
@@ -327,23 +327,23 @@ class Machine:
     def wake_at(self) -> int | None:
         """When `wake` wants to be called."""
         times = [q.deadline for q in self._questions.values()]
-        if self.state == "lost" and not self.gone:
+        if self.state is State.LOST and not self.gone:
             times.append(self._retry_at)
         return min(times, default=None)
 
     def wake(self, now: int) -> list[Effect]:
         """Look at the time."""
         expired, effects = expire(self._questions, now, self._spared)
-        if expired and self.state == "ready" and not self._pinging:
+        if expired and self.state is State.READY and not self._pinging:
             effects += self._ping(now)
-        if self.state == "lost" and not self.gone and now >= self._retry_at:
+        if self.state is State.LOST and not self.gone and now >= self._retry_at:
             effects += self._open(now)
         return effects
 
     # inside
 
     def _open(self, now: int) -> list[Effect]:
-        self.state = "opening"
+        self.state = State.OPENING
         number = self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
@@ -359,7 +359,7 @@ class Machine:
         return [ToDesk(Envelope(self.me.address, desk, ask, number, 0, now + OPEN_NS))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
-        self.state, self.session, self.advice = "joining", at.address, at.advice
+        self.state, self.session, self.advice = State.JOINING, at.address, at.advice
         return [DialSession(at.address, at.endpoint, at.pid)]
 
     def _ping(self, now: int) -> list[Effect]:
@@ -369,7 +369,7 @@ class Machine:
             self._pinging = False
             if not isinstance(answer, Pong):
                 return self._lose(now)
-            if self.state == "joining":
+            if self.state is State.JOINING:
                 self._ready()
             return []
 
@@ -379,14 +379,14 @@ class Machine:
         return any(o.direct for o in self.operations.values()) and self.busy()
 
     def _ready(self) -> None:
-        self.state, self.refusal, self._tries = "ready", "", 0
+        self.state, self.refusal, self._tries = State.READY, "", 0
 
     def _lose(self, now: int, proven: bool = False, most: int = RETRY_NS[-1]) -> list[Effect]:
         """No session: everything open ends, and the front desk is asked again, later and later."""
         if not proven and any(operation.direct for operation in self.operations.values()):
             return self._kill(now)
         effects: list[Effect] = [HangUp()] if self.session != NOBODY else []
-        self.state, self.session, self._pinging = "lost", NOBODY, False
+        self.state, self.session, self._pinging = State.LOST, NOBODY, False
         self._mapped = False
         self._questions.clear()
         self._retry_at = now + min(most, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
@@ -400,7 +400,7 @@ class Machine:
         do the loads that it carries out end."""
         if not (self._mapped and self._visible):
             return self._lose(now, proven=True)
-        self.state, self._pinging = "dying", False
+        self.state, self._pinging = State.DYING, False
         self._questions.clear()
         effects: list[Effect] = []
         for ticket in [t for t, operation in self.operations.items() if not operation.direct]:

@@ -1,7 +1,8 @@
-"""The records of machine.py: operations and questions without an end yet."""
+"""The states and records of machine.py: operations and questions without an end yet."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -11,11 +12,35 @@ from .patience import GRACE_NS
 from .results import Done, LoadDone, LookupDone, SaveDone
 
 
+class State(Enum):
+    """Where the machine is on its way to a session, or from one."""
+
+    LOST = "lost"  # no session; the front desk is asked again, later and later
+    OPENING = "opening"  # it is asked
+    JOINING = "joining"  # it has named a session, which is dialled and attached
+    READY = "ready"  # the session serves us
+    LEAVING = "leaving"  # we said Leave and await Left
+    DYING = "dying"  # it is killed, and its death not proven yet
+
+    @property
+    def is_going(self) -> bool:
+        """Whether the session may still write into our blocks, though we are done with it."""
+        return self in (State.LEAVING, State.DYING)
+
+
+class Kind(Enum):
+    """What is done with blocks."""
+
+    LOOKUP = "lookup"
+    LOAD = "load"
+    SAVE = "save"
+
+
 @dataclass(slots=True)
 class Operation:
     """What the engine has started and has not heard the end of."""
 
-    kind: str  # lookup, load, save
+    kind: Kind
     deadline: int
     blocks: tuple[int, ...] = ()  # of the engine
     question: int = 0  # newest one asked for it; forgotten with it
@@ -25,9 +50,9 @@ class Operation:
 
     def failed(self, ticket: int, status: Status) -> Done:
         """Its end without success."""
-        if self.kind == "lookup":
+        if self.kind is Kind.LOOKUP:
             return LookupDone(ticket, status, None, 0)
-        if self.kind == "load":
+        if self.kind is Kind.LOAD:
             return LoadDone(ticket, status, self.blocks)
         return SaveDone(ticket, status, 0, 0)
 

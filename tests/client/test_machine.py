@@ -18,6 +18,7 @@ from pegaflow.client.effects import (
     ToSession,
 )
 from pegaflow.client.machine import Machine
+from pegaflow.client.operations import State
 from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
@@ -140,14 +141,14 @@ def ready() -> Client:
     c.answer(c.question(Attach), ATTACHED)
     assert c.others.pop() == MapFiles(ATTACHED)
     c.do(c.m.mapped(True, "", c.now))
-    assert c.m.state == "ready" and c.others.pop()
+    assert c.m.state is State.READY and c.others.pop()
     return c
 
 
 def test_a_client_without_memory_is_ready_after_a_ping() -> None:
     c = joined(registered=False)
     c.answer(c.question(Ping), Pong())
-    assert c.m.state == "ready"
+    assert c.m.state is State.READY
 
 
 def test_lookup() -> None:
@@ -302,7 +303,7 @@ def test_each_operation_ends_when_the_session_dies() -> None:
     questions = start_all(c)
     c.do(c.m.session_died(c.now))
     assert [d.status for d in c.done] == [Status.PEER_GONE] * 3
-    assert (c.others, c.m.state, c.m.operations) == ([HangUp()], "lost", {})
+    assert (c.others, c.m.state, c.m.operations) == ([HangUp()], State.LOST, {})
     for question in questions:
         c.answer(question, Found(Status.OK, 9, 2))
     assert (len(c.done), c.sent) == (3, [])
@@ -329,7 +330,7 @@ def test_an_expiry_is_followed_by_a_ping_that_clears_the_session() -> None:
     c.wait(100 * MS)
     assert c.sent == [], "one Ping at a time"
     c.answer(ping, Pong())
-    assert c.m.state == "ready" and c.others == []
+    assert c.m.state is State.READY and c.others == []
 
 
 def test_an_unanswered_ping_is_the_loss_of_the_session() -> None:
@@ -338,7 +339,7 @@ def test_an_unanswered_ping_is_the_loss_of_the_session() -> None:
     c.wait(100 * MS)
     c.question(Ping)
     c.wait(PING_NS)
-    assert (c.m.state, c.others) == ("lost", [HangUp()])
+    assert (c.m.state, c.others) == (State.LOST, [HangUp()])
     c.wait(RETRY_NS[0])
     c.question(OpenSession)
 
@@ -368,17 +369,17 @@ def test_silence_while_joining_is_a_loss(kind: type[Message]) -> None:
         c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
     deadline = c.question(kind).deadline
     c.wait(deadline - c.now)
-    assert c.m.state == "lost"
+    assert c.m.state is State.LOST
 
 
 def test_a_refused_attach_and_files_that_cannot_be_mapped() -> None:
     c = joined()
     c.answer(c.question(Attach), Refused(Status.BAD_LAYOUT, "overlap"))
-    assert (c.m.state, c.m.refusal) == ("lost", "overlap")
+    assert (c.m.state, c.m.refusal) == (State.LOST, "overlap")
     c = joined()
     c.answer(c.question(Attach), ATTACHED)
     c.do(c.m.mapped(False, "no such file", c.now))
-    assert (c.m.state, c.m.refusal) == ("lost", "no such file")
+    assert (c.m.state, c.m.refusal) == (State.LOST, "no such file")
 
 
 @pytest.mark.parametrize("name", ["", "index", "n" * 1000])
@@ -386,7 +387,7 @@ def test_what_is_no_session_is_not_dialled(name: str) -> None:
     c = Client()
     c.wait(0)
     c.answer(c.question(OpenSession), SessionAt(Address(name, 5), "ipc://s", 77), BOSS)
-    assert c.sent == [] and c.m.state == "lost"
+    assert c.sent == [] and c.m.state is State.LOST
     assert c.m.refusal == "the front desk named something else than a session"
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.client.effects import HangUp, KillSession, MapFiles, Memory, WriteProof
+from pegaflow.client.operations import State
 from pegaflow.client.patience import GRACE_NS, LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
@@ -53,7 +54,7 @@ def ready() -> Client:
     c.answer(c.question(Proven), ATTACHED)
     assert c.others.pop() == MapFiles(ATTACHED)
     c.do(c.m.mapped(True, "", c.now))
-    assert c.m.state == "ready"
+    assert c.m.state is State.READY
     c.others.clear()
     return c
 
@@ -72,14 +73,14 @@ def test_who_wants_nothing_else_does_without_a_session_that_it_cannot_see() -> N
     c = Client(memory=replace(DIRECT, way=Way.PROCESS_VM), visible=False)
     c.wait(0)
     c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 0), BOSS)
-    assert c.m.state == "lost" and c.m.refusal.startswith("no process_vm")
+    assert c.m.state is State.LOST and c.m.refusal.startswith("no process_vm")
 
 
 def test_a_refused_proof_is_a_loss() -> None:
     c, _ = dialled()
     c.answer(c.question(Attach), Prove(PROOF))
     c.answer(c.question(Proven), Refused(Status.COPY_FAILED, "another pid namespace"))
-    assert (c.m.state, c.m.refusal) == ("lost", "another pid namespace")
+    assert (c.m.state, c.m.refusal) == (State.LOST, "another pid namespace")
 
 
 def test_a_load_names_its_blocks_and_ends_by_the_sessions_word() -> None:
@@ -113,7 +114,7 @@ def test_a_session_that_does_not_stop_in_time_is_killed_and_its_death_awaited() 
     assert [done.ticket for done in c.done] == [other]
     c.wait(60_000 * MS)
     assert len(c.done) == 1, "a stopped session may resume until it is proven dead"
-    assert c.m.state == "dying"
+    assert c.m.state is State.DYING
     later, effects = c.m.lookup(KEYS, c.at())
     c.do(effects)
     assert c.done[1:] == [LookupDone(later, Status.DISCONNECTED, None, 0)]
@@ -128,7 +129,7 @@ def test_a_session_that_has_no_core_is_not_killed_and_ends_its_load_late() -> No
     ticket, question = c.load()
     c.wait(60_000 * MS)
     assert c.others == [] and c.done == [], "neither for the load nor for a ping"
-    assert c.m.state == "ready"
+    assert c.m.state is State.READY
     c.answer(question, Loaded(Status.EXPIRED))
     assert c.done == [LoadDone(ticket, Status.EXPIRED, BLOCKS)]
 
@@ -216,7 +217,7 @@ def test_leaving_waits_for_the_running_loads() -> None:
     c.answer(load, Loaded(Status.COPY_FAILED))
     assert c.done[1:] == [LoadDone(ticket, Status.COPY_FAILED, BLOCKS)]
     c.answer(leave, Left())
-    assert (c.m.state, c.others) == ("lost", [HangUp()])
+    assert (c.m.state, c.others) == (State.LOST, [HangUp()])
 
 
 def test_a_session_that_does_not_let_go_is_killed() -> None:
@@ -224,9 +225,9 @@ def test_a_session_that_does_not_let_go_is_killed() -> None:
     c.do(c.m.leave(c.now))
     c.question(Leave)
     c.wait(LEAVE_NS)
-    assert (c.m.state, c.others) == ("dying", [KillSession()])
+    assert (c.m.state, c.others) == (State.DYING, [KillSession()])
     c.do(c.m.session_died(c.now))
-    assert c.m.state == "lost"
+    assert c.m.state is State.LOST
 
 
 def test_lookups_need_no_memory() -> None:

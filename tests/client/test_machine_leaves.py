@@ -1,6 +1,7 @@
 """The goodbyes of the client's state machine: nothing but the session's word or death ends one."""
 
 from pegaflow.client.effects import HangUp, MapFiles
+from pegaflow.client.operations import State
 from pegaflow.client.patience import PING_NS
 from pegaflow.client.results import LookupDone
 from pegaflow.wire.control import OpenSession, Refused
@@ -15,9 +16,9 @@ def test_memory_is_given_up_with_the_sessions_word_and_new_memory_attached() -> 
     ticket, _ = c.lookup()
     c.do(c.m.leave(c.now, for_good=False))
     assert c.done == [LookupDone(ticket, Status.DISCONNECTED, None, 0)]
-    assert c.m.state == "leaving"
+    assert c.m.state is State.LEAVING
     c.answer(c.question(Leave), Left())
-    assert (c.m.state, c.others) == ("lost", [HangUp()])
+    assert (c.m.state, c.others) == (State.LOST, [HangUp()])
     c.do(c.m.register(MEMORY))
     c.wait(50 * MS)
     c.question(OpenSession)
@@ -34,7 +35,7 @@ def test_answers_that_come_after_the_goodbye_leave_no_trace() -> None:
     c.answer(load, Pages(Status.OK, 6, (0, 1, 2)))
     assert c.question(Copied).message == Copied(6, False)
     c.answer(save, Saved(Status.DROPPED, 0, 0))
-    assert (len(c.done), c.sent, c.others, c.m.state) == (3, [], [], "leaving")
+    assert (len(c.done), c.sent, c.others, c.m.state) == (3, [], [], State.LEAVING)
 
 
 def test_no_other_question_ends_a_goodbye() -> None:
@@ -46,9 +47,9 @@ def test_no_other_question_ends_a_goodbye() -> None:
     leave = c.question(Leave)
     c.wait(PING_NS - MS)
     c.answer(ping, Refused(Status.BUSY, ""))
-    assert (c.m.state, c.others) == ("leaving", [])
+    assert (c.m.state, c.others) == (State.LEAVING, [])
     c.answer(leave, Left())
-    assert (c.m.state, c.others) == ("lost", [HangUp()])
+    assert (c.m.state, c.others) == (State.LOST, [HangUp()])
 
 
 def test_who_leaves_while_it_joins_does_not_attach_any_more() -> None:
@@ -57,10 +58,10 @@ def test_who_leaves_while_it_joins_does_not_attach_any_more() -> None:
     c.do(c.m.leave(c.now, for_good=False))
     leave = c.question(Leave)
     c.answer(attach, ATTACHED)
-    assert (c.m.state, c.sent) == ("leaving", [])
+    assert (c.m.state, c.sent) == (State.LEAVING, [])
     assert not [e for e in c.others if isinstance(e, MapFiles)]
     c.answer(leave, Left())
-    assert c.m.state == "lost"
+    assert c.m.state is State.LOST
 
 
 def test_who_has_left_for_good_asks_nobody() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pegaflow.client import Client
 from pegaflow.client.effects import DialSession, MapFiles
-from pegaflow.client.operations import Operation
+from pegaflow.client.operations import Kind, Operation, State
 from pegaflow.client.shell import _HELD, DRAIN_MAX
 from pegaflow.wire.session import Attached
 from pegaflow.wire.values import SESSION, Address
@@ -27,7 +27,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 @pytest.mark.parametrize("endpoint", ["x" * 300, "", "a\0b", "../" * 60])
 def test_an_endpoint_that_cannot_be_dialled(client: Client, endpoint: str) -> None:
     client._apply([DialSession(PEER, endpoint, 1)])
-    assert client._machine.state in ("lost", "joining")
+    assert client._machine.state in (State.LOST, State.JOINING)
     assert client.poll(0) == []
 
 
@@ -63,7 +63,7 @@ def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
     for path in (str(empty), str(tmp_path / "none"), "a\0b", "", str(tmp_path)):
         client._machine.refusal = ""
         client._apply([MapFiles(Attached(path, 1 << 20, path, 8, 4096, bytes(16)))])
-        assert client._machine.state == "lost"
+        assert client._machine.state is State.LOST
         assert client.refusal.startswith("cannot map") and "\n" not in client.refusal
 
 
@@ -107,13 +107,13 @@ def test_a_collected_client_waits_only_for_a_load_that_writes(
 
     def dead(self: Client, until: int | None) -> None:
         looks.append(until)
-        self._machine.state = "lost"
+        self._machine.state = State.LOST
 
     monkeypatch.setattr(Client, "_turn", dead)
     client = Client("engine", bytes(16), endpoint=str(tmp_path / "nobody.sock"))
-    client._machine.state, client._machine.session = "ready", PEER
+    client._machine.state, client._machine.session = State.READY, PEER
     if writing:
-        client._machine.operations[1] = Operation("load", 0, (1,), direct=True)
+        client._machine.operations[1] = Operation(Kind.LOAD, 0, (1,), direct=True)
     del client
     gc.collect()
     assert bool(looks) is writing
@@ -126,7 +126,7 @@ def test_a_poll_ends_when_the_connection_changes(
 
     def change(self: Client, until: int | None) -> None:
         looks.append(until)
-        self._machine.state = "lost" if self.attached else "ready"
+        self._machine.state = State.LOST if self.attached else State.READY
 
     monkeypatch.setattr(Client, "_turn", change)
     for attached in (True, False):

@@ -25,6 +25,7 @@ from pegaflow.client.effects import (
     WriteProof,
 )
 from pegaflow.client.machine import Machine
+from pegaflow.client.operations import State
 from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
@@ -106,7 +107,7 @@ class ClientCage:
         for _ in range(200):
             self.now += 100 * MS
             self.pass_time()
-            if self.machine.state == "dying":
+            if self.machine.state is State.DYING:
                 self.do(self.machine.session_died(self.now))
         assert not self.open, f"{len(self.open)} operations never end"
 
@@ -115,7 +116,7 @@ class ClientCage:
         due = machine.wake_at()
         if due is not None and due <= self.now:
             self.do(machine.wake(self.now))
-        if machine.state == "dying" and self.rng.random() < 0.1:
+        if machine.state is State.DYING and self.rng.random() < 0.1:
             self.do(machine.session_died(self.now))
         assert len(machine._questions) < OPEN_MAX and len(machine.operations) == len(self.open)
         for ticket, (_, deadline) in self.open.items():
@@ -146,7 +147,7 @@ class ClientCage:
             self.do(machine.release(self.leases.pop()))
         if rng.random() < 0.002:
             self.do(machine.leave(self.now, for_good=False))
-        if machine.memory is None and machine.state == "lost":
+        if machine.memory is None and machine.state is State.LOST:
             self._register()
 
     def _register(self) -> None:

@@ -23,6 +23,7 @@ from pegaflow.client.effects import (
     WriteProof,
 )
 from pegaflow.client.machine import Machine
+from pegaflow.client.operations import State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.layout import LayerLayout, Layout
@@ -107,7 +108,7 @@ class Client(Proc):
         """Give the memory up, and name other memory some time later."""
         if not self.base:
             return
-        mapped = self.machine.state == "ready"
+        mapped = self.machine.state is State.READY
         base = self.base
 
         def freed() -> None:
@@ -179,7 +180,7 @@ class Client(Proc):
         """Go on with the engine's calls, one goodbye after the other."""
         while not self._busy and self.alive:
             if self._goodbye is not None:
-                if self.machine.state in ("leaving", "dying"):
+                if self.machine.state.is_going:
                     return
                 then, self._goodbye = self._goodbye, None
                 then()
@@ -222,7 +223,7 @@ class Client(Proc):
     @property
     def served(self) -> bool:
         """Whether a session serves this client and nothing is open."""
-        return self.machine.state == "ready" and not self.open
+        return self.machine.state is State.READY and not self.open
 
     def _run(self, effects: list[Effect]) -> None:
         """Carry out effects in their order; a copy makes the rest wait."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from pegaflow.client.operations import State
 from pegaflow.client.results import Done, Lease, LookupDone
 
 from .books import Books, Operation, Role, content
@@ -152,7 +153,7 @@ class Engine:
             return
         rng, chief = self.world.rng, self.procs[self.chief]
         pause = rng.choice((MS, 10 * MS, 30 * MS, 100 * MS))
-        pause *= 1 if chief.machine.state == "ready" else 5
+        pause *= 1 if chief.machine.state is State.READY else 5
         chief.after(self.world.between(pause // 2, pause * 2), self.act)
         if rng.random() < 0.01:
             self._tell(rng.randrange(self.kind.ranks), lambda client: client.unregister())
