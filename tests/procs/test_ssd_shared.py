@@ -152,8 +152,7 @@ def test_a_directory_replaced_under_load_is_off_until_it_is_back(tmp_path: Path,
         eventually("the next one knows it too", lambda: service.log().count(why) >= 2)
         assert not list(ssd.iterdir()), "nothing was written to what is there instead"
         assert [n for n in range(2 * CHUNKS) if loaded(engine, n) != CHUNK] == []
-        ssd.rmdir()
-        away.rename(ssd)
+        away.rename(ssd)  # over the empty one: the path never leads nowhere
         eventually("it is back", lambda: stored(service) == 2 * CHUNKS * CHUNK, 90)
         assert "ssd: writable" in service.status_text()
         check_from_disk(service, engine, range(2 * CHUNKS))
