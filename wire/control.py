@@ -69,6 +69,7 @@ named after it.  While it is served it has a seat, the least number from 1 on th
 the ProcessRow of its session has both, the seat among its numbers (engine_seat).
 """
 
+import enum
 from collections.abc import Mapping
 
 from .message import Message, message
@@ -258,6 +259,15 @@ class ProcessRow(Message):
     restarts: int
     engine: str  # sessions: the engine served, else empty
     counters: tuple[Counter, ...]  # counters and gauges of its last Beat; a session's engine_seat
+
+
+class KindState(enum.StrEnum):
+    """Whether a kind of process may be started.  `KindRow.state` has its value as a string, since
+    another minor may know more of them."""
+
+    OK = "ok"
+    WAITING = "waiting"  # for its back-off
+    BROKEN = "broken"  # failed too often; rests until `retry_at`
 
 
 @message(20)

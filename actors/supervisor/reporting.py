@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.series import SEPARATOR, VALUE_MAX
 from pegaflow.wire import control
-from pegaflow.wire.control import Inspect, KindRow, ProcessRow, Remark, Report, listed
+from pegaflow.wire.control import Inspect, KindRow, KindState, ProcessRow, Remark, Report, listed
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import CLIENT, GATEWAY, Address
 
@@ -125,7 +125,7 @@ class Reporting(Part):
         )
 
     def _kinds(self, now: int) -> tuple[KindRow, ...]:
-        kinds = [KindRow(self._address.name, "ok", 0, 0, counters=listed(self._counts))]
+        kinds = [KindRow(self._address.name, KindState.OK, 0, 0, counters=listed(self._counts))]
         for name, budget in self._restarts.kinds.items():
             sums = self.totals.sums(name, self._children.named(name))
             at, restarts = budget.not_before, budget.restarts

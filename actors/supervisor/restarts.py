@@ -12,6 +12,7 @@ not delayed.
 from collections import Counter, OrderedDict, deque
 
 from pegaflow.actors.runtime.contract import MS, Effect, Note, Part
+from pegaflow.wire.control import KindState
 from pegaflow.wire.units import Count, Nanoseconds
 
 from .children import ChildRecord, ChildState, who
@@ -60,11 +61,11 @@ class Budget:
         self.not_before = now + BACKOFF_NS[min(self._row, len(BACKOFF_NS)) - 1]
         return False
 
-    def state(self, now: int) -> str:
-        """ok, waiting (for its back-off) or broken (resting)."""
+    def state(self, now: int) -> KindState:
+        """Whether the next start has to wait, and for what."""
         if now < self.broken_until:
-            return "broken"
-        return "waiting" if now < self.not_before else "ok"
+            return KindState.BROKEN
+        return KindState.WAITING if now < self.not_before else KindState.OK
 
 
 class Restarts(Part):
@@ -91,7 +92,7 @@ class Restarts(Part):
 
     def broken(self, now: int) -> list[str]:
         """Kinds that rest."""
-        return [name for name, budget in self.kinds.items() if budget.state(now) == "broken"]
+        return [name for name, b in self.kinds.items() if b.state(now) is KindState.BROKEN]
 
     def engine_rest(self, engine: str, now: int) -> int:
         """Nanoseconds for which this engine gets no session; 0 if it may have one."""

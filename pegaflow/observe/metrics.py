@@ -25,7 +25,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pegaflow.core.series import RESIDENCE
-from pegaflow.wire.control import Report
+from pegaflow.wire.control import KindState, Report
 from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, INDEX, SESSION, SUPERVISOR
 
@@ -261,7 +261,7 @@ def reasons(view: View) -> tuple[str, ...]:
     if state != "up":
         found.append(f"the service is {state}")
     for kind in view.kinds:
-        if kind.state == "broken" and kind.name != FLUSHER:
+        if kind.state == KindState.BROKEN and kind.name != FLUSHER:
             rest = max(0, kind.retry_at - view.now) / _S
             found.append(f"{kind.name} fails again and again; it is tried again in {rest:.0f} s")
     return tuple(found)

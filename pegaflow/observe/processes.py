@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from pegaflow.wire.control import KindState
 from pegaflow.wire.values import SUPERVISOR
 
 from .shown import Shown
@@ -23,7 +24,7 @@ def _restarts(view: View) -> Iterator[Sample]:
 
 def _broken(view: View) -> Iterator[Sample]:
     for kind in view.kinds:
-        yield (kind.name,), kind.state == "broken"
+        yield (kind.name,), kind.state == KindState.BROKEN
 
 
 def _processes(view: View) -> Iterator[Sample]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pegaflow.core.series import SSD_PREFETCH_RATE, SSD_WRITE_RATE
 from pegaflow.service import sizes
+from pegaflow.wire.control import KindState
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import FLUSHER, INDEX
 
@@ -305,7 +306,7 @@ def _without_process(view: View) -> str:
     for kind in view.kinds:
         if kind.name != FLUSHER or not (kind.restarts or kind.counters):
             continue
-        if kind.state != "broken":
+        if kind.state != KindState.BROKEN:
             return "ssd: off, its process is being replaced"
         rest = max(0, kind.retry_at - view.now) / 1e9
         return f"ssd: off, its process fails again and again; it is tried again in {rest:.0f} s"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pegaflow.service import sizes
-from pegaflow.wire.control import Report
+from pegaflow.wire.control import KindState, Report
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
 
 from .ssd import ssd_line
@@ -58,7 +58,7 @@ def _lines(view: View, report: Report) -> list[str]:
         _restarts(report),
     ]
     for kind in report.kinds:
-        if kind.state != "ok":
+        if kind.state != KindState.OK:
             rest = max(0, kind.retry_at - report.at) / 1e9
             lines.append(f"{kind.name} is {kind.state}: it is tried again in {rest:.1f} s")
     return [line for line in lines if line]
