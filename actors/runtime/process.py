@@ -6,11 +6,19 @@ ends), asks to die with it and is deaf to signals from its first instruction
 who it is and where the supervisor listens; the rest comes in Welcome.
 
 When an assertion kills an actor, its last inputs are written to the run directory (blackbox.py).
+
+The index has some objects for every block, and Python's garbage collector looks at all of them
+whenever their number has grown by a quarter: 1.8 s at 5 million blocks, longer than its neighbours
+wait, and at some more the watchdog would take the index for hung.  So its process collects young
+objects only.  What a full collection would find there are cycles that lived long; the index makes
+none (tests/actors/index/test_garbage.py).  The other actors' collectors are
+left as Python has them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -27,6 +35,7 @@ from pegaflow.wire.control import Hello
 from pegaflow.wire.jobs import Done, SetLog
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 
 from . import blackbox
@@ -40,6 +49,10 @@ if TYPE_CHECKING:
     from pegaflow.service.settings import Settings
 
     from .tcp import Tcp
+
+
+NO_FULL_COLLECTION: Count = 1_000_000_000
+"""Collections of the middle generation before a full one: more than a process makes in a year."""
 
 
 class Device(Protocol):
@@ -155,6 +168,8 @@ def run_child(
             member.hello = dataclasses.replace(member.hello, port=loop.bind_tcp(tcp))
         loop.dial(boss, str(run_dir / "pegaflow.sock"))
         log.debug("actor_started")
+        if name == INDEX:
+            collect_young_only()
         reason = loop.run()
     except UserError as err:
         reason = str(err)
@@ -167,6 +182,17 @@ def run_child(
     if reason:
         log.error("actor_stopped", why=reason)
     return 1 if reason else 0
+
+
+def collect_young_only() -> None:
+    """Never again look for cycles among all of this process's objects, only among new ones.
+
+    Python 3.14 has no full collections of its own accord, and passes the last threshold over.
+    """
+    gc.collect()
+    gc.freeze()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, NO_FULL_COLLECTION)
 
 
 def _set_log(job: SetLog) -> Done:
