@@ -32,7 +32,8 @@ it (`opens` False) and wait at the desk, up to their deadline, until it is open.
 makes a session, so the ranks of an engine whose opener is gone stay outside for good, and cannot
 keep its successor of the same id out.  A joiner of another generation than the one in service is
 refused (SUPERSEDED).  An opener of another generation is refused (DUPLICATE) while the session of
-the one in service lives: that one ends with its opener's process or any rank's.
+the generation in service lives; this session ends when the process of its opener or of any of its
+ranks ends.
 
 Adoption.  A new index or allocator begins with the pool that it finds, be it left by its
 predecessor or by an earlier service.  Roll names the holders, who may hold something of the pool:
