@@ -180,8 +180,7 @@ def test_after_a_reset_nothing_old_is_used(pair: Pair, store: Store) -> None:
     store.let_go()
     assert pair.scheduler.reset_cache() is True
     assert pair.scheduler.get_num_new_matched_tokens(asking, 0) == (None, False)
-    pair.step()
-    assert pair.scheduler.get_num_new_matched_tokens(asking, 0) == (0, False)
+    pair.until(lambda: pair.scheduler.get_num_new_matched_tokens(asking, 0) == (0, False))
     pair.until(lambda: len(store.clients) == 4)
     assert {c.identity[1:] for c in store.clients[2:]}.isdisjoint(old)
     assert len({c.identity[1:] for c in store.clients[2:]}) == 1
