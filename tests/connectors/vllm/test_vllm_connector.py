@@ -340,7 +340,8 @@ def test_a_service_that_does_not_let_go_is_waited_for_but_not_for_ever(
 ) -> None:
     monkeypatch.setattr(pegaflow.connectors.vllm.worker, "FAREWELL_S", 0.01)
     let_go = threading.Event()
-    mover, client = pair.mover, store.clients[0]
+    mover = pair.mover
+    client: Any = mover._client
     monkeypatch.setattr(client, "unregister", lambda timeout: let_go.wait(PATIENCE_S))
     pair.worker.unregister_kv_caches()
     assert "not let go" in caplog.text and not client.closed
