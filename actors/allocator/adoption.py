@@ -3,6 +3,9 @@
 An allocator begins without any book: first every holder of the membership states what it holds,
 then the ledger is read, then the slab is made of both, and only then is a page given away.
 
+A ledger that cannot be read is no empty one: its pages would be given away while their blocks are
+found.  The allocator stops, and the next one reads it again.
+
 While the ledger is being read, what was stated stands: a page that somebody held when it began is
 his until it is over, whatever has become of it meanwhile.
 """
@@ -11,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pegaflow.actors.roles.recovery import Recovery
-from pegaflow.actors.runtime.contract import Do, Effect, Note, Part
+from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Stop
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.slab import Plan
@@ -19,6 +22,7 @@ from pegaflow.wire.allocator import Freed, Reserved, Stock
 from pegaflow.wire.control import Fenced, Welcome
 from pegaflow.wire.jobs import Done, ScanRecords
 from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
 from pegaflow.wire.values import LIST_MAX, NUMBER_MAX, Address
 
 from .growth import Growth
@@ -98,6 +102,8 @@ class Adoption(Part):
             return []
 
         def read(done: Done, now: int) -> list[Effect]:
+            if done.status is not Status.OK:
+                return [Stop(f"the ledger cannot be read: {done.note}")]
             found.extend(done.values)
             last = first + count == geometry.extents * geometry.records_per_extent
             return self._adopt(geometry, found) if last else self._scan_from(first + count, found)

@@ -320,6 +320,15 @@ def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> N
     assert (gauges["pool_sealed_bytes"], gauges["pool_free_bytes"]) == (PAGE, POOL - PAGE)
 
 
+def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
+    rig, actor = keeper(Roll((), ()))
+    rig.ask(SESSION_4, Reserve(PAGE, 1))
+    rig.tell(IDX, Freed(()))
+    sent = rig.done(ScanRecords, Status.COPY_FAILED, "Cannot allocate memory")
+    assert not sent and actor.pages.slab is None, "a page was given away"
+    assert rig.stop == "the ledger cannot be read: Cannot allocate memory"
+
+
 def test_what_was_there_need_not_be_grown() -> None:
     rig, _ = keeper(Roll((), ()))
     rig.tell(IDX, Freed(()))
