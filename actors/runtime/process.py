@@ -11,8 +11,8 @@ The index has some objects for every block, and Python's garbage collector looks
 whenever their number has grown by a quarter: 1.8 s at 5 million blocks, longer than its neighbours
 wait, and at some more the watchdog would take the index for hung.  So its process collects young
 objects only.  What a full collection would find there are cycles that lived long; the index makes
-none (tests/actors/index/test_garbage.py).  The other actors' collectors are
-left as Python has them.
+none (tests/actors/index/test_garbage.py).  The other actors' collectors are left as Python has
+them.
 """
 
 from __future__ import annotations
