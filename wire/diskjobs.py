@@ -1,43 +1,57 @@
 """Device work of the flusher, as jobs.py has that of the others.
 
 A volume is one directory, by its position in the settings; a segment is one file of it, by its
-number.  Offsets of the pool and of segments are in bytes.  Every Done has a status: OK; NO_SPACE
-(the disk is full, or would be beyond its floor); READ_ONLY (nothing can be written there);
+number.  Offsets of the pool and of segments are in bytes.  A job that was not done ends with Done:
+NO_SPACE (the disk is full, or would be beyond its floor); READ_ONLY (nothing can be written there);
 COPY_FAILED (the device failed, or moved less than it should); CORRUPT (the bytes are not what they
 should be); IN_USE (another service has the directory); GONE (it is not there any more, or it is not
 the one that it was).  `note` says why, in one line for people.
 """
 
-from .message import Message, message
+from .jobs import Done, Job, PagesDiffer, Result
+from .message import message
 from .values import Keys, U64s
 
 
+@message(340)
+class VolumeOpened(Result):
+    """What is in a directory."""
+
+    free_bytes: int  # in the file system, beyond its floor
+    segments: U64s  # numbers, in their order
+    segment_bytes: U64s  # beside `segments`; 0: a file of that name is not ours to use
+    notes: tuple[str, ...] = ()  # for the log, one fact each
+
+
 @message(240)
-class OpenVolume(Message):
-    """Lock the directory and look into it.  Done.values: the bytes that are free in the file system
-    beyond its floor; then number and bytes of each segment, in order of numbers; 0 bytes: a file of
-    that name is not ours to use.  Done.note: lines for the log, one fact each.  Any other status
-    than OK, with the reason: it cannot be used now."""
+class OpenVolume(Job[VolumeOpened | Done]):
+    """Lock the directory and look into it.  Done: it cannot be used now."""
 
     volume: int
 
 
+@message(341)
+class SegmentLoaded(Result):
+    """The blocks of a segment."""
+
+    rows: bytes  # as core/segments/codec.py has them
+    file_bytes: int
+    scanned: bool = False  # it had no footer
+    corrupt: int = 0  # blocks that were left out
+
+
 @message(241)
-class LoadSegment(Message):
+class LoadSegment(Job[SegmentLoaded | Done]):
     """The rows of a segment: from its footer; or, where that is missing, from its groups, each
     block compared with its checksum; then the footer is written and the file cut, if it can be.
-
-    Done.data: the rows (core/segments/codec.py); values: bytes of the file, 1 if it was scanned,
-    blocks that were corrupt.  CORRUPT with a note: not a segment that we can read; it stays as it
-    is.
-    """
+    CORRUPT: not a segment that we can read; it stays as it is."""
 
     volume: int
     segment: int
 
 
 @message(242)
-class MakeSegment(Message):
+class MakeSegment(Job[Done]):
     """A new segment of so many bytes, really there, unless less than the floor would stay free."""
 
     volume: int
@@ -45,11 +59,17 @@ class MakeSegment(Message):
     size: int
 
 
+@message(343)
+class GroupWritten(Result):
+    """Blocks are written, though perhaps not durable yet."""
+
+    checksums: U64s  # of each block
+
+
 @message(243)
-class WriteGroup(Message):
+class WriteGroup(Job[GroupWritten | PagesDiffer | Done]):
     """Write blocks of one namespace as group `index` at `offset`, from these pool offsets (`shards`
-    per block, block-major).  Done.values: the checksum of each block; after CORRUPT, the pool
-    offsets of pages that differ from their `sums`, and nothing is written."""
+    per block, block-major), unless pages differ from their `sums`."""
 
     volume: int
     segment: int
@@ -66,11 +86,17 @@ class WriteGroup(Message):
     sums: U64s = ()
 
 
+@message(344)
+class GroupCarried(Result):
+    """Blocks are in another segment too, though perhaps not durable there yet."""
+
+    rows: bytes  # as they are there, without blocks that are corrupt
+
+
 @message(244)
-class CarryGroup(Message):
+class CarryGroup(Job[GroupCarried | Done]):
     """Copy blocks of another segment of the volume into group `index` at `offset`.  `rows` are
-    their rows there.  Done.data: the rows as they are here; blocks that are corrupt are left out;
-    without any other block, nothing is written."""
+    their rows there.  If all of them are corrupt, nothing is written."""
 
     volume: int
     source: int
@@ -81,17 +107,23 @@ class CarryGroup(Message):
 
 
 @message(245)
-class SyncSegment(Message):
+class SyncSegment(Job[Done]):
     """Make durable what has been written so far."""
 
     volume: int
     segment: int
 
 
+@message(346)
+class SegmentSealed(Result):
+    """A segment has its footer."""
+
+    file_bytes: int
+
+
 @message(246)
-class SealSegment(Message):
-    """Write the footer with these rows at `offset`, cut the file behind it, make it durable.
-    Done.values: bytes of the file."""
+class SealSegment(Job[SegmentSealed | Done]):
+    """Write the footer with these rows at `offset`, cut the file behind it, make it durable."""
 
     volume: int
     segment: int
@@ -99,11 +131,18 @@ class SealSegment(Message):
     rows: bytes
 
 
+@message(347)
+class RunRead(Result):
+    """Pages are read, whatever was in the file."""
+
+    checksums: U64s  # of each page, for whoever asks to compare
+
+
 @message(247)
-class ReadRun(Message):
+class ReadRun(Job[RunRead | Done]):
     """Read pages of `payload` bytes, which lie behind each other from `offset` on, into these pool
-    offsets.  They come in stretches of so many pages; between two of them lie the rows of a group.
-    Done.values: the checksum of every page, for whoever asks to compare."""
+    offsets.  They come in stretches of so many pages; between two of them lie the rows of a
+    group."""
 
     volume: int
     segment: int
@@ -114,16 +153,23 @@ class ReadRun(Message):
 
 
 @message(248)
-class DropSegment(Message):
+class DropSegment(Job[Done]):
     """Remove the file.  Nobody reads or writes it any more."""
 
     volume: int
     segment: int
 
 
+@message(349)
+class VolumeWatched(Result):
+    """A directory is still the one that was opened."""
+
+    mended: str = ""  # what was not as it should be; empty: all was
+
+
 @message(249)
-class WatchVolume(Message):
-    """Look whether the directory is still the one that was opened, with all of its segments.
-    Done.note: what was mended, if anything.  GONE: it is not, and should be opened anew."""
+class WatchVolume(Job[VolumeWatched | Done]):
+    """Look whether the directory is still the one that was opened, with all of its segments.  GONE:
+    it is not, and should be opened anew."""
 
     volume: int

@@ -4,10 +4,17 @@ An actor asks its shell for device work with a job and gets a completion as its 
 are declared like messages, so that an actor's inputs can be written to a file and replayed; they
 never cross a socket.
 
+A job's class says with which results it may end: Job[Spawned | Done] ends with what was spawned, or
+with a Done that says why nothing was.  A result is named for what has happened, and its fields for
+what it says; a job that has nothing to say beyond that it is done, or why it is not, ends with Done
+alone.  Only a job without Done among its results cannot fail: what goes wrong with it ends the
+process.  The host compares each result with the class of its job, and so does mypy with what a
+continuation takes.
+
 A child that says nothing is judged by the supervisor and looked at by its shell:
 
     supervisor → shell   Look           at every tick, from a third of its patience on
-    shell → supervisor   Done           how long it, or we, waited for a core since the first Look
+    shell → supervisor   Looked         how long it, or we, waited for a core since the first Look
     supervisor → shell   Kill           once it was silent for longer than its patience, without
                                         that waiting
     shell → supervisor   Exited         its proven death
@@ -16,6 +23,9 @@ The shell remembers its first Look for each silence (a child and the time since 
 so it asks the kernel only about a child that is late.  What cannot be seen has not waited.
 """
 
+from types import UnionType
+from typing import ClassVar, Generic, TypeVar, get_args
+
 from .control import Report
 from .layout import Layout
 from .message import Message, message
@@ -23,43 +33,108 @@ from .status import Status
 from .values import Address, U64s
 
 
+class Result(Message):
+    """How a job has ended."""
+
+    __slots__ = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether it did what it was meant to do."""
+        return True
+
+
+_R_co = TypeVar("_R_co", bound=Result, covariant=True)
+
+
+class Job(Message, Generic[_R_co]):
+    """Device work that ends with one of these results."""
+
+    __slots__ = ()
+    RESULTS: ClassVar[tuple[type[Result], ...]] = ()
+    """The classes of these results."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            (said,) = get_args(base)
+            cls.RESULTS = get_args(said) if isinstance(said, UnionType) else (said,)
+
+
 @message(200)
-class Done(Message):
-    """A job is over.  `values`, `note` and `data` mean what the job says they mean."""
+class Done(Result):
+    """A job is over, or was not done; `note` says why not, in one line for people."""
 
     status: Status
     note: str = ""
-    values: U64s = ()
-    data: bytes = b""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it did what it was meant to do."""
+        return self.status is Status.OK
+
+
+@message(300)
+class PagesDiffer(Result):
+    """These pages of the pool do not hold what was sealed, so nothing was moved."""
+
+    offsets: U64s  # in the pool
+
+    @property
+    def ok(self) -> bool:
+        """Never."""
+        return False
 
 
 @message(201)
-class GrowExtent(Message):
-    """Make the file space of this extent really there.  Done: OK, or NO_SPACE with the reason."""
+class GrowExtent(Job[Done]):
+    """Make the file space of this extent really there.  NO_SPACE: the host has no memory for it."""
 
     extent: int
 
 
+@message(302)
+class RecordsRead(Result):
+    """Which of the pages have a sealed record."""
+
+    sealed: U64s  # pages
+
+
 @message(202)
-class ReadRecords(Message):
-    """Which of these pages have a sealed record now?  Done.values: the sealed ones."""
+class ReadRecords(Job[RecordsRead]):
+    """Which of these pages have a sealed record now?"""
 
     pages: U64s
 
 
-@message(217)
-class ScanRecords(Message):
-    """Which of these records are not void?  Done.values: page | bytes of payload << 32 for each,
-    by page; 0 bytes for a quarantined page."""
+@message(317)
+class RecordsScanned(Result):
+    """The pages whose records are not void, in their order."""
 
-    first: int
+    pages: U64s
+    payload_bytes: U64s  # beside `pages`; 0: a quarantined page
+
+
+@message(217)
+class ScanRecords(Job[RecordsScanned | Done]):
+    """Which of these records are not void?"""
+
+    first: int  # page
     count: int
 
 
+@message(303)
+class BounceOpened(Result):
+    """The bounce file is there."""
+
+    path: str
+    file: U64s  # its device and inode
+
+
 @message(203)
-class OpenBounce(Message):
-    """Create the bounce file of a mapping: `slots` slots of `page_size`.  Done.note: its path;
-    values: its device and inode."""
+class OpenBounce(Job[BounceOpened | Done]):
+    """Create the bounce file of a mapping: `slots` slots of `page_size`.  NO_SPACE: shared memory
+    is full."""
 
     slots: int
     page_size: int
@@ -67,7 +142,7 @@ class OpenBounce(Message):
 
 
 @message(204)
-class FillPages(Message):
+class FillPages(Job[Done]):
     """Copy bounce slot i into the page at pool offset i, `length` bytes each."""
 
     slots: U64s
@@ -78,16 +153,24 @@ class FillPages(Message):
 
 
 @message(205)
-class WatchProcess(Message):
-    """Done when this process is dead (or never was the one that started then)."""
+class WatchProcess(Job[Done]):
+    """Done, with OK, when this process is dead (or never was the one that started then)."""
 
     pid: int
     started: int
 
 
+@message(306)
+class Spawned(Result):
+    """A child runs."""
+
+    pid: int
+    started: int  # start time of the process in clock ticks since boot
+
+
 @message(206)
-class Spawn(Message):
-    """Start a child process.  Done.values: its pid and start time; the exit comes as Exited."""
+class Spawn(Job[Spawned | Done]):
+    """Start a child process; its exit comes as Exited.  NO_SPACE: it cannot be started."""
 
     address: Address
 
@@ -102,40 +185,73 @@ class Exited(Message):
 
 
 @message(208)
-class Kill(Message):
+class Kill(Job[Done]):
     """SIGKILL a child; its death comes as Exited."""
 
     address: Address
 
 
+@message(339)
+class Looked(Result):
+    """What a silent child has done since the first Look of this silence."""
+
+    waited_ns: int  # a thread of the child's or of ours was ready to run and had no core
+    ran_ns: int
+    at_ns: int  # when that was: we may hear of it much later
+    state: str  # the child's now, in a word
+
+
 @message(239)
-class Look(Message):
-    """What has kept a child from speaking since then?  Done.values, since the first Look of this
-    silence: nanoseconds in which a thread of the child's or of ours was ready to run and had no
-    core, nanoseconds that the child ran, and when that was: we may hear of it much later.
-    Done.note: its state, in a word."""
+class Look(Job[Looked]):
+    """What has kept a child from speaking since then?"""
 
     address: Address
     since: int
 
 
+@message(309)
+class PoolOpened(Result):
+    """Where the pool is, and how it is cut."""
+
+    pool_path: str
+    ledger_path: str
+    pool_bytes: int
+    extent_bytes: int
+    pool_file: U64s  # its device and inode
+    ledger_file: U64s
+
+
 @message(209)
-class OpenPool(Message):
-    """A pool and its ledger, adopted or new.  Done.note: 'pool path\\nledger path'; values: bytes
-    of the pool and of an extent, device and inode of the pool's file and of the ledger's."""
+class OpenPool(Job[PoolOpened | Done]):
+    """A pool and its ledger, adopted or new."""
+
+
+@message(333)
+class FilesChecked(Result):
+    """What of our files is not there."""
+
+    faults: tuple[str, ...]  # what cannot be made anew, a line for people each
+    unbound: U64s
+    """Incarnations of those whose socket was not there: our own, if it is bound again now, and of
+    children that have to do so (or have not bound it yet)."""
 
 
 @message(233)
-class CheckFiles(Message):
+class CheckFiles(Job[FilesChecked]):
     """Are the run directory, its lock, the sockets, pool and ledger still where others find them?
-    What can be made anew is.  Done.note: what cannot, a line each; values: incarnations of those
-    whose socket was not there: our own, if it is bound again now, and of children that have to do
-    so (or have not bound it yet)."""
+    What can be made anew is."""
+
+
+@message(310)
+class IncarnationDrawn(Result):
+    """The new number, which nobody has had before."""
+
+    incarnation: int
 
 
 @message(210)
-class NextIncarnation(Message):
-    """Bump the stored incarnation counter.  Done.values: the new number."""
+class NextIncarnation(Job[IncarnationDrawn]):
+    """Bump the stored incarnation counter."""
 
 
 @message(211)
@@ -159,31 +275,38 @@ class Showing(Message):
 
 
 @message(238)
-class SetLog(Message):
-    """Log at this level, into this file anew unless it is empty.  Done: OK, or NO_SPACE with the
-    reason why the file cannot be had; then the old one is kept."""
+class SetLog(Job[Done]):
+    """Log at this level, into this file anew unless it is empty.  NO_SPACE: the file cannot be had;
+    then the old one is kept."""
 
     level: str
     file: str = ""
 
 
 @message(230)
-class Announce(Message):
+class Announce(Job[Done]):
     """Tell the service manager, if there is one (sd_notify): lines of NAME=value."""
 
     lines: str
 
 
+@message(331)
+class Listening(Result):
+    """HTTP is answered."""
+
+    address: str  # host:port
+    port: int
+
+
 @message(231)
-class Listen(Message):
-    """Answer HTTP at this host:port.  Done: OK with the address (note) and port (values), or BUSY
-    with the reason."""
+class Listen(Job[Listening | Done]):
+    """Answer HTTP at this host:port.  BUSY: it cannot be had."""
 
     address: str
 
 
 @message(232)
-class Publish(Message):
+class Publish(Job[Done]):
     """Answer HTTP from this report from now on."""
 
     report: Report
@@ -196,17 +319,22 @@ class Unreachable(Message):
     address: Address
 
 
+@message(312)
+class ProofDrawn(Result):
+    """PROOF_BYTES random bytes."""
+
+    proof: bytes
+
+
 @message(212)
-class DrawProof(Message):
-    """Draw PROOF_BYTES random bytes.  Done.note: them, in hex."""
+class DrawProof(Job[ProofDrawn]):
+    """Draw PROOF_BYTES random bytes."""
 
 
 @message(213)
-class MapEngine(Message):
+class MapEngine(Job[Done]):
     """Reach an engine's memory under the number `mapping`, once `proof` is read at `scratch`.
-
-    Done: OK, or COPY_FAILED with the reason.
-    """
+    COPY_FAILED: it cannot be reached, or the proof is another one."""
 
     mapping: int
     pid: int
@@ -218,14 +346,14 @@ class MapEngine(Message):
 
 
 @message(214)
-class UnmapEngine(Message):
+class UnmapEngine(Job[Done]):
     """Copies of this mapping stop at their next chunk; its bounce file goes."""
 
     mapping: int
 
 
 @message(215)
-class ReadBlocks(Message):
+class ReadBlocks(Job[Done]):
     """Copy the engine's block i to pool offset i; COPY_FAILED or EXPIRED if not all of it."""
 
     mapping: int
@@ -235,11 +363,9 @@ class ReadBlocks(Message):
 
 
 @message(216)
-class WriteBlocks(Message):
-    """Copy pool offset i into the engine's block i; COPY_FAILED or EXPIRED if not all of it.
-
-    With `checksums` each page is checked first: CORRUPT, and Done.values the offsets that differ.
-    """
+class WriteBlocks(Job[Done | PagesDiffer]):
+    """Copy pool offset i into the engine's block i; COPY_FAILED or EXPIRED if not all of it.  With
+    `checksums` each page is checked first."""
 
     mapping: int
     blocks: U64s
@@ -248,9 +374,16 @@ class WriteBlocks(Message):
     checksums: U64s = ()
 
 
+@message(318)
+class PagesSummed(Result):
+    """Checksums of pages; never 0, which means that there is none."""
+
+    checksums: U64s  # beside the offsets that were asked for
+
+
 @message(218)
-class SumPages(Message):
-    """The checksum of `length` bytes at each of these pool offsets.  Done.values: them."""
+class SumPages(Job[PagesSummed | Done]):
+    """The checksum of `length` bytes at each of these pool offsets."""
 
     offsets: U64s
     length: int

@@ -20,9 +20,8 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.slab import Plan
 from pegaflow.wire.allocator import Freed, Reserved, Stock
 from pegaflow.wire.control import Fenced, Welcome
-from pegaflow.wire.jobs import Done, ScanRecords
+from pegaflow.wire.jobs import Done, RecordsScanned, ScanRecords
 from pegaflow.wire.message import Message
-from pegaflow.wire.status import Status
 from pegaflow.wire.values import LIST_MAX, NUMBER_MAX, Address
 
 from .growth import Growth
@@ -88,29 +87,29 @@ class Adoption(Part):
         if self._recovery.ready or self._scanning or not known:
             return []
         self._scanning = True
-        return self._scan_from(0, [])
+        return self._scan_from(0, {})
 
     def check(self) -> None:
         """We are ready once there is a slab."""
         assert self._recovery.ready == (self._pages.slab is not None)
 
-    def _scan_from(self, first: int, found: list[int]) -> list[Effect]:
+    def _scan_from(self, first: int, found: dict[int, int]) -> list[Effect]:
         geometry = self._geometry
         assert geometry is not None
         count = min(LIST_MAX, geometry.extents * geometry.records_per_extent - first)
         if not count:
             return []
 
-        def read(done: Done, now: int) -> list[Effect]:
-            if done.status is not Status.OK:
-                return [Stop(f"the ledger cannot be read: {done.note}")]
-            found.extend(done.values)
+        def read(result: RecordsScanned | Done, now: int) -> list[Effect]:
+            if isinstance(result, Done):
+                return [Stop(f"the ledger cannot be read: {result.note}")]
+            found.update(zip(result.pages, result.payload_bytes, strict=True))
             last = first + count == geometry.extents * geometry.records_per_extent
             return self._adopt(geometry, found) if last else self._scan_from(first + count, found)
 
         return [Do(ScanRecords(first, count), read)]
 
-    def _adopt(self, geometry: Geometry, found: list[int]) -> list[Effect]:
+    def _adopt(self, geometry: Geometry, found: dict[int, int]) -> list[Effect]:
         """Make the slab: what somebody states is his, what is sealed is the index's."""
         plan = Plan(geometry)
         for holder, stock in self._stated.items():
@@ -118,8 +117,8 @@ class Adoption(Part):
             for page, size in _sized(stock):
                 if not plan.grant(page, size, holder, stock.upto):
                     self._counts["pages_not_held"] += 1
-        for value in found:
-            plan.leave(value & 0xFFFF_FFFF, value >> 32)
+        for page, payload in found.items():
+            plan.leave(page, payload)
         slab = self._pages.slab = plan.slab()
         self._stated.clear()
         self._scanning = False

@@ -10,7 +10,15 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.actors.runtime.workers import Workers
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.device.memory import Extents
-from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.jobs import (
+    Done,
+    GrowExtent,
+    ReadRecords,
+    RecordsRead,
+    RecordsScanned,
+    Result,
+    ScanRecords,
+)
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
@@ -28,7 +36,7 @@ class AllocatorDevice:
         """Deliver completions into this loop."""
         self._workers.deliver_to(loop)
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """Do a job at once, or leave it to the thread."""
         if isinstance(job, ReadRecords):
             return self._read(job)
@@ -45,14 +53,14 @@ class AllocatorDevice:
             self._records = Ledger(file.map, file.read)
         return self._records
 
-    def _read(self, job: ReadRecords) -> Done:
+    def _read(self, job: ReadRecords) -> RecordsRead:
         void = self._ledger().are_void(job.pages)
-        return Done(Status.OK, "", tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
+        return RecordsRead(tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
 
-    def _scan(self, job: ScanRecords) -> Done:
+    def _scan(self, job: ScanRecords) -> RecordsScanned:
         from pegaflow.core.pool.scan import occupied  # and numpy: not before the process is up
 
-        return Done(Status.OK, "", occupied(self._ledger(), job.first, job.count))
+        return RecordsScanned(*occupied(self._ledger(), job.first, job.count))
 
     def _grow(self, job: GrowExtent) -> Done:
         if self._extents is None:

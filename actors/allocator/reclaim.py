@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from pegaflow.actors.runtime.contract import Do, Effect, Part
-from pegaflow.wire.jobs import Done, ReadRecords
+from pegaflow.wire.jobs import ReadRecords, RecordsRead
 from pegaflow.wire.values import Address, U64s
 
 from .pages import Pages
@@ -33,8 +33,8 @@ class Reclaim(Part):
         if len(grants) < len(pages):
             self._counts["pages_not_held"] += len(pages) - len(grants)
 
-        def read(done: Done, now: int) -> list[Effect]:
-            sealed = set(done.values)
+        def read(records: RecordsRead, now: int) -> list[Effect]:
+            sealed = set(records.sealed)
             for page, grant in grants.items():
                 if slab.grant_of(page) != grant:
                     self._counts["pages_not_held"] += 1
@@ -51,8 +51,8 @@ class Reclaim(Part):
         slab = self._pages.slab
         assert slab is not None
 
-        def read(done: Done, now: int) -> list[Effect]:
-            sealed = set(done.values)
+        def read(records: RecordsRead, now: int) -> list[Effect]:
+            sealed = set(records.sealed)
             for page in pages:
                 if page not in sealed and slab.is_left(page):
                     slab.free(page)

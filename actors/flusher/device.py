@@ -14,7 +14,7 @@ from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.disk import Disk
 from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.diskjobs import ReadRun
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count
@@ -49,7 +49,7 @@ class FlushDevice:
         self._reads.deliver_to(loop)
         self._others.deliver_to(loop)
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """Leave a job to a thread."""
         try:
             disk = self._open()

@@ -12,7 +12,15 @@ from collections import Counter
 from pegaflow.actors.runtime.contract import Effect, Note, Part
 from pegaflow.core.segments.catalog import Segment
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.diskjobs import DropSegment, LoadSegment, OpenVolume, WatchVolume
+from pegaflow.wire.diskjobs import (
+    DropSegment,
+    LoadSegment,
+    OpenVolume,
+    SegmentLoaded,
+    VolumeOpened,
+    VolumeWatched,
+    WatchVolume,
+)
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.status import Status
 
@@ -72,17 +80,15 @@ class Directories(Part):
         """Look into the directory."""
         volume.state, volume.retry_at = State.OPENING, 0
 
-        def opened(done: Done, now: int) -> list[Effect]:
-            if done.status is not Status.OK:
-                return self.close(volume, done, now)
-            lines = done.note.splitlines()
+        def opened(result: VolumeOpened | Done, now: int) -> list[Effect]:
+            if isinstance(result, Done):
+                return self.close(volume, result, now)
             notes: list[Effect] = [
                 Note("ssd_note", (("path", volume.path), ("what", line)), "warning")
-                for line in lines
+                for line in result.notes
             ]
             unread = self._unread[volume.number] = []
-            found = list(zip(done.values[1::2], done.values[2::2], strict=True))
-            for number, size in found:
+            for number, size in zip(result.segments, result.segment_bytes, strict=True):
                 volume.next_number = max(volume.next_number, number + 1)
                 if size:
                     segment = self._volumes.catalog.segment(volume.number, number, size)
@@ -102,34 +108,33 @@ class Directories(Part):
             return self._all_loaded(volume, now)
         segment = self._unread[volume.number].pop()
 
-        def loaded(done: Done, now: int) -> list[Effect]:
+        def loaded(result: SegmentLoaded | Done, now: int) -> list[Effect]:
             if not self._volumes.has(segment):
                 return []  # closed meanwhile
-            if done.status is not Status.OK:
+            if isinstance(result, Done):
                 del volume.segments[segment.number]
-                facts = (("path", volume.path), ("segment", segment.number), ("why", done.note))
+                facts = (("path", volume.path), ("segment", segment.number), ("why", result.note))
                 left: list[Effect] = [Note("ssd_segment_left", facts, "warning")]
                 return left + self._load_next(volume, now)
-            return self._loaded(segment, done, now)
+            return self._loaded(segment, result, now)
 
         return self._volumes.do(volume, LoadSegment(volume.number, segment.number), loaded)
 
-    def _loaded(self, segment: Segment, done: Done, now: int) -> list[Effect]:
+    def _loaded(self, segment: Segment, result: SegmentLoaded, now: int) -> list[Effect]:
         """The rows of a segment are known."""
         volume = self._volumes.of(segment)
-        segment.size, scanned, corrupt = done.values[:3]
-        segment.closed = True
-        new = self._volumes.catalog.load(segment, done.data)
+        segment.size, segment.closed = result.file_bytes, True
+        new = self._volumes.catalog.load(segment, result.rows)
         self._counts["ssd_blocks_recovered"] += len(new)
-        self._counts["ssd_segments_scanned"] += scanned
-        self._counts["ssd_blocks_corrupt"] += corrupt
+        self._counts["ssd_segments_scanned"] += result.scanned
+        self._counts["ssd_blocks_corrupt"] += result.corrupt
         effects = self._inventory.found(new, now)
         if not segment.count:
             effects += self._remove(volume, segment)
         effects += self._load_next(volume, now)
-        if scanned:
+        if result.scanned:
             where = (("path", volume.path), ("segment", segment.number))
-            what = (("blocks", segment.count), ("corrupt", corrupt))
+            what = (("blocks", segment.count), ("corrupt", result.corrupt))
             effects.append(Note("ssd_segment_scanned", (*where, *what)))
         return effects
 
@@ -166,12 +171,12 @@ class Watch(Part):
     def _watch(self, volume: Volume) -> list[Effect]:
         self._watching.add(volume.number)
 
-        def watched(done: Done, now: int) -> list[Effect]:
+        def watched(result: VolumeWatched | Done, now: int) -> list[Effect]:
             self._watching.discard(volume.number)
-            if done.status is Status.GONE and volume.readable:
-                return self._directories.close(volume, done, now)
-            if not done.note or done.status is not Status.OK:
-                return []
-            return [Note("ssd_note", (("path", volume.path), ("what", done.note)), "warning")]
+            if isinstance(result, Done):
+                gone = result.status is Status.GONE and volume.readable
+                return self._directories.close(volume, result, now) if gone else []
+            facts = (("path", volume.path), ("what", result.mended))
+            return [Note("ssd_note", facts, "warning")] if result.mended else []
 
         return self._volumes.do(volume, WatchVolume(volume.number), watched)

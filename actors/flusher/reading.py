@@ -30,7 +30,7 @@ from pegaflow.core.segments.catalog import Segment
 from pegaflow.core.segments.codec import GROUP_ROWS, Row, block_sums
 from pegaflow.core.series import SSD_PREFETCH_RATE, labelled, rate
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.diskjobs import ReadRun
+from pegaflow.wire.diskjobs import ReadRun, RunRead
 from pegaflow.wire.flusher import Fetch, Fetched
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.jobs import Done
@@ -265,15 +265,15 @@ class Reading(Part):
         number = self._newest
         reads.since[number] = now
 
-        def read(done: Done, now: int) -> list[Effect]:
+        def read(result: RunRead | Done, now: int) -> list[Effect]:
             begun = reads.since.pop(number)
-            if done.status is not Status.OK:
-                return self._bad_read(run, done, now) + self.read_on(now)
+            if isinstance(result, Done):
+                return self._bad_read(run, result, now) + self.read_on(now)
             reads.bad = 0
             self._counts["ssd_prefetch_bytes"] += run.length
             self._counts[labelled("ssd_directory_prefetch_bytes", volume.path)] += run.length
             SSD_PREFETCH_RATE.count(self._counts, rate(run.length, now - begun))
-            return self._compare(run, done.values, now) + self.read_on(now)
+            return self._compare(run, result.checksums, now) + self.read_on(now)
 
         stretches = tuple(run.stretches)
         file = (volume.number, run.segment.number)

@@ -28,7 +28,15 @@ from pegaflow.core.segments.codec import (
     unpack_rows,
 )
 from pegaflow.core.series import labelled
-from pegaflow.wire.diskjobs import CarryGroup, DropSegment, MakeSegment, SealSegment, SyncSegment
+from pegaflow.wire.diskjobs import (
+    CarryGroup,
+    DropSegment,
+    GroupCarried,
+    MakeSegment,
+    SealSegment,
+    SegmentSealed,
+    SyncSegment,
+)
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
@@ -211,12 +219,12 @@ class SegmentLog(Part):
             return self._closed(writer, now)  # the next start looks at its blocks
         job = SealSegment(volume.number, segment.number, writer.offset, bytes(segment.rows))
 
-        def written(done: Done, now: int) -> list[Effect]:
+        def written(result: SegmentSealed | Done, now: int) -> list[Effect]:
             effects: list[Effect] = []
-            if done.status is Status.OK:
-                segment.size = done.values[0]
+            if isinstance(result, Done):
+                effects = self.fault(volume, result, now)
             else:
-                effects = self.fault(volume, done, now)
+                segment.size = result.file_bytes
             return effects + self._closed(writer, now)
 
         return self._volumes.do(volume, job, written)
@@ -316,13 +324,13 @@ class SegmentLog(Part):
                 return self._retire(segment, now)
             return self._carry(segment, hot[len(rows) :], now)
 
-        def carried(done: Done, now: int) -> list[Effect]:
+        def carried(result: GroupCarried | Done, now: int) -> list[Effect]:
             segment.users -= 1
             writer.writing -= 1
-            if done.status is not Status.OK:
-                effects = self.fault(volume, done, now)
+            if isinstance(result, Done):
+                effects = self.fault(volume, result, now)
                 return effects + self._retire(segment, now) + self.sync(writer, now)
-            new = unpack_rows(done.data)
+            new = unpack_rows(result.rows)
             self._counts["ssd_blocks_carried"] += len(new)
             self._counts["ssd_carried_bytes"] += sum(row.length for row in new)
             self._counts["ssd_blocks_corrupt"] += len(rows) - len(new)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 from pegaflow.actors.runtime.contract import Do, Effect, Part
 from pegaflow.core.limits import MIB
@@ -17,9 +18,8 @@ from pegaflow.core.segments.catalog import Catalog, Segment
 from pegaflow.core.segments.codec import HEAD_BYTES, footer_bytes
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.core.series import labelled
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count
 
@@ -32,6 +32,8 @@ SEGMENTS: Count = 16
 
 SEGMENT_SMALLEST: Bytes = 4 * MIB
 """Bytes of the smallest segment: some blocks of any model have to fit."""
+
+_R = TypeVar("_R", bound=Result)
 
 
 class State(Enum):
@@ -122,14 +124,14 @@ class Volumes(Part):
         return self.of(segment).segments.get(segment.number) is segment
 
     def do(
-        self, volume: Volume, job: Message, then: Callable[[Done, int], list[Effect]]
+        self, volume: Volume, job: Job[_R], then: Callable[[_R, int], list[Effect]]
     ) -> list[Effect]:
         """Device work on a volume."""
         volume.jobs += 1
 
-        def done(answer: Done, now: int) -> list[Effect]:
+        def done(result: _R, now: int) -> list[Effect]:
             volume.jobs -= 1
-            return then(answer, now)
+            return then(result, now)
 
         return [Do(job, done)]
 

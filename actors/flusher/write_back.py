@@ -19,13 +19,12 @@ from pegaflow.core.pool.geometry import MIN_PAGE, Geometry
 from pegaflow.core.segments.codec import GROUP_ROWS, Row
 from pegaflow.core.series import SSD_WRITE_RATE, labelled, rate
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.diskjobs import WriteGroup
+from pegaflow.wire.diskjobs import GroupWritten, WriteGroup
 from pegaflow.wire.flusher import Flush, Flushed
 from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
-from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Nanoseconds
 from pegaflow.wire.values import INDEX, U64s
 
@@ -239,21 +238,22 @@ class WriteBack(Part):
             self._counts[labelled("ssd_directory_write_bytes", volume.path)] += batch.length
             return self._end(batch.msg)
 
-        def written(done: Done, now: int) -> list[Effect]:
+        def written(result: GroupWritten | PagesDiffer | Done, now: int) -> list[Effect]:
             queue.writing -= 1
             queue.writing_bytes -= batch.length
             writer.writing -= 1
             if self._share < 100:
                 rest = (now - begun) * (100 - self._share) // self._share
                 queue.not_before = now + min(rest, REST_NS)
-            if done.status is Status.OK:
+            if isinstance(result, GroupWritten):
                 SSD_WRITE_RATE.count(self._counts, rate(batch.length, now - begun))
-                effects = self._segments.written(writer, _rows(job, done.values), durable, now)
-            elif done.status is Status.CORRUPT:
-                effects = self._without(batch, job.pages, set(done.values), now)
+                rows = _rows(job, result.checksums)
+                effects = self._segments.written(writer, rows, durable, now)
+            elif isinstance(result, PagesDiffer):
+                effects = self._without(batch, job.pages, set(result.offsets), now)
                 effects += self._segments.sync(writer, now)
             else:
-                effects = self._segments.fault(volume, done, now)
+                effects = self._segments.fault(volume, result, now)
                 effects += self._reassign([batch], now) + self._segments.sync(writer, now)
             return effects + self.write_on(volume, now)
 

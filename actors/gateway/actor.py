@@ -14,9 +14,8 @@ from collections import Counter
 from pegaflow.actors.runtime.contract import MS, Actor, Ask, Do, Effect, Note, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.wire.control import Hello, Inspect, Report, Welcome
-from pegaflow.wire.jobs import Done, Listen, Publish
+from pegaflow.wire.jobs import Done, Listen, Listening, Publish
 from pegaflow.wire.message import Message
-from pegaflow.wire.status import Status
 from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import Address
 
@@ -86,10 +85,10 @@ class Listener(Part):
     def _listen(self) -> list[Effect]:
         self._retry_at = None
 
-        def listening(done: Done, now: int) -> list[Effect]:
-            if done.status is Status.OK:
-                self.port = done.values[0]
-                return [Note("http_serving", (("address", done.note),))]
+        def listening(result: Listening | Done, now: int) -> list[Effect]:
+            if isinstance(result, Listening):
+                self.port = result.port
+                return [Note("http_serving", (("address", result.address),))]
             self._tries += 1
             self._retry_at = now + RETRY_NS[min(self._tries, len(RETRY_NS)) - 1]
             if self._tries > 1:
@@ -98,7 +97,7 @@ class Listener(Part):
                 "the cache serves without HTTP and keeps trying: free the address, or serve with "
                 "another --http-addr or with --http-addr none"
             )
-            facts = (("address", self._address), ("why", done.note), ("advice", advice))
+            facts = (("address", self._address), ("why", result.note), ("advice", advice))
             return [Note("http_unavailable", facts, "warning")]
 
         return [Do(Listen(self._address), listening)]

@@ -47,7 +47,7 @@ from pegaflow.actors.runtime.workers import Workers
 from pegaflow.observe import metrics
 from pegaflow.service import logs
 from pegaflow.wire.control import Report
-from pegaflow.wire.jobs import Done, Listen, Publish
+from pegaflow.wire.jobs import Done, Listen, Listening, Publish, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count, Seconds
@@ -89,7 +89,7 @@ class HttpDevice:
         """Deliver completions into this loop."""
         self._workers.deliver_to(loop)
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """Publish at once; listen on the worker, since a name may have to be resolved."""
         if isinstance(job, Publish):
             self.snapshot = job.report
@@ -98,7 +98,7 @@ class HttpDevice:
         self._workers.put(number, lambda: self._listen(job))
         return None
 
-    def _listen(self, job: Listen) -> Done:
+    def _listen(self, job: Listen) -> Listening | Done:
         try:
             listener = _listener(job.address)
         except OSError as err:
@@ -106,7 +106,7 @@ class HttpDevice:
         address = listener.getsockname()
         serve(listener, lambda: self.snapshot)
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return Done(Status.OK, f"{host}:{address[1]}", (address[1],))
+        return Listening(f"{host}:{address[1]}", address[1])
 
     def close(self) -> None:
         """Nothing: the thread and its socket end with the process."""

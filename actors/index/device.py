@@ -5,7 +5,7 @@ from pegaflow.actors.runtime.mapped import ledger_file
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import Address
 
@@ -29,7 +29,7 @@ class IndexDevice:
     def attach(self, loop: Loop) -> None:
         """Nothing completes later."""
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """No job is the index's."""
         raise AssertionError(job)
 

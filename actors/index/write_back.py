@@ -281,9 +281,9 @@ class WriteBack(Part):
             min(LOOK_PAGES, self._residency.ledger.records - self._look_at),
         )
         self._look_at = None if first + count == self._residency.ledger.records else first + count
-        for value in occupied(self._residency.ledger, first, count):
-            page, sealed = value & 0xFFFF_FFFF, value >> 32
-            record = self._residency.ledger.read(page) if sealed else None
+        pages, payloads = occupied(self._residency.ledger, first, count)
+        for page, payload in zip(pages, payloads, strict=True):
+            record = self._residency.ledger.read(page) if payload else None
             if record is None or record.shard:
                 continue
             if self._log.has(record.namespace, record.key):

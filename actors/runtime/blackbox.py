@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from pegaflow.wire.envelope import unpack
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Result
 from pegaflow.wire.message import decode
 from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import Address
@@ -25,7 +25,7 @@ from .contract import Actor
 from .host import Host
 from .member import Member
 
-VERSION = 1
+VERSION = 2  # 1: all results were of one class
 
 BYTES_MAX: Bytes = 1 << 30
 """Largest file that is read back: INPUTS_MAX of the largest frames."""
@@ -74,9 +74,9 @@ def replay(inputs: list[Any], make: Callable[[], Actor]) -> Host:
         elif kind == "wake":
             host.wake(now)
         elif kind == "done":
-            done = decode(Done.TAG, body)
-            assert isinstance(done, Done)
-            host.complete(int.from_bytes(head, "little"), done, now)
+            result = decode(int.from_bytes(head[8:], "little"), body)
+            assert isinstance(result, Result)
+            host.complete(int.from_bytes(head[:8], "little"), result, now)
         else:
             host.inform(decode(int.from_bytes(head, "little"), body), now)
     return host

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.message import Message, message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 
 MS = 1_000_000
 """Nanoseconds in a millisecond."""
+
+_R = TypeVar("_R", bound=Result)
 
 
 @message(220)
@@ -74,12 +76,16 @@ class Ask:
     then: "Then"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Do:
-    """Device work for the shell; `then` gets its completion."""
+    """Device work for the shell; `then` gets its result, of a class that the job names."""
 
-    job: Message
-    then: "Done_"
+    job: Job[Any]
+    then: "Completion"
+
+    def __init__(self, job: Job[_R], then: Callable[[_R, int], "list[Effect]"]) -> None:
+        object.__setattr__(self, "job", job)
+        object.__setattr__(self, "then", then)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,7 @@ class Redeliver:
 
 Effect = Send | Reply | Ask | Do | Dial | Hangup | Rebind | Stop | Note | Redeliver
 Then = Callable[[Message, int], list[Effect]]
-Done_ = Callable[[Done, int], list[Effect]]
+Completion = Callable[[Any, int], list[Effect]]
 Handler = Callable[[Sender, Any, int], list[Effect]]
 
 _M = TypeVar("_M", bound=Message)

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from pegaflow.core import series
 from pegaflow.wire.control import Gone
 from pegaflow.wire.envelope import Envelope, pack
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.message import Message, encode
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count
@@ -30,9 +31,9 @@ from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 from .contract import (
     Actor,
     Ask,
+    Completion,
     Dial,
     Do,
-    Done_,
     Effect,
     Hangup,
     NoAnswer,
@@ -67,7 +68,7 @@ class Step:
 
     links: list[Dial | Hangup | Rebind] = field(default_factory=list)
     envelopes: list[Envelope] = field(default_factory=list)
-    jobs: list[tuple[int, Message]] = field(default_factory=list)
+    jobs: list[tuple[int, Job[Any]]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     stop: str | None = None
 
@@ -87,7 +88,7 @@ class Host:
         self._last = 0  # number of the newest question or job; never reused
         self._asks: dict[int, _Question] = {}  # outstanding questions
         self._deadlines: list[tuple[int, int]] = []  # heap of (deadline, number): see _due
-        self._jobs: dict[int, Done_] = {}  # outstanding jobs
+        self._jobs: dict[int, tuple[type[Job[Any]], Completion]] = {}  # outstanding jobs
         self._gone: OrderedDict[Address, None] = OrderedDict()  # proven dead, oldest first
         self.inputs: deque[tuple[int, str, bytes, bytes]] = deque()  # the last ones: black box
         self._input_bytes = 0  # of heads and bodies in `inputs`
@@ -123,11 +124,13 @@ class Host:
         sender = Sender(e.sender, e.question, e.deadline, remote, now, timed)
         return self._run(lambda: self.actor.receive(sender, e.message, now), now)
 
-    def complete(self, number: int, done: Done, now: int) -> Step:
+    def complete(self, number: int, result: Result, now: int) -> Step:
         """The completion of a job."""
-        self._note(now, "done", number.to_bytes(8, "little"), encode(done))
-        then = self._jobs.pop(number)
-        return self._run(lambda: then(done, now), now)
+        head = number.to_bytes(8, "little") + result.TAG.to_bytes(8, "little")
+        self._note(now, "done", head, encode(result))
+        kind, then = self._jobs.pop(number)
+        assert isinstance(result, kind.RESULTS), f"{kind.__name__} ends with {result}"
+        return self._run(lambda: then(result, now), now)
 
     def inform(self, msg: Message, now: int) -> Step:
         """Something the shell itself has to say to the actor (a child's exit, a signal)."""
@@ -223,7 +226,7 @@ class Host:
                 )
             elif isinstance(effect, Do):
                 self._last += 1
-                self._jobs[self._last] = effect.then
+                self._jobs[self._last] = type(effect.job), effect.then
                 step.jobs.append((self._last, effect.job))
             elif isinstance(effect, Dial | Hangup | Rebind):
                 step.links.append(effect)

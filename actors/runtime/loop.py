@@ -23,7 +23,7 @@ import zmq
 
 from pegaflow.service.logs import get_logger
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
-from pegaflow.wire.jobs import Done, Unreachable
+from pegaflow.wire.jobs import Result, Unreachable
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import CLIENT, Address
@@ -45,7 +45,7 @@ DRAIN_MAX: Count = 256
 Readable = int | zmq.Socket[bytes]
 """A file descriptor, or a socket of ZeroMQ."""
 
-Sink = Callable[[int, Message], Done | None]
+Sink = Callable[[int, Message], Result | None]
 
 
 def monotonic() -> int:
@@ -54,7 +54,7 @@ def monotonic() -> int:
 
 
 class Loop:
-    """Runs one host until it stops.  `work` does a job: at once (its Done) or later (None)."""
+    """Runs one host until it stops.  `work` does a job: at once (its result) or later (None)."""
 
     def __init__(self, host: Host, work: Sink) -> None:
         self.host = host
@@ -149,15 +149,15 @@ class Loop:
         for envelope in step.envelopes:
             self._send(envelope)
         for number, job in step.jobs:
-            done = self.work(number, job)
-            if done is not None:
-                self._due.append(partial(self.host.complete, number, done))
+            result = self.work(number, job)
+            if result is not None:
+                self._due.append(partial(self.host.complete, number, result))
         if step.stop is not None and self._stop is None:
             self._stop = step.stop
 
-    def complete(self, number: int, done: Done) -> None:
+    def complete(self, number: int, result: Result) -> None:
         """A job that took its time is over."""
-        self._due.append(partial(self.host.complete, number, done))
+        self._due.append(partial(self.host.complete, number, result))
         self._go_on()
 
     def inform(self, msg: Message) -> None:

@@ -32,7 +32,7 @@ from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.procs import die_with_parent, start_ticks
 from pegaflow.service import logs, signals
 from pegaflow.wire.control import Hello
-from pegaflow.wire.jobs import Done, SetLog
+from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count
@@ -61,7 +61,7 @@ class Device(Protocol):
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """Do a job at once, or complete it by its number later."""
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ def run_child(
     member = member_of(actor)
     host = Host(actor)
 
-    def work(number: int, job: Message) -> Done | None:
+    def work(number: int, job: Message) -> Result | None:
         return _set_log(job) if isinstance(job, SetLog) else device.work(number, job)
 
     loop = Loop(host, work)

@@ -2,7 +2,7 @@
 
 A worker holds no lock of the loop, and its copies release the GIL, so a long copy never delays a
 message.  A job may be cut into parts, which the threads share; it is done when its last part is,
-and its outcome is that of the first part that failed.  Threads whose work can wait yield to whoever
+and its result is that of the first part that failed.  Threads whose work can wait yield to whoever
 computes on this machine: they take no core from anybody when they wake, and weigh little.  An error
 that nobody expected ends the process: a job without an end would be waited for in vain.
 """
@@ -17,14 +17,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pegaflow.core.errors import UserError
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count
 
 if TYPE_CHECKING:
     from .loop import Loop
 
-Part = Callable[[], Done]
+Part = Callable[[], Result]
 
 YIELDING_NICE: Count = 10
 """A tenth of the weight of an engine's thread; beside one that waits for nothing a copy still gets
@@ -37,14 +37,14 @@ class _Job:
     def __init__(self, number: int, parts: int) -> None:
         self.number = number
         self.left = parts
-        self.done = Done(Status.OK)
+        self.result: Result = Done(Status.OK)
         self.lock = threading.Lock()  # held for a few instructions by whoever ends a part
 
-    def end(self, done: Done) -> bool:
+    def end(self, result: Result) -> bool:
         """A part is over; whether it was the last one."""
         with self.lock:
-            if self.done.status is Status.OK:
-                self.done = done
+            if self.result.ok:
+                self.result = result
             self.left -= 1
             return self.left == 0
 
@@ -61,7 +61,7 @@ class Workers:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads = 0
         self._parts: queue.SimpleQueue[tuple[_Job, Part]] = queue.SimpleQueue()
-        self._done: deque[tuple[int, Done]] = deque()
+        self._done: deque[tuple[int, Result]] = deque()
         self.grow(1)
 
     def grow(self, count: int) -> None:
@@ -81,12 +81,12 @@ class Workers:
         """Complete the jobs of this loop."""
 
         def collect() -> None:
-            for number, done in self.collect():
-                loop.complete(number, done)
+            for number, result in self.collect():
+                loop.complete(number, result)
 
         loop.watch(self.fd, collect)
 
-    def collect(self) -> list[tuple[int, Done]]:
+    def collect(self) -> list[tuple[int, Result]]:
         """What is done; call when `fd` is readable."""
         try:
             os.eventfd_read(self.fd)
@@ -103,14 +103,14 @@ class Workers:
         while True:
             job, part = self._parts.get()
             try:
-                done = part()
+                result = part()
             except (OSError, UserError) as err:
-                done = Done(Status.COPY_FAILED, str(err))
+                result = Done(Status.COPY_FAILED, str(err))
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
-            if job.end(done):
-                self._done.append((job.number, job.done))
+            if job.end(result):
+                self._done.append((job.number, job.result))
                 os.eventfd_write(self.fd, 1)
 
 

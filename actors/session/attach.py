@@ -12,7 +12,16 @@ from pegaflow.actors.runtime.contract import Do, Effect, Note, On, Part, Reply, 
 from pegaflow.actors.runtime.member import Member
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Refused
-from pegaflow.wire.jobs import Done, DrawProof, MapEngine, OpenBounce, UnmapEngine, Unreachable
+from pegaflow.wire.jobs import (
+    BounceOpened,
+    Done,
+    DrawProof,
+    MapEngine,
+    OpenBounce,
+    ProofDrawn,
+    UnmapEngine,
+    Unreachable,
+)
 from pegaflow.wire.session import Attach, Attached, Leave, Left, Prove, Proven, Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, U64s
@@ -78,8 +87,8 @@ class Attachment(Part):
         if self._engine.is_blind(sender) or not wants_process_vm(rank):
             return effects + self._bounce(rank, sender, now)
 
-        def drawn(done: Done, now: int) -> list[Effect]:
-            rank.proof = bytes.fromhex(done.note)
+        def drawn(result: ProofDrawn, now: int) -> list[Effect]:
+            rank.proof = result.proof
             return [Reply(sender, Prove(rank.proof))]
 
         return [*effects, Do(DrawProof(), drawn)]
@@ -148,14 +157,14 @@ class Attachment(Part):
             return self._attached(rank, sender, "", (), now)
         slots = bounce_slots(rank.page_size)
 
-        def opened(done: Done, now: int) -> list[Effect]:
+        def opened(result: BounceOpened | Done, now: int) -> list[Effect]:
             rank.running -= 1
             if rank.gone:
                 return self._too_late(rank, sender)
-            if done.status is not Status.OK:
-                return [Reply(sender, Refused(done.status, done.note)), *self._give_up(rank)]
+            if isinstance(result, Done):
+                return [Reply(sender, Refused(result.status, result.note)), *self._give_up(rank)]
             rank.slots, rank.free_slots = slots, list(range(slots))
-            return self._attached(rank, sender, done.note, done.values, now)
+            return self._attached(rank, sender, result.path, result.file, now)
 
         rank.running += 1
         return [Do(OpenBounce(slots, rank.page_size, rank.mapping), opened)]

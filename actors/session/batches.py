@@ -15,8 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
-from pegaflow.wire.jobs import Done, FillPages, ReadBlocks, SumPages
-from pegaflow.wire.message import Message
+from pegaflow.wire.jobs import Done, FillPages, Job, PagesSummed, ReadBlocks, SumPages
 from pegaflow.wire.session import Take, Taken, Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
@@ -167,7 +166,7 @@ class Batches(Part):
         batch, rank, space = share.batches[number], share.rank, self._engine.space
         assert space is not None
         offsets = space.offsets(page for page, _ in batch.pages)
-        job: Message
+        job: Job[Done]
         if batch.slots:
             job = FillPages(batch.slots, offsets, space.payload, space.page_size, rank.mapping)
         else:
@@ -182,17 +181,19 @@ class Batches(Part):
             if space.verify and done.status is Status.OK:
                 effects: list[Effect] = [Do(SumPages(offsets, space.payload), summed)]
             else:
-                effects = over(done, now)
+                effects = over(done.status, now)
             return effects + self._take(rank) + self._engine.left(rank)
 
-        def summed(done: Done, now: int) -> list[Effect]:
+        def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
+            if isinstance(result, Done):
+                return over(result.status, now)
             pages = (page for page, _ in batch.pages)
-            share.order.sums.update(zip(pages, done.values, strict=False))
-            return over(done, now)
+            share.order.sums.update(zip(pages, result.checksums, strict=True))
+            return over(Status.OK, now)
 
-        def over(done: Done, now: int) -> list[Effect]:
+        def over(status: Status, now: int) -> list[Effect]:
             batch.copied = True
-            return self._filled(share, number, done.status, now)
+            return self._filled(share, number, status, now)
 
         return [Do(job, filled)]
 

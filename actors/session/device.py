@@ -19,12 +19,17 @@ from pegaflow.device.engine.staged import Bounce
 from pegaflow.device.memory import SharedFile
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.jobs import (
+    BounceOpened,
     Done,
     DrawProof,
     FillPages,
     MapEngine,
     OpenBounce,
+    PagesDiffer,
+    PagesSummed,
+    ProofDrawn,
     ReadBlocks,
+    Result,
     SumPages,
     UnmapEngine,
     WatchProcess,
@@ -68,18 +73,18 @@ class Copies:
 
             return self._cut(len(job.slots), job.length, fill_part)
         if isinstance(job, SumPages):
-            return [lambda: Done(Status.OK, "", self._sums(job.offsets, job.length))]
+            return [lambda: PagesSummed(self._sums(job.offsets, job.length))]
         if isinstance(job, ReadBlocks | WriteBlocks):
             engine = self._engines[job.mapping]
             move = engine.read if isinstance(job, ReadBlocks) else engine.write
             address = self._pool.address
             sums = job.checksums if isinstance(job, WriteBlocks) else ()
 
-            def move_part(first: int, last: int) -> Done:
+            def move_part(first: int, last: int) -> Done | PagesDiffer:
                 blocks, offsets = job.blocks[first:last], job.offsets[first:last]
                 bad = self._differing(offsets, sums[first:last], engine.payload) if sums else ()
                 if bad:
-                    return Done(Status.CORRUPT, "the pool does not hold what was saved", bad)
+                    return PagesDiffer(bad)
                 return Done(*move(address, blocks, offsets, job.deadline))
 
             return self._cut(len(job.blocks), engine.payload, move_part)
@@ -88,7 +93,7 @@ class Copies:
         assert isinstance(job, MapEngine), job
         return [lambda: self._map(job)]
 
-    def _cut(self, count: int, size: int, part: Callable[[int, int], Done]) -> list[Part]:
+    def _cut(self, count: int, size: int, part: Callable[[int, int], Result]) -> list[Part]:
         """Parts of about equal size over `count` blocks of `size` bytes."""
         cuts = max(1, min(self._threads, count, count * size // PART_BYTES))
         edges = [count * n // cuts for n in range(cuts + 1)]
@@ -109,7 +114,7 @@ class Copies:
         triples = zip(offsets, sums, self._sums(offsets, length), strict=True)
         return tuple(at for at, sealed, found in triples if sealed not in (0, found))
 
-    def _open_bounce(self, job: OpenBounce) -> Done:
+    def _open_bounce(self, job: OpenBounce) -> BounceOpened | Done:
         name = f"{job.slots}x{job.page_size}.{os.urandom(4).hex()}.bounce"
         bounce = Bounce(f"{self._stem}.{name}", job.slots, job.page_size)
         why = bounce.reserve()
@@ -117,7 +122,7 @@ class Copies:
             bounce.file.unlink()
             return Done(Status.NO_SPACE, f"no room for a bounce file in /dev/shm: {why}")
         self._bounces[job.mapping] = bounce
-        return Done(Status.OK, bounce.file.path, bounce.file.id)
+        return BounceOpened(bounce.file.path, bounce.file.id)
 
     def _map(self, job: MapEngine) -> Done:
         self._engines[job.mapping] = ForeignMemory(
@@ -161,12 +166,12 @@ class SessionDevice:
         self._loop = loop
         self._workers.deliver_to(loop)
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """Do a job at once, or leave it to the worker threads."""
         if isinstance(job, WatchProcess):
             return self._watch(number, job)
         if isinstance(job, DrawProof):
-            return Done(Status.OK, os.urandom(PROOF_BYTES).hex())
+            return ProofDrawn(os.urandom(PROOF_BYTES))
         if isinstance(job, UnmapEngine):
             if self._copies is not None:
                 self._copies.unmap(job.mapping)

@@ -16,7 +16,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.series import LOAD
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.index import Corrupt
-from pegaflow.wire.jobs import Done, SumPages, WriteBlocks
+from pegaflow.wire.jobs import Done, PagesDiffer, PagesSummed, SumPages, WriteBlocks
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
@@ -126,13 +126,14 @@ class Loads(Part):
         """Write the blocks into the rank's memory."""
         rank, lease = copy.rank, copy.lease
 
-        def written(done: Done, now: int) -> list[Effect]:
+        def written(result: Done | PagesDiffer, now: int) -> list[Effect]:
             rank.running -= 1
-            status = Status.NO_SUCH_LEASE if lease.lost else done.status
+            ended = Status.CORRUPT if isinstance(result, PagesDiffer) else result.status
+            status = Status.NO_SUCH_LEASE if lease.lost else ended
             self._count(copy, status is Status.OK, now)
             effects: list[Effect] = []
-            if status is Status.CORRUPT:
-                bad = set(done.values)
+            if isinstance(result, PagesDiffer) and not lease.lost:
+                bad = set(result.offsets)
                 pairs = zip(copy.pages, copy.offsets, strict=True)
                 effects = self._corrupt(page for page, at in pairs if at in bad)
             effects += [Reply(sender, Loaded(status)), *self._end_copy(copy.number)]
@@ -146,14 +147,16 @@ class Loads(Part):
     def _check(self, sender: Sender, copy: _Copy, payload: int) -> list[Effect]:
         """Look at the pages before the client copies them."""
 
-        def summed(done: Done, now: int) -> list[Effect]:
+        def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
             if copy.number not in self.copies:
                 return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
-            triples = zip(copy.pages, copy.sums, done.values, strict=False)
-            bad = [page for page, sealed, found in triples if sealed not in (0, found)]
-            if not bad and done.status is Status.OK:
-                return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
-            status = Status.CORRUPT if bad else done.status
+            bad: list[int] = []
+            if isinstance(result, PagesSummed):
+                triples = zip(copy.pages, copy.sums, result.checksums, strict=True)
+                bad = [page for page, sealed, found in triples if sealed not in (0, found)]
+                if not bad:
+                    return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
+            status = result.status if isinstance(result, Done) else Status.CORRUPT
             self._count(copy, False, now)
             refused = Reply(sender, Pages(status, 0, ()))
             return [refused, *self._corrupt(bad), *self._end_copy(copy.number)]

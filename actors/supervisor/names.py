@@ -10,7 +10,7 @@ from collections import Counter
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Send
 from pegaflow.wire.control import BindAgain
-from pegaflow.wire.jobs import CheckFiles, Done
+from pegaflow.wire.jobs import CheckFiles, FilesChecked
 from pegaflow.wire.values import Address
 
 from .children import Children
@@ -42,9 +42,9 @@ class Names(Part):
         """Look at them."""
         return [] if self._lifecycle.stopping else [Do(CheckFiles(), self._looked)]
 
-    def _looked(self, done: Done, now: int) -> list[Effect]:
+    def _looked(self, found: FilesChecked, now: int) -> list[Effect]:
         """What a look has found."""
-        faults = tuple(done.note.splitlines())
+        faults = found.faults
         effects: list[Effect] = []
         for fault in faults:
             if fault not in self.faults:
@@ -53,7 +53,7 @@ class Names(Part):
         if self.faults and not faults:
             effects.append(Note("files_back"))
         self.faults = faults
-        return effects + self._sockets(set(done.values))
+        return effects + self._sockets(set(found.unbound))
 
     def _sockets(self, lost: set[int]) -> list[Effect]:
         children = [child.address for child in self._children.heard_of()]

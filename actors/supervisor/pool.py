@@ -5,7 +5,7 @@ from typing import Any
 
 from pegaflow.actors.runtime.contract import Part
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import PoolOpened
 
 from .plan import Plan
 
@@ -17,13 +17,12 @@ class Pool(Part):
         self.known: Welcome | None = None  # None until there is one
         self._plan = plan
 
-    def opened(self, done: Done) -> None:
+    def opened(self, pool: PoolOpened) -> None:
         """There is one now."""
-        pool, ledger = done.note.split("\n")
         self.known = dataclasses.replace(
-            self.welcome(pool, ledger, *done.values[:2]),
-            pool_file=done.values[2:4],
-            ledger_file=done.values[4:6],
+            self.welcome(pool.pool_path, pool.ledger_path, pool.pool_bytes, pool.extent_bytes),
+            pool_file=pool.pool_file,
+            ledger_file=pool.ledger_file,
         )
 
     def welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:

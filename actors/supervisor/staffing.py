@@ -10,8 +10,15 @@ from typing import Protocol
 from pegaflow.actors.roster import ROSTER
 from pegaflow.actors.runtime.contract import Do, Effect, Part, Send, Stop
 from pegaflow.wire.control import Drain
-from pegaflow.wire.jobs import Done, NextIncarnation, OpenPool, Spawn
-from pegaflow.wire.status import Status
+from pegaflow.wire.jobs import (
+    Done,
+    IncarnationDrawn,
+    NextIncarnation,
+    OpenPool,
+    PoolOpened,
+    Spawn,
+    Spawned,
+)
 from pegaflow.wire.values import FLUSHER, GATEWAY, SESSION, Address
 
 from .children import ChildRecord, Children, ChildState
@@ -77,10 +84,10 @@ class Staffing(Part):
             self._lifecycle.stage = Stage.UP
         return []
 
-    def _opened(self, done: Done, now: int) -> list[Effect]:
-        if done.status is not Status.OK:
-            return [Stop(done.note)]
-        self._pool.opened(done)
+    def _opened(self, result: PoolOpened | Done, now: int) -> list[Effect]:
+        if isinstance(result, Done):
+            return [Stop(result.note)]
+        self._pool.opened(result)
         return self._shutdown.go_on() if self._lifecycle.stopping else self.staff(now)
 
     def _thin(self) -> list[Effect]:
@@ -101,19 +108,19 @@ class Staffing(Part):
     def _spawn(self, name: str) -> list[Effect]:
         self._spawning = True
 
-        def numbered(done: Done, now: int) -> list[Effect]:
-            child = ChildRecord(Address(name, done.values[0]), born=now, heard=now)
+        def numbered(drawn: IncarnationDrawn, now: int) -> list[Effect]:
+            child = ChildRecord(Address(name, drawn.incarnation), born=now, heard=now)
             self._children.add(child)
-            return [Do(Spawn(child.address), lambda d, n: self._spawned(child, d, n))]
+            return [Do(Spawn(child.address), lambda r, n: self._spawned(child, r, n))]
 
         return [Do(NextIncarnation(), numbered)]
 
-    def _spawned(self, child: ChildRecord, done: Done, now: int) -> list[Effect]:
+    def _spawned(self, child: ChildRecord, result: Spawned | Done, now: int) -> list[Effect]:
         self._spawning = False
-        if done.status is not Status.OK:
+        if isinstance(result, Done):
             self._children.remove(child.address)
             return self._restarts.ended(child, now) + self._go_on(now)
-        child.pid = done.values[0]
+        child.pid = result.pid
         if self._lifecycle.stage is Stage.KILLING:
             return self._children.kill(child)
         return self._go_on(now)

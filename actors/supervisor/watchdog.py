@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Note, On, Part, Sender, on
 from pegaflow.wire.control import SILENT_NS, Beat, Bye
-from pegaflow.wire.jobs import Done, Look
+from pegaflow.wire.jobs import Look, Looked
 from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import FLUSHER
 
@@ -114,21 +114,20 @@ class Watchdog(Part):
         return []
 
     def _ask(self, child: ChildRecord, since: int) -> Effect:
-        def looked(done: Done, now: int) -> list[Effect]:
+        def looked(seen: Looked, now: int) -> list[Effect]:
             begun, patience = _clock(child)
-            waited, ran, looked_at = done.values
-            silent = looked_at - since
+            silent = seen.at_ns - since
             if child.killed or begun != since or silent <= patience:
                 return []
-            times = (("silent_ms", silent // MS), ("waited_ms", waited // MS))
-            if silent - waited <= patience:
+            times = (("silent_ms", silent // MS), ("waited_ms", seen.waited_ns // MS))
+            if silent - seen.waited_ns <= patience:
                 self._counts["starved"] += not child.starved
                 child.starved = True
                 then = (("why", WHY), ("then", "waiting"), ("remedy", REMEDY))
                 facts = (*who(child), *times, *then)
                 return [Note("child_starved", facts, "warning", repeats="starved")]
             self._counts["silent_killed"] += 1
-            facts = (*who(child), *times, ("ran_ms", ran // MS), ("state", done.note))
+            facts = (*who(child), *times, ("ran_ms", seen.ran_ns // MS), ("state", seen.state))
             return [Note("child_silent", facts, "warning"), *self._children.kill(child)]
 
         return Do(Look(child.address, since), looked)

@@ -39,16 +39,23 @@ from pegaflow.core.segments.marker import MARKER
 from pegaflow.wire.diskjobs import (
     CarryGroup,
     DropSegment,
+    GroupCarried,
+    GroupWritten,
     LoadSegment,
     MakeSegment,
     OpenVolume,
     ReadRun,
+    RunRead,
     SealSegment,
+    SegmentLoaded,
+    SegmentSealed,
     SyncSegment,
+    VolumeOpened,
+    VolumeWatched,
     WatchVolume,
     WriteGroup,
 )
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, PagesDiffer, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -121,7 +128,7 @@ class Disk:
         self._floor = floor
         self._pool = memoryview(pool.map)
         self._lock = threading.Lock()  # for the tables of open files
-        self._jobs: dict[type[Message], Callable[[_Volume, Any], Done]] = {
+        self._jobs: dict[type[Message], Callable[[_Volume, Any], Result]] = {
             OpenVolume: self._open,
             LoadSegment: self._load,
             MakeSegment: self._make,
@@ -134,7 +141,7 @@ class Disk:
             WatchVolume: self._watch,
         }
 
-    def work(self, job: Message) -> Done:
+    def work(self, job: Message) -> Result:
         """Do one job; every failure is a status and a line."""
         volume = self._volumes[job.volume]  # type: ignore[attr-defined]
         try:
@@ -153,7 +160,7 @@ class Disk:
 
     # directories
 
-    def _open(self, volume: _Volume, job: OpenVolume) -> Done:
+    def _open(self, volume: _Volume, job: OpenVolume) -> VolumeOpened | Done:
         self._shut(volume)
         try:
             return self._look(volume)
@@ -162,11 +169,12 @@ class Disk:
             absent = error.errno in (errno.ENOENT, errno.ENOTDIR)
             return Done(Status.GONE if absent else Status.COPY_FAILED, said(volume.path, error))
 
-    def _look(self, volume: _Volume) -> Done:
+    def _look(self, volume: _Volume) -> VolumeOpened:
         ops = self._ops
         notes = volume.folder.open()
         writable = self._probe(volume, notes)
-        found: list[int] = []
+        numbers: list[int] = []
+        sizes: list[int] = []
         strange = 0
         for name in sorted(ops.names(volume.folder.fd)):
             match = NAME.fullmatch(name)
@@ -174,20 +182,22 @@ class Disk:
                 strange += name not in (PROBE, MARKER)
                 continue
             number = int(match[1], 16)
-            found += [number, self._admit(volume, number, writable, notes)]
+            numbers.append(number)
+            sizes.append(self._admit(volume, number, writable, notes))
         if strange:
             notes.append(f"{strange} files that are not of the log stay as they are")
         free, total = ops.space(volume.folder.fd)
-        return Done(Status.OK, "\n".join(notes), (max(0, free - self._kept(total)), *found))
+        beyond = max(0, free - self._kept(total))
+        return VolumeOpened(beyond, tuple(numbers), tuple(sizes), tuple(notes))
 
-    def _watch(self, volume: _Volume, job: WatchVolume) -> Done:
-        note = volume.folder.watch()
+    def _watch(self, volume: _Volume, job: WatchVolume) -> VolumeWatched | Done:
+        mended = volume.folder.watch()
         with self._lock:  # nobody closes a file meanwhile
             removed = sum(not self._ops.links(file.fd) for file in volume.files.values())
         if removed:
             why = f"{volume.path}: somebody has removed {removed} segments; it is looked into anew"
             return Done(Status.GONE, why)
-        return Done(Status.OK, note)
+        return VolumeWatched(mended)
 
     def _kept(self, total: int) -> int:
         return int(total * FLOOR_SHARE) if self._floor is None else self._floor
@@ -284,19 +294,19 @@ class Disk:
 
         return read
 
-    def _load(self, volume: _Volume, job: LoadSegment) -> Done:
+    def _load(self, volume: _Volume, job: LoadSegment) -> SegmentLoaded:
         file = self._file(volume, job.segment)
         size = self._ops.size(file.fd)
         read = self._reader(file.fd)
         rows = read_footer(read, size, file.uuid)
         if rows is not None:
-            return Done(Status.OK, "", (size, 0, 0), rows)
+            return SegmentLoaded(rows, size)
         found = recover(read, size, file.uuid)
         try:
             size = self._end(file, found.end, found.rows)
         except OSError:
             pass  # it is read like this again the next time
-        return Done(Status.OK, "", (size, 1, found.corrupt), found.rows)
+        return SegmentLoaded(found.rows, size, scanned=True, corrupt=found.corrupt)
 
     def _make(self, volume: _Volume, job: MakeSegment) -> Done:
         ops, name, folder = self._ops, _name(job.segment), volume.folder.fd
@@ -322,13 +332,13 @@ class Disk:
             volume.files[job.segment] = _File(fd, uuid)
         return Done(Status.OK)
 
-    def _write(self, volume: _Volume, job: WriteGroup) -> Done:
+    def _write(self, volume: _Volume, job: WriteGroup) -> GroupWritten | PagesDiffer:
         file = self._file(volume, job.segment)
         pages = [self._pool[at : at + job.page_size] for at in job.pages]
         sums = [page_sum(page[: job.payload]) for page in pages]
         wrong = [at for at, sum_, its in _beside(job, sums) if its not in (0, sum_)]
         if wrong:
-            return Done(Status.CORRUPT, "pages are not what was sealed", tuple(wrong))
+            return PagesDiffer(tuple(wrong))
         rows: list[Row] = []
         offset = job.offset + PAGE_ALIGN
         for n, (key, depth) in enumerate(zip(job.keys, job.depths, strict=True)):
@@ -340,9 +350,9 @@ class Disk:
         write_all(
             self._ops, file.fd, [front, *_merged(self._pool, job.pages, job.page_size)], job.offset
         )
-        return Done(Status.OK, "", tuple(row.checksum for row in rows))
+        return GroupWritten(tuple(row.checksum for row in rows))
 
-    def _carry(self, volume: _Volume, job: CarryGroup) -> Done:
+    def _carry(self, volume: _Volume, job: CarryGroup) -> GroupCarried:
         source, file = self._file(volume, job.source), self._file(volume, job.segment)
         old = unpack_rows(job.rows)
         space = memoryview(buffer(sum(row.length for row in old)))
@@ -357,16 +367,14 @@ class Disk:
         if rows:
             front = _paged(group(file.uuid, job.index, rows))
             write_all(self._ops, file.fd, [front, space[:length]], job.offset)
-        return Done(Status.OK, "", (), joined(rows))
+        return GroupCarried(joined(rows))
 
     def _sync(self, volume: _Volume, job: SyncSegment) -> Done:
         self._ops.sync(self._file(volume, job.segment).fd)
         return Done(Status.OK)
 
-    def _seal(self, volume: _Volume, job: SealSegment) -> Done:
-        return Done(
-            Status.OK, "", (self._end(self._file(volume, job.segment), job.offset, job.rows),)
-        )
+    def _seal(self, volume: _Volume, job: SealSegment) -> SegmentSealed:
+        return SegmentSealed(self._end(self._file(volume, job.segment), job.offset, job.rows))
 
     def _end(self, file: _File, offset: int, rows: bytes) -> int:
         """Write the footer and cut the file behind it; its bytes."""
@@ -376,7 +384,7 @@ class Disk:
         self._ops.sync_all(file.fd)
         return offset + len(ending)
 
-    def _read(self, volume: _Volume, job: ReadRun) -> Done:
+    def _read(self, volume: _Volume, job: ReadRun) -> RunRead:
         file = self._file(volume, job.segment)
         size, payload = padded(job.payload), job.payload
         into: list[memoryview] = []
@@ -388,7 +396,7 @@ class Disk:
         if read_all(self._ops, file.fd, into, job.offset) != sum(map(len, into)):
             raise OSError(errno.EIO, f"segment {job.segment} is shorter than it should be")
         sums = tuple(page_sum(self._pool[at : at + payload]) for at in job.pages)
-        return Done(Status.OK, "", sums)
+        return RunRead(sums)
 
     def _drop(self, volume: _Volume, job: DropSegment) -> Done:
         name = _name(job.segment)

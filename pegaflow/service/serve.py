@@ -42,11 +42,17 @@ from pegaflow.wire.jobs import (
     CheckFiles,
     Done,
     Exited,
+    FilesChecked,
+    IncarnationDrawn,
     Kill,
     Look,
+    Looked,
     NextIncarnation,
     OpenPool,
+    PoolOpened,
+    Result,
     Spawn,
+    Spawned,
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -130,19 +136,24 @@ class _House:
         geometry, run_dir = Geometry(chosen.size, extent), str(self.settings.run_dir)
         return poolfiles.make(self._stem, geometry, incarnation, above, run_dir)
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result:
         """Carry out one job."""
         if isinstance(job, OpenPool):
-            header = self.files.header
-            paths = f"{self.files.pool.path}\n{self.files.file.path}"
-            values = (header.pool_bytes, header.extent_bytes)
-            return Done(Status.OK, paths, (*values, *self.files.pool.id, *self.files.file.id))
+            header, pool, ledger = self.files.header, self.files.pool, self.files.file
+            return PoolOpened(
+                pool_path=pool.path,
+                ledger_path=ledger.path,
+                pool_bytes=header.pool_bytes,
+                extent_bytes=header.extent_bytes,
+                pool_file=pool.id,
+                ledger_file=ledger.id,
+            )
         if isinstance(job, CheckFiles):
             return self._check()
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
             self.files.ledger.set_incarnation(self.incarnation)
-            return Done(Status.OK, "", (self.incarnation,))
+            return IncarnationDrawn(self.incarnation)
         if isinstance(job, Spawn):
             return self._spawn(job.address)
         if isinstance(job, Look):
@@ -156,7 +167,7 @@ class _House:
             child.kill()
         return Done(Status.OK)
 
-    def _look(self, job: Look) -> Done:
+    def _look(self, job: Look) -> Looked:
         since, waits = self._silences.get(job.address, (None, None))
         if waits is None or since != job.since:
             child = self._children.get(job.address)
@@ -164,9 +175,9 @@ class _House:
             self._silences[job.address] = job.since, waits
         now = monotonic()
         wait = waits.look(now)
-        return Done(Status.OK, wait.state, (wait.waited, wait.ran, now))
+        return Looked(waited_ns=wait.waited, ran_ns=wait.ran, at_ns=now, state=wait.state)
 
-    def _spawn(self, address: Address) -> Done:
+    def _spawn(self, address: Address) -> Spawned | Done:
         if self._unreachable:
             return Done(Status.NO_SPACE, f"cannot start {address}: {self._unreachable}")
         command = child_command(address, self.settings, self.supervisor)
@@ -195,9 +206,9 @@ class _House:
             loop.inform(Exited(address, number, exits.words(code)))
 
         loop.watch(fd, dead)
-        return Done(Status.OK, "", (child.pid, started))
+        return Spawned(child.pid, started)
 
-    def _check(self) -> Done:
+    def _check(self) -> FilesChecked:
         """Whether others still find us; what can be made anew is."""
         assert self.loop is not None
         self._reap()
@@ -215,7 +226,7 @@ class _House:
                 found.append(f"{path} is a directory: remove it")
             elif self._is_deaf(address):
                 lost.append(address.incarnation)
-        return Done(Status.OK, "\n".join(filter(None, found)), tuple(lost))
+        return FilesChecked(tuple(filter(None, found)), tuple(lost))
 
     def _socket_of(self, address: Address) -> Path:
         return self.settings.run_dir / rundir.ACTORS / f"{address}.sock"

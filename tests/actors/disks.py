@@ -1,6 +1,7 @@
 """A flusher in its rig, and a disk that does what it is told, when it is told."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.core.segments.codec import Row, block_sum, joined, unpack_rows
@@ -8,15 +9,23 @@ from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.control import Neighbour
 from pegaflow.wire.diskjobs import (
     CarryGroup,
+    GroupCarried,
+    GroupWritten,
     LoadSegment,
     OpenVolume,
     ReadRun,
+    RunRead,
     SealSegment,
+    SegmentLoaded,
+    SegmentSealed,
+    VolumeOpened,
+    VolumeWatched,
+    WatchVolume,
     WriteGroup,
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Manifest, Noted
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -33,7 +42,7 @@ PATIENCE = 1000 * MS
 SUM = 7
 """Checksum of every page."""
 
-Answer = Callable[[Message], Done]
+Answer = Callable[[Message], Result]
 
 
 def row_of(at: int, segment_offset: int = 8192, generation: int = 1) -> Row:
@@ -79,39 +88,40 @@ class Disks:
             sent += self.end(found[0])
         return sent
 
-    def end(self, job: Message) -> list[Envelope]:
+    def end(self, job: Job[Any]) -> list[Envelope]:
         """End the oldest job of this one's kind."""
         fault = self.faults.get(type(job))
-        done = fault(job) if fault else orderly(job, self.segments)
+        result = fault(job) if fault else orderly(job, self.segments)
         self.did.append(job)
-        return self.rig.done(type(job), done.status, done.note, done.values, done.data)
+        return self.rig.done(type(job), result)
 
     def kinds(self) -> list[str]:
         """What was done so far."""
         return [type(job).__name__ for job in self.did]
 
 
-def orderly(job: Message, segments: Mapping[tuple[int, int], bytes]) -> Done:
+def orderly(job: Message, segments: Mapping[tuple[int, int], bytes]) -> Result:
     """The answer of a disk in order, which had these segments at the start."""
     if isinstance(job, OpenVolume):
         found = sorted(number for volume, number in segments if volume == job.volume)
-        pairs = [part for number in found for part in (number, 1 << 20)]
-        return Done(Status.OK, "", (1 << 40, *pairs))
+        return VolumeOpened(1 << 40, tuple(found), (1 << 20,) * len(found))
     if isinstance(job, LoadSegment):
         rows = segments[job.volume, job.segment]
-        return Done(Status.OK, "", (1 << 20, 0, 0), rows)
+        return SegmentLoaded(rows, 1 << 20)
     if isinstance(job, WriteGroup):
-        return Done(Status.OK, "", (block_sum((SUM,) * job.shards),) * len(job.keys))
+        return GroupWritten((block_sum((SUM,) * job.shards),) * len(job.keys))
     if isinstance(job, CarryGroup):
         carried, at = [], job.offset + PAGE_ALIGN
         for row in unpack_rows(job.rows):
             carried.append(row._replace(offset=at))
             at += row.length
-        return Done(Status.OK, "", (), joined(carried))
+        return GroupCarried(joined(carried))
     if isinstance(job, SealSegment):
-        return Done(Status.OK, "", (job.offset + 2 * PAGE_ALIGN,))
+        return SegmentSealed(job.offset + 2 * PAGE_ALIGN)
     if isinstance(job, ReadRun):
-        return Done(Status.OK, "", (SUM,) * len(job.pages))
+        return RunRead((SUM,) * len(job.pages))
+    if isinstance(job, WatchVolume):
+        return VolumeWatched()
     return Done(Status.OK)
 
 

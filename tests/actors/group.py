@@ -18,24 +18,30 @@ from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
     Exited,
+    FilesChecked,
+    IncarnationDrawn,
     Kill,
     Look,
+    Looked,
     NextIncarnation,
     OpenPool,
+    PoolOpened,
     Spawn,
+    Spawned,
 )
 from pegaflow.wire.values import Address
 
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
 
 PLAN = Plan(1, "run", "0.1")
+OPENED = PoolOpened("pool", "ledger", POOL, EXTENT, (), ())
 OPEN = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
 
 
 class Group(Rig):
     """A supervisor whose jobs are done as soon as they are asked for; children say Hello."""
 
-    def __init__(self, plan: Plan = PLAN, opened: tuple[int, ...] = (POOL, EXTENT)) -> None:
+    def __init__(self, plan: Plan = PLAN, opened: PoolOpened = OPENED) -> None:
         super().__init__(Supervisor(BOSS, plan))
         self.incarnation = BOSS.incarnation
         self.living: list[Address] = []
@@ -64,22 +70,22 @@ class Group(Rig):
         while self.jobs:
             job = self.jobs[0][1]
             if isinstance(job, OpenPool):
-                sent += self.done(OpenPool, note="pool\nledger", values=self.opened)
+                sent += self.done(OpenPool, self.opened)
             elif isinstance(job, NextIncarnation):
                 self.incarnation += 1
-                sent += self.done(NextIncarnation, values=(self.incarnation,))
+                sent += self.done(NextIncarnation, IncarnationDrawn(self.incarnation))
             elif isinstance(job, Spawn):
                 self.living.append(job.address)
-                sent += self.done(Spawn, values=(1000 + job.address.incarnation, 1))
+                sent += self.done(Spawn, Spawned(1000 + job.address.incarnation, 1))
                 sent += self.tell(job.address, Hello(1, 1, f"ipc://{job.address}"))
             elif isinstance(job, Look):
                 waited = self.waited.get(job.address, 0)
-                sent += self.done(Look, note="sleeping", values=(waited, 0, self.now))
+                sent += self.done(Look, Looked(waited, 0, self.now, "sleeping"))
             elif isinstance(job, Announce):
                 self.announced.append(job.lines)
                 sent += self.done(Announce)
             elif isinstance(job, CheckFiles):
-                sent += self.done(CheckFiles, note="\n".join(self.faults), values=self.lost)
+                sent += self.done(CheckFiles, FilesChecked(tuple(self.faults), self.lost))
             else:
                 assert isinstance(job, Kill)
                 self.killed.append(job.address)

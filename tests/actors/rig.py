@@ -4,16 +4,16 @@ Every call returns the envelopes of that step; jobs collect in `jobs` until `don
 of a kind.  All invariants are checked after each step.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pegaflow.actors.runtime.contract import Actor, Dial, Hangup, Note, Rebind
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address, U64s
+from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
 
 BOSS = Address(SUPERVISOR, 1)
 ALLOC = Address(ALLOCATOR, 2)
@@ -41,7 +41,7 @@ class Rig:
         self.host = Host(actor)
         self.me = actor.address
         self.now = 1000 * MS
-        self.jobs: list[tuple[int, Message]] = []  # without an end yet, oldest first
+        self.jobs: list[tuple[int, Job[Any]]] = []  # without an end yet, oldest first
         self.links: list[Dial | Hangup | Rebind] = []  # all so far
         self.notes: list[Note] = []  # all so far
         self.stop: str | None = None  # the reason, once the actor has stopped
@@ -74,18 +74,13 @@ class Rig:
         return self._look(self.host.inform(msg, self.now))
 
     def done(
-        self,
-        kind: type[Message],
-        status: Status = Status.OK,
-        note: str = "",
-        values: U64s = (),
-        data: bytes = b"",
+        self, kind: type[Job[Any]], ended: Result | Status = Status.OK, note: str = ""
     ) -> list[Envelope]:
-        """End the oldest outstanding job of this kind."""
+        """End the oldest outstanding job of this kind; a status stands for a Done."""
         entry = next(e for e in self.jobs if isinstance(e[1], kind))
         self.jobs.remove(entry)
-        done = Done(status, note, values, data)
-        return self._look(self.host.complete(entry[0], done, self.now))
+        result = Done(ended, note) if isinstance(ended, Status) else ended
+        return self._look(self.host.complete(entry[0], result, self.now))
 
     def wait(self, nanoseconds: int) -> list[Envelope]:
         """Let time pass, waking the actor whenever it wants to be woken."""

@@ -4,7 +4,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve, Reserved
 from pegaflow.wire.control import Neighbour, Serve, Serving
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import OpenBounce
+from pegaflow.wire.jobs import BounceOpened, OpenBounce
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attach, Attached
 from pegaflow.wire.status import Status
@@ -39,7 +39,7 @@ def attached() -> tuple[Rig, Session, Envelope]:
     """A session with an attached engine, and its unanswered Reserve."""
     rig, actor = serving()
     assert rig.ask(CLIENT_7, ATTACH) == []
-    sent = rig.done(OpenBounce, note="bounce")
+    sent = rig.done(OpenBounce, BounceOpened("bounce", ()))
     assert said(sent, Attached, CLIENT_7).page_size == PAGE
     return rig, actor, one(sent, Reserve, ALLOC)
 

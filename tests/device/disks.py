@@ -17,15 +17,23 @@ from pegaflow.device.diskops import Ops
 from pegaflow.device.memory import SharedFile
 from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.diskjobs import (
+    CarryGroup,
+    GroupCarried,
     LoadSegment,
     MakeSegment,
     OpenVolume,
     ReadRun,
+    RunRead,
     SealSegment,
+    SegmentLoaded,
+    SegmentSealed,
     SyncSegment,
+    VolumeOpened,
+    VolumeWatched,
+    WatchVolume,
     WriteGroup,
 )
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -80,19 +88,49 @@ class Bench:
     def close(self) -> None:
         self.disk.close()
 
-    def work(self, job: Message, status: Status = Status.OK) -> Done:
-        """One job, which ends like this."""
-        done = self.disk.work(job)
-        assert done.status is status, (job, done)
-        return done
+    def work(self, job: Message) -> Result:
+        """One job, which is done."""
+        result = self.disk.work(job)
+        assert result.ok, (job, result)
+        return result
+
+    def fails(self, job: Message, status: Status) -> str:
+        """One job, which is not done, for this reason; the reason in words."""
+        result = self.disk.work(job)
+        assert isinstance(result, Done) and result.status is status, (job, result)
+        return result.note
+
+    def look(self, volume: int = 0) -> VolumeOpened:
+        """Open a directory."""
+        result = self.work(OpenVolume(volume))
+        assert isinstance(result, VolumeOpened)
+        return result
+
+    def mended(self) -> str:
+        """What a look at the directory mends."""
+        result = self.work(WatchVolume(0))
+        assert isinstance(result, VolumeWatched)
+        return result.mended
+
+    def load(self, segment: int) -> SegmentLoaded:
+        """The rows of a segment, and where they are from."""
+        result = self.work(LoadSegment(0, segment))
+        assert isinstance(result, SegmentLoaded)
+        return result
+
+    def carry(self, job: CarryGroup) -> list[Row]:
+        """Carry blocks over; their rows there."""
+        result = self.work(job)
+        assert isinstance(result, GroupCarried)
+        return unpack_rows(result.rows)
 
     def open(self) -> list[int]:
         """Numbers of the segments that are there."""
-        values = self.work(OpenVolume(0)).values
-        return [n for n, size in zip(values[1::2], values[2::2], strict=True) if size]
+        found = self.look()
+        return [n for n, size in zip(found.segments, found.segment_bytes, strict=True) if size]
 
     def rows(self, segment: int) -> list[Row]:
-        return unpack_rows(self.work(LoadSegment(0, segment)).data)
+        return unpack_rows(self.load(segment).rows)
 
     def group(
         self, segment: int, index: int, offset: int, keys: list[bytes], sums: tuple[int, ...] = ()
@@ -134,15 +172,17 @@ class Bench:
 
     def seal(self, segment: int, offset: int) -> int:
         """With the rows that a walk finds; the bytes of the file."""
-        rows = self.disk.work(LoadSegment(0, segment)).data
-        return self.work(SealSegment(0, segment, offset, rows)).values[0]
+        result = self.work(SealSegment(0, segment, offset, self.load(segment).rows))
+        assert isinstance(result, SegmentSealed)
+        return result.file_bytes
 
     def read(self, segment: int, rows: list[Row]) -> tuple[tuple[int, ...], list[bytes]]:
         """The checksums of the pages, and the payloads, shard by shard."""
         count = sum(row.shards for row in rows)
         pages = tuple(HALF + n * PAGE for n in range(count))
-        done = self.work(read_of(segment, rows, pages))
-        return tuple(done.values), [bytes(self.pool.map[at : at + PAYLOAD]) for at in pages]
+        result = self.work(read_of(segment, rows, pages))
+        assert isinstance(result, RunRead)
+        return tuple(result.checksums), [bytes(self.pool.map[at : at + PAYLOAD]) for at in pages]
 
     def right(self, segment: int, row: Row) -> bool:
         """Whether a block comes back as it was written."""

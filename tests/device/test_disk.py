@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from pegaflow.wire.diskjobs import (
     SealSegment,
     SyncSegment,
 )
+from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -67,17 +69,17 @@ def test_blocks_come_back_by_the_footer_and_by_a_walk_alike(bench: Bench) -> Non
     bench.write(2, 2, first=6)
     with again(bench) as after:
         assert after.open() == [1, 2]
-        sealed = after.work(LoadSegment(0, 1))
-        assert sealed.values == (size, 0, 0)
-        walked = after.work(LoadSegment(0, 2))
-        assert walked.values[1:] == (1, 0)
+        sealed = after.load(1)
+        assert (sealed.file_bytes, sealed.scanned, sealed.corrupt) == (size, False, 0)
+        walked = after.load(2)
+        assert walked.scanned and not walked.corrupt
         for segment, done in ((1, sealed), (2, walked)):
-            rows = unpack_rows(done.data)
+            rows = unpack_rows(done.rows)
             first = 6 * (segment - 1)
             assert [row.key for row in rows] == [key_of(first + n) for n in range(6)]
             assert all(after.right(segment, row) for row in rows)
-        assert after.work(LoadSegment(0, 2)).values == (walked.values[0], 0, 0), "sealed by then"
-        assert after.file(2).stat().st_size == walked.values[0] < SEGMENT
+        assert after.load(2) == replace(walked, scanned=False), "sealed by then"
+        assert after.file(2).stat().st_size == walked.file_bytes < SEGMENT
 
 
 def test_a_run_is_read_in_one_go_with_the_checksum_of_every_page(bench: Bench) -> None:
@@ -98,7 +100,7 @@ def test_pages_that_are_not_what_was_sealed_are_named_and_nothing_is_written(ben
     good = tuple(page_sum(content(key, shard)) for key in keys for shard in (0, 1))
     bench.work(bench.group(1, 0, PAGE_ALIGN, keys, (0, *good[1:])))
     bad = bench.group(1, 1, PAGE_ALIGN * 10, keys, (*good[:2], good[2] ^ 1, good[3]))
-    assert bench.work(bad, Status.CORRUPT).values == (2 * PAGE,)
+    assert bench.disk.work(bad) == PagesDiffer((2 * PAGE,))
     assert len(bench.rows(1)) == 2
 
 
@@ -109,14 +111,14 @@ def test_blocks_are_carried_over_but_for_those_that_are_damaged(bench: Bench) ->
     flip(bench.file(1), rows[1].offset + 7)
     bench.work(MakeSegment(0, 2, SEGMENT))
     some = b"".join(pack_row(row) for row in (rows[0], rows[1], rows[4]))
-    new = unpack_rows(bench.work(CarryGroup(0, 1, 2, 0, PAGE_ALIGN, some)).data)
+    new = bench.carry(CarryGroup(0, 1, 2, 0, PAGE_ALIGN, some))
     assert [row.key for row in new] == [rows[0].key, rows[4].key]
     bench.work(DropSegment(0, 1))
     assert all(bench.right(2, row) for row in new) and bench.rows(2) == new
     only_bad = pack_row(rows[1])
     bench.write(3, 2)
     flip(bench.file(3), rows[1].offset)
-    assert bench.work(CarryGroup(0, 3, 2, 1, 20 * PAGE_ALIGN, only_bad)).data == b""
+    assert bench.carry(CarryGroup(0, 3, 2, 1, 20 * PAGE_ALIGN, only_bad)) == []
 
 
 def test_a_dropped_segment_is_gone_and_dropping_it_again_is_no_fault(bench: Bench) -> None:
@@ -125,7 +127,7 @@ def test_a_dropped_segment_is_gone_and_dropping_it_again_is_no_fault(bench: Benc
     bench.work(DropSegment(0, 1))
     bench.work(DropSegment(0, 1))
     assert not bench.file(1).exists() and bench.open() == []
-    assert bench.work(LoadSegment(0, 1), Status.COPY_FAILED).note
+    assert bench.fails(LoadSegment(0, 1), Status.COPY_FAILED)
 
 
 def test_where_there_is_no_direct_io_it_is_buffered_with_one_note(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_where_there_is_no_direct_io_it_is_buffered_with_one_note(tmp_path: Path
             return super().open(path, flags, at)
 
     bench = Bench(tmp_path / "log", tmp_path / "pool", Old())
-    (note,) = bench.work(OpenVolume(0)).note.splitlines()
+    (note,) = bench.look().notes
     assert "buffered" in note
     bench.write(1, 1)
     assert all(bench.right(1, row) for row in bench.rows(1))
@@ -182,20 +184,19 @@ def test_a_walk_leaves_damaged_blocks_out_and_counts_them(bench: Bench) -> None:
     flip(bench.file(1), rows[2].offset + PAGE)
     with again(bench) as after:
         after.open()
-        done = after.work(LoadSegment(0, 1))
-        assert done.values[1:] == (1, 1)
-        assert unpack_rows(done.data) == [row for row in rows if row != rows[2]]
+        done = after.load(1)
+        assert (done.scanned, done.corrupt) == (True, 1)
+        assert unpack_rows(done.rows) == [row for row in rows if row != rows[2]]
 
 
 def test_a_damaged_footer_is_made_good_by_a_walk(bench: Bench) -> None:
     bench.open()
-    size = bench.seal(1, bench.write(1, 2))
+    size, whole = bench.seal(1, bench.write(1, 2)), bench.load(1)
     for at in (size - PAGE_ALIGN + 3, size - 2 * PAGE_ALIGN + 3):
         flip(bench.file(1), at)
         with again(bench) as after:
             after.open()
-            done = after.work(LoadSegment(0, 1))
-            assert done.values == (size, 1, 0) and len(unpack_rows(done.data)) == 6
+            assert after.load(1) == replace(whole, scanned=True)
 
 
 def test_a_tail_torn_anywhere_is_cut(bench: Bench) -> None:
@@ -218,12 +219,11 @@ def test_strange_files_stay_as_they_are_with_a_line_each(bench: Bench) -> None:
     bench.file(4).write_bytes(b"somebody else's" + bytes(8192))
     bench.file(5).write_bytes(b"")
     (bench.folder / "notes.txt").write_text("mine")
-    done = bench.work(OpenVolume(0))
-    assert done.values[1:] == (3, 0, 4, 0, 5, 0), "names that are taken"
-    lines = done.note.splitlines()
-    assert len(lines) == 4 and "before there were markers" in lines[0]
-    assert "format 9" in lines[1] and "no segment" in lines[2]
-    assert "1 files" in lines[3]
+    done = bench.look()
+    assert (done.segments, done.segment_bytes) == ((3, 4, 5), (0, 0, 0)), "names that are taken"
+    assert len(done.notes) == 4 and "before there were markers" in done.notes[0]
+    assert "format 9" in done.notes[1] and "no segment" in done.notes[2]
+    assert "1 files" in done.notes[3]
     names = sorted(path.name for path in bench.folder.iterdir())
     there = [bench.file(3).name, bench.file(4).name, "notes.txt", MARKER]
     assert names == there, "the empty one is gone"
@@ -263,14 +263,14 @@ def test_every_fault_is_a_status_and_a_line_and_then_it_goes_on(
     for job in jobs[1:]:
         ops.will_fail(call, number)
         done = bench.disk.work(job)
-        if done.status is not Status.OK:
-            assert done.note.startswith(str(bench.folder)) and "\n" not in done.note
+        if isinstance(done, Done):
+            assert done.ok or done.note.startswith(str(bench.folder)) and "\n" not in done.note
         ops.fail.clear()
         if isinstance(job, MakeSegment):
-            assert done.status is Status.OK or not bench.file(9).exists() or call == "unlink"
+            assert done.ok or not bench.file(9).exists() or call == "unlink"
     ops.will_fail(call, number)
-    done = bench.disk.work(OpenVolume(0))
-    assert done.status in (Status.OK, Status.COPY_FAILED, Status.GONE)
+    opened = bench.disk.work(OpenVolume(0))
+    assert not isinstance(opened, Done) or opened.status in (Status.COPY_FAILED, Status.GONE)
     ops.fail.clear()
     assert 1 in bench.open()
     assert all(bench.right(1, row) for row in bench.rows(1)), "nothing was lost"
@@ -299,7 +299,7 @@ def test_a_write_that_moves_nothing_has_failed(bench: Bench) -> None:
     with again(bench, Stuck()) as after:
         after.open()
         job = after.group(1, 5, 40 * PAGE_ALIGN, [key_of(9)])
-        assert "fewer bytes" in after.work(job, Status.COPY_FAILED).note
+        assert "fewer bytes" in after.fails(job, Status.COPY_FAILED)
 
 
 def test_a_read_behind_the_end_has_failed(bench: Bench) -> None:
@@ -307,17 +307,17 @@ def test_a_read_behind_the_end_has_failed(bench: Bench) -> None:
     bench.write(1, 1)
     row = bench.rows(1)[0]._replace(offset=SEGMENT * 2)
     pages = tuple(HALF + n * PAGE for n in range(2))
-    assert bench.work(read_of(1, [row], pages), Status.COPY_FAILED).note
+    assert bench.fails(read_of(1, [row], pages), Status.COPY_FAILED)
 
 
 def test_the_floor_of_the_file_system_is_kept(tmp_path: Path) -> None:
     ops = Failing()
     bench = Bench(tmp_path / "log", tmp_path / "pool", ops, floor=10 * SEGMENT)
     ops.free = 11 * SEGMENT
-    assert bench.work(OpenVolume(0)).values == (SEGMENT,)
+    assert bench.look().free_bytes == SEGMENT
     bench.work(MakeSegment(0, 1, SEGMENT))
     ops.free -= 1
-    note = bench.work(MakeSegment(0, 2, SEGMENT), Status.NO_SPACE).note
+    note = bench.fails(MakeSegment(0, 2, SEGMENT), Status.NO_SPACE)
     assert "--ssd-free-floor" in note
     assert f"a segment of {SEGMENT >> 20} MiB does not fit: " in note
     bench.close()
@@ -342,30 +342,30 @@ def test_a_directory_that_cannot_be_written_can_be_read(
             return super().open(path, flags, at)
 
     bench = Bench(tmp_path / "log", tmp_path / "pool", ReadOnly())
-    done = bench.work(OpenVolume(0))
-    assert done.values[1] == 1 and ADVICE[number] in done.note
+    done = bench.look()
+    assert done.segments == (1,) and ADVICE[number] in "".join(done.notes)
     assert all(bench.right(1, row) for row in bench.rows(1))
-    assert bench.work(MakeSegment(0, 2, SEGMENT), status).note
+    assert bench.fails(MakeSegment(0, 2, SEGMENT), status)
     bench.close()
 
 
 def test_a_directory_that_vanishes_is_not_made_again(bench: Bench) -> None:
     bench.open()
     shutil.rmtree(bench.folder)
-    assert "is not there any more; mount its" in bench.work(OpenVolume(0), Status.GONE).note
+    assert "is not there any more; mount its" in bench.fails(OpenVolume(0), Status.GONE)
     assert not bench.folder.exists()
 
 
 def test_a_directory_that_others_may_write_to_is_used_with_a_line(bench: Bench) -> None:
-    assert bench.work(OpenVolume(0)).note == ""
+    assert not bench.look().notes
     bench.folder.chmod(0o777)
-    assert f"other users may write to {bench.folder}" in bench.work(OpenVolume(0)).note
+    assert f"other users may write to {bench.folder}" in "".join(bench.look().notes)
 
 
 def test_a_directory_has_one_owner(bench: Bench, tmp_path: Path) -> None:
     bench.open()
     second = Bench(bench.folder, tmp_path / "pool2")
-    note = second.work(OpenVolume(0), Status.IN_USE).note
+    note = second.fails(OpenVolume(0), Status.IN_USE)
     assert "in use by another service" in note and "--ssd-cache-path" in note
     bench.close()
     assert second.open() == []
@@ -376,7 +376,7 @@ def test_a_directory_has_one_owner(bench: Bench, tmp_path: Path) -> None:
 def test_what_is_no_directory_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     bench = Bench(tmp_path / "file", tmp_path / "pool")
-    assert str(tmp_path / "file") in bench.work(OpenVolume(0), Status.GONE).note
+    assert str(tmp_path / "file") in bench.fails(OpenVolume(0), Status.GONE)
     bench.close()
 
 
@@ -436,9 +436,9 @@ def test_a_disk_that_fills_up_says_so_and_goes_on_when_there_is_room(tmp_path: P
         bench = Bench(mount / "log", tmp_path / "pool")
         bench.open()
         number = 1
-        while (done := bench.disk.work(MakeSegment(0, number, 4 << 20))).status is Status.OK:
+        while (done := bench.disk.work(MakeSegment(0, number, 4 << 20))).ok:
             number += 1
-        assert done.status is Status.NO_SPACE and number > 3, done
+        assert isinstance(done, Done) and done.status is Status.NO_SPACE and number > 3, done
         (mount / "other").write_bytes(bytes(1 << 20))
         assert not bench.file(number).exists()
         bench.work(DropSegment(0, 1))

@@ -14,7 +14,14 @@ from pegaflow.core.segments.marker import MARKER
 from pegaflow.device.diskops import Ops
 from pegaflow.device.ssdfolder import Folder, Known, UnusableError
 from pegaflow.device.ssdwipe import remove_log
-from pegaflow.wire.diskjobs import DropSegment, LoadSegment, MakeSegment, OpenVolume, WatchVolume
+from pegaflow.wire.diskjobs import (
+    DropSegment,
+    LoadSegment,
+    MakeSegment,
+    OpenVolume,
+    VolumeOpened,
+    WatchVolume,
+)
 from pegaflow.wire.status import Status
 
 from .disks import SEGMENT, Bench, key_of, marker_of
@@ -43,7 +50,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def in_use(bench: Bench) -> bool:
-    return "in use by another service" in bench.work(OpenVolume(0), Status.IN_USE).note
+    return "in use by another service" in bench.fails(OpenVolume(0), Status.IN_USE)
 
 
 # one directory, two services
@@ -141,13 +148,14 @@ def test_a_segment_under_another_name_is_neither_believed_nor_touched(
     link.hardlink_to(bench.file(1))
     before = state_of(bench.folder)
     with other(bench, folder) as second:
-        done = second.work(OpenVolume(0))
-        assert done.values[1:] == (1, 0) and "another service has it" in done.note
-        second.work(LoadSegment(0, 1), Status.COPY_FAILED)
+        done = second.look()
+        assert (done.segments, done.segment_bytes) == ((1,), (0,))
+        assert "another service has it" in "".join(done.notes)
+        second.fails(LoadSegment(0, 1), Status.COPY_FAILED)
         second.work(DropSegment(0, 1))
         assert "in use" in remove_log(str(folder))[1]
         second.work(MakeSegment(0, 2, SEGMENT))
-        assert second.work(MakeSegment(0, 1, SEGMENT), Status.COPY_FAILED).note
+        assert second.fails(MakeSegment(0, 1, SEGMENT), Status.COPY_FAILED)
     assert link.exists() and state_of(bench.folder) == before
     bench.work(bench.group(1, 2, offset, [key_of(90)]))
     assert all(bench.right(1, row) for row in bench.rows(1)), "it is written on"
@@ -163,8 +171,10 @@ def test_two_directories_of_one_service_do_not_share_a_segment(
     (tmp_path / "more").mkdir(mode=0o700)
     (tmp_path / "more" / bench.file(1).name).hardlink_to(bench.file(1))
     disk = type(both.disk)([str(bench.folder), str(tmp_path / "more")], 0, both.pool)
-    assert disk.work(OpenVolume(0)).values[1] == 1
-    assert disk.work(OpenVolume(1)).values[1:] == (1, 0)
+    first, second = disk.work(OpenVolume(0)), disk.work(OpenVolume(1))
+    assert isinstance(first, VolumeOpened) and first.segments == (1,) and first.segment_bytes[0]
+    assert isinstance(second, VolumeOpened)
+    assert (second.segments, second.segment_bytes) == ((1,), (0,))
     disk.close()
     bench.disk = Bench(bench.folder, Path(bench.pool.path)).disk
 
@@ -175,7 +185,7 @@ def test_a_copy_is_a_log_of_its_own(bench: Bench, tmp_path: Path) -> None:
     rows = bench.rows(1)
     shutil.copytree(bench.folder, tmp_path / "copy")
     with other(bench, tmp_path / "copy") as second:
-        assert "is a copy of log" in second.work(OpenVolume(0)).note
+        assert "is a copy of log" in "".join(second.look().notes)
         assert marker_of(tmp_path / "copy").log != marker_of(bench.folder).log
         assert second.rows(1) == rows
         second.work(DropSegment(0, 1))
@@ -199,8 +209,9 @@ def test_what_is_called_a_segment_and_is_no_file_is_left_alone(
         else:
             name.mkdir()
         before = state_of(bench.folder)
-        done = second.work(OpenVolume(0))
-        assert done.values[1:] == (1, 0) and "as it is" in done.note
+        done = second.look()
+        assert (done.segments, done.segment_bytes) == ((1,), (0,))
+        assert "as it is" in "".join(done.notes)
         second.work(DropSegment(0, 1))
         assert name.is_symlink() or name.exists()
     assert state_of(bench.folder) == before
@@ -222,12 +233,12 @@ def test_a_replaced_directory_is_noticed_and_never_written_to(bench: Bench, tmp_
     bench.work(bench.group(1, 2, offset, [key_of(70)]))
     bench.work(MakeSegment(0, 2, SEGMENT))
     assert all(bench.right(1, row) for row in rows), "what is open is read as ever"
-    said = bench.work(WatchVolume(0), Status.GONE).note
+    said = bench.fails(WatchVolume(0), Status.GONE)
     assert f"touch {bench.folder}/{MARKER}" in said
     bench.work(DropSegment(0, 1))
     assert state_of(bench.folder) == before and not (away / bench.file(1).name).exists()
     for _ in range(2):
-        assert bench.work(OpenVolume(0), Status.GONE).note == said, "it is said once"
+        assert bench.fails(OpenVolume(0), Status.GONE) == said, "it is said once"
     assert state_of(bench.folder) == before
     shutil.rmtree(bench.folder)
     away.rename(bench.folder)
@@ -238,10 +249,10 @@ def test_a_directory_that_is_removed_is_noticed_and_not_made_again(bench: Bench)
     bench.open()
     bench.write(1, 1)
     shutil.rmtree(bench.folder)
-    said = bench.work(WatchVolume(0), Status.GONE).note
+    said = bench.fails(WatchVolume(0), Status.GONE)
     assert said.startswith(f"{bench.folder} is not there any more; mount its file system, or make")
-    assert bench.work(MakeSegment(0, 2, SEGMENT), Status.COPY_FAILED).note
-    assert bench.work(OpenVolume(0), Status.GONE).note == said, "it is said once"
+    assert bench.fails(MakeSegment(0, 2, SEGMENT), Status.COPY_FAILED)
+    assert bench.fails(OpenVolume(0), Status.GONE) == said, "it is said once"
     assert not bench.folder.exists()
 
 
@@ -249,8 +260,8 @@ def test_a_file_in_its_place_is_said_once(bench: Bench) -> None:
     bench.open()
     shutil.rmtree(bench.folder)
     bench.folder.touch()
-    said = bench.work(WatchVolume(0), Status.GONE).note
-    assert "not a directory" in said and bench.work(OpenVolume(0), Status.GONE).note == said
+    said = bench.fails(WatchVolume(0), Status.GONE)
+    assert "not a directory" in said and bench.fails(OpenVolume(0), Status.GONE) == said
 
 
 @pytest.mark.parametrize("below", ["", "log"])
@@ -266,9 +277,9 @@ def test_a_lost_mount_is_one_line_with_what_to_do(tmp_path: Path, below: str) ->
         bench.open()
     finally:
         subprocess.run(["umount", "--lazy", mounted], check=True)
-    said = bench.work(WatchVolume(0), Status.GONE).note
+    said = bench.fails(WatchVolume(0), Status.GONE)
     assert "mount its file system, or " in said
-    assert bench.work(OpenVolume(0), Status.GONE).note == said
+    assert bench.fails(OpenVolume(0), Status.GONE) == said
     assert not list(mounted.iterdir())
     bench.close()
 
@@ -278,7 +289,7 @@ def test_an_empty_directory_in_its_place_is_used_on_an_operators_word(bench: Ben
     log = marker_of(bench.folder).log
     shutil.rmtree(bench.folder)
     bench.folder.mkdir(mode=0o700)
-    bench.work(OpenVolume(0), Status.GONE)
+    bench.fails(OpenVolume(0), Status.GONE)
     (bench.folder / MARKER).touch()
     assert bench.open() == [] and marker_of(bench.folder).log != log
     bench.work(WatchVolume(0))
@@ -292,9 +303,9 @@ def test_another_log_in_its_place_is_used_with_a_line(bench: Bench, tmp_path: Pa
     log = marker_of(bench.folder).log
     bench.folder.rename(tmp_path / "away")
     (tmp_path / "second").rename(bench.folder)
-    bench.work(WatchVolume(0), Status.GONE)
-    done = bench.work(OpenVolume(0))
-    assert f"before, it had {log}" in done.note and done.values[1] == 1
+    bench.fails(WatchVolume(0), Status.GONE)
+    done = bench.look()
+    assert f"before, it had {log}" in "".join(done.notes) and done.segments == (1,)
 
 
 def test_removed_segments_are_noticed(bench: Bench) -> None:
@@ -302,7 +313,7 @@ def test_removed_segments_are_noticed(bench: Bench) -> None:
     bench.seal(1, bench.write(1, 1))
     bench.write(2, 1)
     bench.file(1).unlink()
-    assert "removed 1 segments" in bench.work(WatchVolume(0), Status.GONE).note
+    assert "removed 1 segments" in bench.fails(WatchVolume(0), Status.GONE)
     assert bench.open() == [2]
     bench.work(WatchVolume(0))
 
@@ -320,9 +331,9 @@ def test_a_removed_or_replaced_marker_is_written_anew(bench: Bench) -> None:
     bench.open()
     log = marker_of(bench.folder)
     (bench.folder / MARKER).unlink()
-    assert "written anew" in bench.work(WatchVolume(0)).note
+    assert "written anew" in bench.mended()
     assert marker_of(bench.folder) == log
     (bench.folder / MARKER).unlink()
     (bench.folder / MARKER).write_text("not ours")
-    assert "written anew" in bench.work(WatchVolume(0)).note
-    assert marker_of(bench.folder) == log and bench.work(WatchVolume(0)).note == ""
+    assert "written anew" in bench.mended()
+    assert marker_of(bench.folder) == log and bench.mended() == ""

@@ -12,7 +12,7 @@ from pegaflow.core.segments.marker import MARKER, Marker, OfLaterFormatError, pa
 from pegaflow.device.mounts import missing_mount
 from pegaflow.device.ssdfolder import Known
 from pegaflow.device.ssdwipe import remove_log
-from pegaflow.wire.diskjobs import OpenVolume, WatchVolume
+from pegaflow.wire.diskjobs import OpenVolume
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
 
@@ -29,7 +29,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def test_only_the_last_component_is_made(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "missing" / "kv", tmp_path / "pool")
-    note = bench.work(OpenVolume(0), Status.GONE).note
+    note = bench.fails(OpenVolume(0), Status.GONE)
     assert f"there is no {tmp_path}/missing" in note and "mount" in note
     assert not (tmp_path / "missing").exists()
     (tmp_path / "missing").mkdir()
@@ -47,7 +47,7 @@ def test_what_is_known_of_a_directory_outlives_the_process(tmp_path: Path) -> No
     away = folder.rename(tmp_path / "away")
     for lost in (False, True):
         bench = Bench(folder, tmp_path / "pool", known=Known(known))
-        bench.work(OpenVolume(0), Status.GONE)
+        bench.fails(OpenVolume(0), Status.GONE)
         bench.close()
         if not lost:
             assert not folder.exists(), "what was there is not mounted: nothing is made"
@@ -79,10 +79,10 @@ def test_no_new_log_is_begun_where_a_file_system_is_missing(tmp_path: Path) -> N
 
     ops = Unmounted()
     bench = Bench(tmp_path / "log", tmp_path / "pool", ops)
-    assert "/mnt/disk is not mounted" in bench.work(OpenVolume(0), Status.GONE).note
+    assert "/mnt/disk is not mounted" in bench.fails(OpenVolume(0), Status.GONE)
     assert not bench.folder.exists()
     bench.folder.mkdir(mode=0o700)
-    assert "/etc/fstab" in bench.work(OpenVolume(0), Status.GONE).note
+    assert "/etc/fstab" in bench.fails(OpenVolume(0), Status.GONE)
     assert not list(bench.folder.iterdir())
     ops.missing = ""
     assert bench.open() == []
@@ -128,9 +128,9 @@ def test_a_log_of_the_version_before_is_adopted(bench: Bench) -> None:
     bench.close()
     (bench.folder / MARKER).unlink()
     after = Bench(bench.folder, Path(bench.pool.path))
-    done = after.work(OpenVolume(0))
-    assert done.values[1] == 1 and "from before there were markers" in done.note
-    assert after.work(OpenVolume(0)).note == "" and marker_of(bench.folder)
+    done = after.look()
+    assert done.segments == (1,) and "from before there were markers" in "".join(done.notes)
+    assert not after.look().notes and marker_of(bench.folder)
     after.close()
     bench.disk = Bench(bench.folder, Path(bench.pool.path)).disk
 
@@ -139,8 +139,8 @@ def test_a_log_of_the_version_before_is_adopted(bench: Bench) -> None:
 def test_a_damaged_marker_is_written_anew(bench: Bench, data: bytes) -> None:
     bench.folder.mkdir(mode=0o700)
     (bench.folder / MARKER).write_bytes(data)
-    assert "damaged" in bench.work(OpenVolume(0)).note
-    assert bench.work(OpenVolume(0)).note == ""
+    assert "damaged" in "".join(bench.look().notes)
+    assert not bench.look().notes
 
 
 def test_a_marker_of_a_later_version_is_left_alone(bench: Bench) -> None:
@@ -150,7 +150,7 @@ def test_a_marker_of_a_later_version_is_left_alone(bench: Bench) -> None:
     later = _later()
     (bench.folder / MARKER).write_bytes(later)
     bench.disk = Bench(bench.folder, Path(bench.pool.path)).disk
-    assert "format 2" in bench.work(OpenVolume(0), Status.READ_ONLY).note
+    assert "format 2" in bench.fails(OpenVolume(0), Status.READ_ONLY)
     removed, why = remove_log(str(bench.folder))
     assert removed == 0 and "format 2" in why
     assert (bench.folder / MARKER).read_bytes() == later and bench.file(1).exists()
@@ -180,8 +180,8 @@ def test_another_device_number_is_said_once(bench: Bench) -> None:
     bench.close()
     (bench.folder / MARKER).write_bytes(pack(Marker(found.log, found.device + 1, found.inode)))
     bench.disk = Bench(bench.folder, Path(bench.pool.path)).disk
-    assert "it has its marker, so it is used" in bench.work(OpenVolume(0)).note
-    assert bench.work(OpenVolume(0)).note == "" and marker_of(bench.folder) == found
+    assert "it has its marker, so it is used" in "".join(bench.look().notes)
+    assert not bench.look().notes and marker_of(bench.folder) == found
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
@@ -201,7 +201,7 @@ def test_where_no_marker_can_be_written_the_log_is_read(bench: Bench, number: in
     disk = Bench(bench.folder, Path(bench.pool.path), ReadOnly(), known=known)
     assert disk.open() == [1] and known.get(str(bench.folder)) is None
     assert all(disk.right(1, row) for row in disk.rows(1))
-    assert disk.open() == [1] and disk.work(WatchVolume(0)).note == ""
+    assert disk.open() == [1] and disk.mended() == ""
     disk.close()
     bench.disk = Bench(bench.folder, Path(bench.pool.path)).disk
 

@@ -17,7 +17,7 @@ from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.jobs import Done, SetLog
+from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
@@ -74,7 +74,7 @@ class Cage:
         """A sound answer of a neighbour that is believed; None if it is hostile itself."""
         return None
 
-    def work(self, job: Message) -> Done | None:
+    def work(self, job: Message) -> Result | None:
         """Do a job; None: never."""
         return None
 
@@ -169,9 +169,9 @@ class Cage:
                 self.tell(question.receiver, msg, answer=question.question)
         while self.jobs and self.rng.random() < 0.7:
             number, job = self.jobs.pop(0)
-            done = Done(Status.NO_SPACE) if isinstance(job, SetLog) else self.work(job)
-            if done is not None:
-                self.take(self.host.complete(number, done, self.now))
+            result = Done(Status.NO_SPACE) if isinstance(job, SetLog) else self.work(job)
+            if result is not None:
+                self.take(self.host.complete(number, result, self.now))
 
     def take(self, step: Step) -> None:
         """Carry out a step."""

@@ -8,7 +8,15 @@ from pegaflow.wire.allocator import Freed, Pressure, Reserve, Return, Stock
 from pegaflow.wire.control import Fenced, Gone, Neighbour, Roll
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
-from pegaflow.wire.jobs import Done, GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.jobs import (
+    Done,
+    GrowExtent,
+    ReadRecords,
+    RecordsRead,
+    RecordsScanned,
+    Result,
+    ScanRecords,
+)
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
@@ -157,15 +165,15 @@ class AllocatorCage(Cage):
         assert isinstance(question.message, Pressure)
         return Freed(self._evict(question.message.count))
 
-    def work(self, job: Message) -> Done | None:
+    def work(self, job: Message) -> Result:
         if isinstance(job, GrowExtent):
             assert job.extent < GEOMETRY.extents
             return Done(Status.OK)
         if isinstance(job, ScanRecords):
-            return Done(Status.OK)  # a fresh pool
+            return RecordsScanned((), ())  # a fresh pool
         assert isinstance(job, ReadRecords)
         assert all(page < RECORDS for page in job.pages), "a page that is not there is read"
-        return Done(Status.OK, "", tuple(p for p in job.pages if p in self.sealed))
+        return RecordsRead(tuple(p for p in job.pages if p in self.sealed))
 
     @property
     def slab(self) -> Slab | None:

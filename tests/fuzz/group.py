@@ -15,13 +15,20 @@ from pegaflow.wire.jobs import (
     CheckFiles,
     Done,
     Exited,
+    FilesChecked,
+    IncarnationDrawn,
     Kill,
     Listen,
+    Listening,
     Look,
+    Looked,
     NextIncarnation,
     OpenPool,
+    PoolOpened,
     Publish,
+    Result,
     Spawn,
+    Spawned,
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -45,19 +52,21 @@ class SupervisorCage(Cage):
         sound = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
         self.generator.learn(sound, sound=True)
 
-    def work(self, job: Message) -> Done | None:
+    def work(self, job: Message) -> Result:
         if isinstance(job, OpenPool):
-            return Done(Status.OK, "pool\nledger", (POOL, EXTENT))
+            return PoolOpened("pool", "ledger", POOL, EXTENT, (), ())
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
-            return Done(Status.OK, "", (self.incarnation,))
+            return IncarnationDrawn(self.incarnation)
         if isinstance(job, Spawn):
             self.living.append(job.address)
-            return Done(Status.OK, "", (1000 + job.address.incarnation, 1))
-        if isinstance(job, Announce | CheckFiles):
+            return Spawned(1000 + job.address.incarnation, 1)
+        if isinstance(job, Announce):
             return Done(Status.OK)
+        if isinstance(job, CheckFiles):
+            return FilesChecked((), ())
         if isinstance(job, Look):
-            return Done(Status.OK, "sleeping", (0, 0, self.now))
+            return Looked(0, 0, self.now, "sleeping")
         assert isinstance(job, Kill)
         if job.address in self.living:
             self.exit(job.address)
@@ -123,11 +132,11 @@ class GatewayCage(Cage):
             return replace(msg, processes=(own, *msg.processes))
         return msg
 
-    def work(self, job: Message) -> Done | None:
+    def work(self, job: Message) -> Result:
         if isinstance(job, Listen):
             if self.rng.random() < 0.5:
                 return Done(Status.NO_SPACE, "in use")
-            return Done(Status.OK, "127.0.0.1:5", (5,))
+            return Listening("127.0.0.1:5", 5)
         assert isinstance(job, Publish)
         body = metrics.render(job.report, self.now)
         assert all(line.startswith((b"#", b"p")) for line in body.splitlines()), body

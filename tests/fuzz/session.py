@@ -8,12 +8,15 @@ from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
+    BounceOpened,
     Done,
     DrawProof,
     FillPages,
     MapEngine,
     OpenBounce,
+    ProofDrawn,
     ReadBlocks,
+    Result,
     UnmapEngine,
     WatchProcess,
     WriteBlocks,
@@ -111,15 +114,15 @@ class SessionCage(Cage):
     def _page(self) -> int:
         return self.rng.randrange(RECORDS)
 
-    def work(self, job: Message) -> Done | None:
+    def work(self, job: Message) -> Result | None:
         if isinstance(job, OpenBounce):
             assert 0 < job.slots * job.page_size <= max(64 << 20, job.page_size)
             if self.rng.random() < 0.05:
                 return Done(Status.NO_SPACE, "full")
             self.bounces[job.mapping] = job.slots
-            return Done(Status.OK, "bounce")
+            return BounceOpened("bounce", ())
         if isinstance(job, DrawProof):
-            return Done(Status.OK, self.rng.randbytes(32).hex())
+            return ProofDrawn(self.rng.randbytes(32))
         if isinstance(job, MapEngine):
             assert len(job.proof) == 32 and job.scratch
             assert all(layer.region < len(job.bases) for layer in job.layout.layers)

@@ -6,7 +6,7 @@ from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import Gone, Neighbour
-from pegaflow.wire.diskjobs import ReadRun, WriteGroup
+from pegaflow.wire.diskjobs import ReadRun, RunRead, WriteGroup
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import (
     Fetch,
@@ -21,7 +21,7 @@ from pegaflow.wire.flusher import (
     Written,
 )
 from pegaflow.wire.index import Corrupt, Find, Holding, Seal, Sealed
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
@@ -206,7 +206,7 @@ class FlusherCage(Cage):
         self.pages.update(dict.fromkeys(pages, self.grants))
         return Reserved(Status.OK, self.grants, pages, tuple(1000 + page for page in pages))
 
-    def work(self, job: Message) -> Done | None:
+    def work(self, job: Message) -> Result:
         if isinstance(job, WriteGroup | ReadRun):
             assert max(job.pages) < POOL and len(set(job.pages)) == len(job.pages)
             self.counts["groups_written"] += isinstance(job, WriteGroup)
@@ -215,7 +215,7 @@ class FlusherCage(Cage):
             faults = (Status.NO_SPACE, Status.COPY_FAILED, Status.READ_ONLY)
             return Done(self.rng.choice(faults), "it is broken")
         if isinstance(job, ReadRun) and dice < 0.06:
-            return Done(Status.OK, "", (0,) * len(job.pages))  # bits have turned
+            return RunRead((0,) * len(job.pages))  # bits have turned
         return orderly(job, {})
 
     def saw(self, envelope: Envelope) -> None:

@@ -18,7 +18,7 @@ from pegaflow.core.segments.codec import padded
 from pegaflow.device.disk import Disk
 from pegaflow.device.diskops import Identity, Ops
 from pegaflow.wire.diskjobs import ReadRun
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Result
 from pegaflow.wire.message import Message
 
 from .files import Files
@@ -337,7 +337,7 @@ class FlushWork:
         path = sorted(self._files.media)[job.volume]  # type: ignore[attr-defined]
         return self._files.media[path].mode == "slow"
 
-    def part(self, job: Message) -> Generator[None, None, Done]:
+    def part(self, job: Message) -> Generator[None, None, Result]:
         """A job as work for a thread."""
         dice = self._world.rng.random() if self._world.rough else 1.0
         if self._slow(job):

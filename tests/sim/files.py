@@ -13,11 +13,15 @@ from xxhash import xxh3_64_intdigest
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.jobs import (
+    BounceOpened,
     Done,
     FillPages,
     MapEngine,
     OpenBounce,
+    PagesDiffer,
+    PagesSummed,
     ReadBlocks,
+    Result,
     SumPages,
     UnmapEngine,
     WriteBlocks,
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 PIECES = 2
 """Pieces in which a page is copied."""
 
-Work = Generator[None, None, Done]
+Work = Generator[None, None, Result]
 """A job, one step at a time."""
 
 
@@ -80,9 +84,9 @@ def copy_pieces(
     return [piece(at, *cuts[n : n + 2]) for at in range(len(to)) for n in range(PIECES)]
 
 
-def at_once(done: Done) -> Work:
+def at_once(result: Result) -> Work:
     """A job of one step."""
-    return done
+    return result
     yield
 
 
@@ -136,7 +140,7 @@ class Device:
         for at in job.offsets:
             sums.append(xxh3_64_intdigest(self.pool[at : at + job.length]) or 1)
             yield
-        return Done(Status.OK, "", tuple(sums))
+        return PagesSummed(tuple(sums))
 
     def _open_bounce(self, job: OpenBounce) -> Work:
         if self.world.rough and self.world.rng.random() < 0.1:
@@ -144,7 +148,7 @@ class Device:
             return at_once(Done(Status.NO_SPACE, "no room"))
         path = self._bounce_path(job.mapping)
         self.bounces[job.mapping] = self.files.create(path, job.slots * job.page_size)
-        return at_once(Done(Status.OK, path))
+        return at_once(BounceOpened(path, ()))
 
     def _fill(self, job: FillPages, bounce: bytearray) -> Work:
         slots = [slot * job.page_size for slot in job.slots]
@@ -186,7 +190,7 @@ class Device:
             found = xxh3_64_intdigest(pool[offset : offset + size]) or 1
             bad += [offset] if sum_ not in (0, found) else []
         if bad:
-            return Done(Status.CORRUPT, "corrupt", tuple(bad))
+            return PagesDiffer(tuple(bad))
         for block, offset in zip(job.blocks[first:last], job.offsets[first:last], strict=True):
             for start, end in zip(cuts, cuts[1:], strict=False):
                 if mapping.closed or not client.alive:

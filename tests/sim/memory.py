@@ -9,7 +9,7 @@ adopts the pool.  An index may die between any two words that it writes into the
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.flusher.actor import Flusher
@@ -34,16 +34,26 @@ from pegaflow.wire.jobs import (
     Done,
     DrawProof,
     Exited,
+    FilesChecked,
     GrowExtent,
+    IncarnationDrawn,
     Kill,
     Listen,
+    Listening,
     Look,
+    Looked,
     NextIncarnation,
     OpenPool,
+    PoolOpened,
+    ProofDrawn,
     Publish,
     ReadRecords,
+    RecordsRead,
+    RecordsScanned,
+    Result,
     ScanRecords,
     Spawn,
+    Spawned,
     Stopping,
     UnmapEngine,
     WatchProcess,
@@ -76,9 +86,7 @@ class _Job:
 
     number: int
     left: int  # parts of it that are not over
-    done: Done = field(
-        default_factory=lambda: Done(Status.OK)
-    )  # the first that failed, or the last
+    result: Result = Done(Status.OK)  # of the first that failed, or of the last
 
 
 class FragileLedger(Ledger):
@@ -134,7 +142,7 @@ class HostProc(Proc):
         self.files = files
         self.host: Host | None = None  # None until the process has come up
         self.fenced: dict[Address, Address] = {}  # dead lives, and the index that said Fenced
-        self._completions: deque[tuple[int, Done]] = deque()
+        self._completions: deque[tuple[int, Result]] = deque()
         self._parts: deque[tuple[_Job, Work]] = deque()  # that no worker has begun
         self._idle = 1  # workers
 
@@ -170,10 +178,10 @@ class HostProc(Proc):
         assert self.host is not None
         self._effects(step)
         while self._completions and self.alive:
-            number, done = self._completions.popleft()
-            self._effects(self.host.complete(number, done, self.world.now))
+            number, result = self._completions.popleft()
+            self._effects(self.host.complete(number, result, self.world.now))
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """Subclass: carry out a job; None: later."""
         raise NotImplementedError
 
@@ -185,10 +193,10 @@ class HostProc(Proc):
             self._idle -= 1
             self._turn_worker(*self._parts.popleft())
 
-    def complete(self, number: int, done: Done) -> None:
+    def complete(self, number: int, result: Result) -> None:
         """A job is over."""
         assert self.host is not None
-        self.apply(self.host.complete(number, done, self.world.now))
+        self.apply(self.host.complete(number, result, self.world.now))
 
     def _effects(self, step: Step) -> None:
         for link in step.links:
@@ -199,9 +207,9 @@ class HostProc(Proc):
         for envelope in step.envelopes:
             self.world.send(self, envelope)
         for number, job in step.jobs:
-            done = self.work(number, job)
-            if done is not None:
-                self._completions.append((number, done))
+            result = self.work(number, job)
+            if result is not None:
+                self._completions.append((number, result))
         if step.stop is not None:
             self.die(step.stop or CLEAN_END)
 
@@ -217,16 +225,16 @@ class HostProc(Proc):
         slow = self.world.rough and self.world.rng.random() < 0.02
         self.after(self.world.between(5 * US, 20 * MS if slow else 300 * US), turn)
 
-    def _part_over(self, job: _Job, done: Done) -> None:
-        if job.done.status is Status.OK:
-            job.done = done
+    def _part_over(self, job: _Job, result: Result) -> None:
+        if job.result.ok:
+            job.result = result
         job.left -= 1
         if self._parts:
             self._turn_worker(*self._parts.popleft())
         else:
             self._idle += 1
         if not job.left:
-            self.complete(job.number, job.done)
+            self.complete(job.number, job.result)
 
 
 class ChildProc(HostProc):
@@ -256,9 +264,9 @@ class ChildProc(HostProc):
         self.ledger = FragileLedger(self.files.named[welcome.ledger_path])
         return self.ledger
 
-    def _read(self, job: ReadRecords, path: str) -> Done:
+    def _read(self, job: ReadRecords, path: str) -> RecordsRead:
         void = Ledger(self.files.named[path]).are_void(job.pages)
-        return Done(Status.OK, "", tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
+        return RecordsRead(tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
 
     def _read_later(self, job: ReadRecords, path: str) -> Work:
         yield
@@ -266,11 +274,14 @@ class ChildProc(HostProc):
 
     def _scan(self, job: ScanRecords, path: str) -> Work:
         """Record by record, while others write."""
-        found: list[int] = []
+        pages: list[int] = []
+        payloads: list[int] = []
         for page in range(job.first, job.first + job.count):
-            found += occupied(Ledger(self.files.named[path]), page, 1)
+            found, lengths = occupied(Ledger(self.files.named[path]), page, 1)
+            pages += found
+            payloads += lengths
             yield
-        return Done(Status.OK, "", tuple(found))
+        return RecordsScanned(tuple(pages), tuple(payloads))
 
     def resume(self) -> None:
         """Whoever was stuck for so long is dead by now."""
@@ -281,7 +292,7 @@ class ChildProc(HostProc):
             assert child.state is ChildState.STARTING, f"{self.address} hung and was not killed"
         super().resume()
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """The jobs of the device.py of each actor."""
         world = self.world
         welcome = member_of(self.actor).welcome
@@ -300,7 +311,7 @@ class ChildProc(HostProc):
             return None
         if isinstance(job, Listen):
             busy = world.rough and world.rng.random() < 0.3
-            return Done(Status.BUSY if busy else Status.OK, job.address, (1,))
+            return Done(Status.BUSY, job.address) if busy else Listening(job.address, 1)
         if isinstance(job, Publish):
             self.shown = job.report
             return Done(Status.OK)
@@ -319,7 +330,7 @@ class ChildProc(HostProc):
             self.slowly(number, [at_once(Done(Status.OK if there else Status.NO_SPACE))])
             return None
         if isinstance(job, DrawProof):
-            return Done(Status.OK, world.rng.randbytes(PROOF_BYTES).hex())
+            return ProofDrawn(world.rng.randbytes(PROOF_BYTES))
         if self._device is None:
             self._idle = COPY_THREADS
             pool = self.files.named[welcome.pool_path]
@@ -361,25 +372,27 @@ class House(HostProc):
             if isinstance(proc, ChildProc):
                 proc.die("its supervisor is gone")
 
-    def work(self, number: int, job: Message) -> Done | None:
+    def work(self, number: int, job: Message) -> Result | None:
         """The jobs of serve.py."""
         if isinstance(job, OpenPool):
             assert self.files.paths is not None
             sizes = (self.geometry.pool_bytes, self.geometry.extent_bytes)
-            return Done(Status.OK, "\n".join(self.files.paths), sizes)
+            return PoolOpened(*self.files.paths, *sizes, (), ())
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
             self.ledger.set_incarnation(self.incarnation)
-            return Done(Status.OK, "", (self.incarnation,))
+            return IncarnationDrawn(self.incarnation)
         if isinstance(job, Spawn):
             return self._spawn(job.address)
-        if isinstance(job, Announce | CheckFiles):
+        if isinstance(job, Announce):
             return Done(Status.OK)
+        if isinstance(job, CheckFiles):
+            return FilesChecked((), ())
         assert isinstance(job, Kill | Look)
         child = self.world.procs.get(job.address)
         if isinstance(job, Look):
             waited = child.waited(job.since) if child is not None else 0
-            return Done(Status.OK, "", (waited, 0, self.world.now))
+            return Looked(waited, 0, self.world.now, "")
         if child is not None:
             self.world.at(self.world.now + self.world.delay(), lambda: child.die("killed"))
         return Done(Status.OK)
@@ -412,7 +425,7 @@ class House(HostProc):
         facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, files.incarnation)
         Ledger.format(ledger, Header(bytes(16), b"boot", *facts))
 
-    def _spawn(self, address: Address) -> Done:
+    def _spawn(self, address: Address) -> Spawned:
         child = ChildProc(self.world, self.files, address, self.address)
         child.after(self.world.between(5 * MS, 150 * MS), lambda: child.begin(Host(child.actor)))
 
@@ -421,4 +434,4 @@ class House(HostProc):
             self.input(lambda: self.inform(Exited(address, child.exit_code)))
 
         child.watch(dead)
-        return Done(Status.OK, "", (child.pid, child.started))
+        return Spawned(child.pid, child.started)

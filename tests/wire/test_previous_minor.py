@@ -18,7 +18,7 @@ from pegaflow.wire.allocator import Reserve
 from pegaflow.wire.control import Serve, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope, unpack
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
-from pegaflow.wire.jobs import FillPages, OpenBounce
+from pegaflow.wire.jobs import BounceOpened, FillPages, OpenBounce
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Attached, Confirmed, Found, Pages, Pong, Saved, Take
 from pegaflow.wire.status import Status
@@ -128,7 +128,7 @@ def test_a_whole_conversation_of_a_client_of_minor_0() -> None:
     rig, _ = serving()
     client = OldClient(rig)
     assert client.says("attach") == []
-    sent = rig.done(OpenBounce, note="bounce")
+    sent = rig.done(OpenBounce, BounceOpened("bounce", ()))
     client.hears("attach", sent, Attached)
     rig.answer(one(sent, Reserve, ALLOC), grant(1, 8))
 

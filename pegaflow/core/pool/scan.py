@@ -55,14 +55,17 @@ def scan(ledger: Ledger, first: int, count: int) -> Chunk:
     return Chunk(good + first, rows, (used[bad] + first).tolist())
 
 
-def occupied(ledger: Ledger, first: int, count: int) -> tuple[int, ...]:
-    """The pages of a chunk that are not void, as page | bytes of payload << 32, by page; 0 bytes
+def occupied(ledger: Ledger, first: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The pages of a chunk that are not void, in their order, and the bytes of payload of each; 0
     for a quarantined one."""
     chunk = scan(ledger, first, count)
-    lengths = chunk.rows["length"].astype(np.uint64) << np.uint64(32)
-    sealed = (chunk.pages.astype(np.uint64) | lengths).tolist()
-    bad = chunk.quarantined
-    return tuple(sorted([*sealed, *bad], key=lambda v: v & 0xFFFF_FFFF) if bad else sealed)
+    pages, lengths = chunk.pages, chunk.rows["length"].astype(np.int64)
+    if chunk.quarantined:
+        pages = np.append(pages, np.array(chunk.quarantined, np.int64))
+        order = np.argsort(pages)
+        pages = pages[order]
+        lengths = np.append(lengths, np.zeros(len(chunk.quarantined), np.int64))[order]
+    return tuple(pages.tolist()), tuple(lengths.tolist())
 
 
 class Sense:

@@ -4,7 +4,7 @@ from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 from tests.actors.rig import (
@@ -37,7 +37,7 @@ def allocator(extents: int = POOL // EXTENT) -> tuple[Rig, Allocator]:
     rig.tell(BOSS, WELCOME)
     rig.tell(BOSS, NOBODY_ELSE)
     rig.tell(IDX, Freed(()))
-    rig.done(ScanRecords)
+    rig.done(ScanRecords, RecordsScanned((), ()))
     for _ in range(extents):
         rig.done(GrowExtent)
     return rig, actor
@@ -51,6 +51,17 @@ def granted(sent: list[Envelope], holder: Address = SESSION_4) -> Reserved:
 
 def free_bytes(actor: Allocator) -> int:
     return actor.gauges()["pool_free_bytes"]
+
+
+def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
+    rig = Rig(Allocator(ALLOC, BOSS, HELLO))
+    rig.start()
+    rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, NOBODY_ELSE)
+    rig.tell(IDX, Freed(()))
+    assert rig.done(ScanRecords, Status.COPY_FAILED, "too many open files") == []
+    assert rig.stop == "cannot read the ledger: too many open files"
+    assert not rig.wanted(GrowExtent)
 
 
 def test_a_grant() -> None:
@@ -100,13 +111,13 @@ def test_a_full_pool_presses_the_index_once() -> None:
     rig, actor = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
     rig.tell(SESSION_4, Return(pages))
-    rig.done(ReadRecords, values=pages)
+    rig.done(ReadRecords, RecordsRead(pages))
     assert actor.gauges()["pool_sealed_bytes"] == POOL
     pressure = one(rig.ask(SESSION_5, Reserve(PAGE, 2)), Pressure, IDX)
     assert pressure.message == Pressure(PAGE, 2, False)
     assert rig.ask(SESSION_4, Reserve(PAGE, 1)) == []
     assert rig.answer(pressure, Freed(pages[:3])) == []
-    sent = rig.done(ReadRecords)
+    sent = rig.done(ReadRecords, RecordsRead(()))
     assert set(granted(sent, SESSION_5).pages) < set(pages[:3])
     assert set(granted(sent, SESSION_4).pages) < set(pages[:3])
 
@@ -115,11 +126,11 @@ def test_another_page_size_presses_for_a_recut() -> None:
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
     rig.tell(SESSION_4, Return(pages))
-    rig.done(ReadRecords, values=pages)
+    rig.done(ReadRecords, RecordsRead(pages))
     pressure = one(rig.ask(SESSION_5, Reserve(EXTENT, 1)), Pressure)
     assert pressure.message == Pressure(EXTENT, 1, True)
     rig.answer(pressure, Freed(pages[: EXTENT // PAGE]))
-    assert granted(rig.done(ReadRecords), SESSION_5).pages == (pages[0],)
+    assert granted(rig.done(ReadRecords, RecordsRead(())), SESSION_5).pages == (pages[0],)
 
 
 def test_an_index_that_frees_nothing_or_is_silent_means_no_space() -> None:
@@ -144,7 +155,7 @@ def test_returned_pages_are_free_if_void_and_the_indexs_if_sealed() -> None:
     void, sealed = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     rig.tell(SESSION_4, Return((void, sealed)))
     assert free_bytes(actor) == POOL - 2 * PAGE, "nothing is free before the ledger is read"
-    rig.done(ReadRecords, values=(sealed,))
+    rig.done(ReadRecords, RecordsRead((sealed,)))
     assert free_bytes(actor) == POOL - PAGE
     assert actor.gauges()["pool_sealed_bytes"] == PAGE
 
@@ -153,9 +164,9 @@ def test_freed_is_believed_only_if_the_record_is_void() -> None:
     rig, actor = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     rig.tell(SESSION_4, Return(pages))
-    rig.done(ReadRecords, values=pages)
+    rig.done(ReadRecords, RecordsRead(pages))
     rig.tell(IDX, Freed(pages))
-    rig.done(ReadRecords, values=pages[:1])
+    rig.done(ReadRecords, RecordsRead(pages[:1]))
     assert actor.gauges()["pool_sealed_bytes"] == PAGE
     assert free_bytes(actor) == POOL - PAGE
 
@@ -164,7 +175,7 @@ def test_freed_does_not_take_a_page_from_its_holder() -> None:
     rig, actor = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages
     rig.tell(IDX, Freed(pages))
-    rig.done(ReadRecords)
+    rig.done(ReadRecords, RecordsRead(()))
     assert actor.gauges()["pool_held_bytes"] == PAGE
 
 
@@ -172,10 +183,10 @@ def test_a_lost_freed_is_mended_by_the_scan() -> None:
     rig, actor = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     rig.tell(SESSION_4, Return(pages))
-    rig.done(ReadRecords, values=pages)
+    rig.done(ReadRecords, RecordsRead(pages))
     rig.wait(BEAT_NS)
     assert {p for job in rig.wanted(ReadRecords) for p in job.pages} == set(pages)
-    rig.done(ReadRecords, values=pages[1:])
+    rig.done(ReadRecords, RecordsRead(pages[1:]))
     assert (free_bytes(actor), actor.gauges()["pool_sealed_bytes"]) == (POOL - PAGE, PAGE)
 
 
@@ -193,7 +204,7 @@ def test_stock_takes_back_what_it_omits() -> None:
     first = granted(rig.ask(SESSION_4, Reserve(PAGE, 3)))
     kept, void, sealed = first.pages
     assert rig.tell(SESSION_4, Stock(1, (kept,))) == []
-    rig.done(ReadRecords, values=(sealed,))
+    rig.done(ReadRecords, RecordsRead((sealed,)))
     gauges = actor.gauges()
     assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (PAGE, PAGE)
     assert void not in (kept, sealed)
@@ -216,7 +227,7 @@ def test_fenced_brings_back_all_of_the_dead() -> None:
     void, sealed = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     other = granted(rig.ask(SESSION_5, Reserve(PAGE, 1)), SESSION_5)
     rig.tell(IDX, Fenced(SESSION_4))
-    rig.done(ReadRecords, values=(sealed,))
+    rig.done(ReadRecords, RecordsRead((sealed,)))
     gauges = actor.gauges()
     assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (PAGE, PAGE)
     assert free_bytes(actor) == POOL - 2 * PAGE
@@ -236,9 +247,9 @@ def test_a_page_given_back_twice_is_freed_once() -> None:
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
     rig.tell(SESSION_4, Return(pages[:1]))
     rig.tell(SESSION_4, Stock(1, pages[1:]))
-    rig.done(ReadRecords)
+    rig.done(ReadRecords, RecordsRead(()))
     assert granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages == pages[:1]
-    rig.done(ReadRecords)
+    rig.done(ReadRecords, RecordsRead(()))
     assert not pick(rig.ask(SESSION_5, Reserve(PAGE, 1)), Reserved)
 
 

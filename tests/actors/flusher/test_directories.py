@@ -4,7 +4,7 @@ from pegaflow.actors.flusher.segments import RETRY_NS
 from pegaflow.actors.flusher.volumes import State
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.control import BEAT_NS, Beat
-from pegaflow.wire.diskjobs import MakeSegment, OpenVolume, WatchVolume
+from pegaflow.wire.diskjobs import MakeSegment, OpenVolume, VolumeOpened, VolumeWatched, WatchVolume
 from pegaflow.wire.flusher import Fetched, Flushed, Forget, Manifest, Tier
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.status import Status
@@ -67,7 +67,7 @@ def test_what_was_on_its_way_to_it_goes_to_another_directory() -> None:
     disks.faults[WatchVolume] = lambda job: (
         Done(Status.GONE, LOST)
         if isinstance(job, WatchVolume) and job.volume == disks.actor.volumes.all[0].number
-        else Done(Status.OK)
+        else VolumeWatched()
     )
     disks.faults[OpenVolume] = broken(Status.GONE, LOST)
     disks.rig.wait(BEAT_NS)
@@ -92,7 +92,7 @@ def test_a_fetch_from_it_is_a_miss() -> None:
 def test_what_was_mended_is_a_line_and_no_fault() -> None:
     disks = ready()
     disks.rig.notes.clear()
-    disks.faults[WatchVolume] = lambda job: Done(Status.OK, "the marker is written anew")
+    disks.faults[WatchVolume] = lambda job: VolumeWatched("the marker is written anew")
     disks.rig.wait(BEAT_NS)
     disks.work()
     assert [n.event for n in disks.rig.notes] == ["ssd_note"]
@@ -109,7 +109,7 @@ def test_a_watch_that_the_system_refuses_is_no_proof() -> None:
 
 def test_a_number_that_is_taken_is_not_used() -> None:
     disks = Disks()
-    disks.faults[OpenVolume] = lambda job: Done(Status.OK, "", (1 << 40, 7, 0))
+    disks.faults[OpenVolume] = lambda job: VolumeOpened(1 << 40, (7,), (0,))
     disks.ready()
     assert not disks.actor.volumes.all[0].segments
     disks.rig.tell(IDX, flush(1, 0, 1))

@@ -17,11 +17,10 @@ from pegaflow.actors.flusher.volumes import State
 from pegaflow.core.segments.codec import joined
 from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Drain, Gone, Neighbour
-from pegaflow.wire.diskjobs import DropSegment, ReadRun
+from pegaflow.wire.diskjobs import DropSegment, ReadRun, RunRead
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Fetched, Forget, Tier
 from pegaflow.wire.index import Seal, Sealed
-from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, Address
@@ -135,7 +134,7 @@ def test_what_is_not_in_the_log_is_absent() -> None:
 
 def test_a_block_with_another_checksum_is_never_sealed_nor_found_again() -> None:
     disks = reader()
-    disks.faults[ReadRun] = lambda job: Done(Status.OK, "", (SUM, SUM + 1, SUM))
+    disks.faults[ReadRun] = lambda job: RunRead((SUM, SUM + 1, SUM))
     sent = asks(disks, fetch(1, (0, 1, 2)))
     granted(disks, sent, 1)
     sent = disks.work()

@@ -18,12 +18,13 @@ from pegaflow.wire.diskjobs import (
     MakeSegment,
     OpenVolume,
     SealSegment,
+    SegmentLoaded,
     SyncSegment,
     WriteGroup,
 )
 from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier
 from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
@@ -90,8 +91,8 @@ def test_a_flush_that_we_had_is_ignored() -> None:
 def test_pages_that_are_not_what_was_sealed_are_corrupt_and_the_others_are_written() -> None:
     disks = Disks()
     disks.ready()
-    disks.faults[WriteGroup] = lambda job: Done(
-        Status.CORRUPT, "differs", (job.pages[1],) if isinstance(job, WriteGroup) else ()
+    disks.faults[WriteGroup] = lambda job: PagesDiffer(
+        (job.pages[1],) if isinstance(job, WriteGroup) else ()
     )
     disks.rig.tell(IDX, flush(1, 0, 3))
     sent = disks.work(MakeSegment) + disks.end(disks.rig.wanted(WriteGroup)[0])
@@ -301,7 +302,7 @@ def test_a_segment_that_cannot_be_read_is_left_alone() -> None:
     disks.faults[LoadSegment] = lambda job: (
         Done(Status.CORRUPT, "version 9")
         if isinstance(job, LoadSegment) and job.segment == 2
-        else Done(Status.OK, "", (1 << 20, 1, 0), _rows(0))
+        else SegmentLoaded(_rows(0), 1 << 20, scanned=True)
     )
     sent = disks.told(disks.meet() + disks.work())
     keys = [e.message.keys for e in pick(sent, Manifest) if isinstance(e.message, Manifest)]

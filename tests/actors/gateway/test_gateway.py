@@ -4,7 +4,7 @@ from pegaflow.actors.gateway.actor import INSPECT_NS, INSPECT_WAIT_NS, RETRY_NS,
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.wire.control import BEAT_NS, Beat, Drain, Gone, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Listen, Publish
+from pegaflow.wire.jobs import Listen, Listening, Publish
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import GATEWAY, Address
 from tests.actors.rig import BOSS, EXTENT, HELLO, IDX, Rig, one, pick, said
@@ -34,7 +34,7 @@ def beaten(rig: Rig, nanoseconds: int) -> list[Envelope]:
 def test_it_listens_where_it_is_told_and_says_where_that_is() -> None:
     rig, _ = gateway()
     assert rig.wanted(Listen) == [Listen(AT)] and port(rig) == 0
-    rig.done(Listen, note="127.0.0.1:4711", values=(4711,))
+    rig.done(Listen, Listening("127.0.0.1:4711", 4711))
     assert port(rig) == 4711
     beaten(rig, 10 * max(RETRY_NS))
     assert rig.wanted(Listen) == []
@@ -91,7 +91,7 @@ def test_a_busy_address_is_tried_again_ever_less_often() -> None:
         pauses.append(rig.now - before)
     wanted = [*RETRY_NS, RETRY_NS[-1], RETRY_NS[-1]]
     assert all(w <= p <= w + BEAT_NS for p, w in zip(pauses, wanted, strict=True))
-    rig.done(Listen, note=AT, values=(9091,))
+    rig.done(Listen, Listening(AT, 9091))
     assert port(rig) == 9091 and rig.stop is None
 
 

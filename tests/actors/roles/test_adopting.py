@@ -17,7 +17,7 @@ from pegaflow.wire.index import (
     Sealed,
     Unheld,
 )
-from pegaflow.wire.jobs import GrowExtent, ReadRecords, ScanRecords
+from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 from tests.actors.index.test_index import KEYS, NS, ROOT, index, save, seal_of
@@ -234,8 +234,8 @@ def grown(rig: Rig) -> None:
         rig.done(GrowExtent)
 
 
-def record(page: int) -> int:
-    return page | PAGE << 32
+def scanned(*pages: int) -> RecordsScanned:
+    return RecordsScanned(pages, (PAGE,) * len(pages))
 
 
 def test_it_waits_for_every_holder_and_for_an_index() -> None:
@@ -245,7 +245,7 @@ def test_it_waits_for_every_holder_and_for_an_index() -> None:
     rig.tell(IDX, Freed(()))
     assert not rig.wanted(ScanRecords) and actor.pages.slab is None
     rig.tell(SESSION_5, Stock(0, ()))
-    sent = rig.done(ScanRecords, values=(record(1), record(2)))
+    sent = rig.done(ScanRecords, scanned(1, 2))
     sent += rig.done(GrowExtent)
     grant = said(sent, Reserved, SESSION_4)
     assert grant.number == 4, "numbers go on from what was stated"
@@ -287,9 +287,9 @@ def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -
     rig.tell(IDX, Freed(()))
     rig.tell(SESSION_4, Return((0,)))
     rig.tell(SESSION_4, Stock(1, (), PAGE))
-    rig.done(ScanRecords)  # it was void when it was read
+    rig.done(ScanRecords, RecordsScanned((), ()))  # it was void when it was read
     assert actor.gauges()["pool_held_bytes"] == PAGE
-    rig.done(ReadRecords, values=(0,))  # and is sealed now
+    rig.done(ReadRecords, RecordsRead((0,)))  # and is sealed now
     grown(rig)
     assert actor.gauges()["pool_sealed_bytes"] == PAGE
 
@@ -301,7 +301,7 @@ def test_an_early_return_does_not_take_a_later_grant_away() -> None:
     rig.tell(SESSION_4, Return((0,)))
     rig.tell(SESSION_4, Stock(1, (), PAGE))
     rig.tell(IDX, Freed(()))
-    sent = rig.done(ScanRecords)
+    sent = rig.done(ScanRecords, RecordsScanned((), ()))
     while rig.wanted(GrowExtent):
         sent += rig.done(GrowExtent)
     assert said(sent, Reserved, SESSION_4).number == 2
@@ -313,8 +313,8 @@ def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> N
     rig.tell(SESSION_4, Stock(1, (0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     rig.tell(IDX, Fenced(SESSION_4))
-    rig.done(ScanRecords)
-    rig.done(ReadRecords, values=(1,))
+    rig.done(ScanRecords, RecordsScanned((), ()))
+    rig.done(ReadRecords, RecordsRead((1,)))
     grown(rig)
     gauges = actor.gauges()
     assert (gauges["pool_sealed_bytes"], gauges["pool_free_bytes"]) == (PAGE, POOL - PAGE)
@@ -332,7 +332,7 @@ def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
 def test_what_was_there_need_not_be_grown() -> None:
     rig, _ = keeper(Roll((), ()))
     rig.tell(IDX, Freed(()))
-    rig.done(ScanRecords, values=(record(0),))
+    rig.done(ScanRecords, scanned(0))
     assert [job.extent for job in rig.wanted(GrowExtent)] == [1]
     grown(rig)
     assert said(rig.ask(SESSION_4, Reserve(EXTENT, 1)), Reserved).pages == (EXTENT // PAGE,)
@@ -343,7 +343,7 @@ def test_nonsense_that_is_stated_is_nobodys() -> None:
     rig.tell(SESSION_4, Stock(1, (0, 1 << 40), PAGE))
     rig.tell(SESSION_5, Stock(1, (0, 1), 4097))
     rig.tell(IDX, Freed(()))
-    rig.done(ScanRecords)
+    rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
     assert actor.gauges()["pool_held_bytes"] == PAGE and rig.count("pages_not_held") == 3
 
@@ -353,13 +353,13 @@ def test_a_flusher_states_pages_of_several_sizes() -> None:
     first = EXTENT // PAGE
     rig.tell(FLUSHER_6, Stock(2, (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
     rig.tell(IDX, Freed(()))
-    rig.done(ScanRecords)
+    rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
     assert actor.gauges()["pool_held_bytes"] == 4 * PAGE
     other = said(rig.ask(SESSION_4, Reserve(2 * PAGE, 1)), Reserved)
     assert other.pages == (first + 1,), "the rest of an extent of this size"
     rig.tell(IDX, Fenced(FLUSHER_6))
-    rig.done(ReadRecords)
+    rig.done(ReadRecords, RecordsRead(()))
     assert actor.gauges()["pool_held_bytes"] == 2 * PAGE, "of the dead flusher nothing is left"
 
 
@@ -367,7 +367,7 @@ def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
     rig, actor = keeper(Roll((FLUSHER_6,), ()))
     rig.tell(FLUSHER_6, Stock(2, (0, 1), 0, (PAGE,)))
     rig.tell(IDX, Freed(()))
-    rig.done(ScanRecords)
+    rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
     assert actor.gauges()["pool_held_bytes"] == PAGE
 
@@ -375,7 +375,7 @@ def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
 def test_without_an_index_reservations_wait() -> None:
     rig, _ = keeper(Roll((), ()))
     rig.tell(IDX, Freed(()))
-    rig.done(ScanRecords)
+    rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
     rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
     rig.tell(BOSS, Gone(IDX))

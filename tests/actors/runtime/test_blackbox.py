@@ -13,7 +13,7 @@ from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.index import Claim, Claimed, Seal
-from pegaflow.wire.jobs import FillPages, OpenPool, Stopping
+from pegaflow.wire.jobs import FillPages, OpenPool, PoolOpened, Stopping
 from pegaflow.wire.session import Keep, Save, Take
 from tests.actors.rig import BOSS, CLIENT_7, HELLO, SESSION_4, Rig, one, said
 from tests.actors.sessions import KEYS, SERVE, attached, grant
@@ -65,7 +65,7 @@ def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
     rig = Rig(Supervisor(BOSS, plan))
     rig.start()
     rig.inform(Stopping())
-    rig.done(OpenPool, note="pool\nledger", values=(1 << 20, 1 << 16))
+    rig.done(OpenPool, PoolOpened("pool", "ledger", 1 << 20, 1 << 16, (), ()))
     _, _, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     host = blackbox.replay(inputs, lambda: Supervisor(BOSS, plan))
     assert isinstance(host.actor, Supervisor) and host.actor.lifecycle.stage is Stage.DRAINING
@@ -81,7 +81,7 @@ def test_a_file_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rig, _ = busy()
     path = blackbox.write(rig.host, tmp_path)
     monkeypatch.setattr(blackbox, "VERSION", blackbox.VERSION + 1)
-    with pytest.raises(ValueError, match="has format 1"):
+    with pytest.raises(ValueError, match="has format 2"):
         blackbox.read(path)
 
 

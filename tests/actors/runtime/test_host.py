@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import pytest
+
 from pegaflow.actors.runtime.contract import (
     Actor,
     Ask,
@@ -15,7 +17,7 @@ from pegaflow.actors.runtime.contract import (
     on,
 )
 from pegaflow.wire.control import Drain, Gone
-from pegaflow.wire.jobs import Done, GrowExtent
+from pegaflow.wire.jobs import Done, GrowExtent, RecordsRead
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Ping, Pong, Release
 from pegaflow.wire.status import Status
@@ -141,6 +143,13 @@ def test_a_job_ends_with_its_completion() -> None:
     rig.done(GrowExtent, Status.NO_SPACE)
     assert actor.ends == [Done(Status.NO_SPACE)]
     assert rig.host.outstanding() == (0, 0)
+
+
+def test_a_job_ends_with_nothing_but_what_its_class_names() -> None:
+    rig, _ = asker()
+    rig.tell(CLIENT_7, Release(3))
+    with pytest.raises(AssertionError, match="GrowExtent ends with RecordsRead"):
+        rig.done(GrowExtent, RecordsRead((1,)))
 
 
 def test_many_questions_expire_each_at_its_own_time() -> None:

@@ -33,7 +33,7 @@ from pegaflow.wire.control import (
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
-from pegaflow.wire.jobs import Exited, ReadRecords, Stopping
+from pegaflow.wire.jobs import Exited, ReadRecords, RecordsRead, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Found, Leave, Lookup, Ping, Pong, Save, Saved
 from pegaflow.wire.status import Status
@@ -183,7 +183,7 @@ def test_a_grant_whose_pages_came_back_is_not_said_again() -> None:
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     rig.tell(SESSION_4, Return(pages[:1]))
-    rig.done(ReadRecords)
+    rig.done(ReadRecords, RecordsRead(()))
     assert rig.tell(SESSION_4, Stock(0, pages[1:])) == []
 
 

@@ -8,15 +8,15 @@ import threading
 
 from pegaflow.actors.runtime.workers import YIELDING_NICE, Workers
 from pegaflow.core.errors import UserError
-from pegaflow.wire.jobs import Done
+from pegaflow.wire.jobs import Done, PagesDiffer, Result
 from pegaflow.wire.status import Status
 
 OK = Done(Status.OK)
 
 
-def finished(workers: Workers) -> list[tuple[int, Done]]:
+def finished(workers: Workers) -> list[tuple[int, Result]]:
     """Wait for at least one job."""
-    done: list[tuple[int, Done]] = []
+    done: list[tuple[int, Result]] = []
     while not done:
         assert select.select([workers.fd], [], [], 30)[0]
         done = workers.collect()
@@ -44,6 +44,13 @@ def test_the_outcome_is_that_of_the_part_that_failed() -> None:
 
     workers.put(1, lambda: OK, fails, lambda: OK)
     assert finished(workers) == [(1, Done(Status.COPY_FAILED, "no room"))]
+
+
+def test_any_result_may_be_that_of_a_failure() -> None:
+    workers = Workers()
+    parts = (OK, PagesDiffer((4096,)), Done(Status.COPY_FAILED, "too late"), OK)
+    workers.put(1, *(lambda part=part: part for part in parts))
+    assert finished(workers) == [(1, PagesDiffer((4096,)))]
 
 
 def test_an_unexpected_error_ends_the_process() -> None:

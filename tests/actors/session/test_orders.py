@@ -5,7 +5,7 @@ from dataclasses import replace
 from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve
 from pegaflow.wire.index import Claim, Claimed, Seal, Sealed
-from pegaflow.wire.jobs import FillPages, OpenBounce
+from pegaflow.wire.jobs import BounceOpened, FillPages, OpenBounce
 from pegaflow.wire.session import Keep, Save, Saved, Take
 from pegaflow.wire.status import Status
 from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, Rig, one, pick, said
@@ -18,9 +18,9 @@ def pair() -> tuple[Rig, Session]:
     """A session with both ranks of an engine, and eight pages."""
     rig, actor = serving()
     assert rig.ask(CLIENT_7, replace(ATTACH, world=2)) == []
-    rig.done(OpenBounce, note="bounce 0")
+    rig.done(OpenBounce, BounceOpened("bounce 0", ()))
     assert rig.ask(CLIENT_8, replace(ATTACH, rank=1, world=2)) == []
-    sent = rig.done(OpenBounce, note="bounce 1")
+    sent = rig.done(OpenBounce, BounceOpened("bounce 1", ()))
     rig.answer(one(sent, Reserve, ALLOC), grant(1, 8))
     return rig, actor
 

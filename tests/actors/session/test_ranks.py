@@ -9,12 +9,15 @@ from pegaflow.wire import session as to_session
 from pegaflow.wire.allocator import Return
 from pegaflow.wire.control import BEAT_NS, Bye, Refused
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Seal, Sealed
+from pegaflow.wire.index import Claim, Claimed, Corrupt, EndClaim, Find, Held, Release, Seal, Sealed
 from pegaflow.wire.jobs import (
+    BounceOpened,
     DrawProof,
     FillPages,
     MapEngine,
     OpenBounce,
+    PagesDiffer,
+    ProofDrawn,
     ReadBlocks,
     UnmapEngine,
     WriteBlocks,
@@ -56,11 +59,11 @@ def attach(rig: Rig, client: Address, msg: Attach) -> Attached:
     """One rank, whatever way it asks for."""
     sent = rig.ask(client, msg)
     if msg.way is not Way.STAGED:
-        assert said(rig.done(DrawProof, note=PROOF.hex()), Prove, client).proof == PROOF
+        assert said(rig.done(DrawProof, ProofDrawn(PROOF)), Prove, client).proof == PROOF
         assert rig.ask(client, Proven()) == []
         sent = rig.done(MapEngine)
     if rig.wanted(OpenBounce):
-        sent = rig.done(OpenBounce, note=f"bounce of {client}")
+        sent = rig.done(OpenBounce, BounceOpened(f"bounce of {client}", ()))
     return said(sent, Attached, client)
 
 
@@ -100,7 +103,7 @@ def idle(actor: Session) -> bool:
 def test_a_proof_is_read_back_before_a_rank_is_served() -> None:
     rig, _ = serving()
     assert rig.ask(CLIENT_7, DIRECT) == []
-    assert said(rig.done(DrawProof, note=PROOF.hex()), Prove).proof == PROOF
+    assert said(rig.done(DrawProof, ProofDrawn(PROOF)), Prove).proof == PROOF
     rig.ask(CLIENT_7, Proven())
     (job,) = rig.wanted(MapEngine)
     assert (job.pid, job.started, job.bases, job.scratch) == (4242, 99, DIRECT.bases, 1 << 41)
@@ -114,7 +117,7 @@ def test_a_proof_is_read_back_before_a_rank_is_served() -> None:
 def test_who_cannot_be_reached_is_served_staged_unless_nothing_else_will_do(way: Way) -> None:
     rig, actor = serving()
     rig.ask(CLIENT_7, replace(DIRECT, way=way))
-    rig.done(DrawProof, note=PROOF.hex())
+    rig.done(DrawProof, ProofDrawn(PROOF))
     rig.ask(CLIENT_7, Proven())
     sent = rig.done(MapEngine, Status.COPY_FAILED, "another pid namespace")
     if way is Way.PROCESS_VM:
@@ -122,7 +125,7 @@ def test_who_cannot_be_reached_is_served_staged_unless_nothing_else_will_do(way:
         assert refused == Refused(Status.COPY_FAILED, "another pid namespace")
         assert actor.engine.ranks == {} and rig.wanted(UnmapEngine)
         return
-    attached = said(rig.done(OpenBounce, note="bounce"), Attached)
+    attached = said(rig.done(OpenBounce, BounceOpened("bounce", ())), Attached)
     assert (attached.loads, attached.saves) == (Way.STAGED, Way.STAGED)
     assert attached.note == "another pid namespace"
 
@@ -131,7 +134,7 @@ def test_proven_without_attach_and_twice() -> None:
     rig, _ = serving()
     assert said(rig.ask(CLIENT_7, Proven()), Refused).status is Status.NOT_READY
     rig.ask(CLIENT_7, DIRECT)
-    rig.done(DrawProof, note=PROOF.hex())
+    rig.done(DrawProof, ProofDrawn(PROOF))
     rig.ask(CLIENT_7, Proven())
     assert said(rig.ask(CLIENT_7, Proven()), Refused).status is Status.NOT_READY
 
@@ -139,7 +142,7 @@ def test_proven_without_attach_and_twice() -> None:
 def test_addresses_that_do_not_fit_the_regions_are_not_used() -> None:
     rig, _ = serving()
     rig.ask(CLIENT_7, replace(DIRECT, way=Way.AUTO, bases=()))
-    assert said(rig.done(OpenBounce, note="b"), Attached).saves is Way.STAGED
+    assert said(rig.done(OpenBounce, BounceOpened("b", ())), Attached).saves is Way.STAGED
 
 
 # process_vm: copies
@@ -156,6 +159,18 @@ def test_a_load_is_written_by_the_session() -> None:
     sent = rig.done(WriteBlocks)
     assert said(sent, Loaded, CLIENT_7).status is Status.OK
     assert said(sent, Release, IDX).number == 5 and not actor.leases.held
+
+
+def test_pages_that_are_not_what_was_sealed_are_told_and_the_load_fails() -> None:
+    rig, actor = direct()
+    find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
+    rig.answer(find, Held(5, 1, (0, 1, 4), (7, 8, 9)))
+    rig.ask(CLIENT_7, Load(5, 0, 1, 2, (9, 8)))
+    assert rig.wanted(WriteBlocks)[0].checksums == (8, 9)
+    sent = rig.done(WriteBlocks, PagesDiffer((4 * PAGE,)))
+    assert said(sent, Loaded, CLIENT_7).status is Status.CORRUPT
+    assert said(sent, Corrupt, IDX) == Corrupt((4,))
+    assert not actor.leases.held
 
 
 @pytest.mark.parametrize("blocks", [(), (1,), (1, 64)])

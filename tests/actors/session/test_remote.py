@@ -7,7 +7,7 @@ import pytest
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.engine import DIAL_NS
 from pegaflow.wire.control import Bye, Refused, Serving
-from pegaflow.wire.jobs import DrawProof, OpenBounce, Unreachable, WatchProcess
+from pegaflow.wire.jobs import BounceOpened, DrawProof, OpenBounce, Unreachable, WatchProcess
 from pegaflow.wire.session import Attached, Ping, Pong, Way
 from pegaflow.wire.status import Status
 from tests.actors.rig import BOSS, CLIENT_7, CLIENT_8, MS, Rig, pick, said
@@ -32,7 +32,7 @@ def far(foreign: bool) -> tuple[Rig, Session]:
 def test_it_is_served_staged_and_no_process_is_watched(foreign: bool) -> None:
     rig, _ = far(foreign)
     assert rig.ask(CLIENT_7, replace(DIRECT, way=Way.AUTO), remote=not foreign) == []
-    attached = said(rig.done(OpenBounce, note="bounce"), Attached, CLIENT_7)
+    attached = said(rig.done(OpenBounce, BounceOpened("bounce", ())), Attached, CLIENT_7)
     assert (attached.loads, attached.saves) == (Way.STAGED, Way.STAGED)
     assert not rig.wanted(WatchProcess) and not rig.wanted(DrawProof)
 

@@ -11,7 +11,7 @@ from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
 from pegaflow.wire.control import BEAT_NS, Bye, Refused, Serving
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Find, Held, Holding
-from pegaflow.wire.jobs import OpenBounce, WatchProcess
+from pegaflow.wire.jobs import BounceOpened, OpenBounce, WatchProcess
 from pegaflow.wire.session import (
     LEASE_IDLE_NS,
     Attach,
@@ -103,7 +103,9 @@ def test_no_bounce_file() -> None:
 def test_a_second_client_takes_the_rank() -> None:
     rig, _, _ = attached()
     rig.ask(CLIENT_8, ATTACH)
-    assert said(rig.done(OpenBounce, note="b2"), Attached, CLIENT_8).bounce_path == "b2"
+    assert (
+        said(rig.done(OpenBounce, BounceOpened("b2", ())), Attached, CLIENT_8).bounce_path == "b2"
+    )
 
 
 def test_a_miss_has_no_lease() -> None:
@@ -256,7 +258,7 @@ def test_leases_of_another_layout_end_when_it_changes() -> None:
     rig, actor, lease = leased()
     late = one(rig.ask(CLIENT_8, Lookup(KEYS[:2])), Find, IDX)
     rig.ask(CLIENT_7, replace(ATTACH, layout=replace(LAYOUT, dtype="other")))
-    sent = rig.done(OpenBounce, note="/dev/shm/other")
+    sent = rig.done(OpenBounce, BounceOpened("/dev/shm/other", ()))
     assert said(sent, to_index.Release, IDX).number == lease and not actor.leases.held
     sent = rig.answer(late, Held(6, 1, (0, 1)))
     assert said(sent, to_index.Release, IDX).number == 6 and not actor.leases.held
@@ -267,7 +269,7 @@ def with_larger_blocks(rig: Rig) -> Envelope:
     layer = replace(LAYOUT.layers[0], segment_bytes=2 * PAGE, block_stride=2 * PAGE)
     larger = replace(ATTACH, layout=replace(LAYOUT, layers=(layer,)), region_bytes=(128 * PAGE,))
     assert rig.ask(CLIENT_7, larger) == []
-    reserve = one(rig.done(OpenBounce, note="bounce"), Reserve, ALLOC)
+    reserve = one(rig.done(OpenBounce, BounceOpened("bounce", ())), Reserve, ALLOC)
     assert reserve.message == Reserve(2 * PAGE, 64)
     return reserve
 

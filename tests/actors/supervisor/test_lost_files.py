@@ -1,5 +1,7 @@
 """Names by which others find the service: what the supervisor says and does when they are gone."""
 
+from dataclasses import replace
+
 from pegaflow.actors.gateway.actor import Gateway
 from pegaflow.actors.runtime.contract import Rebind
 from pegaflow.actors.supervisor.ticks import TICK_NS
@@ -7,8 +9,8 @@ from pegaflow.observe import metrics
 from pegaflow.wire.control import BindAgain, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.values import INDEX, SESSION, Address
-from tests.actors.group import Group
-from tests.actors.rig import BOSS, CLIENT_7, EXTENT, HELLO, IDX, POOL, Rig, pick, said
+from tests.actors.group import OPENED, Group
+from tests.actors.rig import BOSS, CLIENT_7, HELLO, IDX, Rig, pick, said
 
 GONE = "/run/pegaflow: already running, pid 7"
 
@@ -95,7 +97,7 @@ def test_welcome_says_which_files_are_meant() -> None:
     group = Group()
     sent = group.exit(group.now_living(SESSION))
     assert said(sent, Welcome).pool_file == ()
-    group = Group(opened=(POOL, EXTENT, 1, 2, 3, 4))
+    group = Group(opened=replace(OPENED, pool_file=(1, 2), ledger_file=(3, 4)))
     sent = group.exit(group.now_living(SESSION))
     welcome = said(sent, Welcome)
     assert (welcome.pool_file, welcome.ledger_file) == ((1, 2), (3, 4))

@@ -21,7 +21,17 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Announce, Exited, NextIncarnation, OpenPool, Spawn, Stopping
+from pegaflow.wire.jobs import (
+    Announce,
+    Exited,
+    IncarnationDrawn,
+    NextIncarnation,
+    OpenPool,
+    PoolOpened,
+    Spawn,
+    Spawned,
+    Stopping,
+)
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, Address
 from tests.actors.group import OPEN, PLAN, Group
@@ -173,9 +183,9 @@ def test_the_gateway_knows_no_pool() -> None:
 
 
 def spawned(rig: Rig, address: Address) -> None:
-    rig.done(NextIncarnation, values=(address.incarnation,))
+    rig.done(NextIncarnation, IncarnationDrawn(address.incarnation))
     assert rig.wanted(Spawn) == [Spawn(address)]
-    rig.done(Spawn, values=(1000 + address.incarnation, 1))
+    rig.done(Spawn, Spawned(1000 + address.incarnation, 1))
     rig.tell(address, Hello(1, 1, f"ipc://{address}"))
 
 
@@ -232,12 +242,12 @@ def test_the_service_manager_is_told_ready_once_and_what_changes() -> None:
 def test_it_is_not_ready_before_an_engine_could_have_a_session() -> None:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
+    rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, (), ()))
     for incarnation, name in enumerate((ALLOCATOR, INDEX), 2):
         spawned(rig, Address(name, incarnation))
     session = Address(SESSION, 4)
-    rig.done(NextIncarnation, values=(4,))
-    rig.done(Spawn, values=(1004, 1))
+    rig.done(NextIncarnation, IncarnationDrawn(4))
+    rig.done(Spawn, Spawned(1004, 1))
     rig.wait(TICK_NS)
     assert not any("READY" in job.lines for job in rig.wanted(Announce))
     rig.tell(session, Hello(1, 1, f"ipc://{session}"))

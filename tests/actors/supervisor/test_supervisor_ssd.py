@@ -6,7 +6,7 @@ from pegaflow.actors.supervisor.shutdown import DRAIN_NS
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Neighbour, Roll, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.jobs import Exited, NextIncarnation, Spawn, Stopping
+from pegaflow.wire.jobs import Exited, IncarnationDrawn, NextIncarnation, Spawn, Spawned, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, Address
 from tests.actors.group import PLAN, Group
@@ -110,7 +110,7 @@ def test_a_flusher_that_comes_up_in_a_drain_is_told_to_end() -> None:
     group.living.remove(dead)
     group.inform(Exited(dead, 9))
     late = Address(FLUSHER, group.incarnation + 1)
-    group.done(NextIncarnation, values=(late.incarnation,))
+    group.done(NextIncarnation, IncarnationDrawn(late.incarnation))
     group.inform(Stopping())
-    group.done(Spawn, values=(4711, 1))
+    group.done(Spawn, Spawned(4711, 1))
     assert late in {e.receiver for e in pick(group.tell(late, Hello(1, 1, "ipc://late")), Drain)}

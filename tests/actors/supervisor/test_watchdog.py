@@ -9,7 +9,17 @@ from pegaflow.actors.supervisor.children import ChildState
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.actors.supervisor.watchdog import LATE_NS, LOOKS, REMEDY, SERVE_NS, START_NS
 from pegaflow.wire.control import SILENT_NS, Beat, Bye, Serve, Serving, SessionAt
-from pegaflow.wire.jobs import Kill, Look, NextIncarnation, OpenPool, Spawn
+from pegaflow.wire.jobs import (
+    IncarnationDrawn,
+    Kill,
+    Look,
+    Looked,
+    NextIncarnation,
+    OpenPool,
+    PoolOpened,
+    Spawn,
+    Spawned,
+)
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 from tests.actors.group import OPEN, PLAN, Group
 from tests.actors.rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, pick, said
@@ -100,7 +110,7 @@ def test_what_is_heard_late_of_a_look_was_true_then() -> None:
     group.wait(TICK_NS)
     (job,) = {job for job in group.wanted(Look) if job.address == silent}
     looked_at, group.now = group.now, group.now + SILENT_NS
-    group.done(Look, values=(0, 0, looked_at))
+    group.done(Look, Looked(0, 0, looked_at, ""))
     group.settle()
     assert group.killed == [], f"{job} was asked before its time"
 
@@ -109,23 +119,23 @@ def starting() -> Rig:
     """A supervisor whose first child was spawned and says nothing."""
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(OpenPool, note="pool\nledger", values=(POOL, EXTENT))
-    rig.done(NextIncarnation, values=(2,))
-    rig.done(Spawn, values=(7, 7))
+    rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, (), ()))
+    rig.done(NextIncarnation, IncarnationDrawn(2))
+    rig.done(Spawn, Spawned(7, 7))
     return rig
 
 
 def test_a_child_that_never_says_hello_is_killed() -> None:
     rig = starting()
     rig.wait(START_NS + 2 * TICK_NS)
-    rig.done(Look, values=(0, 0, rig.now))
+    rig.done(Look, Looked(0, 0, rig.now, ""))
     assert rig.wanted(Kill) == [Kill(Address(ALLOCATOR, 2))]
 
 
 def test_a_child_that_gets_no_core_to_start_is_waited_for() -> None:
     rig = starting()
     rig.wait(4 * START_NS)
-    rig.done(Look, values=(3 * START_NS + 2 * TICK_NS, 0, rig.now))
+    rig.done(Look, Looked(3 * START_NS + 2 * TICK_NS, 0, rig.now, ""))
     assert rig.wanted(Kill) == []
 
 

@@ -13,7 +13,7 @@ from pegaflow.core.pool.ledger import (
     Record,
     ledger_bytes,
 )
-from pegaflow.core.pool.scan import scan
+from pegaflow.core.pool.scan import occupied, scan
 
 EXTENTS, PER_EXTENT = 3, 4
 PAGES = EXTENTS * PER_EXTENT
@@ -191,6 +191,12 @@ class LedgerAgainstDict(RuleBasedStateMachine):
     def same(self) -> None:
         assert scanned(self.ledger) == sorted(self.model)
         assert scan(self.ledger, 0, PAGES).quarantined == sorted(self.bad)
+        lengths = {page: record.length for page, record in self.model.items()}
+        there = sorted((lengths | dict.fromkeys(self.bad, 0)).items())
+        assert occupied(self.ledger, 0, PAGES) == (
+            tuple(page for page, _ in there),
+            tuple(length for _, length in there),
+        )
         every = range(PAGES)
         assert self.ledger.are_sealed(every) == [page in self.model for page in every]
         void = [page not in self.model and page not in self.bad for page in every]
