@@ -27,7 +27,7 @@ from perf.machine import ENVIRONMENT
 PATIENCE_S = 30.0
 """Whatever takes longer than this to recover has not recovered."""
 
-POOL = "64MiB"  # some 32 MiB of blocks, and what sessions have in stock: nothing evicts
+POOL = "64MiB"  # some 32 MiB of blocks, and spare pages of sessions: nothing evicts
 POLL_S = 0.01
 ASKED_AGAIN = 10  # lookups until a block counts as lost
 

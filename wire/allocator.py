@@ -2,7 +2,7 @@
 
     session → allocator   Reserve   → Reserved     pages to fill, under stamps never used before
     session → allocator   Return                   pages I hold no longer: sealed, or never to be
-    session → allocator   Stock                    statement: up to this number I hold exactly these
+    session → allocator   PagesHeld                statement: up to this number I hold exactly these
     allocator → index     Pressure  → Freed        evict enough for so many pages
     index → allocator     Freed                    told unasked: these pages' records are void now
     index → allocator     Fenced (control.py)      nothing of this dead process will be sealed
@@ -10,16 +10,16 @@
 
 What is said here of sessions holds for the flusher, which fills pages too (flusher.py).
 
-A page that leaves a holder (Return, a Stock that omits it, Fenced) is free only if its ledger
+A page that leaves a holder (Return, a PagesHeld that omits it, Fenced) is free only if its ledger
 record, read after that word, is void; if it is sealed it belongs to the index.  A page of the index
 is free when Freed names it, or a periodic scan finds it, and its record is void.  So a lost Return
-is mended by the next Stock, a lost Freed by the next scan, and a lost Fenced by the next Fence.
+is mended by the next PagesHeld, a lost Freed by the next scan, and a lost Fenced by the next Fence.
 
 Grants are numbered per holder.  A Reserved that the session no longer waits for is handed back with
 Return, not ignored.  A page granted later than the stated number is sent again.
 
-A new allocator knows nothing.  It waits until every session of the Roll has said Stock or is
-fenced, and until an index has spoken to it (which has then heard of every death that the Roll
+A new allocator knows nothing.  It waits until every session that Members names has said PagesHeld
+or is fenced, and until an index has spoken to it (which has then heard of every death that Members
 knows, so writes nothing for the dead any more); THEN it reads the whole ledger: a sealed page is
 the index's, a page that somebody states is his, every other one is free.  Questions wait until
 then.  Numbers of grants go on from those that were stated; stamps hold the incarnation, so none is
@@ -61,7 +61,7 @@ class Return(Message):
 
 
 @message(83)
-class Stock(Message):
+class PagesHeld(Message):
     """Up to grant `upto` I hold exactly these pages, all of this size, or each of its own."""
 
     upto: int
@@ -74,12 +74,12 @@ class Stock(Message):
 class Pressure(Message):
     """Evict enough for `count` pages of this size.
 
-    `recut`: this size has no extent to take them from; empty an extent of another size.
+    `reassign`: this size has no extent to take them from; empty an extent of another size.
     """
 
     page_size: int
     count: int
-    recut: bool
+    reassign: bool
 
 
 @message(85)

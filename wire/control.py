@@ -4,7 +4,7 @@ A child dials the supervisor's socket with its own address as routing id.
 
     child → supervisor   Hello          once, first: who I am and where my neighbours may dial me
     supervisor → child   Welcome        once: where the pool is and how it is cut
-    supervisor → index, allocator  Roll  once, after Welcome: which holders live, which have died
+    supervisor → index, allocator  Members once, after Welcome: which holders live, which have died
     supervisor → child   Neighbour      a process of the group is up and may be dialled
     supervisor → child   Gone           a process is proven dead (its pidfd fired)
     index → allocator    Fenced         after its last ledger write for a dead session; to a new
@@ -36,12 +36,12 @@ the generation in service lives; this session ends when the process of its opene
 ranks ends.
 
 Adoption.  A new index or allocator begins with the pool that it finds, be it left by its
-predecessor or by an earlier service.  Roll names the holders, who may hold something of the pool:
-sessions and the flusher that have said Hello and are not proven dead.  Each of them is told
+predecessor or by an earlier service.  Members names the holders, who may hold something of the
+pool: sessions and the flusher that have said Hello and are not proven dead.  Each of them is told
 Neighbour and states what it holds; until the last has stated or is gone, nothing is evicted
-(index.py) and nothing is granted (allocator.py).  Roll also names the holders that have died: the
-index says Fenced for them, in case its predecessor did not live to say it.  Who joins later holds
-nothing from before.
+(index.py) and nothing is granted (allocator.py).  Members also names the holders that have died:
+the index says Fenced for them, in case its predecessor did not live to say it.  Who joins later
+holds nothing from before.
 
 Files that vanish.  The supervisor looks every TICK at the names by which others find the service:
 the run directory, its lock and sockets, pool and ledger.  A name is not the thing: links that stand
@@ -124,7 +124,7 @@ class BindAgain(Message):
 
 
 @message(21)
-class Roll(Message):
+class Members(Message):
     """Sessions and flusher: those that live, and those that have died, the newest last."""
 
     living: tuple[Address, ...]

@@ -8,10 +8,10 @@
     flusher → index   Flushed                the end of that lease; these blocks are in the log
     index → flusher   Fetch     → Fetched    read these blocks; answered when the last one has ended
     flusher → index   Seal      → Sealed     (index.py) some of them are in place: publish
-    flusher → index   Held, Holding          (index.py) the leases that it holds
+    flusher → index   Held, LeasesHeld       (index.py) the leases that it holds
     flusher → index   Corrupt                (index.py) a page is not what was sealed
     flusher → index   WriteAll  → Written    we drain: send what is not in the log yet
-    flusher → allocator  Reserve → Reserved, Return, Stock        (allocator.py) pages to read into
+    flusher → allocator  Reserve → Reserved, Return, PagesHeld    (allocator.py) pages to read into
 
 Who knows what.  The flusher owns the log, and alone knows where in it a block is.  The index knows
 *that* a block is in it (Manifest, Flushed, Forget), so it decides by itself what a lookup may
@@ -43,14 +43,14 @@ Who dies when
 * flusher during a Fetch: everybody who waits is answered with what is in memory; its pages come
   back with Fenced (allocator.py).  A read in the kernel ends before the process is dead.
 * flusher stopped: Finds are answered at their deadlines; the watchdog kills it.
-* index with Flushes open: the flusher restates their leases (Held, Holding) to the next index, says
-  Tier and its whole Manifest, and Flushed of what it has written meanwhile.
+* index with Flushes open: the flusher restates their leases (Held, LeasesHeld) to the next index,
+  says Tier and its whole Manifest, and Flushed of what it has written meanwhile.
 * index with Fetches open: nobody waits for them any more.  Their Seals are refused by the next
   index (STALE_CLAIM), and the pages returned.
 * allocator: reads go on with the pages that are reserved; those that wait for some fail.
 * session that waits in a Find: its Gone ends the wait; what is being read is read to its end.
 * the disk: reads fail, a miss; writes fail, and Tier says writable = False until one succeeds.
-* lost messages: a lost Flush is sent again and a lost Flushed ends with the next Holding; a lost
+* lost messages: a lost Flush is sent again and a lost Flushed ends with the next LeasesHeld; a lost
   Fetch, Fetched or Seal expires (FETCH_NS); a lost Forget is made good by the Fetch that finds
   nothing.  A Flush that was had already, by its number, is ignored.
 

@@ -5,9 +5,9 @@
     session → index   Claim     → Claimed    which of these keys are new, and mine to save
     session → index   EndClaim               I save nothing more under this claim
     session → index   Seal      → Sealed     every shard of these blocks is in place: publish
-    session → index   Holding                statement: up to these numbers I hold exactly these
+    session → index   LeasesHeld             statement: up to these numbers I hold exactly these
     session → index   Corrupt                these pages are not what was sealed
-    index → session   Pinned                 after a Holding: what the engine keeps from eviction
+    index → session   Pinned                 after a LeasesHeld: what the engine keeps from eviction
 
 Grants.  Leases and claims are numbered per holder by the index, from one up.  With each beat a
 session states what it holds: what is omitted up to the stated number is dropped, a lease granted
@@ -21,7 +21,7 @@ Pins.  What is leased cannot be evicted.  One session leases no more than Welcom
 each block counted once, and all of them together no more than a share of the pool
 (core/blocks/pins.py): beyond that a Find ends early, as if the rest of its run were not there, so
 that everybody's saves find room.  No lease ends because of that (it is its holder's); the session
-ends those that the engine does not load from.  When something of it has changed, a Holding is
+ends those that the engine does not load from.  When something of it has changed, a LeasesHeld is
 followed by Pinned, and the session, which knows the engine's name, says who it is.
 
 Seal, the one place where bytes become visible: the index checks that sender and claim live, writes
@@ -34,14 +34,14 @@ Questions wait until it has.  To a new index a session first says all that it ho
 
     session → index   Held                   the lease of this number holds these pages
     session → index   Claiming               the claim of this number covers these keys
-    session → index   Holding                that was all; from now on with each beat
-    index → session   Unheld                 these leases name pages that are not resident
+    session → index   LeasesHeld             that was all; from now on with each beat
+    index → session   LeasesLost             these leases name pages that are not resident
 
 and then repeats every Seal that was not answered: if it was carried out, the record has the same
 stamp and it is accepted again.  Numbers of leases and claims go on from those that the session
-stated.  Nothing is evicted until every session of the Roll has said a Holding of which every lease
-is known, or is proven dead; a session that is told Unheld fails what it copies under that lease and
-states it no longer once no copy runs.
+stated.  Nothing is evicted until every session that Members names has said a LeasesHeld of which
+every lease is known, or is proven dead; a session that is told LeasesLost fails what it copies
+under that lease and states it no longer once no copy runs.
 
 The flusher (flusher.py) holds leases and seals blocks as a session does; the claim that its Seals
 quote is the number of the Fetch that they answer.
@@ -144,7 +144,7 @@ class Sealed(Message):
 
 
 @message(68)
-class Holding(Message):
+class LeasesHeld(Message):
     """Up to these numbers I hold exactly these leases and claims."""
 
     lease_upto: int
@@ -163,7 +163,7 @@ class Claiming(Message):
 
 
 @message(70)
-class Unheld(Message):
+class LeasesLost(Message):
     """You state leases of these numbers, and I cannot honour them."""
 
     numbers: U64s

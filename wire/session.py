@@ -8,9 +8,9 @@ Every client of one engine (scheduler, ranks) dials the session that the front d
     client → session   Load      → Pages                 staged: where the leased pages lie
     client → session   Copied    → Confirmed             staged: was the lease good all the while?
     client → session   Load      → Loaded                process_vm: they are in your blocks
-    client → session   Save      → Saved                 exactly one, after any Take and Taken
-    session → client   Take                              staged: copy these blocks to these slots
-    session → client   Taken                             process_vm: these blocks are copied
+    client → session   Save      → Saved                 exactly one, after any CopyBatch
+    session → client   CopyBatch                         staged: copy these blocks to these slots
+    session → client   BatchCopied                       process_vm: these blocks are copied
     client → session   Keep                              copied, and the blocks were still the key's
     client → session   Drop                              the engine takes its blocks back
     client → session   Skip                              this rank will not save that order
@@ -34,11 +34,11 @@ Which file.  A path is looked up where the client lives, and there another file 
 /dev/shm, or one that came when ours was removed.  So Attached says device and inode of pool and
 bounce file, and a client maps these or refuses with the path in its line.
 
-Staged.  The client never writes the pool.  On a load its own thread copies from the pool,
-mapped read-only, into its blocks and then asks Copied: only a Confirmed(OK) makes it a success,
-because a reader that cannot be killed proves its lease after reading.  On a save the session claims
-the keys, and for those that are new says Take with slots of its bounce file; the client copies and
-says Keep, or Drop at any time until then.  After Keep the engine may reuse its blocks; the session
+Staged.  The client never writes the pool.  On a load its own thread copies from the pool, mapped
+read-only, into its blocks and then asks Copied: only a Confirmed(OK) makes it a success, because a
+reader that cannot be killed proves its lease after reading.  On a save the session claims the keys,
+and for those that are new says CopyBatch with slots of its bounce file; the client copies and says
+Keep, or Drop at any time until then.  After Keep the engine may reuse its blocks; the session
 copies from the bounce file into granted pages and seals them with the index.
 
 process_vm.  The session reads and writes the engine's memory.  Attach names the addresses of its
@@ -47,14 +47,14 @@ writes them there and asks Proven, and the session reads them back: a wrong pid,
 missing right is found before a byte is moved, and the rank is served staged instead (or refused,
 if it will have nothing else).  Before each bounded chunk the session looks at the pidfd of the
 engine's process and at the deadline; a short count is a failure.  On a save the session copies
-first and says Taken; the client says Keep if the blocks were the keys' until then, else Drop: no
-page is sealed without Keep.  On a load the session is the writer of the engine's blocks, so the
-client may call the blocks failed only when the session has said so or is proven dead: at the
-deadline the session stops by itself and says Loaded(EXPIRED); if that does not come within the
+first and says BatchCopied; the client says Keep if the blocks were the keys' until then, else
+Drop: no page is sealed without Keep.  On a load the session is the writer of the engine's blocks,
+so the client may call the blocks failed only when the session has said so or is proven dead: at
+the deadline the session stops by itself and says Loaded(EXPIRED); if that does not come within the
 grace, the client kills the session and waits for its pidfd.  Leave ends the running copies at their
-next chunk; Left comes when none runs, and only then may the engine free its regions.  Remote
-(TCP) clients and those who cannot see the session's pid are served staged, or refused if they will
-have nothing but process_vm.
+next chunk; Left comes when none runs, and only then may the engine free its regions.  Remote (TCP)
+clients and those who cannot see the session's pid are served staged, or refused if they will have
+nothing but process_vm.
 
 TCP and other pid namespaces.  The pid of a remote or foreign client means nothing here, so its
 death is seen by its connection: the session says Pong to each once per beat, and one that cannot be
@@ -82,8 +82,8 @@ Who dies when:
   failed once its own copy has stopped (it is the only writer of its memory).
 * session while it writes the engine's blocks: its pidfd fires at the client, and only then are the
   blocks reported failed; a stopped session is killed by the watchdog or by the client.
-* session between Take and Saved: the save is lost, nothing was published; the client reports it
-  when its deadline passes or the process is proven dead.  The engine's blocks are free at once:
+* session between CopyBatch and Saved: the save is lost, nothing was published; the client reports
+  it when its deadline passes or the process is proven dead.  The engine's blocks are free at once:
   whoever reads them late has no Keep.
 * session after Seal was sent: the index publishes it or not; both are right.
 * client at any point: the session's pidfd on it fires; leases are released, claims ended, slots and
@@ -216,7 +216,7 @@ class Confirmed(Message):
 class Save(Message):
     """These blocks of a rank are full.  `parent` is the key before the first (empty: none)."""
 
-    save: int  # the client's number for it, quoted in Take, Keep and Drop
+    save: int  # the client's number for it, quoted in CopyBatch, Keep and Drop
     rank: int
     keys: Keys
     parent: bytes
@@ -226,7 +226,7 @@ class Save(Message):
 
 
 @message(39)
-class Take(Message):
+class CopyBatch(Message):
     """Copy the blocks at these positions of the save's keys into these bounce slots."""
 
     save: int
@@ -301,7 +301,7 @@ class Loaded(Message):
 
 
 @message(50)
-class Taken(Message):
+class BatchCopied(Message):
     """The blocks at these positions of the save's keys are copied: Keep or Drop?"""
 
     save: int

@@ -18,7 +18,7 @@ from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Stop
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.slab import Plan
-from pegaflow.wire.allocator import Freed, Reserved, Stock
+from pegaflow.wire.allocator import Freed, PagesHeld, Reserved
 from pegaflow.wire.control import Fenced, Welcome
 from pegaflow.wire.jobs import Done, RecordsScanned, ScanRecords
 from pegaflow.wire.message import Message
@@ -28,7 +28,7 @@ from .growth import Growth
 from .pages import Pages
 from .peer import IndexPeer
 
-STATEMENTS: frozenset[type[Message]] = frozenset({Stock, Fenced, Freed})
+STATEMENTS: frozenset[type[Message]] = frozenset({PagesHeld, Fenced, Freed})
 """What is heard before the ledger is read, and waits while it is being read."""
 
 
@@ -52,7 +52,7 @@ class Adoption(Part):
         self._grants = grants
         self._counts = counts
         self._geometry: Geometry | None = None  # of the pool; None: not told yet
-        self._stated: dict[Address, Stock] = {}  # the newest word of each holder
+        self._stated: dict[Address, PagesHeld] = {}  # the newest word of each holder
         self._scanning = False  # the ledger is being read
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
@@ -65,9 +65,9 @@ class Adoption(Part):
         self._recovery.await_no_longer(*self._index.fenced, *self._stated)
         return self.scan(now)
 
-    def state(self, holder: Address, stock: Stock, now: int) -> list[Effect]:
+    def state(self, holder: Address, held: PagesHeld, now: int) -> list[Effect]:
         """A holder states what it has; read the ledger, if it was the last."""
-        self._stated[holder] = stock
+        self._stated[holder] = held
         return self.membership(now)
 
     def fence(self, dead: Address, now: int) -> list[Effect]:
@@ -112,10 +112,10 @@ class Adoption(Part):
     def _adopt(self, geometry: Geometry, found: dict[int, int]) -> list[Effect]:
         """Make the slab: what somebody states is his, what is sealed is the index's."""
         plan = Plan(geometry)
-        for holder, stock in self._stated.items():
-            self._grants.go_on_from(holder, min(stock.upto, NUMBER_MAX))
-            for page, size in _sized(stock):
-                if not plan.grant(page, size, holder, stock.upto):
+        for holder, held in self._stated.items():
+            self._grants.go_on_from(holder, min(held.upto, NUMBER_MAX))
+            for page, size in _sized(held):
+                if not plan.grant(page, size, holder, held.upto):
                     self._counts["pages_not_held"] += 1
         for page, payload in found.items():
             plan.leave(page, payload)
@@ -130,7 +130,7 @@ class Adoption(Part):
         return note + self._growth.grow() + self._recovery.begin()
 
 
-def _sized(stock: Stock) -> Iterator[tuple[int, int]]:
+def _sized(held: PagesHeld) -> Iterator[tuple[int, int]]:
     """Every page that is stated, with its size; a list that does not fit says nothing."""
-    sizes = stock.sizes or (stock.page_size,) * len(stock.pages)
-    return zip(stock.pages, sizes, strict=False)
+    sizes = held.sizes or (held.page_size,) * len(held.pages)
+    return zip(held.pages, sizes, strict=False)

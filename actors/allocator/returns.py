@@ -1,8 +1,9 @@
 """What leaves its holder, and how it is noticed if the word was lost.
 
-A page leaves its holder by Return, by a statement (Stock) that omits it, or because the holder is
-dead and the index has fenced it; it leaves the index by Freed.  With each beat the next few pages
-of the index are looked at, for one whose Freed was lost, and the dead, for one whose Fenced was.
+A page leaves its holder by Return, by a statement (PagesHeld) that omits it, or because the holder
+is dead and the index has fenced it; it leaves the index by Freed.  With each beat the next few
+pages of the index are looked at, for one whose Freed was lost, and the dead, for one whose Fenced
+was.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.grants import Grants
-from pegaflow.wire.allocator import Fence, Freed, Reserved, Return, Stock
+from pegaflow.wire.allocator import Fence, Freed, PagesHeld, Reserved, Return
 from pegaflow.wire.control import Fenced
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX
@@ -56,7 +57,7 @@ class Returns(Part):
         """Words of holders and of the index."""
         return (
             on(Return, self._on_return, *HOLDERS, INDEX),
-            on(Stock, self._on_stock, *HOLDERS, INDEX),
+            on(PagesHeld, self._on_pages_held, *HOLDERS, INDEX),
             on(Freed, self._on_freed, INDEX),
             on(Fenced, self._on_fenced, INDEX),
         )
@@ -79,16 +80,16 @@ class Returns(Part):
         return effects + self._reservations.serve(now)
 
     def _on_return(self, sender: Sender, msg: Return, now: int) -> list[Effect]:
-        """An early one must not wait: its page may be granted anew before its turn comes.  A Stock
-        mends it."""
+        """An early one must not wait: its page may be granted anew before its turn comes.
+        A PagesHeld mends it."""
         if not self._recovery.ready:
             self._counts["returns_early"] += 1
             return []
         serve = self._reservations.serve
         return self._reclaim.from_holder(sender.address, msg.pages, serve)
 
-    def _on_stock(self, sender: Sender, msg: Stock, now: int) -> list[Effect]:
-        """Take back what the holder does not name; send again what it may not have got."""
+    def _on_pages_held(self, sender: Sender, msg: PagesHeld, now: int) -> list[Effect]:
+        """CopyBatch back what the holder does not name; send again what it may not have got."""
         holder, slab = sender.address, self._pages.slab
         if slab is None:
             return self._adoption.state(holder, msg, now)

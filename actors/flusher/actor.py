@@ -8,7 +8,7 @@ Its parts, each of which uses those above it only:
     SegmentLog   the files of the log: made, written, synced, closed, recycled
     WriteBack    from the pool to the log: Flush, Flushed
     Directories  opens and loads volumes, closes them, tries again; Watch looks after them
-    Pages        what the allocator has granted: Reserve, Return, Stock
+    Pages        what the allocator has granted: Reserve, Return, PagesHeld
     Holder       states leases and pages, as every holder does
     Reading      from the log to the pool: Fetch, Seal, Fetched
     Shutdown     what becomes of it all when we have to end

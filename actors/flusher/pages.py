@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Nanoseconds
@@ -49,10 +49,10 @@ class Pages(Part):
         """Nothing: the statement says all."""
         return []
 
-    def statement(self) -> Stock:
+    def statement(self) -> PagesHeld:
         """The pages, and the bytes of each."""
         held = self.held()
-        return Stock(self._grants.upto, tuple(held), 0, tuple(held.values()))
+        return PagesHeld(self._grants.upto, tuple(held), 0, tuple(held.values()))
 
     def go_on(self, now: int) -> list[Effect]:
         """Nothing: whoever reads asks again."""

@@ -21,7 +21,7 @@ from pegaflow.core.series import SSD_WRITE_RATE, labelled, rate
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.diskjobs import GroupWritten, WriteGroup
 from pegaflow.wire.flusher import Flush, Flushed
-from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
+from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
@@ -86,7 +86,7 @@ class WriteBack(Part):
 
     def handlers(self) -> Iterable[On]:
         """What is to be written, and what is not any more."""
-        return (on(Flush, self._on_flush, INDEX), on(Unheld, self._on_unheld, INDEX))
+        return (on(Flush, self._on_flush, INDEX), on(LeasesLost, self._on_leases_lost, INDEX))
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """The pool is known."""
@@ -102,9 +102,9 @@ class WriteBack(Part):
             for effect in tell(INDEX, Held(number, msg.shards, msg.pages))
         ]
 
-    def statement(self) -> Holding:
+    def statement(self) -> LeasesHeld:
         """The leases."""
-        return Holding(self.flushes.upto, self.flushes.numbers(), 0, ())
+        return LeasesHeld(self.flushes.upto, self.flushes.numbers(), 0, ())
 
     def go_on(self, now: int) -> list[Effect]:
         """Nothing: the index sends what it wants to be written."""
@@ -183,7 +183,7 @@ class WriteBack(Part):
         word = Flushed(msg.number, msg.namespace, msg.payload, msg.shards, there)
         return self._member.tell(INDEX, word)
 
-    def _on_unheld(self, sender: Sender, msg: Unheld, now: int) -> list[Effect]:
+    def _on_leases_lost(self, sender: Sender, msg: LeasesLost, now: int) -> list[Effect]:
         """The index cannot honour these, and evicts nothing as long as we state them: what is not
         being written yet ends at once."""
         numbers, ended = set(msg.numbers), []

@@ -66,7 +66,7 @@ class Eviction(Part):
         self._adoption.warm_coldest(msg.page_size, msg.count)
         victims: list[Block] = []
         effects: list[Effect] = []
-        if not msg.recut:
+        if not msg.reassign:
 
             def coldest(count: int) -> list[Block]:
                 return self._residency.order.victims(msg.page_size, count)

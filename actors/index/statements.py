@@ -1,8 +1,8 @@
 """What holders say of themselves: with each beat what they hold, and all of it to a new index.
 
 A holder restates its leases and claims (Held, Claiming) until it has said that this was all
-(Holding); from then on we know better.  Nothing is evicted before every holder of the membership
-has said a Holding of which every lease is known, or is proven dead.
+(LeasesHeld); from then on we know better.  Nothing is evicted before every holder of the membership
+has said a LeasesHeld of which every lease is known, or is proven dead.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.index import Claiming as ClaimRestated
-from pegaflow.wire.index import Held, Holding, Unheld
+from pegaflow.wire.index import Held, LeasesHeld, LeasesLost
 from pegaflow.wire.values import NUMBER_MAX, SESSION, Address
 
 from .claiming import Claiming
@@ -45,7 +45,7 @@ class Statements(Part):
         return (
             on(Held, self._on_held, *holders),
             on(ClaimRestated, self._on_claiming, SESSION),
-            on(Holding, self._on_holding, *holders),
+            on(LeasesHeld, self._on_leases_held, *holders),
         )
 
     def gauges(self) -> dict[str, int]:
@@ -97,17 +97,17 @@ class Statements(Part):
         self._claiming.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now)
         return []
 
-    def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
+    def _on_leases_held(self, sender: Sender, msg: LeasesHeld, now: int) -> list[Effect]:
         """Mend lost releases and lost grants of a holder."""
         holder = sender.address
         leases, claims = self._leasing.leases, self._claiming.claims
         if holder not in self._heard:
             leases.go_on_from(holder, min(msg.lease_upto, NUMBER_MAX))
             claims.go_on_from(holder, min(msg.claim_upto, NUMBER_MAX))
-        unheld = tuple(n for n in msg.leases if leases.get(holder, n) is None)
+        lost = tuple(n for n in msg.leases if leases.get(holder, n) is None)
         self._heard.add(holder)
-        if unheld:
-            self._counts["leases_unheld"] += len(unheld)
+        if lost:
+            self._counts["leases_lost"] += len(lost)
         else:
             self._recovery.await_no_longer(holder)
         dropped, resend = leases.statement(holder, msg.lease_upto, msg.leases)
@@ -115,4 +115,4 @@ class Statements(Part):
         stated = self._leasing.stated if tier is None else tier.leases_stated
         again = stated(holder, dropped, resend, now)
         claims.statement(holder, msg.claim_upto, msg.claims)
-        return [*again, Send(holder, Unheld(unheld))] if unheld else again
+        return [*again, Send(holder, LeasesLost(lost))] if lost else again

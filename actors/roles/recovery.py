@@ -1,8 +1,8 @@
 """What index and allocator have in common: they begin with what an earlier life has left.
 
 Until such an actor knows the pool (`ready`), questions wait in the order in which they came; what
-it needs to get there is heard at once.  The membership (Roll) that the supervisor says tells whose
-statements it has to wait for; a holder that is proven dead is not waited for any more.  See
+it needs to get there is heard at once.  The word Members of the supervisor tells
+whose statements it has to wait for; a holder that is proven dead is not waited for any more.  See
 wire/control.py.
 
 The part does not know how its actor gets to know the pool.  The actor asks it of every message
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import Effect, On, Part, Redeliver, Sender, on
-from pegaflow.wire.control import Roll
+from pegaflow.wire.control import Members
 from pegaflow.wire.message import Message
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import SUPERVISOR, Address
@@ -60,7 +60,7 @@ class Recovery(Part):
 
     def handlers(self) -> Iterable[On]:
         """The membership."""
-        return (on(Roll, self._on_roll, SUPERVISOR),)
+        return (on(Members, self._on_members, SUPERVISOR),)
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """What it has asked needs no answer."""
@@ -107,7 +107,7 @@ class Recovery(Part):
         while len(self.dead) > DEAD_MAX:
             self.dead.popitem(last=False)
 
-    def _on_roll(self, sender: Sender, msg: Roll, now: int) -> list[Effect]:
+    def _on_members(self, sender: Sender, msg: Members, now: int) -> list[Effect]:
         for dead in msg.dead:
             self._bury(dead)
         self.awaited = {address for address in msg.living if address not in self.dead}

@@ -1,7 +1,7 @@
 """How the blocks of a share move into the pool: in batches, through slots or straight into pages.
 
-    staged       Take ──→ taken ── Keep ──→ kept ── pages ──→ filling ──→ in place
-    process_vm   pages ──→ reading ── Taken ──→ read ── Keep ──→ in place
+    staged       CopyBatch ──→ taken ── Keep ──→ kept ── pages ──→ filling ──→ in place
+    process_vm   pages ──→ reading ── BatchCopied ──→ read ── Keep ──→ in place
                  given up at any time before Keep: slots and pages come back
 
 A block whose shards are in place at every rank is published (publish.py); then, and when it is
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
 from pegaflow.wire.jobs import Done, FillPages, Job, PagesSummed, ReadBlocks, SumPages
-from pegaflow.wire.session import Take, Taken, Way
+from pegaflow.wire.session import BatchCopied, CopyBatch, Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
 
@@ -87,7 +87,7 @@ class Batches(Part):
         if batch is None or batch.kept:
             return []
         if not batch.slots and not batch.copied:
-            return []  # nobody has told it Taken
+            return []  # nobody has told it BatchCopied
         batch.kept = True
         if batch.copied:
             return self._place(share, number, now)
@@ -116,7 +116,7 @@ class Batches(Part):
                 positions = _next(share.todo, min(len(rank.free_slots), BATCH_BLOCKS))
                 slots = tuple(rank.free_slots.pop() for _ in positions)
                 number = self._new_batch(share, Batch(positions, slots))
-                take = Take(share.msg.save, number, positions, slots)
+                take = CopyBatch(share.msg.save, number, positions, slots)
                 effects.append(Send(share.sender.address, take))
         return effects
 
@@ -205,7 +205,7 @@ class Batches(Part):
             return self._place(share, number, now)
         if share.cut or share.order.dead.issuperset(batch.positions):
             return self.forget(share, number)
-        taken = Taken(share.msg.save, number, batch.positions)
+        taken = BatchCopied(share.msg.save, number, batch.positions)
         return [Send(share.sender.address, taken)]
 
     def _place(self, share: Share, number: int, now: int) -> list[Effect]:

@@ -5,7 +5,7 @@ A new index is told all of both; then the Seals that its predecessor has not ans
 
 from pegaflow.actors.runtime.contract import Effect
 from pegaflow.actors.runtime.member import Member
-from pegaflow.wire.index import Claimed, Claiming, EndClaim, Held, Holding
+from pegaflow.wire.index import Claimed, Claiming, EndClaim, Held, LeasesHeld
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import INDEX
 
@@ -43,10 +43,10 @@ class LeasesAndClaims:
             told.append(Held(number, space.world, lease.pages))
         return [effect for msg in told for effect in self._member.tell(INDEX, msg)]
 
-    def statement(self) -> Holding:
+    def statement(self) -> LeasesHeld:
         """All leases and claims by number."""
         leases, claims = self._leases.held, self._orders.claims
-        return Holding(leases.upto, leases.numbers(), claims.upto, claims.numbers())
+        return LeasesHeld(leases.upto, leases.numbers(), claims.upto, claims.numbers())
 
     def go_on(self, now: int) -> list[Effect]:
         """What its predecessor was asked to publish."""

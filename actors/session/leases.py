@@ -17,7 +17,7 @@ from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire import index as to_index
-from pegaflow.wire.index import Held, Pinned, Unheld
+from pegaflow.wire.index import Held, LeasesLost, Pinned
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
 from pegaflow.wire.values import CLIENT, INDEX, U64s
 
@@ -67,7 +67,7 @@ class Leases(Part):
         return (
             on(Release, self._on_release, CLIENT),
             on(Held, self._on_held_again, INDEX),
-            on(Unheld, self._on_unheld, INDEX),
+            on(LeasesLost, self._on_leases_lost, INDEX),
             on(Pinned, self._on_pinned, INDEX),
         )
 
@@ -140,7 +140,7 @@ class Leases(Part):
             return []
         return self.give_back(msg)
 
-    def _on_unheld(self, sender: Sender, msg: Unheld, now: int) -> list[Effect]:
+    def _on_leases_lost(self, sender: Sender, msg: LeasesLost, now: int) -> list[Effect]:
         """The index has lost these leases: whatever is copied under them is worth nothing."""
         effects: list[Effect] = []
         for number in msg.numbers:

@@ -15,7 +15,7 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, On, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Heard
 from pegaflow.core.pool.geometry import slot_size
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count, Nanoseconds
@@ -90,12 +90,12 @@ class Reservation(Part):
         """The statement names every page."""
         return []
 
-    def statement(self) -> Stock:
+    def statement(self) -> PagesHeld:
         """What we hold of the allocator's."""
         space = self._engine.space
         if space is None:
-            return Stock(0, ())
-        return Stock(self._grants.upto, (*self.free, *self.used), space.page_size)
+            return PagesHeld(0, ())
+        return PagesHeld(self._grants.upto, (*self.free, *self.used), space.page_size)
 
     def go_on(self, now: int) -> list[Effect]:
         """Have pages ready."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Send, Sender, on
-from pegaflow.wire.control import Drain, Gone, Hello, Roll
+from pegaflow.wire.control import Drain, Gone, Hello, Members
 from pegaflow.wire.jobs import Exited
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, SUPERVISOR, Address
@@ -71,7 +71,7 @@ class Membership(Part):
         welcome = self._pool.known if spec.pool else self._pool.welcome()
         effects: list[Effect] = [Send(child.address, welcome), *self._operator.greet(child)]
         if spec.core:
-            effects.append(Send(child.address, self._roll()))
+            effects.append(Send(child.address, self._members()))
         for other in self._children.heard_of():
             if other is child:
                 continue
@@ -102,7 +102,7 @@ class Membership(Part):
         effects.append(Note("child_gone", facts, "info" if clean else "warning"))
         return effects + self._restarts.ended(child, now) + self._attach.go_on(now)
 
-    def _roll(self) -> Roll:
+    def _members(self) -> Members:
         """Those who may hold something of the pool, and those that are dead."""
         holders = [c.address for c in self._children.heard_of() if SPECS[c.address.name].holds]
-        return Roll(tuple(holders), tuple(self._dead))
+        return Members(tuple(holders), tuple(self._dead))

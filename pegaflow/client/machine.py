@@ -8,7 +8,7 @@
 In: calls of the engine, envelopes, the ends of copies, the time.  Out: effects for client.py.  Each
 started operation ends exactly once, with a `Done`: by its answer, at its deadline, or when the
 session is lost.  An operation that ends by itself while its answer is under way leaves no trace at
-the service: a late lease is released, a late Take is answered with Drop.
+the service: a late lease is released, a late CopyBatch is answered with Drop.
 
 Staged copies are done by the client's own thread between two calls of this machine, so when an
 operation ends here nothing writes the engine's blocks any more.  A load by process_vm is written by
@@ -24,9 +24,11 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     PROOF_BYTES,
     Attached,
+    BatchCopied,
     Commit,
     Confirmed,
     Copied,
+    CopyBatch,
     Drop,
     Found,
     Keep,
@@ -44,8 +46,6 @@ from pegaflow.wire.session import (
     Save,
     Saved,
     Skip,
-    Take,
-    Taken,
     Way,
 )
 from pegaflow.wire.status import Status
@@ -268,11 +268,11 @@ class Machine:
             if isinstance(msg, Pages) and msg.copy:
                 return [self._ask(Copied(msg.copy, False), now + PING_NS, lambda a, n: [])]
             return []
-        if isinstance(msg, Taken):
+        if isinstance(msg, BatchCopied):
             return self.copied_out(msg.save, msg.batch, True, now)
-        return self._take(msg, now) if isinstance(msg, Take) else []
+        return self._take(msg, now) if isinstance(msg, CopyBatch) else []
 
-    def _take(self, msg: Take, now: int) -> list[Effect]:
+    def _take(self, msg: CopyBatch, now: int) -> list[Effect]:
         operation = self.operations.get(msg.save)
         if operation is None or operation.kind is not Kind.SAVE:
             return [self._tell(Drop(msg.save))]

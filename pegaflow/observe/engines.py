@@ -143,7 +143,7 @@ ENGINE_METRICS = (
     Shown(
         "pegaflow_engine_inflight_bytes",
         SESSION,
-        "Bytes of pages that each engine's session holds for saves, its small stock included.",
+        "Bytes of pages that each engine's session holds for saves, its spare pages included.",
         lambda v: v.by_seat("session_held_bytes"),
         ("seat",),
     ),

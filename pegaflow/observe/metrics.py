@@ -109,7 +109,7 @@ METRICS = (
     Shown(
         "pegaflow_inflight_bytes",
         ALLOCATOR,
-        "Bytes of pages that sessions hold for saves, their small stock included.",
+        "Bytes of pages that sessions hold for saves, their spare pages included.",
         lambda v: v.gauge(ALLOCATOR, "pool_held_bytes"),
     ),
     Shown(

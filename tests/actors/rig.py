@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pegaflow.actors.runtime.contract import Actor, Dial, Hangup, Note, Rebind
 from pegaflow.actors.runtime.host import Host, Step
-from pegaflow.wire.control import Hello, Roll, Welcome
+from pegaflow.wire.control import Hello, Members, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.message import Message
@@ -29,7 +29,7 @@ EXTENT = 4 * PAGE
 POOL = 2 * EXTENT
 HELLO = Hello(100, 200, "ipc://somewhere")
 WELCOME = Welcome("pool", "ledger", POOL, EXTENT, "run")
-NOBODY_ELSE = Roll((), ())
+NOBODY_ELSE = Members((), ())
 
 M = TypeVar("M", bound=Message)
 

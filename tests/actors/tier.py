@@ -5,7 +5,7 @@ from dataclasses import replace
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.index.ssd import SsdTier
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
-from pegaflow.wire.control import Neighbour, Roll, Welcome
+from pegaflow.wire.control import Members, Neighbour, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Flushed, Manifest, Noted, Tier
 from pegaflow.wire.index import Find, Seal
@@ -34,13 +34,13 @@ def ssd_of(actor: Index) -> SsdTier:
     return tier
 
 
-def index(tier: Tier | None = TIER, roll: tuple[Address, ...] = ()) -> tuple[Rig, Index]:
+def index(tier: Tier | None = TIER, members: tuple[Address, ...] = ()) -> tuple[Rig, Index]:
     """An index of a host with an SSD tier."""
     actor = Index(IDX, BOSS, HELLO, big_ledger)
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, BIG)
-    rig.tell(BOSS, Roll(roll, ()))
+    rig.tell(BOSS, Members(members, ()))
     rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
     rig.wait(0)
     if tier is not None:

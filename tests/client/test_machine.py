@@ -31,6 +31,7 @@ from pegaflow.wire.session import (
     Commit,
     Confirmed,
     Copied,
+    CopyBatch,
     Drop,
     Found,
     Keep,
@@ -42,7 +43,6 @@ from pegaflow.wire.session import (
     Release,
     Save,
     Saved,
-    Take,
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
@@ -210,7 +210,7 @@ def test_a_lease_of_an_earlier_session_is_not_asked_for() -> None:
 def test_save() -> None:
     c = ready()
     ticket, question = c.save()
-    c.tell(Take(ticket, 1, (2, 0), (7, 3)))
+    c.tell(CopyBatch(ticket, 1, (2, 0), (7, 3)))
     assert c.others == [CopyOut(ticket, 1, (12, 10), (7, 3), question.deadline)]
     c.do(c.m.copied_out(ticket, 1, True, c.now))
     assert c.look() == [Keep(ticket, 1)]
@@ -234,7 +234,7 @@ def test_blocks_taken_back_during_the_copy_are_never_kept() -> None:
     c = ready()
     answers = iter([True, False])
     ticket, question = c.save(lambda: next(answers))
-    c.tell(Take(ticket, 1, (0, 1, 2), (0, 1, 2)))
+    c.tell(CopyBatch(ticket, 1, (0, 1, 2), (0, 1, 2)))
     c.do(c.m.copied_out(ticket, 1, True, c.now))
     assert c.look() == [Drop(ticket)]
     c.answer(question, Saved(Status.DROPPED, 0, 0))
@@ -244,7 +244,7 @@ def test_blocks_taken_back_during_the_copy_are_never_kept() -> None:
 def test_a_copy_that_stopped_short_is_never_kept() -> None:
     c = ready()
     ticket, _ = c.save()
-    c.tell(Take(ticket, 1, (0,), (0,)))
+    c.tell(CopyBatch(ticket, 1, (0,), (0,)))
     c.do(c.m.copied_out(ticket, 1, False, c.now))
     assert c.look() == [Drop(ticket)]
 
@@ -252,7 +252,7 @@ def test_a_copy_that_stopped_short_is_never_kept() -> None:
 def test_blocks_taken_back_before_the_copy_are_not_copied() -> None:
     c = ready()
     ticket, _ = c.save(lambda: False)
-    c.tell(Take(ticket, 1, (0,), (0,)))
+    c.tell(CopyBatch(ticket, 1, (0,), (0,)))
     assert (c.look(), c.others) == ([Drop(ticket)], [])
 
 
@@ -262,7 +262,7 @@ def test_a_dropped_save_ends_once_and_its_take_is_dropped_again() -> None:
     c.do(c.m.drop(ticket))
     c.do(c.m.drop(ticket))
     assert c.look() == [Drop(ticket)]
-    c.tell(Take(ticket, 1, (0,), (0,)))
+    c.tell(CopyBatch(ticket, 1, (0,), (0,)))
     c.do(c.m.copied_out(ticket, 1, True, c.now))
     assert (c.look(), c.others) == ([Drop(ticket)], [])
     c.answer(question, Saved(Status.DROPPED, 0, 0))
@@ -273,7 +273,7 @@ def test_a_dropped_save_ends_once_and_its_take_is_dropped_again() -> None:
 def test_an_impossible_take(positions: tuple[int, ...]) -> None:
     c = ready()
     ticket, _ = c.save()
-    c.tell(Take(ticket, 1, positions, (0,)))
+    c.tell(CopyBatch(ticket, 1, positions, (0,)))
     assert (c.look(), c.others) == ([Drop(ticket)], [])
 
 
@@ -395,7 +395,7 @@ def test_strangers_are_not_heard() -> None:
     c = ready()
     ticket, question = c.lookup()
     c.answer(question, Found(Status.OK, 9, 2), Address(SESSION, PEER.incarnation - 1))
-    c.tell(Take(ticket, 1, (0,), (0,)), Address(SESSION, 99))
+    c.tell(CopyBatch(ticket, 1, (0,), (0,)), Address(SESSION, 99))
     other = Envelope(PEER, Address(CLIENT, 8), Found(Status.OK, 9, 2), answer=question.question)
     c.do(c.m.receive(other, c.now))
     assert (c.done, c.sent, c.others) == ([], [], [])
@@ -404,7 +404,7 @@ def test_strangers_are_not_heard() -> None:
 def test_an_empty_take_is_no_copy() -> None:
     c = ready()
     ticket, _ = c.save()
-    c.tell(Take(ticket, 1, (), ()))
+    c.tell(CopyBatch(ticket, 1, (), ()))
     assert not [e for e in c.others if isinstance(e, CopyOut)]
 
 
@@ -419,5 +419,5 @@ def test_pages_of_the_wrong_number_fail_the_load_and_end_the_copy() -> None:
 def test_a_take_for_a_load_is_no_copy() -> None:
     c = ready()
     ticket, _ = c.load()
-    c.tell(Take(ticket, 1, (0,), (0,)))
+    c.tell(CopyBatch(ticket, 1, (0,), (0,)))
     assert not [e for e in c.others if isinstance(e, CopyOut)]

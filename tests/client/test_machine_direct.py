@@ -10,6 +10,7 @@ from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.session import (
     Attach,
     Attached,
+    BatchCopied,
     Drop,
     Keep,
     Leave,
@@ -24,7 +25,6 @@ from pegaflow.wire.session import (
     Save,
     Saved,
     Skip,
-    Taken,
     Way,
 )
 from pegaflow.wire.status import Status
@@ -189,7 +189,7 @@ def test_a_save_is_kept_after_the_session_has_copied() -> None:
     c = ready()
     ticket, question = c.save()
     assert question.message == Save(ticket, 0, KEYS, b"", 0, BLOCKS)
-    c.tell(Taken(ticket, 2, (0, 1, 2)))
+    c.tell(BatchCopied(ticket, 2, (0, 1, 2)))
     assert c.look() == [Keep(ticket, 2)]
     c.answer(question, Saved(Status.OK, 3, 0))
     assert c.done == [SaveDone(ticket, Status.OK, 3, 0)]
@@ -200,10 +200,10 @@ def test_blocks_that_changed_under_the_copy_are_dropped() -> None:
     true = [True]
     ticket, _ = c.save(lambda: true[0])
     true[0] = False
-    c.tell(Taken(ticket, 2, (0, 1, 2)))
+    c.tell(BatchCopied(ticket, 2, (0, 1, 2)))
     assert c.look() == [Drop(ticket)]
     assert c.done == [SaveDone(ticket, Status.DROPPED, 0, 0)]
-    c.tell(Taken(ticket, 3, (0,)))
+    c.tell(BatchCopied(ticket, 3, (0,)))
     assert c.look() == [], "Drop was said"
 
 

@@ -38,6 +38,7 @@ from pegaflow.wire.session import (
     Attached,
     Confirmed,
     Copied,
+    CopyBatch,
     Found,
     Leave,
     Left,
@@ -51,7 +52,6 @@ from pegaflow.wire.session import (
     Proven,
     Save,
     Saved,
-    Take,
     Way,
 )
 from pegaflow.wire.status import Status
@@ -62,7 +62,7 @@ from .hostile import EVERY_KIND, Generator, spoiled
 MS = 1_000_000
 ME, DESK = Address(CLIENT, 7), Address(SUPERVISOR, 1)
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "uint8")
-TOLD = (Found, Pages, Confirmed, Loaded, Saved, Take, Attached, Prove, Pong, Left, SessionAt)
+TOLD = (Found, Pages, Confirmed, Loaded, Saved, CopyBatch, Attached, Prove, Pong, Left, SessionAt)
 """What a client listens to."""
 
 OPEN_MAX = 4096
@@ -199,8 +199,8 @@ class ClientCage:
         sender = self.machine.session if rng.random() < 0.8 else rng.choice(others)
         kind = rng.choice(TOLD if rng.random() < 0.9 else EVERY_KIND)
         msg = self.generator.message(kind)
-        if isinstance(msg, Take) and self.open and rng.random() < 0.8:
-            msg = Take(rng.choice(list(self.open)), msg.batch, msg.positions, msg.slots)
+        if isinstance(msg, CopyBatch) and self.open and rng.random() < 0.8:
+            msg = CopyBatch(rng.choice(list(self.open)), msg.batch, msg.positions, msg.slots)
         answer = 0
         if rng.random() < 0.4 and self.questions:
             answer = rng.choice(self.questions).question

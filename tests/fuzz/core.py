@@ -4,8 +4,8 @@ from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.pool.slab import Slab
 from pegaflow.wire import index as index_words
-from pegaflow.wire.allocator import Freed, Pressure, Reserve, Return, Stock
-from pegaflow.wire.control import Fenced, Gone, Neighbour, Roll
+from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Return
+from pegaflow.wire.control import Fenced, Gone, Members, Neighbour
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
 from pegaflow.wire.jobs import (
@@ -37,7 +37,7 @@ class IndexCage(Cage):
         self.newest = 3
         self.senders = []
         self.tell(BOSS, self.welcome)
-        self.tell(BOSS, Roll((), ()))
+        self.tell(BOSS, Members((), ()))
         self.tell(BOSS, Neighbour(ALLOC, "a", 1))
         while not self.index.recovery.ready:
             self.take(self.host.wake(self.now))
@@ -50,7 +50,7 @@ class IndexCage(Cage):
             Claim(space, KEYS),
             Seal(1, space, PAGE, PAGE, 1, KEYS, parents, (0, 1, 2, 3), (1, 2, 3, 4)),
             index_words.Release(1),
-            index_words.Holding(1, (1,), 1, (1,)),
+            index_words.LeasesHeld(1, (1,), 1, (1,)),
         ):
             self.generator.learn(msg, sound=True)
 
@@ -132,11 +132,11 @@ class AllocatorCage(Cage):
             self.senders.append(Address(SESSION, self.newest))
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         self.tell(BOSS, WELCOME)
-        for msg in (Reserve(PAGE, 4), Return((0, 1)), Stock(1, (0, 1), PAGE)):
+        for msg in (Reserve(PAGE, 4), Return((0, 1)), PagesHeld(1, (0, 1), PAGE)):
             self.generator.learn(msg, sound=True)
-        self.tell(BOSS, Roll(tuple(self.senders), ()))
+        self.tell(BOSS, Members(tuple(self.senders), ()))
         for sender in self.senders:
-            self.tell(sender, self.generator.message(Stock))
+            self.tell(sender, self.generator.message(PagesHeld))
         self.tell(IDX, Freed(()))
         while self.slab is None:
             self.pass_time()

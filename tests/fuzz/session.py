@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pegaflow.actors.session.actor import Session
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
@@ -23,7 +23,18 @@ from pegaflow.wire.jobs import (
 )
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message
-from pegaflow.wire.session import Attach, Copied, Drop, Found, Keep, Load, Lookup, Pages, Save, Take
+from pegaflow.wire.session import (
+    Attach,
+    Copied,
+    CopyBatch,
+    Drop,
+    Found,
+    Keep,
+    Load,
+    Lookup,
+    Pages,
+    Save,
+)
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, Address
 
@@ -149,7 +160,7 @@ class SessionCage(Cage):
             self.generator.learn(Copied(msg.copy, True), sound=True)
         elif isinstance(msg, Found) and msg.blocks:
             self.generator.learn(Load(msg.lease, 0, 0, msg.blocks), sound=True)
-        elif isinstance(msg, Take):
+        elif isinstance(msg, CopyBatch):
             assert len(msg.positions) == len(msg.slots) > 0
             assert max(msg.slots) < max(self.bounces.values())
             keep = Keep(msg.save, msg.batch)
@@ -157,7 +168,7 @@ class SessionCage(Cage):
             self.honest.append((envelope.receiver, keep))
         elif isinstance(msg, Return):
             self._take_back(msg.pages)
-        elif isinstance(msg, Stock):
+        elif isinstance(msg, PagesHeld):
             named = set(msg.pages)
             assert named <= self.pages.keys(), "it states pages that it was never granted"
             self._take_back([p for p, n in self.pages.items() if n <= msg.upto and p not in named])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.core.segments.plan import FlushPlan
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Gone, Neighbour
 from pegaflow.wire.diskjobs import ReadRun, RunRead, WriteGroup
 from pegaflow.wire.envelope import Envelope
@@ -20,7 +20,7 @@ from pegaflow.wire.flusher import (
     WriteAll,
     Written,
 )
-from pegaflow.wire.index import Corrupt, Find, Holding, Seal, Sealed
+from pegaflow.wire.index import Corrupt, Find, LeasesHeld, Seal, Sealed
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -111,7 +111,7 @@ class TieredIndexCage(IndexCage):
             sender, word = self.later.pop(0)
             if sender == self.flusher:
                 self.tell(sender, word)
-                self.tell(sender, Holding(word.number, (), 0, ()))
+                self.tell(sender, LeasesHeld(word.number, (), 0, ()))
 
     def begin(self) -> None:
         self.later: list[tuple[Address, Flushed]] = []
@@ -222,7 +222,7 @@ class FlusherCage(Cage):
         msg = envelope.message
         if isinstance(msg, Flushed):
             self.counts["blocks_written"] += len(msg.keys)
-        elif isinstance(msg, Return | Stock):
+        elif isinstance(msg, Return | PagesHeld):
             gone = set(self.pages)
             if isinstance(msg, Return):
                 gone = set(msg.pages)

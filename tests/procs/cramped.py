@@ -103,7 +103,7 @@ def run_dir_fills_up(folder: Path) -> None:
         waste: list[Path] = []
 
         def no_room() -> bool:
-            """Take every file that can be made, also the one of the spare that died."""
+            """CopyBatch every file that can be made, also the one of the spare that died."""
             try:
                 while True:
                     path = service.run_dir / f"waste{len(waste)}"

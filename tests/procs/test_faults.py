@@ -49,7 +49,7 @@ def before_copying_in(
 def before_copying_out(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]
 ) -> None:
-    """Do this between Take and the copy of a save."""
+    """Do this between CopyBatch and the copy of a save."""
     original = engine.client._copy_out
 
     def patched(effect: CopyOut) -> None:

@@ -148,7 +148,7 @@ class Scenario(Faults):
         baits = {trap.message for trap in self._traps}
         if baits & {"Pages", "Copied", "Confirmed"}:
             self.world.ways = (Way.STAGED,)
-        elif baits & {"Loaded", "Taken", "Prove", "Proven"}:
+        elif baits & {"Loaded", "BatchCopied", "Prove", "Proven"}:
             self.world.ways = (Way.PROCESS_VM,)
         ssd = seed % 2 == 0 or any(is_of_ssd(trap) for trap in self._traps) or ON_DISKS in bait
         if ssd:

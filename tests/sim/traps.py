@@ -19,11 +19,13 @@ late that it is killed instead, or once it goes on if nobody kills it."""
 MESSAGES: dict[str, tuple[str, ...]] = {
     SUPERVISOR: ("Hello", "Beat", "Bye", "OpenSession", "Serving", "Inspect"),
     ALLOCATOR: (
-        *("Welcome", "Roll", "Gone", "Drain", "Reserve", "Return", "Stock", "Freed", "Fenced"),
+        *("Welcome", "Members", "Gone", "Drain", "Reserve", "Return", "PagesHeld"),
+        *("Freed", "Fenced"),
     ),
     INDEX: (
-        *("Welcome", "Roll", "Neighbour", "Gone", "Drain", "Find", "Release", "Claim", "EndClaim"),
-        *("Seal", "Holding", "Held", "Claiming", "Pressure", "Fence", "Corrupt"),
+        *("Welcome", "Members", "Neighbour", "Gone", "Drain", "Find", "Release", "Claim"),
+        "EndClaim",
+        *("Seal", "LeasesHeld", "Held", "Claiming", "Pressure", "Fence", "Corrupt"),
         *("Tier", "Manifest", "Forget", "Flushed", "Fetched", "WriteAll"),
     ),
     SESSION: (
@@ -38,12 +40,12 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     GATEWAY: ("Welcome", "Gone", "Report", "Drain"),
     CLIENT: (
         *("SessionAt", "Refused", "Attached", "Prove", "Found", "Pages", "Loaded", "Confirmed"),
-        *("Take", "Taken", "Saved", "Left"),
+        *("CopyBatch", "BatchCopied", "Saved", "Left"),
     ),
 }
-"""What each kind of process is told or answered.  Not here: Unheld, which needs a lost statement
-and a full link at once (tests/actors/roles/test_adopting.py), Ping, Pong and Unreachable, which are
-for clients on TCP (tests/actors/session/test_remote.py)."""
+"""What each kind of process is told or answered.  Not here: LeasesLost, which needs a lost
+statement and a full link at once (tests/actors/roles/test_adopting.py), Ping, Pong and
+Unreachable, which are for clients on TCP (tests/actors/session/test_remote.py)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

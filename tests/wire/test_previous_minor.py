@@ -20,7 +20,7 @@ from pegaflow.wire.envelope import Envelope, unpack
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import BounceOpened, FillPages, OpenBounce
 from pegaflow.wire.message import Message, decode, encode
-from pegaflow.wire.session import Attached, Confirmed, Found, Pages, Pong, Saved, Take
+from pegaflow.wire.session import Attached, Confirmed, CopyBatch, Found, Pages, Pong, Saved
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT
 from tests.actors.group import Group
@@ -133,7 +133,7 @@ def test_a_whole_conversation_of_a_client_of_minor_0() -> None:
     rig.answer(one(sent, Reserve, ALLOC), grant(1, 8))
 
     claim = one(client.says("save"), Claim, IDX)
-    client.hears("take", rig.answer(claim, Claimed(1, (0, 1))), Take)
+    client.hears("take", rig.answer(claim, Claimed(1, (0, 1))), CopyBatch)
     client.says("keep")
     seal = one(rig.done(FillPages), Seal, IDX)
     client.hears("save", rig.answer(seal, Sealed(Status.OK, (0, 1))), Saved)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pegaflow.wire import values
 from pegaflow.wire.index import Seal
 from pegaflow.wire.message import Message, WireError, decode, encode
-from pegaflow.wire.session import Lookup, Take
+from pegaflow.wire.session import CopyBatch, Lookup
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, NOBODY, Address, Packed
 
 from .samples import U64_MAX, keys
@@ -57,15 +57,15 @@ def test_blobs_that_are_no_keys(blob: bytes) -> None:
 
 @given(st.lists(st.integers(0, U64_MAX), max_size=50))
 def test_numbers_are_little_endian(drawn: list[int]) -> None:
-    msg = Take(1, 2, tuple(drawn), ())
+    msg = CopyBatch(1, 2, tuple(drawn), ())
     body = encode(msg)
     assert b"".join(n.to_bytes(8, "little") for n in drawn) in body
-    assert decode(Take.TAG, body) == msg
+    assert decode(CopyBatch.TAG, body) == msg
 
 
 def test_too_many_numbers() -> None:
     with pytest.raises(WireError, match="u64"):
-        decode(Take.TAG, encode(Take(1, 2, (0,) * (LIST_MAX + 1), ())))
+        decode(CopyBatch.TAG, encode(CopyBatch(1, 2, (0,) * (LIST_MAX + 1), ())))
 
 
 THREE = tuple(bytes([n]) * 32 for n in (1, 2, 3))
@@ -105,11 +105,11 @@ def test_a_list_is_not_taken_apart_until_somebody_needs_an_element(
 def test_a_list_that_came_is_the_tuple_of_its_elements(
     drawn: tuple[int, ...], data: st.DataObject
 ) -> None:
-    there = came(Take(1, 2, drawn, ())).positions
+    there = came(CopyBatch(1, 2, drawn, ())).positions
     assert isinstance(there, Packed)
     assert there == drawn and drawn == there and hash(there) == hash(drawn)
-    assert Take(1, 2, there, ()) == Take(1, 2, drawn, ())
-    assert hash(Take(1, 2, there, ())) == hash(Take(1, 2, drawn, ()))
+    assert CopyBatch(1, 2, there, ()) == CopyBatch(1, 2, drawn, ())
+    assert hash(CopyBatch(1, 2, there, ())) == hash(CopyBatch(1, 2, drawn, ()))
     assert (*there,) == drawn and repr(there) == repr(drawn) and len(there) == len(drawn)
     at = data.draw(st.slices(len(drawn)))
     assert there[at] == drawn[at] and type(there[at]) is tuple
@@ -126,7 +126,7 @@ def test_two_lists_of_keys_are_equal_as_their_tuples_are(
 
 
 def test_keys_are_no_numbers() -> None:
-    keys, numbers = came(Lookup((b"\x01" * 7,))).keys, came(Take(1, 2, (1,), ())).positions
+    keys, numbers = came(Lookup((b"\x01" * 7,))).keys, came(CopyBatch(1, 2, (1,), ())).positions
     assert keys != numbers
 
 

@@ -300,7 +300,7 @@ class Worker:
         return done
         return done
 
-    def rescue(self, orders: StepOrders | None) -> None:
+    def report_unbegun(self, orders: StepOrders | None) -> None:
         """After an error in `begin`: loads it did not get to are reported failed."""
         for order in orders.loads if orders else ():
             if order.request not in self._loads and order.request not in self._received:

@@ -85,7 +85,7 @@ class Lru:
         avoided: frozenset[int] = frozenset(),
     ) -> int | None:
         """The extent of the oldest block without a lease of any other page size, to be emptied and
-        recut; none of those avoided. Other blocks in that extent may be leased."""
+        reassign; none of those avoided. Other blocks in that extent may be leased."""
         oldest: tuple[int, Block] | None = None
         for page_size, order in self._orders.items():
             count = LOOK_MAX if avoided else 1

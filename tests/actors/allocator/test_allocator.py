@@ -1,7 +1,7 @@
 """Who may fill which page: grants, statements, and what becomes of a page that is left."""
 
 from pegaflow.actors.allocator.actor import Allocator
-from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
@@ -60,7 +60,7 @@ def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
     rig.tell(BOSS, NOBODY_ELSE)
     rig.tell(IDX, Freed(()))
     assert rig.done(ScanRecords, Status.COPY_FAILED, "too many open files") == []
-    assert rig.stop == "cannot read the ledger: too many open files"
+    assert rig.stop == "the ledger cannot be read: too many open files"
     assert not rig.wanted(GrowExtent)
 
 
@@ -203,7 +203,7 @@ def test_stock_takes_back_what_it_omits() -> None:
     rig, actor = allocator()
     first = granted(rig.ask(SESSION_4, Reserve(PAGE, 3)))
     kept, void, sealed = first.pages
-    assert rig.tell(SESSION_4, Stock(1, (kept,))) == []
+    assert rig.tell(SESSION_4, PagesHeld(1, (kept,))) == []
     rig.done(ReadRecords, RecordsRead((sealed,)))
     gauges = actor.gauges()
     assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (PAGE, PAGE)
@@ -214,11 +214,11 @@ def test_grants_later_than_the_statement_are_sent_again_and_kept() -> None:
     rig, actor = allocator()
     first = granted(rig.ask(SESSION_4, Reserve(PAGE, 1)))
     second = granted(rig.ask(SESSION_4, Reserve(PAGE, 1)))
-    again = one(rig.tell(SESSION_4, Stock(1, first.pages)), Reserved, SESSION_4)
+    again = one(rig.tell(SESSION_4, PagesHeld(1, first.pages)), Reserved, SESSION_4)
     assert (again.message, again.answer) == (second, 0)
     assert not rig.wanted(ReadRecords)
-    assert rig.tell(SESSION_4, Stock(2, (*first.pages, *second.pages))) == []
-    assert rig.tell(SESSION_4, Stock(1, first.pages)) == [], "stated once, never sent again"
+    assert rig.tell(SESSION_4, PagesHeld(2, (*first.pages, *second.pages))) == []
+    assert rig.tell(SESSION_4, PagesHeld(1, first.pages)) == [], "stated once, never sent again"
     assert actor.gauges()["pool_held_bytes"] == 2 * PAGE
 
 
@@ -242,11 +242,11 @@ def test_a_reservation_of_the_dead_is_not_served() -> None:
 
 
 def test_a_page_given_back_twice_is_freed_once() -> None:
-    """Return and a Stock that omits it: the second reading must not free the next grant."""
+    """Return and a PagesHeld that omits it: the second reading must not free the next grant."""
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
     rig.tell(SESSION_4, Return(pages[:1]))
-    rig.tell(SESSION_4, Stock(1, pages[1:]))
+    rig.tell(SESSION_4, PagesHeld(1, pages[1:]))
     rig.done(ReadRecords, RecordsRead(()))
     assert granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages == pages[:1]
     rig.done(ReadRecords, RecordsRead(()))

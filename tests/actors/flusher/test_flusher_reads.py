@@ -15,7 +15,7 @@ from pegaflow.actors.flusher.reading import (
 )
 from pegaflow.actors.flusher.volumes import State
 from pegaflow.core.segments.codec import joined
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Drain, Gone, Neighbour
 from pegaflow.wire.diskjobs import DropSegment, ReadRun, RunRead
 from pegaflow.wire.envelope import Envelope
@@ -305,8 +305,8 @@ def test_a_new_allocator_is_told_what_we_hold() -> None:
     granted(disks, asks(disks, fetch(1, (0, 1))), 7)
     disks.rig.tell(BOSS, Gone(ALLOC))
     sent = disks.rig.tell(BOSS, Neighbour(ALLOC_9, "ipc://b", 2))
-    assert said(sent, Stock, ALLOC_9) == Stock(7, (0, 1), 0, (PAGE, PAGE))
-    assert said(disks.rig.wait(BEAT_NS), Stock, ALLOC_9).upto == 7
+    assert said(sent, PagesHeld, ALLOC_9) == PagesHeld(7, (0, 1), 0, (PAGE, PAGE))
+    assert said(disks.rig.wait(BEAT_NS), PagesHeld, ALLOC_9).upto == 7
 
 
 def test_without_an_allocator_a_fetch_fails() -> None:

@@ -23,7 +23,7 @@ from pegaflow.wire.diskjobs import (
     WriteGroup,
 )
 from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier
-from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
+from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -346,8 +346,8 @@ def test_a_new_index_is_told_what_we_hold_and_all_that_is_in_the_log() -> None:
     disks.rig.tell(BOSS, Gone(IDX))
     sent = disks.rig.tell(BOSS, Neighbour(INDEX_8, "ipc://j", 2))
     kinds = [type(e.message) for e in sent if e.receiver == INDEX_8]
-    assert kinds == [Tier, Held, Holding, Manifest]
-    assert said(sent, Held).pages == (4, 5) and said(sent, Holding).leases == (2,)
+    assert kinds == [Tier, Held, LeasesHeld, Manifest]
+    assert said(sent, Held).pages == (4, 5) and said(sent, LeasesHeld).leases == (2,)
     assert said(sent, Manifest).keys == KEYS[:2]
     assert said(disks.work(), Flushed, INDEX_8).number == 2
 
@@ -358,7 +358,7 @@ def test_leases_that_the_index_cannot_honour_end_unless_they_are_being_written()
     for number in (1, 2):
         disks.rig.tell(IDX, flush(number, 2 * number, 2, share=10))
     disks.work(MakeSegment)
-    assert said(disks.rig.tell(IDX, Unheld((1, 2))), Flushed).number == 2
+    assert said(disks.rig.tell(IDX, LeasesLost((1, 2))), Flushed).number == 2
     assert said(disks.work(), Flushed).number == 1
 
 
@@ -367,7 +367,7 @@ def test_what_we_hold_is_stated_with_each_beat() -> None:
     disks.ready()
     disks.rig.tell(IDX, flush(3, 0, 2))
     sent = disks.rig.wait(BEAT_NS)
-    assert said(sent, Holding, IDX) == Holding(3, (3,), 0, ())
+    assert said(sent, LeasesHeld, IDX) == LeasesHeld(3, (3,), 0, ())
     assert said(sent, Tier, IDX) == disks.actor.tier.told
 
 

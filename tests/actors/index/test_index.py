@@ -14,7 +14,7 @@ from pegaflow.wire.index import (
     EndClaim,
     Find,
     Held,
-    Holding,
+    LeasesHeld,
     Release,
     Seal,
     Sealed,
@@ -90,8 +90,8 @@ def find(rig: Rig, keys: tuple[bytes, ...], holder: Address = SESSION_4) -> Held
     return said(rig.ask(holder, Find(NS, keys)), Held)
 
 
-def press(rig: Rig, count: int, page: int = PAGE, recut: bool = False) -> tuple[int, ...]:
-    return tuple(said(rig.ask(ALLOC, Pressure(page, count, recut)), Freed).pages)
+def press(rig: Rig, count: int, page: int = PAGE, reassign: bool = False) -> tuple[int, ...]:
+    return tuple(said(rig.ask(ALLOC, Pressure(page, count, reassign)), Freed).pages)
 
 
 def test_a_sealed_block_is_found_by_everyone_in_its_namespace() -> None:
@@ -206,7 +206,7 @@ def test_leases_pin_against_pressure_until_the_last_is_released() -> None:
     save(rig, KEYS[:4])
     mine, theirs = find(rig, KEYS[:2]), find(rig, KEYS[:1], SESSION_5)
     assert press(rig, 9) == (3, 2)
-    assert press(rig, 9) == press(rig, 1, EXTENT, recut=True) == ()
+    assert press(rig, 9) == press(rig, 1, EXTENT, reassign=True) == ()
     rig.tell(SESSION_4, Release(mine.number))
     rig.tell(SESSION_4, Release(mine.number))
     assert press(rig, 9) == (1,)
@@ -226,7 +226,7 @@ def test_a_recut_prefers_an_extent_without_leases() -> None:
     rig, _ = index()
     save(rig, KEYS[: 2 * RECORDS])
     find(rig, KEYS[RECORDS : RECORDS + 1])
-    assert set(press(rig, 1, EXTENT, recut=True)) == {0, 1, 2, 3}, "it is not the coldest"
+    assert set(press(rig, 1, EXTENT, reassign=True)) == {0, 1, 2, 3}, "it is not the coldest"
     assert len(find(rig, KEYS[RECORDS:]).pages) == RECORDS, "nothing is cleared"
 
 
@@ -235,12 +235,12 @@ def test_an_extent_is_cleared_if_there_are_leases_in_all() -> None:
     save(rig, KEYS[: 2 * RECORDS])
     find(rig, KEYS[:1])
     mine = find(rig, KEYS[RECORDS : RECORDS + 1])
-    assert set(press(rig, 1, EXTENT, recut=True)) == {5, 6, 7}
-    assert press(rig, 1, EXTENT, recut=True) == (), "no other one is emptied in vain"
+    assert set(press(rig, 1, EXTENT, reassign=True)) == {5, 6, 7}
+    assert press(rig, 1, EXTENT, reassign=True) == (), "no other one is emptied in vain"
     assert not find(rig, KEYS[RECORDS : RECORDS + 1], SESSION_5).pages, "or it would never end"
     assert find(rig, KEYS[:2], SESSION_5).pages == (0, 1)
     rig.tell(SESSION_4, Release(mine.number))
-    assert press(rig, 1, EXTENT, recut=True) == (4,)
+    assert press(rig, 1, EXTENT, reassign=True) == (4,)
     assert actor.eviction.clearing is None
 
 
@@ -249,7 +249,7 @@ def test_an_extent_is_not_cleared_for_somebody_who_has_gone() -> None:
     save(rig, KEYS[: 2 * RECORDS])
     find(rig, KEYS[:1])
     find(rig, KEYS[RECORDS : RECORDS + 1])
-    press(rig, 1, EXTENT, recut=True)
+    press(rig, 1, EXTENT, reassign=True)
     rig.wait(CLEARING_NS + 2 * BEAT_NS)
     assert find(rig, KEYS[RECORDS : RECORDS + 1], SESSION_5).pages == (4,)
 
@@ -259,23 +259,23 @@ def test_holding_drops_omitted_leases_and_sends_later_ones_again() -> None:
     save(rig, KEYS[:3])
     first, second = find(rig, KEYS[2:3]), find(rig, KEYS[:2])
     assert (first.number, second.number) == (1, 2)
-    sent = rig.tell(SESSION_4, Holding(1, (), 0, ()))
+    sent = rig.tell(SESSION_4, LeasesHeld(1, (), 0, ()))
     assert said(sent, Held, SESSION_4) == second
     assert press(rig, 9) == (2,)
-    assert rig.tell(SESSION_4, Holding(2, (2,), 0, ())) == []
+    assert rig.tell(SESSION_4, LeasesHeld(2, (2,), 0, ())) == []
     assert press(rig, 9) == ()
-    rig.tell(SESSION_4, Holding(2, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(2, (), 0, ()))
     assert len(press(rig, 9)) == 2
 
 
 def test_holding_ends_omitted_claims() -> None:
     rig, _ = index()
     first, second = claim(rig, KEYS[:1]).number, claim(rig, KEYS[1:2]).number
-    rig.tell(SESSION_4, Holding(0, (), second, (second,)))
+    rig.tell(SESSION_4, LeasesHeld(0, (), second, (second,)))
     assert claim(rig, KEYS[:2], SESSION_5).positions == (0,)
     assert said(rig.ask(SESSION_4, seal_of(first, KEYS[:1])), Sealed).positions == ()
     later = claim(rig, KEYS[2:3]).number
-    rig.tell(SESSION_4, Holding(0, (), second, ()))
+    rig.tell(SESSION_4, LeasesHeld(0, (), second, ()))
     assert said(rig.ask(SESSION_4, seal_of(later, KEYS[2:3])), Sealed).positions == (0,)
 
 

@@ -6,7 +6,7 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.core.blocks.pins import PINNED_SHARE
 from pegaflow.wire.control import Gone, Neighbour
 from pegaflow.wire.flusher import Fetch
-from pegaflow.wire.index import Find, Held, Holding, Pinned, Release
+from pegaflow.wire.index import Find, Held, LeasesHeld, Pinned, Release
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.rig import (
     ALLOC,
@@ -85,20 +85,20 @@ def test_a_neighbour_is_not_blamed_for_what_others_hold() -> None:
     find(rig, KEYS[:4], SESSION_4)
     find(rig, KEYS[4:], SESSION_5)
     find(rig, KEYS, SESSION_4)
-    assert said(rig.tell(SESSION_4, Holding(2, (1, 2), 0, ())), Pinned).cut == 4
-    told = said(rig.tell(SESSION_5, Holding(1, (1,), 0, ())), Pinned)
+    assert said(rig.tell(SESSION_4, LeasesHeld(2, (1, 2), 0, ())), Pinned).cut == 4
+    told = said(rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ())), Pinned)
     assert told == Pinned(2 * PAGE, HALF, 0)
 
 
 def test_pinned_is_said_when_it_has_changed() -> None:
     rig, _ = bounded()
     save(rig, KEYS)
-    assert rig.tell(SESSION_5, Holding(0, (), 0, ())) == []
+    assert rig.tell(SESSION_5, LeasesHeld(0, (), 0, ())) == []
     find(rig, KEYS[:3], SESSION_5)
-    told = rig.tell(SESSION_5, Holding(1, (1,), 0, ()))
+    told = rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ()))
     assert said(told, Pinned, SESSION_5) == Pinned(3 * PAGE, HALF, 0)
-    assert rig.tell(SESSION_5, Holding(1, (1,), 0, ())) == []
-    assert said(rig.tell(SESSION_5, Holding(1, (), 0, ())), Pinned) == Pinned(0, HALF, 0)
+    assert rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ())) == []
+    assert said(rig.tell(SESSION_5, LeasesHeld(1, (), 0, ())), Pinned) == Pinned(0, HALF, 0)
     rig.tell(BOSS, Gone(SESSION_5))
 
 
@@ -114,7 +114,7 @@ def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
     rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
     rig.wait(0)
     rig.tell(SESSION_5, Held(1, 1, tuple(range(6))))
-    assert said(rig.tell(SESSION_5, Holding(1, (1,), 0, ())), Pinned).bytes == 6 * PAGE
+    assert said(rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ())), Pinned).bytes == 6 * PAGE
     assert len(actor.leasing.leases.held(SESSION_5)[0].blocks) == 6
     assert len(find(rig, KEYS, SESSION_5).pages) == 6, "those it has; no more"
 

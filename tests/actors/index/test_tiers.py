@@ -12,7 +12,7 @@ from pegaflow.actors.runtime.contract import Ask, Effect
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.control import Drain, Gone
 from pegaflow.wire.flusher import Fetch, Fetched, Flush, Forget
-from pegaflow.wire.index import Held, Holding, Seal, Sealed
+from pegaflow.wire.index import Held, LeasesHeld, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
@@ -150,7 +150,7 @@ def test_the_second_tier_hears_what_is_evicted(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_process_of_a_tier_is_believed_what_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rig, actor, peer = index(monkeypatch)
-    rig.tell(PEER_7, Holding(0, (), 0, ()))
+    rig.tell(PEER_7, LeasesHeld(0, (), 0, ()))
     seal = Seal(1, NS, PAGE, PAGE, 1, KEYS[:1], (ROOT,), (0,), (9,))
     assert said(rig.ask(PEER_7, seal), Sealed) == Sealed(Status.STALE_CLAIM, ())
     assert not rig.tell(PEER_7, Forget(NS, KEYS[:1])), "these are the flusher's words"
@@ -171,5 +171,5 @@ def test_without_the_entry_nobody_asks_a_peer() -> None:
     rig, actor = tiered_index(TIER)
     assert actor.tiers.served_by(PEER) is None
     assert not pick(look_up(rig, KEYS[:1]), Fetch)
-    rig.tell(PEER_7, Holding(0, (), 0, ()))
+    rig.tell(PEER_7, LeasesHeld(0, (), 0, ()))
     assert rig.count("frames_unwanted") == 1

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.index.write_back import GENTLE_SHARE, PRESSED_NS, PRESSED_SHARE, WRITTEN_NS
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Roll
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.flusher import Flush, Forget, Manifest, Noted, WriteAll, Written
-from pegaflow.wire.index import Corrupt, Held, Holding, Unheld
+from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from tests.actors.rig import ALLOC, BOSS, HELLO, IDX, PAGE, SESSION_4, Rig, pick, said
 from tests.actors.tier import (
     BIG,
@@ -58,7 +58,7 @@ def test_without_a_tier_or_a_writable_one_nothing_is_flushed() -> None:
     assert said(rig.tell(FLUSHER_6, TIER), Flush).keys == KEYS[:1]
     plain = Rig(Index(IDX, BOSS, HELLO, big_ledger))
     plain.start()
-    for msg in (replace(BIG, ssd=False), Roll((), ())):
+    for msg in (replace(BIG, ssd=False), Members((), ())):
         plain.tell(BOSS, msg)
     plain.wait(0)
     save(plain, KEYS[:1])
@@ -196,9 +196,9 @@ def test_a_new_flusher_is_heard_before_the_word_of_the_old_ones_death() -> None:
 def test_a_lost_flush_is_sent_again_and_a_lost_flushed_ends_with_the_next_statement() -> None:
     rig, actor = index()
     first = said(saving(rig, KEYS[:1]), Flush)
-    assert said(rig.tell(FLUSHER_6, Holding(0, (), 0, ())), Flush) == first
-    assert rig.tell(FLUSHER_6, Holding(1, (1,), 0, ())) == []
-    rig.tell(FLUSHER_6, Holding(1, (), 0, ()))
+    assert said(rig.tell(FLUSHER_6, LeasesHeld(0, (), 0, ())), Flush) == first
+    assert rig.tell(FLUSHER_6, LeasesHeld(1, (1,), 0, ())) == []
+    rig.tell(FLUSHER_6, LeasesHeld(1, (), 0, ()))
     assert len(ssd_of(actor).writes.backlog) == 1, "it may be in the log or not: it is sent again"
     assert said(rig.tell(FLUSHER_6, TIER), Flush).keys == KEYS[:1]
 
@@ -207,9 +207,9 @@ def test_a_flush_that_is_sent_again_lacks_what_was_found_corrupt() -> None:
     rig, actor = index()
     first = said(saving(rig, KEYS[:2]), Flush)
     rig.tell(SESSION_4, Corrupt((first.pages[0],)))
-    assert said(rig.tell(FLUSHER_6, Holding(0, (), 0, ())), Flush).keys == KEYS[1:2]
+    assert said(rig.tell(FLUSHER_6, LeasesHeld(0, (), 0, ())), Flush).keys == KEYS[1:2]
     rig.tell(SESSION_4, Corrupt((first.pages[1],)))
-    assert not pick(rig.tell(FLUSHER_6, Holding(0, (), 0, ())), Flush)
+    assert not pick(rig.tell(FLUSHER_6, LeasesHeld(0, (), 0, ())), Flush)
     assert not ssd_of(actor).writes.in_flight and len(actor.leasing.leases) == 0
 
 
@@ -221,13 +221,13 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, BIG)
-    rig.tell(BOSS, Roll((FLUSHER_6,), ()))
+    rig.tell(BOSS, Members((FLUSHER_6,), ()))
     rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
     rig.wait(0)
     assert press(rig, 9) == (), "nothing before everybody has stated"
     rig.tell(FLUSHER_6, replace(TIER, depth=1))
     rig.tell(FLUSHER_6, Held(7, 1, (0,)))
-    assert rig.tell(FLUSHER_6, Holding(7, (7,), 0, ())) == []
+    assert rig.tell(FLUSHER_6, LeasesHeld(7, (7,), 0, ())) == []
     assert press(rig, 9) == (1,)
     flush = Flush(7, NS, PAGE, PAGE, 1, KEYS[:1], (0,), (0,))
     flushed(rig, flush)
@@ -235,9 +235,9 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
 
 
 def test_a_lease_that_was_not_restated_is_unheld() -> None:
-    rig, _ = index(roll=(FLUSHER_6,))
+    rig, _ = index(members=(FLUSHER_6,))
     save(rig, KEYS[:1])
-    assert said(rig.tell(FLUSHER_6, Holding(3, (3,), 0, ())), Unheld) == Unheld((3,))
+    assert said(rig.tell(FLUSHER_6, LeasesHeld(3, (3,), 0, ())), LeasesLost) == LeasesLost((3,))
     assert press(rig, 9) == ()
 
 
@@ -247,7 +247,7 @@ def test_what_an_earlier_life_saved_and_did_not_write_is_written_once_the_log_is
     ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
     rig = Rig(Index(IDX, BOSS, HELLO, lambda path: ledger))
     rig.start()
-    for msg in (BIG, Roll((), ())):
+    for msg in (BIG, Members((), ())):
         rig.tell(BOSS, msg)
     rig.wait(0)
     rig.tell(FLUSHER_6, TIER)

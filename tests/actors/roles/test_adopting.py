@@ -3,8 +3,8 @@
 from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.pool.ledger import Ledger
-from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved, Return, Stock
-from pegaflow.wire.control import Beat, Fenced, Gone, Neighbour, Roll
+from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Reserved, Return
+from pegaflow.wire.control import Beat, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.index import (
     Claim,
     Claimed,
@@ -12,10 +12,10 @@ from pegaflow.wire.index import (
     Corrupt,
     Find,
     Held,
-    Holding,
+    LeasesHeld,
+    LeasesLost,
     Seal,
     Sealed,
-    Unheld,
 )
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
 from pegaflow.wire.status import Status
@@ -41,15 +41,15 @@ from tests.actors.rig import (
 from tests.actors.tier import FLUSHER_6
 
 IDX_9, ALLOC_9 = Address("index", 9), Address("allocator", 9)
-BOTH = Roll((SESSION_4, SESSION_5), ())
+BOTH = Members((SESSION_4, SESSION_5), ())
 
 
-def heir(ledger: Ledger, roll: Roll = BOTH) -> tuple[Rig, Index]:
+def heir(ledger: Ledger, members: Members = BOTH) -> tuple[Rig, Index]:
     """A later index on this ledger."""
     rig = Rig(Index(IDX_9, BOSS, HELLO, lambda path: ledger))
     rig.start()
     rig.tell(BOSS, WELCOME)
-    rig.tell(BOSS, roll)
+    rig.tell(BOSS, members)
     rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
     actor = rig.host.actor
     assert isinstance(actor, Index)
@@ -85,55 +85,55 @@ def test_nothing_is_evicted_before_all_have_stated() -> None:
     rig, _ = heir(left())
     rig.wait(0)
     assert press(rig) == ()
-    rig.tell(SESSION_4, Holding(0, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(0, (), 0, ()))
     assert press(rig) == ()
-    rig.tell(SESSION_5, Holding(0, (), 0, ()))
+    rig.tell(SESSION_5, LeasesHeld(0, (), 0, ()))
     assert press(rig) == (3, 2, 1, 0), "the tail of a chain goes first"
 
 
 def test_a_dead_session_is_not_waited_for() -> None:
     rig, _ = heir(left())
     rig.wait(0)
-    rig.tell(SESSION_4, Holding(0, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(0, (), 0, ()))
     assert said(rig.tell(BOSS, Gone(SESSION_5)), Fenced, ALLOC) == Fenced(SESSION_5)
     assert len(press(rig)) == 4
 
 
 def test_leases_go_on_under_their_numbers() -> None:
-    rig, _ = heir(left(), Roll((SESSION_4,), ()))
+    rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
     rig.tell(SESSION_4, Held(7, 1, (0, 1)))
-    assert rig.tell(SESSION_4, Holding(8, (7,), 0, ())) == []
+    assert rig.tell(SESSION_4, LeasesHeld(8, (7,), 0, ())) == []
     assert press(rig) == (3, 2)
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:1])), Held).number == 9
-    rig.tell(SESSION_4, Holding(9, (9,), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(9, (9,), 0, ()))
     assert press(rig) == (1,)
 
 
 def test_a_lease_that_cannot_be_honoured_is_said_and_holds_eviction_up() -> None:
-    rig, _ = heir(left(), Roll((SESSION_4,), ()))
+    rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
     rig.tell(SESSION_4, Held(7, 1, (0, 5)))
-    told = rig.tell(SESSION_4, Holding(7, (7,), 0, ()))
-    assert said(told, Unheld, SESSION_4) == Unheld((7,))
+    told = rig.tell(SESSION_4, LeasesHeld(7, (7,), 0, ()))
+    assert said(told, LeasesLost, SESSION_4) == LeasesLost((7,))
     assert press(rig) == (), "a copy may still run"
-    assert rig.tell(SESSION_4, Holding(7, (), 0, ())) == []
+    assert rig.tell(SESSION_4, LeasesHeld(7, (), 0, ())) == []
     assert len(press(rig)) == 4
 
 
 def test_a_lease_cannot_be_invented_later() -> None:
-    rig, _ = heir(left(), Roll((SESSION_4,), ()))
+    rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Holding(0, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(0, (), 0, ()))
     rig.tell(SESSION_4, Held(1, 1, (0,)))
     assert len(press(rig)) == 4
 
 
 def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
-    rig, actor = heir(left(KEYS[:1]), Roll((SESSION_4,), ()))
+    rig, actor = heir(left(KEYS[:1]), Members((SESSION_4,), ()))
     rig.wait(0)
     rig.tell(SESSION_4, Claiming(3, NS, KEYS[:3]))
-    rig.tell(SESSION_4, Holding(0, (), 3, (3,)))
+    rig.tell(SESSION_4, LeasesHeld(0, (), 3, (3,)))
     assert said(rig.ask(SESSION_5, Claim(NS, KEYS[:4])), Claimed).positions == (3,)
     again = said(rig.ask(SESSION_4, seal_of(3, KEYS[:3])), Sealed)
     assert again == Sealed(Status.OK, (0, 1, 2)), "one was carried out by the earlier index"
@@ -141,10 +141,10 @@ def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
 
 
 def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
-    rig, actor = heir(left(KEYS[:1]), Roll((SESSION_4,), ()))
+    rig, actor = heir(left(KEYS[:1]), Members((SESSION_4,), ()))
     rig.wait(0)
     rig.tell(SESSION_4, Claiming(3, NS, KEYS[:1]))
-    rig.tell(SESSION_4, Holding(0, (), 3, (3,)))
+    rig.tell(SESSION_4, LeasesHeld(0, (), 3, (3,)))
     assert press(rig) == (0,)
     assert said(rig.ask(SESSION_4, seal_of(3, KEYS[:1])), Sealed).status is Status.OK
     assert len(actor.residency.blocks) == 1
@@ -156,18 +156,18 @@ def test_half_a_seal_is_voided_and_sealed_again() -> None:
     whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), (900, 901))
     rig.ask(SESSION_4, whole)
     actor.residency.ledger.void([1])
-    rig, actor = heir(actor.residency.ledger, Roll((SESSION_4,), ()))
+    rig, actor = heir(actor.residency.ledger, Members((SESSION_4,), ()))
     rig.ask(SESSION_4, Find(NS, KEYS))
     told = rig.wait(0)
     assert said(told, Held).number == 0 and said(told, Freed, ALLOC) == Freed((0,))
     rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
-    rig.tell(SESSION_4, Holding(0, (), 1, (1,)))
+    rig.tell(SESSION_4, LeasesHeld(0, (), 1, (1,)))
     assert said(rig.ask(SESSION_4, whole), Sealed).status is Status.OK
     assert said(rig.ask(SESSION_4, Find(NS, KEYS)), Held).pages == (0, 1)
 
 
 def test_what_the_dead_had_asked_is_forgotten() -> None:
-    rig, actor = heir(index()[1].residency.ledger, Roll((SESSION_4,), ()))
+    rig, actor = heir(index()[1].residency.ledger, Members((SESSION_4,), ()))
     rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
     rig.ask(SESSION_4, seal_of(1, KEYS[:1]))
     rig.tell(BOSS, Gone(SESSION_4))
@@ -176,7 +176,7 @@ def test_what_the_dead_had_asked_is_forgotten() -> None:
 
 
 def test_a_new_allocator_hears_of_all_the_dead() -> None:
-    rig, _ = heir(left(), Roll((SESSION_4,), (SESSION_5,)))
+    rig, _ = heir(left(), Members((SESSION_4,), (SESSION_5,)))
     rig.wait(0)
     rig.tell(BOSS, Gone(SESSION_4))
     rig.tell(BOSS, Gone(ALLOC))
@@ -187,11 +187,11 @@ def test_a_new_allocator_hears_of_all_the_dead() -> None:
 
 
 def test_the_lookup_of_a_chain_makes_adopted_blocks_young_as_a_whole() -> None:
-    rig, _ = heir(left(), Roll((), ()))
+    rig, _ = heir(left(), Members((), ()))
     rig.wait(0)
     for _ in range(2):
         number = said(rig.ask(SESSION_4, Find(NS, KEYS[:4])), Held).number
-        rig.tell(SESSION_4, Holding(number, (), 0, ()))
+        rig.tell(SESSION_4, LeasesHeld(number, (), 0, ()))
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[4:5])), Claimed)
     seal = Seal(claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], (4,), (904,))
     assert said(rig.ask(SESSION_4, seal), Sealed).status is Status.OK
@@ -206,8 +206,8 @@ def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -
     assert rig.count("blocks_corrupt") == 1
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:3])), Held).pages == (0,)
     assert actor.residency.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
-    rig.tell(SESSION_5, Holding(lease.number, (), 0, ()))
-    rig, actor = heir(actor.residency.ledger, Roll((), ()))
+    rig.tell(SESSION_5, LeasesHeld(lease.number, (), 0, ()))
+    rig, actor = heir(actor.residency.ledger, Members((), ()))
     rig.wait(0)
     assert actor.gauges()["quarantined_pages"] == 1
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[1:2])), Claimed)
@@ -218,12 +218,12 @@ def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -
 # the allocator
 
 
-def keeper(roll: Roll) -> tuple[Rig, Allocator]:
-    """A later allocator that has got this Roll."""
+def keeper(members: Members) -> tuple[Rig, Allocator]:
+    """A later allocator that has got this Members."""
     rig = Rig(Allocator(ALLOC_9, BOSS, HELLO))
     rig.start()
     rig.tell(BOSS, WELCOME)
-    rig.tell(BOSS, roll)
+    rig.tell(BOSS, members)
     actor = rig.host.actor
     assert isinstance(actor, Allocator)
     return rig, actor
@@ -241,10 +241,10 @@ def scanned(*pages: int) -> RecordsScanned:
 def test_it_waits_for_every_holder_and_for_an_index() -> None:
     rig, actor = keeper(BOTH)
     rig.ask(SESSION_4, Reserve(PAGE, 1))
-    rig.tell(SESSION_4, Stock(3, (0, 1), PAGE))
+    rig.tell(SESSION_4, PagesHeld(3, (0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     assert not rig.wanted(ScanRecords) and actor.pages.slab is None
-    rig.tell(SESSION_5, Stock(0, ()))
+    rig.tell(SESSION_5, PagesHeld(0, ()))
     sent = rig.done(ScanRecords, scanned(1, 2))
     sent += rig.done(GrowExtent)
     grant = said(sent, Reserved, SESSION_4)
@@ -256,14 +256,14 @@ def test_it_waits_for_every_holder_and_for_an_index() -> None:
 
 
 def test_without_an_index_it_waits_too() -> None:
-    rig, _ = keeper(Roll((), ()))
+    rig, _ = keeper(Members((), ()))
     assert not rig.wanted(ScanRecords)
     rig.tell(IDX, Freed(()))
     assert rig.wanted(ScanRecords)
 
 
 def test_the_dead_are_waited_for_until_they_are_fenced() -> None:
-    rig, _ = keeper(Roll((SESSION_4,), ()))
+    rig, _ = keeper(Members((SESSION_4,), ()))
     rig.tell(IDX, Freed(()))
     rig.tell(BOSS, Gone(SESSION_4))
     assert not rig.wanted(ScanRecords), "a Seal of it may still be on its way into the ledger"
@@ -271,22 +271,22 @@ def test_the_dead_are_waited_for_until_they_are_fenced() -> None:
     assert rig.wanted(ScanRecords)
 
 
-def test_fenced_before_the_roll() -> None:
+def test_fenced_before_the_members_are_known() -> None:
     rig = Rig(Allocator(ALLOC_9, BOSS, HELLO))
     rig.start()
     rig.tell(BOSS, WELCOME)
     rig.tell(IDX, Fenced(SESSION_4))
     rig.tell(IDX, Freed(()))
-    rig.tell(BOSS, Roll((SESSION_4,), ()))
+    rig.tell(BOSS, Members((SESSION_4,), ()))
     assert rig.wanted(ScanRecords)
 
 
 def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -> None:
-    rig, actor = keeper(Roll((SESSION_4,), ()))
-    rig.tell(SESSION_4, Stock(1, (0,), PAGE))
+    rig, actor = keeper(Members((SESSION_4,), ()))
+    rig.tell(SESSION_4, PagesHeld(1, (0,), PAGE))
     rig.tell(IDX, Freed(()))
     rig.tell(SESSION_4, Return((0,)))
-    rig.tell(SESSION_4, Stock(1, (), PAGE))
+    rig.tell(SESSION_4, PagesHeld(1, (), PAGE))
     rig.done(ScanRecords, RecordsScanned((), ()))  # it was void when it was read
     assert actor.gauges()["pool_held_bytes"] == PAGE
     rig.done(ReadRecords, RecordsRead((0,)))  # and is sealed now
@@ -296,10 +296,10 @@ def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -
 
 def test_an_early_return_does_not_take_a_later_grant_away() -> None:
     """Seed 243: the Return was of a page that an earlier allocator had granted."""
-    rig, actor = keeper(Roll((SESSION_4,), ()))
+    rig, actor = keeper(Members((SESSION_4,), ()))
     rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
     rig.tell(SESSION_4, Return((0,)))
-    rig.tell(SESSION_4, Stock(1, (), PAGE))
+    rig.tell(SESSION_4, PagesHeld(1, (), PAGE))
     rig.tell(IDX, Freed(()))
     sent = rig.done(ScanRecords, RecordsScanned((), ()))
     while rig.wanted(GrowExtent):
@@ -309,8 +309,8 @@ def test_an_early_return_does_not_take_a_later_grant_away() -> None:
 
 
 def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> None:
-    rig, actor = keeper(Roll((SESSION_4,), ()))
-    rig.tell(SESSION_4, Stock(1, (0, 1), PAGE))
+    rig, actor = keeper(Members((SESSION_4,), ()))
+    rig.tell(SESSION_4, PagesHeld(1, (0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     rig.tell(IDX, Fenced(SESSION_4))
     rig.done(ScanRecords, RecordsScanned((), ()))
@@ -321,7 +321,7 @@ def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> N
 
 
 def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
-    rig, actor = keeper(Roll((), ()))
+    rig, actor = keeper(Members((), ()))
     rig.ask(SESSION_4, Reserve(PAGE, 1))
     rig.tell(IDX, Freed(()))
     sent = rig.done(ScanRecords, Status.COPY_FAILED, "Cannot allocate memory")
@@ -330,7 +330,7 @@ def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
 
 
 def test_what_was_there_need_not_be_grown() -> None:
-    rig, _ = keeper(Roll((), ()))
+    rig, _ = keeper(Members((), ()))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, scanned(0))
     assert [job.extent for job in rig.wanted(GrowExtent)] == [1]
@@ -339,9 +339,9 @@ def test_what_was_there_need_not_be_grown() -> None:
 
 
 def test_nonsense_that_is_stated_is_nobodys() -> None:
-    rig, actor = keeper(Roll((SESSION_4, SESSION_5), ()))
-    rig.tell(SESSION_4, Stock(1, (0, 1 << 40), PAGE))
-    rig.tell(SESSION_5, Stock(1, (0, 1), 4097))
+    rig, actor = keeper(Members((SESSION_4, SESSION_5), ()))
+    rig.tell(SESSION_4, PagesHeld(1, (0, 1 << 40), PAGE))
+    rig.tell(SESSION_5, PagesHeld(1, (0, 1), 4097))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -349,9 +349,9 @@ def test_nonsense_that_is_stated_is_nobodys() -> None:
 
 
 def test_a_flusher_states_pages_of_several_sizes() -> None:
-    rig, actor = keeper(Roll((FLUSHER_6,), ()))
+    rig, actor = keeper(Members((FLUSHER_6,), ()))
     first = EXTENT // PAGE
-    rig.tell(FLUSHER_6, Stock(2, (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
+    rig.tell(FLUSHER_6, PagesHeld(2, (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -364,8 +364,8 @@ def test_a_flusher_states_pages_of_several_sizes() -> None:
 
 
 def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
-    rig, actor = keeper(Roll((FLUSHER_6,), ()))
-    rig.tell(FLUSHER_6, Stock(2, (0, 1), 0, (PAGE,)))
+    rig, actor = keeper(Members((FLUSHER_6,), ()))
+    rig.tell(FLUSHER_6, PagesHeld(2, (0, 1), 0, (PAGE,)))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -373,7 +373,7 @@ def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
 
 
 def test_without_an_index_reservations_wait() -> None:
-    rig, _ = keeper(Roll((), ()))
+    rig, _ = keeper(Members((), ()))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)

@@ -4,7 +4,7 @@ from pegaflow.actors.roles.holder import Holder
 from pegaflow.actors.runtime.contract import Actor, Ask, Effect, Send
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -24,8 +24,8 @@ class Few:
         to = self.member.peer(ALLOCATOR)
         return [Send(to, Return(pages)) for pages in self.grants.values()]
 
-    def statement(self) -> Stock:
-        return Stock(self.grants.upto, self.grants.numbers())
+    def statement(self) -> PagesHeld:
+        return PagesHeld(self.grants.upto, self.grants.numbers())
 
     def go_on(self, now: int) -> list[Effect]:
         def reserved(answer: Message, now: int) -> list[Effect]:
@@ -60,23 +60,23 @@ def holding() -> tuple[Rig, Kept]:
     rig.start()
     rig.tell(BOSS, WELCOME)
     sent = rig.tell(BOSS, Neighbour(ALLOC, "a", 1))
-    assert [type(e.message) for e in sent] == [Stock, Reserve]
+    assert [type(e.message) for e in sent] == [PagesHeld, Reserve]
     rig.answer(sent[-1], Reserved(Status.OK, 1, (11, 12), (1, 2)))
     return rig, actor
 
 
 def test_a_beat_states_what_is_held() -> None:
     rig, _ = holding()
-    assert said(rig.wait(BEAT_NS), Stock, ALLOC) == Stock(1, (1,))
+    assert said(rig.wait(BEAT_NS), PagesHeld, ALLOC) == PagesHeld(1, (1,))
 
 
 def test_a_new_life_is_told_everything_before_it_is_asked() -> None:
     rig, _ = holding()
     rig.tell(BOSS, Gone(ALLOC))
-    assert not pick(rig.wait(BEAT_NS), Stock)
+    assert not pick(rig.wait(BEAT_NS), PagesHeld)
     again = Address(ALLOCATOR, 9)
     sent = rig.tell(BOSS, Neighbour(again, "b", 1))
-    assert [e.message for e in sent] == [Return((11, 12)), Stock(1, (1,)), Reserve(1, 1)]
+    assert [e.message for e in sent] == [Return((11, 12)), PagesHeld(1, (1,)), Reserve(1, 1)]
     assert {e.receiver for e in sent} == {again}
 
 
@@ -95,7 +95,7 @@ def test_a_late_grant_goes_back_once() -> None:
     late = Reserved(Status.OK, 1, (11,), (1,))
     assert said(rig.answer(ask, late), Return, ALLOC).pages == (11,)
     assert actor.late(ALLOC, late, rig.now) == []
-    assert actor.book.statement() == Stock(1, ())
+    assert actor.book.statement() == PagesHeld(1, ())
 
 
 def test_a_late_grant_of_a_former_life_is_nobodys() -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from pegaflow.actors.roles.recovery import DEAD_MAX, LATER_MAX, Recovery
 from pegaflow.actors.runtime.contract import Effect, Redeliver, Sender
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import Roll
+from pegaflow.wire.control import Members
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.rig import ALLOC, BOSS, IDX, SESSION_4, SESSION_5
 
@@ -20,7 +20,7 @@ def recovery() -> tuple[Recovery, Counter[str]]:
 
 def membership(part: Recovery, living: tuple[Address, ...], dead: tuple[Address, ...] = ()) -> None:
     (heard,) = part.handlers()
-    assert heard.handler(Sender(BOSS), Roll(living, dead), 0) == []
+    assert heard.handler(Sender(BOSS), Members(living, dead), 0) == []
 
 
 def test_what_waits_is_heard_in_order_once_the_pool_is_known() -> None:
@@ -89,5 +89,5 @@ def test_whoever_needs_the_membership_is_told() -> None:
     part, _ = recovery()
     part.listener = told = _Told()
     (heard,) = part.handlers()
-    heard.handler(Sender(BOSS), Roll((SESSION_4,), ()), 7)
+    heard.handler(Sender(BOSS), Members((SESSION_4,), ()), 7)
     assert told.at == [7] and part.awaited == {SESSION_4}

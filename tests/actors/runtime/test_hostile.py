@@ -19,7 +19,7 @@ from pegaflow.actors.supervisor.opens import Open
 from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.core.pool.ledger import MAX_LENGTH, MAX_SHARDS
 from pegaflow.device.procs import open_pidfd
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import (
     SILENT_NS,
     Beat,
@@ -184,7 +184,7 @@ def test_a_grant_whose_pages_came_back_is_not_said_again() -> None:
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     rig.tell(SESSION_4, Return(pages[:1]))
     rig.done(ReadRecords, RecordsRead(()))
-    assert rig.tell(SESSION_4, Stock(0, pages[1:])) == []
+    assert rig.tell(SESSION_4, PagesHeld(0, pages[1:])) == []
 
 
 def test_who_never_states_is_granted_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_who_never_states_is_granted_no_more(monkeypatch: pytest.MonkeyPatch) ->
     rig, _ = allocator()
     pages = [granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages[0] for _ in range(2)]
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.BUSY
-    rig.tell(SESSION_4, Stock(2, tuple(pages)))
+    rig.tell(SESSION_4, PagesHeld(2, tuple(pages)))
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.OK
 
 

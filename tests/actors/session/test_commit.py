@@ -8,7 +8,7 @@ from pegaflow.wire.allocator import Return
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
-from pegaflow.wire.session import ORDER_NS, Commit, Keep, Ping, Save, Saved, Skip, Take
+from pegaflow.wire.session import ORDER_NS, Commit, CopyBatch, Keep, Ping, Save, Saved, Skip
 from pegaflow.wire.status import Status
 from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, Rig, one, pick, said
 from tests.actors.sessions import KEYS
@@ -26,9 +26,9 @@ def served() -> tuple[Rig, Session]:
     return rig, actor
 
 
-def begin(rig: Rig, order: int) -> Take:
+def begin(rig: Rig, order: int) -> CopyBatch:
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"", order, (), True)), Claim, IDX)
-    return said(rig.answer(claim, Claimed(1, (0, 1, 2))), Take, CLIENT_7)
+    return said(rig.answer(claim, Claimed(1, (0, 1, 2))), CopyBatch, CLIENT_7)
 
 
 def copied(rig: Rig, order: int) -> list[Envelope]:
@@ -113,8 +113,8 @@ def test_a_save_that_waits_for_a_word_names_its_order() -> None:
 def test_several_ranks_wait_for_each_other_and_for_the_word() -> None:
     rig, actor = pair()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], b"", 1, (), True)), Claim, IDX)
-    first = said(rig.answer(claim, Claimed(1, (0, 1))), Take, CLIENT_7)
-    second = said(rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], b"", 1, (), True)), Take, CLIENT_8)
+    first = said(rig.answer(claim, Claimed(1, (0, 1))), CopyBatch, CLIENT_7)
+    second = said(rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], b"", 1, (), True)), CopyBatch, CLIENT_8)
     rig.tell(CLIENT_7, Keep(1, first.batch))
     rig.done(FillPages)
     assert rig.tell(CLIENT_7, Commit((1,))) == [], "one rank's part is missing"

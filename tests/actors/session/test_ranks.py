@@ -26,6 +26,8 @@ from pegaflow.wire.session import (
     ORDER_NS,
     Attach,
     Attached,
+    BatchCopied,
+    CopyBatch,
     Drop,
     Found,
     Keep,
@@ -40,8 +42,6 @@ from pegaflow.wire.session import (
     Save,
     Saved,
     Skip,
-    Take,
-    Taken,
     Way,
 )
 from pegaflow.wire.status import Status
@@ -190,7 +190,7 @@ def test_a_save_is_sealed_after_keep_only() -> None:
     assert rig.answer(claim, Claimed(1, (0, 2))) == []
     (job,) = rig.wanted(ReadBlocks)
     assert job.blocks == (20, 22)
-    taken = said(rig.done(ReadBlocks), Taken, CLIENT_7)
+    taken = said(rig.done(ReadBlocks), BatchCopied, CLIENT_7)
     assert taken.positions == (0, 2)
     seal = one(rig.tell(CLIENT_7, Keep(1, taken.batch)), Seal)
     sent = rig.answer(seal, Sealed(Status.OK, (0, 1)))
@@ -213,7 +213,7 @@ def test_a_drop_before_keep_gives_the_pages_back(when: str) -> None:
     rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
     sent: list[Envelope] = []
     if when == "read":
-        said(rig.done(ReadBlocks), Taken)
+        said(rig.done(ReadBlocks), BatchCopied)
     sent += rig.tell(CLIENT_7, Drop(1))
     if when == "reading":
         assert not pick(sent, Saved), "a copy still names the pages"
@@ -309,7 +309,7 @@ def test_ranks_of_different_page_sizes() -> None:
 
 def staged_batch(rig: Rig, rank: int, sent: list[Envelope]) -> list[Envelope]:
     """Keep and fill what a rank was told to take."""
-    take = said(sent, Take, RANKS[rank])
+    take = said(sent, CopyBatch, RANKS[rank])
     rig.tell(RANKS[rank], Keep(take.save, take.batch))
     return rig.done(FillPages)
 
@@ -370,10 +370,10 @@ def test_what_one_rank_drops_is_dead_for_all_and_the_rest_is_sealed() -> None:
         rank.slots, rank.free_slots = 2, [0, 1]
     sent = rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
     first = staged_batch(rig, 0, sent)
-    assert said(first, Take, CLIENT_7).positions == (2,)
+    assert said(first, CopyBatch, CLIENT_7).positions == (2,)
     rig.tell(CLIENT_7, Drop(1))
     sent = begin(rig, 1)
-    assert said(sent, Take, CLIENT_8).positions == (0, 1), "position 2 is dead"
+    assert said(sent, CopyBatch, CLIENT_8).positions == (0, 1), "position 2 is dead"
     seal = one(staged_batch(rig, 1, sent), Seal)
     sent = rig.answer(seal, Sealed(Status.OK, (0, 1)))
     for client in RANKS:

@@ -10,7 +10,7 @@ from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
-from pegaflow.wire.session import Drop, Keep, Leave, Left, Ping, Save, Saved, Take
+from pegaflow.wire.session import CopyBatch, Drop, Keep, Leave, Left, Ping, Save, Saved
 from pegaflow.wire.status import Status
 from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
 from tests.actors.sessions import KEYS, attached, grant
@@ -25,16 +25,16 @@ def stocked() -> tuple[Rig, Session]:
     return rig, actor
 
 
-def begin(rig: Rig, save: int = 1, keys: tuple[bytes, ...] = KEYS[:3]) -> Take:
+def begin(rig: Rig, save: int = 1, keys: tuple[bytes, ...] = KEYS[:3]) -> CopyBatch:
     """A save whose keys are all new."""
     claim = one(rig.ask(CLIENT_7, Save(save, 0, keys, b"")), Claim, IDX)
     sent = rig.answer(claim, Claimed(save, tuple(range(len(keys)))))
-    take = said(sent, Take, CLIENT_7)
+    take = said(sent, CopyBatch, CLIENT_7)
     assert (take.save, take.positions) == (save, tuple(range(len(keys))))
     return take
 
 
-def fill(rig: Rig, take: Take) -> Envelope:
+def fill(rig: Rig, take: CopyBatch) -> Envelope:
     """Keep and copy a batch; its Seal."""
     rig.tell(CLIENT_7, Keep(take.save, take.batch))
     return one(rig.done(FillPages), Seal, IDX)
@@ -76,7 +76,7 @@ def test_known_keys_are_not_copied() -> None:
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
     sent = rig.answer(claim, Claimed(0, ()))
     assert said(sent, Saved) == Saved(Status.OK, 0, 3)
-    assert not pick(sent, Take) and idle(actor)
+    assert not pick(sent, CopyBatch) and idle(actor)
 
 
 def test_bad_saves() -> None:
@@ -107,7 +107,7 @@ def test_drop_before_the_claim_is_answered() -> None:
     sent = rig.answer(claim, Claimed(1, (0, 1, 2)))
     assert said(sent, Saved).status is Status.DROPPED
     one(sent, EndClaim, IDX)
-    assert not pick(sent, Take) and idle(actor)
+    assert not pick(sent, CopyBatch) and idle(actor)
 
 
 def test_drop_after_keep_is_too_late_and_harmless() -> None:
@@ -198,11 +198,11 @@ def test_more_blocks_than_slots_take_turns() -> None:
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
-    first = said(rig.answer(claim, Claimed(1, (0, 1, 2))), Take)
+    first = said(rig.answer(claim, Claimed(1, (0, 1, 2))), CopyBatch)
     assert first.positions == (0, 1)
     rig.tell(CLIENT_7, Keep(1, first.batch))
     sent = rig.done(FillPages)
-    second = said(sent, Take)
+    second = said(sent, CopyBatch)
     assert second.positions == (2,) and second.batch != first.batch
     sent = rig.answer(one(sent, Seal), Sealed(Status.OK, (0, 1)))
     assert not pick(sent, Saved)
@@ -216,14 +216,14 @@ def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], b"")), Claim)
-    take = said(rig.answer(claim, Claimed(1, (0, 1, 2, 3, 4))), Take)
+    take = said(rig.answer(claim, Claimed(1, (0, 1, 2, 3, 4))), CopyBatch)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.done(FillPages)
-    first, take = one(sent, Seal), said(sent, Take)
+    first, take = one(sent, Seal), said(sent, CopyBatch)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.done(FillPages)
     assert not pick(sent, Seal)
-    rig.tell(CLIENT_7, Keep(1, said(sent, Take).batch))
+    rig.tell(CLIENT_7, Keep(1, said(sent, CopyBatch).batch))
     assert not pick(rig.done(FillPages), Seal)
     second = one(rig.answer(first, Sealed(Status.OK, (0, 1))), Seal)
     assert isinstance(second.message, Seal) and second.message.keys == KEYS[2:5]

@@ -7,10 +7,10 @@ import pytest
 from pegaflow.actors.session.actor import Session
 from pegaflow.core.series import LOAD
 from pegaflow.wire import index as to_index
-from pegaflow.wire.allocator import Reserve, Reserved, Return, Stock
+from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Bye, Refused, Serving
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.index import Find, Held, Holding
+from pegaflow.wire.index import Find, Held, LeasesHeld
 from pegaflow.wire.jobs import BounceOpened, OpenBounce, WatchProcess
 from pegaflow.wire.session import (
     LEASE_IDLE_NS,
@@ -185,8 +185,8 @@ def test_each_beat_states_leases_and_pages() -> None:
     question = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
     rig.answer(question, Held(5, 1, (0,)))
     sent = rig.wait(BEAT_NS)
-    assert said(sent, Holding, IDX) == Holding(5, (5,), 0, ())
-    assert said(sent, Stock, ALLOC) == Stock(3, reserved.pages, PAGE)
+    assert said(sent, LeasesHeld, IDX) == LeasesHeld(5, (5,), 0, ())
+    assert said(sent, PagesHeld, ALLOC) == PagesHeld(3, reserved.pages, PAGE)
 
 
 def test_a_late_held_is_handed_back() -> None:

@@ -15,10 +15,10 @@ from pegaflow.wire.control import (
     Gone,
     Hello,
     Inspect,
+    Members,
     Neighbour,
     Refused,
     Report,
-    Roll,
     Serve,
     Serving,
     SessionAt,
@@ -113,7 +113,7 @@ def test_the_death_of_a_core_child_takes_nobody_down() -> None:
     assert group.killed == [] and fresh.incarnation > max(a.incarnation for a in others)
     assert said(sent, Welcome, fresh).pool_path == "pool"
     sessions = tuple(a for a in others if a.name == SESSION)
-    assert session in sessions and said(sent, Roll, fresh) == Roll(sessions, ())
+    assert session in sessions and said(sent, Members, fresh) == Members(sessions, ())
     told = [e.receiver for e in pick(sent, Neighbour) if fresh in fields(e.message)]
     assert set(told) == set(sessions), "whoever holds something dials it, and states it"
     assert group.report().processes[0].state == "up"
@@ -125,8 +125,8 @@ def test_a_roll_names_the_dead_too() -> None:
     group.settle()
     group.exit(dead)
     sent = group.exit(group.now_living(ALLOCATOR))
-    roll = said(sent, Roll, group.now_living(ALLOCATOR))
-    assert roll.dead == (dead,) and dead not in roll.living
+    members = said(sent, Members, group.now_living(ALLOCATOR))
+    assert members.dead == (dead,) and dead not in members.living
 
 
 def test_engines_wait_while_the_core_is_not_complete() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pegaflow.actors.supervisor.shutdown import DRAIN_NS
 from pegaflow.actors.supervisor.ticks import TICK_NS
-from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Neighbour, Roll, Welcome
+from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Members, Neighbour, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Exited, IncarnationDrawn, NextIncarnation, Spawn, Spawned, Stopping
 from pegaflow.wire.message import Message
@@ -41,7 +41,7 @@ def test_the_flusher_comes_before_sessions_and_knows_the_core() -> None:
         if isinstance(m := e.message, Neighbour)
     }
     assert known == {ALLOCATOR, INDEX}
-    assert not pick(sent, Roll, fresh), "it keeps no books of holders"
+    assert not pick(sent, Members, fresh), "it keeps no books of holders"
 
 
 def test_its_death_takes_nobody_down_and_its_proof_reaches_the_core() -> None:
@@ -56,8 +56,8 @@ def test_its_death_takes_nobody_down_and_its_proof_reaches_the_core() -> None:
     assert {ALLOCATOR, INDEX} <= told(sent, Gone)
     fresh = group.now_living(FLUSHER)
     assert fresh.incarnation > dead.incarnation
-    roll = said(group.exit(group.now_living(INDEX)), Roll, group.now_living(INDEX))
-    assert dead in roll.dead and {fresh, session} <= set(roll.living)
+    members = said(group.exit(group.now_living(INDEX)), Members, group.now_living(INDEX))
+    assert dead in members.dead and {fresh, session} <= set(members.living)
 
 
 def test_engines_are_served_while_the_flusher_fails_again_and_again() -> None:

@@ -49,10 +49,10 @@ class SlabAgainstDict(RuleBasedStateMachine):
         assert self.slab.free_pages(page_size) == room
         slots = self.geometry.pages_per_extent(page_size)
         assert self.slab.can_ever_fit(page_size, count) == (count <= EXTENTS * slots)
-        missing, recut = self.slab.shortage(page_size, count)
+        missing, reassign = self.slab.shortage(page_size, count)
         used = sum(size == page_size for size, _, _ in self.pages.values())
         assert missing == max(0, count - room)
-        assert recut == (count > room + used)
+        assert reassign == (count > room + used)
         cuts = {e: self.cut_of(e) for e in range(EXTENTS)}
         self.number += 1
         pages = self.slab.take(page_size, count, holder, self.number)
