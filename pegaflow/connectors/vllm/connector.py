@@ -11,7 +11,7 @@ only keeps its promises: loads and held requests already under way are still rep
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from pegaflow.wire.units import Count, Seconds
 
@@ -67,28 +67,30 @@ class _NoHalves:
 
 _NO_HALVES = _NoHalves()
 
+_Halves: TypeAlias = "PegaKVConnector | _NoHalves"
+
 
 def _nothing(_: Any) -> None:
     return None
 
 
-def _emergency(self: Any) -> StepOrders:
+def _emergency(self: "_Halves") -> StepOrders:
     return self._scheduler.emergency() if self._scheduler else StepOrders()
 
 
-def _lost_sight(self: Any) -> None:
+def _lost_sight(self: "_Halves") -> None:
     if self._scheduler:
         self._scheduler.lost_sight()
 
 
-def _drop_all(self: Any) -> None:
+def _drop_all(self: "_Halves") -> None:
     if self._worker:
         self._worker.drop_all()
 
 
-def _rescue(self: Any) -> None:
+def _report_unbegun(self: "_Halves") -> None:
     if self._worker:
-        self._worker.rescue(self._orders)
+        self._worker.report_unbegun(self._orders)
 
 
 class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore[misc]
@@ -270,7 +272,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         super().bind_connector_metadata(connector_metadata)
         self.handle_preemptions(connector_metadata)
 
-    @guarded(_rescue)
+    @guarded(_report_unbegun)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Once per step, before or after the forward pass."""
         if self._worker and self._orders:

@@ -298,7 +298,6 @@ class Worker:
         done, self._told = SavesDone(dict.fromkeys(self._ended, 1), *now), now
         self._ended.clear()
         return done
-        return done
 
     def report_unbegun(self, orders: StepOrders | None) -> None:
         """After an error in `begin`: loads it did not get to are reported failed."""

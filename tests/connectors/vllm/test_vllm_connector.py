@@ -124,6 +124,20 @@ def test_nothing_ever_raises(pair: Pair, store: Store) -> None:
     assert pair.errors >= {10, 11, 12, 13, 14, 15}
 
 
+def test_loads_that_an_error_kept_from_beginning_are_reported_failed(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+
+    def broken(orders: StepOrders) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(pair.worker._worker, "begin", broken)
+    assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
+    pair.until(lambda: pair.received == ["b"])
+    assert pair.errors == {10, 11, 12, 13, 14, 15}
+
+
 def test_nonsense_from_vllm_is_survived(pair: Pair) -> None:
     for connector in (pair.scheduler, pair.worker):
         connector.on_new_request(None)
