@@ -89,7 +89,7 @@ class Returns(Part):
         return self._reclaim.from_holder(sender.address, msg.pages, serve)
 
     def _on_pages_held(self, sender: Sender, msg: PagesHeld, now: int) -> list[Effect]:
-        """CopyBatch back what the holder does not name; send again what it may not have got."""
+        """Take back what the holder does not name; send again what it may not have got."""
         holder, slab = sender.address, self._pages.slab
         if slab is None:
             return self._adoption.state(holder, msg, now)

@@ -66,7 +66,7 @@ class PoolAdoption(Part):
         self._reading, self._adopted = None, adoption
         here = self._residency
         for block in reversed(adoption.finish()):
-            here.order.insert_oldest(block)
+            here.policy.insert_oldest(block)
         here.ledger.void(adoption.nonsense)
         here.resident_bytes += adoption.bytes_
         here.quarantined = len(adoption.quarantined)

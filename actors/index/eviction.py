@@ -69,7 +69,7 @@ class Eviction(Part):
         if not msg.reassign:
 
             def coldest(count: int) -> list[Block]:
-                return self._residency.order.victims(msg.page_size, count)
+                return self._residency.policy.victims(msg.page_size, count)
 
             victims, effects = self._tiers.before_eviction(coldest, msg.count, now)
         if not victims:
@@ -85,11 +85,11 @@ class Eviction(Part):
         here = self._residency
         extent_of = here.geometry.extent_of
         leased = frozenset(map(extent_of, self._leasing.leases.pages()))
-        extent = here.order.coldest_extent(page_size, extent_of, leased)
+        extent = here.policy.coldest_extent(page_size, extent_of, leased)
         if extent is not None:
             self.clearing = None
         elif self.clearing is None:
-            extent = here.order.coldest_extent(page_size, extent_of)
+            extent = here.policy.coldest_extent(page_size, extent_of)
         else:
             extent = self.clearing[0]
         if extent is None:

@@ -44,7 +44,7 @@ class Leasing(Part):
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """Its leases end."""
         for lease in self.leases.fence(dead):
-            self._residency.order.touch(lease.blocks)
+            self._residency.policy.touch(lease.blocks)
         self.pins.fence(dead)
         return []
 
@@ -98,4 +98,4 @@ class Leasing(Part):
     def _released(self, lease: Lease, now: int) -> None:
         """A session needs these no longer: they are the youngest now."""
         self.loaded_at = now
-        self._residency.order.touch(lease.blocks)
+        self._residency.policy.touch(lease.blocks)

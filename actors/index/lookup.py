@@ -275,7 +275,7 @@ class Lookup(Part):
         for number in wait.leases:
             lease = self._leasing.leases.release(self._own, number)
             if lease is not None:
-                self._residency.order.touch(lease.blocks)
+                self._residency.policy.touch(lease.blocks)
 
     def check(self) -> None:
         """Who waits is known to what it waits for, and due."""

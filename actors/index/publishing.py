@@ -58,7 +58,7 @@ class Publishing(Part):
             self._counts["blocks_sealed"] += len(blocks)
             self._residency.make_young(blocks)
             return effects + self._lookup.arrived(blocks, now) + self._tiers.write(now)
-        self._residency.order.insert_chain(blocks)
+        self._residency.policy.insert_chain(blocks)
         effects += self._lookup.arrived(blocks, now)
         unawaited = [block for block in blocks if not block.leases]
         if unawaited:  # of the others the end of the lease makes the whole chain young

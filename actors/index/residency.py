@@ -1,4 +1,4 @@
-"""Which blocks are in memory, in which order they go, and what the ledger says of them.
+"""Which blocks are in memory, which of them go first, and what the ledger says of them.
 
 The index is the only writer of the ledger: a record is sealed when a block is published, and void
 before its page is named to anybody as free.  A leased block is never evicted.
@@ -32,7 +32,7 @@ class Residency(Part):
         self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex(lambda page: self.ledger.read(page), self._warmed)
-        self.order = Lru()  # exactly the resident blocks that are not cold
+        self.policy = Lru()  # exactly the resident blocks that are not cold
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
 
@@ -92,13 +92,13 @@ class Residency(Part):
         """These, and the resident chain that ends in the last of them, are the youngest now."""
         young = self._chain(blocks[-1])
         known = set(young)
-        self.order.insert_chain([block for block in blocks if block not in known])
-        self.order.insert_chain(young)
+        self.policy.insert_chain([block for block in blocks if block not in known])
+        self.policy.insert_chain(young)
 
     def make_oldest(self, block: Block) -> None:
         """It goes first."""
-        self.order.remove(block)
-        self.order.insert_oldest(block)
+        self.policy.remove(block)
+        self.policy.insert_oldest(block)
 
     def learn_parents(self, blocks: list[Block]) -> None:
         """Adopted blocks do not know the one before them, until somebody names the chain."""
@@ -109,11 +109,11 @@ class Residency(Part):
                 block.parent = before.key
 
     def check(self) -> None:
-        """Blocks, order and ledger agree."""
+        """Blocks, policy and ledger agree."""
         self.blocks.check()
-        self.order.check()
+        self.policy.check()
         blocks = list(self.blocks)
-        assert len(self.order) == len(blocks), "a block that nothing can evict, or a ghost"
+        assert len(self.policy) == len(blocks), "a block that nothing can evict, or a ghost"
         assert len(blocks) + self.blocks.cold == len(self.blocks)
         for block in blocks:
             for page, stamp in zip(block.pages, block.stamps, strict=True):
@@ -122,7 +122,7 @@ class Residency(Part):
 
     def _warmed(self, block: Block) -> None:
         """A cold block is asked for: nobody has used it in this life so far."""
-        self.order.insert_oldest(block)
+        self.policy.insert_oldest(block)
 
     def _chain(self, last: Block) -> list[Block]:
         """The resident chain that ends in this block, head first: its tail must go before its head,
@@ -143,7 +143,7 @@ class Residency(Part):
 
     def _remove(self, block: Block) -> None:
         """The block is not resident any more; its records say so already."""
-        self.order.remove(block)
+        self.policy.remove(block)
         self.blocks.remove(block)
         self.resident_bytes -= len(block.pages) * slot_size(block.page_size)
 

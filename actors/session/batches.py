@@ -1,6 +1,6 @@
 """How the blocks of a share move into the pool: in batches, through slots or straight into pages.
 
-    staged       CopyBatch ──→ taken ── Keep ──→ kept ── pages ──→ filling ──→ in place
+    staged       CopyBatch ──→ handed out ── Keep ──→ kept ── pages ──→ filling ──→ in place
     process_vm   pages ──→ reading ── BatchCopied ──→ read ── Keep ──→ in place
                  given up at any time before Keep: slots and pages come back
 
@@ -78,7 +78,7 @@ class Batches(Part):
     def begin(self, share: Share, now: int) -> list[Effect]:
         """Move what the share has to do, by its rank's way."""
         if share.rank.saves is Way.STAGED:
-            return self._take(share.rank)
+            return self._hand_out(share.rank)
         return self._read(share, now)
 
     def keep(self, share: Share, number: int, now: int) -> list[Effect]:
@@ -108,7 +108,7 @@ class Batches(Part):
         share.batches[self._batch] = batch
         return self._batch
 
-    def _take(self, rank: Rank) -> list[Effect]:
+    def _hand_out(self, rank: Rank) -> list[Effect]:
         """Hand out the free slots of a rank, oldest save first."""
         effects: list[Effect] = []
         for share in self._orders.shares.values():
@@ -116,8 +116,8 @@ class Batches(Part):
                 positions = _next(share.todo, min(len(rank.free_slots), BATCH_BLOCKS))
                 slots = tuple(rank.free_slots.pop() for _ in positions)
                 number = self._new_batch(share, Batch(positions, slots))
-                take = CopyBatch(share.msg.save, number, positions, slots)
-                effects.append(Send(share.sender.address, take))
+                batch = CopyBatch(share.msg.save, number, positions, slots)
+                effects.append(Send(share.sender.address, batch))
         return effects
 
     # pages
@@ -182,7 +182,7 @@ class Batches(Part):
                 effects: list[Effect] = [Do(SumPages(offsets, space.payload), summed)]
             else:
                 effects = over(done.status, now)
-            return effects + self._take(rank) + self._engine.left(rank)
+            return effects + self._hand_out(rank) + self._engine.left(rank)
 
         def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
             if isinstance(result, Done):
@@ -205,8 +205,8 @@ class Batches(Part):
             return self._place(share, number, now)
         if share.cut or share.order.dead.issuperset(batch.positions):
             return self.forget(share, number)
-        taken = BatchCopied(share.msg.save, number, batch.positions)
-        return [Send(share.sender.address, taken)]
+        copied = BatchCopied(share.msg.save, number, batch.positions)
+        return [Send(share.sender.address, copied)]
 
     def _place(self, share: Share, number: int, now: int) -> list[Effect]:
         """A batch is in place; seal what is in place at every rank now."""
@@ -254,7 +254,7 @@ class Batches(Part):
         self._waiting = deque(entry for entry in self._waiting if entry[1] != number)
         share.rank.free_slots.extend(batch.slots)
         effects = self._reservation.give_back(page for page, _ in batch.pages)
-        return effects + self._take(share.rank) + self._orders.finish(share.order)
+        return effects + self._hand_out(share.rank) + self._orders.finish(share.order)
 
 
 def _next(todo: deque[int], count: int) -> tuple[int, ...]:

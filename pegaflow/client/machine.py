@@ -270,9 +270,9 @@ class Machine:
             return []
         if isinstance(msg, BatchCopied):
             return self.copied_out(msg.save, msg.batch, True, now)
-        return self._take(msg, now) if isinstance(msg, CopyBatch) else []
+        return self._copy(msg, now) if isinstance(msg, CopyBatch) else []
 
-    def _take(self, msg: CopyBatch, now: int) -> list[Effect]:
+    def _copy(self, msg: CopyBatch, now: int) -> list[Effect]:
         operation = self.operations.get(msg.save)
         if operation is None or operation.kind is not Kind.SAVE:
             return [self._tell(Drop(msg.save))]

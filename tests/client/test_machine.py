@@ -270,7 +270,7 @@ def test_a_dropped_save_ends_once_and_its_take_is_dropped_again() -> None:
 
 
 @pytest.mark.parametrize("positions", [(3,), (0, 1)], ids=["no such block", "a slot is missing"])
-def test_an_impossible_take(positions: tuple[int, ...]) -> None:
+def test_an_impossible_batch(positions: tuple[int, ...]) -> None:
     c = ready()
     ticket, _ = c.save()
     c.tell(CopyBatch(ticket, 1, positions, (0,)))

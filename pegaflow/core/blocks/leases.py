@@ -5,8 +5,8 @@ ends one. Since any message may be lost, the holder says from time to time "up t
 exactly these": what is omitted up to n was released and the word was lost; what is later than n was
 granted and the grant may have been lost, so it is sent again.
 
-The table counts leases in the blocks themselves (`Block.leases`), where the eviction order sees
-them. Every verb that ends leases returns them, so that the caller can make their blocks the
+The table counts leases in the blocks themselves (`Block.leases`), where the eviction policy
+sees them. Every verb that ends leases returns them, so that the caller can make their blocks the
 youngest.
 
 What is leased cannot be evicted: it is *pinned*. The table knows how many bytes each holder pins,

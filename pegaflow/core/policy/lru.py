@@ -4,8 +4,8 @@ A block is of use only while all blocks before it in its chain are here. So when
 used, its blocks become the youngest from the tail to the head: the head last, hence youngest of
 all. Chains are always passed head first.
 
-Each page size has its own order, since evicting a block makes room for one of the same size only. A
-block under a lease stays in its order, so that a lookup touches no order at all, and is never a
+Each page size has its own list, since evicting a block makes room for one of the same size only. A
+block under a lease stays in its list, so that a lookup touches no list at all, and is never a
 victim: a search that meets one makes it the youngest, which the end of its lease would do anyway.
 So one lease costs all searches together one step per block, and no search takes more than LOOK_MAX.
 """
@@ -25,7 +25,7 @@ class Lru:
 
     def __init__(self) -> None:
         # page size -> blocks with the tick of their last use, oldest first; none empty
-        self._orders: dict[int, OrderedDict[Block, int]] = {}
+        self._lists: dict[int, OrderedDict[Block, int]] = {}
         self._tick = 0  # grows with every use, so that ages compare across page sizes
         self._oldest = 0  # falls with every block that is put before all others
 
@@ -40,22 +40,22 @@ class Lru:
 
     def insert_oldest(self, block: Block) -> None:
         """Makes a new block the oldest of all: nobody has used it in this life."""
-        order = self._orders.setdefault(block.page_size, OrderedDict())
-        assert block not in order, block
+        own = self._lists.setdefault(block.page_size, OrderedDict())
+        assert block not in own, block
         self._oldest -= 1
-        order[block] = self._oldest
-        order.move_to_end(block, last=False)
+        own[block] = self._oldest
+        own.move_to_end(block, last=False)
 
     def touch(self, blocks: Sequence[Block]) -> None:
         """The chain was used, or a lease on it has ended: its blocks become the youngest. Those
         that are gone are passed over."""
-        orders, tick = self._orders, self._tick
+        lists, tick = self._lists, self._tick
         for block in reversed(blocks):
-            order = orders.get(block.page_size)
-            if order is not None and block in order:
+            own = lists.get(block.page_size)
+            if own is not None and block in own:
                 tick += 1
-                order[block] = tick
-                order.move_to_end(block)
+                own[block] = tick
+                own.move_to_end(block)
         self._tick = tick
 
     def victims(self, page_size: int, count: int) -> list[Block]:
@@ -63,7 +63,7 @@ class Lru:
         what it evicts."""
         found: list[Block] = []
         leased: list[Block] = []
-        for block in self._orders.get(page_size, ()):
+        for block in self._lists.get(page_size, ()):
             if len(found) == count or len(found) + len(leased) == LOOK_MAX:
                 break
             (leased if block.leases else found).append(block)
@@ -73,10 +73,10 @@ class Lru:
 
     def remove(self, block: Block) -> None:
         """The block is gone."""
-        order = self._orders[block.page_size]
-        del order[block]
-        if not order:
-            del self._orders[block.page_size]
+        own = self._lists[block.page_size]
+        del own[block]
+        if not own:
+            del self._lists[block.page_size]
 
     def coldest_extent(
         self,
@@ -85,34 +85,34 @@ class Lru:
         avoided: frozenset[int] = frozenset(),
     ) -> int | None:
         """The extent of the oldest block without a lease of any other page size, to be emptied and
-        reassign; none of those avoided. Other blocks in that extent may be leased."""
+        reassigned; none of those avoided. Other blocks in that extent may be leased."""
         oldest: tuple[int, Block] | None = None
-        for page_size, order in self._orders.items():
+        for page_size, own in self._lists.items():
             count = LOOK_MAX if avoided else 1
             found = self.victims(page_size, count) if page_size != page_size_excluded else []
             for block in found:
                 if avoided and not avoided.isdisjoint(map(extent_of, block.pages)):
                     continue
-                if oldest is None or order[block] < oldest[0]:
-                    oldest = (order[block], block)
+                if oldest is None or own[block] < oldest[0]:
+                    oldest = (own[block], block)
                 break
         return extent_of(oldest[1].pages[0]) if oldest else None
 
     def __len__(self) -> int:
         """All blocks."""
-        return sum(map(len, self._orders.values()))
+        return sum(map(len, self._lists.values()))
 
     def _enter(self, block: Block) -> None:
-        order = self._orders.setdefault(block.page_size, OrderedDict())
+        own = self._lists.setdefault(block.page_size, OrderedDict())
         self._tick += 1
-        order[block] = self._tick
-        order.move_to_end(block)
+        own[block] = self._tick
+        own.move_to_end(block)
 
     def check(self) -> None:
-        """Orders are sorted and name each block once."""
-        for page_size, order in self._orders.items():
-            assert order, "an empty order stayed"
-            ticks = list(order.values())
+        """Lists are sorted and name each block once."""
+        for page_size, own in self._lists.items():
+            assert own, "an empty list stayed"
+            ticks = list(own.values())
             assert ticks == sorted(set(ticks)) and ticks[-1] <= self._tick
-            for block in order:
+            for block in own:
                 assert block.page_size == page_size

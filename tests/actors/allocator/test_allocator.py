@@ -122,7 +122,7 @@ def test_a_full_pool_presses_the_index_once() -> None:
     assert set(granted(sent, SESSION_4).pages) < set(pages[:3])
 
 
-def test_another_page_size_presses_for_a_recut() -> None:
+def test_another_page_size_presses_for_an_extent_to_be_reassigned() -> None:
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
     rig.tell(SESSION_4, Return(pages))

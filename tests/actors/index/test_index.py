@@ -222,7 +222,7 @@ def test_a_lease_is_released_by_its_holder_only() -> None:
     assert press(rig, 1) == ()
 
 
-def test_a_recut_prefers_an_extent_without_leases() -> None:
+def test_an_extent_without_leases_is_reassigned_first() -> None:
     rig, _ = index()
     save(rig, KEYS[: 2 * RECORDS])
     find(rig, KEYS[RECORDS : RECORDS + 1])

@@ -190,15 +190,15 @@ def test_a_save_is_sealed_after_keep_only() -> None:
     assert rig.answer(claim, Claimed(1, (0, 2))) == []
     (job,) = rig.wanted(ReadBlocks)
     assert job.blocks == (20, 22)
-    taken = said(rig.done(ReadBlocks), BatchCopied, CLIENT_7)
-    assert taken.positions == (0, 2)
-    seal = one(rig.tell(CLIENT_7, Keep(1, taken.batch)), Seal)
+    copied = said(rig.done(ReadBlocks), BatchCopied, CLIENT_7)
+    assert copied.positions == (0, 2)
+    seal = one(rig.tell(CLIENT_7, Keep(1, copied.batch)), Seal)
     sent = rig.answer(seal, Sealed(Status.OK, (0, 1)))
     assert said(sent, Saved) == Saved(Status.OK, 2, 1)
     assert idle(actor)
 
 
-def test_a_keep_before_taken_means_nothing() -> None:
+def test_a_keep_before_copied_means_nothing() -> None:
     rig, _ = direct()
     rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0,)))
     assert rig.tell(CLIENT_7, Keep(1, 1)) == []
@@ -245,7 +245,7 @@ def test_left_is_said_when_nothing_runs_any_more() -> None:
     assert rig.stop == ""
 
 
-def test_a_rank_is_not_taken_over_while_its_memory_is_written() -> None:
+def test_a_rank_is_not_copied_over_while_its_memory_is_written() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
     rig.answer(find, Held(5, 1, (0,)))
