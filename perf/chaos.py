@@ -44,7 +44,7 @@ GROUP, ENGINE, SPARE, HOST = "whole group", "engine", "spare session", "host"
 KILLED, STOPPED, REBOOTED = "killed", "stopped", "rebooted"
 MEMBERS = (ALLOCATOR, INDEX, FLUSHER, SESSION, SPARE, GATEWAY, SUPERVISOR, GROUP)
 KILLS = [(KILLED, who) for who in (*MEMBERS, ENGINE)]
-FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS), (REBOOTED, HOST), *chaosfiles.DEEDS]
+FAULTS = [*KILLS, *((STOPPED, who) for who in MEMBERS), (REBOOTED, HOST), *chaosfiles.FILE_FAULTS]
 
 STOPPED_S = 4.0
 """Longer than a silence that gets a child killed."""
@@ -102,7 +102,7 @@ class Chaos:
             return self._reboot()
         if who == ENGINE:
             return self._kill_engine()
-        if (how, who) in chaosfiles.DEEDS:
+        if (how, who) in chaosfiles.FILE_FAULTS:
             return chaosfiles.do(how, who, self.group, self.eye.serves)
         row = self._victim(who)
         began = time.monotonic()

@@ -1,7 +1,7 @@
 """What perf.chaos does to names: files and directories of the service are removed, or replaced by
 copies and empty directories, under load, and a second service is started where one lives.
 
-Each deed puts back what the service itself cannot make again, so that the next fault finds it.
+Each fault puts back what the service itself cannot make again, so that the next one finds it.
 """
 
 import os
@@ -19,7 +19,7 @@ SOCKETS, RUN_DIR, POOL_FILES = "lock and sockets", "run directory", "pool files"
 SSD_DIR, SECOND = "SSD directory", "second service"
 REMOVED, REPLACED, STARTED = "removed", "replaced", "started"
 
-DEEDS = (
+FILE_FAULTS = (
     (REMOVED, SOCKETS),
     (REMOVED, RUN_DIR),
     (REMOVED, POOL_FILES),
@@ -34,7 +34,7 @@ UNDER_LOAD_S = 1.0
 
 
 def do(how: str, who: str, group: Group, serves: Callable[[], bool]) -> float:
-    """One deed; seconds until an engine is served as before.
+    """One fault; seconds until an engine is served as before.
 
     Raises:
         UserError: it never was, or a second service came up.

@@ -115,14 +115,14 @@ class SyncSegment(Job[Done]):
 
 
 @message(346)
-class SegmentSealed(Result):
+class FooterWritten(Result):
     """A segment has its footer."""
 
     file_bytes: int
 
 
 @message(246)
-class SealSegment(Job[SegmentSealed | Done]):
+class WriteFooter(Job[FooterWritten | Done]):
     """Write the footer with these rows at `offset`, cut the file behind it, make it durable."""
 
     volume: int

@@ -32,7 +32,7 @@ again; one that is sealed with another is refused and the session returns its pa
 A new index scans the ledger; what is whole there is resident, a block that lacks a shard is voided.
 Questions wait until it has.  To a new index a session first says all that it holds:
 
-    session → index   Held                   the lease of this number holds these pages
+    session → index   Held                   restated: the lease of this number holds these pages
     session → index   Claiming               the claim of this number covers these keys
     session → index   LeasesHeld             that was all; from now on with each beat
     index → session   LeasesLost             these leases name pages that are not resident
@@ -76,7 +76,12 @@ class Find(Message):
 
 @message(61)
 class Held(Message):
-    """Lease `number` holds these blocks: `shards` pages each, block-major.  0 blocks: no lease."""
+    """Lease `number` holds these blocks: `shards` pages each, block-major.  0 blocks: no lease.
+
+    From the index it is a grant: the answer to a Find, or told, when an earlier one may be lost.
+    To a new index it is a restatement: the sender has this lease of an earlier one, and says its
+    number, shards and pages alone.
+    """
 
     number: int
     shards: int

@@ -1,7 +1,7 @@
 """Pages that the flusher reads into: granted by the allocator, returned when their run is over.
 
 What was published is the index's when it is returned.  A grant that nobody waits for any more goes
-back at once.  See wire/allocator.py.  They are a book of the allocator's (roles/holder.py).
+back at once.  See wire/allocator.py.  The pages are in a book of the allocator's (roles/holder.py).
 """
 
 from collections.abc import Callable, Iterable

@@ -31,11 +31,11 @@ from pegaflow.core.series import labelled
 from pegaflow.wire.diskjobs import (
     CarryGroup,
     DropSegment,
+    FooterWritten,
     GroupCarried,
     MakeSegment,
-    SealSegment,
-    SegmentSealed,
     SyncSegment,
+    WriteFooter,
 )
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -217,9 +217,9 @@ class SegmentLog(Part):
         volume, segment, writer.closing = writer.volume, writer.segment, True
         if writer.broken or not self._volumes.has(segment):
             return self._closed(writer, now)  # the next start looks at its blocks
-        job = SealSegment(volume.number, segment.number, writer.offset, bytes(segment.rows))
+        job = WriteFooter(volume.number, segment.number, writer.offset, bytes(segment.rows))
 
-        def written(result: SegmentSealed | Done, now: int) -> list[Effect]:
+        def written(result: FooterWritten | Done, now: int) -> list[Effect]:
             effects: list[Effect] = []
             if isinstance(result, Done):
                 effects = self.fault(volume, result, now)

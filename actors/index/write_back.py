@@ -295,7 +295,7 @@ class WriteBack(Part):
     # the end
 
     def write_all(self, sender: Sender, now: int) -> list[Effect]:
-        """Tell this one when everything is written."""
+        """Tell `sender` when everything is written."""
         self._write_all = sender
         return self.pump(now)
 

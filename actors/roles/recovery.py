@@ -1,9 +1,8 @@
 """What index and allocator have in common: they begin with what an earlier life has left.
 
 Until such an actor knows the pool (`ready`), questions wait in the order in which they came; what
-it needs to get there is heard at once.  The word Members of the supervisor tells
-whose statements it has to wait for; a holder that is proven dead is not waited for any more.  See
-wire/control.py.
+it needs to get there is heard at once.  The supervisor's message Members tells whose statements it
+has to wait for; a holder that is proven dead is not waited for any more.  See wire/control.py.
 
 The part does not know how its actor gets to know the pool.  The actor asks it of every message
 whether that has to wait, and hands on the others; whichever part has learned the pool says `begin`.

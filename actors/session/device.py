@@ -1,8 +1,8 @@
 """The device of a session: bounce files, engines' memory, and both with the pool; client processes.
 
 Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
-A copy is cut into as many parts as
-there are threads, so that a single large load is moved by all of them.
+A copy is cut into as many parts as there are threads, so that a single large load is moved by all
+of them.
 """
 
 import os

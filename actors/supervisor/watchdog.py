@@ -2,8 +2,9 @@
 
 A child that beats every BEAT_NS and has not done so for SILENT_NS is stuck: stopped, in an endless
 loop, deadlocked, blocked in the kernel.  It is killed.  Or it is starved: ready to run, while other
-processes have all cores.  Killing that one would make all worse, for its successor needs seconds of
-the same cores to start.  So a silence is measured in time that the child could have used:
+processes have all cores.  Killing a starved child would make all worse, for its successor needs
+seconds of the same cores to start.  So a silence is measured in time that the child could have
+used:
 
     silence  =  time since its last sign of life  -  time that it, or we, waited for a core
 

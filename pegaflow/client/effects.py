@@ -44,7 +44,10 @@ class Identity:
         return OpenSession(*ids, self.opens, self.pid_namespace)
 
     def attaching(self, memory: Memory, visible: bool) -> Attach:
-        """What it says to its session; whether that one's process can be seen."""
+        """What the client says to its session.
+
+        `visible`: whether it has a pidfd of the session; without one no process_vm is asked for.
+        """
         ask = Attach(
             *(self.pid, self.started, memory.rank, self.world),
             memory.layout,

@@ -39,6 +39,7 @@ from pegaflow.core.segments.marker import MARKER
 from pegaflow.wire.diskjobs import (
     CarryGroup,
     DropSegment,
+    FooterWritten,
     GroupCarried,
     GroupWritten,
     LoadSegment,
@@ -46,13 +47,12 @@ from pegaflow.wire.diskjobs import (
     OpenVolume,
     ReadRun,
     RunRead,
-    SealSegment,
     SegmentLoaded,
-    SegmentSealed,
     SyncSegment,
     VolumeOpened,
     VolumeWatched,
     WatchVolume,
+    WriteFooter,
     WriteGroup,
 )
 from pegaflow.wire.jobs import Done, PagesDiffer, Result
@@ -135,7 +135,7 @@ class Disk:
             WriteGroup: self._write,
             CarryGroup: self._carry,
             SyncSegment: self._sync,
-            SealSegment: self._seal,
+            WriteFooter: self._write_footer,
             ReadRun: self._read,
             DropSegment: self._drop,
             WatchVolume: self._watch,
@@ -373,8 +373,8 @@ class Disk:
         self._ops.sync(self._file(volume, job.segment).fd)
         return Done(Status.OK)
 
-    def _seal(self, volume: _Volume, job: SealSegment) -> SegmentSealed:
-        return SegmentSealed(self._end(self._file(volume, job.segment), job.offset, job.rows))
+    def _write_footer(self, volume: _Volume, job: WriteFooter) -> FooterWritten:
+        return FooterWritten(self._end(self._file(volume, job.segment), job.offset, job.rows))
 
     def _end(self, file: _File, offset: int, rows: bytes) -> int:
         """Write the footer and cut the file behind it; its bytes."""

@@ -149,8 +149,8 @@ class SharedFile:
     def lengthen(self, length: int) -> None:
         """Have at least this length; only before anything refers to the mapping.
 
-        The mapping so far is kept: it has a descriptor of its own, and to close that one gives up
-        the locks of the file.
+        The mapping so far is kept: it has a descriptor of its own, and to close this descriptor
+        would give up the locks of the file.
 
         Raises:
             OSError: the file cannot be so long.

@@ -128,7 +128,7 @@ class Folder:
         self.fd = -1  # of the directory, and its lock
         self._ops = ops
         self._known = known
-        self._marker = -1  # of its marker, and that one's lock; -1: there is none
+        self._marker = -1  # of its marker, and the marker's lock; -1: there is none
         self._log = ""  # the name of its log
 
     def open(self) -> list[str]:

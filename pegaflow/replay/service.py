@@ -1,9 +1,9 @@
 """Whether a cache service is there; and one of one's own, for a demonstration or a benchmark.
 
-The latter is the real `pegaflow serve` in a new temporary run directory and in a session of its
-own, so that Ctrl-C reaches us and not the group behind our back. Whatever ends us (a signal too,
-where `signals.interruptible` was called) stops it with SIGTERM; whoever does not go by then is
-killed with its whole group, and the directory is removed.
+A service of one's own is the real `pegaflow serve` in a new temporary run directory and in a
+session of its own, so that Ctrl-C reaches us and not the group behind our back. Whatever ends us (a
+signal too, where `signals.interruptible` was called) stops it with SIGTERM; whoever does not go by
+then is killed with its whole group, and the directory is removed.
 """
 
 from __future__ import annotations

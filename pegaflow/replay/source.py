@@ -153,7 +153,7 @@ class _Joined(io.RawIOBase):
 class _Zstd:
     """Zstd frames, one after the other.
 
-    Not the library's own stream reader: that one takes a file which was cut off for a whole one.
+    Not the library's own stream reader, which takes a file that was cut off for a whole one.
     """
 
     def __init__(self, packed: Readable, zstandard: Any) -> None:

@@ -1,11 +1,11 @@
 """Settings: file < environment < flag, each setting under one name everywhere.
 
 `pool_size` is `pool_size = "30GiB"` in the file, PEGAFLOW_POOL_SIZE in the environment and
-`--pool-size` on the command line: settings.py declares them all, and the command line's options
-are made from that.  The file is TOML and is read only when it is named (`--config`
-or PEGAFLOW_CONFIG).  An unknown key is an error that names the nearest right one: a mistyped
-setting which is silently ignored costs an afternoon.  An unknown variable may be somebody else's,
-who also calls his things PEGAFLOW_...: it is named in a warning (`strangers`).
+`--pool-size` on the command line: settings.py declares them all, and the command line's options are
+made from that.  The file is TOML and is read only when it is named (`--config` or PEGAFLOW_CONFIG).
+An unknown key is an error that names the nearest right one: a mistyped setting which is silently
+ignored costs an afternoon.  An unknown variable may be somebody else's, who also calls his things
+PEGAFLOW_...: it is named in a warning (`strangers`).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
 All are of mode 0600.  Whoever can write to the folder lets himself in, so one that others may write
 to is refused (but for a file system that is read-only anyway, as Kubernetes mounts secrets), and a
 file of `allowed` that others may write to counts for nothing.  What is no key there is ignored, and
-named once.  The service reads `allowed` at each handshake (which nobody reaches who does
-not know the server's public key), so a client can be added or locked out without a restart; a
-connection that is already open stays.
+named once.  The service reads `allowed` at each handshake (which nobody reaches who does not know
+the server's public key), so a client can be added or locked out without a restart; a connection
+that is already open stays.
 
 Modes change while a service runs.  With each handshake and on SIGHUP it looks again at the folder
 and at every secret in it, and says what others could read or replace (`exposed`); it goes on, for

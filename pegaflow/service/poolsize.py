@@ -1,10 +1,10 @@
 """How large the pool may be, and why.
 
-With no size given the pool takes a quarter of the machine, less where less is free: the memory
-that is available now, the room below the memory limit of our cgroup (version 2 or 1), and the
-free part of /dev/shm, whichever is smallest.  The answer carries the sentence that is printed at
-start, so nobody has to guess why the pool is as it is.  A size that was asked for is
-taken, in whole extents, or refused; nobody gets much less than they named.
+With no size given the pool takes a quarter of the machine, less where less is free: the memory that
+is available now, the room below the memory limit of our cgroup (version 2 or 1), and the free part
+of /dev/shm, whichever is smallest.  The answer carries the sentence that is printed at start, so
+nobody has to guess why the pool is as it is.  A size that was asked for is taken, in whole extents,
+or refused; nobody gets much less than they named.
 
 `choose` is pure: it is given a `Memory`; `look` reads one from the system.
 """

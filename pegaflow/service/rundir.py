@@ -13,7 +13,7 @@ no cleaner can remove and no second mount point can double.  A directory can onl
 which belongs to a descriptor and would outlive its owner in a forked child; ours are all exec'ed,
 and it is closed on exec.  Beside it stands what can be asked without taking anything: a read lock
 on the same descriptor, and the file `lock` with an fcntl lock, whose owner F_GETLK names by pid.
-The trap of the latter: closing *any* descriptor of the file gives the lock up, so nobody opens it
+The trap of fcntl locks: closing *any* descriptor of the file gives the lock up, so nobody opens it
 in the service's own process but this module.  Sockets left behind by a killed service are removed
 by the next lock holder and by nobody else.
 

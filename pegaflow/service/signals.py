@@ -14,9 +14,9 @@ kernel.  Then either of two ways:
   with the meanings below.
 
 A process inherits the mask of blocked signals through exec.  So the children of a service are deaf
-from their first instruction; `deaf` then makes that a disposition.
-They hear of everything from the supervisor, by messages: a signal that a terminal sends to the
-whole process group (Ctrl-C) has its meaning once, and none of them is ended in the wrong order.
+from their first instruction; `deaf` then makes that a disposition.  They hear of everything from
+the supervisor, by messages: a signal that a terminal sends to the whole process group (Ctrl-C) has
+its meaning once, and none of them is ended in the wrong order.
 
 What a signal means to the service:
 

@@ -9,18 +9,18 @@ from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.control import Neighbour
 from pegaflow.wire.diskjobs import (
     CarryGroup,
+    FooterWritten,
     GroupCarried,
     GroupWritten,
     LoadSegment,
     OpenVolume,
     ReadRun,
     RunRead,
-    SealSegment,
     SegmentLoaded,
-    SegmentSealed,
     VolumeOpened,
     VolumeWatched,
     WatchVolume,
+    WriteFooter,
     WriteGroup,
 )
 from pegaflow.wire.envelope import Envelope
@@ -116,8 +116,8 @@ def orderly(job: Message, segments: Mapping[tuple[int, int], bytes]) -> Result:
             carried.append(row._replace(offset=at))
             at += row.length
         return GroupCarried(joined(carried))
-    if isinstance(job, SealSegment):
-        return SegmentSealed(job.offset + 2 * PAGE_ALIGN)
+    if isinstance(job, WriteFooter):
+        return FooterWritten(job.offset + 2 * PAGE_ALIGN)
     if isinstance(job, ReadRun):
         return RunRead((SUM,) * len(job.pages))
     if isinstance(job, WatchVolume):

@@ -18,19 +18,19 @@ from pegaflow.device.memory import SharedFile
 from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.diskjobs import (
     CarryGroup,
+    FooterWritten,
     GroupCarried,
     LoadSegment,
     MakeSegment,
     OpenVolume,
     ReadRun,
     RunRead,
-    SealSegment,
     SegmentLoaded,
-    SegmentSealed,
     SyncSegment,
     VolumeOpened,
     VolumeWatched,
     WatchVolume,
+    WriteFooter,
     WriteGroup,
 )
 from pegaflow.wire.jobs import Done, Result
@@ -160,7 +160,7 @@ class Bench:
         )
 
     def write(self, segment: int, groups: int, blocks: int = 3, first: int = 0) -> int:
-        """Make a segment with so many groups, not sealed; where the next one would begin."""
+        """Make a segment with so many groups, not closed; where the next one would begin."""
         self.work(MakeSegment(0, segment, SEGMENT))
         offset = PAGE_ALIGN
         for index in range(groups):
@@ -172,8 +172,8 @@ class Bench:
 
     def seal(self, segment: int, offset: int) -> int:
         """With the rows that a walk finds; the bytes of the file."""
-        result = self.work(SealSegment(0, segment, offset, self.load(segment).rows))
-        assert isinstance(result, SegmentSealed)
+        result = self.work(WriteFooter(0, segment, offset, self.load(segment).rows))
+        assert isinstance(result, FooterWritten)
         return result.file_bytes
 
     def read(self, segment: int, rows: list[Row]) -> tuple[tuple[int, ...], list[bytes]]:

@@ -25,8 +25,8 @@ from pegaflow.wire.diskjobs import (
     LoadSegment,
     MakeSegment,
     OpenVolume,
-    SealSegment,
     SyncSegment,
+    WriteFooter,
 )
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -233,7 +233,7 @@ def test_strange_files_stay_as_they_are_with_a_line_each(bench: Bench) -> None:
 
 
 def jobs_of(bench: Bench) -> list[Message]:
-    """One of each kind that can be done to a log with segment 1, sealed, and 2, being written."""
+    """One of each kind that can be done to a log with segment 1, closed, and 2, being written."""
     rows = b"".join(pack_row(row) for row in bench.rows(1)[:1])
     pages = tuple(HALF + n * PAGE for n in range(bench.shards))
     return [
@@ -244,7 +244,7 @@ def jobs_of(bench: Bench) -> list[Message]:
         CarryGroup(0, 1, 2, 8, 60 * PAGE_ALIGN, rows),
         SyncSegment(0, 2),
         read_of(1, bench.rows(1)[:1], pages),
-        SealSegment(0, 2, 90 * PAGE_ALIGN, b""),
+        WriteFooter(0, 2, 90 * PAGE_ALIGN, b""),
         DropSegment(0, 9),
     ]
 

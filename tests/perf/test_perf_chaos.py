@@ -7,7 +7,7 @@ import numpy as np
 from pegaflow.actors.roster import ROSTER
 from pegaflow.wire.values import SUPERVISOR
 from perf.chaos import FAULTS, KILLED, STOPPED, failures
-from perf.chaosfiles import DEEDS
+from perf.chaosfiles import FILE_FAULTS
 from perf.chaosload import CHAIN, TIMEOUTS, Engine, content, keys
 
 CALM = {"blocks_loaded": 5, "sealed": 5, "wrong_bytes": 0, "exceptions": 0, "lost": 0, "evicted": 0}
@@ -30,7 +30,7 @@ def test_every_actor_is_hit_in_every_way() -> None:
     for way in (KILLED, STOPPED):
         hit = {who for how, who in FAULTS if how == way}
         assert {SUPERVISOR, *(spec.name for spec in ROSTER)} <= hit
-    assert set(DEEDS) <= set(FAULTS)
+    assert set(FILE_FAULTS) <= set(FAULTS)
 
 
 def test_an_engine_knows_the_bytes_of_a_key_from_those_of_any_other() -> None:

@@ -2,15 +2,17 @@
 
 vLLM's CPU backend has OpenMP bind each thread of a worker to a core of its own
 (VLLM_CPU_OMP_THREADS_BIND), the main thread to the first.  A thread that the main thread starts
-inherits that: ours would share one core with the engine's loop.  So it chooses for itself:
+inherits that: ours would share one core with the engine's loop.  So each thread of ours chooses its
+cores:
 
-* the cores that the engine leaves: those that it may use, less those that it is bound to;
-* all that it may use, if it is bound to every one of them, or to none.
+* the cores that the engine leaves: those that the engine may use, less those that it is bound to;
+* all that the engine may use, if it is bound to every one of them, or to none.
 
-It may use what the process that started this one may use, if that is of the same engine (it came by
-multiprocessing), for our own mask may be a bound one already.  A user's `taskset` holds for both.
-Bound is a thread whose mask is smaller than that; other ranks are children of the same parent.
-Threads of ours are known by their scheduling class, and are not counted.
+The engine may use the cores of the process that started this one, if that process is of the same
+engine (it came by multiprocessing), for our own mask may be a bound one already.  A user's
+`taskset` holds for both.  Bound is a thread whose mask is smaller than that; other ranks are
+children of the same parent.  Threads of ours are known by their scheduling class, and are not
+counted.
 
 A thread that steps aside is of class SCHED_BATCH: when it wakes it takes no core from a thread of
 the engine, and waits for its turn.  It keeps its weight, for while it holds the interpreter's lock

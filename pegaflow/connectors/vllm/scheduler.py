@@ -4,9 +4,9 @@ It runs in the engine's scheduling loop, so it never waits: lookups are sent whe
 and collected when it is scheduled, within one small budget for all requests of a step; what is not
 there yet is asked for again in the next step. The first requests of an engine may come before all
 of its ranks have joined the session: they are held back like any whose answer is not there, for as
-long as a lookup may take. It owns one Client, without registered memory. That
-one opens the engine's session (opener.py), a new one in each epoch (watch.py); the workers' clients
-join it.
+long as a lookup may take. The half owns one Client, without registered memory, which opens the
+engine's session (opener.py), and another session in each epoch (watch.py); the workers' clients
+join that session.
 
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in

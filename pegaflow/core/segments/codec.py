@@ -10,11 +10,11 @@ life of the flusher it was written (generation), and a checksum of its content. 
 behind each other, each `payload` bytes filled up to PAGE_ALIGN, so that they move straight between
 file and pool (O_DIRECT).
 
-A file without a whole trailer was not sealed: its writer died, or is alive.  `recover` then walks
-over it: at each place where a page of rows with the right uuid and checksum is found, the blocks
-behind it are compared with theirs, and what does not agree is left out.  Where no such page is, it
-looks on at the next place: writes reach a disk in any order, so a group may be there whose
-predecessor is lost.
+A file without a whole trailer was never closed: its writer has died, or still writes.  `recover`
+then walks over it: at each place where a page of rows with the right uuid and checksum is found,
+the blocks behind that page are compared with their checksums, and what does not agree is left out.
+Where no such page is, `recover` looks on at the next place: writes reach a disk in any order, so a
+group may be there whose predecessor is lost.
 
 Numbers are little-endian whatever the host: a disk may be carried to another.
 """
@@ -186,7 +186,7 @@ Read = Callable[[int, int], bytes | memoryview]
 
 
 def read_footer(read: Read, size: int, uuid: bytes) -> bytes | None:
-    """The rows of a sealed segment; None if it was not sealed or its footer is damaged."""
+    """The rows of a closed segment; None if it was never closed or its footer is damaged."""
     page = bytes(read(size - PAGE_ALIGN, PAGE_ALIGN)) if size >= 2 * PAGE_ALIGN else b""
     if page[:8] != _TRAILER_MAGIC or len(page) < PAGE_ALIGN or not _holds(page, _TRAILER.size):
         return None
@@ -199,7 +199,7 @@ def read_footer(read: Read, size: int, uuid: bytes) -> bytes | None:
 
 
 class Recovered(NamedTuple):
-    """What a walk over an unsealed segment has found."""
+    """What a walk over a segment without a footer has found."""
 
     rows: bytes
     end: int  # behind the last group that was found

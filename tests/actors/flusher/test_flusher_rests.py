@@ -7,7 +7,7 @@ import pytest
 from pegaflow.actors.flusher.shutdown import FOOTERS_NS
 from pegaflow.actors.flusher.write_back import REST_NS
 from pegaflow.wire.control import Bye, Drain, Gone
-from pegaflow.wire.diskjobs import MakeSegment, SealSegment, WriteGroup
+from pegaflow.wire.diskjobs import MakeSegment, WriteFooter, WriteGroup
 from pegaflow.wire.flusher import Flushed, WriteAll, Written
 from tests.actors.disks import KEYS, PLAN, Disks, flush
 from tests.actors.rig import BOSS, IDX, MS, pick, said
@@ -48,7 +48,7 @@ def test_a_drain_writes_what_is_left_then_the_footers() -> None:
     assert said(disks.work(), Flushed).keys == KEYS[:2]
     assert not pick(disks.rig.answer(ask, Written(0)), Bye)
     assert pick(disks.work(), Bye, BOSS) and disks.rig.stop == ""
-    assert disks.kinds()[-1] == "SealSegment"
+    assert disks.kinds()[-1] == "WriteFooter"
 
 
 def test_a_drain_does_not_rest() -> None:
@@ -64,7 +64,7 @@ def test_a_drain_ends_in_time() -> None:
     disks.work()
     disks.rig.tell(BOSS, Drain())
     disks.rig.wait(PLAN.drain_ns)
-    assert disks.rig.wanted(SealSegment) and disks.rig.stop is None
+    assert disks.rig.wanted(WriteFooter) and disks.rig.stop is None
     disks.rig.wait(FOOTERS_NS)
     assert disks.rig.stop == ""
     assert "ssd_drain_left" in [note.event for note in disks.rig.notes]

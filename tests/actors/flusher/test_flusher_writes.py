@@ -17,9 +17,9 @@ from pegaflow.wire.diskjobs import (
     LoadSegment,
     MakeSegment,
     OpenVolume,
-    SealSegment,
     SegmentLoaded,
     SyncSegment,
+    WriteFooter,
     WriteGroup,
 )
 from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier
@@ -166,7 +166,7 @@ def test_a_segment_that_failed_gets_no_footer() -> None:
     disks.faults[WriteGroup] = BROKEN
     disks.rig.tell(IDX, flush(2, 4, 2))
     disks.work()
-    assert "SealSegment" not in disks.kinds()
+    assert "WriteFooter" not in disks.kinds()
     assert disks.actor.volumes.catalog.blocks == 2, "what was durable still is"
 
 
@@ -177,8 +177,8 @@ def test_a_full_segment_gets_its_footer_and_the_next_is_made() -> None:
         disks.rig.tell(IDX, flush(number, 0 if number == 1 else 31, 31 if number == 1 else 1))
     disks.work()
     kinds = disks.kinds()
-    assert kinds.count("MakeSegment") == 2 and kinds.count("SealSegment") == 1
-    seal = next(job for job in disks.did if isinstance(job, SealSegment))
+    assert kinds.count("MakeSegment") == 2 and kinds.count("WriteFooter") == 1
+    seal = next(job for job in disks.did if isinstance(job, WriteFooter))
     assert seal.offset == 4096 + 4096 + 31 * PAGE and len(seal.rows) == 31 * 128
 
 
