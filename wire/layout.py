@@ -73,7 +73,15 @@ def page_size(layout: Layout) -> int:
 
 
 def pieces(layout: Layout, block: int) -> tuple[tuple[int, int, int, int], ...]:
-    """The block's runs as (region, region offset, length, page offset), touching ones merged."""
+    """Where the block's bytes are: its runs, those that touch merged.
+
+    Args:
+        block: the engine's number of it.
+
+    Returns:
+        (region, offset in the region, length, offset in the page) of each run, in bytes and in the
+        order of the page.
+    """
     assert 0 <= block < layout.blocks
     merged: list[tuple[int, int, int, int]] = []
     region, start, length, at = -1, 0, 0, 0  # the run being grown; `at` is its page offset
@@ -105,7 +113,14 @@ def fingerprint(layout: Layout) -> bytes:
 
 
 def fault(layout: Layout, region_bytes: Sequence[int]) -> str:
-    """What is wrong with the layout over regions of these sizes, in one line; '' if it is sound."""
+    """What is wrong with the layout over these regions.
+
+    Args:
+        region_bytes: size of each registered region.
+
+    Returns:
+        One line; '' if the layout is sound: nothing overruns its region, and no two pieces overlap.
+    """
     if not 1 <= layout.blocks <= MAX_FIELD:
         return f"the layout has {layout.blocks} blocks"
     if not layout.layers:

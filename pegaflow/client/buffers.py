@@ -25,6 +25,7 @@ class FileView:
 
     Args:
         known: device and inode of the file that is meant; empty: whatever is there.
+        write: map it for writing too; the pool never is.
 
     Raises:
         OSError: it cannot be opened, or another file is there (ESTALE).
@@ -46,12 +47,20 @@ class FileView:
         self.bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
 
     def shows(self, path: str, known: U64s, size: int) -> bool:
-        """Whether this is a view of that file that reaches so far: a pool may have grown."""
+        """Whether this is a view of that file that reaches so far: a pool may have grown.
+
+        Args:
+            known: device and inode of the file that is meant.
+            size: bytes that the mapping must have at least.
+        """
         return (self._path, self._known) == (path, known) and len(self.bytes) >= size
 
 
 class EngineMemory:
     """Registered regions, cut by their layout.
+
+    Args:
+        buffers: region i of the layout, C-contiguous; the views keep them referenced.
 
     Raises:
         ValueError: the layout does not fit the buffers.
@@ -81,7 +90,12 @@ class EngineMemory:
         return np.lib.stride_tricks.as_strided(region[la.offset :], shape, strides)
 
     def load(self, page: Bytes, block: int) -> None:
-        """Write a page's payload into a block."""
+        """Write a page's payload into a block.
+
+        Args:
+            page: at least `payload` bytes: the layers behind each other, in the layout's order.
+            block: the engine's number of the block.
+        """
         at = 0
         for view in self._layers:
             target = view[block]
@@ -90,7 +104,12 @@ class EngineMemory:
             at = end
 
     def save(self, page: Bytes, block: int) -> None:
-        """Write a block into a page."""
+        """Write a block into a page.
+
+        Args:
+            page: as in `load`; writable.
+            block: the engine's number of the block.
+        """
         at = 0
         for view in self._layers:
             source = view[block]
@@ -106,8 +125,19 @@ class EngineMemory:
         blocks: Sequence[int],
         deadline: int,
     ) -> bool:
-        """`step` for each place in a file and its block; False if the deadline came first, or if a
-        place lies outside of the file."""
+        """Copy between a file and the engine's blocks, one block after the other.
+
+        Args:
+            step: `load` or `save`.
+            file: all of the mapped file.
+            offsets: byte of the file at which the page of each block begins.
+            blocks: the engine's numbers, one for each offset.
+            deadline: CLOCK_MONOTONIC, in nanoseconds; looked at before each block.
+
+        Returns:
+            False if the deadline came first, or if a place lies outside of the file; in the first
+            case some blocks are copied.
+        """
         if any(offset + self.payload > file.size for offset in offsets):
             return False
         for offset, block in zip(offsets, blocks, strict=True):

@@ -176,9 +176,17 @@ class Client(Shell):
     # poll style
 
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int:
-        """Ask for the longest prefix hit of these block hashes (8..64 bytes each, one length).
+        """Ask for the longest prefix hit of these block hashes.
 
-        Returns a ticket; `poll` returns its LookupDone once, within `timeout` seconds.
+        Args:
+            keys: in chain order, 8..64 bytes each, all of one length.
+            timeout: seconds; then the lookup ends without a lease.
+
+        Returns:
+            A ticket; `poll` returns its LookupDone once, within `timeout` seconds.
+
+        Raises:
+            ValueError: the keys are not like that.
         """
         ticket, effects = self._machine.lookup(_keys(keys), self._deadline(timeout))
         self._apply(effects)
@@ -187,9 +195,19 @@ class Client(Shell):
     def start_load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float
     ) -> int:
-        """Write blocks first..first+len(blocks) of a lease into these blocks of the engine.
+        """Write blocks of a lease into the engine's memory; consumes this rank's share of it.
 
-        Consumes this rank's share of the lease.  Returns a ticket for a LoadDone.
+        Args:
+            lease: of a LookupDone of any client of this engine.
+            blocks: the engine's block for each block of the lease from `first` on.
+            first: place in the lease of the one that goes to blocks[0].
+            timeout: seconds; what is not there by then is named as failed.
+
+        Returns:
+            A ticket for a LoadDone.  Until that is there, the service may write into the blocks.
+
+        Raises:
+            ValueError: the lease has no such blocks, the engine has none, or nothing is registered.
         """
         if first < 0 or not blocks or first + len(blocks) > lease.blocks:
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
@@ -210,7 +228,7 @@ class Client(Shell):
         commits: bool = False,
         valid: Callable[[], bool] = lambda: True,
     ) -> int:
-        """Save the engine's blocks under these keys.  Returns a ticket for a SaveDone.
+        """Save the engine's blocks under these keys.
 
         Args:
             keys: block hashes in chain order.
@@ -224,6 +242,13 @@ class Client(Shell):
             valid: asked (from the thread that polls) before each copy and once more after it;
                 False means that the engine has taken its blocks back, and nothing of what was
                 copied meanwhile is published.
+
+        Returns:
+            A ticket for a SaveDone.  Until that is there, the blocks must keep their content, or
+            `valid` must say that they do not.
+
+        Raises:
+            ValueError: keys or blocks are not as described, or nothing is registered.
         """
         if len(keys) != len(blocks) or not keys:
             raise ValueError(f"{len(keys)} keys for {len(blocks)} blocks")
@@ -258,10 +283,14 @@ class Client(Shell):
         self._apply(self._machine.release(lease))
 
     def poll(self, timeout: float = 0.0) -> list[Done]:
-        """Do all I/O and copying that is due; what has ended.
+        """Do all I/O and copying that is due.
 
-        Waits up to `timeout` seconds if there is nothing yet (a `wake`, or a change of `attached`,
-        ends the wait).
+        Args:
+            timeout: seconds to wait if nothing has ended yet; a `wake`, or a change of `attached`,
+                ends the wait.
+
+        Returns:
+            What has ended: each started operation comes once.
         """
         if os.getpid() != self._pid:
             self._setup()
@@ -283,20 +312,20 @@ class Client(Shell):
     # blocking style
 
     def connect(self, timeout: float) -> bool:
-        """Wait until a session serves this client; whether one does."""
+        """Wait, `timeout` seconds at most, until a session serves this client; whether one does."""
         until = self._deadline(timeout)
         while not self.attached and time.monotonic_ns() < until:
             self._turn(until)
         return self.attached
 
     def lookup(self, keys: Sequence[bytes], *, timeout: float = 1.0) -> LookupDone:
-        """`start_lookup`, waited for."""
+        """`start_lookup`, waited for; from no service comes a LookupDone without a lease."""
         return self._await(self.start_lookup(keys, timeout=timeout), LookupDone)
 
     def load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float = 10.0
     ) -> LoadDone:
-        """`start_load`, waited for."""
+        """`start_load`, waited for; from no service comes a LoadDone with all blocks failed."""
         return self._await(self.start_load(lease, blocks, first=first, timeout=timeout), LoadDone)
 
     def save(
@@ -307,7 +336,7 @@ class Client(Shell):
         parent: bytes = b"",
         timeout: float = 10.0,
     ) -> SaveDone:
-        """`start_save`, waited for."""
+        """`start_save`, waited for; without an order, so for an engine of one rank."""
         ticket = self.start_save(keys, blocks, parent=parent, timeout=timeout)
         return self._await(ticket, SaveDone)
 

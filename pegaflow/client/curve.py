@@ -44,7 +44,19 @@ def load(path: str) -> ClientKeys:
 
 
 def read(path: str, *names: str) -> list[bytes]:
-    """These keys of a key file, as `load` reads it."""
+    """These keys of a key file, as `load` reads it.
+
+    Args:
+        path: the key file.
+        *names: of the keys that are wanted.
+
+    Returns:
+        Z85 text, in the order of the names.
+
+    Raises:
+        ValueError: as `load`.
+        Exposed: "secret" is wanted, and every user of the host may read the file.
+    """
     try:
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

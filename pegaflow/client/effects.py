@@ -47,6 +47,10 @@ class Identity:
         """What the client says to its session.
 
         `visible`: whether it has a pidfd of the session; without one no process_vm is asked for.
+
+        Args:
+            visible: whether it has a pidfd of the session: without that proof of death it asks for
+                no process_vm.
         """
         ask = Attach(
             *(self.pid, self.started, memory.rank, self.world),

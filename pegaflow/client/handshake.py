@@ -21,7 +21,12 @@ _WANTED = "wants a key: name a key file of `pegaflow keygen`"
 
 
 class Monitor:
-    """Watches the handshakes of one socket with the service at this URL."""
+    """Watches the handshakes of one socket with the service at this URL.
+
+    Args:
+        url: for the lines of `read`.
+        keyed: whether the socket has a key pair of ours.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes], url: str, keyed: bool) -> None:
         self._watched = socket

@@ -69,10 +69,17 @@ class Question:
 def expire(
     questions: dict[int, Question], now: int, spared: Callable[[], bool]
 ) -> tuple[bool, list[Effect]]:
-    """End the questions without an answer in time; whether there are any, and what follows.
+    """End the questions without an answer in time.
 
-    A session that may write our blocks and is ready to run is `spared`: either it has no core, and
-    then it needs one to die as much as to answer, or it is in a loop, and the watchdog's.
+    Args:
+        questions: by number; what has expired is taken out, or its deadline moved.
+        now: CLOCK_MONOTONIC, in nanoseconds, like their deadlines.
+        spared: whether the session that may write our blocks is ready to run: either it has no
+            core, and then it needs one to die as much as to answer, or it is in a loop, and the
+            watchdog's.
+
+    Returns:
+        Whether any had expired, and what follows.
     """
     effects: list[Effect] = []
     expired = [number for number, question in questions.items() if question.deadline <= now]

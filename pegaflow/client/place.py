@@ -114,8 +114,17 @@ def dealer(
     keys: ClientKeys | None = None,
     before: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
 ) -> zmq.Socket[bytes]:
-    """A socket of this client, dialled to an endpoint; over TCP under CURVE if there are keys.
-    `before` is called with it before it connects."""
+    """A DEALER socket of this client, dialled to an endpoint.
+
+    Args:
+        endpoint: a path, or a ZeroMQ URL.
+        me: what the service knows us by; the socket's routing id.
+        keys: for a TCP endpoint: speak CURVE with these; None: in the clear.
+        before: called with the socket before it connects.
+
+    Raises:
+        zmq.ZMQError, ValueError: this is no endpoint; the socket is closed.
+    """
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
@@ -152,8 +161,12 @@ def ipc_path(url: str) -> str | None:
 
 
 def is_from(frame: zmq.Frame, trust: frozenset[int]) -> bool:
-    """Whether what came over a local socket is of a user whom we trust: libzmq says of whom it is,
-    as `localhost:UID:GID:PID`."""
+    """Whether what came over a local socket is of a user whom we trust.
+
+    Args:
+        frame: received with copy=False: libzmq says of whom it is, as `localhost:UID:GID:PID`.
+        trust: uids.
+    """
     *_, uid, _, _ = ["", "", "", *str(frame.get("Peer-Address")).split(":")]
     return uid.isdecimal() and int(uid) in trust
 
@@ -169,7 +182,12 @@ def client_trust(owner: str | int | None) -> frozenset[int]:
 
 
 def session_url(desk: str, endpoint: str) -> str:
-    """The URL of a session that the front desk at this URL has named (SessionAt)."""
+    """The URL of a session that the front desk has named (SessionAt).
+
+    Args:
+        desk: URL of that front desk.
+        endpoint: a path or URL, or SAME_HOST and a port: then on the host of the desk.
+    """
     if not endpoint.startswith(SAME_HOST):
         return as_url(endpoint)
     host, _, _ = desk.removeprefix(TCP).rpartition(":")
@@ -179,7 +197,15 @@ def session_url(desk: str, endpoint: str) -> str:
 def inspect(
     endpoint: str | None = None, timeout: float = 2.0, curve: str | None = None
 ) -> Report | None:
-    """The state of the group behind a front desk; None if nobody answers in time.
+    """The state of the group behind a front desk.
+
+    Args:
+        endpoint: as for `Client`.
+        timeout: seconds, for the connection and for the answer each.
+        curve: as for `Client`.
+
+    Returns:
+        None if nobody answers in time.
 
     Raises:
         ValueError: `curve` is no key file.

@@ -109,7 +109,12 @@ def user(uid: int) -> str:
 
 
 def look(desk: str, trust: frozenset[int] | None) -> Presence:
-    """Look at a front desk.  `trust`: whose service may be there; None: anybody's."""
+    """Look at a front desk.
+
+    Args:
+        desk: path of its socket.
+        trust: uids whose service may be there; None: anybody's.
+    """
     nothing = Presence(Verdict.BARRED, "", desk)
     try:
         path = os.path.realpath(desk)
@@ -139,7 +144,12 @@ def look(desk: str, trust: frozenset[int] | None) -> Presence:
 
 
 def unfit(folder: str, found: os.stat_result) -> str:
-    """Why a folder, whoever owns it, is no run directory; '' if it may be one."""
+    """Why a folder, whoever owns it, is no run directory; '' if it may be one.
+
+    Args:
+        folder: for the line.
+        found: `os.stat` of it.
+    """
     if not stat.S_ISDIR(found.st_mode):
         return f"{folder} is {_kind(found)}, not a directory"
     mode = stat.S_IMODE(found.st_mode) & 0o777

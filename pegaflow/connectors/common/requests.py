@@ -192,7 +192,17 @@ class Requests:
         now: float,
         disk: tuple[int, ...] = (),
     ) -> Lease | None:
-        """An answer came; returns its lease if nobody wants it any more."""
+        """An answer came.
+
+        Args:
+            lease: of the hit; None: a miss.
+            in_time: whether the answer came from the service; otherwise the time was up, and the
+                request is never asked for again.
+            disk: places in the hit of blocks that were read from SSD.
+
+        Returns:
+            The lease if nobody wants it any more: to be released.
+        """
         tracked = self.tracked.get(self._tickets.pop(ticket, ""))
         if tracked is None or tracked.lookup is not Lookup.ASKED or tracked.ticket != ticket:
             return lease
@@ -227,7 +237,11 @@ class Requests:
     # scheduling
 
     def offer(self, request: str, local_tokens: int) -> int | None:
-        """Tokens that can be loaded behind `local_tokens`; None: the answer is not here yet."""
+        """Tokens that can be loaded behind `local_tokens`; None: the answer is not here yet.
+
+        Args:
+            local_tokens: leading tokens that vLLM has itself.
+        """
         tracked = self.tracked[request]
         if tracked.lookup in (Lookup.ASKED, Lookup.EARLY):
             return None
@@ -241,6 +255,13 @@ class Requests:
 
         `loading` is set then, unless the hit was given back meanwhile: 0.33 says this later than
         it took the offer, while an earlier step still uses the blocks.
+
+        Args:
+            blocks: the engine's blocks of the whole request, in order.
+            tokens: behind the local ones, as `offer` has said; 0: nothing is to be loaded.
+
+        Returns:
+            Leases to release.
         """
         tracked = self.tracked[request]
         tracked.blocks = list(blocks)
@@ -265,7 +286,17 @@ class Requests:
     def step(
         self, request: str, blocks: Iterable[int], replace: bool, computed: int, scheduled: int
     ) -> SaveOrder | None:
-        """One request's part in a step: its new (or, on `replace`, all) blocks, and tokens."""
+        """One request's part in a step.
+
+        Args:
+            blocks: the engine's blocks that it got for this step.
+            replace: those are all that it has: it was preempted meanwhile.
+            computed: its tokens whose KV exists before the step.
+            scheduled: tokens of the step.
+
+        Returns:
+            What is to be saved once the step has run; None: nothing.
+        """
         tracked = self.tracked.get(request)
         if tracked is None:
             return None
@@ -331,11 +362,17 @@ class Requests:
         return self._drop_answer(tracked)
 
     def finished(self, request: str, free: int) -> tuple[bool, list[Lease]]:
-        """Forget the request, while vLLM has so many free blocks. (whether its blocks must be kept
-        for its saves, leases to release)
+        """Forget the request.
 
         A request whose load is under way ends by that load's report alone: vLLM keeps its blocks
         until then, and a second report would kill the engine.
+
+        Args:
+            free: blocks that vLLM could give to others now.
+
+        Returns:
+            Whether its blocks must be kept for its saves (then it is *held*), and leases to
+            release.
         """
         tracked = self.tracked.pop(request, None)
         if tracked is None:

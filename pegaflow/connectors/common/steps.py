@@ -69,7 +69,11 @@ class Steps:
             step.clear()
 
     def passed(self) -> tuple[list[int], list[Saving]]:
-        """vLLM has taken in the oldest step: orders that stand, and what turned out void."""
+        """vLLM has taken in the oldest step.
+
+        Returns:
+            Numbers of the orders that stand, to be committed; and savings that turned out void.
+        """
         stands: list[int] = []
         fallen: list[Tracked] = []
         for saving in self._open.popleft() if self._open else ():
