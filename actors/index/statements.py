@@ -78,14 +78,16 @@ class Statements(Part):
         return []
 
     def _named(self, msg: Held) -> list[Block]:
-        """The blocks of these pages; none if it is not exactly so that they are resident."""
+        """The blocks of these pages, all of one namespace; none if it is not exactly so that they
+        are resident."""
         here, pages, shards = self._residency, msg.pages, msg.shards
         if not (shards and msg.number) or any(p >= here.ledger.records for p in pages):
             return []
         parts = [pages[at : at + shards] for at in range(0, len(pages), shards)]
         found = [here.blocks.by_page(part[0]) for part in parts]
         blocks = [b for b, part in zip(found, parts, strict=True) if b and b.pages == part]
-        return blocks if len(blocks) == len(parts) else []
+        alike = len({(b.namespace, b.page_size) for b in blocks}) == 1
+        return blocks if alike and len(blocks) == len(parts) else []
 
     def _on_claiming(self, sender: Sender, msg: ClaimRestated, now: int) -> list[Effect]:
         """A session restates a claim that an earlier index has given, be it sealed by now or not:

@@ -5,13 +5,15 @@ ends one. Since any message may be lost, the holder says from time to time "up t
 exactly these": what is omitted up to n was released and the word was lost; what is later than n was
 granted and the grant may have been lost, so it is sent again.
 
-The table counts leases in the blocks themselves (`Block.leases`), where the eviction policy
-sees them. Every verb that ends leases returns them, so that the caller can make their blocks the
+The table counts leases in the blocks themselves (`Block.leases`), where the eviction policy sees
+them. Every verb that ends leases returns them, so that the caller can make their blocks the
 youngest.
 
 What is leased cannot be evicted: it is *pinned*. The table knows how many bytes each holder pins,
 and all of them together; a block counts once however often it is leased. `affordable` says how much
-of a run may be leased within given bounds; what is pinned already costs nothing.
+of a run may be leased within given bounds; what is pinned already costs nothing. A lookup of a
+thousand blocks waits for this, so one size is asked of the blocks of a lease: they are of one
+namespace, hence cut alike.
 """
 
 from collections import Counter
@@ -50,16 +52,18 @@ class LeaseTable:
         self._open.add(holder, lease.number, lease)
         self._blocks[holder] += len(lease.blocks)
         pins = self._pins.setdefault(holder, {})
-        mine = 0
+        fresh = mine = 0
         for block in lease.blocks:
             if not block.leases:
-                self.pinned_bytes += block_bytes(block)
+                fresh += 1
             block.leases += 1
             count = pins.get(block, 0)
             if not count:
-                mine += block_bytes(block)
+                mine += 1
             pins[block] = count + 1
-        self._pinned[holder] += mine
+        size = _size(lease.blocks)
+        self.pinned_bytes += fresh * size
+        self._pinned[holder] += mine * size
         return lease
 
     def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> Lease:
@@ -123,12 +127,14 @@ class LeaseTable:
     def affordable(self, holder: Hashable, blocks: Sequence[Block], most: int, of_all: int) -> int:
         """How many of these, from the first on, may be leased so that the holder pins no more than
         `most` bytes, and all holders together no more than `of_all`."""
+        mine, all_, size = self._pinned[holder], self.pinned_bytes, _size(blocks)
+        whole = len(blocks) * size
+        if mine + whole <= most and all_ + whole <= of_all:
+            return len(blocks)
         pins = self._pins.get(holder, {})
-        mine, all_ = self._pinned[holder], self.pinned_bytes
         for count, block in enumerate(blocks):
             if block in pins:
                 continue
-            size = block_bytes(block)
             mine += size
             all_ += 0 if block.leases else size
             if mine > most or (all_ > of_all and not block.leases):
@@ -143,16 +149,19 @@ class LeaseTable:
         for lease in ended:
             pins = self._pins[holder]
             self._blocks[holder] -= len(lease.blocks)
+            free = mine = 0
             for block in lease.blocks:
                 block.leases -= 1
-                assert block.leases >= 0, block
                 if not block.leases:
-                    self.pinned_bytes -= block_bytes(block)
+                    free += 1
                 count = pins.pop(block) - 1
                 if count:
                     pins[block] = count
                 else:
-                    self._pinned[holder] -= block_bytes(block)
+                    mine += 1
+            size = _size(lease.blocks)
+            self.pinned_bytes -= free * size
+            self._pinned[holder] -= mine * size
         if ended and not self._open.count(holder):
             del self._blocks[holder], self._pins[holder], self._pinned[holder]
 
@@ -181,3 +190,8 @@ class LeaseTable:
 def block_bytes(block: Block) -> int:
     """Of the pool, in the slots of its pages."""
     return len(block.pages) * slot_size(block.page_size)
+
+
+def _size(blocks: Sequence[Block]) -> int:
+    """Bytes of each of these: a run is of one namespace, whose blocks are cut alike."""
+    return block_bytes(blocks[0]) if blocks else 0

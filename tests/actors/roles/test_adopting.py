@@ -1,5 +1,7 @@
 """Index and allocator in a later life: what they find, whom they wait for, what they are told."""
 
+from dataclasses import replace
+
 from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.pool.ledger import Ledger
@@ -20,7 +22,7 @@ from pegaflow.wire.index import (
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
-from tests.actors.index.test_index import KEYS, NS, ROOT, index, save, seal_of
+from tests.actors.index.test_index import KEYS, NS, OTHER_NS, ROOT, index, save, seal_of
 from tests.actors.rig import (
     ALLOC,
     BOSS,
@@ -119,6 +121,19 @@ def test_a_lease_that_cannot_be_honoured_is_said_and_holds_eviction_up() -> None
     assert press(rig) == (), "a copy may still run"
     assert rig.tell(SESSION_4, LeasesHeld(7, (), 0, ())) == []
     assert len(press(rig)) == 4
+
+
+def test_a_lease_of_blocks_of_two_namespaces_was_never_granted() -> None:
+    first, actor = index()
+    save(first, KEYS[:1])
+    number = said(first.ask(SESSION_4, Claim(OTHER_NS, KEYS[:1])), Claimed).number
+    first.ask(SESSION_4, replace(seal_of(number, KEYS[:1], first_page=1), namespace=OTHER_NS))
+    rig, _ = heir(actor.residency.ledger, Members((SESSION_4,), ()))
+    rig.wait(0)
+    rig.tell(SESSION_4, Held(7, 1, (0, 1)))
+    told = rig.tell(SESSION_4, LeasesHeld(7, (7,), 0, ()))
+    assert said(told, LeasesLost, SESSION_4) == LeasesLost((7,))
+    assert rig.count("leases_unknown") == 1
 
 
 def test_a_lease_cannot_be_invented_later() -> None:

@@ -64,7 +64,9 @@ class LeasesAgainstLists(RuleBasedStateMachine):
     @precondition(lambda self: self.order)
     @rule(data=st.data(), holder=holders)
     def grant(self, data: st.DataObject, holder: tuple[str, int]) -> None:
-        chain = data.draw(st.lists(st.sampled_from(self.order), unique=True))
+        first = data.draw(st.sampled_from(self.order))
+        alike = [block for block in self.order if block.page_size == first.page_size]
+        chain = data.draw(st.lists(st.sampled_from(alike), unique=True))
         lease = self.table.grant(holder, chain, now=5)
         self.last[holder] += 1
         assert (lease.holder, lease.number) == (holder, self.last[holder])
