@@ -3,7 +3,9 @@
 A client saves blocks of its memory and loads them into other blocks; bytes over the time from the
 call to its return, messages included.  The pool is small and written once before, so saves evict
 and nothing touches a page of memory for the first time.  Beside it, in turns, one C loop of memcpy
-moves the same pieces to a shared mapping and back, on one thread.
+moves the same pieces to a shared mapping and back, on one thread: the client's memory, the pool and
+that mapping all begin with a page, so that neither side copies between addresses for which the
+processor is several times slower than for an engine's (perf/machine.py says which).
 
 Goals: 0.8 x memcpy where a block has pieces of 256 KiB and more, 0.7 x where they have 64 KiB.
 """
@@ -69,7 +71,8 @@ class Engine:
 
     def __init__(self, endpoint: str, shape: Shape, way: str) -> None:
         self.shape = shape
-        self.memory: Bytes = np.random.default_rng(1).integers(0, 256, 2 * shape.total, np.uint8)
+        self.memory = machine.memory(2 * shape.total)
+        self.memory[:] = np.random.default_rng(1).integers(0, 256, 2 * shape.total, np.uint8)
         self.written = 0  # bytes saved so far
         self._turn = 0
         self._client = Client(f"perf-{shape}", b"perf" * 4, endpoint=endpoint, way=way)
@@ -115,9 +118,9 @@ class Engine:
 class Memcpy:
     """The C loop over the pieces of a shape: out to a shared mapping, and in again."""
 
-    def __init__(self, copy: Copy, engine: Engine) -> None:
-        shape, self._copy, self._memory = engine.shape, copy, engine.memory
-        self._file: Bytes = np.frombuffer(mmap.mmap(-1, shape.total), np.uint8)
+    def __init__(self, copy: Copy, shape: Shape, memory: Bytes) -> None:
+        self._copy, self._memory = copy, memory
+        self._file = np.frombuffer(mmap.mmap(-1, shape.total), np.uint8)
         self._file[:] = 1
         layer, block = np.meshgrid(np.arange(shape.layers), np.arange(shape.blocks))
         here = (layer * 2 * shape.blocks + block) * shape.piece
@@ -148,7 +151,7 @@ def measure(
     with service.running(pool, EXTENT, ("--copy-threads", str(threads))) as endpoint:
         engine = Engine(endpoint, shape, way)
         try:
-            bare = Memcpy(copy, engine)
+            bare = Memcpy(copy, shape, engine.memory)
             while engine.written < pool:
                 engine.save()
                 engine.load()

@@ -72,7 +72,8 @@ class Engine:
 
     def __init__(self, endpoint: str, block: int, name: str = "perf-ssd") -> None:
         self.block, self.count = block, CHUNK // block
-        self.memory = np.random.default_rng(1).integers(0, 256, 2 * CHUNK, np.uint8)
+        self.memory = machine.memory(2 * CHUNK)
+        self.memory[:] = np.random.default_rng(1).integers(0, 256, 2 * CHUNK, np.uint8)
         layout = Layout(2 * self.count, (LayerLayout(0, 0, block, block),), "uint8")
         self._client = Client(name, b"ssd!" * 4, endpoint=endpoint)
         self._client.register(layout, [self.memory])

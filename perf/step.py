@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import numpy as np
 from rich.table import Table
 
 import pegaflow.connectors.vllm.worker
@@ -70,7 +69,8 @@ class Engine:
 
     def __post_init__(self) -> None:
         role = fakes.role
-        self.memory = np.ones((LAYERS, BLOCKS, LAYER_BYTES), np.uint8)
+        held = machine.memory(LAYERS * BLOCKS * LAYER_BYTES)
+        self.memory = held.reshape(LAYERS, BLOCKS, LAYER_BYTES)
         self.worker = PegaKVConnector(self.config, role("WORKER"), self.cache)
         self.worker.register_kv_caches({f"layers.{i}": self.memory[i] for i in range(LAYERS)})
         self.scheduler = PegaKVConnector(self.config, role("SCHEDULER"), self.cache)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from perf import machine
-from perf.copies import Shape
+from perf.copies import Memcpy, Shape
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -60,3 +63,28 @@ def test_a_shape_is_a_layout_of_twice_its_blocks() -> None:
     assert shape.total == 4 * 2 * 16384
     assert shape.layout.blocks == 8
     assert [layer.offset for layer in shape.layout.layers] == [0, 8 * 16384]
+
+
+def test_the_limit_moves_the_pieces_of_a_shape_between_addresses_that_are_alike() -> None:
+    shape = Shape(2, 3, 16384)
+    memory = machine.memory(2 * shape.total)
+    saved = memory.reshape(shape.layers, 2, -1)
+    saved[:, 0] = np.random.default_rng(1).integers(0, 256, saved[:, 0].shape, np.uint8)
+    pieces = []
+    with machine.memcpy_loop() as (loop, _):
+
+        def copy(
+            to: machine.Bytes,
+            source: machine.Bytes,
+            at: npt.NDArray[np.uint64],
+            out: npt.NDArray[np.uint64],
+            size: int,
+        ) -> None:
+            apart = np.uint64(to.ctypes.data) + at - np.uint64(source.ctypes.data) - out
+            pieces.append((len(at), size, set((apart % np.uint64(mmap.PAGESIZE)).tolist())))
+            loop(to, source, at, out, size)
+
+        bare = Memcpy(copy, shape, memory)
+        assert bare.out() > 0 and bare.back() > 0
+    assert pieces == [(6, 16384, {0})] * 2
+    assert np.array_equal(saved[:, 0], saved[:, 1])
