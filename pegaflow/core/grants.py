@@ -55,7 +55,11 @@ class Grants(Generic[T]):
         return self._open.get(holder, {}).get(number)
 
     def end(self, holder: Hashable, number: int) -> T | None:
-        """End it; None if there is none of that number, which a repeated word finds."""
+        """End a grant.
+
+        Returns:
+            What was granted; None if there is none of that number, which a repeated word finds.
+        """
         held = self._open.get(holder)
         grant = held.pop(number, None) if held else None
         if grant is not None and not held:
@@ -63,7 +67,15 @@ class Grants(Generic[T]):
         return grant
 
     def statement(self, holder: Hashable, upto: int, numbers: Collection[int]) -> Statement[T]:
-        """The holder has heard of all grants up to `upto` and holds `numbers` of them."""
+        """A holder says what it holds.
+
+        Args:
+            upto: it has heard of all grants up to this number.
+            numbers: those of them that it holds.
+
+        Returns:
+            What it has given back unheard, which has ended now; and what it may not have got.
+        """
         stated = set(numbers)
         held = self.held(holder)
         omitted = [entry for entry in held if entry[0] <= upto and entry[0] not in stated]
@@ -124,7 +136,11 @@ class Holdings(Heard, Generic[T]):
         self._held: dict[int, T] = {}
 
     def hold(self, number: int, grant: T) -> None:
-        """It is ours from now on."""
+        """It is ours from now on.
+
+        Args:
+            number: may be one that we have already: then the grant was sent again.
+        """
         self.hear(number)
         self._held[number] = grant
 

@@ -35,7 +35,15 @@ def labelled(name: str, *labels: str) -> str:
 
 
 def labels_of(name: str, numbers: Mapping[str, int]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The numbers of this name, with the values of their labels."""
+    """The numbers of one name.
+
+    Args:
+        name: without labels.
+        numbers: of an actor, by full name.
+
+    Yields:
+        The values of the labels, and the number.
+    """
     for full, value in numbers.items():
         first, *labels = full.split(SEPARATOR)
         if first == name and labels:
@@ -65,7 +73,14 @@ class Histogram:
     labels: int = 0  # how many there are
 
     def count(self, counts: Counter[str], value: int, *labels: str, times: int = 1) -> None:
-        """A value, or several that are equal."""
+        """Count a value, or several that are equal.
+
+        Args:
+            counts: of the actor; the histogram's numbers in it grow.
+            value: in the unit of `bounds`, not in the one shown.
+            *labels: as many as the histogram has.
+            times: how many values are this one.
+        """
         assert len(labels) == self.labels and value >= 0
         at = bisect_left(self.bounds, value)
         bound = self.bounds[at] if at < len(self.bounds) else None
@@ -78,7 +93,14 @@ class Histogram:
         return self._buckets({})
 
     def read(self, numbers: Mapping[str, int]) -> dict[tuple[str, ...], Buckets]:
-        """By label values; one without labels is there before it has counted anything."""
+        """What was counted.
+
+        Args:
+            numbers: of an actor, or sums over several.
+
+        Returns:
+            By label values; a histogram without labels is there before it has counted anything.
+        """
         found: dict[tuple[str, ...], dict[str, int]] = {} if self.labels else {(): {}}
         for (*labels, part), value in labels_of(self.name, numbers):
             if len(labels) == self.labels:  # a child may say what it will
@@ -107,7 +129,7 @@ def _names(name: str, labels: tuple[str, ...], bound: int | None) -> tuple[str, 
 
 
 def rate(length: int, took_ns: int) -> int:
-    """Bytes per second."""
+    """Bytes per second, if `length` bytes took so long."""
     return length * 1_000_000_000 // max(1, took_ns)
 
 

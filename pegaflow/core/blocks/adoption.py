@@ -31,7 +31,12 @@ _Column = npt.NDArray[np.int64]
 
 
 class Adoption:
-    """One ledger on its way into a prefix index."""
+    """One ledger on its way into a prefix index.
+
+    Args:
+        geometry: cut of the pool that the ledger belongs to.
+        blocks: gets what is found.
+    """
 
     def __init__(self, ledger: Ledger, geometry: Geometry, blocks: PrefixIndex) -> None:
         self._ledger = ledger

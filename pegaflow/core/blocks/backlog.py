@@ -67,9 +67,17 @@ class Backlog:
     def take(
         self, most: int, bytes_: int, alone: bool, wanted: Callable[[Block], bool]
     ) -> list[Block]:
-        """The next blocks of one namespace (and one length of keys): up to so many, and so many
-        bytes of pages, or a single larger one if `alone`.  Those that are not wanted any more are
-        forgotten."""
+        """Take the next blocks out, all of one namespace and one length of keys.
+
+        Args:
+            most: how many at most.
+            bytes_: of their pages together, at most.
+            alone: a single block may exceed `bytes_`.
+            wanted: whether a block is still to be written; others are forgotten.
+
+        Returns:
+            In the order in which they are to be written; empty if nothing fits.
+        """
         while queue := self._reused or self._fresh:
             found: list[Block] = []
             forgotten: list[Block] = []

@@ -34,7 +34,11 @@ class _Open:
 
 
 class ClaimTable:
-    """All open claims. A claim in which nothing was new is not kept."""
+    """All open claims. A claim in which nothing was new is not kept.
+
+    Args:
+        ttl: nanoseconds that a claim lasts.
+    """
 
     def __init__(self, ttl: int) -> None:
         assert ttl > 0
@@ -45,7 +49,14 @@ class ClaimTable:
         self._serial = 0  # counts claims, so that no two are due at the same place
 
     def claim(self, holder: Hashable, namespace: bytes, keys: Sequence[bytes], now: int) -> Claim:
-        """Claims those of the keys that no open claim owns, the holder's own ones included."""
+        """Claim those of the keys that no open claim owns, the holder's own ones included.
+
+        Args:
+            now: CLOCK_MONOTONIC, in nanoseconds.
+
+        Returns:
+            Which of them are new; its number is used up even if none is.
+        """
         return self._claim(holder, self._open.next(holder), namespace, keys, now)
 
     def adopt(
@@ -104,8 +115,14 @@ class ClaimTable:
         return True
 
     def statement(self, holder: Hashable, upto: int, numbers: Sequence[int]) -> int:
-        """The holder has heard of all claims up to `upto` and still saves under `numbers`: ends the
-        others; returns how many."""
+        """The holder says which claims it still saves under; all others up to `upto` end.
+
+        Args:
+            upto: it has heard of all claims up to this number.
+
+        Returns:
+            How many have ended.
+        """
         dropped = self._open.statement(holder, upto, numbers).dropped
         for _, claim in dropped:
             self._forget(claim)

@@ -65,7 +65,12 @@ class ColdTable:
         return self._count
 
     def add(self, hashes: Hashes, pages: Pages) -> None:
-        """More blocks of one page each."""
+        """Blocks of one page each; two with one hash may be different keys.
+
+        Args:
+            hashes: `hash_of` their keys.
+            pages: their page ids, beside `hashes`.
+        """
         self._parts.append((hashes, pages))
         self._count += len(pages)
 
@@ -100,8 +105,14 @@ class ColdTable:
         return self._pages[self._first] if self._first < len(self._pages) else None
 
     def pop(self, key: bytes, page: int | None = None) -> tuple[int, Record] | None:
-        """Page and record of this key, which is not cold any more; None if it was not, or is in
-        another page than this one."""
+        """Take a key out: it is not cold any more.
+
+        Args:
+            page: None: wherever it is.
+
+        Returns:
+            Its page and record; None if it was not here, or is in another page than this one.
+        """
         found = self._find(key)
         if found is None or page not in (None, self._pages[found[0]]):
             return None

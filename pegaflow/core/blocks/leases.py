@@ -47,7 +47,12 @@ class LeaseTable:
         self.pinned_bytes = 0  # of all blocks that have a lease, once each
 
     def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
-        """A new lease."""
+        """A new lease, of the holder's next number.
+
+        Args:
+            blocks: of one namespace, in chain order; some may be leased to it already.
+            now: CLOCK_MONOTONIC, in nanoseconds.
+        """
         lease = Lease(holder, self._open.next(holder), tuple(blocks), now)
         self._open.add(holder, lease.number, lease)
         self._blocks[holder] += len(lease.blocks)
@@ -95,8 +100,15 @@ class LeaseTable:
     def statement(
         self, holder: Hashable, upto: int, numbers: Sequence[int]
     ) -> tuple[list[Lease], list[Lease]]:
-        """The holder has heard of all grants up to `upto` and holds `numbers` of them. Returns the
-        leases that this ended, and those to be sent to it again."""
+        """The holder says what it holds: everything else up to `upto` ends.
+
+        Args:
+            upto: it has heard of all grants up to this number.
+            numbers: those of them that it holds.
+
+        Returns:
+            The leases that this ended, and those to be sent to it again.
+        """
         dropped, resend = self._open.statement(holder, upto, numbers)
         ended = [lease for _, lease in dropped]
         self._unpin(holder, ended)
@@ -113,7 +125,11 @@ class LeaseTable:
         return [lease for _, lease in self._open.held(holder)]
 
     def load(self, holder: Hashable) -> tuple[int, int]:
-        """How many leases the holder has, and how many blocks they name together."""
+        """How much a holder has.
+
+        Returns:
+            Its leases, and the blocks that they name together.
+        """
         return self._open.count(holder), self._blocks[holder]
 
     def pinned(self, holder: Hashable) -> int:
@@ -125,8 +141,15 @@ class LeaseTable:
         return (page for pins in self._pins.values() for block in pins for page in block.pages)
 
     def affordable(self, holder: Hashable, blocks: Sequence[Block], most: int, of_all: int) -> int:
-        """How many of these, from the first on, may be leased so that the holder pins no more than
-        `most` bytes, and all holders together no more than `of_all`."""
+        """How long a lead of these blocks may be leased.
+
+        Args:
+            most: bytes that the holder may pin.
+            of_all: bytes that all holders together may pin.
+
+        Returns:
+            Blocks, from the first on; what is pinned already costs nothing.
+        """
         mine, all_, size = self._pinned[holder], self.pinned_bytes, _size(blocks)
         whole = len(blocks) * size
         if mine + whole <= most and all_ + whole <= of_all:

@@ -32,12 +32,21 @@ class Pins:
         self._told: dict[Hashable, tuple[int, int]] = {}  # what `news` has said last
 
     def bound(self, most: int, pool_bytes: int) -> None:
-        """One holder pins at most so many bytes of the pool; 0: there are no bounds."""
+        """Set the bounds.
+
+        Args:
+            most: bytes that one holder may pin; 0: there are no bounds.
+            pool_bytes: of these all together may pin PINNED_SHARE.
+        """
         if most:
             self.most, self.of_all = most, int(pool_bytes * PINNED_SHARE)
 
     def afford(self, holder: Hashable, run: list[Block]) -> tuple[list[Block], int]:
-        """The part of the run that may be leased, and how many blocks that leaves out."""
+        """Cut a run to what may be leased.
+
+        Returns:
+            The part that may be, and how many blocks that leaves out.
+        """
         count = self._leases.affordable(holder, run, self.most, self.of_all)
         left = len(run) - count
         if left and self._leases.affordable(holder, run, self.most, _NO_BOUND) == count:
@@ -45,7 +54,11 @@ class Pins:
         return run[:count], left
 
     def has_room(self, holder: Hashable, run: list[Block], more: int) -> bool:
-        """Whether the whole run could be leased, and so many bytes that are still to come."""
+        """Whether the whole run could be leased.
+
+        Args:
+            more: bytes that are still to come beside it.
+        """
         most = self.most - more
         if self._leases.pinned(holder) > most:
             return False

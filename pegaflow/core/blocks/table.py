@@ -40,6 +40,7 @@ class PrefixIndex:
     Args:
         read: the ledger record of a page.
         warmed: a cold block has become one.
+        warmed: called with a cold block that has just become one like any other.
     """
 
     def __init__(
@@ -66,7 +67,14 @@ class PrefixIndex:
         return block if page is None else self.by_page(page)
 
     def find(self, namespace: bytes, keys: Sequence[bytes]) -> list[Block]:
-        """The blocks of the longest leading run of keys that are all here."""
+        """The blocks of the longest leading run of keys that are all here.
+
+        Args:
+            keys: in chain order.
+
+        Returns:
+            As many blocks as the run is long; a cold one among them becomes one like any other.
+        """
         table, cold = self._tables.get(namespace, {}), self._cold.get(namespace)
         found: list[Block] = []
         for key, block in zip(keys, map(table.get, keys), strict=True):
@@ -87,7 +95,12 @@ class PrefixIndex:
             self._by_page[page] = block
 
     def add_cold(self, namespace: bytes, hashes: Hashes, pages: Pages) -> None:
-        """Blocks of one page each, to be found once they are settled."""
+        """Blocks of one page each, to be found once they are settled.
+
+        Args:
+            hashes: `cold.hash_of` their keys.
+            pages: beside `hashes`.
+        """
         if namespace not in self._cold:
             self._cold[namespace] = ColdTable(self._read)
         self._cold[namespace].add(hashes, pages)

@@ -59,8 +59,12 @@ class Lru:
         self._tick = tick
 
     def victims(self, page_size: int, count: int) -> list[Block]:
-        """Up to so many blocks without a lease, the oldest first. They stay; the caller removes
-        what it evicts."""
+        """Blocks without a lease, the oldest first. They stay; the caller removes what it evicts.
+
+        Args:
+            page_size: of all of them, in bytes.
+            count: how many are wanted; fewer if LOOK_MAX were looked at first.
+        """
         found: list[Block] = []
         leased: list[Block] = []
         for block in self._lists.get(page_size, ()):
@@ -84,8 +88,18 @@ class Lru:
         extent_of: Callable[[int], int],
         avoided: frozenset[int] = frozenset(),
     ) -> int | None:
-        """The extent of the oldest block without a lease of any other page size, to be emptied and
-        reassigned; none of those avoided. Other blocks in that extent may be leased."""
+        """The extent of the oldest block without a lease, to be emptied and reassigned. Other
+        blocks in that extent may be leased.
+
+        Args:
+            page_size_excluded: blocks of this size are not looked at: it is the one that needs an
+                extent.
+            extent_of: the extent of a page id.
+            avoided: extents that are not to be chosen.
+
+        Returns:
+            None if there is no such block.
+        """
         oldest: tuple[int, Block] | None = None
         for page_size, own in self._lists.items():
             count = LOOK_MAX if avoided else 1

@@ -47,7 +47,12 @@ class Geometry:
         return self.extent_bytes // slot_size(page_size)
 
     def page_id(self, extent: int, slot: int) -> int:
-        """The page in this slot of an extent."""
+        """The page in this slot of an extent.
+
+        Args:
+            extent: its number, from 0.
+            slot: place in it, in pages of whatever size it is cut into.
+        """
         assert 0 <= extent < self.extents and 0 <= slot < self.records_per_extent, (extent, slot)
         return extent * self.records_per_extent + slot
 
@@ -70,14 +75,15 @@ class Geometry:
         return page // self.records_per_extent
 
     def offset(self, page: int, page_size: int) -> int:
-        """Where the page begins in the pool file, if its extent is cut into pages of this size."""
+        """The byte of the pool file at which a page begins, if its extent is cut into pages of this
+        size."""
         extent, slot = divmod(page, self.records_per_extent)
         assert 0 <= extent < self.extents, page
         assert slot < self.pages_per_extent(page_size), (page, page_size)
         return extent * self.extent_bytes + slot * slot_size(page_size)
 
     def offsets(self, pages: Sequence[int], page_size: int) -> tuple[int, ...]:
-        """Where each of them begins."""
+        """`offset` of each page; all are of one size."""
         assert self.hold(pages, page_size), (pages, page_size)
         own, extent, slot = self.records_per_extent, self.extent_bytes, slot_size(page_size)
         return tuple([page // own * extent + page % own * slot for page in pages])

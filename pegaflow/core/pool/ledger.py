@@ -155,8 +155,12 @@ class Ledger:
 
     @staticmethod
     def format(buffer: WritableBuffer, header: Header) -> Ledger:
-        """Makes a ledger of a new, zeroed file (all records are void): the facts, the magic word
-        last.  It touches nothing behind the header: the file is still full of holes."""
+        """Make a ledger of a new, zeroed file (all records are void): the facts, the magic word
+        last. It touches nothing behind the header: the file is still full of holes.
+
+        Args:
+            buffer: the whole file, at least `ledger_bytes` long; writable, and kept referenced.
+        """
         assert len(header.pool_uuid) == UUID_BYTES
         assert 1 <= len(header.boot_id) <= MAX_BOOT_ID
         raw = memoryview(buffer).cast("B")
@@ -215,7 +219,12 @@ class Ledger:
         return found
 
     def seal(self, pages: Sequence[int], records: Sequence[Record]) -> None:
-        """Write the bodies, then the state words.  The pages are different, and void."""
+        """Write the bodies, then the state words.
+
+        Args:
+            pages: different ones, and all void.
+            records: what to say of each page, beside `pages`.
+        """
         import numpy as np
 
         assert len(set(pages)) == len(pages) and all(self.are_void(pages)), pages
@@ -232,7 +241,15 @@ class Ledger:
             self._words[self._at(page) // 8] = VOID
 
     def chunk(self, first: int, count: int) -> bytes:
-        """The raw records of these pages."""
+        """The raw records of these pages.
+
+        Args:
+            first: page id of the first record.
+            count: records.
+
+        Returns:
+            RECORD_BYTES of each, back to back, as they are in the file: also void and torn ones.
+        """
         at, length = HEADER_BYTES + first * RECORD_BYTES, count * RECORD_BYTES
         if self._read is not None:
             return self._read(at, length)

@@ -39,7 +39,7 @@ class Chunk:
 
 
 def scan(ledger: Ledger, first: int, count: int) -> Chunk:
-    """The records of `count` pages from `first` on."""
+    """The records of `count` pages from `first` on, void and torn ones left out."""
     raw = ledger.chunk(first, count)
     words: U64 = np.frombuffer(raw, np.uint64).reshape(count, RECORD_BYTES // 8)
     state = words[:, 0]
@@ -56,8 +56,15 @@ def scan(ledger: Ledger, first: int, count: int) -> Chunk:
 
 
 def occupied(ledger: Ledger, first: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The pages of a chunk that are not void, in their order, and the bytes of payload of each; 0
-    for a quarantined one."""
+    """What of a chunk is not void, quarantined pages too.
+
+    Args:
+        first: page id of the first record.
+        count: records.
+
+    Returns:
+        Page ids, ascending, and beside them the bytes of payload of each; 0 for a quarantined page.
+    """
     chunk = scan(ledger, first, count)
     pages, lengths = chunk.pages, chunk.rows["length"].astype(np.int64)
     if chunk.quarantined:
@@ -77,7 +84,15 @@ class Sense:
         self._sizes: dict[int, int] = {}  # extent -> page size
 
     def look(self, chunk: Chunk) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-        """Which records make sense, and the page size of each."""
+        """Which records make sense.
+
+        Args:
+            chunk: the next one; chunks come in the order of their pages.
+
+        Returns:
+            Beside the chunk's pages: whether the record fits, and the page size in bytes that its
+            length asks for.
+        """
         g, rows = self._geometry, chunk.rows
         sizes = np.maximum(1, -(-rows["length"].astype(np.int64) // PAGE_ALIGN)) * PAGE_ALIGN
         extents, slots = np.divmod(chunk.pages, g.records_per_extent)

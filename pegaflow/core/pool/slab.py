@@ -85,8 +85,13 @@ class Slab:
     def adopt(
         self, extent: int, page_size: int, left: set[int], granted: dict[int, tuple[Hashable, int]]
     ) -> None:
-        """absent -> cut: an earlier life has left it so. `left` and `granted` (page -> holder and
-        number) are disjoint, not both empty, and pages of this extent and size."""
+        """absent -> cut: an earlier life has left it so.
+
+        Args:
+            left: page ids that nobody holds and whose records are sealed.
+            granted: page id -> holder, and the number of its grant. `left` and `granted` are
+                disjoint, not both empty, and pages of this extent and size.
+        """
         self._absent.remove(extent)
         first = extent * self.geometry.records_per_extent
         used = left | granted.keys()
@@ -109,7 +114,11 @@ class Slab:
         self._waste_bytes += self.geometry.extent_bytes - slots * size
 
     def can_ever_fit(self, page_size: int, count: int) -> bool:
-        """Whether the whole pool, empty and grown to its end, could hold so many pages."""
+        """Whether the whole pool, empty and grown to its end, could hold so many pages.
+
+        Args:
+            page_size: bytes, as everywhere in this class.
+        """
         return count <= self.geometry.extents * self.geometry.pages_per_extent(page_size)
 
     def free_pages(self, page_size: int) -> int:
@@ -119,8 +128,12 @@ class Slab:
         return own + len(self._free) * self.geometry.pages_per_extent(page_size)
 
     def shortage(self, page_size: int, count: int) -> tuple[int, bool]:
-        """How many pages `take` would lack, and whether even emptying every extent that the class
-        has now would not yield them, so that another class must give up an extent."""
+        """What `take` would lack.
+
+        Returns:
+            Pages that are missing; and whether even emptying every extent that the class has now
+            would not yield them, so that another class must give up an extent.
+        """
         missing = max(0, count - self.free_pages(page_size))
         size_class = self._classes.get(page_size)
         used = 0
@@ -130,7 +143,14 @@ class Slab:
         return missing, missing > used
 
     def take(self, page_size: int, count: int, holder: Hashable, number: int) -> list[int] | None:
-        """Grants so many pages, or none at all and None."""
+        """Grant so many pages, or none at all.
+
+        Args:
+            number: of the grant, per holder; all pages of one call have the same.
+
+        Returns:
+            Page ids; None if there are not so many free ones.
+        """
         if count > self.free_pages(page_size):
             return None
         pages: list[int] = []
@@ -145,7 +165,11 @@ class Slab:
         return pages
 
     def hand_back(self, page: int, holder: Hashable) -> None:
-        """Granted -> free. The caller has seen the page's ledger record void."""
+        """Granted -> free. The caller has seen the page's ledger record void.
+
+        Args:
+            holder: who has it; anybody else's word is a bug.
+        """
         self._end_grant(page, holder)
         self._put_back(page)
 
@@ -332,7 +356,15 @@ class Plan:
         self._bare: set[int] = set()  # pages that are not free, of a size that nobody knows
 
     def grant(self, page: int, page_size: int, holder: Hashable, number: int) -> bool:
-        """A holder states this page; False if it cannot be his."""
+        """A holder states this page.
+
+        Args:
+            number: the newest grant that the holder has heard of.
+
+        Returns:
+            False if it cannot be his: another has stated it, or it does not fit the cut of its
+            extent.
+        """
         granted = self._granted.setdefault(self._geometry.extent_of(page), {})
         if page in granted or not self._fits(page, page_size):
             return False
@@ -340,8 +372,12 @@ class Plan:
         return True
 
     def leave(self, page: int, length: int) -> None:
-        """The ledger has this page; 0 bytes of payload are those of a quarantined one.  A record
-        that does not fit the cut of its extent is about to be voided, and no page."""
+        """The ledger has this page. A record that does not fit the cut of its extent is about to be
+        voided, and no page.
+
+        Args:
+            length: bytes of payload; 0: the page is quarantined, and its size not known.
+        """
         if not length:
             self._bare.add(page)
         elif self._fits(page, -(-length // PAGE_ALIGN) * PAGE_ALIGN):

@@ -57,14 +57,27 @@ class Catalog:
         self.blocks = 0  # keys with a place
 
     def segment(self, volume: int, number: int, size: int) -> Segment:
-        """A segment without rows."""
+        """A segment without rows.
+
+        Args:
+            volume: number of the directory.
+            number: of the file in it.
+            size: bytes that the file was made with.
+        """
         self._serial += 1
         made = self._segments[self._serial] = Segment(self._serial, volume, number, size)
         return made
 
     def load(self, segment: Segment, rows: bytes) -> list[Row]:
-        """An older segment than all that have rows already: keys that are known keep their places.
-        Those that were new."""
+        """Learn an older segment than all that have rows already: keys that are known keep their
+        places.
+
+        Args:
+            rows: as in its footer, ROW_BYTES each.
+
+        Returns:
+            The rows whose keys were new.
+        """
         assert not segment.rows
         segment.rows = bytearray(rows)
         base, new = segment.serial << _ROW_BITS, []
@@ -78,7 +91,11 @@ class Catalog:
         return new
 
     def append(self, segment: Segment, rows: Iterable[Row]) -> None:
-        """These blocks are in the segment now, and nowhere else."""
+        """These blocks are in the segment now, and nowhere else.
+
+        Args:
+            rows: their offsets count in this segment.
+        """
         for row in rows:
             self._take(row.namespace, row.key)
             at = segment.count
@@ -89,7 +106,11 @@ class Catalog:
             self.blocks += 1
 
     def find(self, namespace: bytes, key: bytes) -> tuple[Segment, int] | None:
-        """Segment and row of a block."""
+        """Where a block is.
+
+        Returns:
+            The segment, and the row's place in it; None if the block is not in the log.
+        """
         place = self._places.get(namespace, {}).get(key)
         if place is None:
             return None
@@ -100,7 +121,11 @@ class Catalog:
         return key in self._places.get(namespace, ())
 
     def were_read(self, segment: Segment, places: Iterable[int]) -> None:
-        """Somebody has read these rows, unless they have been dropped meanwhile."""
+        """Somebody has read these rows, unless they have been dropped meanwhile.
+
+        Args:
+            places: of the rows in the segment.
+        """
         for at in places if segment.rows else ():
             segment.read.pop(at, None)
             segment.read[at] = None

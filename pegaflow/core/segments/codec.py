@@ -99,7 +99,12 @@ def block_sum(sums: Sequence[int]) -> int:
 
 
 def block_sums(sums: Sequence[int], shards: int) -> list[int]:
-    """Of several blocks, from those of their pages, block-major."""
+    """`block_sum` of several blocks.
+
+    Args:
+        sums: of their pages, block-major.
+        shards: pages of each block.
+    """
     raw, size = memoryview(pack(f"<{len(sums)}Q", *sums)), 8 * shards
     return [xxh3_64_intdigest(raw[at : at + size]) for at in range(0, len(raw), size)]
 
@@ -124,7 +129,12 @@ def unpack_rows(rows: bytes | bytearray | memoryview) -> list[Row]:
 
 
 def head(uuid: bytes, number: int, size: int) -> bytes:
-    """The first page of a segment."""
+    """The first page of a segment.
+
+    Args:
+        uuid: UUID_BYTES, drawn for this file.
+        size: bytes that the file is made with.
+    """
     return _page(_HEAD.pack(_HEAD_MAGIC, VERSION, uuid, number, size))
 
 
@@ -141,19 +151,40 @@ def read_head(page: bytes) -> Head | str:
 
 
 def group(uuid: bytes, index: int, rows: Sequence[Row]) -> bytes:
-    """The page of rows before the pages of these blocks."""
+    """The page of rows before the pages of these blocks.
+
+    Args:
+        uuid: the segment's.
+        index: of the group in its segment.
+        rows: at most GROUP_ROWS; their offsets are those of the pages behind this one.
+    """
     assert 0 < len(rows) <= GROUP_ROWS, len(rows)
     facts = _GROUP.pack(_GROUP_MAGIC, uuid, index, len(rows), sum(r.length for r in rows))
     return _page(facts.ljust(ROW_BYTES - _CRC.size, b"\0") + b"".join(map(pack_row, rows)))
 
 
 def group_bytes(rows: int, page_bytes: int, shards: int) -> int:
-    """What a group of equal blocks takes."""
+    """What a group of equal blocks takes in the file, its page of rows included.
+
+    Args:
+        rows: how many blocks.
+        page_bytes: of one page, padded.
+        shards: pages of each block.
+    """
     return PAGE_ALIGN + rows * shards * page_bytes
 
 
 def read_group(page: bytes, uuid: bytes, at: int) -> list[Row] | None:
-    """The rows of the group that begins at `at` with this page; None if none does."""
+    """The rows of a group.
+
+    Args:
+        page: PAGE_ALIGN bytes of the file.
+        uuid: the segment's: groups of a file that was here before have another.
+        at: byte of the file at which the page lies.
+
+    Returns:
+        None if no group begins there.
+    """
     if page[:8] != _GROUP_MAGIC or len(page) < PAGE_ALIGN:
         return None
     _, its, _, count, length = _GROUP.unpack_from(page)
@@ -170,7 +201,12 @@ def read_group(page: bytes, uuid: bytes, at: int) -> list[Row] | None:
 
 
 def footer(uuid: bytes, offset: int, rows: bytes) -> bytes:
-    """What is written at `offset`, behind the last group, and ends the file."""
+    """What ends the file, behind the last group.
+
+    Args:
+        offset: byte at which it will be written.
+        rows: of all groups, ROW_BYTES each.
+    """
     count = len(rows) // ROW_BYTES
     trailer = _TRAILER.pack(_TRAILER_MAGIC, uuid, offset, count, xxh3_64_intdigest(rows))
     return rows.ljust(padded(len(rows)), b"\0") + _page(trailer)
@@ -186,7 +222,12 @@ Read = Callable[[int, int], bytes | memoryview]
 
 
 def read_footer(read: Read, size: int, uuid: bytes) -> bytes | None:
-    """The rows of a closed segment; None if it was never closed or its footer is damaged."""
+    """The rows of a closed segment; None if it was never closed or its footer is damaged.
+
+    Args:
+        size: bytes of the file.
+        uuid: as its head says.
+    """
     page = bytes(read(size - PAGE_ALIGN, PAGE_ALIGN)) if size >= 2 * PAGE_ALIGN else b""
     if page[:8] != _TRAILER_MAGIC or len(page) < PAGE_ALIGN or not _holds(page, _TRAILER.size):
         return None
@@ -207,7 +248,12 @@ class Recovered(NamedTuple):
 
 
 def recover(read: Read, size: int, uuid: bytes) -> Recovered:
-    """Every block that is whole."""
+    """Every block that is whole, found by a walk over the file.
+
+    Args:
+        size: bytes of the file.
+        uuid: as its head says: what else is found there is older.
+    """
     found: list[bytes] = []
     at = end = HEAD_BYTES
     corrupt = 0
@@ -225,7 +271,11 @@ def recover(read: Read, size: int, uuid: bytes) -> Recovered:
 
 
 def sums_of(data: memoryview, row: Row) -> list[int]:
-    """The checksum of each page of a block, whose bytes in the file these are."""
+    """The checksum of each page of a block.
+
+    Args:
+        data: the block's bytes in the file, `row.length` of them.
+    """
     starts = range(0, row.length, row.page_bytes)
     return [page_sum(data[at : at + row.payload]) for at in starts]
 
