@@ -46,7 +46,12 @@ class Ops:
     """The calls.  Every one raises OSError as the system does."""
 
     def open(self, path: str, flags: int, at: int | None = None) -> int:
-        """A file descriptor."""
+        """A file descriptor.
+
+        Args:
+            flags: os.O_*; O_CLOEXEC is added, and a new file has mode 0600.
+            at: descriptor of the directory that `path` is a name in; None: it is a path.
+        """
         return os.open(path, flags | os.O_CLOEXEC, 0o600, dir_fd=at)
 
     def close(self, fd: int) -> None:
@@ -79,7 +84,7 @@ class Ops:
         return Identity(found.st_dev, found.st_ino)
 
     def find(self, path: str, at: int | None = None) -> Identity:
-        """Where a path leads to now; of a name in a directory, without following a link."""
+        """Where a path leads to now; of a name in a directory (`at`), without following a link."""
         found = os.stat(path, dir_fd=at, follow_symlinks=at is None)
         return Identity(found.st_dev, found.st_ino)
 
@@ -97,11 +102,26 @@ class Ops:
         return os.fstat(fd).st_size
 
     def read(self, fd: int, into: Sequence[memoryview], offset: int) -> int:
-        """Read from `offset` on; bytes that were read, perhaps fewer."""
+        """Read from byte `offset` on.
+
+        Args:
+            into: filled one after the other.
+
+        Returns:
+            Bytes that were read: fewer than there is room for at the end of the file, or for no
+            reason.
+        """
         return os.preadv(fd, into, offset)
 
     def write(self, fd: int, parts: Sequence[memoryview], offset: int) -> int:
-        """Write from `offset` on; bytes that were written, perhaps fewer."""
+        """Write from byte `offset` on.
+
+        Args:
+            parts: written one after the other.
+
+        Returns:
+            Bytes that were written, perhaps fewer.
+        """
         return os.pwritev(fd, parts, offset)
 
     def allocate(self, fd: int, size: int) -> None:
@@ -125,7 +145,12 @@ class Ops:
         os.unlink(name, dir_fd=at)
 
     def rename(self, name: str, to: str, at: int) -> None:
-        """Give a file another name in its directory, which may be one that is taken."""
+        """Give a file another name in its directory.
+
+        Args:
+            to: the new name; a file that has it loses it.
+            at: the directory's descriptor.
+        """
         os.rename(name, to, src_dir_fd=at, dst_dir_fd=at)
 
     def draw(self, size: int) -> bytes:
@@ -151,7 +176,15 @@ def buffer(size: int) -> mmap.mmap:
 
 
 def read_all(ops: Ops, fd: int, into: Sequence[memoryview], offset: int) -> int:
-    """Read until all is full or the file ends; bytes that were read."""
+    """Read until all is full or the file ends.
+
+    Args:
+        into: any number of pieces, beyond IOV_MAX too.
+        offset: byte of the file at which the first piece begins.
+
+    Returns:
+        Bytes that were read.
+    """
     return _move(into, offset, lambda parts, at: ops.read(fd, parts, at))
 
 
@@ -185,7 +218,7 @@ def _move(parts: Sequence[memoryview], offset: int, move: _Mover) -> int:
 
 
 def said(path: str, error: OSError) -> str:
-    """The error in one line for people, with what to do."""
+    """An error in one line for people, with what to do about it."""
     why = error.strerror or str(error)
     advice = ADVICE.get(error.errno or 0, "")
     return f"{path}: {why[:1].lower()}{why[1:]}{'; ' + advice if advice else ''}"

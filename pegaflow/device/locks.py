@@ -94,7 +94,12 @@ def take(fd: int) -> bool:
 
 
 def share(fd: int, service: int) -> None:
-    """Let the children of this incarnation in; the file was claimed."""
+    """Let the children of a service in.
+
+    Args:
+        fd: of a file that `claim` has locked.
+        service: incarnation of the supervisor whose children they are.
+    """
     _lock(fd, fcntl.F_UNLCK, service, 1)
 
 

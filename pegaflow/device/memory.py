@@ -30,7 +30,13 @@ FileId = tuple[int, int]
 
 
 class SharedFile:
-    """A file of fixed length, mapped whole and shared."""
+    """A file of fixed length, mapped whole and shared: see `create`, `open`, `adopt` and `peek`.
+
+    Args:
+        length: bytes.
+        fd: the only descriptor of the file in this process; owned from now on.
+        write: map it for writing too.
+    """
 
     def __init__(self, path: str, length: int, fd: int, write: bool) -> None:
         self.path = path
@@ -139,7 +145,15 @@ class SharedFile:
         return ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
     def reserve(self, offset: int, length: int) -> str:
-        """Make this range really there; '' or the reason why not."""
+        """Make a range of the file really there.
+
+        Args:
+            offset: byte at which it begins.
+            length: bytes.
+
+        Returns:
+            Why not, in a few words; '' if it is there.
+        """
         try:
             os.posix_fallocate(self.fd, offset, length)
         except OSError as err:
@@ -207,7 +221,11 @@ class Extents:
         self._geometry = geometry
 
     def grow(self, extent: int) -> str:
-        """Reserve the space of one extent; '' or the reason why not."""
+        """Reserve the space of one extent and of its records.
+
+        Returns:
+            Why not, in a few words; '' if it is there.
+        """
         g = self._geometry
         records = g.records_per_extent * RECORD_BYTES
         return self._ledger.reserve(HEADER_BYTES + extent * records, records) or self._pool.reserve(

@@ -11,7 +11,16 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def missing_mount(path: str, fstab: str, mountinfo: str) -> str:
-    """The mount point at or above the path that fstab names and nothing is mounted at; '': none."""
+    """The mount point at or above a path that /etc/fstab names and nothing is mounted at.
+
+    Args:
+        path: absolute, without links.
+        fstab: text of /etc/fstab.
+        mountinfo: text of /proc/self/mountinfo.
+
+    Returns:
+        '' if there is none, or if `mountinfo` is empty.
+    """
     expected = {
         os.path.normpath(_plain(fields[1]))
         for line in fstab.splitlines()

@@ -268,7 +268,11 @@ def _shown(files: PoolFiles) -> Kept:
 
 
 def adopt(stem: str, wanted: Wanted) -> Found:
-    """The newest pool of this stem that is as wanted and in which nobody lives."""
+    """The newest pool of this stem that is as wanted and in which nobody lives; made to fit.
+
+    Raises:
+        UserError: the pool that would be adopted has no room for the size that is wanted.
+    """
     refused: list[str] = []
     in_use: list[str] = []
     orphans: list[int] = []
@@ -389,8 +393,11 @@ def _identity(pool: FileId, file: FileId) -> bytes:
 
 
 def remove(stem: str, keep: PoolFiles | None = None) -> tuple[int, list[str]]:
-    """Remove the names of all files of this stem, but for the pool `keep` and for those in which a
-    service lives; the bytes that they had, and the pools that are in use."""
+    """Remove the names of this stem's files, but for our pool `keep` and pools that are in use.
+
+    Returns:
+        Bytes of memory that the files had, and the pools that are in use, without their endings.
+    """
     groups: dict[str, list[Path]] = {}
     for path in _ours(stem):
         part = _parts(path, stem)

@@ -42,7 +42,11 @@ def open_pidfd(pid: int, started: int) -> int | None:
 
 
 def die_with_parent(parent: int) -> bool:
-    """Be killed when the thread that spawned us ends; False if the parent is gone already."""
+    """Be killed when the thread that spawned us ends; False if the parent is gone already.
+
+    Args:
+        parent: pid of the process that has spawned us.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     return os.getppid() == parent

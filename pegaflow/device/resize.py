@@ -50,6 +50,9 @@ class _Extent:
 def grow(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -> None:
     """Make room in both files for this geometry; nothing in them changes.
 
+    Args:
+        trailer: bytes of the pool's file behind the last extent.
+
     Raises:
         OSError: a file cannot be made so long.
     """
@@ -59,7 +62,13 @@ def grow(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -
 
 def shrink(pool: SharedFile, file: SharedFile, geometry: Geometry) -> None:
     """Have every sealed record within this geometry; those that do not fit are voided.  The ledger
-    still has the header of the larger pool."""
+    still has the header of the larger pool.
+
+    Args:
+        pool: claimed, and mapped by nobody else for writing.
+        file: the ledger's, likewise.
+        geometry: the cut that the pool is to have.
+    """
     ledger = Ledger(file.map, file.read)
     extents = _extents(ledger, geometry.records_per_extent)
     last = geometry.extents
@@ -95,7 +104,12 @@ def _give_back(pool: SharedFile, geometry: Geometry, extent: int) -> None:
 
 def punch(file: SharedFile, start: int, length: int) -> None:
     """Give so much of the file's space back; its length stays.  Not to be had is no harm: the space
-    comes back with the file."""
+    comes back with the file.
+
+    Args:
+        start: byte at which the hole begins.
+        length: bytes; 0 or less: nothing is done.
+    """
     if length > 0:
         _libc.fallocate(file.fd, _PUNCH_HOLE, start, length)
 

@@ -62,7 +62,12 @@ SEGMENT_FLAGS: Count = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class UnusableError(Exception):
-    """The directory must not be used now."""
+    """The directory must not be used now.
+
+    Args:
+        status: GONE, IN_USE or READ_ONLY: what the flusher says of the volume.
+        why: one line for people.
+    """
 
     def __init__(self, status: Status, why: str) -> None:
         super().__init__(why)
@@ -70,8 +75,14 @@ class UnusableError(Exception):
 
 
 def lock(ops: Ops, fd: int) -> bool:
-    """Lock the inode of this descriptor, where the file system has such locks; False: somebody else
-    has it."""
+    """Lock the inode of this descriptor until it is closed.
+
+    Returns:
+        False: somebody else has it.  True also where the file system has no such locks.
+
+    Raises:
+        OSError: by the system.
+    """
     try:
         ops.lock(fd)
     except BlockingIOError:
@@ -105,7 +116,12 @@ class Known:
         return self._logs.get(path)
 
     def put(self, path: str, log: str) -> None:
-        """This log is there now."""
+        """Remember that this log is there now; for the next life too, if the file can be written.
+
+        Args:
+            path: of the directory.
+            log: its name, 32 hex digits.
+        """
         if self._logs.get(path) == log:
             return
         self._logs[path] = log
@@ -121,7 +137,12 @@ class Known:
 
 
 class Folder:
-    """A directory, closed until `open`."""
+    """A directory, closed until `open`.
+
+    Args:
+        path: the directory; nothing of it is touched before `open`.
+        known: judges a directory without a marker.
+    """
 
     def __init__(self, path: str, ops: Ops, known: Known) -> None:
         self.path = path

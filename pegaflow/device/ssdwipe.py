@@ -16,7 +16,14 @@ from .ssdfolder import NAME, SEGMENT_FLAGS, Folder, Known, UnusableError, lock
 
 
 def remove_log(path: str, ops: Ops | None = None) -> tuple[int, str]:
-    """Remove every segment in a directory: bytes that were removed, and why not more, if so."""
+    """Remove every segment in a directory.
+
+    Args:
+        path: of the directory; that it is not there is no failure.
+
+    Returns:
+        Bytes that were removed; and in one line why not more, '' if all were.
+    """
     ops = ops or Ops()
     folder = Folder(path, ops, Known())
     removed = 0

@@ -39,6 +39,14 @@ Words = npt.NDArray[np.uint64]
 class ForeignMemory:
     """The registered regions of one rank.
 
+    Args:
+        pid: of the engine's process.
+        started: its start time, as `procs.start_ticks` has it: with the pid it names one process.
+        bases: address of each registered region in that process.
+        layout: where the blocks lie in the regions.
+        scratch: an address in that process at which `proof` is to be read.
+        proof: bytes that the engine has written there at our word.
+
     Raises:
         UserError: the process is not there, is not the one that was named, or may not be read.
     """
@@ -91,13 +99,25 @@ class ForeignMemory:
     def read(
         self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
     ) -> tuple[Status, str]:
-        """Copy block i to `offsets[i]` of the pool, which is mapped at address `pool`."""
+        """Copy blocks of the engine into the pool.
+
+        Args:
+            pool: address at which the pool is mapped here.
+            blocks: the engine's numbers.
+            offsets: byte of the pool at which the page of each block begins.
+            deadline: CLOCK_MONOTONIC, in nanoseconds; looked at before each chunk.
+
+        Returns:
+            OK, or what stopped the copy, of which a part may be done; and why, for a log.
+        """
         return self._copy(_libc.process_vm_readv, pool, blocks, offsets, deadline)
 
     def write(
         self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
     ) -> tuple[Status, str]:
-        """Copy from `offsets[i]` of the pool into block i."""
+        """Copy pages of the pool into blocks of the engine; arguments and result are those of
+        `read`.
+        """
         return self._copy(_libc.process_vm_writev, pool, blocks, offsets, deadline)
 
     def _copy(

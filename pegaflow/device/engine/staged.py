@@ -14,6 +14,15 @@ class Bounce:
 
     The session holds its lock, so nobody takes it for a leftover; once the session's process is
     dead its supervisor, or whoever starts next, unlinks it.
+
+    Args:
+        path: of the new file.
+        slots: how many.
+        page_size: bytes of each.
+
+    Raises:
+        FileExistsError: the name is taken.
+        UserError: the file cannot be made.
     """
 
     def __init__(self, path: str, slots: int, page_size: int) -> None:
@@ -29,7 +38,14 @@ class Bounce:
     def fill(
         self, pool: mmap.mmap, slots: tuple[int, ...], offsets: tuple[int, ...], length: int
     ) -> None:
-        """Copy slot i to pool offset i, `length` bytes each; numpy releases the GIL meanwhile."""
+        """Copy slots into the pool; numpy releases the GIL meanwhile.
+
+        Args:
+            pool: the pool's mapping, writable.
+            slots: their numbers.
+            offsets: byte of the pool to which each slot goes.
+            length: bytes of each slot that mean something.
+        """
         target = _bytes(pool)
         for slot, offset in zip(slots, offsets, strict=True):
             start = slot * self.page_size
