@@ -38,7 +38,12 @@ class Book(Protocol):
         """Ask a granter, which knows now what we hold, what we wait for."""
 
     def too_late(self, msg: Message, now: int) -> list[Effect]:
-        """If this is a grant, it came too late: give it back, unless we can use it."""
+        """A grant may have come when nobody waits for it any more: give it back, unless we can use
+        it.
+
+        Args:
+            msg: whatever came late of this granter; what is no grant is ignored.
+        """
 
 
 class Holder(Part):

@@ -75,7 +75,9 @@ class Recovery(Part):
         return not (self.ready or own or type(msg) in self._at_once)
 
     def defer(self, sender: Sender, msg: Message) -> list[Effect]:
-        """Keep a message until we are ready."""
+        """Keep a message until we are ready, or count it as lost if too many wait; then whoever
+        asked hears of its deadline.
+        """
         if len(self._deferred) < LATER_MAX:
             self._deferred.append((sender, msg))
         else:

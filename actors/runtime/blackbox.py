@@ -34,6 +34,9 @@ BYTES_MAX: Bytes = 1 << 30
 def write(host: Host, run_dir: Path) -> Path:
     """Write the inputs of a host; its path.
 
+    Args:
+        run_dir: where the file is made; an older one of the same actor and life is replaced.
+
     Raises:
         OSError: there is no room for it; nothing of it stays.
     """
@@ -54,7 +57,15 @@ def write(host: Host, run_dir: Path) -> Path:
 
 
 def read(path: Path) -> tuple[Address, Address, bool, list[Any]]:
-    """Address, supervisor, whether the file goes back to the start, and the inputs."""
+    """A black box, as `write` has left it.
+
+    Returns:
+        The actor's address, the supervisor's, whether the inputs go back to the actor's start, and
+        the inputs.
+
+    Raises:
+        ValueError: it is too large, or of another format.
+    """
     if path.stat().st_size > BYTES_MAX:
         raise ValueError(f"{path} is too large to be a black box")
     raw = msgpack.unpackb(path.read_bytes(), use_list=True)
@@ -64,7 +75,15 @@ def read(path: Path) -> tuple[Address, Address, bool, list[Any]]:
 
 
 def replay(inputs: list[Any], make: Callable[[], Actor]) -> Host:
-    """Feed inputs to a fresh actor; whatever killed the first one kills this one too."""
+    """Feed inputs to a fresh actor; whatever killed the first one kills this one too.
+
+    Args:
+        inputs: as `read` gives them; of use only if they go back to the start.
+        make: a fresh actor, of the address that the box names.
+
+    Raises:
+        AssertionError: the one that the box was written for.
+    """
     host = Host(make())
     for now, kind, head, body in inputs:
         if kind == "start":

@@ -78,7 +78,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Do:
-    """Device work for the shell; `then` gets its result, of a class that the job names."""
+    """Device work for the shell; `then` gets its result, of a class that the job names.
+
+    Args:
+        then: gets the result and `now`, once; mypy holds its type against what the job may end
+            with.
+    """
 
     job: Job[Any]
     then: "Completion"
@@ -153,7 +158,12 @@ class On(NamedTuple):
 
 
 def on(kind: type[_M], handler: Callable[[Sender, _M, int], list[Effect]], *senders: str) -> On:
-    """See `On`."""
+    """An entry of `Part.handlers`.
+
+    Args:
+        handler: gets who sent it, the message, and `now`.
+        *senders: names of actors; from others the message is counted and dropped.
+    """
     assert senders
     return On(kind, handler, frozenset(senders))
 
@@ -174,15 +184,20 @@ class Part:
         return []
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
-        """The supervisor has said what everybody needs to know."""
+        """The supervisor has said what everybody needs to know: once, before any neighbour is met.
+
+        Args:
+            welcome: constant for this life.
+            now: CLOCK_MONOTONIC in nanoseconds, here and everywhere in an actor.
+        """
         return []
 
     def met(self, neighbour: Address, now: int) -> list[Effect]:
-        """A neighbour that we dial is up, perhaps in a new life."""
+        """A neighbour that we dial is up, perhaps in a new life, which knows nothing of us."""
         return []
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
-        """A process of the group is proven dead."""
+        """A process of the group is proven dead: this life of it says and does nothing more."""
         return []
 
     def beat(self, now: int) -> list[Effect]:
@@ -194,7 +209,11 @@ class Part:
         return []
 
     def wake_at(self) -> int | None:
-        """When `wake` wants to be called next, if nothing else happens."""
+        """When `wake` wants to be called next, if nothing else happens.
+
+        Returns:
+            CLOCK_MONOTONIC, in nanoseconds; None: never.
+        """
         return None
 
     def wake(self, now: int) -> list[Effect]:
@@ -252,7 +271,11 @@ class Actor:
         return [effect for part in self.parts for effect in part.start(now)]
 
     def receive(self, sender: Sender, msg: Message, now: int) -> list[Effect]:
-        """Effects of one message."""
+        """Effects of one message, which `accepts` has passed.
+
+        Args:
+            sender: its `question` is 0 if no answer is expected.
+        """
         assert self.accepts(type(msg), sender.address.name), f"{type(msg).__name__} from {sender}"
         return self._handlers[type(msg)].handler(sender, msg, now)
 

@@ -31,7 +31,12 @@ _VERSION = b"1.0"
 
 
 class Door:
-    """Answers libzmq's questions; `answer` is to be called whenever `fd` is readable."""
+    """Answers libzmq's questions; `answer` is to be called whenever `fd` is readable.
+
+    Args:
+        context: the one whose sockets it judges; a context has one door.
+        counts: the actor's; refusals are counted there.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], counts: Counter[str]) -> None:
         self._counts = counts  # the actor's

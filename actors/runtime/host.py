@@ -106,8 +106,12 @@ class Host:
         frames: list[bytes] | None = None,
         remote: bool = False,
     ) -> Step:
-        """One envelope from a socket (`remote`: the one on TCP), and its frames if they are at
-        hand (for the black box)."""
+        """One envelope from a socket.
+
+        Args:
+            frames: the envelope as it came, if that is at hand; for the black box.
+            remote: it came in over TCP.
+        """
         e = envelope
         if not self._is_me(e) or e.sender in self._gone or not self.actor.knows(e.sender):
             self.actor.counts["frames_of_other_lives"] += 1
@@ -125,7 +129,12 @@ class Host:
         return self._run(lambda: self.actor.receive(sender, e.message, now), now)
 
     def complete(self, number: int, result: Result, now: int) -> Step:
-        """The completion of a job."""
+        """A job has ended.
+
+        Args:
+            number: as `Step.jobs` gave it; each comes once.
+            result: of a class that the job names.
+        """
         head = number.to_bytes(8, "little") + result.TAG.to_bytes(8, "little")
         self._note(now, "done", head, encode(result))
         kind, then = self._jobs.pop(number)
@@ -133,7 +142,11 @@ class Host:
         return self._run(lambda: then(result, now), now)
 
     def inform(self, msg: Message, now: int) -> Step:
-        """Something the shell itself has to say to the actor (a child's exit, a signal)."""
+        """Something the shell itself has to say to the actor (a child's exit, a signal).
+
+        Args:
+            msg: of a kind that the actor takes from its own name.
+        """
         self._note(now, "inform", msg.TAG.to_bytes(8, "little"), encode(msg))
         sender = Sender(self.actor.address)
         return self._run(lambda: self.actor.receive(sender, msg, now), now)

@@ -11,7 +11,12 @@ from pegaflow.service.rundir import socket_at
 
 
 class Inbox:
-    """A socket that listens at a path, once `listen` was said."""
+    """A socket that listens at a path, once `listen` was said.
+
+    Args:
+        socket: a ROUTER that is bound nowhere yet.
+        path: of the socket file; what is there when we listen is removed.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
         self.socket = socket

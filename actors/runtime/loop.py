@@ -54,7 +54,12 @@ def monotonic() -> int:
 
 
 class Loop:
-    """Runs one host until it stops.  `work` does a job: at once (its result) or later (None)."""
+    """Runs one host until it stops.
+
+    Args:
+        work: does a job, by its number: at once, and returns the result; or None, and calls
+            `complete` later.
+    """
 
     def __init__(self, host: Host, work: Sink) -> None:
         self.host = host
@@ -112,7 +117,11 @@ class Loop:
         return port
 
     def dial(self, address: Address, endpoint: str) -> None:
-        """A link to a neighbour."""
+        """Open a link to a neighbour.
+
+        Args:
+            endpoint: path of its inbox.
+        """
         assert address not in self._links
         link = self._socket(zmq.DEALER)
         link.setsockopt(zmq.ROUTING_ID, self.host.actor.address.routing_id)
@@ -121,7 +130,11 @@ class Loop:
         self._watch_socket(link, address)
 
     def watch(self, fd: Readable, call: Callable[[], None]) -> None:
-        """Call this whenever the descriptor, or this socket, is readable."""
+        """Call this whenever the descriptor, or this socket, is readable.
+
+        Args:
+            call: in the loop's thread, between two inputs of the actor.
+        """
         self._callers[fd] = call
         self._poll.register(fd, zmq.POLLIN)
 
@@ -156,7 +169,7 @@ class Loop:
             self._stop = step.stop
 
     def complete(self, number: int, result: Result) -> None:
-        """A job that took its time is over."""
+        """A job that took its time is over; said in the loop's thread."""
         self._due.append(partial(self.host.complete, number, result))
         self._go_on()
 

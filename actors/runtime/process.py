@@ -62,7 +62,15 @@ class Device(Protocol):
         """Deliver completions into this loop."""
 
     def work(self, number: int, job: Message) -> Result | None:
-        """Do a job at once, or complete it by its number later."""
+        """Carry a job out.
+
+        Args:
+            number: what the loop knows the job by.
+
+        Returns:
+            The result, if it is there at once; None: `Loop.complete` is called with the number
+            later, exactly once.
+        """
 
     def close(self) -> None:
         """Remove what only this process used."""
@@ -138,7 +146,19 @@ def run_child(
     tcp: Tcp | None,
     flush: FlushPlan | None,
 ) -> int:
-    """The main function of `pegaflow.actors`; returns the exit status.  `flush`: of a flusher."""
+    """The main function of `pegaflow.actors`.
+
+    Args:
+        name: which kind of child; a key of KINDS.
+        incarnation: of this life.
+        supervisor: the supervisor's incarnation.
+        parent: pid of the supervisor: with its death we die.
+        tcp: where a session is heard by clients besides; None: nowhere.
+        flush: of a flusher.
+
+    Returns:
+        The exit status.
+    """
     address = Address(name, incarnation)
     level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
     form = os.environ.get("PEGAFLOW_LOG_FORMAT", "auto")
@@ -210,7 +230,12 @@ def _last_words(host: Host, run_dir: Path) -> str:
 
 
 def child_command(address: Address, settings: Settings, supervisor: int) -> list[str]:
-    """The command line of a child.  A session listens on TCP where the front desk does."""
+    """The command line of a child.  A session listens on TCP where the front desk does.
+
+    Args:
+        address: of the life that is to be started.
+        supervisor: our own incarnation.
+    """
     command = [
         sys.executable,
         "-m",

@@ -105,7 +105,12 @@ class Guard:
         raise AssertionError("a coroutine that awaits nothing ends at once")
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the client of this public key is let in."""
+        """Whether a client is let in; the form that zmq.auth wants.
+
+        Args:
+            domain: of no meaning here.
+            key: the client's public key, in Z85.
+        """
         if key in self._keys.allowed():
             return True
         why = "its key is not in the folder of keys that are allowed"

@@ -72,7 +72,13 @@ class Workers:
             self._threads += 1
 
     def put(self, number: int, *parts: Part) -> None:
-        """Do this some time."""
+        """Do a job some time.
+
+        Args:
+            number: under which it is completed.
+            *parts: run by whichever threads are free, in any order; the result is that of the first
+                that fails, else of any.
+        """
         job = _Job(number, len(parts))
         for part in parts:
             self._parts.put((job, part))

@@ -135,7 +135,12 @@ def _numbers(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
 
 
 def show_limits(*, as_json: bool, inner: bool = False) -> None:
-    """Print the limits; with `inner` every number of the code."""
+    """Print the limits.
+
+    Args:
+        as_json: as a list of objects, instead of a line each.
+        inner: also the numbers that are nobody's affair but the code's.
+    """
     found = [limit for limit in all_limits() if inner or not limit.inner]
     if as_json:
         rows = [
@@ -154,7 +159,13 @@ def show_limits(*, as_json: bool, inner: bool = False) -> None:
 def show_settings(
     settings: Settings, origins: Mapping[str, Origin], *, with_origin: bool, as_json: bool
 ) -> None:
-    """Print the settings in force; what is not set is shown as `serve` would choose it now."""
+    """Print the settings in force; what is not set is shown as `serve` would choose it now.
+
+    Args:
+        origins: of each setting, as `config.trace` gives them.
+        with_origin: whether to say where each value comes from.
+        as_json: as one object, instead of a line each.
+    """
     values = {key: getattr(settings, key) for key in SETTINGS}
     notes = {key: f"{o.kind} {o.name}".strip() for key, o in origins.items()}
     if settings.pool_size is None:
@@ -203,9 +214,14 @@ def _print_rows(rows: list[tuple[str, str, str]]) -> None:
 
 
 def laid_out(rows: list[tuple[str, str, str]], width: int | None) -> str:
-    """Name, value and note of each, in so many columns; None: as many as it takes.
+    """Rows of a table as text. A value that would need more than a quarter of the width does not
+    widen the column of the others.
 
     A value that would need more than a quarter of them does not widen the column of the others.
+
+    Args:
+        rows: name, value and note of each.
+        width: columns of the terminal; None: as many as it takes.
     """
     first = max(len(name) for name, _, _ in rows)
     room = (width or _PIPED_WIDTH) // 4

@@ -243,7 +243,13 @@ def table() -> list[str]:
 
 
 def render(report: Report | None, now: int, encode: Encoder = generate_latest) -> bytes:
-    """The exposition, in one of the formats that prometheus-client has an encoder for."""
+    """The exposition of all metrics.
+
+    Args:
+        report: the newest; None: there was none yet, and every number is 0 or absent.
+        now: CLOCK_MONOTONIC of this host, in nanoseconds, as in the report.
+        encode: of prometheus-client, for the format that is asked for.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(View(report, now)))
     return encode(registry)
@@ -268,8 +274,16 @@ def reasons(view: View) -> tuple[str, ...]:
 
 
 def readiness(report: Report | None, now: int) -> dict[str, Any]:
-    """Whether engines can be served, why not, how the SSD tier is (empty: there is none), and what
-    is to be said of engines."""
+    """Whether engines can be served.
+
+    Args:
+        report: as for `render`.
+        now: as for `render`.
+
+    Returns:
+        An object for JSON: `ready`, the `reasons` why not, how the SSD tier is (`ssd`, empty: there
+        is none), and `remarks` about engines.
+    """
     view = View(report, now)
     why = reasons(view)
     remarks = list(view.remarks(SESSION))
@@ -277,7 +291,16 @@ def readiness(report: Report | None, now: int) -> dict[str, Any]:
 
 
 def status(report: Report | None, now: int) -> dict[str, Any]:
-    """The report as JSON, with its age and what is wrong."""
+    """The report for people and scripts.
+
+    Args:
+        report: as for `render`.
+        now: as for `render`.
+
+    Returns:
+        An object for JSON: what `readiness` says, the report's age in seconds, and the report
+        itself, null if there is none.
+    """
     body = _plain(asdict(report)) if report else None
     age = View(report, now).age
     return {**readiness(report, now), "age_seconds": age, "report": body}

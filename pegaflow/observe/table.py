@@ -21,7 +21,11 @@ COLUMNS = ("process", "pid", "state", "seat")
 
 
 def show(report: Report, console: Console | None = None) -> None:
-    """Print it."""
+    """Print a report for people.
+
+    Args:
+        console: None: stdout.
+    """
     console = console or Console()
     view = View(report, report.at)
     console.print(_processes(report))

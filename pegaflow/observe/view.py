@@ -12,7 +12,12 @@ Sample = tuple[tuple[str, ...], float]
 
 
 class View:
-    """A Report, to be read by name."""
+    """A Report, to be read by name.
+
+    Args:
+        report: None: there was none yet; every number is 0 or absent.
+        now: CLOCK_MONOTONIC, in nanoseconds.
+    """
 
     def __init__(self, report: Report | None, now: int) -> None:
         self.report = report
@@ -37,11 +42,19 @@ class View:
             yield kind, {n: value for n, value in counters.items() if SEPARATOR not in n}
 
     def labelled(self, kind: str, name: str) -> dict[tuple[str, ...], int]:
-        """The counters of this name, by their labels, summed over all lives."""
+        """The counters of one name, summed over all lives.
+
+        Returns:
+            By the values of their labels.
+        """
         return dict(labels_of(name, self._sums.get(kind, {})))
 
     def labelled_gauge(self, kind: str, name: str) -> dict[tuple[str, ...], int]:
-        """The gauges of this name of the living process of a kind that has but one."""
+        """The gauges of one name, of a kind that has but one living process.
+
+        Returns:
+            By the values of their labels.
+        """
         rows = (row for process, row in self._rows if process.address.name == kind)
         return {labels: value for row in rows for labels, value in labels_of(name, row)}
 
@@ -62,7 +75,12 @@ class View:
     def by_actor(
         self, name: str, of: Callable[[list[int]], int], scale: float = 1
     ) -> Iterator[Sample]:
-        """A gauge that every process has: one value of all those of a kind."""
+        """A gauge that every process has: one value for each kind.
+
+        Args:
+            of: makes one of all the values of a kind, for example max.
+            scale: what the value is multiplied with, to have the unit shown.
+        """
         values: dict[str, list[int]] = {}
         for process, row in self._rows:
             if name in row:

@@ -27,7 +27,12 @@ LIVE = ("log_level",)
 
 
 class Asked:
-    """The signals of one service, and what they change."""
+    """The signals of one service, and what they change.
+
+    Args:
+        settings: as of the start.
+        read_again: reads them anew, from the same command line and environment.
+    """
 
     def __init__(self, settings: Settings, read_again: Callable[[], Settings]) -> None:
         self._settings = settings  # as of the last time they were read

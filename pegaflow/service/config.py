@@ -54,7 +54,16 @@ def load(
     env: Mapping[str, str],
     config: str | None = None,
 ) -> Settings:
-    """The settings in force.  A flag that is None was not given; `config` is the --config flag."""
+    """The settings in force.
+
+    Args:
+        flags: by the setting's name; None or an empty list: not given.
+        env: the environment.
+        config: the --config flag; None: PEGAFLOW_CONFIG of `env` may name a file.
+
+    Raises:
+        UserError: a setting is unknown, or its value cannot be used, in one line that says where.
+    """
     return trace(flags, env, config)[0]
 
 
@@ -63,7 +72,11 @@ def trace(
     env: Mapping[str, str],
     config: str | None = None,
 ) -> tuple[Settings, dict[str, Origin]]:
-    """The settings in force as `load` gives them, and where each of them comes from."""
+    """The settings in force, and where they come from.  Arguments and errors are those of `load`.
+
+    Returns:
+        The settings, and the origin of every one of them, by name.
+    """
     path = config or env.get(f"{PREFIX}CONFIG")
     said: dict[str, _Said] = {}
     if path:

@@ -104,7 +104,12 @@ class ServerKeys:
         self._said = ""  # what was exposed at the last handshake
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the client of this public key (Z85) is let in; the form that zmq.auth wants."""
+        """Whether a client is let in; the form that zmq.auth wants.
+
+        Args:
+            domain: of no meaning here.
+            key: the client's public key, in Z85.
+        """
         before, self._said = self._said, exposed(self.folder)
         if self._said != before:
             _warn_of_exposed(self._said)

@@ -52,7 +52,12 @@ BYTES_SHOWN: Bytes = 32
 
 
 class Repeats:
-    """Which repetitions of an event are worth a line, by the clock it is given."""
+    """Which repetitions of an event are worth a line, by the clock it is given.
+
+    Args:
+        now: a clock, in seconds.
+        interval: seconds in which one line of each event and key passes.
+    """
 
     def __init__(self, now: Callable[[], float], interval: float = REPEAT_INTERVAL_S) -> None:
         self._now = now
@@ -62,7 +67,14 @@ class Repeats:
         self._lock = threading.Lock()  # every thread of the process logs
 
     def passes(self, event: str, key: Hashable) -> int | None:
-        """None if the line is to be dropped, else how many were dropped before it."""
+        """Whether one more line may be written now.
+
+        Args:
+            key: what makes two lines of one event the same.
+
+        Returns:
+            How many were dropped before this line; None if it is to be dropped as well.
+        """
         with self._lock:
             return self._passes(event, key, self._now())
 
@@ -122,7 +134,15 @@ def configure(
     now: Callable[[], float] = time.monotonic,
     **who: object,
 ) -> None:
-    """Sets logging up for this process; `who` (actor, incarnation) stands in every line."""
+    """Set logging up for this process.
+
+    Args:
+        level: debug, info, warning, error or critical.
+        format: console, json, or auto: console where `stream` is a terminal.
+        stream: None: stderr.
+        now: a clock for repeated lines, in seconds.
+        **who: facts that stand in every line: actor, incarnation.
+    """
     out = sys.stderr if stream is None else stream
     on_terminal = format == "console" or (format == "auto" and out.isatty())
 
@@ -171,8 +191,14 @@ def file() -> str:
 
 
 def reopen(path: str) -> str:
-    """Have stderr (and stdout, if both are one file) write to the file of this name, which is made
-    if there is none; why it is not, in which case nothing changes."""
+    """Have stderr (and stdout, if both are one file) write to the file of this name.
+
+    Args:
+        path: is made if it is not there; a link is not followed.
+
+    Returns:
+        Why not, in which case nothing changes; '' if it is done.
+    """
     try:
         old = os.fstat(_STDERR)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

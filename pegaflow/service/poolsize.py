@@ -66,7 +66,16 @@ class PoolSize:
 
 
 def choose(asked: int | None, memory: Memory, extent: int) -> PoolSize:
-    """The pool's size; raises `UserError` when there is no room for a sensible one."""
+    """The pool's size.
+
+    Args:
+        asked: bytes that the user wants; None: what is sensible here.
+        memory: of the machine, now.
+        extent: bytes; the size is a multiple of it.
+
+    Raises:
+        UserError: there is no room for a sensible pool, or not for the one that is wanted.
+    """
     return _default(memory, extent) if asked is None else _explicit(asked, memory, extent)
 
 
@@ -123,7 +132,15 @@ def pin_note(size: int) -> str | None:
 
 
 def look(shm: str = "/dev/shm", root: Path = Path("/")) -> Memory:
-    """Reads the machine as it is now; `root` is another tree in tests."""
+    """Read what memory the machine has now.
+
+    Args:
+        shm: the file system that the pool is to be in.
+        root: another tree, in tests.
+
+    Raises:
+        UserError: there is no such file system.
+    """
     info = _numbers(root / "proc/meminfo")
     try:
         free = os.statvfs(shm)

@@ -133,7 +133,11 @@ class ServiceLock:
 
     @classmethod
     def acquire(cls, run_dir: Path) -> Self:
-        """Takes the lock, or raises `UserError` naming who lives here."""
+        """Take the lock of a run directory that has passed `prepare`.
+
+        Raises:
+            UserError: somebody lives here, who is named, or the directory cannot be locked.
+        """
         seen = presence.look(front_desk(run_dir), presence.trusted())
         if seen.lives:
             raise UserError(_already(run_dir, seen.who, seen.condition))

@@ -41,8 +41,14 @@ class Notifier:
         self._watched = env.pop(WATCHDOG_PID, "")
 
     def ping_ns(self, pid: int) -> int:
-        """How often this process, of that pid, has to say that it lives: twice as often as it is
-        waited for; 0: never."""
+        """How often this process has to say that it lives.
+
+        Args:
+            pid: our own: the manager may mean another process by it.
+
+        Returns:
+            Nanoseconds, half of what the manager waits; 0: never.
+        """
         if not self._named or not self._watchdog or self._watched not in ("", str(pid)):
             return 0
         if not (self._watchdog.isascii() and self._watchdog.isdecimal()) or not int(self._watchdog):

@@ -67,7 +67,7 @@ def said(
     choices: tuple[str, ...] = (),
     unset: str = "none",
 ) -> Any:
-    """A field of `Settings`."""
+    """Declare a field of `Settings`; the arguments are those of `Setting`, and its default."""
     setting = Setting(parse, help, metavar, many, choices, unset)
     return field(default=default, metadata={"setting": setting})
 

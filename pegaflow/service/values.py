@@ -108,7 +108,7 @@ def yes_or_no(value: object) -> bool:
 
 
 def number(least: int, most: int) -> Callable[[object], int]:
-    """A number within these bounds."""
+    """A parser for whole numbers within these bounds, both included."""
 
     def parse(value: object) -> int:
         text = str(value)
