@@ -12,6 +12,7 @@ from typing import Any
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.segments.plan import FlushPlan
+from pegaflow.wire.identities import Incarnation
 
 from .roster import SPECS
 
@@ -20,8 +21,8 @@ def main() -> int:
     """Run it; the exit status."""
     parser = argparse.ArgumentParser(prog="pegaflow.actors", description=__doc__)
     parser.add_argument("name", choices=SPECS)
-    parser.add_argument("--incarnation", type=int, required=True)
-    parser.add_argument("--supervisor", type=int, required=True, help="its incarnation")
+    parser.add_argument("--incarnation", type=_incarnation, required=True)
+    parser.add_argument("--supervisor", type=_incarnation, required=True, help="its incarnation")
     parser.add_argument("--parent", type=int, required=True, help="its pid")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--addr", help="listen on TCP too")
@@ -52,6 +53,10 @@ def main() -> int:
         tcp=tcp,
         flush=None if given.flush is None else _plan(given.flush),
     )
+
+
+def _incarnation(text: str) -> Incarnation:
+    return Incarnation(int(text))
 
 
 def _plan(given: dict[str, Any]) -> FlushPlan:

@@ -7,10 +7,11 @@ Here the gateway is told where to listen and asks for its first report; the answ
 from pegaflow.actors.gateway.actor import INSPECT_WAIT_NS, Gateway
 from pegaflow.actors.runtime.contract import Ask, Do, Sender
 from pegaflow.wire.control import Hello, Inspect, Report, Welcome
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Listen, Publish
 from pegaflow.wire.values import GATEWAY, SUPERVISOR, Address
 
-BOSS, ME = Address(SUPERVISOR, 1), Address(GATEWAY, 2)
+BOSS, ME = Address(SUPERVISOR, Incarnation(1)), Address(GATEWAY, Incarnation(2))
 NOW = 1_000_000_000
 WELCOME = Welcome("", "", 0, 1 << 25, "run", "127.0.0.1:9091")
 REPORT = Report("", "", 0, 1 << 25, 0, "0.2", ())

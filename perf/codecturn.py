@@ -14,6 +14,7 @@ from statistics import median
 import msgpack
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Copied
@@ -73,7 +74,9 @@ def _read(msg: Message) -> None:
 
 
 def _frames() -> dict[str, float]:
-    envelope = Envelope(Address(SESSION, 3), Address(INDEX, 2), SMALL, 5, 0, 1 << 50)
+    envelope = Envelope(
+        Address(SESSION, Incarnation(3)), Address(INDEX, Incarnation(2)), SMALL, 5, 0, 1 << 50
+    )
     frames = pack(envelope)
     raw = [msgpack.unpackb(frame) for frame in frames]
     packer = msgpack.Packer()

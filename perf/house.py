@@ -40,6 +40,7 @@ from pegaflow.service.rundir import front_desk
 from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Report
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
@@ -57,7 +58,7 @@ def main() -> None:
     commands = process.child_command
 
     def child_command(address: Address, settings: Settings, supervisor: int) -> list[str]:
-        command = commands(address, settings, supervisor)
+        command = commands(address, settings, Incarnation(supervisor))
         command[command.index("pegaflow.actors")] = "perf.house"
         return command
 
@@ -165,7 +166,7 @@ def fill(run_dir: Path, namespace: bytes, blocks: int) -> None:
     report = inspect(front_desk(run_dir), 2.0)
     assert isinstance(report, Report)
     index = next(row.address for row in report.processes if row.address.name == INDEX)
-    me = Address(SESSION, 1 << 40)
+    me = Address(SESSION, Incarnation(1 << 40))
     with zmq.Context() as context, dealer(context, f"{run_dir}/actors/{index}.sock", me) as link:
         link.setsockopt(zmq.IMMEDIATE, 0)
 

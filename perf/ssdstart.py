@@ -34,6 +34,7 @@ from pegaflow.core.segments.codec import (
     read_footer,
 )
 from pegaflow.replay import service
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.layout import PAGE_ALIGN
 from perf import fio, machine
 from perf.machine import timed, verdict
@@ -62,7 +63,7 @@ def write_log(folder: Path, records: int) -> list[Path]:
             for place in range(count):
                 key = (first + len(rows)).to_bytes(32, "big")
                 offset = at + PAGE_ALIGN * (1 + place)
-                rows.append(Row(offset, 1, 1, PAGE_ALIGN, 0, 1, NAMESPACE, key))
+                rows.append(Row(offset, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NAMESPACE, key))
             at = end
         path = folder / f"{number:016x}.segment"
         with path.open("wb") as file:

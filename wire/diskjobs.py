@@ -8,6 +8,7 @@ should be); IN_USE (another service has the directory); GONE (it is not there an
 the one that it was).  `note` says why, in one line for people.
 """
 
+from .identities import Incarnation
 from .jobs import Done, Job, PagesDiffer, Result
 from .message import message
 from .values import Keys, U64s
@@ -79,7 +80,7 @@ class WriteGroup(Job[GroupWritten | PagesDiffer | Done]):
     page_size: int
     payload: int
     shards: int
-    generation: int
+    generation: Incarnation
     keys: Keys
     depths: U64s
     pages: U64s

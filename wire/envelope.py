@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 from msgspec.msgpack import Decoder
 
 from . import message
+from .identities import Incarnation
 from .message import MALFORMED, Message, WireError, decode, encode
 from .units import Bytes
 from .values import U64, Address
@@ -43,9 +44,9 @@ class _Header(Struct, array_like=True, frozen=True):
     major: int
     minor: U64
     sender: _Name
-    sender_incarnation: U64
+    sender_incarnation: Annotated[Incarnation, Meta(ge=0)]
     receiver: _Name
-    receiver_incarnation: U64
+    receiver_incarnation: Annotated[Incarnation, Meta(ge=0)]
     question: U64
     answer: U64
     deadline: U64

@@ -59,6 +59,7 @@ log is described in core/segments/codec.py; which blocks it keeps when it is ful
 core/segments/catalog.py.
 """
 
+from .identities import Incarnation
 from .message import Message, message
 from .status import Status
 from .units import Count, Nanoseconds
@@ -145,7 +146,7 @@ class Fetch(Message):
     namespace: bytes
     keys: Keys
     parents: Keys
-    engine: int  # whose they are: those of one are read in order, those of several in turn
+    engine: Incarnation  # whose they are: those of one are read in order, those of several in turn
 
 
 @message(107)

@@ -27,10 +27,11 @@ from types import UnionType
 from typing import ClassVar, Generic, TypeVar, get_args
 
 from .control import Report
+from .identities import Incarnation
 from .layout import Layout
 from .message import Message, message
 from .status import Status
-from .values import Address, U64s
+from .values import Address, Numbers, U64s
 
 
 class Result(Message):
@@ -231,7 +232,7 @@ class FilesChecked(Result):
     """What of our files is not there."""
 
     faults: tuple[str, ...]  # what cannot be made anew, a line for people each
-    unbound: U64s
+    unbound: Numbers[Incarnation]
     """Incarnations of those whose socket was not there: our own, if it is bound again now, and of
     children that have to do so (or have not bound it yet)."""
 
@@ -246,7 +247,7 @@ class CheckFiles(Job[FilesChecked]):
 class IncarnationDrawn(Result):
     """The new number, which nobody has had before."""
 
-    incarnation: int
+    incarnation: Incarnation
 
 
 @message(210)

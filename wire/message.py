@@ -11,8 +11,9 @@ whoever looks at it (fields, replace, asdict) it is a dataclass, with the annota
 Compatibility: fields are only ever added at the end and with a default.  A decoder ignores trailing
 fields it does not know and gives missing ones their defaults, so minors N-1 and N+1 can talk.
 
-Types: int (0 .. 2^64-1), bool, str, bytes, an IntEnum, `Address`, a record or message, a tuple of
-one of those, and in a message itself the blob lists `Keys` and `U64s` of values.py.
+Types: int (0 .. 2^64-1), bool, str, bytes, what identities.py makes of them, an IntEnum, `Address`,
+a record or message, a tuple of one of those, and in a message itself the blob lists `Keys` and
+`U64s` of values.py.
 """
 
 import dataclasses
@@ -184,6 +185,7 @@ def _form(hint: Any) -> Any:
     if get_origin(hint) is tuple:
         items = GenericAlias(tuple, (_form(get_args(hint)[0]), ...))
         return Annotated[items, Meta(max_length=ITEMS_MAX)]
+    hint = getattr(hint, "__supertype__", hint)
     if hint in _FORMS:
         return _FORMS[hint]
     known = isinstance(hint, type) and issubclass(hint, enum.IntEnum | msgspec.Struct)

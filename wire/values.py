@@ -16,9 +16,11 @@ from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 from msgspec import Meta
 
+from .identities import WHOEVER, Incarnation
 from .units import Bytes, Count
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", bound=int)
 
 U64 = Annotated[int, Meta(ge=0)]
 """0 .. 2^64-1: msgpack has no larger numbers."""
@@ -33,7 +35,7 @@ class Address(NamedTuple):
     """One life of one process.  Nothing that an earlier incarnation was granted is honoured."""
 
     name: Text
-    incarnation: U64
+    incarnation: Annotated[Incarnation, Meta(ge=0)]
 
     def __str__(self) -> str:
         return f"{self.name}.{self.incarnation}"
@@ -44,7 +46,7 @@ class Address(NamedTuple):
         return str(self).encode()
 
 
-NOBODY = Address("", 0)
+NOBODY = Address("", WHOEVER)
 """No process: an address that is never given to one."""
 
 SUPERVISOR = "supervisor"
@@ -194,4 +196,7 @@ Keys = Annotated[tuple[bytes, ...] | Packed[bytes], Blob(_pack_keys, _unpack_key
 """Block hashes of one length (1..64 bytes): a length byte, then the hashes end to end."""
 
 U64s = Annotated[tuple[int, ...] | Packed[int], Blob(_pack_u64s, _unpack_u64s)]
-"""Little-endian unsigned 64-bit numbers end to end (page ids, stamps, offsets, positions)."""
+"""Little-endian unsigned 64-bit numbers end to end (offsets, positions, checksums)."""
+
+Numbers = Annotated[tuple[_N, ...] | Packed[_N], Blob(_pack_u64s, _unpack_u64s)]
+"""The same of numbers that name something: Numbers[PageId]."""

@@ -24,6 +24,7 @@ from pegaflow.actors.runtime.contract import Effect, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Held
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import Address
@@ -52,7 +53,7 @@ class Wanted:
     namespace: bytes
     keys: tuple[bytes, ...]
     parents: tuple[bytes, ...]  # the key before each in its chain; zeros: none
-    engine: int  # for whom
+    engine: Incarnation  # for whom
 
 
 Ended = Callable[[bytes, bytes, int], list[Effect]]

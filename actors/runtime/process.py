@@ -32,6 +32,7 @@ from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.procs import die_with_parent, start_ticks
 from pegaflow.service import logs, signals
 from pegaflow.wire.control import Hello
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -138,10 +139,10 @@ them at once: no engine waits for the imports of a session that it is given."""
 
 def run_child(
     name: str,
-    incarnation: int,
+    incarnation: Incarnation,
     run_dir: Path,
     *,
-    supervisor: int,
+    supervisor: Incarnation,
     parent: int,
     tcp: Tcp | None,
     flush: FlushPlan | None,
@@ -229,7 +230,7 @@ def _last_words(host: Host, run_dir: Path) -> str:
         return f"not written: {err.strerror}"
 
 
-def child_command(address: Address, settings: Settings, supervisor: int) -> list[str]:
+def child_command(address: Address, settings: Settings, supervisor: Incarnation) -> list[str]:
     """The command line of a child.  A session listens on TCP where the front desk does.
 
     Args:

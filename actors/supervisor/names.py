@@ -10,6 +10,7 @@ from collections import Counter
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Send
 from pegaflow.wire.control import BindAgain
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import CheckFiles, FilesChecked
 from pegaflow.wire.values import Address
 
@@ -55,7 +56,7 @@ class Names(Part):
         self.faults = faults
         return effects + self._sockets(set(found.unbound))
 
-    def _sockets(self, lost: set[int]) -> list[Effect]:
+    def _sockets(self, lost: set[Incarnation]) -> list[Effect]:
         children = [child.address for child in self._children.heard_of()]
         effects: list[Effect] = []
         there = [address for address in self._lost if address in (self._own, *children)]

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from pegaflow.wire.control import Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import WHOEVER
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     PROOF_BYTES,
@@ -355,7 +356,7 @@ class Machine:
             return self._lose(now)
 
         self._questions[number] = Question(now + OPEN_NS, opened)
-        desk, ask = Address(SUPERVISOR, 0), self.me.opening()
+        desk, ask = Address(SUPERVISOR, WHOEVER), self.me.opening()
         return [ToDesk(Envelope(self.me.address, desk, ask, number, 0, now + OPEN_NS))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:

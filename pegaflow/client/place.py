@@ -14,6 +14,7 @@ import zmq
 
 from pegaflow.wire.control import SAME_HOST, Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.message import BODY_BYTES_MAX
 from pegaflow.wire.units import Count, Milliseconds
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
@@ -104,7 +105,7 @@ def permit_tracer(pid: int) -> None:
 
 def new_address() -> Address:
     """An address that no other client has, in this process or any other."""
-    return Address(CLIENT, random.SystemRandom().getrandbits(63) | 1)
+    return Address(CLIENT, Incarnation(random.SystemRandom().getrandbits(63) | 1))
 
 
 def dealer(
@@ -214,7 +215,7 @@ def inspect(
     with zmq.Context() as context, dealer(context, as_url(endpoint), me, keys) as socket:
         if not socket.poll(int(timeout * 1000), zmq.POLLOUT):
             return None
-        socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))
+        socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, WHOEVER), Inspect(), 1)))
         if not socket.poll(int(timeout * 1000)):
             return None
         answer = unpack(socket.recv_multipart()).message

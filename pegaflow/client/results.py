@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.status import Status
 
 
@@ -12,7 +13,7 @@ class Lease:
     Plain numbers: a lease may travel to another client of the same engine (scheduler to worker).
     """
 
-    session: int  # incarnation of the session that holds it; of no use in another
+    session: Incarnation  # incarnation of the session that holds it; of no use in another
     number: int
     blocks: int
 

@@ -34,6 +34,7 @@ import signal
 import struct
 
 from pegaflow.core.errors import UserError
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.units import Count, Seconds
 
 KILL_SECONDS: Seconds = 5.0
@@ -51,7 +52,7 @@ class InUse(Exception):
     """Another service lives in this file; its text says who."""
 
 
-def hold(fd: int, service: int) -> None:
+def hold(fd: int, service: Incarnation) -> None:
     """In a child of the supervisor of this incarnation: be a writer of the file until our end.
 
     Raises:
@@ -93,7 +94,7 @@ def take(fd: int) -> bool:
     return _lock(fd, fcntl.F_WRLCK, 0, _TO_END)
 
 
-def share(fd: int, service: int) -> None:
+def share(fd: int, service: Incarnation) -> None:
     """Let the children of a service in.
 
     Args:

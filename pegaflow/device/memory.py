@@ -22,6 +22,7 @@ from pathlib import Path
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES
+from pegaflow.wire.identities import Incarnation
 
 from . import locks
 
@@ -71,7 +72,7 @@ class SharedFile:
         return cls(path, length, fd, write=True)
 
     @classmethod
-    def open(cls, path: str, known: FileId, service: int) -> "SharedFile":
+    def open(cls, path: str, known: FileId, service: Incarnation) -> "SharedFile":
         """A file of the service whose child we are, for writing.
 
         Args:

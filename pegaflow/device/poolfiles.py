@@ -29,6 +29,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
 from pegaflow.core.pool.scan import scan
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.units import Bytes, Count
 
 from . import locks, resize
@@ -87,7 +88,7 @@ class PoolFiles:
             bytes_ += int(chunk.rows["length"].sum(dtype="u8"))
         return pages, bytes_
 
-    def share(self, service: int) -> None:
+    def share(self, service: Incarnation) -> None:
         """Let the children of the supervisor of this incarnation write."""
         share(self.pool.fd, service)
         share(self.file.fd, service)
@@ -104,7 +105,7 @@ def boot_id() -> bytes:
 
 
 def make(
-    stem: str, geometry: Geometry, incarnation: int, above: int = 0, run_dir: str = ""
+    stem: str, geometry: Geometry, incarnation: Incarnation, above: int = 0, run_dir: str = ""
 ) -> PoolFiles:
     """A new pool and its ledger, claimed for us; only the ledger's header and the pool's trailer
     are really there.
@@ -202,12 +203,12 @@ def _parts(path: Path, stem: str) -> re.Match[str] | None:
     return re.fullmatch(r"\.([0-9]{1,18})\.(.+)", path.name[len(os.path.basename(stem)) :])
 
 
-def incarnation_of(stem: str) -> int:
+def incarnation_of(stem: str) -> Incarnation:
     """The highest incarnation that any pool of this stem has given away; 0 without one.
 
     Before one of them is claimed: this closes descriptors of theirs.
     """
-    highest = 0
+    highest = Incarnation(0)
     for number in numbers(stem):
         try:
             file = SharedFile.peek(f"{stem}.{number}.ledger")

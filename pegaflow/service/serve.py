@@ -37,6 +37,7 @@ from pegaflow.device.poolfiles import PoolFiles, Wanted
 from pegaflow.device.procs import open_pidfd, start_ticks
 from pegaflow.device.waits import Waits
 from pegaflow.wire.control import Welcome
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -88,9 +89,8 @@ class _House:
         given = poolfiles.incarnation_of(self._stem)
         above = max(poolfiles.numbers(self._stem), default=0)
         self.files = self._adopt() or self._make(given, above)
-        self.incarnation = max(given, self.files.header.incarnation) + 1  # the last one given away
-        self.supervisor = self.incarnation  # our own
-        self.files.ledger.set_incarnation(self.incarnation)
+        self.incarnation = max(given, self.files.header.incarnation)  # the last one given away
+        self.supervisor = self._next()  # our own
         self.files.share(self.supervisor)
 
     def _adopt(self) -> PoolFiles | None:
@@ -124,7 +124,7 @@ class _House:
                 self.reason += f", when it had {sizes.show(found.was_bytes)}"
         return files
 
-    def _make(self, incarnation: int, above: int) -> PoolFiles:
+    def _make(self, incarnation: Incarnation, above: int) -> PoolFiles:
         """A new pool.
 
         Raises:
@@ -135,6 +135,12 @@ class _House:
         self.reason = chosen.reason
         geometry, run_dir = Geometry(chosen.size, extent), str(self.settings.run_dir)
         return poolfiles.make(self._stem, geometry, incarnation, above, run_dir)
+
+    def _next(self) -> Incarnation:
+        """A number that nobody has had before."""
+        self.incarnation = Incarnation(self.incarnation + 1)
+        self.files.ledger.set_incarnation(self.incarnation)
+        return self.incarnation
 
     def work(self, number: int, job: Message) -> Result:
         """Carry out one job."""
@@ -151,9 +157,7 @@ class _House:
         if isinstance(job, CheckFiles):
             return self._check()
         if isinstance(job, NextIncarnation):
-            self.incarnation += 1
-            self.files.ledger.set_incarnation(self.incarnation)
-            return IncarnationDrawn(self.incarnation)
+            return IncarnationDrawn(self._next())
         if isinstance(job, Spawn):
             return self._spawn(job.address)
         if isinstance(job, Look):

@@ -25,6 +25,7 @@ from pegaflow.wire.diskjobs import (
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Manifest, Noted
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
@@ -33,7 +34,7 @@ from pegaflow.wire.values import FLUSHER, Address
 
 from .rig import ALLOC, BOSS, HELLO, IDX, MS, PAGE, WELCOME, Rig, pick
 
-FLUSHER_6 = Address(FLUSHER, 6)
+FLUSHER_6 = Address(FLUSHER, Incarnation(6))
 NS = b"n" * 16
 KEYS = tuple(bytes([n]) * 32 for n in range(1, 33))
 ROOT = bytes(32)
@@ -48,7 +49,7 @@ Answer = Callable[[Message], Result]
 def row_of(at: int, segment_offset: int = 8192, generation: int = 1) -> Row:
     """The row of KEYS[at], one page."""
     offset = segment_offset + at * PAGE
-    return Row(offset, block_sum((SUM,)), generation, PAGE, at, 1, NS, KEYS[at])
+    return Row(offset, block_sum((SUM,)), Incarnation(generation), PAGE, at, 1, NS, KEYS[at])
 
 
 class Disks:
@@ -140,7 +141,7 @@ def flush(number: int, first: int, count: int, share: int = 100) -> Flush:
 def fetch(number: int, places: tuple[int, ...], engine: int = 4) -> Fetch:
     keys = tuple(KEYS[at] for at in places)
     parents = tuple(KEYS[at - 1] if at else ROOT for at in places)
-    return Fetch(number, NS, keys, parents, engine)
+    return Fetch(number, NS, keys, parents, Incarnation(engine))
 
 
 def question(sent: list[Envelope], kind: type[Message]) -> Envelope:

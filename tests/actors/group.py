@@ -14,6 +14,7 @@ from pegaflow.wire.control import (
     SessionAt,
 )
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -50,7 +51,7 @@ class Group(Rig):
         self.announced: list[str] = []  # to the service manager
         self.opened = opened  # what OpenPool gives
         self.faults: list[str] = []  # what a look at the service's files finds
-        self.lost: tuple[int, ...] = ()  # incarnations of children whose socket is gone
+        self.lost: tuple[Incarnation, ...] = ()  # incarnations of children whose socket is gone
         self.start()
         self.settle()
 
@@ -72,7 +73,7 @@ class Group(Rig):
             if isinstance(job, OpenPool):
                 sent += self.done(OpenPool, self.opened)
             elif isinstance(job, NextIncarnation):
-                self.incarnation += 1
+                self.incarnation = Incarnation(self.incarnation + 1)
                 sent += self.done(NextIncarnation, IncarnationDrawn(self.incarnation))
             elif isinstance(job, Spawn):
                 self.living.append(job.address)
@@ -98,7 +99,7 @@ class Group(Rig):
 
     def report(self) -> Report:
         """What it answers to Inspect."""
-        return said(self.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, 0)), Report)
+        return said(self.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, WHOEVER)), Report)
 
     def sums(self, name: str) -> dict[str, int]:
         """The counters of a kind of child over all its lives."""
@@ -118,7 +119,7 @@ class Group(Rig):
     def open(
         self, msg: OpenSession = OPEN, client: Address = CLIENT_7, remote: bool = False
     ) -> list[Envelope]:
-        return self.ask(client, msg, to=Address(BOSS.name, 0), remote=remote) + self.settle()
+        return self.ask(client, msg, to=Address(BOSS.name, WHOEVER), remote=remote) + self.settle()
 
     def beats(self, nanoseconds: int, silent: Address | None = None) -> list[Envelope]:
         """Let time pass with all children beating but one."""

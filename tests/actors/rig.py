@@ -10,18 +10,19 @@ from pegaflow.actors.runtime.contract import Actor, Dial, Hangup, Note, Rebind
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Members, Welcome
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
 
-BOSS = Address(SUPERVISOR, 1)
-ALLOC = Address(ALLOCATOR, 2)
-IDX = Address(INDEX, 3)
-SESSION_4 = Address(SESSION, 4)
-SESSION_5 = Address(SESSION, 5)
-CLIENT_7 = Address(CLIENT, 7)
-CLIENT_8 = Address(CLIENT, 8)
+BOSS = Address(SUPERVISOR, Incarnation(1))
+ALLOC = Address(ALLOCATOR, Incarnation(2))
+IDX = Address(INDEX, Incarnation(3))
+SESSION_4 = Address(SESSION, Incarnation(4))
+SESSION_5 = Address(SESSION, Incarnation(5))
+CLIENT_7 = Address(CLIENT, Incarnation(7))
+CLIENT_8 = Address(CLIENT, Incarnation(8))
 
 MS = 1_000_000
 PAGE = 16 * 1024

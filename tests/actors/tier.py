@@ -8,14 +8,15 @@ from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.control import Members, Neighbour, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Flushed, Manifest, Noted, Tier
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.values import FLUSHER, Address
 from tests.actors.index.test_index import KEYS, NS, RECORDS, claim, seal_of
 
 from .rig import ALLOC, BOSS, EXTENT, HELLO, IDX, MS, PAGE, SESSION_4, WELCOME, Rig, said
 
-FLUSHER_6 = Address(FLUSHER, 6)
-FLUSHER_9 = Address(FLUSHER, 9)
+FLUSHER_6 = Address(FLUSHER, Incarnation(6))
+FLUSHER_9 = Address(FLUSHER, Incarnation(9))
 TIER = Tier(True, 2, 1 << 20, 4, 4 * PAGE, 1 << 20, 100)
 PATIENCE = 1000 * MS
 EXTENTS = 16
@@ -23,7 +24,7 @@ BIG = replace(WELCOME, pool_bytes=EXTENTS * EXTENT, ssd=True)  # a flush holds 8
 
 
 def big_ledger(welcome: Welcome) -> Ledger:
-    header = Header(bytes(16), b"boot", BIG.pool_bytes, EXTENT, RECORDS, 1)
+    header = Header(bytes(16), b"boot", BIG.pool_bytes, EXTENT, RECORDS, Incarnation(1))
     return Ledger.format(bytearray(ledger_bytes(EXTENTS, RECORDS)), header)
 
 

@@ -23,6 +23,7 @@ from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
@@ -48,7 +49,11 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
 
 MS = 1_000_000
-ME, BOSS, PEER = Address(CLIENT, 7), Address(SUPERVISOR, 1), Address(SESSION, 4)
+ME, BOSS, PEER = (
+    Address(CLIENT, Incarnation(7)),
+    Address(SUPERVISOR, Incarnation(1)),
+    Address(SESSION, Incarnation(4)),
+)
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "bfloat16")
 MEMORY = Memory(0, LAYOUT, (64 * 64,))
 KEYS = tuple(bytes([n]) * 32 for n in range(1, 4))
@@ -201,9 +206,9 @@ def test_a_refused_load() -> None:
 
 def test_a_lease_of_an_earlier_session_is_not_asked_for() -> None:
     c = ready()
-    _, effects = c.m.load(Lease(PEER.incarnation - 1, 5, 3), BLOCKS, 0, c.at(), c.now)
+    _, effects = c.m.load(Lease(Incarnation(PEER.incarnation - 1), 5, 3), BLOCKS, 0, c.at(), c.now)
     c.do(effects)
-    c.do(c.m.release(Lease(PEER.incarnation - 1, 5, 3)))
+    c.do(c.m.release(Lease(Incarnation(PEER.incarnation - 1), 5, 3)))
     assert [d.status for d in c.done] == [Status.NO_SUCH_LEASE] and c.sent == []
 
 
@@ -313,7 +318,7 @@ def test_without_a_session_operations_end_at_once() -> None:
     c = Client()
     for _, effects in (
         c.m.lookup(KEYS, c.at()),
-        c.m.load(Lease(4, 5, 3), BLOCKS, 0, c.at(), c.now),
+        c.m.load(Lease(Incarnation(4), 5, 3), BLOCKS, 0, c.at(), c.now),
         c.m.save(KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at()),
     ):
         c.do(effects)
@@ -386,7 +391,7 @@ def test_a_refused_attach_and_files_that_cannot_be_mapped() -> None:
 def test_what_is_no_session_is_not_dialled(name: str) -> None:
     c = Client()
     c.wait(0)
-    c.answer(c.question(OpenSession), SessionAt(Address(name, 5), "ipc://s", 77), BOSS)
+    c.answer(c.question(OpenSession), SessionAt(Address(name, Incarnation(5)), "ipc://s", 77), BOSS)
     assert c.sent == [] and c.m.state is State.LOST
     assert c.m.refusal == "the front desk named something else than a session"
 
@@ -394,9 +399,11 @@ def test_what_is_no_session_is_not_dialled(name: str) -> None:
 def test_strangers_are_not_heard() -> None:
     c = ready()
     ticket, question = c.lookup()
-    c.answer(question, Found(Status.OK, 9, 2), Address(SESSION, PEER.incarnation - 1))
-    c.tell(CopyBatch(ticket, 1, (0,), (0,)), Address(SESSION, 99))
-    other = Envelope(PEER, Address(CLIENT, 8), Found(Status.OK, 9, 2), answer=question.question)
+    c.answer(question, Found(Status.OK, 9, 2), Address(SESSION, Incarnation(PEER.incarnation - 1)))
+    c.tell(CopyBatch(ticket, 1, (0,), (0,)), Address(SESSION, Incarnation(99)))
+    other = Envelope(
+        PEER, Address(CLIENT, Incarnation(8)), Found(Status.OK, 9, 2), answer=question.question
+    )
     c.do(c.m.receive(other, c.now))
     assert (c.done, c.sent, c.others) == ([], [], [])
 

@@ -11,10 +11,11 @@ from pegaflow.client import Client
 from pegaflow.client.effects import DialSession, MapFiles
 from pegaflow.client.operations import Kind, Operation, State
 from pegaflow.client.shell import _HELD, DRAIN_MAX
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.session import Attached
 from pegaflow.wire.values import SESSION, Address
 
-PEER = Address(SESSION, 4)
+PEER = Address(SESSION, Incarnation(4))
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from pegaflow.wire.diskjobs import (
     WriteFooter,
     WriteGroup,
 )
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
@@ -152,7 +153,7 @@ class Bench:
             PAGE,
             PAYLOAD,
             self.shards,
-            1,
+            Incarnation(1),
             tuple(keys),
             depths,
             tuple(pages),

@@ -12,6 +12,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.device import locks
+from pegaflow.wire.identities import Incarnation
 
 HOLD = """
 import os, signal, sys
@@ -96,8 +97,8 @@ def test_a_child_of_another_incarnation_is_refused(file: Path, fd: int) -> None:
     with living(str(file), 5) as pid:
         for late in (1, 4, 6):
             with pytest.raises(locks.InUse, match=f"pid {pid}"):
-                locks.hold(fd, late)
-        locks.hold(fd, 5)
+                locks.hold(fd, Incarnation(late))
+        locks.hold(fd, Incarnation(5))
 
 
 def test_every_orphan_is_killed_even_a_stopped_one(file: Path, fd: int) -> None:

@@ -18,6 +18,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
 from pegaflow.device import poolfiles, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
+from pegaflow.wire.identities import Incarnation
 
 from .test_locks import holder, living
 
@@ -35,7 +36,7 @@ def stem(tmp_path: Path) -> str:
 
 def made(stem: str) -> PoolFiles:
     """A pool with one sealed page."""
-    files = poolfiles.make(stem, GEOMETRY, incarnation=6)
+    files = poolfiles.make(stem, GEOMETRY, incarnation=Incarnation(6))
     records = GEOMETRY.records_per_extent * RECORD_BYTES
     assert files.file.reserve(HEADER_BYTES, records) == ""
     files.ledger.seal([0], [RECORD])
@@ -151,7 +152,7 @@ def test_names_that_another_user_has_taken_keep_nobody_out(
         os.chown(path, 12345, 12345)
     files = made(stem)
     assert files.ledger.read(0) == RECORD
-    files.share(7)
+    files.share(Incarnation(7))
     assert poolfiles.remove(stem, files) == (0, [])
     assert len(list(Path(stem).parent.iterdir())) == 6
     found = poolfiles.adopt(stem, AS_IT_IS)
@@ -192,7 +193,7 @@ def test_a_pool_of_a_version_that_wrote_no_identity_is_adopted_and_gets_one(stem
 
 
 def test_the_newest_pool_counts_and_the_oldest_incarnation_is_never_given_again(stem: str) -> None:
-    made(stem).ledger.set_incarnation(40)
+    made(stem).ledger.set_incarnation(Incarnation(40))
     made(stem)
     assert poolfiles.numbers(stem) == [2, 1]
     assert poolfiles.incarnation_of(stem) == 40
@@ -289,7 +290,7 @@ def sized(stem: str, extents: int) -> PoolFiles:
 
 
 def test_a_pool_that_grows_keeps_everything_and_shrinks_again(stem: str) -> None:
-    files = poolfiles.make(stem, GEOMETRY, 6)
+    files = poolfiles.make(stem, GEOMETRY, Incarnation(6))
     keys = {sealed_at(files, extent, slot, 1) for extent in range(4) for slot in (0, 3)}
     for extents in (9, 5, 4, 7, 4):
         files = sized(stem, extents)
@@ -298,7 +299,7 @@ def test_a_pool_that_grows_keeps_everything_and_shrinks_again(stem: str) -> None
 
 
 def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> None:
-    files = poolfiles.make(stem, Geometry(8 * EXTENT, EXTENT), 6)
+    files = poolfiles.make(stem, Geometry(8 * EXTENT, EXTENT), Incarnation(6))
     for extent, seal in ((0, 50), (4, 10), (5, 30), (6, 20), (7, 40)):
         for slot in range(4):
             page = extent * GEOMETRY.records_per_extent + slot
@@ -331,7 +332,7 @@ def test_a_pool_in_full_memory_shrinks_and_keeps_what_fits(
         pytest.skip("no right to mount here")
     try:
         stem = str(tmp_path / "pegaflow-0-abc")
-        files = poolfiles.make(stem, GEOMETRY, 6)
+        files = poolfiles.make(stem, GEOMETRY, Incarnation(6))
         keys = {n: {sealed_at(files, n, slot, n + 1) for slot in range(4)} for n in filled}
         with pytest.raises(OSError, match="No space left"):
             (tmp_path / "others").write_bytes(bytes(2 << 20))
@@ -378,7 +379,7 @@ def test_files_that_were_never_filled_are_looked_at_without_making_them_real() -
 def test_who_is_killed_while_a_pool_shrinks_leaves_no_wrong_block(
     stem: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = poolfiles.make(stem, GEOMETRY, 6)
+    files = poolfiles.make(stem, GEOMETRY, Incarnation(6))
     keys = {sealed_at(files, extent, slot, extent) for extent in (0, 2, 3) for slot in range(4)}
 
     def dies(*given: object) -> None:

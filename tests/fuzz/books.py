@@ -2,6 +2,7 @@
 
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
+from pegaflow.wire.identities import Incarnation
 
 from .cage import EXTENT, POOL
 
@@ -12,5 +13,5 @@ KEYS = tuple(bytes((n,)) * 32 for n in range(4))
 
 def new_ledger() -> Ledger:
     size = ledger_bytes(GEOMETRY.extents, GEOMETRY.records_per_extent)
-    header = Header(bytes(16), b"boot", POOL, EXTENT, GEOMETRY.records_per_extent, 1)
+    header = Header(bytes(16), b"boot", POOL, EXTENT, GEOMETRY.records_per_extent, Incarnation(1))
     return Ledger.format(bytearray(size), header)

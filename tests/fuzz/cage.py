@@ -17,6 +17,7 @@ from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.status import Status
@@ -30,12 +31,16 @@ EXTENT = 8 * PAGE
 POOL = 8 * EXTENT
 HELLO = Hello(100, 200, "here")
 WELCOME = Welcome("pool", "ledger", POOL, EXTENT, "run")
-BOSS, ALLOC, IDX = Address(SUPERVISOR, 1), Address(ALLOCATOR, 2), Address(INDEX, 3)
+BOSS, ALLOC, IDX = (
+    Address(SUPERVISOR, Incarnation(1)),
+    Address(ALLOCATOR, Incarnation(2)),
+    Address(INDEX, Incarnation(3)),
+)
 STRANGERS = (
-    Address(SESSION, 1 << 40),
-    Address(SUPERVISOR, 77),
-    Address("nobody", 1),
-    Address("", 0),
+    Address(SESSION, Incarnation(1 << 40)),
+    Address(SUPERVISOR, Incarnation(77)),
+    Address("nobody", Incarnation(1)),
+    Address("", Incarnation(0)),
 )
 """Senders that are not who the group knows: their frames change nothing."""
 
@@ -127,7 +132,7 @@ class Cage:
         if not question and rng.random() < 0.2:
             answer = rng.randrange(1, 1 << 16)
         deadline = rng.choice((0, 0, self.now - 1, self.now + 500 * MS, (1 << 64) - 1))
-        to = self.host.actor.address if rng.random() < 0.99 else Address(SUPERVISOR, 0)
+        to = self.host.actor.address if rng.random() < 0.99 else Address(SUPERVISOR, WHOEVER)
         frames = pack(Envelope(sender, to, msg, question, answer, deadline))
         if rng.random() < 0.15:
             frames = spoiled(frames, rng)

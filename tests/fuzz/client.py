@@ -30,6 +30,7 @@ from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.session import (
@@ -60,7 +61,7 @@ from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
 from .hostile import EVERY_KIND, Generator, spoiled
 
 MS = 1_000_000
-ME, DESK = Address(CLIENT, 7), Address(SUPERVISOR, 1)
+ME, DESK = Address(CLIENT, Incarnation(7)), Address(SUPERVISOR, Incarnation(1))
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "uint8")
 TOLD = (Found, Pages, Confirmed, Loaded, Saved, CopyBatch, Attached, Prove, Pong, Left, SessionAt)
 """What a client listens to."""
@@ -174,7 +175,7 @@ class ClientCage:
         rng = self.rng
         if isinstance(asked, OpenSession):
             self.sessions += 1
-            return SessionAt(Address(SESSION, 100 + self.sessions), "there", 4711)
+            return SessionAt(Address(SESSION, Incarnation(100 + self.sessions)), "there", 4711)
         if isinstance(asked, Lookup):
             blocks = rng.randrange(len(asked.keys) + 1)
             return Found(Status.OK, self.sessions * 1000 + rng.randrange(100), blocks)
@@ -195,7 +196,7 @@ class ClientCage:
     def hostile_speaks(self) -> None:
         """A frame with anything in it, mostly in the name of the session or the front desk."""
         rng = self.rng
-        others = (DESK, Address(SESSION, 1), Address("nobody", 0))
+        others = (DESK, Address(SESSION, Incarnation(1)), Address("nobody", Incarnation(0)))
         sender = self.machine.session if rng.random() < 0.8 else rng.choice(others)
         kind = rng.choice(TOLD if rng.random() < 0.9 else EVERY_KIND)
         msg = self.generator.message(kind)

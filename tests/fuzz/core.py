@@ -7,6 +7,7 @@ from pegaflow.wire import index as index_words
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Return
 from pegaflow.wire.control import Fenced, Gone, Members, Neighbour
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
 from pegaflow.wire.jobs import (
     Done,
@@ -56,7 +57,7 @@ class IndexCage(Cage):
 
     def _session(self) -> None:
         self.newest += 1
-        self.senders.append(Address(SESSION, self.newest))
+        self.senders.append(Address(SESSION, Incarnation(self.newest)))
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
 
     def step(self) -> None:
@@ -129,7 +130,7 @@ class AllocatorCage(Cage):
         self.senders = []
         while len(self.senders) < 3:
             self.newest += 1
-            self.senders.append(Address(SESSION, self.newest))
+            self.senders.append(Address(SESSION, Incarnation(self.newest)))
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         self.tell(BOSS, WELCOME)
         for msg in (Reserve(PAGE, 4), Return((0, 1)), PagesHeld(1, (0, 1), PAGE)):
@@ -150,7 +151,7 @@ class AllocatorCage(Cage):
             self.tell(IDX, Fenced(dead))
             self.tell(BOSS, Gone(dead))
             self.newest += 1
-            self.senders.append(Address(SESSION, self.newest))
+            self.senders.append(Address(SESSION, Incarnation(self.newest)))
         elif rng.random() < 0.5:
             self.sealed |= {p for p in range(RECORDS) if slab.is_granted(p) and p % 3 == 0}
         else:

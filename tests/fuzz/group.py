@@ -10,6 +10,7 @@ from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.observe import metrics
 from pegaflow.wire.control import Beat, Hello, OpenSession, ProcessRow, Report, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -47,7 +48,7 @@ class SupervisorCage(Cage):
         return Supervisor(BOSS, Plan(2, "run", "0.1"))
 
     def settle(self) -> None:
-        self.senders = [Address(CLIENT, n) for n in (7, 7, 8, 9)]
+        self.senders = [Address(CLIENT, Incarnation(n)) for n in (7, 7, 8, 9)]
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         sound = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
         self.generator.learn(sound, sound=True)
@@ -57,7 +58,7 @@ class SupervisorCage(Cage):
             return PoolOpened("pool", "ledger", POOL, EXTENT, (), ())
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
-            return IncarnationDrawn(self.incarnation)
+            return IncarnationDrawn(Incarnation(self.incarnation))
         if isinstance(job, Spawn):
             self.living.append(job.address)
             return Spawned(1000 + job.address.incarnation, 1)
@@ -114,10 +115,15 @@ class GatewayCage(Cage):
     stands in its reports, is anything at all; every report is rendered as the HTTP side does it."""
 
     def build(self) -> Gateway:
-        return Gateway(Address(GATEWAY, 5), BOSS, HELLO)
+        return Gateway(Address(GATEWAY, Incarnation(5)), BOSS, HELLO)
 
     def settle(self) -> None:
-        self.senders = [Address(CLIENT, 7), Address(SESSION, 4), IDX, ALLOC]
+        self.senders = [
+            Address(CLIENT, Incarnation(7)),
+            Address(SESSION, Incarnation(4)),
+            IDX,
+            ALLOC,
+        ]
         self.tell(BOSS, replace(WELCOME, http_addr="127.0.0.1:0"))
 
     def one(self) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args, get_origin
 
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import Address, Keys, Packed, U64s
 from tests.wire.samples import MESSAGES, schema
@@ -150,7 +151,7 @@ class Generator:
     def _address(self) -> Address:
         if self.addresses and self.rng.random() < 0.8:
             return self.rng.choice(self.addresses)
-        return Address(self.rng.choice(TEXTS), self._number(0))
+        return Address(self.rng.choice(TEXTS), Incarnation(self._number(0)))
 
 
 def spoiled(frames: list[bytes], rng: random.Random) -> list[bytes]:

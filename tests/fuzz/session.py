@@ -6,6 +6,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -55,10 +56,10 @@ class SessionCage(Cage):
         self.number = 0
         self.granted: dict[int, Reserved] = {}  # grants not stated yet
         self.honest: list[tuple[Address, Message]] = []  # what a sound neighbour would say next
-        return Session(Address(SESSION, 4), BOSS, HELLO)
+        return Session(Address(SESSION, Incarnation(4)), BOSS, HELLO)
 
     def settle(self) -> None:
-        self.senders = [Address(CLIENT, n) for n in (7, 7, 7, 7, 8, 9)]
+        self.senders = [Address(CLIENT, Incarnation(n)) for n in (7, 7, 7, 7, 8, 9)]
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX, self.host.actor.address]
         for msg in (
             ATTACH,
@@ -94,7 +95,7 @@ class SessionCage(Cage):
         if self.rng.random() < 0.3:
             self.tell(self.senders[0], ATTACH, question=1)
         if self.rng.random() < 0.1:
-            self.senders[-1] = Address(CLIENT, self.rng.randrange(10, 1 << 62))
+            self.senders[-1] = Address(CLIENT, Incarnation(self.rng.randrange(10, 1 << 62)))
 
     def answer(self, question: Envelope) -> Message | None:
         rng, msg = self.rng, question.message

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import declared
 from pegaflow.wire.values import CLIENT, Address
 
@@ -52,7 +53,9 @@ def test_a_table_without_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pegaflow.actors.session.engine.CLIENTS_MAX", 1 << 30)
     monkeypatch.setattr("tests.fuzz.cage.ENTRIES_MAX", 100)
     cage = SessionCage(seed=5)
-    monkeypatch.setattr(cage, "step", lambda: cage.senders.append(Address(CLIENT, cage.now)))
+    monkeypatch.setattr(
+        cage, "step", lambda: cage.senders.append(Address(CLIENT, Incarnation(cage.now)))
+    )
     with pytest.raises(AssertionError, match="clients has"):
         cage.run(FRAMES)
 

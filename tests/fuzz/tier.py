@@ -20,6 +20,7 @@ from pegaflow.wire.flusher import (
     WriteAll,
     Written,
 )
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Corrupt, Find, LeasesHeld, Seal, Sealed
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
@@ -42,11 +43,11 @@ class TieredIndexCage(IndexCage):
     """An index with a flusher, which dies now and then, below hostile sessions that wait."""
 
     welcome = replace(WELCOME, ssd=True)
-    flusher = Address(FLUSHER, 6)
+    flusher = Address(FLUSHER, Incarnation(6))
 
     def settle(self) -> None:
         super().settle()
-        self.flusher = Address(FLUSHER, self.flusher.incarnation + 1)
+        self.flusher = Address(FLUSHER, Incarnation(self.flusher.incarnation + 1))
         self.tell(self.flusher, TIER)
         self.tell(self.flusher, Manifest(SPACE, PAGE, 1, KEYS, last=True), question=1)
 
@@ -74,7 +75,7 @@ class TieredIndexCage(IndexCage):
         self.tell(self.flusher, rng.choice(news), question=1)
         if rng.random() < 0.1:
             self.tell(BOSS, Gone(self.flusher))
-            self.flusher = Address(FLUSHER, self.flusher.incarnation + 1)
+            self.flusher = Address(FLUSHER, Incarnation(self.flusher.incarnation + 1))
             self.tell(self.flusher, TIER)
 
     def answer(self, question: Envelope) -> Message | None:
@@ -135,10 +136,14 @@ class FlusherCage(Cage):
     def build(self) -> Flusher:
         self.pages: dict[int, int] = {}  # granted and not returned -> number of the grant
         self.grants = self.newest = self.fetches = 0
-        return Flusher(Address(FLUSHER, 6), BOSS, HELLO, PLAN)
+        return Flusher(Address(FLUSHER, Incarnation(6)), BOSS, HELLO, PLAN)
 
     def settle(self) -> None:
-        self.senders = [Address(CLIENT, 7), Address(SESSION, 4), Address(SESSION, 5)]
+        self.senders = [
+            Address(CLIENT, Incarnation(7)),
+            Address(SESSION, Incarnation(4)),
+            Address(SESSION, Incarnation(5)),
+        ]
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         self.tell(BOSS, WELCOME)
         self.index, self.allocator = IDX, ALLOC
@@ -171,7 +176,9 @@ class FlusherCage(Cage):
             self.fetches += 1
             parents = (bytes(32), *keys[:-1])
             self.tell(
-                self.index, Fetch(self.fetches, SPACE, keys, parents, rng.randrange(3)), question=9
+                self.index,
+                Fetch(self.fetches, SPACE, keys, parents, Incarnation(rng.randrange(3))),
+                question=9,
             )
             assert self.actor.reading.fetches < 4096, "no Fetch ever ends"
 
@@ -179,11 +186,11 @@ class FlusherCage(Cage):
         """Now and then index or allocator dies, and the next one comes."""
         if self.rng.random() < 0.05:
             self.tell(BOSS, Gone(self.index))
-            self.index = Address(INDEX, self.index.incarnation + 10)
+            self.index = Address(INDEX, Incarnation(self.index.incarnation + 10))
             self.tell(BOSS, Neighbour(self.index, "i", 1))
         if self.rng.random() < 0.05:
             self.tell(BOSS, Gone(self.allocator))
-            self.allocator = Address(ALLOCATOR, self.allocator.incarnation + 10)
+            self.allocator = Address(ALLOCATOR, Incarnation(self.allocator.incarnation + 10))
             self.tell(BOSS, Neighbour(self.allocator, "a", 2))
 
     def answer(self, question: Envelope) -> Message | None:

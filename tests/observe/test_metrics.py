@@ -16,6 +16,7 @@ from pegaflow.observe import metrics
 from pegaflow.observe import ssd as ssdmetrics
 from pegaflow.observe.view import View
 from pegaflow.wire.control import Counter, KindRow, ProcessRow, Remark, Report, listed
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 from tests.actors.disks import PLAN
@@ -28,7 +29,9 @@ AT = 100 * S
 
 
 def row(name: str, incarnation: int, state: str, engine: str = "", **numbers: int) -> ProcessRow:
-    return ProcessRow(Address(name, incarnation), incarnation, state, 0, engine, listed(numbers))
+    return ProcessRow(
+        Address(name, Incarnation(incarnation)), incarnation, state, 0, engine, listed(numbers)
+    )
 
 
 def kind(name: str, state: str = "ok", retry_at: int = 0, **sums: int) -> KindRow:
@@ -231,7 +234,7 @@ def test_a_counter_of_an_unknown_actor_is_shown_too() -> None:
 
 def flusher(**gauges: int) -> ProcessRow:
     numbers = listed({f"ssd_{name}": value for name, value in gauges.items()})
-    return ProcessRow(Address(FLUSHER, 7), 1007, "up", 0, "", numbers)
+    return ProcessRow(Address(FLUSHER, Incarnation(7)), 1007, "up", 0, "", numbers)
 
 
 def ssd(process: ProcessRow | None, *kinds: KindRow, now: int = AT) -> str:
@@ -402,7 +405,9 @@ class Names(View):
 
 
 def everything_of_a_directory() -> set[str]:
-    actor = Flusher(Address(FLUSHER, 6), Address(SUPERVISOR, 1), HELLO, PLAN)
+    actor = Flusher(
+        Address(FLUSHER, Incarnation(6)), Address(SUPERVISOR, Incarnation(1)), HELLO, PLAN
+    )
     return {name.split("|")[0] for name in (*actor.counts, *actor.gauges()) if "|" in name}
 
 

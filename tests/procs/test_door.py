@@ -19,6 +19,7 @@ import zmq
 from pegaflow.client import Client
 from pegaflow.wire.control import Inspect, OpenSession, Refused
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 
@@ -134,7 +135,7 @@ def test_an_answer_of_a_stranger_is_not_believed(tmp_path: Path) -> None:
                 client.poll(0.01)
             name, *frames = stranger.desk.recv_multipart()
             asked = unpack(frames)
-            boss, refused = Address(SUPERVISOR, 1), Refused(Status.BUSY, "his word")
+            boss, refused = Address(SUPERVISOR, Incarnation(1)), Refused(Status.BUSY, "his word")
             answer = Envelope(boss, asked.sender, refused, 0, asked.question)
             stranger.desk.send_multipart([name, *pack(answer)])
             client.connect(0.3)
@@ -156,12 +157,14 @@ def test_the_service_hears_no_other_user(commons: Path) -> None:
         for refused, path in enumerate(doors, 1):
             path.chmod(0o666)
             caller = context.socket(zmq.DEALER)
-            me = Address(CLIENT, 99)
+            me = Address(CLIENT, Incarnation(99))
             caller.setsockopt(zmq.ROUTING_ID, me.routing_id)
             os.seteuid(OTHER)
             try:
                 caller.connect(f"ipc://{path}")
-                caller.send_multipart(pack(Envelope(me, Address(SUPERVISOR, 0), Inspect(), 1)))
+                caller.send_multipart(
+                    pack(Envelope(me, Address(SUPERVISOR, WHOEVER), Inspect(), 1))
+                )
                 eventually("he is refused", partial(has_refused, service, refused))
             finally:
                 os.seteuid(0)

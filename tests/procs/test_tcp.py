@@ -15,6 +15,7 @@ from pegaflow.client import Client, inspect, place
 from pegaflow.service import keys
 from pegaflow.wire.control import Hello
 from pegaflow.wire.envelope import Envelope, pack
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
 
@@ -153,7 +154,7 @@ def test_only_clients_are_heard_on_tcp(service: TcpService, folder: Path) -> Non
     mine = place.client_keys(str(folder / "client-mine.toml"))
     index, boss = service.processes(INDEX)[0], service.processes(SUPERVISOR)[0]
     with zmq.Context() as context:
-        for me in (index.address, Address(CLIENT, 7)):
+        for me in (index.address, Address(CLIENT, Incarnation(7))):
             with place.dealer(context, service.url, me, mine) as socket:
                 assert socket.poll(int(PATIENCE_S * 1000), zmq.POLLOUT)
                 socket.send_multipart(pack(Envelope(me, boss.address, Hello(1, 1, "/x"), 1)))

@@ -11,6 +11,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.device import poolfiles
 from pegaflow.service import rundir, serve
 from pegaflow.service.cli import app
+from pegaflow.wire.identities import Incarnation
 from tests.device.test_locks import living
 
 GEOMETRY = Geometry(1 << 20, 1 << 18)
@@ -27,7 +28,7 @@ def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def keep(run_dir: Path) -> Path:
     """A pool of this run directory; its path."""
     stem = str(serve.SHM / serve.shm_stem(run_dir))
-    return Path(poolfiles.make(stem, GEOMETRY, 3, 0, str(run_dir)).pool.path)
+    return Path(poolfiles.make(stem, GEOMETRY, Incarnation(3), 0, str(run_dir)).pool.path)
 
 
 def said(*words: str) -> str:

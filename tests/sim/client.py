@@ -26,6 +26,7 @@ from pegaflow.client.machine import Machine
 from pegaflow.client.operations import State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attached, Way
 from pegaflow.wire.status import Status
@@ -46,7 +47,7 @@ class Client(Proc):
     """One client process."""
 
     def __init__(self, world: World, files: Files, books: Books, role: Role) -> None:
-        super().__init__(world, Address(CLIENT, world.rng.getrandbits(63) | 1))
+        super().__init__(world, Address(CLIENT, Incarnation(world.rng.getrandbits(63) | 1)))
         self.files, self.books, self.role, self.size = files, books, role, role.size
         self.machine = Machine(
             Identity(

@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.ssdfolder import Known
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
@@ -49,7 +50,7 @@ class Files:
         self.named: dict[str, bytearray] = {}
         self.paths: tuple[str, str] | None = None  # of pool and ledger
         self.plan: FlushPlan | None = None  # of a host with SSDs
-        self.incarnation = 0  # the last one given away before the host went down
+        self.incarnation = Incarnation(0)  # the last one given away before the host went down
         self.media: dict[str, Medium] = {}  # SSD directories, by path
         self.known = Known()  # which logs are there: a file in the run directory
         self.wrote: Call = lambda: None  # a write has reached a disk, not yet synced

@@ -28,6 +28,7 @@ from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.core.pool.scan import occupied
 from pegaflow.wire.control import SILENT_NS, Fenced, Hello, Report, Welcome
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -351,7 +352,7 @@ class House(HostProc):
             self._make(files)
         assert files.paths is not None
         self.ledger = Ledger(files.named[files.paths[1]])
-        self.incarnation = self.ledger.header.incarnation + 1
+        self.incarnation = Incarnation(self.ledger.header.incarnation + 1)
         self.ledger.set_incarnation(self.incarnation)
         super().__init__(world, files, Address(SUPERVISOR, self.incarnation))
         files.unlink(".bounce")
@@ -379,7 +380,7 @@ class House(HostProc):
             sizes = (self.geometry.pool_bytes, self.geometry.extent_bytes)
             return PoolOpened(*self.files.paths, *sizes, (), ())
         if isinstance(job, NextIncarnation):
-            self.incarnation += 1
+            self.incarnation = Incarnation(self.incarnation + 1)
             self.ledger.set_incarnation(self.incarnation)
             return IncarnationDrawn(self.incarnation)
         if isinstance(job, Spawn):
@@ -422,8 +423,15 @@ class House(HostProc):
         files.paths = ("1.pool", "1.ledger")
         files.create(files.paths[0], g.pool_bytes)
         ledger = files.create(files.paths[1], ledger_bytes(g.extents, g.records_per_extent))
-        facts = (g.pool_bytes, g.extent_bytes, g.records_per_extent, files.incarnation)
-        Ledger.format(ledger, Header(bytes(16), b"boot", *facts))
+        header = Header(
+            bytes(16),
+            b"boot",
+            g.pool_bytes,
+            g.extent_bytes,
+            g.records_per_extent,
+            files.incarnation,
+        )
+        Ledger.format(ledger, header)
 
     def _spawn(self, address: Address) -> Spawned:
         child = ChildProc(self.world, self.files, address, self.address)

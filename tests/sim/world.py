@@ -20,6 +20,7 @@ from dataclasses import fields
 from hashlib import blake2b
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import WHOEVER
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Way
 from pegaflow.wire.values import SUPERVISOR, Address, Packed
@@ -170,7 +171,7 @@ class World:
             return
         other = self.procs.get(envelope.receiver)
         links = other.links if other is not None else {}
-        desk = Address(source.address.name, 0)
+        desk = Address(source.address.name, WHOEVER)
         back = links.get(source.address) or links.get(desk)
         if back is None or not back.open:
             self.counts["unsent"] += 1
@@ -204,7 +205,7 @@ class World:
 
     def _listener(self, target: Address) -> "Proc | None":
         """Who reads what was sent there: perhaps the successor of the one that was meant."""
-        if target == Address(SUPERVISOR, 0):
+        if target == Address(SUPERVISOR, WHOEVER):
             return next(iter(self.living(SUPERVISOR)), None)
         proc = self.procs.get(target)
         if proc is not None and proc.alive:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from hypothesis import strategies as st
 
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import Message, declared
 from pegaflow.wire.session import Way
 from pegaflow.wire.status import Status
@@ -49,7 +50,7 @@ def _sample(hint: Any, at: int) -> Any:
     if get_origin(hint) is tuple:
         return (_sample(get_args(hint)[0], at), _sample(get_args(hint)[0], at + 1))
     if hint is Address:
-        return Address("session", (1 << 40) + at)
+        return Address("session", Incarnation((1 << 40) + at))
     if hint is Status:
         return Status.NO_SPACE
     if hint is Way:

@@ -19,6 +19,7 @@ from pegaflow.wire.envelope import (
     pack,
     unpack,
 )
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import WireError, encode
 from pegaflow.wire.values import Address
 
@@ -31,7 +32,9 @@ envelopes = st.tuples(addresses, addresses, any_message, kinds, numbers).map(
     lambda t: Envelope(t[0], t[1], t[2], *t[3], t[4])
 )
 
-BEAT = Envelope(Address("index", 2), Address("supervisor", 1), Beat(()), 5, 0, 99)
+BEAT = Envelope(
+    Address("index", Incarnation(2)), Address("supervisor", Incarnation(1)), Beat(()), 5, 0, 99
+)
 MAGIC_AT, MAJOR_AT, MINOR_AT, NAMES_AT, QUESTION_AT, ANSWER_AT, TAG_AT = 0, 1, 2, (3, 5), 7, 8, 10
 
 

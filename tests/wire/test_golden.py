@@ -16,6 +16,7 @@ import pytest
 
 from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Confirmed, Lookup
 from pegaflow.wire.status import Status
@@ -29,7 +30,7 @@ GOLDEN: dict[str, list[list[Any]]] = json.loads(
 )
 ON_A_SOCKET = [cls for cls in MESSAGES if cls.TAG < 200]
 
-CLIENT_7, SESSION_3 = Address(CLIENT, 7), Address(SESSION, 3)
+CLIENT_7, SESSION_3 = Address(CLIENT, Incarnation(7)), Address(SESSION, Incarnation(3))
 OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, bytes(16))
 
 QUESTION = Envelope(CLIENT_7, SESSION_3, Lookup((bytes(32), b"\x01" * 32)), 5, 0, 1_000_000_000)
@@ -44,7 +45,7 @@ ENVELOPES = {
         SESSION_3, CLIENT_7, Confirmed(Status.OK), 0, 5
     ),
     "an OpenSession of a minor before `probe`": Envelope(
-        CLIENT_7, Address(SUPERVISOR, 0), OPEN, 1, 0, 2_000_000_000
+        CLIENT_7, Address(SUPERVISOR, WHOEVER), OPEN, 1, 0, 2_000_000_000
     ),
 }
 """What the frames of golden.json mean."""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.wire import values
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Seal
 from pegaflow.wire.message import Message, WireError, decode, encode
 from pegaflow.wire.session import CopyBatch, Lookup
@@ -137,7 +138,7 @@ def test_keys_are_cut_where_they_begin(count: int, size: int) -> None:
 
 
 def test_address() -> None:
-    assert str(Address("session", 7)) == "session.7"
-    assert Address("session", 7).routing_id == b"session.7"
-    assert Address("session", 7) != Address("session", 8)
+    assert str(Address("session", Incarnation(7))) == "session.7"
+    assert Address("session", Incarnation(7)).routing_id == b"session.7"
+    assert Address("session", Incarnation(7)) != Address("session", Incarnation(8))
     assert NOBODY.name == ""

@@ -26,6 +26,7 @@ from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.units import Bytes, Count
 
 if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to start
@@ -102,7 +103,7 @@ class Header:
     pool_bytes: int
     extent_bytes: int
     records_per_extent: int
-    incarnation: int  # the last one that the supervisor gave away
+    incarnation: Incarnation  # the last one that the supervisor gave away
 
 
 def ledger_bytes(extents: int, records_per_extent: int) -> int:
@@ -188,7 +189,7 @@ class Ledger:
         """What the file says of itself."""
         return self._header()
 
-    def set_incarnation(self, incarnation: int) -> None:
+    def set_incarnation(self, incarnation: Incarnation) -> None:
         """Supervisor only, before it spawns the process that gets this number."""
         assert incarnation > self._words[1], (incarnation, self._words[1])
         self._words[1] = incarnation
@@ -295,7 +296,9 @@ class Ledger:
     def _header(self) -> Header:
         facts = _FACTS.unpack_from(self._bytes, _FACTS_AT)
         _, uuid, boot_id, boot_length, pool, extent, per_extent = facts
-        return Header(uuid, boot_id[:boot_length], pool, extent, per_extent, self._words[1])
+        return Header(
+            uuid, boot_id[:boot_length], pool, extent, per_extent, Incarnation(self._words[1])
+        )
 
 
 def _body(record: Record) -> bytes:

@@ -27,6 +27,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from pegaflow.core.pool.ledger import MAX_KEY, NAMESPACE_BYTES
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes, Count
 
@@ -57,7 +58,7 @@ class Row(NamedTuple):
 
     offset: int  # of its first page in the file
     checksum: int  # `block_sum` of its pages
-    generation: int  # incarnation of the flusher that has written it
+    generation: Incarnation  # incarnation of the flusher that has written it
     payload: int  # bytes of each page that mean something
     depth: int  # position in its chain
     shards: int

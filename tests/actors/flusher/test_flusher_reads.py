@@ -20,6 +20,7 @@ from pegaflow.wire.control import BEAT_NS, Drain, Gone, Neighbour
 from pegaflow.wire.diskjobs import DropSegment, ReadRun, RunRead
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Fetched, Forget, Tier
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
@@ -39,8 +40,8 @@ from tests.actors.disks import (
 from tests.actors.rig import ALLOC, BOSS, IDX, MS, PAGE, pick, said
 
 PATIENCE = 5000 * MS
-INDEX_8 = Address(INDEX, 8)
-ALLOC_9 = Address(ALLOCATOR, 9)
+INDEX_8 = Address(INDEX, Incarnation(8))
+ALLOC_9 = Address(ALLOCATOR, Incarnation(9))
 
 
 def reader(*places: int, inflight: int = 16) -> Disks:

@@ -23,6 +23,7 @@ from pegaflow.wire.diskjobs import (
     WriteGroup,
 )
 from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.message import Message
@@ -31,7 +32,7 @@ from pegaflow.wire.values import INDEX, Address
 from tests.actors.disks import KEYS, NS, PLAN, Disks, broken, flush, orderly, row_of
 from tests.actors.rig import BOSS, IDX, PAGE, pick, said
 
-INDEX_8 = Address(INDEX, 8)
+INDEX_8 = Address(INDEX, Incarnation(8))
 FULL = broken(Status.NO_SPACE, "no space left")
 BROKEN = broken(Status.COPY_FAILED, "input/output error")
 SMALL = replace(PLAN, capacity=3 * SEGMENT_SMALLEST)

@@ -4,12 +4,13 @@ from pegaflow.actors.gateway.actor import INSPECT_NS, INSPECT_WAIT_NS, RETRY_NS,
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.wire.control import BEAT_NS, Beat, Drain, Gone, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Listen, Listening, Publish
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import GATEWAY, Address
 from tests.actors.rig import BOSS, EXTENT, HELLO, IDX, Rig, one, pick, said
 
-ME = Address(GATEWAY, 9)
+ME = Address(GATEWAY, Incarnation(9))
 AT = "127.0.0.1:9091"
 WELCOME = Welcome("", "", 0, EXTENT, "run", AT)
 REPORT = Report("", "", 0, EXTENT, 0, "0.1", (), AT, 77)

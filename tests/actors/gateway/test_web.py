@@ -15,12 +15,21 @@ import pytest
 from pegaflow.actors.gateway import device as web
 from pegaflow.observe import metrics
 from pegaflow.wire.control import ProcessRow, Report
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.values import SUPERVISOR, Address
 
 PATIENCE_S = 20.0
 GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 REPORT = Report(
-    "", "", 0, 1, 0, "1.2", (ProcessRow(Address(SUPERVISOR, 1), 0, "up", 0, "", ()),), "", 1 << 62
+    "",
+    "",
+    0,
+    1,
+    0,
+    "1.2",
+    (ProcessRow(Address(SUPERVISOR, Incarnation(1)), 0, "up", 0, "", ()),),
+    "",
+    1 << 62,
 )
 
 

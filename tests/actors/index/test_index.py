@@ -7,6 +7,7 @@ from pegaflow.actors.index.eviction import CLEARING_NS
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import (
     CLAIM_NS,
     Claim,
@@ -46,7 +47,7 @@ RECORDS = EXTENT // PAGE
 
 def new_ledger(welcome: Welcome) -> Ledger:
     assert welcome == WELCOME
-    header = Header(bytes(16), b"boot", POOL, EXTENT, RECORDS, 1)
+    header = Header(bytes(16), b"boot", POOL, EXTENT, RECORDS, Incarnation(1))
     return Ledger.format(bytearray(ledger_bytes(POOL // EXTENT, RECORDS)), header)
 
 

@@ -6,6 +6,7 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.core.blocks.pins import PINNED_SHARE
 from pegaflow.wire.control import Gone, Neighbour
 from pegaflow.wire.flusher import Fetch
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Find, Held, LeasesHeld, Pinned, Release
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.rig import (
@@ -26,7 +27,7 @@ from tests.actors.tier import BIG, FLUSHER_6, PATIENCE, TIER, big_ledger, in_log
 
 from .test_index import KEYS, NS, find, new_ledger, press, save
 
-SESSION_6 = Address(SESSION, 6)
+SESSION_6 = Address(SESSION, Incarnation(6))
 HALF = 4 * PAGE  # of a pool of eight pages
 MOST = int(POOL * PINNED_SHARE) // PAGE
 

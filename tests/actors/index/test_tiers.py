@@ -12,6 +12,7 @@ from pegaflow.actors.runtime.contract import Ask, Effect
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.control import Drain, Gone
 from pegaflow.wire.flusher import Fetch, Fetched, Flush, Forget
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Held, LeasesHeld, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -22,7 +23,7 @@ from tests.actors.tier import FLUSHER_6, PATIENCE, TIER, fetched_seal, in_log, l
 from tests.actors.tier import index as tiered_index
 
 PEER = "peer"
-PEER_7 = Address(PEER, 7)
+PEER_7 = Address(PEER, Incarnation(7))
 
 
 class PeerTier(Tier):
@@ -64,7 +65,7 @@ class PeerTier(Tier):
             self.fetching -= set(wanted.keys)
             return [e for key in wanted.keys for e in ended(wanted.namespace, key, now)]
 
-        ask = Fetch(1, wanted.namespace, wanted.keys, wanted.parents, wanted.engine)
+        ask = Fetch(1, wanted.namespace, wanted.keys, wanted.parents, Incarnation(wanted.engine))
         return [Ask(PEER_7, ask, now + PATIENCE, over)]
 
     def owns(self, number: int, namespace: bytes, key: bytes) -> bool:

@@ -7,6 +7,7 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Reserved, Return
 from pegaflow.wire.control import Beat, Fenced, Gone, Members, Neighbour
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import (
     Claim,
     Claimed,
@@ -42,7 +43,7 @@ from tests.actors.rig import (
 )
 from tests.actors.tier import FLUSHER_6
 
-IDX_9, ALLOC_9 = Address("index", 9), Address("allocator", 9)
+IDX_9, ALLOC_9 = Address("index", Incarnation(9)), Address("allocator", Incarnation(9))
 BOTH = Members((SESSION_4, SESSION_5), ())
 
 

@@ -6,6 +6,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, Address, U64s
@@ -74,7 +75,7 @@ def test_a_new_life_is_told_everything_before_it_is_asked() -> None:
     rig, _ = holding()
     rig.tell(BOSS, Gone(ALLOC))
     assert not pick(rig.wait(BEAT_NS), PagesHeld)
-    again = Address(ALLOCATOR, 9)
+    again = Address(ALLOCATOR, Incarnation(9))
     sent = rig.tell(BOSS, Neighbour(again, "b", 1))
     assert [e.message for e in sent] == [Return((11, 12)), PagesHeld(1, (1,)), Reserve(1, 1)]
     assert {e.receiver for e in sent} == {again}
@@ -100,5 +101,5 @@ def test_a_late_grant_goes_back_once() -> None:
 
 def test_a_late_grant_of_a_former_life_is_nobodys() -> None:
     rig, actor = holding()
-    rig.tell(BOSS, Neighbour(Address(ALLOCATOR, 9), "b", 1))
+    rig.tell(BOSS, Neighbour(Address(ALLOCATOR, Incarnation(9)), "b", 1))
     assert actor.late(ALLOC, Reserved(Status.OK, 2, (13,), (3,)), rig.now) == []

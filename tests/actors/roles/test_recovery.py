@@ -6,6 +6,7 @@ from pegaflow.actors.roles.recovery import DEAD_MAX, LATER_MAX, Recovery
 from pegaflow.actors.runtime.contract import Effect, Redeliver, Sender
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import Members
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.rig import ALLOC, BOSS, IDX, SESSION_4, SESSION_5
 
@@ -72,7 +73,7 @@ def test_the_dead_are_not_awaited() -> None:
     membership(part, (SESSION_4,), (SESSION_5,))
     assert part.gathered() and list(part.dead) == [SESSION_4, SESSION_5]
     for number in range(DEAD_MAX):
-        part.gone(Address(SESSION, 100 + number), 0)
+        part.gone(Address(SESSION, Incarnation(100 + number)), 0)
     assert len(part.dead) == DEAD_MAX and SESSION_4 not in part.dead
 
 

@@ -17,6 +17,7 @@ from pegaflow.actors.runtime.contract import (
     on,
 )
 from pegaflow.wire.control import Drain, Gone
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.jobs import Done, GrowExtent, RecordsRead
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Ping, Pong, Release
@@ -100,7 +101,7 @@ def test_a_second_answer_is_late() -> None:
 def test_an_answer_of_somebody_else_ends_nothing() -> None:
     rig, actor = asker()
     question = one(rig.tell(CLIENT_7, Ping()), Ping)
-    for stranger in (ALLOC, Address(INDEX, IDX.incarnation + 1), CLIENT_7):
+    for stranger in (ALLOC, Address(INDEX, Incarnation(IDX.incarnation + 1)), CLIENT_7):
         forged = type(question)(question.sender, stranger, Ping(), question.question)
         rig.answer(forged, Pong())
     assert actor.ends == []
@@ -127,9 +128,9 @@ def test_only_the_supervisor_proves_a_death() -> None:
 
 def test_frames_to_other_lives_and_unwanted_ones_are_counted() -> None:
     rig, _ = asker()
-    earlier = Address(SESSION_4.name, SESSION_4.incarnation - 1)
+    earlier = Address(SESSION_4.name, Incarnation(SESSION_4.incarnation - 1))
     assert rig.ask(CLIENT_7, Ping(), to=earlier) == []
-    assert rig.ask(CLIENT_7, Ping(), to=Address(SESSION_4.name, 0)) == []
+    assert rig.ask(CLIENT_7, Ping(), to=Address(SESSION_4.name, WHOEVER)) == []
     assert rig.tell(IDX, Ping()) == []
     assert rig.tell(BOSS, Drain()) == []
     assert rig.count("frames_of_other_lives") == 2

@@ -32,6 +32,7 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
 from pegaflow.wire.jobs import Exited, ReadRecords, RecordsRead, Stopping
 from pegaflow.wire.message import Message
@@ -62,23 +63,28 @@ U64_MAX = (1 << 64) - 1
 # names
 
 
-@pytest.mark.parametrize("msg", [Stopping(), Exited(Address(INDEX, 3), 0)])
+@pytest.mark.parametrize("msg", [Stopping(), Exited(Address(INDEX, Incarnation(3)), 0)])
 def test_what_only_the_shell_says_comes_through_no_socket(msg: Message) -> None:
     group = Group()
-    assert group.tell(BOSS, msg) == [] and group.tell(Address(SUPERVISOR, 9), msg) == []
+    assert (
+        group.tell(BOSS, msg) == [] and group.tell(Address(SUPERVISOR, Incarnation(9)), msg) == []
+    )
     assert group.count("frames_of_other_lives") == 2
-    assert group.boss.lifecycle.stage is Stage.UP and Address(INDEX, 3) in group.boss.children
+    assert (
+        group.boss.lifecycle.stage is Stage.UP
+        and Address(INDEX, Incarnation(3)) in group.boss.children
+    )
 
 
 def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None:
     rig, actor, reserve = attached()
-    rig.tell(Address(SUPERVISOR, 9), Gone(IDX))
-    rig.tell(Address(SUPERVISOR, 9), Welcome("other", "other", 0, EXTENT, "run"))
-    rig.tell(Address(INDEX, 9), Held(7, 1, (0,)))
-    rig.tell(Address(ALLOC.name, 9), Reserved(Status.OK, 1, (5,), (6,)))
+    rig.tell(Address(SUPERVISOR, Incarnation(9)), Gone(IDX))
+    rig.tell(Address(SUPERVISOR, Incarnation(9)), Welcome("other", "other", 0, EXTENT, "run"))
+    rig.tell(Address(INDEX, Incarnation(9)), Held(7, 1, (0,)))
+    rig.tell(Address(ALLOC.name, Incarnation(9)), Reserved(Status.OK, 1, (5,), (6,)))
     assert rig.count("frames_of_other_lives") == 4
     assert not actor.reservation.free and actor.leases.held.upto == 0
-    for stranger in (Address("nobody", 1), Address("", 0), SESSION_5):
+    for stranger in (Address("nobody", Incarnation(1)), Address("", Incarnation(0)), SESSION_5):
         late = Envelope(stranger, rig.me, Reserved(Status.OK, 1, (5,), ()), answer=99)
         assert rig.host.deliver(late, rig.now).envelopes == []
     assert not actor.reservation.free
@@ -210,7 +216,7 @@ def test_clients_of_a_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
     rig, actor = serving()
     rig.ask(CLIENT_7, Ping())
     rig.ask(CLIENT_8, Ping())
-    late = Address(CLIENT, 9)
+    late = Address(CLIENT, Incarnation(9))
     assert said(rig.ask(late, Ping()), Pong) and late not in actor.engine.clients
     assert said(rig.ask(late, ATTACH), Refused).status is Status.BUSY
     rig.ask(CLIENT_7, ATTACH)

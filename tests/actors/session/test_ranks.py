@@ -9,6 +9,7 @@ from pegaflow.wire import session as to_session
 from pegaflow.wire.allocator import Return
 from pegaflow.wire.control import BEAT_NS, Bye, Refused
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Claim, Claimed, Corrupt, EndClaim, Find, Held, Release, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -272,7 +273,7 @@ def test_nothing_is_served_before_every_rank_is_there(order: tuple[int, int]) ->
     one(rig.ask(BOSS_CLIENT, Lookup(KEYS)), Find)
 
 
-BOSS_CLIENT = Address("client", 99)  # a scheduler: it has no memory
+BOSS_CLIENT = Address("client", Incarnation(99))  # a scheduler: it has no memory
 
 
 @pytest.mark.parametrize(

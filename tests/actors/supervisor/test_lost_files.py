@@ -8,6 +8,7 @@ from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.observe import metrics
 from pegaflow.wire.control import BindAgain, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.values import INDEX, SESSION, Address
 from tests.actors.group import OPENED, Group
 from tests.actors.rig import BOSS, CLIENT_7, HELLO, IDX, Rig, pick, said
@@ -21,7 +22,7 @@ def look(group: Group) -> list[Envelope]:
 
 
 def report(group: Group) -> Report:
-    return said(group.ask(CLIENT_7, Inspect(), to=Address(BOSS.name, 0)), Report)
+    return said(group.ask(CLIENT_7, Inspect(), to=Address(BOSS.name, WHOEVER)), Report)
 
 
 def test_a_fault_is_said_once_and_reported_for_as_long_as_it_is_there() -> None:
@@ -48,7 +49,7 @@ def test_a_child_without_its_socket_is_told_until_it_has_one() -> None:
     for _ in range(2):
         sent = look(group)
         assert [e.receiver for e in pick(sent, BindAgain)] == [index]
-    group.lost = (spare.incarnation, 4242)
+    group.lost = (spare.incarnation, Incarnation(4242))
     assert [e.receiver for e in pick(look(group), BindAgain)] == [spare]
 
 
@@ -81,7 +82,7 @@ def test_a_child_that_ends_takes_its_socket_along() -> None:
 
 def test_a_child_that_has_no_socket_yet_has_lost_none() -> None:
     group = Group()
-    group.lost = (4242,)
+    group.lost = (Incarnation(4242),)
     look(group)
     assert "socket_bound_again" not in [n.event for n in group.notes]
 

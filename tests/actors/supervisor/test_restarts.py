@@ -14,6 +14,7 @@ from pegaflow.actors.supervisor.restarts import (
     Restarts,
 )
 from pegaflow.wire.control import OpenSession
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.values import INDEX, SESSION, Address
 
 S = 1_000_000_000
@@ -24,7 +25,7 @@ def served(number: int, engine: str) -> ChildRecord:
     """A session of this engine."""
     opener = OpenSession(engine, bytes(16), 1, 1, bytes(16))
     assignment = Assignment(opener, 1, False, START)
-    return ChildRecord(Address(SESSION, number), born=START, assignment=assignment)
+    return ChildRecord(Address(SESSION, Incarnation(number)), born=START, assignment=assignment)
 
 
 def test_each_failure_in_a_row_waits_longer() -> None:

@@ -21,6 +21,7 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     Exited,
@@ -72,7 +73,11 @@ def test_a_spare_that_nobody_wants_any_more_goes() -> None:
 def test_a_burst_of_engines_is_served() -> None:
     group = Group()
     engines = [replace(OPEN, engine=f"engine {n}") for n in range(20)]
-    sent = [e for n, msg in enumerate(engines) for e in group.open(msg, Address(CLIENT, n + 100))]
+    sent = [
+        e
+        for n, msg in enumerate(engines)
+        for e in group.open(msg, Address(CLIENT, Incarnation(n + 100)))
+    ]
     served = []
     while pending := pick(sent, Serve):
         sent = [e for p in pending for e in group.answer(p, Serving()) + group.settle()]
@@ -244,9 +249,9 @@ def test_it_is_not_ready_before_an_engine_could_have_a_session() -> None:
     rig.start()
     rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, (), ()))
     for incarnation, name in enumerate((ALLOCATOR, INDEX), 2):
-        spawned(rig, Address(name, incarnation))
-    session = Address(SESSION, 4)
-    rig.done(NextIncarnation, IncarnationDrawn(4))
+        spawned(rig, Address(name, Incarnation(incarnation)))
+    session = Address(SESSION, Incarnation(4))
+    rig.done(NextIncarnation, IncarnationDrawn(Incarnation(4)))
     rig.done(Spawn, Spawned(1004, 1))
     rig.wait(TICK_NS)
     assert not any("READY" in job.lines for job in rig.wanted(Announce))

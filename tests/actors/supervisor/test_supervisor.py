@@ -25,6 +25,7 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import WHOEVER, Incarnation
 from pegaflow.wire.jobs import Exited, OpenPool, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -39,7 +40,7 @@ def test_the_group_starts_in_order_and_hears_of_its_neighbours() -> None:
     assert [a.name for a in group.living] == [ALLOCATOR, INDEX, SESSION]
     assert len({a.incarnation for a in group.living}) == 3
     assert group.boss.lifecycle.stage is Stage.UP
-    spare = Address(SESSION, 99)
+    spare = Address(SESSION, Incarnation(99))
     assert group.tell(spare, Hello(1, 1, "ipc://ghost")) == [], "a life that we did not start"
 
 
@@ -281,7 +282,7 @@ def test_a_second_stopping_kills() -> None:
 def test_inspect() -> None:
     group = Group()
     group.serve()
-    sent = group.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, 0))
+    sent = group.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, WHOEVER))
     report = said(sent, Report, CLIENT_8)
     assert (report.pool_bytes, report.version) == (POOL, "0.1")
     rows = {(row.address.name, row.state, row.engine) for row in report.processes}

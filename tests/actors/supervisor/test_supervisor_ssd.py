@@ -6,6 +6,7 @@ from pegaflow.actors.supervisor.shutdown import DRAIN_NS
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Members, Neighbour, Welcome
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Exited, IncarnationDrawn, NextIncarnation, Spawn, Spawned, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, Address
@@ -109,7 +110,7 @@ def test_a_flusher_that_comes_up_in_a_drain_is_told_to_end() -> None:
     dead = group.now_living(FLUSHER)
     group.living.remove(dead)
     group.inform(Exited(dead, 9))
-    late = Address(FLUSHER, group.incarnation + 1)
+    late = Address(FLUSHER, Incarnation(group.incarnation + 1))
     group.done(NextIncarnation, IncarnationDrawn(late.incarnation))
     group.inform(Stopping())
     group.done(Spawn, Spawned(4711, 1))

@@ -9,6 +9,7 @@ from pegaflow.actors.supervisor.children import ChildState
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.actors.supervisor.watchdog import LATE_NS, LOOKS, REMEDY, SERVE_NS, START_NS
 from pegaflow.wire.control import SILENT_NS, Beat, Bye, Serve, Serving, SessionAt
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     IncarnationDrawn,
     Kill,
@@ -120,7 +121,7 @@ def starting() -> Rig:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
     rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, (), ()))
-    rig.done(NextIncarnation, IncarnationDrawn(2))
+    rig.done(NextIncarnation, IncarnationDrawn(Incarnation(2)))
     rig.done(Spawn, Spawned(7, 7))
     return rig
 
@@ -129,7 +130,7 @@ def test_a_child_that_never_says_hello_is_killed() -> None:
     rig = starting()
     rig.wait(START_NS + 2 * TICK_NS)
     rig.done(Look, Looked(0, 0, rig.now, ""))
-    assert rig.wanted(Kill) == [Kill(Address(ALLOCATOR, 2))]
+    assert rig.wanted(Kill) == [Kill(Address(ALLOCATOR, Incarnation(2)))]
 
 
 def test_a_child_that_gets_no_core_to_start_is_waited_for() -> None:

@@ -10,12 +10,13 @@ from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.core.pool.slab import Plan
+from pegaflow.wire.identities import Incarnation
 
 PAGE = 16 * 1024
 EXTENT = 8 * PAGE
 GEOMETRY = Geometry(6 * EXTENT, EXTENT)
 PER = GEOMETRY.records_per_extent
-HEADER = Header(bytes(16), b"boot", GEOMETRY.pool_bytes, EXTENT, PER, 1)
+HEADER = Header(bytes(16), b"boot", GEOMETRY.pool_bytes, EXTENT, PER, Incarnation(1))
 SPACES = (b"a" * 16, b"b" * 16, b"c" * 16)
 SIZES = (1000, PAGE, 3 * PAGE)  # payloads: an extent holds 8, 8 and 2 pages of them
 

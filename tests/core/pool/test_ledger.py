@@ -14,10 +14,11 @@ from pegaflow.core.pool.ledger import (
     ledger_bytes,
 )
 from pegaflow.core.pool.scan import occupied, scan
+from pegaflow.wire.identities import Incarnation
 
 EXTENTS, PER_EXTENT = 3, 4
 PAGES = EXTENTS * PER_EXTENT
-HEADER = Header(bytes(range(16)), b"boot" * 9, EXTENTS * 65536, 65536, PER_EXTENT, 7)
+HEADER = Header(bytes(range(16)), b"boot" * 9, EXTENTS * 65536, 65536, PER_EXTENT, Incarnation(7))
 
 u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
@@ -50,7 +51,7 @@ def test_a_new_ledger_is_void_and_keeps_its_header() -> None:
     assert ledger.records == PAGES
     assert all(ledger.are_void(range(PAGES)))
     assert scanned(Ledger(buffer)) == []
-    ledger.set_incarnation(8)
+    ledger.set_incarnation(Incarnation(8))
     assert Ledger(buffer).header.incarnation == 8
     ledger.check()
 

@@ -5,13 +5,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pegaflow.core.segments.catalog import Catalog, Segment
 from pegaflow.core.segments.codec import Row, joined
+from pegaflow.wire.identities import Incarnation
 
 NS = b"n" * 16
 SIZE = 4096
 
 
 def row(at: int, offset: int = 0, namespace: bytes = NS) -> Row:
-    return Row(offset, 7, 1, SIZE, at, 1, namespace, b"key-%04d" % at)
+    return Row(offset, 7, Incarnation(1), SIZE, at, 1, namespace, b"key-%04d" % at)
 
 
 def key(at: int) -> bytes:
