@@ -14,11 +14,12 @@ from statistics import median
 import msgpack
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Copied
 from pegaflow.wire.values import INDEX, SESSION, Address
+from tests.naming import as_stamps
 
 BLOCKS = 1024
 REPEATS = 5
@@ -35,7 +36,15 @@ MESSAGES: dict[str, Message] = {
     "small message (Copied)": SMALL,
     f"Find of {BLOCKS} keys": Find(_NAMESPACE, _KEYS),
     f"Seal of {BLOCKS} blocks": Seal(
-        99, _NAMESPACE, 65536, 65536, 1, _KEYS, (bytes(32), *_KEYS[:-1]), _NUMBERS, _STAMPS
+        ClaimId(99),
+        _NAMESPACE,
+        65536,
+        65536,
+        1,
+        _KEYS,
+        (bytes(32), *_KEYS[:-1]),
+        _NUMBERS,
+        as_stamps(*_STAMPS),
     ),
 }
 ENVELOPE = "envelope, small message in it"

@@ -45,6 +45,7 @@ from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 from perf.machine import ENVIRONMENT
+from tests.naming import as_stamps
 
 SPIN = "PERF_SPIN"  # in the environment: the path of that file
 EXTENT = 32 << 20
@@ -184,7 +185,15 @@ def fill(run_dir: Path, namespace: bytes, blocks: int) -> None:
             stamps = tuple(page + 1 for page in pages)
             size = MIN_PAGE
             seal = Seal(
-                claimed.number, namespace, size, size, 1, tuple(own), parents, pages, stamps
+                claimed.number,
+                namespace,
+                size,
+                size,
+                1,
+                tuple(own),
+                parents,
+                pages,
+                as_stamps(*stamps),
             )
             sealed = ask(seal)
             assert isinstance(sealed, Sealed) and len(sealed.positions) == len(own)

@@ -23,6 +23,7 @@ from pegaflow.actors.runtime.process import collect_young_only
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from perf import machine
+from tests.naming import as_stamps
 
 BATCH = 64
 PAGE = 65536
@@ -46,7 +47,7 @@ def turn(way: str, blocks: int) -> dict[str, float]:
     def save(first: int) -> None:
         keys = [n.to_bytes(32, "little") for n in range(first, first + BATCH)]
         new = [
-            Block(NAMESPACE, key, PAGE, (n,), (n,), n, n % 64, keys[max(n % 64 - 1, 0)])
+            Block(NAMESPACE, key, PAGE, (n,), as_stamps(n), n, n % 64, keys[max(n % 64 - 1, 0)])
             for n, key in enumerate(keys, first)
         ]
         for block in new:

@@ -30,9 +30,10 @@ allocator's death ends no session: they go on with the pages they have, their Re
 mended by what they state, and what they ask for waits for the next allocator.
 """
 
+from .identities import GrantId, Stamp
 from .message import Message, message
 from .status import Status
-from .values import Address, U64s
+from .values import Address, Numbers, U64s
 
 
 @message(80)
@@ -48,9 +49,9 @@ class Reserved(Message):
     """Grant `number`: these pages under these stamps; none unless status is OK."""
 
     status: Status
-    number: int
+    number: GrantId
     pages: U64s
-    stamps: U64s
+    stamps: Numbers[Stamp]
 
 
 @message(82)
@@ -64,7 +65,7 @@ class Return(Message):
 class PagesHeld(Message):
     """Up to grant `upto` I hold exactly these pages, all of this size, or each of its own."""
 
-    upto: int
+    upto: GrantId
     pages: U64s
     page_size: int = 0
     sizes: U64s = ()  # beside `pages`, if they are not all of one

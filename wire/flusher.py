@@ -59,7 +59,7 @@ log is described in core/segments/codec.py; which blocks it keeps when it is ful
 core/segments/catalog.py.
 """
 
-from .identities import Incarnation
+from .identities import ClaimId, Incarnation, LeaseId
 from .message import Message, message
 from .status import Status
 from .units import Count, Nanoseconds
@@ -115,7 +115,7 @@ class Forget(Message):
 class Flush(Message):
     """Lease `number`: write these blocks.  `pages`, `sums`: `shards` per block, block-major."""
 
-    number: int
+    number: LeaseId
     namespace: bytes
     page_size: int
     payload: int
@@ -131,7 +131,7 @@ class Flush(Message):
 class Flushed(Message):
     """The end of lease `number`: these keys are in the log."""
 
-    number: int
+    number: LeaseId
     namespace: bytes
     payload: int
     shards: int
@@ -142,7 +142,7 @@ class Flushed(Message):
 class Fetch(Message):
     """Read these blocks.  `parents[i]` is the key before keys[i] in its chain (zeros: none)."""
 
-    number: int
+    number: ClaimId
     namespace: bytes
     keys: Keys
     parents: Keys

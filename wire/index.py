@@ -57,10 +57,11 @@ to the allocator after the last ledger write for it.  The index's death ends no 
 miss and saves are refused until there is a new one; loads go on, since nobody else can evict.
 """
 
+from .identities import ClaimId, LeaseId, Stamp
 from .message import Message, message
 from .status import Status
 from .units import Nanoseconds
-from .values import Keys, U64s
+from .values import Keys, Numbers, U64s
 
 CLAIM_NS: Nanoseconds = 30_000_000_000
 """Life of a claim: several times the slowest save we have seen."""
@@ -83,7 +84,7 @@ class Held(Message):
     number, shards and pages alone.
     """
 
-    number: int
+    number: LeaseId
     shards: int
     pages: U64s
     checksums: U64s = ()  # with `verify`: one per page, 0 where it was never computed
@@ -94,7 +95,7 @@ class Held(Message):
 class Release(Message):
     """Give back a lease; unknown numbers are ignored."""
 
-    number: int
+    number: LeaseId
 
 
 @message(63)
@@ -109,7 +110,7 @@ class Claim(Message):
 class Claimed(Message):
     """Positions of the keys that are new and claimed; none: nothing to save, no claim (0)."""
 
-    number: int
+    number: ClaimId
     positions: U64s
 
 
@@ -117,7 +118,7 @@ class Claimed(Message):
 class EndClaim(Message):
     """What is still claimed under this number is free for others."""
 
-    number: int
+    number: ClaimId
 
 
 @message(66)
@@ -127,7 +128,7 @@ class Seal(Message):
     `parents[i]` is the key before keys[i] in its chain, all zero bytes for a first block.
     """
 
-    claim: int
+    claim: ClaimId
     namespace: bytes
     page_size: int
     payload: int
@@ -135,7 +136,7 @@ class Seal(Message):
     keys: Keys
     parents: Keys
     pages: U64s
-    stamps: U64s
+    stamps: Numbers[Stamp]
     checksums: U64s = ()  # with `verify`: one per page
     depths: U64s = ()  # flusher: position of each block in its chain; else parents tell
 
@@ -152,17 +153,17 @@ class Sealed(Message):
 class LeasesHeld(Message):
     """Up to these numbers I hold exactly these leases and claims."""
 
-    lease_upto: int
-    leases: U64s
-    claim_upto: int
-    claims: U64s
+    lease_upto: LeaseId
+    leases: Numbers[LeaseId]
+    claim_upto: ClaimId
+    claims: Numbers[ClaimId]
 
 
 @message(69)
 class Claiming(Message):
     """To a new index: under this claim I save these keys."""
 
-    number: int
+    number: ClaimId
     namespace: bytes
     keys: Keys
 
@@ -171,7 +172,7 @@ class Claiming(Message):
 class LeasesLost(Message):
     """You state leases of these numbers, and I cannot honour them."""
 
-    numbers: U64s
+    numbers: Numbers[LeaseId]
 
 
 @message(71)

@@ -99,6 +99,7 @@ Who dies when:
 
 import enum
 
+from .identities import LeaseId
 from .layout import Layout
 from .message import Message, message
 from .status import Status
@@ -172,7 +173,7 @@ class Found(Message):
     """So many leading blocks are held by this lease (0 blocks: no lease)."""
 
     status: Status
-    lease: int
+    lease: LeaseId
     blocks: int
     disk: U64s = ()  # places in the run of the blocks that were read from SSD for this lookup
 
@@ -181,7 +182,7 @@ class Found(Message):
 class Load(Message):
     """A rank takes `count` blocks of a lease, from block `first` on."""
 
-    lease: int
+    lease: LeaseId
     rank: int
     first: int
     count: int
@@ -263,7 +264,7 @@ class Saved(Message):
 class Release(Message):
     """The lease is not needed any more.  Unknown numbers are ignored."""
 
-    lease: int
+    lease: LeaseId
 
 
 @message(44)

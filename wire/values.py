@@ -57,6 +57,9 @@ GATEWAY = "gateway"
 FLUSHER = "flusher"
 CLIENT = "client"
 
+FRONT_DESK = Address(SUPERVISOR, WHOEVER)
+"""Whom a client asks: there it learns of incarnations."""
+
 
 KEY_BYTES_MAX: Bytes = 64
 """Longest block hash: sha512.  vLLM's are 32 (sha256) or 16 (xxhash128) bytes."""

@@ -19,6 +19,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Reserved, Return
 from pegaflow.wire.control import Hello
+from pegaflow.wire.identities import GrantId
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import Address
 
@@ -37,7 +38,7 @@ class Allocator(Actor):
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address)
         counts = self.counts
-        self.grants: Grants[Reserved] = Grants()  # those that their holder has not stated yet
+        self.grants: Grants[GrantId, Reserved] = Grants(GrantId)  # not stated yet
         member = Member(address, supervisor, hello, (), counts)
         self.recovery = recovery = Recovery(address, counts, STATEMENTS | {Return})
         self.pages = pages = Pages()

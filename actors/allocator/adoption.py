@@ -20,6 +20,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.slab import Plan
 from pegaflow.wire.allocator import Freed, PagesHeld, Reserved
 from pegaflow.wire.control import Fenced, Welcome
+from pegaflow.wire.identities import GrantId
 from pegaflow.wire.jobs import Done, RecordsScanned, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import LIST_MAX, NUMBER_MAX, Address
@@ -42,7 +43,7 @@ class Adoption(Part):
         *,
         index: IndexPeer,
         growth: Growth,
-        grants: Grants[Reserved],
+        grants: Grants[GrantId, Reserved],
         counts: Counter[str],
     ) -> None:
         self._pages = pages
@@ -113,7 +114,7 @@ class Adoption(Part):
         """Make the slab: what somebody states is his, what is sealed is the index's."""
         plan = Plan(geometry)
         for holder, held in self._stated.items():
-            self._grants.go_on_from(holder, min(held.upto, NUMBER_MAX))
+            self._grants.go_on_from(holder, GrantId(min(held.upto, NUMBER_MAX)))
             for page, size in _sized(held):
                 if not plan.grant(page, size, holder, held.upto):
                     self._counts["pages_not_held"] += 1

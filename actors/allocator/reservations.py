@@ -14,6 +14,7 @@ from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
+from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp, stamps_after
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
@@ -55,10 +56,10 @@ class Reservations(Part):
         index: IndexPeer,
         growth: Growth,
         reclaim: Reclaim,
-        grants: Grants[Reserved],
+        grants: Grants[GrantId, Reserved],
         counts: Counter[str],
     ) -> None:
-        self._stamp = address.incarnation << STAMP_SHIFT  # the newest that was given
+        self._stamp = Stamp(address.incarnation << STAMP_SHIFT)  # the newest that was given
         self._pages = pages
         self._index = index
         self._growth = growth
@@ -110,7 +111,7 @@ class Reservations(Part):
         refusal = self._refusal(sender.address, msg)
         if refusal is not None:
             self._counts[f"reserve_{refusal.name.lower()}"] += 1
-            return [Reply(sender, Reserved(refusal, 0, (), ()))]
+            return [Reply(sender, Reserved(refusal, NO_GRANT, (), ()))]
         self._waiting.append(_Waiting(sender, msg.page_size, msg.count))
         return self.serve(now)
 
@@ -127,13 +128,12 @@ class Reservations(Part):
     def _grant(self, waiting: _Waiting) -> Reserved | None:
         assert self._pages.slab is not None
         holder = waiting.sender.address
-        number = self._grants.last(holder) + 1
+        number = GrantId(self._grants.last(holder) + 1)
         pages = self._pages.slab.take(waiting.page_size, waiting.count, holder, number)
         if pages is None:
             return None
-        first = self._stamp + 1
-        self._stamp += len(pages)
-        stamps = tuple(range(first, first + len(pages)))
+        stamps = stamps_after(self._stamp, len(pages))
+        self._stamp = Stamp(self._stamp + len(pages))
         reserved = Reserved(Status.OK, number, tuple(pages), stamps)
         self._grants.add(holder, number, reserved)
         self._counts["pages_granted"] += len(pages)
@@ -164,4 +164,4 @@ class Reservations(Part):
             return []
         first = self._waiting.popleft()
         self._counts["reserve_no_space"] += 1
-        return [Reply(first.sender, Reserved(Status.NO_SPACE, 0, (), ())), *self.serve(now)]
+        return [Reply(first.sender, Reserved(Status.NO_SPACE, NO_GRANT, (), ())), *self.serve(now)]

@@ -15,6 +15,7 @@ from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Fence, Freed, PagesHeld, Reserved, Return
 from pegaflow.wire.control import Fenced
+from pegaflow.wire.identities import GrantId
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX
 
@@ -40,7 +41,7 @@ class Returns(Part):
         adoption: Adoption,
         reclaim: Reclaim,
         reservations: Reservations,
-        grants: Grants[Reserved],
+        grants: Grants[GrantId, Reserved],
         counts: Counter[str],
     ) -> None:
         self._pages = pages

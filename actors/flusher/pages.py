@@ -11,10 +11,11 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Sender, 
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
+from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Nanoseconds
-from pegaflow.wire.values import ALLOCATOR, NOBODY, U64s
+from pegaflow.wire.values import ALLOCATOR, NOBODY, Numbers, U64s
 
 RESERVE_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator."""
@@ -24,13 +25,13 @@ RESERVE_NS: Nanoseconds = 1000 * MS
 class Grant:
     """Pages of one size."""
 
-    number: int
+    number: GrantId
     page_size: int
     pages: U64s
-    stamps: U64s
+    stamps: Numbers[Stamp]
 
 
-NO_PAGES = Grant(0, 0, (), ())
+NO_PAGES = Grant(NO_GRANT, 0, (), ())
 """Nothing has been granted yet."""
 
 
@@ -39,7 +40,7 @@ class Pages(Part):
 
     def __init__(self, member: Member) -> None:
         self._member = member
-        self._grants: Holdings[Grant] = Holdings()
+        self._grants: Holdings[GrantId, Grant] = Holdings(GrantId)
 
     def handlers(self) -> Iterable[On]:
         """Grants that are sent again."""

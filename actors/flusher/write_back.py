@@ -21,6 +21,7 @@ from pegaflow.core.series import SSD_WRITE_RATE, labelled, rate
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.diskjobs import GroupWritten, WriteGroup
 from pegaflow.wire.flusher import Flush, Flushed
+from pegaflow.wire.identities import NO_CLAIM, LeaseId
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.layout import PAGE_ALIGN
@@ -78,7 +79,7 @@ class WriteBack(Part):
         self._member, self._volumes, self._segments = member, volumes, segments
         self._counts = counts
         self._geometry = Geometry(0, MIN_PAGE)  # the pool's, from Welcome on
-        self.flushes: Holdings[Flush] = Holdings()  # leases of the index
+        self.flushes: Holdings[LeaseId, Flush] = Holdings(LeaseId)  # leases of the index
         self._share = 100  # percent of the time in which to write, by the newest word
         self._queues = [_Queue(volume) for volume in volumes]
         self._last = self._queues[0]  # where the newest batch went
@@ -104,7 +105,7 @@ class WriteBack(Part):
 
     def statement(self) -> LeasesHeld:
         """The leases."""
-        return LeasesHeld(self.flushes.upto, self.flushes.numbers(), 0, ())
+        return LeasesHeld(self.flushes.upto, self.flushes.numbers(), NO_CLAIM, ())
 
     def go_on(self, now: int) -> list[Effect]:
         """Nothing: the index sends what it wants to be written."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.claims import ClaimTable
+from pegaflow.wire.identities import NO_CLAIM
 from pegaflow.wire.index import CLAIM_NS, Claim, Claimed, EndClaim
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, Address
@@ -54,7 +55,7 @@ class Claiming(Part):
 
     def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
         if not self.has_room(sender.address):
-            return [Reply(sender, Claimed(0, ()))]
+            return [Reply(sender, Claimed(NO_CLAIM, ()))]
         if not self._recovery.gathered():
             # somebody may still restate the key: two save it then, one wins
             self._counts["claims_early"] += 1
@@ -63,7 +64,7 @@ class Claiming(Part):
         keys = [msg.keys[i] for i in absent]
         claim = self.claims.claim(sender.address, msg.namespace, keys, now)
         positions = tuple(absent[i] for i in claim.new)
-        return [Reply(sender, Claimed(claim.number if positions else 0, positions))]
+        return [Reply(sender, Claimed(claim.number if positions else NO_CLAIM, positions))]
 
     def _on_end_claim(self, sender: Sender, msg: EndClaim, now: int) -> list[Effect]:
         self.claims.end(sender.address, msg.number)

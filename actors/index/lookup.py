@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
+from pegaflow.wire.identities import NO_LEASE, LeaseId
 from pegaflow.wire.index import Find, Held
 from pegaflow.wire.units import Nanoseconds, Share
 from pegaflow.wire.values import LIST_MAX, SESSION, Address
@@ -54,7 +55,7 @@ class Wait:
     answer_at: int
     missing: dict[bytes, Missing]
     tiers: tuple[Tier, ...]  # those that are asked
-    leases: list[int] = field(default_factory=list)  # our own, on what is in memory
+    leases: list[LeaseId] = field(default_factory=list)  # our own, on what is in memory
     came: list[Missing] = field(default_factory=list)  # what was missing and has come
     over: bool = False
 
@@ -128,7 +129,7 @@ class Lookup(Part):
         blocks = self._eviction.outside(blocks)
         blocks = self._leasing.afford(sender.address, blocks)
         if not blocks or not self._leasing.has_room(sender.address, blocks):
-            return Reply(sender, Held(0, 0, ()))
+            return Reply(sender, Held(NO_LEASE, 0, ()))
         self._counts["blocks_hit"] += len(blocks)
         self._tiers.offer(blocks, asked=True)
         held = self._leasing.held(self._leasing.leases.grant(sender.address, blocks, now))

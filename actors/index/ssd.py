@@ -22,6 +22,7 @@ from pegaflow.wire.flusher import (
     WriteAll,
 )
 from pegaflow.wire.flusher import Tier as TierState
+from pegaflow.wire.identities import NO_CLAIM, ClaimId
 from pegaflow.wire.index import Held
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -41,8 +42,8 @@ class SsdTier(Tier):
         self._counts = pool.counts
         self.log = SsdLog()
         self.writes = WriteBack(pool, self.log)
-        self.fetching: dict[tuple[bytes, bytes], int] = {}  # namespace, key -> number of its Fetch
-        self._fetches = 0  # newest number of a Fetch
+        self.fetching: dict[tuple[bytes, bytes], ClaimId] = {}  # namespace, key -> Fetch
+        self._fetches = NO_CLAIM  # newest number of a Fetch
 
     def handlers(self) -> Iterable[On]:
         """The flusher's word."""
@@ -116,7 +117,7 @@ class SsdTier(Tier):
 
     def fetch(self, wanted: Wanted, ended: Ended, now: int) -> list[Effect]:
         """Ask the flusher to read them."""
-        self._fetches += 1
+        self._fetches = ClaimId(self._fetches + 1)
         number, namespace = self._fetches, wanted.namespace
         self.fetching.update(((namespace, key), number) for key in wanted.keys)
 
@@ -133,7 +134,7 @@ class SsdTier(Tier):
         fetch = Fetch(number, namespace, wanted.keys, wanted.parents, wanted.engine)
         return [Ask(self.log.flusher, fetch, now + FETCH_NS, fetched)]
 
-    def owns(self, number: int, namespace: bytes, key: bytes) -> bool:
+    def owns(self, number: ClaimId, namespace: bytes, key: bytes) -> bool:
         """Whether the Fetch of this number is to bring this block."""
         return self.fetching.get((namespace, key)) == number
 

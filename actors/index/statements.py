@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.blocks.table import Block
+from pegaflow.wire.identities import ClaimId, LeaseId
 from pegaflow.wire.index import Claiming as ClaimRestated
 from pegaflow.wire.index import Held, LeasesHeld, LeasesLost
 from pegaflow.wire.values import NUMBER_MAX, SESSION, Address
@@ -104,8 +105,8 @@ class Statements(Part):
         holder = sender.address
         leases, claims = self._leasing.leases, self._claiming.claims
         if holder not in self._heard:
-            leases.go_on_from(holder, min(msg.lease_upto, NUMBER_MAX))
-            claims.go_on_from(holder, min(msg.claim_upto, NUMBER_MAX))
+            leases.go_on_from(holder, LeaseId(min(msg.lease_upto, NUMBER_MAX)))
+            claims.go_on_from(holder, ClaimId(min(msg.claim_upto, NUMBER_MAX)))
         lost = tuple(n for n in msg.leases if leases.get(holder, n) is None)
         self._heard.add(holder)
         if lost:

@@ -24,7 +24,7 @@ from pegaflow.actors.runtime.contract import Effect, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation
 from pegaflow.wire.index import Held
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import Address
@@ -137,7 +137,7 @@ class Tier(Part, ABC):
         """Bring these.  `ended` is told of each one exactly once, whether it came or not."""
 
     @abstractmethod
-    def owns(self, number: int, namespace: bytes, key: bytes) -> bool:
+    def owns(self, number: ClaimId, namespace: bytes, key: bytes) -> bool:
         """Whether our process may publish this block under this claim."""
 
     def delivered(self, held: Held, places: tuple[int, ...]) -> Held:

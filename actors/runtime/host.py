@@ -22,12 +22,11 @@ from typing import Any
 from pegaflow.core import series
 from pegaflow.wire.control import Gone
 from pegaflow.wire.envelope import Envelope, pack
-from pegaflow.wire.identities import WHOEVER
 from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.message import Message, encode
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count
-from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
+from pegaflow.wire.values import CLIENT, FRONT_DESK, SUPERVISOR, Address
 
 from .contract import (
     Actor,
@@ -189,7 +188,7 @@ class Host:
         own = self.actor.address
         if e.receiver == own:
             return True
-        anyone = e.sender.name == CLIENT and e.receiver == Address(SUPERVISOR, WHOEVER)
+        anyone = e.sender.name == CLIENT and e.receiver == FRONT_DESK
         return anyone and own.name == SUPERVISOR
 
     def _gone_step(self, e: Envelope, dead: Address, now: int) -> Step:

@@ -35,10 +35,10 @@ class LeasesAndClaims:
         space, told = self._engine.space, list[Message]()
         if space is None:
             return []
-        for number, order in self._orders.claims.items():
+        for claim, order in self._orders.claims.items():
             if order.new:
                 keys = tuple(order.keys[p] for p in order.new)
-                told.append(Claiming(number, space.namespace, keys))
+                told.append(Claiming(claim, space.namespace, keys))
         for number, lease in sorted(self._leases.held.items()):
             told.append(Held(number, space.world, lease.pages))
         return [effect for msg in told for effect in self._member.tell(INDEX, msg)]

@@ -17,6 +17,7 @@ from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire import index as to_index
+from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.index import Held, LeasesLost, Pinned
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
 from pegaflow.wire.values import CLIENT, INDEX, U64s
@@ -57,7 +58,7 @@ class Leases(Part):
 
     def __init__(self, member: Member, engine: Engine, counts: Counter[str]) -> None:
         self._member, self._engine, self._counts = member, engine, counts
-        self.held: Holdings[Lease] = Holdings()  # by the index's number
+        self.held: Holdings[LeaseId, Lease] = Holdings(LeaseId)  # by the index's number
         self.runs: dict[int, Run] = {}  # leases by their first page
         self.pins = Pinned(0, 0, 0)  # the index's last word
         self.greedy = False  # the engine was said to want more than it may
@@ -118,7 +119,7 @@ class Leases(Part):
         self.held.hear(msg.number)
         return self._member.tell(INDEX, to_index.Release(msg.number)) if msg.number else []
 
-    def end_lease(self, number: int) -> list[Effect]:
+    def end_lease(self, number: LeaseId) -> list[Effect]:
         """Release a lease, or mark it so while a copy of it runs."""
         lease = self.held.get(number)
         assert lease is not None

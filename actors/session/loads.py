@@ -15,6 +15,7 @@ from pegaflow.actors.runtime.contract import MS, Do, Effect, On, Part, Reply, Se
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.series import LOAD
 from pegaflow.wire import layout as layouts
+from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.index import Corrupt
 from pegaflow.wire.jobs import Done, PagesDiffer, PagesSummed, SumPages, WriteBlocks
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
@@ -40,7 +41,7 @@ class _Copy:
 
     number: int
     rank: Rank
-    lease_number: int
+    lease_number: LeaseId
     lease: Lease
     begun: int  # when
     pages: tuple[int, ...]

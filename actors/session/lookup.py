@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import Ask, Effect, NoAnswer, On, Part, Reply, Sender, on
 from pegaflow.actors.runtime.member import Member
+from pegaflow.wire.identities import NO_LEASE
 from pegaflow.wire.index import Find, Held
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Found, Lookup
@@ -42,24 +43,24 @@ class Lookups(Part):
         engine.meet(sender)
         space = engine.space
         if space is None or not engine.complete:
-            return [Reply(sender, Found(Status.NOT_ATTACHED, 0, 0))]
+            return [Reply(sender, Found(Status.NOT_ATTACHED, NO_LEASE, 0))]
         if index == NOBODY:
-            return [Reply(sender, Found(Status.PEER_GONE, 0, 0))]
+            return [Reply(sender, Found(Status.PEER_GONE, NO_LEASE, 0))]
         if self._open >= LOOKUPS_MAX or sender.address not in engine.clients:
-            return [Reply(sender, Found(Status.BUSY, 0, 0))]
+            return [Reply(sender, Found(Status.BUSY, NO_LEASE, 0))]
         self._open += 1
 
         def held(answer: Message, now: int) -> list[Effect]:
             self._open -= 1
             if not isinstance(answer, Held):
                 status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
-                return [Reply(sender, Found(status, 0, 0))]
+                return [Reply(sender, Found(status, NO_LEASE, 0))]
             if not answer.number:
-                return [Reply(sender, Found(Status.OK, 0, 0))]
+                return [Reply(sender, Found(Status.OK, NO_LEASE, 0))]
             self._leases.hold(answer, space.world, now)
             other = engine.space is not space or answer.shards != space.world
             if other or sender.address not in engine.clients:
-                miss = Reply(sender, Found(Status.OK, 0, 0))
+                miss = Reply(sender, Found(Status.OK, NO_LEASE, 0))
                 return [miss, *self._leases.end_lease(answer.number)]
             blocks = len(answer.pages) // answer.shards
             return [Reply(sender, Found(Status.OK, answer.number, blocks, answer.disk))]

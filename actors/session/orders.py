@@ -12,6 +12,7 @@ from pegaflow.actors.runtime.contract import Effect, Part, Reply
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.core.series import labelled
+from pegaflow.wire.identities import ClaimId
 from pegaflow.wire.index import EndClaim
 from pegaflow.wire.session import Saved
 from pegaflow.wire.status import Status
@@ -41,7 +42,7 @@ class Orders(Part):
         self._member = member
         self.open: dict[Hashable, Order] = {}  # by name
         self.shares: dict[tuple[Address, int], Share] = {}  # open, by client and its number
-        self.claims: Holdings[Order] = Holdings()  # by the index's number
+        self.claims: Holdings[ClaimId, Order] = Holdings(ClaimId)  # by the index's number
         self._keys = 0  # of all open shares together
         self._ended: OrderedDict[Hashable, None] = OrderedDict()  # names of ended orders
         self._early: OrderedDict[int, None] = OrderedDict()  # committed, and not begun yet

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
+from pegaflow.wire.identities import NO_CLAIM
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Commit
@@ -119,7 +120,7 @@ class Publishing(Part):
 def _seal_of(space: Space, order: Order, whole: tuple[int, ...]) -> Seal:
     pages = [order.shards[p][rank] for p in whole for rank in range(space.world)]
     return Seal(
-        order.claim or 0,
+        order.claim or NO_CLAIM,
         space.namespace,
         space.page_size,
         space.payload,

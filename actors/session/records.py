@@ -5,13 +5,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from pegaflow.actors.runtime.contract import Sender
+from pegaflow.wire.identities import ClaimId, Stamp
 from pegaflow.wire.session import Save
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Keys
 
 from .ranks import Rank
 
-Pages = tuple[tuple[int, int], ...]
+Pages = tuple[tuple[int, Stamp], ...]
 """(page, stamp) each."""
 
 
@@ -45,11 +46,12 @@ class Order:
     born: int
     world: int  # ranks, so shares
     committed: bool = True  # the engine stands by it: what is whole may be sealed
-    claim: int | None = None  # None: the index has not answered yet
+    claim: ClaimId | None = None  # None: the index has not answered yet
     new: tuple[int, ...] = ()  # positions that are ours to save
     known: int = 0  # blocks that are saved already, or by somebody else
     shares: dict[int, "Share"] = field(default_factory=dict)  # by rank
-    shards: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # position -> rank
+    shards: dict[int, dict[int, tuple[int, Stamp]]] = field(default_factory=dict)
+    """By position, then by rank."""
     seals: Seals = field(default_factory=Seals)
     sums: dict[int, int] = field(default_factory=dict)  # page -> checksum, where they are made
     dead: set[int] = field(default_factory=set)  # positions that are given up

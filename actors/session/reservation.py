@@ -16,6 +16,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Heard
 from pegaflow.core.pool.geometry import slot_size
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
+from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count, Nanoseconds
@@ -58,9 +59,9 @@ class Reservation(Part):
 
     def __init__(self, member: Member, engine: Engine) -> None:
         self._member, self._engine = member, engine
-        self.free: dict[int, int] = {}  # page -> stamp: granted, not yet used
-        self.used: dict[int, int] = {}  # page -> stamp: being filled, in place or in a Seal
-        self._grants = Heard()
+        self.free: dict[int, Stamp] = {}  # page -> stamp: granted, not yet used
+        self.used: dict[int, Stamp] = {}  # page -> stamp: being filled, in place or in a Seal
+        self._grants = Heard(GrantId)
         self._demand: Demand | None = None  # set once
         self._reserving = False
         self._mixed = False  # there was another space: whatever comes unasked may be of its size
@@ -94,7 +95,7 @@ class Reservation(Part):
         """What we hold of the allocator's."""
         space = self._engine.space
         if space is None:
-            return PagesHeld(0, ())
+            return PagesHeld(NO_GRANT, ())
         return PagesHeld(self._grants.upto, (*self.free, *self.used), space.page_size)
 
     def go_on(self, now: int) -> list[Effect]:

@@ -27,6 +27,7 @@ from pegaflow.actors.runtime.contract import (
     on,
 )
 from pegaflow.actors.runtime.member import Member
+from pegaflow.wire.identities import NO_CLAIM
 from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import ORDER_NS, Drop, Keep, Save, Saved, Skip, Way
@@ -151,7 +152,7 @@ class Saves(Part):
 
     def _claimed(self, order: Order, answer: Message, now: int) -> list[Effect]:
         if not isinstance(answer, Claimed):
-            order.claim = 0
+            order.claim = NO_CLAIM
             order.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
             count_dropped(self._counts, order.status, len(order.keys))
             self._orders.remember(order.name)

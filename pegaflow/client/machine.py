@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 from pegaflow.wire.control import Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import WHOEVER
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     PROOF_BYTES,
@@ -50,7 +49,7 @@ from pegaflow.wire.session import (
     Way,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import NOBODY, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import FRONT_DESK, NOBODY, SESSION, SUPERVISOR, Address
 
 from .effects import (
     CopyIn,
@@ -356,8 +355,8 @@ class Machine:
             return self._lose(now)
 
         self._questions[number] = Question(now + OPEN_NS, opened)
-        desk, ask = Address(SUPERVISOR, WHOEVER), self.me.opening()
-        return [ToDesk(Envelope(self.me.address, desk, ask, number, 0, now + OPEN_NS))]
+        ask = self.me.opening()
+        return [ToDesk(Envelope(self.me.address, FRONT_DESK, ask, number, 0, now + OPEN_NS))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
         self.state, self.session, self.advice = State.JOINING, at.address, at.advice

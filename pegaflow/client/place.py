@@ -14,10 +14,10 @@ import zmq
 
 from pegaflow.wire.control import SAME_HOST, Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import BODY_BYTES_MAX
 from pegaflow.wire.units import Count, Milliseconds
-from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
+from pegaflow.wire.values import CLIENT, FRONT_DESK, Address
 
 from .curve import ClientKeys, load
 from .presence import trusted, uid_of
@@ -215,7 +215,7 @@ def inspect(
     with zmq.Context() as context, dealer(context, as_url(endpoint), me, keys) as socket:
         if not socket.poll(int(timeout * 1000), zmq.POLLOUT):
             return None
-        socket.send_multipart(pack(Envelope(me, Address(SUPERVISOR, WHOEVER), Inspect(), 1)))
+        socket.send_multipart(pack(Envelope(me, FRONT_DESK, Inspect(), 1)))
         if not socket.poll(int(timeout * 1000)):
             return None
         answer = unpack(socket.recv_multipart()).message

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.status import Status
 
 
@@ -14,7 +14,7 @@ class Lease:
     """
 
     session: Incarnation  # incarnation of the session that holds it; of no use in another
-    number: int
+    number: LeaseId
     blocks: int
 
 

@@ -12,49 +12,55 @@ of (`go_on_from`), so that no number ever means two things.
 `Holdings` is the holder's; `Heard` is that of a holder which keeps what it holds elsewhere.
 """
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
+N = TypeVar("N", bound=int)
 T = TypeVar("T")
 
 
-class Statement(NamedTuple, Generic[T]):
+class Statement(NamedTuple, Generic[N, T]):
     """What a statement has brought to light."""
 
-    dropped: list[tuple[int, T]]  # ended now: its holder has given it back, and the word was lost
-    resend: list[tuple[int, T]]  # the holder may not have got it
+    dropped: list[tuple[N, T]]  # ended now: its holder has given it back, and the word was lost
+    resend: list[tuple[N, T]]  # the holder may not have got it
 
 
-class Grants(Generic[T]):
-    """All grants of one kind that have not ended."""
+class Grants(Generic[N, T]):
+    """All grants of one kind that have not ended.
 
-    def __init__(self) -> None:
-        self._open: dict[Hashable, dict[int, T]] = {}  # holder -> number -> grant; none empty
-        self._last: dict[Hashable, int] = {}  # newest number of each unfenced holder
+    Args:
+        number: the type of their numbers.
+    """
 
-    def next(self, holder: Hashable) -> int:
+    def __init__(self, number: Callable[[int], N]) -> None:
+        self._number = number
+        self._open: dict[Hashable, dict[N, T]] = {}  # holder -> number -> grant; none empty
+        self._last: dict[Hashable, N] = {}  # newest number of each unfenced holder
+
+    def next(self, holder: Hashable) -> N:
         """The number of the next grant; it is used up."""
-        number = self._last[holder] = self.last(holder) + 1
+        number = self._last[holder] = self._number(self.last(holder) + 1)
         return number
 
-    def add(self, holder: Hashable, number: int, grant: T) -> None:
+    def add(self, holder: Hashable, number: N, grant: T) -> None:
         """A grant of a number that `next` has given, or that its holder restates."""
         self.go_on_from(holder, number)
         self._open.setdefault(holder, {})[number] = grant
 
-    def go_on_from(self, holder: Hashable, number: int) -> None:
+    def go_on_from(self, holder: Hashable, number: N) -> None:
         """The holder has heard of grants up to this number."""
         self._last[holder] = max(self.last(holder), number)
 
-    def last(self, holder: Hashable) -> int:
+    def last(self, holder: Hashable) -> N:
         """The newest number of this holder; 0: none."""
-        return self._last.get(holder, 0)
+        return self._last.get(holder, self._number(0))
 
-    def get(self, holder: Hashable, number: int) -> T | None:
+    def get(self, holder: Hashable, number: N) -> T | None:
         """The grant of this number."""
         return self._open.get(holder, {}).get(number)
 
-    def end(self, holder: Hashable, number: int) -> T | None:
+    def end(self, holder: Hashable, number: N) -> T | None:
         """End a grant.
 
         Returns:
@@ -66,7 +72,7 @@ class Grants(Generic[T]):
             del self._open[holder]
         return grant
 
-    def statement(self, holder: Hashable, upto: int, numbers: Collection[int]) -> Statement[T]:
+    def statement(self, holder: Hashable, upto: N, numbers: Collection[N]) -> Statement[N, T]:
         """A holder says what it holds.
 
         Args:
@@ -83,12 +89,12 @@ class Grants(Generic[T]):
             self.end(holder, number)
         return Statement(omitted, [entry for entry in held if entry[0] > upto])
 
-    def fence(self, holder: Hashable) -> list[tuple[int, T]]:
+    def fence(self, holder: Hashable) -> list[tuple[N, T]]:
         """The holder is proven dead: end all it had.  Its name is never heard again."""
         self._last.pop(holder, None)
         return list(self._open.pop(holder, {}).items())
 
-    def held(self, holder: Hashable) -> list[tuple[int, T]]:
+    def held(self, holder: Hashable) -> list[tuple[N, T]]:
         """What the holder has, by number, in the order in which it was granted."""
         return list(self._open.get(holder, {}).items())
 
@@ -100,7 +106,7 @@ class Grants(Generic[T]):
         """Everybody who has anything."""
         return self._open.keys()
 
-    def __iter__(self) -> Iterator[tuple[Hashable, int, T]]:
+    def __iter__(self) -> Iterator[tuple[Hashable, N, T]]:
         for holder, held in self._open.items():
             for number, grant in held.items():
                 yield holder, number, grant
@@ -115,27 +121,31 @@ class Grants(Generic[T]):
             assert max(held) <= self._last[holder]
 
 
-class Heard:
-    """The newest number that a process has heard of from one granter."""
+class Heard(Generic[N]):
+    """The newest number that a process has heard of from one granter.
 
-    def __init__(self) -> None:
-        self.upto = 0  # statements say it
+    Args:
+        number: the type of its numbers.
+    """
 
-    def hear(self, number: int) -> bool:
+    def __init__(self, number: Callable[[int], N]) -> None:
+        self.upto = number(0)  # statements say it
+
+    def hear(self, number: N) -> bool:
         """A grant of this number has come; False: it was sent again, and we had it."""
         new = number > self.upto
         self.upto = max(self.upto, number)
         return new
 
 
-class Holdings(Heard, Generic[T]):
+class Holdings(Heard[N], Generic[N, T]):
     """What a process holds of one granter, by number."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._held: dict[int, T] = {}
+    def __init__(self, number: Callable[[int], N]) -> None:
+        super().__init__(number)
+        self._held: dict[N, T] = {}
 
-    def hold(self, number: int, grant: T) -> None:
+    def hold(self, number: N, grant: T) -> None:
         """It is ours from now on.
 
         Args:
@@ -144,15 +154,15 @@ class Holdings(Heard, Generic[T]):
         self.hear(number)
         self._held[number] = grant
 
-    def end(self, number: int) -> T | None:
+    def end(self, number: N) -> T | None:
         """We hold it no longer; None if we did not."""
         return self._held.pop(number, None)
 
-    def get(self, number: int) -> T | None:
+    def get(self, number: N) -> T | None:
         """What we hold under this number."""
         return self._held.get(number)
 
-    def items(self) -> list[tuple[int, T]]:
+    def items(self) -> list[tuple[N, T]]:
         """All of it, in the order in which it came."""
         return list(self._held.items())
 
@@ -160,11 +170,11 @@ class Holdings(Heard, Generic[T]):
         """All of it, without the numbers."""
         return list(self._held.values())
 
-    def numbers(self) -> tuple[int, ...]:
+    def numbers(self) -> tuple[N, ...]:
         """What a statement names."""
         return tuple(self._held)
 
-    def __contains__(self, number: int) -> bool:
+    def __contains__(self, number: N) -> bool:
         return number in self._held
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from pegaflow.wire.diskjobs import (
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Manifest, Noted
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
@@ -135,13 +135,15 @@ def flush(number: int, first: int, count: int, share: int = 100) -> Flush:
     """A Flush of some of KEYS, in pages of the same numbers."""
     places = tuple(range(first, first + count))
     keys = tuple(KEYS[at % len(KEYS)] for at in places)
-    return Flush(number, NS, PAGE, PAGE, 1, keys, tuple(at % 8 for at in places), places, (), share)
+    return Flush(
+        LeaseId(number), NS, PAGE, PAGE, 1, keys, tuple(at % 8 for at in places), places, (), share
+    )
 
 
 def fetch(number: int, places: tuple[int, ...], engine: int = 4) -> Fetch:
     keys = tuple(KEYS[at] for at in places)
     parents = tuple(KEYS[at - 1] if at else ROOT for at in places)
-    return Fetch(number, NS, keys, parents, Incarnation(engine))
+    return Fetch(ClaimId(number), NS, keys, parents, Incarnation(engine))
 
 
 def question(sent: list[Envelope], kind: type[Message]) -> Envelope:

@@ -14,7 +14,7 @@ from pegaflow.wire.control import (
     SessionAt,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -30,7 +30,7 @@ from pegaflow.wire.jobs import (
     Spawn,
     Spawned,
 )
-from pegaflow.wire.values import Address
+from pegaflow.wire.values import FRONT_DESK, Address
 
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
 
@@ -99,7 +99,7 @@ class Group(Rig):
 
     def report(self) -> Report:
         """What it answers to Inspect."""
-        return said(self.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, WHOEVER)), Report)
+        return said(self.ask(CLIENT_8, Inspect(), to=FRONT_DESK), Report)
 
     def sums(self, name: str) -> dict[str, int]:
         """The counters of a kind of child over all its lives."""
@@ -119,7 +119,7 @@ class Group(Rig):
     def open(
         self, msg: OpenSession = OPEN, client: Address = CLIENT_7, remote: bool = False
     ) -> list[Envelope]:
-        return self.ask(client, msg, to=Address(BOSS.name, WHOEVER), remote=remote) + self.settle()
+        return self.ask(client, msg, to=FRONT_DESK, remote=remote) + self.settle()
 
     def beats(self, nanoseconds: int, silent: Address | None = None) -> list[Envelope]:
         """Let time pass with all children beating but one."""

@@ -4,6 +4,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve, Reserved
 from pegaflow.wire.control import Neighbour, Serve, Serving
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import GrantId, Stamp
 from pegaflow.wire.jobs import BounceOpened, OpenBounce
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attach, Attached
@@ -47,4 +48,4 @@ def attached() -> tuple[Rig, Session, Envelope]:
 def grant(number: int, count: int) -> Reserved:
     """Grant `number`: that many pages, which nobody had before."""
     pages = tuple(range(8 * number - 8, 8 * number - 8 + count))
-    return Reserved(Status.OK, number, pages, tuple(1000 + p for p in pages))
+    return Reserved(Status.OK, GrantId(number), pages, tuple(Stamp(1000 + p) for p in pages))

@@ -23,7 +23,7 @@ from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_LEASE, Incarnation, LeaseId
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
@@ -120,7 +120,7 @@ class Client:
 
     def load(self, nanoseconds: int = 100 * MS) -> tuple[int, Envelope]:
         ticket, effects = self.m.load(
-            Lease(PEER.incarnation, 5, 3), BLOCKS, 0, self.at(nanoseconds), self.now
+            Lease(PEER.incarnation, LeaseId(5), 3), BLOCKS, 0, self.at(nanoseconds), self.now
         )
         self.do(effects)
         return ticket, self.question(Load)
@@ -159,11 +159,11 @@ def test_a_client_without_memory_is_ready_after_a_ping() -> None:
 def test_lookup() -> None:
     c = ready()
     ticket, question = c.lookup()
-    c.answer(question, Found(Status.OK, 9, 2, (1,)))
-    lease = Lease(PEER.incarnation, 9, 2)
+    c.answer(question, Found(Status.OK, LeaseId(9), 2, (1,)))
+    lease = Lease(PEER.incarnation, LeaseId(9), 2)
     assert c.done == [LookupDone(ticket, Status.OK, lease, 2, (1,))]
     ticket, question = c.lookup()
-    c.answer(question, Found(Status.OK, 0, 0))
+    c.answer(question, Found(Status.OK, NO_LEASE, 0))
     assert c.done[1:] == [LookupDone(ticket, Status.OK, None, 0)]
 
 
@@ -206,9 +206,11 @@ def test_a_refused_load() -> None:
 
 def test_a_lease_of_an_earlier_session_is_not_asked_for() -> None:
     c = ready()
-    _, effects = c.m.load(Lease(Incarnation(PEER.incarnation - 1), 5, 3), BLOCKS, 0, c.at(), c.now)
+    _, effects = c.m.load(
+        Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3), BLOCKS, 0, c.at(), c.now
+    )
     c.do(effects)
-    c.do(c.m.release(Lease(Incarnation(PEER.incarnation - 1), 5, 3)))
+    c.do(c.m.release(Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3)))
     assert [d.status for d in c.done] == [Status.NO_SUCH_LEASE] and c.sent == []
 
 
@@ -294,12 +296,12 @@ def test_each_operation_ends_at_its_deadline_and_never_again() -> None:
     assert [d.status for d in c.done] == [Status.EXPIRED] * 3
     assert c.m.operations == {}
     assert [type(m) for m in c.look()] == [Drop, Ping]
-    c.answer(lookup, Found(Status.OK, 9, 2))
-    assert c.look() == [Release(9)]
+    c.answer(lookup, Found(Status.OK, LeaseId(9), 2))
+    assert c.look() == [Release(LeaseId(9))]
     c.answer(load, Pages(Status.OK, 6, (0, 1, 2)))
     assert c.question(Copied).message == Copied(6, False)
     c.answer(save, Saved(Status.OK, 3, 0))
-    c.answer(lookup, Found(Status.OK, 0, 0))
+    c.answer(lookup, Found(Status.OK, NO_LEASE, 0))
     assert (len(c.done), c.sent, c.others) == (3, [], [])
 
 
@@ -310,7 +312,7 @@ def test_each_operation_ends_when_the_session_dies() -> None:
     assert [d.status for d in c.done] == [Status.PEER_GONE] * 3
     assert (c.others, c.m.state, c.m.operations) == ([HangUp()], State.LOST, {})
     for question in questions:
-        c.answer(question, Found(Status.OK, 9, 2))
+        c.answer(question, Found(Status.OK, LeaseId(9), 2))
     assert (len(c.done), c.sent) == (3, [])
 
 
@@ -318,7 +320,7 @@ def test_without_a_session_operations_end_at_once() -> None:
     c = Client()
     for _, effects in (
         c.m.lookup(KEYS, c.at()),
-        c.m.load(Lease(Incarnation(4), 5, 3), BLOCKS, 0, c.at(), c.now),
+        c.m.load(Lease(Incarnation(4), LeaseId(5), 3), BLOCKS, 0, c.at(), c.now),
         c.m.save(KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at()),
     ):
         c.do(effects)
@@ -399,10 +401,17 @@ def test_what_is_no_session_is_not_dialled(name: str) -> None:
 def test_strangers_are_not_heard() -> None:
     c = ready()
     ticket, question = c.lookup()
-    c.answer(question, Found(Status.OK, 9, 2), Address(SESSION, Incarnation(PEER.incarnation - 1)))
+    c.answer(
+        question,
+        Found(Status.OK, LeaseId(9), 2),
+        Address(SESSION, Incarnation(PEER.incarnation - 1)),
+    )
     c.tell(CopyBatch(ticket, 1, (0,), (0,)), Address(SESSION, Incarnation(99)))
     other = Envelope(
-        PEER, Address(CLIENT, Incarnation(8)), Found(Status.OK, 9, 2), answer=question.question
+        PEER,
+        Address(CLIENT, Incarnation(8)),
+        Found(Status.OK, LeaseId(9), 2),
+        answer=question.question,
     )
     c.do(c.m.receive(other, c.now))
     assert (c.done, c.sent, c.others) == ([], [], [])

@@ -7,6 +7,7 @@ from pegaflow.client.operations import State
 from pegaflow.client.patience import GRACE_NS, LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
+from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.session import (
     Attach,
     Attached,
@@ -86,7 +87,7 @@ def test_a_refused_proof_is_a_loss() -> None:
 def test_a_load_names_its_blocks_and_ends_by_the_sessions_word() -> None:
     c = ready()
     ticket, question = c.load()
-    assert question.message == Load(5, 0, 0, 3, BLOCKS)
+    assert question.message == Load(LeaseId(5), 0, 0, 3, BLOCKS)
     c.answer(question, Loaded(Status.OK))
     assert (c.done, c.others) == ([LoadDone(ticket, Status.OK, ())], [])
     ticket, question = c.load()

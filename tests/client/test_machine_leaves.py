@@ -5,6 +5,7 @@ from pegaflow.client.operations import State
 from pegaflow.client.patience import PING_NS
 from pegaflow.client.results import LookupDone
 from pegaflow.wire.control import OpenSession, Refused
+from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.session import Attach, Copied, Found, Leave, Left, Pages, Ping, Release, Saved
 from pegaflow.wire.status import Status
 
@@ -30,8 +31,8 @@ def test_answers_that_come_after_the_goodbye_leave_no_trace() -> None:
     c.do(c.m.leave(c.now, for_good=False))
     assert [d.status for d in c.done] == [Status.DISCONNECTED] * 3
     c.look()
-    c.answer(lookup, Found(Status.OK, 9, 2))
-    assert c.look() == [Release(9)]
+    c.answer(lookup, Found(Status.OK, LeaseId(9), 2))
+    assert c.look() == [Release(LeaseId(9))]
     c.answer(load, Pages(Status.OK, 6, (0, 1, 2)))
     assert c.question(Copied).message == Copied(6, False)
     c.answer(save, Saved(Status.DROPPED, 0, 0))

@@ -7,7 +7,7 @@ from pegaflow.core.grants import Grants, Holdings
 
 
 def test_a_statement_mends_what_was_lost() -> None:
-    book: Grants[str] = Grants()
+    book: Grants[int, str] = Grants(int)
     for name in "abc":
         book.add("h", book.next("h"), name)
     found = book.statement("h", 2, [2])  # the end of 1 was lost, and the grant of 3
@@ -17,11 +17,11 @@ def test_a_statement_mends_what_was_lost() -> None:
 
 
 def test_numbers_are_never_used_again_while_the_holder_lives() -> None:
-    book: Grants[str] = Grants()
+    book: Grants[int, str] = Grants(int)
     book.add("h", book.next("h"), "a")
     assert book.end("h", 1) == "a" and book.end("h", 1) is None
     assert book.next("h") == 2
-    after: Grants[str] = Grants()
+    after: Grants[int, str] = Grants(int)
     after.go_on_from("h", 2)
     after.add("h", 7, "restated")
     assert after.next("h") == 8
@@ -29,7 +29,7 @@ def test_numbers_are_never_used_again_while_the_holder_lives() -> None:
 
 
 def test_a_grant_that_is_sent_again_is_not_heard_twice() -> None:
-    mine: Holdings[str] = Holdings()
+    mine: Holdings[int, str] = Holdings(int)
     assert mine.hear(1) and not mine.hear(1)
     mine.hold(2, "b")
     assert (mine.upto, mine.numbers(), mine.end(2), len(mine)) == (2, (2,), "b", 0)
@@ -42,8 +42,8 @@ EVENT = st.tuples(st.sampled_from(["grant", "end", "state"]), st.booleans(), st.
 def test_both_books_agree_after_a_statement_that_arrives(
     events: list[tuple[str, bool, int]],
 ) -> None:
-    book: Grants[int] = Grants()
-    mine: Holdings[int] = Holdings()
+    book: Grants[int, int] = Grants(int)
+    mine: Holdings[int, int] = Holdings(int)
     for what, arrives, pick in [*events, ("state", True, 0), ("state", True, 0)]:
         if what == "grant":
             number = book.next("h")

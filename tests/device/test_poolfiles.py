@@ -18,7 +18,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
 from pegaflow.device import poolfiles, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Stamp
 
 from .test_locks import holder, living
 
@@ -26,7 +26,7 @@ EXTENT = 64 << 10
 POOL = 4 * EXTENT
 GEOMETRY = Geometry(POOL, EXTENT)
 AS_IT_IS = Wanted(None, None, False)
-RECORD = Record(1, 1, 0, 1, 16384, bytes(16), b"k" * 32, None, 0)
+RECORD = Record(Stamp(1), 1, 0, 1, 16384, bytes(16), b"k" * 32, None, 0)
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.wire.control import Hello, Welcome
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import ALLOCATOR, CLIENT, FRONT_DESK, INDEX, SESSION, SUPERVISOR, Address
 
 from .hostile import EVERY_KIND, Generator, spoiled
 
@@ -132,7 +132,7 @@ class Cage:
         if not question and rng.random() < 0.2:
             answer = rng.randrange(1, 1 << 16)
         deadline = rng.choice((0, 0, self.now - 1, self.now + 500 * MS, (1 << 64) - 1))
-        to = self.host.actor.address if rng.random() < 0.99 else Address(SUPERVISOR, WHOEVER)
+        to = self.host.actor.address if rng.random() < 0.99 else FRONT_DESK
         frames = pack(Envelope(sender, to, msg, question, answer, deadline))
         if rng.random() < 0.15:
             frames = spoiled(frames, rng)

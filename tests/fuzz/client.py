@@ -30,7 +30,7 @@ from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.session import (
@@ -178,7 +178,7 @@ class ClientCage:
             return SessionAt(Address(SESSION, Incarnation(100 + self.sessions)), "there", 4711)
         if isinstance(asked, Lookup):
             blocks = rng.randrange(len(asked.keys) + 1)
-            return Found(Status.OK, self.sessions * 1000 + rng.randrange(100), blocks)
+            return Found(Status.OK, LeaseId(self.sessions * 1000 + rng.randrange(100)), blocks)
         if isinstance(asked, Attach) and asked.way is not Way.STAGED:
             return Prove(bytes(PROOF_BYTES))
         if isinstance(asked, Attach | Proven):

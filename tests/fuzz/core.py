@@ -7,7 +7,7 @@ from pegaflow.wire import index as index_words
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Return
 from pegaflow.wire.control import Fenced, Gone, Members, Neighbour
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
 from pegaflow.wire.jobs import (
     Done,
@@ -21,6 +21,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
+from tests.naming import as_claims, as_leases, as_stamps
 
 from .books import GEOMETRY, KEYS, RECORDS, new_ledger
 from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, WELCOME, Cage
@@ -49,9 +50,11 @@ class IndexCage(Cage):
         for msg in (
             Find(space, KEYS),
             Claim(space, KEYS),
-            Seal(1, space, PAGE, PAGE, 1, KEYS, parents, (0, 1, 2, 3), (1, 2, 3, 4)),
-            index_words.Release(1),
-            index_words.LeasesHeld(1, (1,), 1, (1,)),
+            Seal(
+                ClaimId(1), space, PAGE, PAGE, 1, KEYS, parents, (0, 1, 2, 3), as_stamps(1, 2, 3, 4)
+            ),
+            index_words.Release(LeaseId(1)),
+            index_words.LeasesHeld(LeaseId(1), as_leases(1), ClaimId(1), as_claims(1)),
         ):
             self.generator.learn(msg, sound=True)
 
@@ -87,7 +90,7 @@ class IndexCage(Cage):
         pages = tuple(rng.sample(range(RECORDS), len(keys)))
         parents = (bytes(32), *keys[:-1])
         stamps = tuple(range(len(keys)))
-        msg = Seal(number, bytes(16), PAGE, PAGE, 1, keys, parents, pages, stamps)
+        msg = Seal(number, bytes(16), PAGE, PAGE, 1, keys, parents, pages, as_stamps(*stamps))
         self.generator.learn(msg, sound=True)
         self.tell(sender, self.generator.message(Seal), question=9)
 
@@ -133,7 +136,7 @@ class AllocatorCage(Cage):
             self.senders.append(Address(SESSION, Incarnation(self.newest)))
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         self.tell(BOSS, WELCOME)
-        for msg in (Reserve(PAGE, 4), Return((0, 1)), PagesHeld(1, (0, 1), PAGE)):
+        for msg in (Reserve(PAGE, 4), Return((0, 1)), PagesHeld(GrantId(1), (0, 1), PAGE)):
             self.generator.learn(msg, sound=True)
         self.tell(BOSS, Members(tuple(self.senders), ()))
         for sender in self.senders:

@@ -6,7 +6,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_GRANT, ClaimId, GrantId, Incarnation, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -38,6 +38,7 @@ from pegaflow.wire.session import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, Address
+from tests.naming import as_stamps
 
 from .books import KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, POOL, WELCOME, Cage
@@ -67,7 +68,7 @@ class SessionCage(Cage):
             Save(1, 0, KEYS, b""),
             Drop(1),
             Keep(1, 1),
-            Load(1, 0, 0, 1),
+            Load(LeaseId(1), 0, 0, 1),
             Copied(1, True),
         ):
             self.generator.learn(msg, sound=True)
@@ -103,11 +104,11 @@ class SessionCage(Cage):
             count = rng.randrange(len(msg.keys) + 1)
             self.number += bool(count)
             pages = tuple(self._page() for _ in range(count))
-            return Held(self.number if count else 0, min(count, 1), pages)
+            return Held(LeaseId(self.number if count else 0), min(count, 1), pages)
         if isinstance(msg, Claim):
             new = tuple(i for i in range(len(msg.keys)) if rng.random() < 0.7)
             self.number += bool(new)
-            return Claimed(self.number if new else 0, new)
+            return Claimed(ClaimId(self.number if new else 0), new)
         if isinstance(msg, Seal):
             assert len(msg.keys) == len(msg.parents) == len(msg.pages) == len(msg.stamps) > 0
             assert set(msg.pages) <= self.pages.keys(), "it seals pages that it was never granted"
@@ -115,12 +116,14 @@ class SessionCage(Cage):
         assert isinstance(msg, Reserve)
         free = [p for p in range(RECORDS) if p not in self.pages]
         if rng.random() < 0.1 or len(free) < msg.count:
-            return Reserved(Status.NO_SPACE, 0, (), ())
+            return Reserved(Status.NO_SPACE, NO_GRANT, (), ())
         self.number += 1
         pages = tuple(rng.sample(free, msg.count))
         self.pages.update(dict.fromkeys(pages, self.number))
         stamps = tuple(1000 + p for p in pages)
-        self.granted[self.number] = Reserved(Status.OK, self.number, pages, stamps)
+        self.granted[self.number] = Reserved(
+            Status.OK, GrantId(self.number), pages, as_stamps(*stamps)
+        )
         return self.granted[self.number]
 
     def _page(self) -> int:

@@ -20,7 +20,15 @@ from pegaflow.wire.flusher import (
     WriteAll,
     Written,
 )
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import (
+    NO_CLAIM,
+    NO_GRANT,
+    ClaimId,
+    GrantId,
+    Incarnation,
+    LeaseId,
+    Stamp,
+)
 from pegaflow.wire.index import Corrupt, Find, LeasesHeld, Seal, Sealed
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
@@ -28,6 +36,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
 from tests.actors.disks import orderly
 from tests.actors.tier import ssd_of
+from tests.naming import as_stamps
 
 from .books import KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, MS, PAGE, POOL, WELCOME, Cage
@@ -91,7 +100,18 @@ class TieredIndexCage(IndexCage):
             every = self.index.residency.ledger.are_void(range(RECORDS))
             void = [at for at, is_ in enumerate(every) if is_]
             pages = tuple(rng.sample(void, min(len(got), len(void))))
-            seal = Seal(msg.number, SPACE, PAGE, PAGE, 1, keys, parents, pages, pages, depths=got)
+            seal = Seal(
+                msg.number,
+                SPACE,
+                PAGE,
+                PAGE,
+                1,
+                keys,
+                parents,
+                pages,
+                as_stamps(*pages),
+                depths=got,
+            )
             self.tell(self.flusher, seal, question=9)
         missed = tuple(i for i in range(len(msg.keys)) if i not in got)
         return Fetched(Status.OK, missed, missed[:1])
@@ -112,7 +132,7 @@ class TieredIndexCage(IndexCage):
             sender, word = self.later.pop(0)
             if sender == self.flusher:
                 self.tell(sender, word)
-                self.tell(sender, LeasesHeld(word.number, (), 0, ()))
+                self.tell(sender, LeasesHeld(word.number, (), NO_CLAIM, ()))
 
     def begin(self) -> None:
         self.later: list[tuple[Address, Flushed]] = []
@@ -170,14 +190,16 @@ class FlusherCage(Cage):
                 places = tuple(range(count))
                 self.tell(
                     self.index,
-                    Flush(self.newest, SPACE, PAGE, PAGE, 1, keys, pages, places, (), share),
+                    Flush(
+                        LeaseId(self.newest), SPACE, PAGE, PAGE, 1, keys, pages, places, (), share
+                    ),
                 )
         if rng.random() < 0.3:
             self.fetches += 1
             parents = (bytes(32), *keys[:-1])
             self.tell(
                 self.index,
-                Fetch(self.fetches, SPACE, keys, parents, Incarnation(rng.randrange(3))),
+                Fetch(ClaimId(self.fetches), SPACE, keys, parents, Incarnation(rng.randrange(3))),
                 question=9,
             )
             assert self.actor.reading.fetches < 4096, "no Fetch ever ends"
@@ -207,11 +229,13 @@ class FlusherCage(Cage):
         assert isinstance(msg, Reserve)
         free = [page for page in range(RECORDS) if page not in self.pages]
         if rng.random() < 0.1 or len(free) < msg.count:
-            return Reserved(Status.NO_SPACE, 0, (), ())
+            return Reserved(Status.NO_SPACE, NO_GRANT, (), ())
         self.grants += 1
         pages = tuple(rng.sample(free, msg.count))
         self.pages.update(dict.fromkeys(pages, self.grants))
-        return Reserved(Status.OK, self.grants, pages, tuple(1000 + page for page in pages))
+        return Reserved(
+            Status.OK, GrantId(self.grants), pages, tuple(Stamp(1000 + page) for page in pages)
+        )
 
     def work(self, job: Message) -> Result:
         if isinstance(job, WriteGroup | ReadRun):

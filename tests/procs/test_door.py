@@ -19,9 +19,9 @@ import zmq
 from pegaflow.client import Client
 from pegaflow.wire.control import Inspect, OpenSession, Refused
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
+from pegaflow.wire.values import CLIENT, FRONT_DESK, SUPERVISOR, Address
 
 from .service import Engine, Service, eventually
 
@@ -162,9 +162,7 @@ def test_the_service_hears_no_other_user(commons: Path) -> None:
             os.seteuid(OTHER)
             try:
                 caller.connect(f"ipc://{path}")
-                caller.send_multipart(
-                    pack(Envelope(me, Address(SUPERVISOR, WHOEVER), Inspect(), 1))
-                )
+                caller.send_multipart(pack(Envelope(me, FRONT_DESK, Inspect(), 1)))
                 eventually("he is refused", partial(has_refused, service, refused))
             finally:
                 os.seteuid(0)

@@ -9,7 +9,7 @@ import pytest
 from pegaflow.client import Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.replay.content import Bytes
 from pegaflow.replay.engine import Engine, Record, Shape
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.status import Status
 
 SPACE = b"namespace of a test"
@@ -41,7 +41,7 @@ class FakeCache:
             return LookupDone(1, Status.OK, None, 0)
         number = len(self.leases) + 1
         self.leases[number] = list(keys[:hit])
-        return LookupDone(1, Status.OK, Lease(Incarnation(1), number, hit), hit)
+        return LookupDone(1, Status.OK, Lease(Incarnation(1), LeaseId(number), hit), hit)
 
     def load(self, lease: Lease, blocks: Sequence[int], *, timeout: float) -> LoadDone:
         keys = self.leases.pop(lease.number)

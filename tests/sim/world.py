@@ -23,7 +23,7 @@ from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.identities import WHOEVER
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Way
-from pegaflow.wire.values import SUPERVISOR, Address, Packed
+from pegaflow.wire.values import FRONT_DESK, SUPERVISOR, Address, Packed
 
 WAYS = (Way.STAGED, Way.AUTO, Way.PROCESS_VM, Way.PROCESS_VM)
 """What a client's process may wish."""
@@ -205,7 +205,7 @@ class World:
 
     def _listener(self, target: Address) -> "Proc | None":
         """Who reads what was sent there: perhaps the successor of the one that was meant."""
-        if target == Address(SUPERVISOR, WHOEVER):
+        if target == FRONT_DESK:
             return next(iter(self.living(SUPERVISOR)), None)
         proc = self.procs.get(target)
         if proc is not None and proc.alive:

@@ -28,8 +28,15 @@ MESSAGES: tuple[type[Message], ...] = tuple(declared()[tag] for tag in sorted(de
 
 
 def schema(cls: type) -> list[tuple[str, Any]]:
-    """Name and annotation of each field."""
-    return [(f.name, f.type) for f in dataclasses.fields(cls)]
+    """Name of each field, and its annotation as it travels."""
+    return [(f.name, _plain(f.type)) for f in dataclasses.fields(cls)]
+
+
+def _plain(hint: Any) -> Any:
+    """What names a thing is a number or bytes on the wire, and so is a list of them."""
+    if get_origin(hint) is Annotated and hint.__metadata__ == U64s.__metadata__:
+        return U64s
+    return getattr(hint, "__supertype__", hint)
 
 
 def fields(value: Any) -> list[Any]:

@@ -16,11 +16,11 @@ import pytest
 
 from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Confirmed, Lookup
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import CLIENT, FRONT_DESK, SESSION, Address
 
 from . import golden
 from .samples import MESSAGES, fields, sample
@@ -45,7 +45,7 @@ ENVELOPES = {
         SESSION_3, CLIENT_7, Confirmed(Status.OK), 0, 5
     ),
     "an OpenSession of a minor before `probe`": Envelope(
-        CLIENT_7, Address(SUPERVISOR, WHOEVER), OPEN, 1, 0, 2_000_000_000
+        CLIENT_7, FRONT_DESK, OPEN, 1, 0, 2_000_000_000
     ),
 }
 """What the frames of golden.json mean."""

@@ -17,6 +17,7 @@ import pytest
 from pegaflow.wire.allocator import Reserve
 from pegaflow.wire.control import Serve, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope, unpack
+from pegaflow.wire.identities import ClaimId, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import BounceOpened, FillPages, OpenBounce
 from pegaflow.wire.message import Message, decode, encode
@@ -133,13 +134,13 @@ def test_a_whole_conversation_of_a_client_of_minor_0() -> None:
     rig.answer(one(sent, Reserve, ALLOC), grant(1, 8))
 
     claim = one(client.says("save"), Claim, IDX)
-    client.hears("take", rig.answer(claim, Claimed(1, (0, 1))), CopyBatch)
+    client.hears("take", rig.answer(claim, Claimed(ClaimId(1), (0, 1))), CopyBatch)
     client.says("keep")
     seal = one(rig.done(FillPages), Seal, IDX)
     client.hears("save", rig.answer(seal, Sealed(Status.OK, (0, 1))), Saved)
 
     find = one(client.says("lookup"), Find, IDX)
-    client.hears("lookup", rig.answer(find, Held(1, 1, (0, 1))), Found)
+    client.hears("lookup", rig.answer(find, Held(LeaseId(1), 1, (0, 1))), Found)
     client.hears("load", client.says("load"), Pages)
     client.hears("copied", client.says("copied"), Confirmed)
 

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.wire import values
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation
 from pegaflow.wire.index import Seal
 from pegaflow.wire.message import Message, WireError, decode, encode
 from pegaflow.wire.session import CopyBatch, Lookup
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, NOBODY, Address, Packed
+from tests.naming import as_stamps
 
 from .samples import U64_MAX, keys
 
@@ -70,7 +71,17 @@ def test_too_many_numbers() -> None:
 
 
 THREE = tuple(bytes([n]) * 32 for n in (1, 2, 3))
-SEAL = Seal(9, b"ns", 4096, 4096, 1, THREE, (bytes(32), *THREE[:-1]), (7, 8, U64_MAX), (1, 2, 3))
+SEAL = Seal(
+    ClaimId(9),
+    b"ns",
+    4096,
+    4096,
+    1,
+    THREE,
+    (bytes(32), *THREE[:-1]),
+    (7, 8, U64_MAX),
+    as_stamps(1, 2, 3),
+)
 
 
 def came(msg: Message) -> Any:

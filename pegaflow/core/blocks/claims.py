@@ -6,19 +6,20 @@ saving a block. What it had claimed is then refused when it tries to seal it, fo
 claimed it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
 
 from pegaflow.core.grants import Grants
+from pegaflow.wire.identities import ClaimId
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The answer: which of the keys the holder should save."""
 
-    number: int  # 1, 2, ... per holder
+    number: ClaimId  # 1, 2, ... per holder
     new: tuple[int, ...]  # positions in the keys asked for, ascending
 
 
@@ -27,7 +28,7 @@ class _Open:
     """A claim that has neither ended nor expired."""
 
     holder: Hashable
-    number: int
+    number: ClaimId
     namespace: bytes
     keys: tuple[bytes, ...]  # those it owns; at least one
     due: tuple[int, int]  # (when it expires, serial): its place in the order of expiry
@@ -43,7 +44,7 @@ class ClaimTable:
     def __init__(self, ttl: int) -> None:
         assert ttl > 0
         self._ttl = ttl  # nanoseconds that a claim lasts
-        self._open: Grants[_Open] = Grants()
+        self._open: Grants[ClaimId, _Open] = Grants(ClaimId)
         self._owner: dict[bytes, dict[bytes, _Open]] = {}  # namespace -> key -> claim; none empty
         self._due: SortedDict = SortedDict()  # (when, serial) -> claim
         self._serial = 0  # counts claims, so that no two are due at the same place
@@ -60,18 +61,18 @@ class ClaimTable:
         return self._claim(holder, self._open.next(holder), namespace, keys, now)
 
     def adopt(
-        self, holder: Hashable, number: int, namespace: bytes, keys: Sequence[bytes], now: int
+        self, holder: Hashable, number: ClaimId, namespace: bytes, keys: Sequence[bytes], now: int
     ) -> None:
         """A claim that an earlier life of this table has given; numbers go on from it."""
         if self._open.get(holder, number) is None:
             self._claim(holder, number, namespace, keys, now)
 
-    def go_on_from(self, holder: Hashable, number: int) -> None:
+    def go_on_from(self, holder: Hashable, number: ClaimId) -> None:
         """The holder has heard of claims up to this number."""
         self._open.go_on_from(holder, number)
 
     def _claim(
-        self, holder: Hashable, number: int, namespace: bytes, keys: Sequence[bytes], now: int
+        self, holder: Hashable, number: ClaimId, namespace: bytes, keys: Sequence[bytes], now: int
     ) -> Claim:
         self.expire(now)
         self.go_on_from(holder, number)
@@ -89,7 +90,7 @@ class ClaimTable:
             self._due[due] = taken
         return Claim(number, tuple(new.values()))
 
-    def owns(self, holder: Hashable, number: int, namespace: bytes, key: bytes) -> bool:
+    def owns(self, holder: Hashable, number: ClaimId, namespace: bytes, key: bytes) -> bool:
         """Whether this claim is open and has this key. Anything else must not be sealed."""
         owner = self._owner.get(namespace, {}).get(key)
         return owner is not None and (owner.holder, owner.number) == (holder, number)
@@ -106,7 +107,7 @@ class ClaimTable:
         """When the next claim is due."""
         return int(self._due.peekitem(0)[0][0]) if self._due else None
 
-    def end(self, holder: Hashable, number: int) -> bool:
+    def end(self, holder: Hashable, number: ClaimId) -> bool:
         """Ends the claim; False if it is not open, which a repeated word finds."""
         claim = self._open.get(holder, number)
         if claim is None:
@@ -114,7 +115,7 @@ class ClaimTable:
         self._drop(claim)
         return True
 
-    def statement(self, holder: Hashable, upto: int, numbers: Sequence[int]) -> int:
+    def statement(self, holder: Hashable, upto: ClaimId, numbers: Collection[ClaimId]) -> int:
         """The holder says which claims it still saves under; all others up to `upto` end.
 
         Args:

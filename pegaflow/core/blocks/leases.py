@@ -17,11 +17,12 @@ namespace, hence cut alike.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import slot_size
+from pegaflow.wire.identities import LeaseId
 
 from .table import Block
 
@@ -31,7 +32,7 @@ class Lease:
     """Blocks that stay in place for one holder."""
 
     holder: Hashable
-    number: int  # 1, 2, ... per holder
+    number: LeaseId  # 1, 2, ... per holder
     blocks: tuple[Block, ...]  # in chain order
     since: int  # when it was granted, in nanoseconds; to report old ones, never to end them
 
@@ -40,7 +41,7 @@ class LeaseTable:
     """All leases that were granted and have not ended."""
 
     def __init__(self) -> None:
-        self._open: Grants[Lease] = Grants()
+        self._open: Grants[LeaseId, Lease] = Grants(LeaseId)
         self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
         self._pins: dict[Hashable, dict[Block, int]] = {}  # holder -> block -> its leases
         self._pinned: Counter[Hashable] = Counter()  # bytes of those, once each
@@ -71,26 +72,26 @@ class LeaseTable:
         self._pinned[holder] += mine * size
         return lease
 
-    def adopt(self, holder: Hashable, number: int, blocks: Sequence[Block], now: int) -> Lease:
+    def adopt(self, holder: Hashable, number: LeaseId, blocks: Sequence[Block], now: int) -> Lease:
         """A lease that an earlier life of this table has granted; later than those adopted before.
         Numbers go on from it."""
         assert number > self.last(holder), (holder, number)
-        self._open.go_on_from(holder, number - 1)
+        self._open.go_on_from(holder, LeaseId(number - 1))
         return self.grant(holder, blocks, now)
 
-    def go_on_from(self, holder: Hashable, number: int) -> None:
+    def go_on_from(self, holder: Hashable, number: LeaseId) -> None:
         """The holder has heard of grants up to this number."""
         self._open.go_on_from(holder, number)
 
-    def last(self, holder: Hashable) -> int:
+    def last(self, holder: Hashable) -> LeaseId:
         """The newest number of this holder; 0: none."""
         return self._open.last(holder)
 
-    def get(self, holder: Hashable, number: int) -> Lease | None:
+    def get(self, holder: Hashable, number: LeaseId) -> Lease | None:
         """The lease of this number."""
         return self._open.get(holder, number)
 
-    def release(self, holder: Hashable, number: int) -> Lease | None:
+    def release(self, holder: Hashable, number: LeaseId) -> Lease | None:
         """Ends the lease; None if there is none of that number, which a repeated word finds."""
         lease = self._open.end(holder, number)
         if lease is not None:
@@ -98,7 +99,7 @@ class LeaseTable:
         return lease
 
     def statement(
-        self, holder: Hashable, upto: int, numbers: Sequence[int]
+        self, holder: Hashable, upto: LeaseId, numbers: Collection[LeaseId]
     ) -> tuple[list[Lease], list[Lease]]:
         """The holder says what it holds: everything else up to `upto` ends.
 

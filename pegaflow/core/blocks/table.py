@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pegaflow.core.pool.ledger import Record
+from pegaflow.wire.identities import Stamp
 from pegaflow.wire.layout import PAGE_ALIGN
 
 from .cold import ColdTable, Hashes, Pages
@@ -25,7 +26,7 @@ class Block:
     key: bytes
     page_size: int  # of each of its pages
     pages: tuple[int, ...]  # one page id per shard, in shard order
-    stamps: tuple[int, ...]  # of the grants the pages were filled under, beside `pages`
+    stamps: tuple[Stamp, ...]  # of the grants the pages were filled under, beside `pages`
     seal: int  # the seal id in the ledger records of all its pages
     depth: int  # position in its chain, 0 the first
     parent: bytes = b""  # key of the block before it; may have been evicted since.  Empty: unknown

@@ -26,7 +26,7 @@ from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Stamp
 from pegaflow.wire.units import Bytes, Count
 
 if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to start
@@ -83,7 +83,7 @@ WritableBuffer = Any
 class Record(NamedTuple):
     """What the ledger says of a sealed page."""
 
-    stamp: int  # the grant the page was filled under; never reused
+    stamp: Stamp  # the grant the page was filled under; never reused
     seal: int  # one number for all pages of a block that were sealed together
     shard: int  # which of the block's pages this is, 0..shards-1
     shards: int  # pages of the block

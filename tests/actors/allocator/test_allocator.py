@@ -4,6 +4,7 @@ from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import NO_GRANT, GrantId
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
@@ -82,7 +83,7 @@ def test_what_can_never_fit_is_refused_and_presses_nobody() -> None:
     granted(rig.ask(SESSION_4, Reserve(PAGE, ALL)))
     for ask in (Reserve(PAGE, ALL + 1), Reserve(2 * EXTENT, 1)):
         sent = rig.ask(SESSION_5, ask)
-        assert said(sent, Reserved) == Reserved(Status.TOO_LARGE, 0, (), ())
+        assert said(sent, Reserved) == Reserved(Status.TOO_LARGE, NO_GRANT, (), ())
         assert not pick(sent, Pressure)
 
 
@@ -203,7 +204,7 @@ def test_stock_takes_back_what_it_omits() -> None:
     rig, actor = allocator()
     first = granted(rig.ask(SESSION_4, Reserve(PAGE, 3)))
     kept, void, sealed = first.pages
-    assert rig.tell(SESSION_4, PagesHeld(1, (kept,))) == []
+    assert rig.tell(SESSION_4, PagesHeld(GrantId(1), (kept,))) == []
     rig.done(ReadRecords, RecordsRead((sealed,)))
     gauges = actor.gauges()
     assert (gauges["pool_held_bytes"], gauges["pool_sealed_bytes"]) == (PAGE, PAGE)
@@ -214,11 +215,13 @@ def test_grants_later_than_the_statement_are_sent_again_and_kept() -> None:
     rig, actor = allocator()
     first = granted(rig.ask(SESSION_4, Reserve(PAGE, 1)))
     second = granted(rig.ask(SESSION_4, Reserve(PAGE, 1)))
-    again = one(rig.tell(SESSION_4, PagesHeld(1, first.pages)), Reserved, SESSION_4)
+    again = one(rig.tell(SESSION_4, PagesHeld(GrantId(1), first.pages)), Reserved, SESSION_4)
     assert (again.message, again.answer) == (second, 0)
     assert not rig.wanted(ReadRecords)
-    assert rig.tell(SESSION_4, PagesHeld(2, (*first.pages, *second.pages))) == []
-    assert rig.tell(SESSION_4, PagesHeld(1, first.pages)) == [], "stated once, never sent again"
+    assert rig.tell(SESSION_4, PagesHeld(GrantId(2), (*first.pages, *second.pages))) == []
+    assert rig.tell(SESSION_4, PagesHeld(GrantId(1), first.pages)) == [], (
+        "stated once, never sent again"
+    )
     assert actor.gauges()["pool_held_bytes"] == 2 * PAGE
 
 
@@ -246,7 +249,7 @@ def test_a_page_given_back_twice_is_freed_once() -> None:
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
     rig.tell(SESSION_4, Return(pages[:1]))
-    rig.tell(SESSION_4, PagesHeld(1, pages[1:]))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), pages[1:]))
     rig.done(ReadRecords, RecordsRead(()))
     assert granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages == pages[:1]
     rig.done(ReadRecords, RecordsRead(()))

@@ -20,7 +20,7 @@ from pegaflow.wire.control import BEAT_NS, Drain, Gone, Neighbour
 from pegaflow.wire.diskjobs import DropSegment, ReadRun, RunRead
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Fetched, Forget, Tier
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_GRANT, GrantId, Incarnation, Stamp
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
@@ -38,6 +38,7 @@ from tests.actors.disks import (
     row_of,
 )
 from tests.actors.rig import ALLOC, BOSS, IDX, MS, PAGE, pick, said
+from tests.naming import as_stamps
 
 PATIENCE = 5000 * MS
 INDEX_8 = Address(INDEX, Incarnation(8))
@@ -61,7 +62,7 @@ def granted(disks: Disks, sent: list[Envelope], number: int, first: int = 0) -> 
     ask = question(sent, Reserve)
     assert isinstance(ask.message, Reserve)
     pages = tuple(range(first, first + ask.message.count))
-    answer = Reserved(Status.OK, number, pages, tuple(100 + page for page in pages))
+    answer = Reserved(Status.OK, GrantId(number), pages, tuple(Stamp(100 + page) for page in pages))
     return disks.rig.answer(ask, answer)
 
 
@@ -183,7 +184,7 @@ def test_no_more_bytes_at_a_time_than_others_may_have_to_wait_for(
     monkeypatch.setattr(reading, "WINDOW_BYTES", 2 * PAGE)
     disks = reader(0, 2, 4, 6)
     assert len(pick(sent := asks(disks, fetch(1, (0, 2, 4, 6))), Reserve)) == 2
-    disks.rig.answer(question(sent, Reserve), Reserved(Status.NO_SPACE, 0, (), ()))
+    disks.rig.answer(question(sent, Reserve), Reserved(Status.NO_SPACE, NO_GRANT, (), ()))
     assert disks.rig.host.actor is disks.actor and disks.actor.reading.running == 2, "the next one"
 
 
@@ -199,7 +200,7 @@ def test_a_volume_that_reads_all_that_it_may_keeps_nobody_from_another() -> None
 def test_without_pages_a_fetch_fails() -> None:
     disks = reader()
     sent = asks(disks, fetch(1, (0, 1)))
-    refused = Reserved(Status.NO_SPACE, 0, (), ())
+    refused = Reserved(Status.NO_SPACE, NO_GRANT, (), ())
     assert said(disks.rig.answer(question(sent, Reserve), refused), Fetched).positions == (0, 1)
     asks(disks, fetch(2, (2,)))
     assert said(disks.rig.wait(RESERVE_NS), Fetched).positions == (0,)
@@ -209,10 +210,12 @@ def test_a_grant_that_comes_too_late_goes_back() -> None:
     disks = reader()
     sent = asks(disks, fetch(1, (0,)))
     disks.rig.wait(RESERVE_NS)
-    late = Reserved(Status.OK, 1, (3,), (9,))
+    late = Reserved(Status.OK, GrantId(1), (3,), as_stamps(9))
     assert said(disks.rig.answer(question(sent, Reserve), late), Return).pages == (3,)
     assert disks.rig.answer(question(sent, Reserve), late) == [], "we had it"
-    assert said(disks.rig.tell(ALLOC, Reserved(Status.OK, 2, (4,), (9,))), Return).pages == (4,)
+    assert said(
+        disks.rig.tell(ALLOC, Reserved(Status.OK, GrantId(2), (4,), as_stamps(9))), Return
+    ).pages == (4,)
 
 
 def test_a_fetch_is_not_begun_after_its_deadline() -> None:
@@ -306,7 +309,7 @@ def test_a_new_allocator_is_told_what_we_hold() -> None:
     granted(disks, asks(disks, fetch(1, (0, 1))), 7)
     disks.rig.tell(BOSS, Gone(ALLOC))
     sent = disks.rig.tell(BOSS, Neighbour(ALLOC_9, "ipc://b", 2))
-    assert said(sent, PagesHeld, ALLOC_9) == PagesHeld(7, (0, 1), 0, (PAGE, PAGE))
+    assert said(sent, PagesHeld, ALLOC_9) == PagesHeld(GrantId(7), (0, 1), 0, (PAGE, PAGE))
     assert said(disks.rig.wait(BEAT_NS), PagesHeld, ALLOC_9).upto == 7
 
 

@@ -23,7 +23,7 @@ from pegaflow.wire.diskjobs import (
     WriteGroup,
 )
 from pegaflow.wire.flusher import Flushed, Forget, Manifest, Noted, Tier
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_CLAIM, Incarnation, LeaseId
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.message import Message
@@ -31,6 +31,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
 from tests.actors.disks import KEYS, NS, PLAN, Disks, broken, flush, orderly, row_of
 from tests.actors.rig import BOSS, IDX, PAGE, pick, said
+from tests.naming import as_leases
 
 INDEX_8 = Address(INDEX, Incarnation(8))
 FULL = broken(Status.NO_SPACE, "no space left")
@@ -359,7 +360,7 @@ def test_leases_that_the_index_cannot_honour_end_unless_they_are_being_written()
     for number in (1, 2):
         disks.rig.tell(IDX, flush(number, 2 * number, 2, share=10))
     disks.work(MakeSegment)
-    assert said(disks.rig.tell(IDX, LeasesLost((1, 2))), Flushed).number == 2
+    assert said(disks.rig.tell(IDX, LeasesLost(as_leases(1, 2))), Flushed).number == 2
     assert said(disks.work(), Flushed).number == 1
 
 
@@ -368,7 +369,7 @@ def test_what_we_hold_is_stated_with_each_beat() -> None:
     disks.ready()
     disks.rig.tell(IDX, flush(3, 0, 2))
     sent = disks.rig.wait(BEAT_NS)
-    assert said(sent, LeasesHeld, IDX) == LeasesHeld(3, (3,), 0, ())
+    assert said(sent, LeasesHeld, IDX) == LeasesHeld(LeaseId(3), as_leases(3), NO_CLAIM, ())
     assert said(sent, Tier, IDX) == disks.actor.tier.told
 
 

@@ -7,7 +7,7 @@ from pegaflow.actors.index.eviction import CLEARING_NS
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, ClaimId, Incarnation, LeaseId
 from pegaflow.wire.index import (
     CLAIM_NS,
     Claim,
@@ -38,6 +38,7 @@ from tests.actors.rig import (
     pick,
     said,
 )
+from tests.naming import as_leases, as_stamps
 
 NS, OTHER_NS = bytes(16), b"\x01" * 16
 KEYS = tuple(bytes([n]) * 32 for n in range(1, 9))
@@ -76,7 +77,9 @@ def seal_of(number: int, keys: tuple[bytes, ...], first_page: int = 0, page: int
     """A Seal of a chain from its root, in pages from `first_page` on."""
     pages = tuple(range(first_page, first_page + len(keys)))
     stamps = tuple(900 + p for p in pages)
-    return Seal(number, NS, page, PAGE, 1, keys, (ROOT, *keys[:-1]), pages, stamps)
+    return Seal(
+        ClaimId(number), NS, page, PAGE, 1, keys, (ROOT, *keys[:-1]), pages, as_stamps(*stamps)
+    )
 
 
 def save(rig: Rig, keys: tuple[bytes, ...], first_page: int = 0) -> Seal:
@@ -98,11 +101,11 @@ def press(rig: Rig, count: int, page: int = PAGE, reassign: bool = False) -> tup
 def test_a_sealed_block_is_found_by_everyone_in_its_namespace() -> None:
     rig, actor = index()
     save(rig, KEYS[:3])
-    assert find(rig, KEYS[:5], SESSION_5) == Held(1, 1, (0, 1, 2))
+    assert find(rig, KEYS[:5], SESSION_5) == Held(LeaseId(1), 1, (0, 1, 2))
     assert find(rig, KEYS[1:2]).pages == (1,)
-    assert find(rig, KEYS[4:5]) == Held(0, 0, ())
+    assert find(rig, KEYS[4:5]) == Held(NO_LEASE, 0, ())
     other = said(rig.ask(SESSION_4, Find(OTHER_NS, KEYS[:3])), Held)
-    assert other == Held(0, 0, ())
+    assert other == Held(NO_LEASE, 0, ())
     record = actor.residency.ledger.read(1)
     assert record is not None and (record.key, record.stamp, record.depth) == (KEYS[1], 901, 1)
 
@@ -260,23 +263,23 @@ def test_holding_drops_omitted_leases_and_sends_later_ones_again() -> None:
     save(rig, KEYS[:3])
     first, second = find(rig, KEYS[2:3]), find(rig, KEYS[:2])
     assert (first.number, second.number) == (1, 2)
-    sent = rig.tell(SESSION_4, LeasesHeld(1, (), 0, ()))
+    sent = rig.tell(SESSION_4, LeasesHeld(LeaseId(1), (), NO_CLAIM, ()))
     assert said(sent, Held, SESSION_4) == second
     assert press(rig, 9) == (2,)
-    assert rig.tell(SESSION_4, LeasesHeld(2, (2,), 0, ())) == []
+    assert rig.tell(SESSION_4, LeasesHeld(LeaseId(2), as_leases(2), NO_CLAIM, ())) == []
     assert press(rig, 9) == ()
-    rig.tell(SESSION_4, LeasesHeld(2, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(LeaseId(2), (), NO_CLAIM, ()))
     assert len(press(rig, 9)) == 2
 
 
 def test_holding_ends_omitted_claims() -> None:
     rig, _ = index()
     first, second = claim(rig, KEYS[:1]).number, claim(rig, KEYS[1:2]).number
-    rig.tell(SESSION_4, LeasesHeld(0, (), second, (second,)))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), second, (second,)))
     assert claim(rig, KEYS[:2], SESSION_5).positions == (0,)
     assert said(rig.ask(SESSION_4, seal_of(first, KEYS[:1])), Sealed).positions == ()
     later = claim(rig, KEYS[2:3]).number
-    rig.tell(SESSION_4, LeasesHeld(0, (), second, ()))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), second, ()))
     assert said(rig.ask(SESSION_4, seal_of(later, KEYS[2:3])), Sealed).positions == (0,)
 
 
@@ -295,4 +298,4 @@ def test_a_gone_session_is_fenced() -> None:
 def test_nothing_new_is_no_claim() -> None:
     rig, _ = index()
     save(rig, KEYS[:2])
-    assert claim(rig, KEYS[:2]) == Claimed(0, ())
+    assert claim(rig, KEYS[:2]) == Claimed(NO_CLAIM, ())

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pegaflow.actors.index.lookup import ANSWER_NS
 from pegaflow.wire.control import Gone
 from pegaflow.wire.flusher import FETCH_NS, Fetch, Fetched, Flush, Forget
+from pegaflow.wire.identities import ClaimId, LeaseId
 from pegaflow.wire.index import Find, Held, Sealed
 from pegaflow.wire.status import Status
 from tests.actors.rig import BOSS, IDX, SESSION_4, SESSION_5, pick, said
@@ -33,7 +34,7 @@ def test_a_lookup_waits_for_what_is_in_the_log() -> None:
     assert not pick(sent, Held) and fetch.engine == SESSION_4.incarnation
     assert not pick(rig.ask(FLUSHER_6, fetched_seal(fetch, 1, slice(0, 1))), Held)
     sent = rig.ask(FLUSHER_6, fetched_seal(fetch, 2, slice(1, 2)))
-    assert said(sent, Held, SESSION_4) == Held(1, 1, (0, 1, 2), (), (1, 2))
+    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, (0, 1, 2), (), (1, 2))
     assert said(sent, Sealed, FLUSHER_6).positions == (0,)
     counts = ("blocks_hit", "blocks_hit_ssd", "blocks_fetched", "blocks_sealed")
     assert [rig.count(name) for name in counts] == [3, 2, 2, 1]
@@ -89,7 +90,7 @@ def test_a_block_that_is_not_to_be_had_ends_the_run_before_it() -> None:
     question = pick(sent, Fetch)[0]
     rig.ask(FLUSHER_6, fetched_seal(fetch, 0, slice(0, 1)))
     sent = rig.answer(question, Fetched(Status.OK, (1, 2, 3), (1,)))
-    assert said(sent, Held) == Held(1, 1, (0,), (), (0,))
+    assert said(sent, Held) == Held(LeaseId(1), 1, (0,), (), (0,))
     assert (
         ssd_of(actor).log.stored == {NS: {KEYS[0], KEYS[2], KEYS[3]}} and not actor.lookup.awaited
     )
@@ -141,7 +142,10 @@ def test_a_seal_of_the_flusher_is_accepted_again_and_others_are_refused() -> Non
     in_log(rig, KEYS[:2])
     fetch = said(look_up(rig, KEYS[:1]), Fetch)
     assert (
-        said(rig.ask(FLUSHER_6, fetched_seal(replace(fetch, number=9), 0)), Sealed).positions == ()
+        said(
+            rig.ask(FLUSHER_6, fetched_seal(replace(fetch, number=ClaimId(9)), 0)), Sealed
+        ).positions
+        == ()
     )
     strange = replace(fetch, keys=KEYS[1:2])
     assert said(rig.ask(FLUSHER_6, fetched_seal(strange, 0)), Sealed).positions == ()
@@ -158,7 +162,7 @@ def test_a_dead_flusher_ends_all_waits_with_what_is_there() -> None:
     save(rig, KEYS[:1])
     in_log(rig, KEYS[1:3])
     look_up(rig, KEYS[:3])
-    assert said(rig.tell(BOSS, Gone(FLUSHER_6)), Held) == Held(1, 1, (0,))
+    assert said(rig.tell(BOSS, Gone(FLUSHER_6)), Held) == Held(LeaseId(1), 1, (0,))
     assert said(look_up(rig, KEYS[:3]), Held).pages == (0,)
     assert not actor.lookup.waits and not actor.lookup.awaited
 

@@ -6,7 +6,7 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.core.blocks.pins import PINNED_SHARE
 from pegaflow.wire.control import Gone, Neighbour
 from pegaflow.wire.flusher import Fetch
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, Incarnation, LeaseId
 from pegaflow.wire.index import Find, Held, LeasesHeld, Pinned, Release
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.rig import (
@@ -24,6 +24,7 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.tier import BIG, FLUSHER_6, PATIENCE, TIER, big_ledger, in_log
+from tests.naming import as_leases
 
 from .test_index import KEYS, NS, find, new_ledger, press, save
 
@@ -86,20 +87,25 @@ def test_a_neighbour_is_not_blamed_for_what_others_hold() -> None:
     find(rig, KEYS[:4], SESSION_4)
     find(rig, KEYS[4:], SESSION_5)
     find(rig, KEYS, SESSION_4)
-    assert said(rig.tell(SESSION_4, LeasesHeld(2, (1, 2), 0, ())), Pinned).cut == 4
-    told = said(rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ())), Pinned)
+    assert (
+        said(rig.tell(SESSION_4, LeasesHeld(LeaseId(2), as_leases(1, 2), NO_CLAIM, ())), Pinned).cut
+        == 4
+    )
+    told = said(rig.tell(SESSION_5, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ())), Pinned)
     assert told == Pinned(2 * PAGE, HALF, 0)
 
 
 def test_pinned_is_said_when_it_has_changed() -> None:
     rig, _ = bounded()
     save(rig, KEYS)
-    assert rig.tell(SESSION_5, LeasesHeld(0, (), 0, ())) == []
+    assert rig.tell(SESSION_5, LeasesHeld(NO_LEASE, (), NO_CLAIM, ())) == []
     find(rig, KEYS[:3], SESSION_5)
-    told = rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ()))
+    told = rig.tell(SESSION_5, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ()))
     assert said(told, Pinned, SESSION_5) == Pinned(3 * PAGE, HALF, 0)
-    assert rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ())) == []
-    assert said(rig.tell(SESSION_5, LeasesHeld(1, (), 0, ())), Pinned) == Pinned(0, HALF, 0)
+    assert rig.tell(SESSION_5, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ())) == []
+    assert said(rig.tell(SESSION_5, LeasesHeld(LeaseId(1), (), NO_CLAIM, ())), Pinned) == Pinned(
+        0, HALF, 0
+    )
     rig.tell(BOSS, Gone(SESSION_5))
 
 
@@ -114,8 +120,11 @@ def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
     rig.tell(BOSS, replace(NOBODY_ELSE, living=(SESSION_5,)))
     rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
     rig.wait(0)
-    rig.tell(SESSION_5, Held(1, 1, tuple(range(6))))
-    assert said(rig.tell(SESSION_5, LeasesHeld(1, (1,), 0, ())), Pinned).bytes == 6 * PAGE
+    rig.tell(SESSION_5, Held(LeaseId(1), 1, tuple(range(6))))
+    assert (
+        said(rig.tell(SESSION_5, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ())), Pinned).bytes
+        == 6 * PAGE
+    )
     assert len(actor.leasing.leases.held(SESSION_5)[0].blocks) == 6
     assert len(find(rig, KEYS, SESSION_5).pages) == 6, "those it has; no more"
 

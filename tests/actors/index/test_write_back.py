@@ -7,6 +7,7 @@ from pegaflow.actors.index.write_back import GENTLE_SHARE, PRESSED_NS, PRESSED_S
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.flusher import Flush, Forget, Manifest, Noted, WriteAll, Written
+from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, LeaseId
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from tests.actors.rig import ALLOC, BOSS, HELLO, IDX, PAGE, SESSION_4, Rig, pick, said
 from tests.actors.tier import (
@@ -22,6 +23,7 @@ from tests.actors.tier import (
     saving,
     ssd_of,
 )
+from tests.naming import as_leases
 
 from .test_index import KEYS, NS, find, press, save
 
@@ -196,9 +198,9 @@ def test_a_new_flusher_is_heard_before_the_word_of_the_old_ones_death() -> None:
 def test_a_lost_flush_is_sent_again_and_a_lost_flushed_ends_with_the_next_statement() -> None:
     rig, actor = index()
     first = said(saving(rig, KEYS[:1]), Flush)
-    assert said(rig.tell(FLUSHER_6, LeasesHeld(0, (), 0, ())), Flush) == first
-    assert rig.tell(FLUSHER_6, LeasesHeld(1, (1,), 0, ())) == []
-    rig.tell(FLUSHER_6, LeasesHeld(1, (), 0, ()))
+    assert said(rig.tell(FLUSHER_6, LeasesHeld(NO_LEASE, (), NO_CLAIM, ())), Flush) == first
+    assert rig.tell(FLUSHER_6, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ())) == []
+    rig.tell(FLUSHER_6, LeasesHeld(LeaseId(1), (), NO_CLAIM, ()))
     assert len(ssd_of(actor).writes.backlog) == 1, "it may be in the log or not: it is sent again"
     assert said(rig.tell(FLUSHER_6, TIER), Flush).keys == KEYS[:1]
 
@@ -207,9 +209,11 @@ def test_a_flush_that_is_sent_again_lacks_what_was_found_corrupt() -> None:
     rig, actor = index()
     first = said(saving(rig, KEYS[:2]), Flush)
     rig.tell(SESSION_4, Corrupt((first.pages[0],)))
-    assert said(rig.tell(FLUSHER_6, LeasesHeld(0, (), 0, ())), Flush).keys == KEYS[1:2]
+    assert (
+        said(rig.tell(FLUSHER_6, LeasesHeld(NO_LEASE, (), NO_CLAIM, ())), Flush).keys == KEYS[1:2]
+    )
     rig.tell(SESSION_4, Corrupt((first.pages[1],)))
-    assert not pick(rig.tell(FLUSHER_6, LeasesHeld(0, (), 0, ())), Flush)
+    assert not pick(rig.tell(FLUSHER_6, LeasesHeld(NO_LEASE, (), NO_CLAIM, ())), Flush)
     assert not ssd_of(actor).writes.in_flight and len(actor.leasing.leases) == 0
 
 
@@ -226,10 +230,10 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
     rig.wait(0)
     assert press(rig, 9) == (), "nothing before everybody has stated"
     rig.tell(FLUSHER_6, replace(TIER, depth=1))
-    rig.tell(FLUSHER_6, Held(7, 1, (0,)))
-    assert rig.tell(FLUSHER_6, LeasesHeld(7, (7,), 0, ())) == []
+    rig.tell(FLUSHER_6, Held(LeaseId(7), 1, (0,)))
+    assert rig.tell(FLUSHER_6, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ())) == []
     assert press(rig, 9) == (1,)
-    flush = Flush(7, NS, PAGE, PAGE, 1, KEYS[:1], (0,), (0,))
+    flush = Flush(LeaseId(7), NS, PAGE, PAGE, 1, KEYS[:1], (0,), (0,))
     flushed(rig, flush)
     assert press(rig, 9) == (0,)
 
@@ -237,7 +241,9 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
 def test_a_lease_that_was_not_restated_is_unheld() -> None:
     rig, _ = index(members=(FLUSHER_6,))
     save(rig, KEYS[:1])
-    assert said(rig.tell(FLUSHER_6, LeasesHeld(3, (3,), 0, ())), LeasesLost) == LeasesLost((3,))
+    assert said(
+        rig.tell(FLUSHER_6, LeasesHeld(LeaseId(3), as_leases(3), NO_CLAIM, ())), LeasesLost
+    ) == LeasesLost(as_leases(3))
     assert press(rig, 9) == ()
 
 

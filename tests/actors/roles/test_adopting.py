@@ -7,7 +7,15 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Reserved, Return
 from pegaflow.wire.control import Beat, Fenced, Gone, Members, Neighbour
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import (
+    NO_CLAIM,
+    NO_GRANT,
+    NO_LEASE,
+    ClaimId,
+    GrantId,
+    Incarnation,
+    LeaseId,
+)
 from pegaflow.wire.index import (
     Claim,
     Claimed,
@@ -42,6 +50,7 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.tier import FLUSHER_6
+from tests.naming import as_claims, as_leases, as_stamps
 
 IDX_9, ALLOC_9 = Address("index", Incarnation(9)), Address("allocator", Incarnation(9))
 BOTH = Members((SESSION_4, SESSION_5), ())
@@ -74,7 +83,7 @@ def test_what_was_sealed_is_a_hit_and_questions_wait_until_it_is_known() -> None
     rig, _ = heir(left())
     assert rig.ask(SESSION_4, Find(NS, KEYS)) == []
     answers = rig.wait(0)
-    assert said(answers, Held) == Held(1, 1, (0, 1, 2, 3))
+    assert said(answers, Held) == Held(LeaseId(1), 1, (0, 1, 2, 3))
     assert rig.count("blocks_adopted") == 4
 
 
@@ -88,16 +97,16 @@ def test_nothing_is_evicted_before_all_have_stated() -> None:
     rig, _ = heir(left())
     rig.wait(0)
     assert press(rig) == ()
-    rig.tell(SESSION_4, LeasesHeld(0, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
     assert press(rig) == ()
-    rig.tell(SESSION_5, LeasesHeld(0, (), 0, ()))
+    rig.tell(SESSION_5, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
     assert press(rig) == (3, 2, 1, 0), "the tail of a chain goes first"
 
 
 def test_a_dead_session_is_not_waited_for() -> None:
     rig, _ = heir(left())
     rig.wait(0)
-    rig.tell(SESSION_4, LeasesHeld(0, (), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
     assert said(rig.tell(BOSS, Gone(SESSION_5)), Fenced, ALLOC) == Fenced(SESSION_5)
     assert len(press(rig)) == 4
 
@@ -105,22 +114,22 @@ def test_a_dead_session_is_not_waited_for() -> None:
 def test_leases_go_on_under_their_numbers() -> None:
     rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Held(7, 1, (0, 1)))
-    assert rig.tell(SESSION_4, LeasesHeld(8, (7,), 0, ())) == []
+    rig.tell(SESSION_4, Held(LeaseId(7), 1, (0, 1)))
+    assert rig.tell(SESSION_4, LeasesHeld(LeaseId(8), as_leases(7), NO_CLAIM, ())) == []
     assert press(rig) == (3, 2)
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:1])), Held).number == 9
-    rig.tell(SESSION_4, LeasesHeld(9, (9,), 0, ()))
+    rig.tell(SESSION_4, LeasesHeld(LeaseId(9), as_leases(9), NO_CLAIM, ()))
     assert press(rig) == (1,)
 
 
 def test_a_lease_that_cannot_be_honoured_is_said_and_holds_eviction_up() -> None:
     rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Held(7, 1, (0, 5)))
-    told = rig.tell(SESSION_4, LeasesHeld(7, (7,), 0, ()))
-    assert said(told, LeasesLost, SESSION_4) == LeasesLost((7,))
+    rig.tell(SESSION_4, Held(LeaseId(7), 1, (0, 5)))
+    told = rig.tell(SESSION_4, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ()))
+    assert said(told, LeasesLost, SESSION_4) == LeasesLost(as_leases(7))
     assert press(rig) == (), "a copy may still run"
-    assert rig.tell(SESSION_4, LeasesHeld(7, (), 0, ())) == []
+    assert rig.tell(SESSION_4, LeasesHeld(LeaseId(7), (), NO_CLAIM, ())) == []
     assert len(press(rig)) == 4
 
 
@@ -140,16 +149,16 @@ def test_a_lease_of_blocks_of_two_namespaces_was_never_granted() -> None:
 def test_a_lease_cannot_be_invented_later() -> None:
     rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, LeasesHeld(0, (), 0, ()))
-    rig.tell(SESSION_4, Held(1, 1, (0,)))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
+    rig.tell(SESSION_4, Held(LeaseId(1), 1, (0,)))
     assert len(press(rig)) == 4
 
 
 def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
     rig, actor = heir(left(KEYS[:1]), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Claiming(3, NS, KEYS[:3]))
-    rig.tell(SESSION_4, LeasesHeld(0, (), 3, (3,)))
+    rig.tell(SESSION_4, Claiming(ClaimId(3), NS, KEYS[:3]))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), ClaimId(3), as_claims(3)))
     assert said(rig.ask(SESSION_5, Claim(NS, KEYS[:4])), Claimed).positions == (3,)
     again = said(rig.ask(SESSION_4, seal_of(3, KEYS[:3])), Sealed)
     assert again == Sealed(Status.OK, (0, 1, 2)), "one was carried out by the earlier index"
@@ -159,8 +168,8 @@ def test_claims_go_on_and_an_unanswered_seal_is_accepted() -> None:
 def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
     rig, actor = heir(left(KEYS[:1]), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Claiming(3, NS, KEYS[:1]))
-    rig.tell(SESSION_4, LeasesHeld(0, (), 3, (3,)))
+    rig.tell(SESSION_4, Claiming(ClaimId(3), NS, KEYS[:1]))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), ClaimId(3), as_claims(3)))
     assert press(rig) == (0,)
     assert said(rig.ask(SESSION_4, seal_of(3, KEYS[:1])), Sealed).status is Status.OK
     assert len(actor.residency.blocks) == 1
@@ -169,22 +178,22 @@ def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
 def test_half_a_seal_is_voided_and_sealed_again() -> None:
     rig, actor = index()
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)
-    whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), (900, 901))
+    whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), as_stamps(900, 901))
     rig.ask(SESSION_4, whole)
     actor.residency.ledger.void([1])
     rig, actor = heir(actor.residency.ledger, Members((SESSION_4,), ()))
     rig.ask(SESSION_4, Find(NS, KEYS))
     told = rig.wait(0)
     assert said(told, Held).number == 0 and said(told, Freed, ALLOC) == Freed((0,))
-    rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
-    rig.tell(SESSION_4, LeasesHeld(0, (), 1, (1,)))
+    rig.tell(SESSION_4, Claiming(ClaimId(1), NS, KEYS[:1]))
+    rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), ClaimId(1), as_claims(1)))
     assert said(rig.ask(SESSION_4, whole), Sealed).status is Status.OK
     assert said(rig.ask(SESSION_4, Find(NS, KEYS)), Held).pages == (0, 1)
 
 
 def test_what_the_dead_had_asked_is_forgotten() -> None:
     rig, actor = heir(index()[1].residency.ledger, Members((SESSION_4,), ()))
-    rig.tell(SESSION_4, Claiming(1, NS, KEYS[:1]))
+    rig.tell(SESSION_4, Claiming(ClaimId(1), NS, KEYS[:1]))
     rig.ask(SESSION_4, seal_of(1, KEYS[:1]))
     rig.tell(BOSS, Gone(SESSION_4))
     rig.wait(0)
@@ -207,9 +216,9 @@ def test_the_lookup_of_a_chain_makes_adopted_blocks_young_as_a_whole() -> None:
     rig.wait(0)
     for _ in range(2):
         number = said(rig.ask(SESSION_4, Find(NS, KEYS[:4])), Held).number
-        rig.tell(SESSION_4, LeasesHeld(number, (), 0, ()))
+        rig.tell(SESSION_4, LeasesHeld(number, (), NO_CLAIM, ()))
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[4:5])), Claimed)
-    seal = Seal(claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], (4,), (904,))
+    seal = Seal(claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], (4,), as_stamps(904))
     assert said(rig.ask(SESSION_4, seal), Sealed).status is Status.OK
     assert press(rig, 2) == (4, 3)
 
@@ -222,7 +231,7 @@ def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -
     assert rig.count("blocks_corrupt") == 1
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:3])), Held).pages == (0,)
     assert actor.residency.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
-    rig.tell(SESSION_5, LeasesHeld(lease.number, (), 0, ()))
+    rig.tell(SESSION_5, LeasesHeld(lease.number, (), NO_CLAIM, ()))
     rig, actor = heir(actor.residency.ledger, Members((), ()))
     rig.wait(0)
     assert actor.gauges()["quarantined_pages"] == 1
@@ -257,10 +266,10 @@ def scanned(*pages: int) -> RecordsScanned:
 def test_it_waits_for_every_holder_and_for_an_index() -> None:
     rig, actor = keeper(BOTH)
     rig.ask(SESSION_4, Reserve(PAGE, 1))
-    rig.tell(SESSION_4, PagesHeld(3, (0, 1), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(3), (0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     assert not rig.wanted(ScanRecords) and actor.pages.slab is None
-    rig.tell(SESSION_5, PagesHeld(0, ()))
+    rig.tell(SESSION_5, PagesHeld(NO_GRANT, ()))
     sent = rig.done(ScanRecords, scanned(1, 2))
     sent += rig.done(GrowExtent)
     grant = said(sent, Reserved, SESSION_4)
@@ -299,10 +308,10 @@ def test_fenced_before_the_members_are_known() -> None:
 
 def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -> None:
     rig, actor = keeper(Members((SESSION_4,), ()))
-    rig.tell(SESSION_4, PagesHeld(1, (0,), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), (0,), PAGE))
     rig.tell(IDX, Freed(()))
     rig.tell(SESSION_4, Return((0,)))
-    rig.tell(SESSION_4, PagesHeld(1, (), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), (), PAGE))
     rig.done(ScanRecords, RecordsScanned((), ()))  # it was void when it was read
     assert actor.gauges()["pool_held_bytes"] == PAGE
     rig.done(ReadRecords, RecordsRead((0,)))  # and is sealed now
@@ -315,7 +324,7 @@ def test_an_early_return_does_not_take_a_later_grant_away() -> None:
     rig, actor = keeper(Members((SESSION_4,), ()))
     rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
     rig.tell(SESSION_4, Return((0,)))
-    rig.tell(SESSION_4, PagesHeld(1, (), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), (), PAGE))
     rig.tell(IDX, Freed(()))
     sent = rig.done(ScanRecords, RecordsScanned((), ()))
     while rig.wanted(GrowExtent):
@@ -326,7 +335,7 @@ def test_an_early_return_does_not_take_a_later_grant_away() -> None:
 
 def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> None:
     rig, actor = keeper(Members((SESSION_4,), ()))
-    rig.tell(SESSION_4, PagesHeld(1, (0, 1), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), (0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     rig.tell(IDX, Fenced(SESSION_4))
     rig.done(ScanRecords, RecordsScanned((), ()))
@@ -356,8 +365,8 @@ def test_what_was_there_need_not_be_grown() -> None:
 
 def test_nonsense_that_is_stated_is_nobodys() -> None:
     rig, actor = keeper(Members((SESSION_4, SESSION_5), ()))
-    rig.tell(SESSION_4, PagesHeld(1, (0, 1 << 40), PAGE))
-    rig.tell(SESSION_5, PagesHeld(1, (0, 1), 4097))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), (0, 1 << 40), PAGE))
+    rig.tell(SESSION_5, PagesHeld(GrantId(1), (0, 1), 4097))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -367,7 +376,7 @@ def test_nonsense_that_is_stated_is_nobodys() -> None:
 def test_a_flusher_states_pages_of_several_sizes() -> None:
     rig, actor = keeper(Members((FLUSHER_6,), ()))
     first = EXTENT // PAGE
-    rig.tell(FLUSHER_6, PagesHeld(2, (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
+    rig.tell(FLUSHER_6, PagesHeld(GrantId(2), (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -381,7 +390,7 @@ def test_a_flusher_states_pages_of_several_sizes() -> None:
 
 def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
     rig, actor = keeper(Members((FLUSHER_6,), ()))
-    rig.tell(FLUSHER_6, PagesHeld(2, (0, 1), 0, (PAGE,)))
+    rig.tell(FLUSHER_6, PagesHeld(GrantId(2), (0, 1), 0, (PAGE,)))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)

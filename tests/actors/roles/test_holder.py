@@ -6,10 +6,11 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import GrantId, Incarnation
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, INDEX, Address, U64s
+from tests.naming import as_stamps
 
 from ..rig import ALLOC, BOSS, HELLO, IDX, SESSION_4, WELCOME, Rig, pick, said
 
@@ -19,7 +20,7 @@ class Few:
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.grants: Holdings[U64s] = Holdings()
+        self.grants: Holdings[GrantId, U64s] = Holdings(GrantId)
 
     def restate(self, now: int) -> list[Effect]:
         to = self.member.peer(ALLOCATOR)
@@ -62,13 +63,13 @@ def holding() -> tuple[Rig, Kept]:
     rig.tell(BOSS, WELCOME)
     sent = rig.tell(BOSS, Neighbour(ALLOC, "a", 1))
     assert [type(e.message) for e in sent] == [PagesHeld, Reserve]
-    rig.answer(sent[-1], Reserved(Status.OK, 1, (11, 12), (1, 2)))
+    rig.answer(sent[-1], Reserved(Status.OK, GrantId(1), (11, 12), as_stamps(1, 2)))
     return rig, actor
 
 
 def test_a_beat_states_what_is_held() -> None:
     rig, _ = holding()
-    assert said(rig.wait(BEAT_NS), PagesHeld, ALLOC) == PagesHeld(1, (1,))
+    assert said(rig.wait(BEAT_NS), PagesHeld, ALLOC) == PagesHeld(GrantId(1), (1,))
 
 
 def test_a_new_life_is_told_everything_before_it_is_asked() -> None:
@@ -77,7 +78,11 @@ def test_a_new_life_is_told_everything_before_it_is_asked() -> None:
     assert not pick(rig.wait(BEAT_NS), PagesHeld)
     again = Address(ALLOCATOR, Incarnation(9))
     sent = rig.tell(BOSS, Neighbour(again, "b", 1))
-    assert [e.message for e in sent] == [Return((11, 12)), PagesHeld(1, (1,)), Reserve(1, 1)]
+    assert [e.message for e in sent] == [
+        Return((11, 12)),
+        PagesHeld(GrantId(1), (1,)),
+        Reserve(1, 1),
+    ]
     assert {e.receiver for e in sent} == {again}
 
 
@@ -93,13 +98,13 @@ def test_a_late_grant_goes_back_once() -> None:
     rig.tell(BOSS, WELCOME)
     ask = rig.tell(BOSS, Neighbour(ALLOC, "a", 1))[-1]
     rig.wait(BEAT_NS)
-    late = Reserved(Status.OK, 1, (11,), (1,))
+    late = Reserved(Status.OK, GrantId(1), (11,), as_stamps(1))
     assert said(rig.answer(ask, late), Return, ALLOC).pages == (11,)
     assert actor.late(ALLOC, late, rig.now) == []
-    assert actor.book.statement() == PagesHeld(1, ())
+    assert actor.book.statement() == PagesHeld(GrantId(1), ())
 
 
 def test_a_late_grant_of_a_former_life_is_nobodys() -> None:
     rig, actor = holding()
     rig.tell(BOSS, Neighbour(Address(ALLOCATOR, Incarnation(9)), "b", 1))
-    assert actor.late(ALLOC, Reserved(Status.OK, 2, (13,), (3,)), rig.now) == []
+    assert actor.late(ALLOC, Reserved(Status.OK, GrantId(2), (13,), as_stamps(3)), rig.now) == []

@@ -18,6 +18,7 @@ from pegaflow.wire.control import Beat, Serve, Serving
 from pegaflow.wire.diskjobs import MakeSegment, ReadRun, SyncSegment, WriteGroup
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import FETCH_NS, Fetch
+from pegaflow.wire.identities import ClaimId, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Corrupt, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import ORDER_NS, Copied, Drop, Keep, Load, Lookup, Ping, Save, Skip
@@ -55,15 +56,15 @@ def test_a_clients_question_is_timed_until_its_answer() -> None:
     rig, _, _ = attached()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
     rig.wait(7 * MS)
-    rig.answer(find, Held(1, 1, (0, 1, 4)))
+    rig.answer(find, Held(LeaseId(1), 1, (0, 1, 4)))
     found = counted(rig, RPC)["lookup", "ok"]
     assert (found.count, found.total) == (1, 0.007)
     assert dict(found.cumulative)["0.005"] == 0 and dict(found.cumulative)["0.01"] == 1
-    rig.ask(CLIENT_7, Load(1, 0, 0, 3))
+    rig.ask(CLIENT_7, Load(LeaseId(1), 0, 0, 3))
     rig.wait(3 * MS)
     rig.ask(CLIENT_7, Copied(1, True))
     assert counted(rig, LOAD)[()].total == 0.003
-    rig.ask(CLIENT_7, Load(1, 0, 0, 3))
+    rig.ask(CLIENT_7, Load(LeaseId(1), 0, 0, 3))
     assert calls(rig) == {
         ("attach", "ok"): 1,
         ("lookup", "ok"): 1,
@@ -133,7 +134,7 @@ def test_a_save_without_pages_is_dropped_for_want_of_space() -> None:
 
 def test_a_block_of_several_ranks_is_dropped_once() -> None:
     rig, _ = test_ranks.pair()
-    sent = rig.answer(one(test_ranks.begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    sent = rig.answer(one(test_ranks.begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     test_ranks.staged_batch(rig, 0, sent)
     rig.wait(ORDER_NS + S)
     assert dropped(rig) == {"expired": 3}

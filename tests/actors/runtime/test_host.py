@@ -17,7 +17,7 @@ from pegaflow.actors.runtime.contract import (
     on,
 )
 from pegaflow.wire.control import Drain, Gone
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import WHOEVER, Incarnation, LeaseId
 from pegaflow.wire.jobs import Done, GrowExtent, RecordsRead
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Ping, Pong, Release
@@ -52,7 +52,7 @@ class Asker(Part):
 
     def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
         self.lates.append(msg)
-        return [Send(sender, Release(1))]
+        return [Send(sender, Release(LeaseId(1)))]
 
     def _job(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         def then(done: Done, now: int) -> list[Effect]:
@@ -139,7 +139,7 @@ def test_frames_to_other_lives_and_unwanted_ones_are_counted() -> None:
 
 def test_a_job_ends_with_its_completion() -> None:
     rig, actor = asker()
-    rig.tell(CLIENT_7, Release(3))
+    rig.tell(CLIENT_7, Release(LeaseId(3)))
     assert rig.wanted(GrowExtent) == [GrowExtent(3)]
     rig.done(GrowExtent, Status.NO_SPACE)
     assert actor.ends == [Done(Status.NO_SPACE)]
@@ -148,7 +148,7 @@ def test_a_job_ends_with_its_completion() -> None:
 
 def test_a_job_ends_with_nothing_but_what_its_class_names() -> None:
     rig, _ = asker()
-    rig.tell(CLIENT_7, Release(3))
+    rig.tell(CLIENT_7, Release(LeaseId(3)))
     with pytest.raises(AssertionError, match="GrowExtent ends with RecordsRead"):
         rig.done(GrowExtent, RecordsRead((1,)))
 

@@ -32,7 +32,14 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import (
+    NO_CLAIM,
+    NO_GRANT,
+    NO_LEASE,
+    GrantId,
+    Incarnation,
+    LeaseId,
+)
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
 from pegaflow.wire.jobs import Exited, ReadRecords, RecordsRead, Stopping
 from pegaflow.wire.message import Message
@@ -56,6 +63,7 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.sessions import ATTACH, KEYS, attached, grant, serving, spare
+from tests.naming import as_stamps
 
 U64_MAX = (1 << 64) - 1
 
@@ -80,12 +88,14 @@ def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None
     rig, actor, reserve = attached()
     rig.tell(Address(SUPERVISOR, Incarnation(9)), Gone(IDX))
     rig.tell(Address(SUPERVISOR, Incarnation(9)), Welcome("other", "other", 0, EXTENT, "run"))
-    rig.tell(Address(INDEX, Incarnation(9)), Held(7, 1, (0,)))
-    rig.tell(Address(ALLOC.name, Incarnation(9)), Reserved(Status.OK, 1, (5,), (6,)))
+    rig.tell(Address(INDEX, Incarnation(9)), Held(LeaseId(7), 1, (0,)))
+    rig.tell(
+        Address(ALLOC.name, Incarnation(9)), Reserved(Status.OK, GrantId(1), (5,), as_stamps(6))
+    )
     assert rig.count("frames_of_other_lives") == 4
     assert not actor.reservation.free and actor.leases.held.upto == 0
     for stranger in (Address("nobody", Incarnation(1)), Address("", Incarnation(0)), SESSION_5):
-        late = Envelope(stranger, rig.me, Reserved(Status.OK, 1, (5,), ()), answer=99)
+        late = Envelope(stranger, rig.me, Reserved(Status.OK, GrantId(1), (5,), ()), answer=99)
         assert rig.host.deliver(late, rig.now).envelopes == []
     assert not actor.reservation.free
     rig.answer(reserve, grant(1, 8))
@@ -118,7 +128,7 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
         replace(good, payload=0),
         replace(good, payload=PAGE + 1),
         replace(good, page_size=2 * PAGE, payload=MAX_LENGTH + 1),
-        replace(good, shards=MAX_SHARDS + 1, pages=many, stamps=many),
+        replace(good, shards=MAX_SHARDS + 1, pages=many, stamps=as_stamps(*many)),
         replace(good, pages=(U64_MAX,)),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ()), bad
@@ -132,7 +142,7 @@ def test_blocks_of_one_namespace_are_cut_alike() -> None:
     good = seal_of(claim(rig, KEYS[1:2]).number, KEYS[1:2], first_page=RECORDS)
     for bad in (
         replace(good, page_size=2 * PAGE),
-        replace(good, shards=2, pages=(RECORDS, RECORDS + 1), stamps=(1, 2)),
+        replace(good, shards=2, pages=(RECORDS, RECORDS + 1), stamps=as_stamps(1, 2)),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ())
     assert said(rig.ask(SESSION_4, good), Sealed).positions == (0,)
@@ -165,11 +175,11 @@ def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.Monkey
     save(rig, KEYS[:2])
     assert find(rig, KEYS[:2]).number and find(rig, KEYS[:2]).number
     assert find(rig, KEYS[:1]).pages == (), "four blocks are leased"
-    rig.tell(SESSION_4, Release(1))
+    rig.tell(SESSION_4, Release(LeaseId(1)))
     assert len(find(rig, KEYS[:1]).pages) == 1
     first = claim(rig, KEYS[2:3]).number
     assert claim(rig, KEYS[3:4]).number
-    assert claim(rig, KEYS[4:5]) == Claimed(0, ())
+    assert claim(rig, KEYS[4:5]) == Claimed(NO_CLAIM, ())
     rig.tell(SESSION_4, EndClaim(first))
     assert claim(rig, KEYS[4:5]).number
 
@@ -190,7 +200,7 @@ def test_a_grant_whose_pages_came_back_is_not_said_again() -> None:
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 2))).pages
     rig.tell(SESSION_4, Return(pages[:1]))
     rig.done(ReadRecords, RecordsRead(()))
-    assert rig.tell(SESSION_4, PagesHeld(0, pages[1:])) == []
+    assert rig.tell(SESSION_4, PagesHeld(NO_GRANT, pages[1:])) == []
 
 
 def test_who_never_states_is_granted_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +208,7 @@ def test_who_never_states_is_granted_no_more(monkeypatch: pytest.MonkeyPatch) ->
     rig, _ = allocator()
     pages = [granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages[0] for _ in range(2)]
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.BUSY
-    rig.tell(SESSION_4, PagesHeld(2, tuple(pages)))
+    rig.tell(SESSION_4, PagesHeld(GrantId(2), tuple(pages)))
     assert said(rig.ask(SESSION_4, Reserve(PAGE, 1)), Reserved).status is Status.OK
 
 
@@ -232,8 +242,8 @@ def test_lookups_without_an_answer_are_limited(monkeypatch: pytest.MonkeyPatch) 
     rig, _, _ = attached()
     first = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find, IDX)
     rig.ask(CLIENT_7, Lookup(KEYS))
-    assert said(rig.ask(CLIENT_7, Lookup(KEYS)), Found) == Found(Status.BUSY, 0, 0)
-    rig.answer(first, Held(0, 0, ()))
+    assert said(rig.ask(CLIENT_7, Lookup(KEYS)), Found) == Found(Status.BUSY, NO_LEASE, 0)
+    rig.answer(first, Held(NO_LEASE, 0, ()))
     one(rig.ask(CLIENT_7, Lookup(KEYS)), Find, IDX)
 
 
@@ -242,7 +252,7 @@ def test_keys_of_open_saves_are_limited(monkeypatch: pytest.MonkeyPatch) -> None
     rig, _, _ = attached()
     question = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim, IDX)
     assert said(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Saved).status is Status.BUSY
-    assert said(rig.answer(question, Claimed(0, ())), Saved).known == 3
+    assert said(rig.answer(question, Claimed(NO_CLAIM, ())), Saved).known == 3
     one(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Claim, IDX)
 
 

@@ -6,6 +6,7 @@ import pegaflow.actors.session.orders
 from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Return
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import NO_CLAIM, ClaimId
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import ORDER_NS, Commit, CopyBatch, Keep, Ping, Save, Saved, Skip
@@ -28,7 +29,7 @@ def served() -> tuple[Rig, Session]:
 
 def begin(rig: Rig, order: int) -> CopyBatch:
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"", order, (), True)), Claim, IDX)
-    return said(rig.answer(claim, Claimed(1, (0, 1, 2))), CopyBatch, CLIENT_7)
+    return said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2))), CopyBatch, CLIENT_7)
 
 
 def copied(rig: Rig, order: int) -> list[Envelope]:
@@ -91,7 +92,7 @@ def test_without_a_word_nothing_is_published() -> None:
 def test_a_word_on_what_has_ended_is_forgotten() -> None:
     rig, actor = served()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"", 7, (), True)), Claim, IDX)
-    assert said(rig.answer(claim, Claimed(0, ())), Saved) == Saved(Status.OK, 0, 3)
+    assert said(rig.answer(claim, Claimed(NO_CLAIM, ())), Saved) == Saved(Status.OK, 0, 3)
     rig.tell(SCHEDULER, Commit((7,)))
     assert idle(actor) and not actor.orders._early
 
@@ -113,7 +114,7 @@ def test_a_save_that_waits_for_a_word_names_its_order() -> None:
 def test_several_ranks_wait_for_each_other_and_for_the_word() -> None:
     rig, actor = pair()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], b"", 1, (), True)), Claim, IDX)
-    first = said(rig.answer(claim, Claimed(1, (0, 1))), CopyBatch, CLIENT_7)
+    first = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1))), CopyBatch, CLIENT_7)
     second = said(rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], b"", 1, (), True)), CopyBatch, CLIENT_8)
     rig.tell(CLIENT_7, Keep(1, first.batch))
     rig.done(FillPages)

@@ -2,6 +2,7 @@
 
 from pegaflow.wire import index as to_index
 from pegaflow.wire.control import BEAT_NS
+from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.index import Find, Held, Pinned
 from pegaflow.wire.session import LEASE_IDLE_NS, Copied, Found, Load, Lookup
 from tests.actors.rig import CLIENT_7, IDX, PAGE, Rig, one, pick, said
@@ -12,7 +13,7 @@ HALF = 4 * PAGE  # of a pool of eight pages
 
 def grant(rig: Rig, number: int, pages: tuple[int, ...], keys: int = 8) -> Found:
     question = one(rig.ask(CLIENT_7, Lookup(KEYS[:keys])), Find)
-    return said(rig.answer(question, Held(number, 1, pages)), Found)
+    return said(rig.answer(question, Held(LeaseId(number), 1, pages)), Found)
 
 
 def test_asking_again_renews_no_idle_lease() -> None:
@@ -34,7 +35,7 @@ def test_loading_renews_the_leases_beside_it_and_not_for_ever() -> None:
     grant(rig, 1, (3, 4))
     rig.wait(LEASE_IDLE_NS - 2 * BEAT_NS)
     grant(rig, 2, (3, 4, 5))
-    rig.ask(CLIENT_7, Load(2, 0, 0, 3))
+    rig.ask(CLIENT_7, Load(LeaseId(2), 0, 0, 3))
     copy = next(iter(actor.loads.copies))
     rig.ask(CLIENT_7, Copied(copy, True))
     grant(rig, 3, (3,))

@@ -9,7 +9,7 @@ from pegaflow.wire import session as to_session
 from pegaflow.wire.allocator import Return
 from pegaflow.wire.control import BEAT_NS, Bye, Refused
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Corrupt, EndClaim, Find, Held, Release, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -152,7 +152,7 @@ def test_addresses_that_do_not_fit_the_regions_are_not_used() -> None:
 def test_a_load_is_written_by_the_session() -> None:
     rig, actor = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
-    lease = said(rig.answer(find, Held(5, 1, (0, 1, 4))), Found).lease
+    lease = said(rig.answer(find, Held(LeaseId(5), 1, (0, 1, 4))), Found).lease
     assert rig.ask(CLIENT_7, Load(lease, 0, 1, 2, (9, 8)), deadline=rig.now + 7 * MS) == []
     (job,) = rig.wanted(WriteBlocks)
     assert (job.blocks, job.offsets) == ((9, 8), (PAGE, 4 * PAGE))
@@ -165,8 +165,8 @@ def test_a_load_is_written_by_the_session() -> None:
 def test_pages_that_are_not_what_was_sealed_are_told_and_the_load_fails() -> None:
     rig, actor = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
-    rig.answer(find, Held(5, 1, (0, 1, 4), (7, 8, 9)))
-    rig.ask(CLIENT_7, Load(5, 0, 1, 2, (9, 8)))
+    rig.answer(find, Held(LeaseId(5), 1, (0, 1, 4), (7, 8, 9)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 1, 2, (9, 8)))
     assert rig.wanted(WriteBlocks)[0].checksums == (8, 9)
     sent = rig.done(WriteBlocks, PagesDiffer((4 * PAGE,)))
     assert said(sent, Loaded, CLIENT_7).status is Status.CORRUPT
@@ -178,8 +178,8 @@ def test_pages_that_are_not_what_was_sealed_are_told_and_the_load_fails() -> Non
 def test_impossible_blocks(blocks: tuple[int, ...]) -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
-    rig.answer(find, Held(5, 1, (0, 1, 4)))
-    load = rig.ask(CLIENT_7, Load(5, 0, 0, 2, blocks))
+    rig.answer(find, Held(LeaseId(5), 1, (0, 1, 4)))
+    load = rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 2, blocks))
     assert said(load, Loaded).status is Status.BAD_REQUEST
     save = rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], b"", 0, blocks))
     assert said(save, Saved).status is Status.BAD_REQUEST
@@ -188,7 +188,7 @@ def test_impossible_blocks(blocks: tuple[int, ...]) -> None:
 def test_a_save_is_sealed_after_keep_only() -> None:
     rig, actor = direct()
     claim = one(begin(rig, 0), Claim)
-    assert rig.answer(claim, Claimed(1, (0, 2))) == []
+    assert rig.answer(claim, Claimed(ClaimId(1), (0, 2))) == []
     (job,) = rig.wanted(ReadBlocks)
     assert job.blocks == (20, 22)
     copied = said(rig.done(ReadBlocks), BatchCopied, CLIENT_7)
@@ -201,7 +201,7 @@ def test_a_save_is_sealed_after_keep_only() -> None:
 
 def test_a_keep_before_copied_means_nothing() -> None:
     rig, _ = direct()
-    rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0,)))
+    rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0,)))
     assert rig.tell(CLIENT_7, Keep(1, 1)) == []
     assert not pick(rig.done(ReadBlocks), Seal)
 
@@ -211,7 +211,7 @@ def test_a_drop_before_keep_gives_the_pages_back(when: str) -> None:
     rig, actor = direct()
     if when == "waiting":
         actor.reservation.free.clear()
-    rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     sent: list[Envelope] = []
     if when == "read":
         said(rig.done(ReadBlocks), BatchCopied)
@@ -226,7 +226,7 @@ def test_a_drop_before_keep_gives_the_pages_back(when: str) -> None:
 
 def test_a_failed_read_seals_nothing() -> None:
     rig, actor = direct()
-    rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     sent = rig.done(ReadBlocks, Status.COPY_FAILED)
     assert said(sent, Saved) == Saved(Status.COPY_FAILED, 0, 0)
     assert len(said(sent, Return).pages) == 3 and idle(actor)
@@ -235,8 +235,8 @@ def test_a_failed_read_seals_nothing() -> None:
 def test_left_is_said_when_nothing_runs_any_more() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(5, 1, (0,)))
-    rig.ask(CLIENT_7, Load(5, 0, 0, 1, (3,)))
+    rig.answer(find, Held(LeaseId(5), 1, (0,)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
     sent = rig.ask(CLIENT_7, Leave())
     assert rig.wanted(UnmapEngine) and not pick(sent, Left) and rig.stop is None
     sent = rig.done(WriteBlocks, Status.COPY_FAILED)
@@ -249,8 +249,8 @@ def test_left_is_said_when_nothing_runs_any_more() -> None:
 def test_a_rank_is_not_copied_over_while_its_memory_is_written() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(5, 1, (0,)))
-    rig.ask(CLIENT_7, Load(5, 0, 0, 1, (3,)))
+    rig.answer(find, Held(LeaseId(5), 1, (0,)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
     assert said(rig.ask(CLIENT_8, ATTACH), Refused).status is Status.NOT_READY
     rig.done(WriteBlocks, Status.COPY_FAILED)
     attach(rig, CLIENT_8, ATTACH)
@@ -317,7 +317,7 @@ def staged_batch(rig: Rig, rank: int, sent: list[Envelope]) -> list[Envelope]:
 
 def test_a_block_is_sealed_with_a_page_of_every_rank() -> None:
     rig, actor = pair()
-    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     assert not pick(staged_batch(rig, 0, sent), Seal)
     sent = begin(rig, 1)
     assert not pick(sent, Claim), "it joins the claim of the other"
@@ -335,10 +335,10 @@ def test_shards_of_two_orders_never_meet() -> None:
     """Rank 1 has computed wrong bytes for order 1; rank 0, which knows it, saves order 2."""
     rig, actor = pair()
     key = KEYS[:1]
-    sent = rig.answer(one(begin(rig, 1, 1, key), Claim), Claimed(1, (0,)))
+    sent = rig.answer(one(begin(rig, 1, 1, key), Claim), Claimed(ClaimId(1), (0,)))
     staged_batch(rig, 1, sent)
     sent = begin(rig, 0, 2, key)
-    sent = rig.answer(one(sent, Claim), Claimed(2, (0,)))
+    sent = rig.answer(one(sent, Claim), Claimed(ClaimId(2), (0,)))
     assert not pick(staged_batch(rig, 0, sent), Seal)
     sent = rig.tell(CLIENT_7, Skip(1))
     assert said(sent, Saved, CLIENT_8) == Saved(Status.DROPPED, 0, 0)
@@ -356,7 +356,7 @@ def test_who_comes_too_late_does_not_start_an_order_anew() -> None:
 
 def test_an_order_that_a_rank_never_saves_is_given_up() -> None:
     rig, actor = pair()
-    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     staged_batch(rig, 0, sent)
     sent = rig.wait(ORDER_NS + 2 * BEAT_NS)
     assert said(sent, Saved, CLIENT_7) == Saved(Status.EXPIRED, 0, 0)
@@ -369,7 +369,7 @@ def test_what_one_rank_drops_is_dead_for_all_and_the_rest_is_sealed() -> None:
     rig, actor = pair()
     for rank in actor.engine.ranks.values():
         rank.slots, rank.free_slots = 2, [0, 1]
-    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     first = staged_batch(rig, 0, sent)
     assert said(first, CopyBatch, CLIENT_7).positions == (2,)
     rig.tell(CLIENT_7, Drop(1))
@@ -392,15 +392,15 @@ def test_ranks_must_name_an_order_and_agree_on_it() -> None:
 def test_a_lease_is_consumed_when_every_rank_has_loaded() -> None:
     rig, actor = pair(DIRECT)
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:2])), Find)
-    found = said(rig.answer(find, Held(5, 2, (0, 1, 4, 5))), Found)
+    found = said(rig.answer(find, Held(LeaseId(5), 2, (0, 1, 4, 5))), Found)
     assert found.blocks == 2
     for rank, offsets in ((1, (PAGE, 5 * PAGE)), (0, (0, 4 * PAGE))):
-        rig.ask(RANKS[rank], Load(5, rank, 0, 2, (3, 4)))
+        rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, (3, 4)))
         assert rig.wanted(WriteBlocks)[0].offsets == offsets
         sent = rig.done(WriteBlocks)
         assert said(sent, Loaded, RANKS[rank]).status is Status.OK
         assert bool(pick(sent, Release)) == (rank == 0)
-        again = rig.ask(RANKS[rank], Load(5, rank, 0, 2, (3, 4)))
+        again = rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, (3, 4)))
         assert said(again, Loaded).status is Status.NO_SUCH_LEASE
     assert not actor.leases.held
 
@@ -408,10 +408,13 @@ def test_a_lease_is_consumed_when_every_rank_has_loaded() -> None:
 def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
     rig, actor = pair(DIRECT)
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(5, 2, (0, 1)))
-    rig.ask(CLIENT_7, Load(5, 0, 0, 1, (3,)))
-    assert not pick(rig.tell(BOSS_CLIENT, to_session.Release(5)), Release)
-    assert said(rig.ask(CLIENT_8, Load(5, 1, 0, 1, (3,))), Loaded).status is Status.NO_SUCH_LEASE
+    rig.answer(find, Held(LeaseId(5), 2, (0, 1)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
+    assert not pick(rig.tell(BOSS_CLIENT, to_session.Release(LeaseId(5))), Release)
+    assert (
+        said(rig.ask(CLIENT_8, Load(LeaseId(5), 1, 0, 1, (3,))), Loaded).status
+        is Status.NO_SUCH_LEASE
+    )
     one(rig.done(WriteBlocks), Release)
     assert not actor.leases.held
 
@@ -419,21 +422,21 @@ def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
 def test_a_lease_of_another_number_of_shards_is_a_miss() -> None:
     rig, actor = pair()
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:2])), Find)
-    assert said(rig.answer(find, Held(5, 1, (0, 1))), Found).blocks == 0
+    assert said(rig.answer(find, Held(LeaseId(5), 1, (0, 1))), Found).blocks == 0
     assert not actor.leases.held
 
 
 def test_one_rank_may_load_for_itself_alone() -> None:
     rig, _ = pair()
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(5, 2, (0, 1)))
-    assert said(rig.ask(CLIENT_7, Load(5, 1, 0, 1)), Pages).status is Status.NOT_ATTACHED
-    assert said(rig.ask(CLIENT_8, Load(5, 1, 0, 1)), Pages).offsets == (PAGE,)
+    rig.answer(find, Held(LeaseId(5), 2, (0, 1)))
+    assert said(rig.ask(CLIENT_7, Load(LeaseId(5), 1, 0, 1)), Pages).status is Status.NOT_ATTACHED
+    assert said(rig.ask(CLIENT_8, Load(LeaseId(5), 1, 0, 1)), Pages).offsets == (PAGE,)
 
 
 def test_when_a_rank_leaves_nothing_is_served_until_it_is_back() -> None:
     rig, actor = pair()
-    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(1, (0, 1, 2)))
+    sent = rig.answer(one(begin(rig, 0), Claim), Claimed(ClaimId(1), (0, 1, 2)))
     staged_batch(rig, 0, sent)
     sent = rig.ask(CLIENT_8, Leave())
     one(sent, Left, CLIENT_8)

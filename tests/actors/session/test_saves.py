@@ -8,6 +8,7 @@ from pegaflow.actors.session.saves import SAVE_NS
 from pegaflow.wire.allocator import Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, ClaimId
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import CopyBatch, Drop, Keep, Leave, Left, Ping, Save, Saved
@@ -15,7 +16,7 @@ from pegaflow.wire.status import Status
 from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
 from tests.actors.sessions import KEYS, attached, grant
 
-NO_SPACE = Reserved(Status.NO_SPACE, 0, (), ())
+NO_SPACE = Reserved(Status.NO_SPACE, NO_GRANT, (), ())
 
 
 def stocked() -> tuple[Rig, Session]:
@@ -28,7 +29,7 @@ def stocked() -> tuple[Rig, Session]:
 def begin(rig: Rig, save: int = 1, keys: tuple[bytes, ...] = KEYS[:3]) -> CopyBatch:
     """A save whose keys are all new."""
     claim = one(rig.ask(CLIENT_7, Save(save, 0, keys, b"")), Claim, IDX)
-    sent = rig.answer(claim, Claimed(save, tuple(range(len(keys)))))
+    sent = rig.answer(claim, Claimed(ClaimId(save), tuple(range(len(keys)))))
     take = said(sent, CopyBatch, CLIENT_7)
     assert (take.save, take.positions) == (save, tuple(range(len(keys))))
     return take
@@ -74,7 +75,7 @@ def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
 def test_known_keys_are_not_copied() -> None:
     rig, actor = stocked()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
-    sent = rig.answer(claim, Claimed(0, ()))
+    sent = rig.answer(claim, Claimed(NO_CLAIM, ()))
     assert said(sent, Saved) == Saved(Status.OK, 0, 3)
     assert not pick(sent, CopyBatch) and idle(actor)
 
@@ -104,7 +105,7 @@ def test_drop_before_the_claim_is_answered() -> None:
     rig, actor = stocked()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
     assert rig.tell(CLIENT_7, Drop(1)) == []
-    sent = rig.answer(claim, Claimed(1, (0, 1, 2)))
+    sent = rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2)))
     assert said(sent, Saved).status is Status.DROPPED
     one(sent, EndClaim, IDX)
     assert not pick(sent, CopyBatch) and idle(actor)
@@ -189,7 +190,7 @@ def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
     rig, actor = stocked()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
     assert said(rig.wait(INDEX_NS), Saved).status is Status.EXPIRED
-    assert said(rig.answer(claim, Claimed(9, (0,))), EndClaim, IDX).number == 9
+    assert said(rig.answer(claim, Claimed(ClaimId(9), (0,))), EndClaim, IDX).number == 9
     assert idle(actor)
 
 
@@ -198,7 +199,7 @@ def test_more_blocks_than_slots_take_turns() -> None:
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
-    first = said(rig.answer(claim, Claimed(1, (0, 1, 2))), CopyBatch)
+    first = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2))), CopyBatch)
     assert first.positions == (0, 1)
     rig.tell(CLIENT_7, Keep(1, first.batch))
     sent = rig.done(FillPages)
@@ -216,7 +217,7 @@ def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], b"")), Claim)
-    take = said(rig.answer(claim, Claimed(1, (0, 1, 2, 3, 4))), CopyBatch)
+    take = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2, 3, 4))), CopyBatch)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.done(FillPages)
     first, take = one(sent, Seal), said(sent, CopyBatch)
@@ -236,7 +237,7 @@ def test_a_stock_that_the_pool_cannot_give_does_not_end_a_small_save() -> None:
     rig, _, reserve = attached()
     take = begin(rig, 1, KEYS[:1])
     rig.tell(CLIENT_7, Keep(1, take.batch))
-    sent = rig.answer(reserve, Reserved(Status.TOO_LARGE, 0, (), ()))
+    sent = rig.answer(reserve, Reserved(Status.TOO_LARGE, NO_GRANT, (), ()))
     assert not pick(sent, Saved) and said(sent, Reserve).count == 1
 
 

@@ -10,6 +10,7 @@ from pegaflow.wire import index as to_index
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Bye, Refused, Serving
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, NO_LEASE, GrantId, LeaseId
 from pegaflow.wire.index import Find, Held, LeasesHeld
 from pegaflow.wire.jobs import BounceOpened, OpenBounce, WatchProcess
 from pegaflow.wire.session import (
@@ -43,19 +44,20 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.sessions import ATTACH, KEYS, LAYOUT, SERVE, attached, grant, serving, spare
+from tests.naming import as_leases
 
 
 def leased() -> tuple[Rig, Session, int]:
     """A session with a lease of three blocks."""
     rig, actor, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS[:4])), Find, IDX)
-    found = said(rig.answer(question, Held(5, 1, (0, 1, 4), (), (1, 2))), Found, CLIENT_7)
+    found = said(rig.answer(question, Held(LeaseId(5), 1, (0, 1, 4), (), (1, 2))), Found, CLIENT_7)
     assert (found.status, found.blocks, found.disk) == (Status.OK, 3, (1, 2))
     return rig, actor, found.lease
 
 
 def load(rig: Rig, lease: int, first: int = 0, count: int = 3) -> Pages:
-    return said(rig.ask(CLIENT_7, Load(lease, 0, first, count)), Pages)
+    return said(rig.ask(CLIENT_7, Load(LeaseId(lease), 0, first, count)), Pages)
 
 
 def test_a_spare_serves_nobody() -> None:
@@ -111,13 +113,13 @@ def test_a_second_client_takes_the_rank() -> None:
 def test_a_miss_has_no_lease() -> None:
     rig, _, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
-    assert said(rig.answer(question, Held(0, 0, ())), Found) == Found(Status.OK, 0, 0)
+    assert said(rig.answer(question, Held(NO_LEASE, 0, ())), Found) == Found(Status.OK, NO_LEASE, 0)
 
 
 def test_a_silent_index_is_a_status_by_the_clients_deadline() -> None:
     rig, _, _ = attached()
     rig.ask(CLIENT_7, Lookup(KEYS), deadline=rig.now + 5 * MS)
-    assert said(rig.wait(5 * MS), Found) == Found(Status.EXPIRED, 0, 0)
+    assert said(rig.wait(5 * MS), Found) == Found(Status.EXPIRED, NO_LEASE, 0)
 
 
 def test_a_load_and_its_confirmation_consume_the_lease() -> None:
@@ -140,13 +142,15 @@ def test_impossible_loads() -> None:
     assert load(rig, lease, first=1, count=3).status is Status.BAD_REQUEST
     assert load(rig, lease, count=0).status is Status.BAD_REQUEST
     assert load(rig, lease + 1).status is Status.NO_SUCH_LEASE
-    assert said(rig.ask(CLIENT_7, Load(lease, 1, 0, 1)), Pages).status is Status.NOT_ATTACHED
+    assert (
+        said(rig.ask(CLIENT_7, Load(LeaseId(lease), 1, 0, 1)), Pages).status is Status.NOT_ATTACHED
+    )
 
 
 def test_a_release_waits_for_the_running_copy() -> None:
     rig, actor, lease = leased()
     pages = load(rig, lease)
-    assert rig.tell(CLIENT_7, Release(lease)) == []
+    assert rig.tell(CLIENT_7, Release(LeaseId(lease))) == []
     assert load(rig, lease).status is Status.NO_SUCH_LEASE
     sent = rig.ask(CLIENT_7, Copied(pages.copy, False))
     assert said(sent, to_index.Release).number == lease
@@ -183,23 +187,23 @@ def test_each_beat_states_leases_and_pages() -> None:
     reserved = grant(3, 4)
     rig.answer(reserve, reserved)
     question = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
-    rig.answer(question, Held(5, 1, (0,)))
+    rig.answer(question, Held(LeaseId(5), 1, (0,)))
     sent = rig.wait(BEAT_NS)
-    assert said(sent, LeasesHeld, IDX) == LeasesHeld(5, (5,), 0, ())
-    assert said(sent, PagesHeld, ALLOC) == PagesHeld(3, reserved.pages, PAGE)
+    assert said(sent, LeasesHeld, IDX) == LeasesHeld(LeaseId(5), as_leases(5), NO_CLAIM, ())
+    assert said(sent, PagesHeld, ALLOC) == PagesHeld(GrantId(3), reserved.pages, PAGE)
 
 
 def test_a_late_held_is_handed_back() -> None:
     rig, _, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS), deadline=rig.now + MS), Find)
     rig.wait(MS)
-    assert said(rig.answer(question, Held(6, 1, (0,))), to_index.Release, IDX).number == 6
-    assert said(rig.tell(IDX, Held(7, 1, (0,))), to_index.Release, IDX).number == 7
+    assert said(rig.answer(question, Held(LeaseId(6), 1, (0,))), to_index.Release, IDX).number == 6
+    assert said(rig.tell(IDX, Held(LeaseId(7), 1, (0,))), to_index.Release, IDX).number == 7
 
 
 def test_a_lease_sent_again_that_we_hold_is_kept() -> None:
     rig, _, lease = leased()
-    assert rig.tell(IDX, Held(lease, 1, (0, 1, 4))) == []
+    assert rig.tell(IDX, Held(LeaseId(lease), 1, (0, 1, 4))) == []
 
 
 def test_a_late_reserved_is_adopted_once() -> None:
@@ -218,7 +222,7 @@ def test_a_reserved_for_nobody_goes_back() -> None:
 
 def test_a_refused_reserve_is_asked_again_only_when_needed() -> None:
     rig, _, reserve = attached()
-    assert not pick(rig.answer(reserve, Reserved(Status.NO_SPACE, 0, (), ())), Reserve)
+    assert not pick(rig.answer(reserve, Reserved(Status.NO_SPACE, NO_GRANT, (), ())), Reserve)
 
 
 def test_the_last_client_to_leave_ends_the_session() -> None:
@@ -237,7 +241,7 @@ def test_a_lease_found_for_a_client_that_left_is_released() -> None:
     rig.ask(CLIENT_8, Ping())
     question = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
     rig.tell(CLIENT_7, Leave())
-    one(rig.answer(question, Held(5, 1, (0,))), to_index.Release, IDX)
+    one(rig.answer(question, Held(LeaseId(5), 1, (0,))), to_index.Release, IDX)
 
 
 def test_the_engines_death_ends_the_session() -> None:
@@ -260,7 +264,7 @@ def test_leases_of_another_layout_end_when_it_changes() -> None:
     rig.ask(CLIENT_7, replace(ATTACH, layout=replace(LAYOUT, dtype="other")))
     sent = rig.done(OpenBounce, BounceOpened("/dev/shm/other", ()))
     assert said(sent, to_index.Release, IDX).number == lease and not actor.leases.held
-    sent = rig.answer(late, Held(6, 1, (0, 1)))
+    sent = rig.answer(late, Held(LeaseId(6), 1, (0, 1)))
     assert said(sent, to_index.Release, IDX).number == 6 and not actor.leases.held
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from pegaflow.wire.control import Refused, Serve, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import SESSION, Address
+from pegaflow.wire.values import FRONT_DESK, SESSION, Address
 from tests.actors.group import OPEN, Group
 from tests.actors.rig import CLIENT_7, CLIENT_8, MS, one, pick, said
 
@@ -35,9 +35,7 @@ def test_all_processes_of_an_engine_find_one_session(arrival: tuple[Address, ...
 def test_a_joiner_alone_waits_and_costs_no_spare() -> None:
     group = Group()
     before = list(group.living)
-    sent = group.ask(
-        CLIENT_8, JOIN, deadline=group.now + 2000 * MS, to=Address("supervisor", WHOEVER)
-    )
+    sent = group.ask(CLIENT_8, JOIN, deadline=group.now + 2000 * MS, to=FRONT_DESK)
     assert sent + group.settle() == []
     assert group.beats(1500 * MS) == [] and group.living == before
     assert len(group.boss.opens) == 1

@@ -8,8 +8,8 @@ from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.observe import metrics
 from pegaflow.wire.control import BindAgain, Inspect, Report, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import WHOEVER, Incarnation
-from pegaflow.wire.values import INDEX, SESSION, Address
+from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.values import FRONT_DESK, INDEX, SESSION
 from tests.actors.group import OPENED, Group
 from tests.actors.rig import BOSS, CLIENT_7, HELLO, IDX, Rig, pick, said
 
@@ -22,7 +22,7 @@ def look(group: Group) -> list[Envelope]:
 
 
 def report(group: Group) -> Report:
-    return said(group.ask(CLIENT_7, Inspect(), to=Address(BOSS.name, WHOEVER)), Report)
+    return said(group.ask(CLIENT_7, Inspect(), to=FRONT_DESK), Report)
 
 
 def test_a_fault_is_said_once_and_reported_for_as_long_as_it_is_there() -> None:

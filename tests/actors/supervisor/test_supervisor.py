@@ -25,11 +25,11 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import WHOEVER, Incarnation
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Exited, OpenPool, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
+from pegaflow.wire.values import ALLOCATOR, FRONT_DESK, INDEX, SESSION, Address
 from tests.actors.group import OPEN, PLAN, Group
 from tests.actors.rig import BOSS, CLIENT_7, CLIENT_8, POOL, Rig, one, pick, said
 from tests.wire.samples import fields
@@ -282,7 +282,7 @@ def test_a_second_stopping_kills() -> None:
 def test_inspect() -> None:
     group = Group()
     group.serve()
-    sent = group.ask(CLIENT_8, Inspect(), to=Address(BOSS.name, WHOEVER))
+    sent = group.ask(CLIENT_8, Inspect(), to=FRONT_DESK)
     report = said(sent, Report, CLIENT_8)
     assert (report.pool_bytes, report.version) == (POOL, "0.1")
     rows = {(row.address.name, row.state, row.engine) for row in report.processes}

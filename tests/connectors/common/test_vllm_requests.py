@@ -4,10 +4,10 @@ import pytest
 
 from pegaflow.client import Lease
 from pegaflow.connectors.common.requests import KEEP_S, Lookup, Requests
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, LeaseId
 from tests.connectors.vllm.fakes import BLOCK, Request
 
-LEASE = Lease(Incarnation(1), 7, 5)
+LEASE = Lease(Incarnation(1), LeaseId(7), 5)
 
 
 def book(**how: object) -> Requests:
@@ -18,7 +18,10 @@ def arrived(requests: Requests, tokens: int = 25, hit: int = 0, now: float = 0.0
     """A request "r" whose lookup has found `hit` blocks."""
     requests.add("r", Request("r", tokens))
     requests.asked("r", 1, now)
-    assert requests.answered(1, Lease(Incarnation(1), 7, hit) if hit else None, True, now) is None
+    assert (
+        requests.answered(1, Lease(Incarnation(1), LeaseId(7), hit) if hit else None, True, now)
+        is None
+    )
     return "r"
 
 
@@ -98,7 +101,9 @@ def test_a_block_without_a_hash_waits_for_it() -> None:
 def test_blocks_only_this_engine_has_are_saved_too() -> None:
     requests = book()
     arrived(requests, hit=1)
-    assert requests.allocated("r", [1, 2, 3, 4, 5, 6, 7], 0) == [Lease(Incarnation(1), 7, 1)]
+    assert requests.allocated("r", [1, 2, 3, 4, 5, 6, 7], 0) == [
+        Lease(Incarnation(1), LeaseId(7), 1)
+    ]
     save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 16, 9)
     assert save is not None and save.blocks == (2, 3, 4, 5, 6)
 
@@ -180,7 +185,7 @@ def test_preemption_asks_again_and_saves_what_got_lost() -> None:
     assert requests.preempted("r") == []
     assert len(requests.wants("r")) == 6
     requests.asked("r", 2, 1.0)
-    requests.answered(2, Lease(Incarnation(1), 8, 2), True, 1.0)
+    requests.answered(2, Lease(Incarnation(1), LeaseId(8), 2), True, 1.0)
     assert requests.offer("r", 0) == 8
     requests.allocated("r", [20, 21], 8)
     requests.loaded("r")

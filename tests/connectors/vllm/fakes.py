@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pegaflow.client import Done, Lease, LoadDone, LookupDone, SaveDone
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.layout import Layout, pieces
 from pegaflow.wire.status import Status
 
@@ -310,7 +310,7 @@ class FakeClient:
             held.append(key)
         if held:
             self.store.leases[ticket] = held
-        lease = Lease(Incarnation(1), ticket, len(held)) if held else None
+        lease = Lease(Incarnation(1), LeaseId(ticket), len(held)) if held else None
         disk = tuple(i for i, key in enumerate(keys[: len(held)]) if key in self.store.on_disk)
         self.done.append(LookupDone(ticket, Status.OK, lease, len(held), disk))
         return ticket

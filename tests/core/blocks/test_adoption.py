@@ -10,7 +10,7 @@ from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.core.pool.slab import Plan
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Stamp
 
 PAGE = 16 * 1024
 EXTENT = 8 * PAGE
@@ -30,7 +30,9 @@ def record(
 ) -> Record:
     """A sealed page of an extent: payloads by extent, so that every extent is cut once."""
     length = SIZES[page // PER % len(SIZES)]
-    return Record(100 + page, seal or page, shard, shards, length, SPACES[space], key, None, 3)
+    return Record(
+        Stamp(100 + page), seal or page, shard, shards, length, SPACES[space], key, None, 3
+    )
 
 
 def adopt(ledger: Ledger) -> tuple[PrefixIndex, Adoption, list[Block]]:

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pegaflow.core.blocks.claims import ClaimTable
+from pegaflow.wire.identities import ClaimId
 
 TTL = 10
 HOLDERS = [("session", 1), ("session", 2)]
@@ -46,7 +47,7 @@ class ClaimsAgainstList(RuleBasedStateMachine):
     @rule(holder=holders, number=st.integers(1, 8))
     def end(self, holder: tuple[str, int], number: int) -> None:
         was_open = any(row[:2] == (holder, number) for row in self.open)
-        assert self.table.end(holder, number) == was_open
+        assert self.table.end(holder, ClaimId(number)) == was_open
         self.open = [row for row in self.open if row[:2] != (holder, number)]
 
     @rule(holder=holders)
@@ -67,7 +68,7 @@ class ClaimsAgainstList(RuleBasedStateMachine):
                 for namespace in NAMESPACES:
                     for key in KEYS:
                         expected = (holder, number, namespace, key) in owners
-                        assert self.table.owns(holder, number, namespace, key) == expected
+                        assert self.table.owns(holder, ClaimId(number), namespace, key) == expected
 
 
 TestClaimsAgainstList = ClaimsAgainstList.TestCase

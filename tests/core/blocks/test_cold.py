@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pegaflow.core.blocks import cold
 from pegaflow.core.blocks.cold import ColdTable, hash_of, hashes_of
 from pegaflow.core.pool.ledger import MAX_KEY, Record
+from pegaflow.wire.identities import Stamp
 
 any_key = st.binary(min_size=1, max_size=MAX_KEY)
 
@@ -16,7 +17,7 @@ def table_of(keys: list[bytes], parts: int = 2) -> tuple[ColdTable, list[int]]:
     """Key i in page i; the pages that were dropped."""
 
     def read(page: int) -> Record:
-        return Record(1, 1, 0, 1, 4096, bytes(16), keys[page], None, 0)
+        return Record(Stamp(1), 1, 0, 1, 4096, bytes(16), keys[page], None, 0)
 
     table = ColdTable(read)
     hashes = np.array([cold.hash_of(key) for key in keys], np.uint64)

@@ -8,13 +8,17 @@ from pegaflow.core.blocks.leases import Lease, LeaseTable
 from pegaflow.core.blocks.table import Block
 from pegaflow.core.policy import lru as eviction
 from pegaflow.core.policy.lru import Lru
+from pegaflow.wire.identities import LeaseId
+from tests.naming import as_stamps
 
 HOLDERS = [("session", 1), ("session", 2)]
 holders = st.sampled_from(HOLDERS)
 
 
 def block_of(number: int, page_size: int, depth: int = 0) -> Block:
-    return Block(b"n" * 16, number.to_bytes(8, "big"), page_size, (number,), (number,), 1, depth)
+    return Block(
+        b"n" * 16, number.to_bytes(8, "big"), page_size, (number,), as_stamps(number), 1, depth
+    )
 
 
 class LeasesAgainstLists(RuleBasedStateMachine):
@@ -74,7 +78,7 @@ class LeasesAgainstLists(RuleBasedStateMachine):
 
     @rule(holder=holders, number=st.integers(1, 8))
     def release(self, holder: tuple[str, int], number: int) -> None:
-        lease = self.table.release(holder, number)
+        lease = self.table.release(holder, LeaseId(number))
         if (holder, number) in self.leases:
             assert lease is not None
             self.ended([lease], [(holder, number)])
@@ -84,7 +88,7 @@ class LeasesAgainstLists(RuleBasedStateMachine):
     @rule(holder=holders, upto=st.integers(0, 8), numbers=st.sets(st.integers(1, 9)))
     def statement(self, holder: tuple[str, int], upto: int, numbers: set[int]) -> None:
         mine = sorted(number for h, number in self.leases if h == holder)
-        dropped, resend = self.table.statement(holder, upto, sorted(numbers))
+        dropped, resend = self.table.statement(holder, LeaseId(upto), sorted(map(LeaseId, numbers)))
         assert [lease.number for lease in resend] == [n for n in mine if n > upto]
         self.ended(dropped, [(holder, n) for n in mine if n <= upto and n not in numbers])
 

@@ -14,7 +14,7 @@ from pegaflow.core.pool.ledger import (
     ledger_bytes,
 )
 from pegaflow.core.pool.scan import occupied, scan
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Stamp
 
 EXTENTS, PER_EXTENT = 3, 4
 PAGES = EXTENTS * PER_EXTENT
@@ -28,7 +28,7 @@ u32 = st.integers(0, 2**32 - 1)
 def records(draw: st.DrawFn) -> Record:
     shards = draw(st.integers(1, 2**16 - 1))
     return Record(
-        stamp=draw(u64),
+        stamp=Stamp(draw(u64)),
         seal=draw(u64),
         shard=draw(st.integers(0, shards - 1)),
         shards=shards,
@@ -132,7 +132,7 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ledger, "_words", watched)
     at = HEADER_BYTES + 2 * RECORD_BYTES
     before = bytes(buffer[at + 8 : at + RECORD_BYTES])
-    ledger.seal([2], [Record(1, 2, 0, 1, 99, bytes(16), b"key", None, 3)])
+    ledger.seal([2], [Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", None, 3)])
     assert watched.writes[0] == (0, before)
     word, body = watched.writes[-1]
     assert word != 0
@@ -141,7 +141,7 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_sealing_a_sealed_page_is_our_bug() -> None:
     _, ledger = fresh()
-    record = Record(1, 2, 0, 1, 99, bytes(16), b"key", 17, 3)
+    record = Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", 17, 3)
     ledger.seal([0], [record])
     with pytest.raises(AssertionError):
         ledger.seal([0], [record])

@@ -1,0 +1,15 @@
+"""What names a thing, from plain numbers: as_leases(7, 8)."""
+
+from pegaflow.wire.identities import ClaimId, LeaseId, Stamp
+
+
+def as_leases(*numbers: int) -> tuple[LeaseId, ...]:
+    return tuple(map(LeaseId, numbers))
+
+
+def as_claims(*numbers: int) -> tuple[ClaimId, ...]:
+    return tuple(map(ClaimId, numbers))
+
+
+def as_stamps(*numbers: int) -> tuple[Stamp, ...]:
+    return tuple(map(Stamp, numbers))
