@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 
 CONVERSATIONS = ("control", "session", "index", "allocator", "flusher")
-NOUNS = ("envelope", "values", "layout", "status")
+NOUNS = ("envelope", "values", "identities", "layout", "status")
 FORMATS = (
     ("The pool", "pegaflow/device/poolfiles.py"),
     ("How the pool is cut", "pegaflow/core/pool/geometry.py"),

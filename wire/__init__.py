@@ -15,6 +15,7 @@
 
 Each conversation file says what its messages mean, in which order they are said, and what each side
 does when the other dies.  message.py declares, encodes and checks; envelope.py puts sender,
-receiver, question and deadline around a message; values.py, layout.py and status.py are the nouns.
-Block bytes never travel in a message.  This package is pure: no clock, socket, file or thread.
+receiver, question and deadline around a message; values.py, identities.py, layout.py and status.py
+are the nouns.  Block bytes never travel in a message.  This package is pure: no clock, socket, file
+or thread.
 """

@@ -34,7 +34,7 @@ def schema(cls: type) -> list[tuple[str, Any]]:
 
 def _plain(hint: Any) -> Any:
     """What names a thing is a number or bytes on the wire, and so is a list of them."""
-    if get_origin(hint) is Annotated and hint.__metadata__ == U64s.__metadata__:
+    if get_origin(hint) is Annotated and get_args(hint)[1:] == get_args(U64s)[1:]:
         return U64s
     return getattr(hint, "__supertype__", hint)
 

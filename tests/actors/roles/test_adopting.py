@@ -140,9 +140,9 @@ def test_a_lease_of_blocks_of_two_namespaces_was_never_granted() -> None:
     first.ask(SESSION_4, replace(seal_of(number, KEYS[:1], first_page=1), namespace=OTHER_NS))
     rig, _ = heir(actor.residency.ledger, Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Held(7, 1, (0, 1)))
-    told = rig.tell(SESSION_4, LeasesHeld(7, (7,), 0, ()))
-    assert said(told, LeasesLost, SESSION_4) == LeasesLost((7,))
+    rig.tell(SESSION_4, Held(LeaseId(7), 1, (0, 1)))
+    told = rig.tell(SESSION_4, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ()))
+    assert said(told, LeasesLost, SESSION_4) == LeasesLost(as_leases(7))
     assert rig.count("leases_unknown") == 1
 
 

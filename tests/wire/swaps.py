@@ -1,0 +1,43 @@
+"""Swaps that the checker of types must find, one for each kind of identity.  Nothing here runs.
+
+mypy in strict mode complains of an `ignore` that it does not need, so the lane `static` fails when
+it takes one of these for right.
+"""
+
+from pegaflow.core.blocks.claims import ClaimTable
+from pegaflow.core.blocks.leases import LeaseTable
+from pegaflow.core.grants import Grants
+from pegaflow.wire.allocator import PagesHeld, Reserved
+from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, LeaseId, Stamp
+from pegaflow.wire.index import LeasesHeld, Release, Seal
+from pegaflow.wire.status import Status
+from pegaflow.wire.values import SESSION, Address
+
+
+def incarnations(lease: LeaseId) -> None:
+    Address(SESSION, lease)  # type: ignore[arg-type]
+
+
+def leases(table: LeaseTable, claim: ClaimId, incarnation: Incarnation) -> None:
+    Release(claim)  # type: ignore[arg-type]
+    table.release("holder", incarnation)  # type: ignore[arg-type]
+
+
+def claims(table: ClaimTable, lease: LeaseId, leases: tuple[LeaseId, ...]) -> None:
+    table.end("holder", lease)  # type: ignore[arg-type]
+    LeasesHeld(lease, leases, lease, ())  # type: ignore[arg-type]
+
+
+def grants(book: Grants[GrantId, Reserved], lease: LeaseId) -> None:
+    PagesHeld(lease, ())  # type: ignore[arg-type]
+    book.get("holder", lease)  # type: ignore[arg-type]
+
+
+def stamps(claim: ClaimId, claims: tuple[ClaimId, ...]) -> None:
+    Reserved(Status.OK, GrantId(1), (1,), claims)  # type: ignore[arg-type]
+    Seal(claim, b"", 1, 1, 1, (), (), (), claims)  # type: ignore[arg-type]
+
+
+def numbers(count: int) -> None:
+    Stamp(count)
+    Release(count)  # type: ignore[arg-type]
