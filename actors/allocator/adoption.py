@@ -67,7 +67,11 @@ class Adoption(Part):
         return self.scan(now)
 
     def state(self, holder: Address, held: PagesHeld, now: int) -> list[Effect]:
-        """A holder states what it has; read the ledger, if it was the last."""
+        """A holder states what it has; read the ledger, if it was the last.
+
+        Args:
+            held: its newest word stands, whatever it has said before.
+        """
         self._stated[holder] = held
         return self.membership(now)
 

@@ -27,7 +27,11 @@ class Growth(Part):
         self._counts = counts
 
     def grow(self, extent: int = 0) -> list[Effect]:
-        """Ask for the next extent from this one on that is not there."""
+        """Ask for the next extent that is not there.
+
+        Args:
+            extent: the first to look at.
+        """
         slab = self._pages.slab
         assert slab is not None
         while extent < slab.geometry.extents and not slab.is_absent(extent):

@@ -25,7 +25,12 @@ class Reclaim(Part):
         self._counts = counts
 
     def from_holder(self, holder: Address, pages: U64s, then: Then) -> list[Effect]:
-        """The holder gave its word or is dead: sealed pages are the index's, void ones free."""
+        """A holder has given its word, or is dead: sealed pages are the index's, void ones free.
+
+        Args:
+            pages: those that are not this holder's are counted, and left alone.
+            then: what follows once the records are read; not called if there is no page to look at.
+        """
         slab = self._pages.slab
         if slab is None or not pages:
             return []
@@ -47,7 +52,12 @@ class Reclaim(Part):
         return [Do(ReadRecords(tuple(grants)), read)] if grants else []
 
     def from_index(self, pages: U64s, then: Then) -> list[Effect]:
-        """The index may have voided these: those are free."""
+        """The index may have voided pages: those are free.
+
+        Args:
+            pages: also some that are sealed, or not the index's at all: they stay.
+            then: what follows once the records are read; not called without a page.
+        """
         slab = self._pages.slab
         assert slab is not None
 

@@ -71,7 +71,11 @@ class Directories(Part):
         return effects
 
     def close(self, volume: Volume, done: Done, now: int) -> list[Effect]:
-        """It cannot be used now; later it is opened again."""
+        """A volume cannot be used now; later it is opened again.
+
+        Args:
+            done: how the job ended that has found it out.
+        """
         effects = self._segments.abandon(volume)
         volume.state = State.CLOSED
         return effects + self._segments.fault(volume, done, now)

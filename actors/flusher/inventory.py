@@ -48,7 +48,11 @@ class Inventory(Part):
         return self._tell_on(now)
 
     def found(self, rows: list[Row], now: int) -> list[Effect]:
-        """These were in the log all the time: the index should know."""
+        """Blocks turn out to be in the log: the index should know.
+
+        Args:
+            rows: of any namespaces.
+        """
         spaces: dict[bytes, list[Row]] = {}
         for row in rows:
             spaces.setdefault(row.namespace, []).append(row)

@@ -80,7 +80,14 @@ class Pages(Part):
         deadline: int,
         then: Callable[[Grant | None, int], list[Effect]],
     ) -> list[Effect]:
-        """Ask for so many pages; `then` gets them, or None."""
+        """Ask the allocator for pages; there has to be one (`reachable`).
+
+        Args:
+            page_size: bytes.
+            count: all of them, or none.
+            deadline: CLOCK_MONOTONIC, in nanoseconds.
+            then: gets the grant, ours until `give_back`, or None.
+        """
 
         def reserved(answer: Message, now: int) -> list[Effect]:
             if not isinstance(answer, Reserved) or answer.status is not Status.OK:

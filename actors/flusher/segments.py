@@ -83,12 +83,25 @@ class Writer:
     closing: bool = False  # its footer is on its way
 
     def has_room(self, length: int, rows: int) -> bool:
-        """For a group of so many bytes beside its page of rows, and for the footer."""
+        """Whether one group more fits before the footer.
+
+        Args:
+            length: bytes of the group's blocks, beside its page of rows.
+            rows: how many blocks.
+        """
         end = self.offset + PAGE_ALIGN + length + footer_bytes(self.rows + rows)
         return not self.full and end <= self.segment.size
 
     def begin(self, length: int, rows: int) -> tuple[int, int]:
-        """Offset and number of a new group."""
+        """Begin a group, for which there is room.
+
+        Args:
+            length: bytes of its blocks, beside its page of rows.
+            rows: how many blocks.
+
+        Returns:
+            Where it begins in the file, and its number.
+        """
         at = (self.offset, self.groups)
         self.offset += PAGE_ALIGN + length
         self.groups += 1
@@ -183,7 +196,12 @@ class SegmentLog(Part):
         return self.sync(writer, now)
 
     def written(self, writer: Writer, rows: list[Row], durable: Durable, now: int) -> list[Effect]:
-        """A group is written: say so once it is durable."""
+        """A group is written: say so once it is durable.
+
+        Args:
+            rows: of its blocks, in the order of their places.
+            durable: told exactly once, whether they are durable or lost.
+        """
         writer.written.append((rows, durable))
         return self.sync(writer, now)
 
@@ -236,7 +254,11 @@ class SegmentLog(Part):
         return self._queues.write_on(writer.volume, now) + self._perhaps_finished(now)
 
     def finish(self, now: int, finished: Callable[[int], list[Effect]]) -> list[Effect]:
-        """No further group is begun: the footers; then, with none left to write, `finished`."""
+        """No further group is begun: write the footers.
+
+        Args:
+            finished: called once there is none left to write.
+        """
         self._finished = finished
         closed = [e for volume in self._volumes for e in self.close_segment(volume, now)]
         return closed + self._perhaps_finished(now)
@@ -247,7 +269,11 @@ class SegmentLog(Part):
     # faults
 
     def fault(self, volume: Volume, done: Done, now: int) -> list[Effect]:
-        """Something could not be written: nothing is, until it is time to try again."""
+        """Something could not be written: nothing is, until it is time to try again.
+
+        Args:
+            done: how the job ended; its note is for people.
+        """
         why, volume.fault = done.note, done.status
         volume.faults += 1
         self._counts["ssd_faults"] += 1

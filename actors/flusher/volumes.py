@@ -126,7 +126,12 @@ class Volumes(Part):
     def do(
         self, volume: Volume, job: Job[_R], then: Callable[[_R, int], list[Effect]]
     ) -> list[Effect]:
-        """Device work on a volume."""
+        """Have the device do a job for a volume.
+
+        Args:
+            then: gets the result and `now`; always called, also when the volume is closed
+                meanwhile.
+        """
         volume.jobs += 1
 
         def done(result: _R, now: int) -> list[Effect]:

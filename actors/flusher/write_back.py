@@ -166,7 +166,9 @@ class WriteBack(Part):
         return self.write_on(queue.volume, now)
 
     def reassign(self, volume: Volume, now: int) -> list[Effect]:
-        """What is queued for this volume cannot be written there: another one, or none."""
+        """Blocks queued for a volume cannot be written there: other volumes get them, or their
+        leases end.
+        """
         queue = self._queues[volume.number]
         batches = list(queue.batches)
         queue.batches.clear()
@@ -194,7 +196,7 @@ class WriteBack(Part):
         return [effect for flush in ended for effect in self._end(flush)]
 
     def write_on(self, volume: Volume, now: int) -> list[Effect]:
-        """Begin as many groups as may be written at a time."""
+        """Begin as many groups on a volume as may be under way."""
         if volume.readable and not volume.writable and not volume.retry_at:
             return self._segments.want_segment(volume, now)
         queue = self._queues[volume.number]

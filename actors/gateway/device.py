@@ -113,7 +113,12 @@ class HttpDevice:
 
 
 def serve(listener: socket.socket, snapshot: Callable[[], Report | None]) -> None:
-    """Answer on this socket, in a thread of its own, for as long as the process lives."""
+    """Answer HTTP, in a thread of its own, for as long as the process lives.
+
+    Args:
+        listener: bound and listening.
+        snapshot: the newest report; None until there is one.
+    """
     config = uvicorn.Config(
         _app(snapshot),
         http=_Bounded,

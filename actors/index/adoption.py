@@ -48,8 +48,13 @@ class PoolAdoption(Part):
         return self._know(reading) if reading is not None and not reading.step() else []
 
     def warm_coldest(self, page_size: int, count: int) -> None:
-        """Warm the coldest blocks that a search for so many victims of this page size has to see:
-        nobody has used them."""
+        """Make the coldest blocks of an earlier life ones like any other, so that a search for
+        victims sees them.
+
+        Args:
+            page_size: of the victims that are wanted.
+            count: how many are; of other sizes one is enough, to compare ages.
+        """
         if self._adopted is not None:  # sorting a million takes longer than anybody should wait
             self._coldest, self._adopted = self._adopted.coldest(), None
         here = self._residency

@@ -58,7 +58,7 @@ class Leasing(Part):
         return leases < LEASES_MAX and leased + len(blocks) <= LEASED_MAX
 
     def afford(self, holder: Address, run: list[Block]) -> list[Block]:
-        """The part of the run that its holder may pin."""
+        """Cut a run to what its holder may pin; what that leaves out is counted."""
         run, cut = self.pins.afford(holder, run)
         self._counts["blocks_unpinned"] += cut
         return run
@@ -76,7 +76,15 @@ class Leasing(Part):
     def stated(
         self, session: Address, dropped: list[Lease], resend: list[Lease], now: int
     ) -> list[Effect]:
-        """A session has said what it holds: some leases have ended, some it may not know."""
+        """A session has said what it holds.
+
+        Args:
+            dropped: leases that have ended now.
+            resend: leases that it may not have heard of.
+
+        Returns:
+            Those leases again, and what it pins, if that has changed.
+        """
         for lease in dropped:
             self._released(lease, now)
         again: list[Effect] = [Send(session, self.held(lease)) for lease in resend]

@@ -234,7 +234,11 @@ class Lookup(Part):
         return effects
 
     def arrived(self, blocks: Iterable[Block], now: int) -> list[Effect]:
-        """These are in memory now, whoever has brought them."""
+        """Blocks are in memory now, whoever has brought them: they are held for those who wait.
+
+        Returns:
+            Answers to the lookups that miss nothing any more.
+        """
         came: dict[Wait, list[Block]] = {}
         for block in blocks:
             waiting = self.awaited.get((block.namespace, block.key))

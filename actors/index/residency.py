@@ -57,7 +57,11 @@ class Residency(Part):
         }
 
     def seal(self, blocks: list[Block], payload: int) -> None:
-        """These are new, with so many bytes in each page: write their records."""
+        """Write the records of new blocks.
+
+        Args:
+            payload: bytes of each page that mean something, the same in all.
+        """
         pages: list[int] = []
         records: list[Record] = []
         for b in blocks:
@@ -69,7 +73,11 @@ class Residency(Part):
         self.ledger.seal(pages, records)
 
     def evict(self, blocks: list[Block], now: int) -> tuple[int, ...]:
-        """These go; their pages."""
+        """End blocks that have no lease: their records are void when this returns.
+
+        Returns:
+            Their pages, to be named to the allocator.
+        """
         assert not any(block.leases for block in blocks)
         pages = tuple(chain.from_iterable([block.pages for block in blocks]))
         self.ledger.void(pages)

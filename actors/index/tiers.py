@@ -104,8 +104,12 @@ class Tier(Part, ABC):
 
     @abstractmethod
     def offer(self, blocks: Sequence[Block], asked: bool) -> None:
-        """These are in memory: a session has saved them just now, or (`asked`) somebody wants
-        them, which makes them worth more."""
+        """Blocks in memory that may be worth having.
+
+        Args:
+            asked: somebody wants them, which makes them worth more; else a session has saved them
+                just now.
+        """
 
     @abstractmethod
     def write(self, now: int) -> list[Effect]:
@@ -119,11 +123,20 @@ class Tier(Part, ABC):
     def before_eviction(
         self, victims: list[Block], count: int, now: int
     ) -> tuple[list[Block], list[Effect]]:
-        """Up to `count` of these that go now.  Others are written first, and go after that."""
+        """Choose what goes now; others are written first, and go after that.
+
+        Args:
+            victims: in the order in which they should go; as many more than `count` as `spare` has
+                said.
+            count: blocks that are to go.
+
+        Returns:
+            Up to `count` of them, to be evicted by the caller; and what has to be sent.
+        """
         return victims[:count], []
 
     def evicted(self, blocks: list[Block], now: int) -> None:
-        """These go, whether they are here or not."""
+        """These go, whether they are here or not; said before their records are void."""
         for block in blocks:
             self.removed(block)
 
@@ -134,18 +147,36 @@ class Tier(Part, ABC):
 
     @abstractmethod
     def fetch(self, wanted: Wanted, ended: Ended, now: int) -> list[Effect]:
-        """Bring these.  `ended` is told of each one exactly once, whether it came or not."""
+        """Bring blocks into memory.
+
+        Args:
+            wanted: of one namespace; none of them is being fetched already.
+            ended: told of each block exactly once, whether it came or not.
+        """
 
     @abstractmethod
     def owns(self, number: ClaimId, namespace: bytes, key: bytes) -> bool:
-        """Whether our process may publish this block under this claim."""
+        """Whether our process may publish this block under this claim.
+
+        Args:
+            number: what the Seal quotes as its claim.
+        """
 
     def delivered(self, held: Held, places: tuple[int, ...]) -> Held:
-        """The answer of a lookup, whose blocks at these places were fetched from here."""
+        """Complete the answer of a lookup.
+
+        Args:
+            held: the answer so far.
+            places: in the run, of the blocks that were fetched from here for it.
+        """
         return held
 
     def held_up(self, namespace: bytes, keys: Sequence[bytes]) -> None:
-        """Those of these that are here are not awaited: the engine awaits as many as it may."""
+        """An engine awaits as many blocks as it may: these are not fetched for it.
+
+        Args:
+            keys: of the rest of its run; also some that are not here.
+        """
 
     def cut_short(self) -> None:
         """A lookup's time is over before all of it has come."""
@@ -153,7 +184,9 @@ class Tier(Part, ABC):
     # its process
 
     def hears(self, process: Address, now: int) -> bool:
-        """Whether this life of our process is the one that lives."""
+        """Whether this life of our process is the one that lives; a later life than the one that we
+        knew becomes it.
+        """
         return True
 
     def lease_restated(self, lease: Lease) -> None:
@@ -162,7 +195,15 @@ class Tier(Part, ABC):
     def leases_stated(
         self, process: Address, dropped: list[Lease], resend: list[Lease], now: int
     ) -> list[Effect]:
-        """Our process has said what it holds: some leases have ended, some it may not know."""
+        """Our process has said what it holds.
+
+        Args:
+            dropped: leases that have ended now.
+            resend: leases that it may not have heard of.
+
+        Returns:
+            Those leases, said again.
+        """
         return []
 
     @abstractmethod
@@ -211,8 +252,17 @@ class Tiers:
     def before_eviction(
         self, victims_of: Callable[[int], list[Block]], count: int, now: int
     ) -> tuple[list[Block], list[Effect]]:
-        """Up to `count` victims that go now, once the first tier that would lose some of them has
-        kept those that it writes first."""
+        """Choose victims, once the first tier that would lose some of them has kept those that it
+        writes first.
+
+        Args:
+            victims_of: so many victims, in the order in which they should go; fewer if there are no
+                more.
+            count: blocks that are to go.
+
+        Returns:
+            Up to `count` blocks that go now, and what has to be sent.
+        """
         victims = victims_of(count)
         for tier in self._tiers:
             spare = tier.spare(victims)

@@ -175,7 +175,15 @@ class WriteBack(Part):
         return PRESSED_SHARE if now - self._lost_at < PRESSED_NS else GENTLE_SHARE
 
     def flush_of(self, lease: Lease, now: int) -> list[Effect]:
-        """What is to be written under this lease: all but blocks found corrupt meanwhile."""
+        """Say what is to be written under a lease of the flusher: all but blocks found corrupt
+        meanwhile.
+
+        Args:
+            lease: may have been said before: then the Flush was lost.
+
+        Returns:
+            Nothing if no block of it is left; the lease has ended then.
+        """
         sealed = self._residency.ledger.are_sealed([block.pages[0] for block in lease.blocks])
         blocks = [block for block, whole in zip(lease.blocks, sealed, strict=True) if whole]
         first = self._residency.ledger.read(blocks[0].pages[0]) if blocks else None
@@ -204,7 +212,11 @@ class WriteBack(Part):
         self._flight_bytes += _bytes(lease.blocks)
 
     def flush_ended(self, lease: Lease, again: bool) -> None:
-        """A lease of the flusher has ended; what is not in the log goes back (`again`)."""
+        """A lease of the flusher has ended; it is in no book any more.
+
+        Args:
+            again: what of it is not in the log goes back into the backlog.
+        """
         self._flight_bytes -= _bytes(lease.blocks)
         self.in_flight.difference_update(lease.blocks)
         for block in reversed(lease.blocks):
@@ -225,9 +237,16 @@ class WriteBack(Part):
     def flush_before_eviction(
         self, victims: list[Block], count: int, now: int
     ) -> tuple[list[Block], list[Effect]]:
-        """Up to so many of these blocks that go now.  Before a block goes that is not in the log,
-        it is sent there, if there is room for it and another one can go in its place; it goes after
-        that."""
+        """Choose what goes now.  Before a block goes that is not in the log, it is sent there, if
+        there is room for it and another one can go in its place; it goes after that.
+
+        Args:
+            victims: in the order in which they should go.
+            count: blocks that are to go.
+
+        Returns:
+            Up to `count` of them, and the Flushes.
+        """
         spare, room = len(victims) - count, self._window() - self._flight_bytes
         going: list[Block] = []
         lost: dict[tuple[bytes, int], list[Block]] = {}
@@ -295,7 +314,11 @@ class WriteBack(Part):
     # the end
 
     def write_all(self, sender: Sender, now: int) -> list[Effect]:
-        """Tell `sender` when everything is written."""
+        """Answer when everything is written, or shortly before the question's deadline.
+
+        Args:
+            sender: of the question; one waits at a time.
+        """
         self._write_all = sender
         return self.pump(now)
 

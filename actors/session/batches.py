@@ -82,7 +82,12 @@ class Batches(Part):
         return self._read(share, now)
 
     def keep(self, share: Share, number: int, now: int) -> list[Effect]:
-        """The copy of a batch is complete, and the blocks were the keys' until its end."""
+        """A client has said Keep: the copy of a batch is complete, and the blocks were the keys'
+        until its end.
+
+        Args:
+            number: of the batch; a client may name any, so an unknown one is passed over.
+        """
         batch = share.batches.get(number)
         if batch is None or batch.kept:
             return []
@@ -127,7 +132,11 @@ class Batches(Part):
         return bool(self._waiting)
 
     def wanted(self) -> tuple[int, int]:
-        """Pages that all want who may have some now, and that the first of them wants."""
+        """How many pages are waited for.
+
+        Returns:
+            Pages that all want who may have some now, and that the first of them wants.
+        """
         sizes = [len(share.batches[number].positions) for share, number in self._waiting]
         if not sizes or self._reservation.is_full(sizes[0]):
             return 0, 0
@@ -154,6 +163,9 @@ class Batches(Part):
         """There are no pages: waiting batches are given up and their saves end with what they have.
 
         Staged batches without a Keep wait for it: the client may be writing into their slots.
+
+        Args:
+            status: what the Saved of those saves says.
         """
         lost: dict[int, tuple[Share, list[int]]] = {}
         for share, number in self._waiting:
@@ -228,7 +240,12 @@ class Batches(Part):
     # giving up
 
     def kill(self, order: Order, positions: Iterable[int], status: Status) -> list[Effect]:
-        """These positions will not be sealed: not by this rank, so by none."""
+        """Some positions will not be sealed: not by this rank, so by none.
+
+        Args:
+            positions: in the order's keys; those that are whole or dead already stay what they are.
+            status: what the Saved of the order says, if nothing went wrong before.
+        """
         lost = set(positions) - order.seals.whole - order.dead
         order.dead |= lost
         count_dropped(self._counts, status, len(lost))

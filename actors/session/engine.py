@@ -68,7 +68,14 @@ class Engine(Part):
         return self.serve.engine if self.serve is not None else ""
 
     def rank(self, client: Address, number: int) -> Rank | None:
-        """The rank of this number, if it is this client's and served."""
+        """The rank that a client speaks for.
+
+        Args:
+            number: as the client says it.
+
+        Returns:
+            None if that rank is not this client's, or not served yet.
+        """
         rank = self.ranks.get(number)
         served = rank is not None and rank.there and rank.client == client
         return rank if served and self.space is not None else None
@@ -85,7 +92,12 @@ class Engine(Part):
         return sender.remote or (self.serve is not None and self.serve.foreign)
 
     def has_room_for(self, client: Address, pid: int, started: int) -> bool:
-        """Whether this client is one of ours, and its process is watched or may be."""
+        """Whether this client is one of ours, and its process is watched or may be.
+
+        Args:
+            pid: of the client's process.
+            started: its start time, in ticks since boot; with the pid it names one process.
+        """
         there = (pid, started) in self.watched or len(self.watched) < CLIENTS_MAX
         return there and client in self.clients
 

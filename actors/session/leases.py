@@ -94,7 +94,11 @@ class Leases(Part):
         return (f"engine {self._engine.name} {held} by leases, and asks for more: {ADVICE}",)
 
     def hold(self, answer: Held, world: int, now: int) -> Lease:
-        """A lease that the index has granted."""
+        """Enter a lease that the index has granted.
+
+        Args:
+            world: ranks, each of which may load from it once.
+        """
         run = self.runs.setdefault(answer.pages[0], Run(now))
         run.leases += 1
         lease = Lease(answer.pages, answer.checksums, set(range(world)), now, run)

@@ -57,7 +57,11 @@ class Publishing(Part):
         return [e for order, whole in again for e in self._ask_seal(order, whole, now)]
 
     def publish(self, order: Order, whole: Iterable[int], now: int) -> list[Effect]:
-        """These positions are whole: seal them, or let them wait for Commit."""
+        """These positions are whole: seal them, or let them wait for Commit.
+
+        Args:
+            whole: positions in the order's keys, in place at every rank.
+        """
         if not order.committed:
             return []
         order.seals.whole.update(whole)

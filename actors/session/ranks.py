@@ -62,7 +62,11 @@ class Rank:
 
 
 def new_rank(client: Address, msg: Attach, mapping: int) -> Rank:
-    """A rank whose Attach was found sound."""
+    """A rank whose Attach was found sound.
+
+    Args:
+        mapping: number under which the device will know its memory; never reused.
+    """
     return Rank(msg.rank, client, mapping, msg)
 
 
@@ -85,7 +89,15 @@ def bounce_slots(page_size: int) -> int:
 
 
 def fault(msg: Attach, others: dict[int, Rank]) -> str:
-    """Why this rank does not fit the ranks that are there, in one line; '' if it does."""
+    """Why a rank does not fit those that are there.
+
+    Args:
+        msg: what its client has said.
+        others: by rank number; one of the same number is to be replaced, and not looked at.
+
+    Returns:
+        One line; '' if it fits.
+    """
     if not (1 <= msg.world <= WORLD_MAX and msg.rank < msg.world):
         return f"rank {msg.rank} of {msg.world} ranks does not exist"
     for other in others.values():
@@ -109,7 +121,11 @@ def complete(ranks: dict[int, Rank]) -> bool:
 
 
 def namespace(serve: Serve, ranks: dict[int, Rank]) -> bytes:
-    """16 bytes for all that gives the pages of a complete engine their meaning."""
+    """16 bytes for all that gives the pages of a complete engine their meaning.
+
+    Args:
+        ranks: by rank number, all of them there.
+    """
     prints = [layouts.fingerprint(rank.layout) for _, rank in sorted(ranks.items())]
     digest = blake2b(digest_size=16)
     for part in (serve.namespace, serve.probe, *prints):

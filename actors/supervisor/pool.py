@@ -26,7 +26,14 @@ class Pool(Part):
         )
 
     def welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
-        """What a child is told; without a pool, one that uses none."""
+        """What a child is told; without a pool, one that uses none.
+
+        Args:
+            pool: path of its file.
+            ledger: path of the ledger's.
+            size: bytes.
+            extent: bytes.
+        """
         plan = self._plan
         own: dict[str, Any] = {"http_addr": plan.http_addr, "ssd": plan.ssd}
         own["max_pinned"] = int(plan.max_pinned * size)

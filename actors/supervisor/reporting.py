@@ -37,7 +37,11 @@ class Totals:
         _add(self._dead[child.address.name], child)
 
     def sums(self, name: str, living: Iterable[ChildRecord]) -> tuple[control.Counter, ...]:
-        """Of one kind, whose living children are these."""
+        """The counters of one kind of child, over all its lives.
+
+        Args:
+            living: the children of that kind that are not dead.
+        """
         total = self._dead[name].copy()
         for child in living:
             _add(total, child)

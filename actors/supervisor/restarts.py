@@ -48,7 +48,14 @@ class Budget:
         self._times: deque[int] = deque(maxlen=FAILURES_MAX)  # of the newest failures
 
     def failed(self, born: int, now: int) -> bool:
-        """A life that began at `born` failed.  True if that opens the breaker."""
+        """Count a failure; `not_before` says when the next life may begin.
+
+        Args:
+            born: when the life that failed began.
+
+        Returns:
+            Whether the breaker is open: the child rests.
+        """
         self.restarts += 1
         calm = now - born > CALM_NS
         self._row = 1 if calm else self._row + 1
