@@ -33,7 +33,11 @@ clock of a file system or of its server."""
 
 
 class SaltedHashes(Sequence[bytes]):
-    """vLLM's list of hashes, which grows, seen through an adapter."""
+    """vLLM's list of hashes, which grows, seen through an adapter.
+
+    Args:
+        salt: what the adapter is, in 1..64 bytes.
+    """
 
     def __init__(self, hashes: Sequence[bytes], salt: bytes) -> None:
         self._hashes = hashes
@@ -55,7 +59,11 @@ class SaltedHashes(Sequence[bytes]):
 
 
 class Adapted:
-    """A request of vLLM, whose hashes are seen through its adapter."""
+    """A request of vLLM, whose hashes are seen through its adapter.
+
+    Args:
+        salt: as of SaltedHashes; None: nothing of the request is looked up or saved.
+    """
 
     def __init__(self, request: Any, salt: bytes | None) -> None:
         self._request = request

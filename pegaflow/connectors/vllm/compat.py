@@ -86,7 +86,12 @@ def logger() -> logging.Logger:
 
 
 def attribute(root: Any, path: str, default: Any = None) -> Any:
-    """`root.a.b` for path 'a.b'; the default where any step is missing or None."""
+    """An attribute of an attribute, and so on.
+
+    Args:
+        path: names with dots between them.
+        default: where any step is missing or None.
+    """
     for name in path.split("."):
         root = getattr(root, name, None)
         if root is None:
@@ -123,6 +128,9 @@ def generation(vllm_config: Any, epoch: int = 0) -> bytes:
     vLLM's `instance_id` is drawn when the configuration is made (from the clock in nanoseconds
     since 0.32) and travels inside it to every process of the engine. Versions without one get a
     number of this process, which is right as long as scheduler and worker share it (one rank).
+
+    Args:
+        epoch: 0 at the start of the engine.
     """
     digest = blake2b(digest_size=16, person=b"pegaflow.gener")
     drawn = str(attribute(vllm_config, "instance_id") or "").encode() or _PROCESS_DRAW
@@ -239,7 +247,12 @@ def withdraw(vllm_config: Any) -> None:
 
 
 def hit_sources(host: int, disk: int) -> dict[Any, int]:
-    """Tokens by the tier they came from, in vLLM's words; empty before 0.32."""
+    """Tokens by the tier they came from, in vLLM's words; empty before 0.32.
+
+    Args:
+        host: tokens that came from the pool.
+        disk: tokens that came from the SSD.
+    """
     if _Source is None:
         return {}
     return {name: n for name, n in ((_Source.HOST, host), (_Source.DISK, disk)) if n}
@@ -284,7 +297,11 @@ def first_parent(algorithm: str) -> bytes | None:
 
 
 def probe(algorithm: str, parent: bytes) -> bytes:
-    """The hash of a fixed first block, as this engine computes it."""
+    """The hash of a fixed first block, as this engine computes it.
+
+    Args:
+        parent: what the engine's hash chains start from.
+    """
     function = _hash_function(algorithm)
     if function is None or _hashes is None:
         return parent

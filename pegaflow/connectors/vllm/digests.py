@@ -41,7 +41,11 @@ class Place:
 
     @classmethod
     def of(cls, found: os.stat_result, whole: bool) -> "Place":
-        """From a stat."""
+        """From a stat.
+
+        Args:
+            whole: every byte of the file was read, or will be.
+        """
         return cls(
             *(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
             whole,
@@ -69,7 +73,11 @@ class Digests:
         return bytes.fromhex(found) if found else None
 
     def put(self, place: Place, digest: bytes) -> None:
-        """Remember it, if the file has settled."""
+        """Remember it, if the file has settled.
+
+        Args:
+            digest: 16 bytes.
+        """
         if abs(self.clock() - place.touched_ns / 1e9) < SETTLED_S:
             return
         self._load()

@@ -37,7 +37,12 @@ class Endpoint:
 
 
 def choose(extra: Mapping[str, Any], env: Mapping[str, str]) -> Endpoint:
-    """The service of an engine with this extra config and this environment."""
+    """Where the service of an engine is.
+
+    Args:
+        extra: kv_connector_extra_config, as the user wrote it.
+        env: the environment, which goes first.
+    """
     warnings: list[str] = []
     names = (*_NAMES, "curve", "owner")
     variables = {name: env.get(f"PEGAFLOW_{name.upper()}", "") for name in names}

@@ -75,7 +75,19 @@ class Unestablished(ValueError):
 
 
 def fingerprint(path: str, whole: bool = False, digests: Digests | None = None) -> str:
-    """Hex digest over a local model, a folder or one file; raises Unestablished."""
+    """What a local model's files say.
+
+    Args:
+        path: a folder, or one file.
+        whole: read every byte of weight files, not spread pages.
+        digests: what is known already; what is read is added.
+
+    Returns:
+        Hex text of 16 bytes, equal for copies of one model.
+
+    Raises:
+        Unestablished: a file cannot be read, or none is known to us.
+    """
     digest = blake2b(digest_size=16, person=b"pegaflow.files")
     found = 0
     try:
@@ -107,7 +119,18 @@ def listed(path: str) -> list[tuple[str, str]]:
 
 
 def file_digest(path: str, whole: bool = False, digests: Digests | None = None) -> bytes:
-    """16 bytes for the content of one file; raises OSError."""
+    """What one file says.
+
+    Args:
+        whole: as for `fingerprint`.
+        digests: as for `fingerprint`.
+
+    Returns:
+        16 bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         place = Place.of(os.fstat(file), whole)
@@ -203,7 +226,16 @@ def _digest(said: list[bytes], parts: Iterable[bytes]) -> bytes:
 
 
 def locate(name: str, revision: str | None = None, cache: str | None = None) -> str:
-    """Where a model named by path or by its name on the hub lies here; raises Unestablished."""
+    """Where a model lies on this host.
+
+    Args:
+        name: a path, or a name on the hub.
+        revision: on the hub; None: its default.
+        cache: the hub's folder; None: its default.
+
+    Raises:
+        Unestablished: it is not here; nothing is downloaded.
+    """
     if os.path.exists(name):
         return name
     try:

@@ -55,7 +55,11 @@ class Facts:
 
 
 def facts(vllm_config: Any, kv_cache_config: Any, whole: bool = False) -> Facts:
-    """Everything that the scheduler and the workers see alike."""
+    """Everything that the scheduler and the workers see alike.
+
+    Args:
+        whole: read every byte of weight files, not spread pages.
+    """
     found = Facts()
     found.base = {
         "hash algorithm": compat.hash_algorithm(vllm_config),
@@ -139,7 +143,14 @@ def _names(value: Any) -> list[str]:
 
 
 def render(value: Any, where: str) -> str:
-    """Equal text for equal values; raises Unestablished for what has no such text."""
+    """Equal text for equal values, in every process.
+
+    Args:
+        where: the setting's path, for the error.
+
+    Raises:
+        Unestablished: the value has no such text.
+    """
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if value is None or isinstance(value, bool | int | float | str | bytes):

@@ -51,7 +51,16 @@ class Plan:
 
 
 def plan(tensors: Sequence[Tensor], blocks: int, name: str = "") -> Plan:
-    """The layout of all layers; raises Unrepresentable."""
+    """The layout of all layers.
+
+    Args:
+        tensors: of every layer, as the engine registers them.
+        blocks: how many the engine has.
+        name: vLLM's own of the axis order; '' where it has none.
+
+    Raises:
+        Unrepresentable: a tensor's blocks are not where a `Layout` can say it.
+    """
     if not tensors or blocks < 1:
         raise Unrepresentable(f"{len(tensors)} tensors and {blocks} blocks")
     dtypes = {tensor.dtype for tensor in tensors}
@@ -75,9 +84,18 @@ def plan(tensors: Sequence[Tensor], blocks: int, name: str = "") -> Plan:
 
 
 def block_axis(shape: Sequence[int], blocks: int) -> tuple[int, int]:
-    """(the axis that counts blocks, tensor blocks per engine block); raises Unrepresentable.
+    """Which axis of a tensor counts blocks.
 
     Blocks come first, or second behind the split into keys and values.
+
+    Args:
+        blocks: how many the engine has.
+
+    Returns:
+        The axis, and how many of its entries make one block of the engine.
+
+    Raises:
+        Unrepresentable: none does, or both do.
     """
     exact = [axis for axis in (0, 1) if axis < len(shape) and shape[axis] == blocks]
     if len(exact) == 2:

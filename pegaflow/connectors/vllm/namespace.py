@@ -47,7 +47,12 @@ class Namespace:
 
 
 def namespace(facts: Mapping[str, str], probe: bytes) -> Namespace:
-    """The namespace of these facts and this probe."""
+    """What this engine is to the service.
+
+    Args:
+        facts: by name; equal ones make an equal base.
+        probe: a fixed block's hash as this engine computes it.
+    """
     listed = tuple(sorted(facts.items()))
     base = _digest([json.dumps(listed).encode()])
     return Namespace(base, probe, _digest([base, probe]), listed)

@@ -71,7 +71,11 @@ class Opener:
         return client is None or not (client.attached or client.refusal)
 
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int | None:
-        """The ticket of a lookup; None if there is nobody to ask."""
+        """Ask about a request's blocks, as `Client.start_lookup`.
+
+        Returns:
+            A ticket; None if there is nobody to ask: the next session is not open yet.
+        """
         client = self._present()
         return None if client is None else client.start_lookup(keys, timeout=timeout)
 

@@ -119,7 +119,15 @@ class Scheduler:
         self._ask(request)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
-        """(tokens that can be loaded, or None for "ask me later"; whether asynchronously)."""
+        """What the cache has of a request.
+
+        Args:
+            computed: leading tokens that vLLM has itself.
+
+        Returns:
+            Tokens behind those that can be loaded, or None for "ask me later"; and whether they are
+            loaded asynchronously.
+        """
         name = request.request_id
         self._track(request)
         if self._look.number > self._looked and (self._look.reset or self._engine.careful):
@@ -217,7 +225,12 @@ class Scheduler:
         return int(self._pool.get_num_free_blocks()) if self._pool is not None else -1
 
     def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
-        """vLLM gave the request its blocks and waits for `tokens` of them, if any."""
+        """vLLM has given a request its blocks.
+
+        Args:
+            blocks: vLLM's KVCacheBlocks, of the whole request.
+            tokens: those that vLLM waits for, as `matched` has said; 0: none.
+        """
         name, ids = request.request_id, compat.block_ids(blocks)
         tracked = self._track(request)
         self._allocated[name] = ids[tracked.local :] if tokens else ids
@@ -229,7 +242,15 @@ class Scheduler:
             self._loads[name] = order
 
     def sources(self, name: str, tokens: int) -> dict[Any, int]:
-        """Tokens of the load just ordered, by tier."""
+        """Which tiers the load just ordered comes from.
+
+        Args:
+            name: the request's id.
+            tokens: of the load.
+
+        Returns:
+            vLLM's counts, as `compat.hit_sources`.
+        """
         disk = min(tokens, self._requests.from_disk(name) * self._engine.block_tokens)
         return compat.hit_sources(tokens - disk, disk)
 

@@ -54,7 +54,16 @@ class Settings:
 def settings(
     extra: Mapping[str, Any], env: Mapping[str, str], role: str = "kv_both"
 ) -> tuple[Settings, list[str]]:
-    """The settings, and one warning per key or value that was not understood or is overruled."""
+    """What the user has set.
+
+    Args:
+        extra: kv_connector_extra_config, as the user wrote it.
+        env: the environment.
+        role: vLLM's kv_role.
+
+    Returns:
+        The settings, and one warning per key or value that was not understood or is overruled.
+    """
     names = "endpoint host port curve owner mode timeout_ms way weights_hash".split()
     known = {f"{PREFIX}{name}" for name in names}
     where = choose(extra, env)
@@ -120,7 +129,11 @@ class Engine:
 
 
 def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
-    """This engine, and warnings for the log."""
+    """What this engine is to the cache; the same in the scheduler and in every worker.
+
+    Returns:
+        This engine, and warnings for the log.
+    """
     role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", "kv_both"))
     chosen, warnings = settings(compat.extra_config(vllm_config), os.environ, role)
     algorithm = compat.hash_algorithm(vllm_config)

@@ -87,7 +87,12 @@ class Watch:
     stale: bool = False
 
     def see(self, look: Look, epoch: int) -> Seen:
-        """A step begins, of the scheduler's epoch."""
+        """A step begins: look at the weights, or at a few places of them.
+
+        Args:
+            look: the scheduler's newest wish; one that was fulfilled is not again.
+            epoch: the scheduler's.
+        """
         moved = epoch > self.epoch
         if moved:
             self.epoch = epoch  # another rank has seen a change

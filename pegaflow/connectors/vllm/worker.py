@@ -96,7 +96,12 @@ def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
 
 
 def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
-    """The storages at these addresses as writable byte arrays that share their memory."""
+    """Storages as writable byte arrays that share their memory.
+
+    Args:
+        caches: by layer, tensors on the CPU.
+        addresses: of the storages, in the order that is wanted.
+    """
     import torch
 
     by_address = {c.untyped_storage().data_ptr(): c for c in caches.values()}
@@ -117,7 +122,13 @@ def weights_of(models: Sequence[Any]) -> Weights:
 
 
 class Worker:
-    """See the module."""
+    """See the module.
+
+    Args:
+        engine: None: it could not be made, and nothing is moved; promises are kept.
+        layout_name: vLLM's own of the axis order; '' where it has none.
+        blocks: how many the engine has.
+    """
 
     def __init__(self, engine: Engine | None, layout_name: str, blocks: int) -> None:
         self._engine = engine  # None: it could not be made; nothing is moved, promises are kept
@@ -139,7 +150,12 @@ class Worker:
         self._ended: set[int] = set()  # save orders to be reported to the scheduler
 
     def register(self, caches: Mapping[str, Any], models: Sequence[Any] = ()) -> None:
-        """The engine's KV memory, and who computes it; from now on it is offered to the service."""
+        """The engine's KV memory; from now on it is offered to the service.
+
+        Args:
+            caches: by layer, as vLLM registers them.
+            models: those that compute it, for their weights; none: the weights are not known.
+        """
         if self._engine is None:
             return
         try:
@@ -269,7 +285,14 @@ class Worker:
             self._mover.submit(*jobs)
 
     def finished(self, orders: StepOrders | None) -> tuple[set[str], set[str]]:
-        """(held requests whose saves are over, requests whose load is over)"""
+        """What has ended, each request once.
+
+        Args:
+            orders: of this step; None: there are none.
+
+        Returns:
+            Held requests whose saves are over, and requests whose load is over.
+        """
         now = time.monotonic()
         for name in orders.held if orders else ():
             self._held[name] = now + HOLD_S
