@@ -36,7 +36,7 @@ NO_PAGES = Grant(NO_GRANT, 0, (), ())
 
 
 class Pages(Part):
-    """What we hold of the allocator's."""
+    """The pages that the allocator has granted us."""
 
     def __init__(self, member: Member) -> None:
         self._member = member

@@ -12,7 +12,7 @@ from .tiers import Tiers
 
 
 class Integrity(Part):
-    """Hears of them from whoever compares."""
+    """Hears of corrupt blocks from whoever compares checksums."""
 
     def __init__(self, residency: Residency, tiers: Tiers, counts: Counter[str]) -> None:
         self._residency, self._tiers, self._counts = residency, tiers, counts

@@ -19,7 +19,7 @@ from pegaflow.wire.values import LIST_MAX
 
 
 class Residency(Part):
-    """The blocks.
+    """The blocks that are in memory, and the ledger that says so.
 
     Args:
         open_ledger: maps the file that Welcome names.

@@ -72,7 +72,7 @@ class Pool:
 
 
 class Tier(Part, ABC):
-    """One tier.
+    """A tier below the pool: what the index asks of each of them.
 
     Args:
         actor: name of the process that serves it.

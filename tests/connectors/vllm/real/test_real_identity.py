@@ -42,7 +42,7 @@ def test_every_field_of_this_vllm_is_judged() -> None:
         if name not in UNREAD
     }
     assert not {name: fields for name, fields in missing.items() if fields}, (
-        "pegaflow/vllm/fields.py: does each of these change the bytes of a KV block?"
+        "pegaflow/connectors/vllm/fields.py: does each of these change the bytes of a KV block?"
     )
 
 
