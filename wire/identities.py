@@ -32,6 +32,10 @@ Stamp = NewType("Stamp", int)
 
 
 def stamps_after(newest: Stamp, count: int) -> tuple[Stamp, ...]:
-    """The next so many."""
+    """The next stamps, for so many pages.
+
+    Args:
+        newest: the last that was given.
+    """
     numbers: Sequence[Any] = range(newest + 1, newest + 1 + count)
     return tuple(numbers)

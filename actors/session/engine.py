@@ -102,7 +102,12 @@ class Engine(Part):
         return there and client in self.clients
 
     def watch(self, pid: int, started: int) -> list[Effect]:
-        """End when this process ends."""
+        """End when this process ends.
+
+        Args:
+            pid: of a client's process.
+            started: its start time, in ticks since boot.
+        """
         if (pid, started) in self.watched:
             return []
         self.watched.add((pid, started))

@@ -59,7 +59,11 @@ class View:
         return {labels: value for row in rows for labels, value in labels_of(name, row)}
 
     def histogram(self, kind: str, histogram: Histogram) -> dict[tuple[str, ...], Buckets]:
-        """What actors of a kind have counted there, by labels, summed over all lives."""
+        """What the actors of a kind have counted in a histogram, summed over all lives.
+
+        Returns:
+            By the values of its labels.
+        """
         return histogram.read(self._sums.get(kind, {}))
 
     def gauge(self, kind: str, *names: str) -> float:

@@ -70,7 +70,7 @@ def infinite(trace: Trace) -> Score:
 
 
 def lru(trace: Trace, capacity: int, pools: int = 1) -> Score:
-    """LRU with `capacity` blocks in all, cut into `pools` equal isolated caches.
+    """What LRU would hit with `capacity` blocks in all, cut into `pools` equal isolated caches.
 
     Request `i` goes to cache `i % pools`, as the replay gives it to an engine; with one pool that
     is the cache which all engines share.

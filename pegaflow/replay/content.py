@@ -42,7 +42,13 @@ _MASK = 2**64 - 1
 def fill(
     out: Bytes, namespace: bytes, key: bytes, rank: int, *, layer: int = 0, offset: int = 0
 ) -> None:
-    """Write the stream's bytes from `offset` on into every row of `out`."""
+    """Write the stream's bytes into every row of `out`.
+
+    Args:
+        out: as the module says: one layer, or several consecutive ones.
+        layer: of the first row.
+        offset: byte of the stream at which each row begins.
+    """
     rows = np.atleast_2d(out)
     seeds, factors = _seeds(namespace, key, rank, layer, len(rows))
     for at, size, chunk, inside in _pieces(rows.shape[1], offset):
@@ -56,7 +62,11 @@ def fill(
 def mismatch(
     view: Bytes, namespace: bytes, key: bytes, rank: int, *, layer: int = 0, offset: int = 0
 ) -> int | None:
-    """The flat index in `view` of the first byte that is not the stream's, or None."""
+    """Compare every row of `view` with the stream; the arguments are those of `fill`.
+
+    Returns:
+        The flat index in `view` of the first byte that is not the stream's; None: all are right.
+    """
     rows = np.atleast_2d(view)
     seeds, factors = _seeds(namespace, key, rank, layer, len(rows))
     length = rows.shape[1]

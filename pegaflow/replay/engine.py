@@ -163,7 +163,12 @@ class Record:
 
 
 class Engine:
-    """Replays requests through one client whose registered memory is `memory`."""
+    """Replays requests through one client whose registered memory is `memory`.
+
+    Args:
+        memory: (layers, blocks, layer_bytes); registered with the cache already.
+        namespace: the one that the cache has of us; the bytes of a block are made from it.
+    """
 
     def __init__(self, cache: Cache, shape: Shape, memory: Bytes, namespace: bytes) -> None:
         self._cache = cache
@@ -179,7 +184,12 @@ class Engine:
             yield self.request(index, keys)
 
     def request(self, index: int, keys: Sequence[bytes]) -> Record:
-        """Serve one request from the cache as far as it goes, compute and save the rest."""
+        """Serve one request from the cache as far as it goes, compute and save the rest.
+
+        Args:
+            index: of the request in its trace.
+            keys: of all its blocks, head first; they may be more than the memory has.
+        """
         self._reconnect()
         record = Record(index, len(keys))
         failures: Counter[str] = Counter()

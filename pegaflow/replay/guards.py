@@ -25,7 +25,11 @@ class Anew:
     _conversations: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(self, file: str, conversation: str | None, ids: Keys) -> None:
-        """Look at the ids of one more request."""
+        """Look at the ids of one more request, in the order of the files.
+
+        Args:
+            conversation: its name in the file; None: it belongs to none.
+        """
         self._files[file] = _next(self._files.get(file), ids)
         if conversation is not None:
             key = (file, conversation)
@@ -62,7 +66,11 @@ class Turns:
     _other: int = 0
 
     def add(self, conversation: tuple[str, str], ids: Keys) -> None:
-        """Look at the ids of one more request."""
+        """Look at the ids of one more request, in the order of the turns.
+
+        Args:
+            conversation: file, and name in it.
+        """
         if not len(ids):
             return
         first = self._firsts.get(conversation)

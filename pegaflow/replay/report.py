@@ -73,7 +73,11 @@ def total(records: Iterable[Record]) -> Totals:
 
 
 def rows(outcome: Outcome, ceiling: Score) -> Iterator[Row]:
-    """The result as (name, value) lines."""
+    """The result as (name, value) lines.
+
+    Args:
+        ceiling: of an infinite cache.
+    """
     t = total(outcome.records.values())
     yield "blocks asked", f"{t.asked}"
     yield "blocks served", f"{t.served}"
@@ -139,6 +143,9 @@ def problem(outcome: Outcome, trace: Trace, engines: int) -> str:
     Requests of different engines run side by side, so that nothing is served of what they share is
     none if the cache had it by the time it was saved again.  What an engine has asked for before is
     served to it whatever the others do.
+
+    Args:
+        engines: how many have shared the requests.
     """
     t = total(outcome.records.values())
     if t.wrong_bytes:

@@ -76,7 +76,11 @@ class _Running:
 
 
 class Runner:
-    """One replay; `run` may be called once."""
+    """One replay; `run` may be called once.
+
+    Args:
+        progress: called with each record as it comes, in this thread.
+    """
 
     def __init__(self, plan: Plan, progress: Callable[[Record], None] = lambda record: None):
         self._plan = plan

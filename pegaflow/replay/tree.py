@@ -79,7 +79,11 @@ class Table:
         return found
 
     def insert(self, keys: Keys, values: Nodes) -> None:
-        """Add keys, all different, that are not there."""
+        """Add keys, all different, that are not there.
+
+        Args:
+            values: none of them NONE, beside `keys`.
+        """
         while self._used + len(keys) > _FULL * len(self._keys):
             self._grow()
         self._used += len(keys)
@@ -144,6 +148,11 @@ class Tree:
 
         With `check` each id must name one node in its scope; a Clash is the first one that does
         not, and then the tree is of no further use.
+
+        Args:
+            request: number of the first request.
+            prompts: each goes on behind a node that is there before this call.
+            check: whether an id is promised to name one node.
         """
         lengths = np.array([len(one.ids) for one in prompts])
         ends = np.array([one.after for one in prompts], dtype=np.int32)

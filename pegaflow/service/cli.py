@@ -290,7 +290,15 @@ def main() -> None:
 
 
 def run(program: str, command: Callable[[], object]) -> None:
-    """Run a command: what the user can put right is one line, a signal is what ends us."""
+    """Run a command: what the user can put right is one line, a signal is what ends us.
+
+    Args:
+        program: its name, for the line of an error.
+        command: ends by returning, by an exception, or by SystemExit.
+
+    Raises:
+        SystemExit: the command has ended with an error.
+    """
     streams.settle()
     try:
         with streams.written(program):

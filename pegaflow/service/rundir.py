@@ -71,7 +71,11 @@ def front_desk(run_dir: Path) -> str:
 
 
 def prepare(run_dir: Path) -> Path:
-    """Makes the run directory with its `actors` folder, or refuses it in one line."""
+    """Makes the run directory with its `actors` folder, or refuses it in one line.
+
+    Raises:
+        UserError: it is not ours alone, its path is too long, or it cannot be made.
+    """
     _check_socket_room(run_dir)
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)

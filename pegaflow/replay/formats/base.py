@@ -79,7 +79,15 @@ def fields_of(value: Value) -> Fields:
 
 
 def count(fields: Fields, where: str, *names: str) -> int:
-    """The whole number of the first of these names that is there; 46.0 is one too."""
+    """A whole number of a row; 46.0 is one too.
+
+    Args:
+        where: the row's place, for the error.
+        *names: of the field; the first that is there counts.
+
+    Raises:
+        TraceError: none is there, or the first is no number of tokens.
+    """
     for name in names:
         if name in fields:
             value = fields[name]
@@ -94,7 +102,17 @@ def count(fields: Fields, where: str, *names: str) -> int:
 
 
 def ids_of(fields: Fields, where: str, name: str) -> Sequence[object] | None:
-    """The list of block ids in this field; None if it is not there."""
+    """The list of block ids in a field.
+
+    Args:
+        where: the row's place, for the error.
+
+    Returns:
+        None if the field is not there.
+
+    Raises:
+        TraceError: it is no list.
+    """
     value = fields.get(name)
     if value is not None and not isinstance(value, list):
         raise TraceError(f"{where}: field '{name}' must be a list of block ids")
