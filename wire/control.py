@@ -4,7 +4,8 @@ A child dials the supervisor's socket with its own address as routing id.
 
     child → supervisor   Hello          once, first: who I am and where my neighbours may dial me
     supervisor → child   Welcome        once: where the pool is and how it is cut
-    supervisor → index, allocator  Members once, after Welcome: which holders live, which have died
+    supervisor → index, allocator  Members  once, after Welcome: which holders live, and which
+                                        have died
     supervisor → child   Neighbour      a process of the group is up and may be dialled
     supervisor → child   Gone           a process is proven dead (its pidfd fired)
     index → allocator    Fenced         after its last ledger write for a dead session; to a new
@@ -52,9 +53,9 @@ service has taken, or a pool whose name is gone, is said in Report.faults for as
 BindAgain has no answer: a socket that is still missing at the next look is asked for again, and a
 child that dies meanwhile has a successor with a socket of its own.
 
-The gateway is Welcomed before there is a pool (its Welcome names none): it answers while the
-others are started.  It asks Inspect again and again, each time with a
-deadline and never twice at once; while nobody answers it shows the last Report and how old that is.
+The gateway is Welcomed before there is a pool (its Welcome names none): it answers while the others
+are started.  It asks Inspect again and again, each time with a deadline and never twice at once;
+while nobody answers it shows the last Report and how old that is.
 
 Numbers.  A Beat's counters only grow within one life; the supervisor adds the last ones of every
 dead life to those of the living (Report.kinds), so the sums never go backwards.  What a process

@@ -30,10 +30,6 @@ have.  All ranks cut pages of one size.
 
 Two ways for the bytes, chosen per direction at Attach:
 
-Which file.  A path is looked up where the client lives, and there another file may have it: another
-/dev/shm, or one that came when ours was removed.  So Attached says device and inode of pool and
-bounce file, and a client maps these or refuses with the path in its line.
-
 Staged.  The client never writes the pool.  On a load its own thread copies from the pool, mapped
 read-only, into its blocks and then asks Copied: only a Confirmed(OK) makes it a success, because a
 reader that cannot be killed proves its lease after reading.  On a save the session claims the keys,
@@ -55,6 +51,10 @@ grace, the client kills the session and waits for its pidfd.  Leave ends the run
 next chunk; Left comes when none runs, and only then may the engine free its regions.  Remote (TCP)
 clients and those who cannot see the session's pid are served staged, or refused if they will have
 nothing but process_vm.
+
+Which file.  A path is looked up where the client lives, and there another file may have it: another
+/dev/shm, or one that came when ours was removed.  So Attached says device and inode of pool and
+bounce file, and a client maps these or refuses with the path in its line.
 
 TCP and other pid namespaces.  The pid of a remote or foreign client means nothing here, so its
 death is seen by its connection: the session says Pong to each once per beat, and one that cannot be
