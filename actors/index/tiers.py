@@ -233,7 +233,7 @@ class Tiers:
         return tuple(part for tier in self._tiers for part in tier.parts())
 
     def served_by(self, actor: str) -> Tier | None:
-        """The tier of the process of this name."""
+        """The tier of the process of this name; None: it serves none."""
         return self._by_actor.get(actor)
 
     def of(self, namespace: bytes) -> list[tuple[Tier, Space]]:

@@ -35,7 +35,11 @@ class Tcp:
         self.keys = keys  # None: whoever can connect is let in
 
     def guard(self, socket: "zmq.Socket[bytes]") -> "Guard | None":
-        """Who knows the keys; needed before `bind`.  `socket`: the door's (door.py)."""
+        """Who knows the keys, needed before `bind`; None: there are none, and everybody is let in.
+
+        Args:
+            socket: the door's (door.py).
+        """
         return None if self.keys is None else Guard(socket, self.keys)
 
     def bind(self, socket: "zmq.Socket[bytes]") -> int:

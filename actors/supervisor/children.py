@@ -104,7 +104,7 @@ class Children(Part):
         return [c for c in self if c.state is ChildState.SPARE and not c.killed]
 
     def of_engine(self, engine: str) -> ChildRecord | None:
-        """The session that this engine has."""
+        """The session that this engine has; None: none yet, or none any more."""
         return next((child for child in self if child.engine == engine), None)
 
     def kill(self, child: ChildRecord) -> list[Effect]:

@@ -105,7 +105,7 @@ class Machine:
         return self._lose(0) if self.state in (State.JOINING, State.READY) else []
 
     def lookup(self, keys: tuple[bytes, ...], deadline: int) -> tuple[int, list[Effect]]:
-        """Start a lookup; its ticket."""
+        """Start a lookup; its ticket, and what follows.  Times are CLOCK_MONOTONIC, in ns."""
         ticket = self._begin(Operation(Kind.LOOKUP, deadline))
 
         def found(answer: Message | None, now: int) -> list[Effect]:
@@ -125,7 +125,7 @@ class Machine:
     def load(
         self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int, now: int
     ) -> tuple[int, list[Effect]]:
-        """Start a load; its ticket."""
+        """Start a load; its ticket, and what follows.  Times are CLOCK_MONOTONIC, in ns."""
         ticket = self._begin(Operation(Kind.LOAD, deadline, blocks))
 
         def pages(answer: Message | None, now: int) -> list[Effect]:
@@ -188,7 +188,7 @@ class Machine:
         order: int = 0,
         commits: bool = False,
     ) -> tuple[int, list[Effect]]:
-        """Start a save; its ticket."""
+        """Start a save; its ticket, and what follows.  Times are CLOCK_MONOTONIC, in ns."""
         ticket = self._begin(Operation(Kind.SAVE, deadline, blocks, valid=valid))
 
         def saved(answer: Message | None, now: int) -> list[Effect]:

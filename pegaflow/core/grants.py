@@ -57,7 +57,7 @@ class Grants(Generic[N, T]):
         return self._last.get(holder, self._number(0))
 
     def get(self, holder: Hashable, number: N) -> T | None:
-        """The grant of this number."""
+        """The grant of this number; None: it has ended, or never was."""
         return self._open.get(holder, {}).get(number)
 
     def end(self, holder: Hashable, number: N) -> T | None:
@@ -159,7 +159,7 @@ class Holdings(Heard[N], Generic[N, T]):
         return self._held.pop(number, None)
 
     def get(self, number: N) -> T | None:
-        """What we hold under this number."""
+        """What we hold under this number; None: nothing."""
         return self._held.get(number)
 
     def items(self) -> list[tuple[N, T]]:

@@ -121,7 +121,7 @@ def _explicit(asked: int, memory: Memory, extent: int) -> PoolSize:
 
 
 def pin_note(size: int) -> str | None:
-    """The line for a user who asked for a pinned pool that RLIMIT_MEMLOCK does not allow."""
+    """The line for a user whose pinned pool RLIMIT_MEMLOCK does not allow; None: it does."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or soft >= size:
         return None

@@ -313,7 +313,7 @@ class Worker:
         return errors
 
     def report(self) -> SavesDone | None:
-        """What the scheduler half should know."""
+        """What the scheduler half should know; None: nothing new."""
         watch, asked = self._watch, self._orders.look.number if self._orders else 0
         now = (asked, watch.epoch, watch.stale) if watch else (asked, 0, False)
         if not self._ended and now == self._told:

@@ -94,12 +94,12 @@ class ColdTable:
         return dropped
 
     def find(self, key: bytes) -> int | None:
-        """The page of this key."""
+        """The page of this key; None: it is not cold."""
         found = self._find(key)
         return None if found is None else self._pages[found[0]]
 
     def any_page(self) -> int | None:
-        """Some page that is here."""
+        """Some page that is here; None: there is none left."""
         while self._first < len(self._pages) and self._pages[self._first] == _GONE:
             self._first += 1
         return self._pages[self._first] if self._first < len(self._pages) else None

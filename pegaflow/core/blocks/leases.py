@@ -88,7 +88,7 @@ class LeaseTable:
         return self._open.last(holder)
 
     def get(self, holder: Hashable, number: LeaseId) -> Lease | None:
-        """The lease of this number."""
+        """The lease of this number; None: it has ended, or never was."""
         return self._open.get(holder, number)
 
     def release(self, holder: Hashable, number: LeaseId) -> Lease | None:

@@ -55,13 +55,13 @@ class PrefixIndex:
         self._read, self._warmed = read, warmed
 
     def get(self, namespace: bytes, key: bytes) -> Block | None:
-        """The resident block of this key."""
+        """The resident block of this key; None: there is none."""
         table = self._tables.get(namespace)
         block = table.get(key) if table else None
         return self._warm(namespace, key) if block is None and self._cold else block
 
     def any_of(self, namespace: bytes) -> Block | None:
-        """Some block of the namespace."""
+        """Some block of the namespace; None: none of it is here."""
         block = next(iter(self._tables.get(namespace, {}).values()), None)
         cold = self._cold.get(namespace)
         page = cold.any_page() if block is None and cold else None
@@ -121,7 +121,7 @@ class PrefixIndex:
             del self._by_page[page]
 
     def by_page(self, page: int) -> Block | None:
-        """The resident block that has this page."""
+        """The resident block that has this page; None: no block does."""
         block = self._by_page.get(page)
         return self.warm(page) if block is None and self._cold else block
 

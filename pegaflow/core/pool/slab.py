@@ -199,7 +199,7 @@ class Slab:
         return granted[0] if granted else None
 
     def grant_of(self, page: int) -> tuple[Hashable, int] | None:
-        """Holder and number of the page's present grant."""
+        """Holder and number of the page's present grant; None: nobody fills it."""
         return self._granted.get(page)
 
     def is_granted(self, page: int) -> bool:

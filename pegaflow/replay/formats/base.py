@@ -50,7 +50,7 @@ class Format(Protocol):
 
     @property
     def usual(self) -> int | None:
-        """Tokens of a block in most traces of this kind."""
+        """Tokens of a block in most traces of this kind; None: it differs."""
         ...
 
     @property
