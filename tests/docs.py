@@ -99,19 +99,30 @@ def messages(path: str) -> Iterator[str]:
         is_message = bool(tags) and any(ast.unparse(b) == "Message" for b in node.bases)
         said = " ".join((ast.get_docstring(node) or "").split())
         head = f"{node.name} ({tags[0]})" if is_message else node.name
+        yield f"**{head}.** {said}\n"
+        values = [
+            (target(item), ast.unparse(item.value), comment(lines, item))
+            for item in node.body
+            if isinstance(item, ast.Assign)
+        ]
         fields = [
-            (ast.unparse(item.target), ast.unparse(item.annotation), comment(lines, item))
+            (target(item), ast.unparse(item.annotation), comment(lines, item))
             for item in node.body
             if isinstance(item, ast.AnnAssign)
         ]
-        yield f"**{head}.** {said}\n"
-        if fields:
-            rows = [f"| `{name}` | `{kind}` | {what} |" for name, kind, what in fields]
-            yield "\n".join(["| field | type | |", "|---|---|---|", *rows]) + "\n"
+        yield from grid("value", "sent as", values)
+        yield from grid("field", "type", fields)
 
 
-def comment(lines: list[str], node: ast.AnnAssign) -> str:
-    """What stands beside a field."""
+def grid(name: str, kind: str, rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    """A table of what a class has, if it has any of it."""
+    if rows:
+        lines = [f"| `{one}` | `{of}` | {what} |" for one, of, what in rows]
+        yield "\n".join([f"| {name} | {kind} | |", "|---|---|---|", *lines]) + "\n"
+
+
+def comment(lines: list[str], node: ast.Assign | ast.AnnAssign) -> str:
+    """What stands beside a field, or a value of an enum."""
     line = lines[(node.end_lineno or node.lineno) - 1]
     said = line.encode()[node.end_col_offset :].decode().partition("#")[2].strip()
     return said.replace("|", "\\|")

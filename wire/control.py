@@ -251,13 +251,28 @@ class Inspect(Message):
     """What is the state of the group?"""
 
 
+class ProcessState(enum.StrEnum):
+    """How far a process is.  `ProcessRow.state` has its value as a string, since another minor may
+    know more of them."""
+
+    STARTING = "starting"  # it has not said Hello
+    UP = "up"
+    SPARE = "spare"  # a session without an engine
+    ASSIGNED = "assigned"  # a session that is told of its engine and has not said Serving
+    SERVING = "serving"  # a session that has
+    DRAINING = "draining"
+    KILLED = "killed"  # its death is not proven yet
+    RECOVERING = "recovering"  # the service, while index or allocator is being replaced
+    KILLING = "killing"  # the service, which does not wait for a drain any more
+
+
 @message(14)
 class ProcessRow(Message):
     """One process of the group."""
 
     address: Address
     pid: int
-    state: str  # starting, up, spare, assigned, serving, draining, killed
+    state: str  # a ProcessState
     restarts: int
     engine: str  # sessions: the engine served, else empty
     counters: tuple[Counter, ...]  # counters and gauges of its last Beat; a session's engine_seat
@@ -277,7 +292,7 @@ class KindRow(Message):
     """All lives of one kind of process taken together."""
 
     name: str
-    state: str  # ok, waiting (for its back-off), broken (failed too often; rests until `retry_at`)
+    state: str  # a KindState
     retry_at: int  # CLOCK_MONOTONIC ns at which it may start again; in the past if it is ok
     restarts: int
     counters: tuple[Counter, ...]  # sums over all lives so far: they never go backwards
@@ -301,8 +316,7 @@ class Report(Message):
     extent_bytes: int
     started: int  # CLOCK_MONOTONIC ns at which the service started
     version: str
-    processes: tuple[ProcessRow, ...]  # the supervisor first; its state is the service's: starting,
-    # up, recovering (index or allocator is being replaced), draining, killing
+    processes: tuple[ProcessRow, ...]  # the supervisor first; its state is the service's
     http_addr: str = ""  # where the gateway is to listen; empty: there is none
     at: int = 0  # CLOCK_MONOTONIC ns at which this was written
     kinds: tuple[KindRow, ...] = ()  # the supervisor and every row of the roster

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pegaflow.actors.runtime.contract import Do, Effect, Part
-from pegaflow.wire.control import Beat, Neighbour, OpenSession
+from pegaflow.wire.control import Beat, Neighbour, OpenSession, ProcessState
 from pegaflow.wire.jobs import Kill
 from pegaflow.wire.values import SESSION, Address
 
@@ -13,12 +13,12 @@ from pegaflow.wire.values import SESSION, Address
 class ChildState(Enum):
     """How far a life is; the values are shown to people."""
 
-    STARTING = "starting"  # it has not said Hello
-    UP = "up"  # it has, and is no session
-    SPARE = "spare"  # a session without an engine
-    ASSIGNED = "assigned"  # it is told of its engine and has not said Serving
-    SERVING = "serving"
-    DRAINING = "draining"  # it said Bye, was told Drain, or has ended cleanly
+    STARTING = ProcessState.STARTING
+    UP = ProcessState.UP  # it has said Hello, and is no session
+    SPARE = ProcessState.SPARE
+    ASSIGNED = ProcessState.ASSIGNED
+    SERVING = ProcessState.SERVING
+    DRAINING = ProcessState.DRAINING  # it said Bye, was told Drain, or has ended cleanly
 
 
 @dataclass(slots=True)
@@ -57,9 +57,9 @@ class ChildRecord:
         """Of that engine; 0: none."""
         return self.assignment.seat if self.assignment is not None else 0
 
-    def shown(self) -> str:
+    def shown(self) -> ProcessState:
         """The state for people."""
-        return "killed" if self.killed else self.state.value
+        return ProcessState.KILLED if self.killed else self.state.value
 
 
 def who(child: ChildRecord) -> tuple[tuple[str, str | int], ...]:

@@ -3,6 +3,7 @@
 from enum import Enum
 
 from pegaflow.actors.runtime.contract import Part
+from pegaflow.wire.control import ProcessState
 from pegaflow.wire.values import ALLOCATOR, INDEX
 
 from .children import Children, ChildState
@@ -11,10 +12,10 @@ from .children import Children, ChildState
 class Stage(Enum):
     """The values are shown to people."""
 
-    STARTING = "starting"
-    UP = "up"  # the group was complete once
-    DRAINING = "draining"
-    KILLING = "killing"
+    STARTING = ProcessState.STARTING
+    UP = ProcessState.UP  # the group was complete once
+    DRAINING = ProcessState.DRAINING
+    KILLING = ProcessState.KILLING
 
 
 class Lifecycle(Part):
@@ -34,7 +35,7 @@ class Lifecycle(Part):
         states = {child.address.name: child.state for child in self._children}
         return states.get(ALLOCATOR) is states.get(INDEX) is ChildState.UP
 
-    def shown(self) -> str:
+    def shown(self) -> ProcessState:
         """The stage for people: recovering while index or allocator is being replaced."""
         recovers = self.stage is Stage.UP and not self.ready()
-        return "recovering" if recovers else self.stage.value
+        return ProcessState.RECOVERING if recovers else self.stage.value

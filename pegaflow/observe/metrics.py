@@ -25,7 +25,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from pegaflow.core.series import RESIDENCE
-from pegaflow.wire.control import KindState, Report
+from pegaflow.wire.control import KindState, ProcessState, Report
 from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, INDEX, SESSION, SUPERVISOR
 
@@ -264,7 +264,7 @@ def reasons(view: View) -> tuple[str, ...]:
     if view.now - view.report.at > STALE_NS:
         found.append(f"the supervisor has not answered for {view.age:.0f} s")
     state = view.processes[0].state
-    if state != "up":
+    if state != ProcessState.UP:
         found.append(f"the service is {state}")
     for kind in view.kinds:
         if kind.state == KindState.BROKEN and kind.name != FLUSHER:
