@@ -22,7 +22,7 @@ from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import Address
 
 from .contract import Actor
-from .host import Host
+from .host import Host, Input
 from .member import Member
 
 VERSION = 2  # 1: all results were of one class
@@ -86,13 +86,13 @@ def replay(inputs: list[Any], make: Callable[[], Actor]) -> Host:
     """
     host = Host(make())
     for now, kind, head, body in inputs:
-        if kind == "start":
+        if kind == Input.START:
             host.start(now)
-        elif kind in ("frame", "remote"):
-            host.deliver(unpack([head, body]), now, remote=kind == "remote")
-        elif kind == "wake":
+        elif kind in (Input.FRAME, Input.REMOTE):
+            host.deliver(unpack([head, body]), now, remote=kind == Input.REMOTE)
+        elif kind == Input.WAKE:
             host.wake(now)
-        elif kind == "done":
+        elif kind == Input.DONE:
             result = decode(int.from_bytes(head[8:], "little"), body)
             assert isinstance(result, Result)
             host.complete(int.from_bytes(head[:8], "little"), result, now)

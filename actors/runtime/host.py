@@ -15,6 +15,7 @@ The shell and the simulator drive the same Host, so both see the same matching a
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -62,6 +63,17 @@ INPUTS_BYTES_MAX: Bytes = 64 << 20
 """Bytes of these inputs: room for all of them in everyday sizes, and for eight of the largest."""
 
 
+class Input(StrEnum):
+    """What an actor has been given."""
+
+    START = "start"
+    FRAME = "frame"  # from a socket of this host
+    REMOTE = "remote"  # from the one on TCP
+    DONE = "done"  # of a job
+    INFORM = "inform"  # by the shell
+    WAKE = "wake"
+
+
 @dataclass(slots=True)
 class Step:
     """What the shell has to do after one input, in this order."""
@@ -90,13 +102,13 @@ class Host:
         self._deadlines: list[tuple[int, int]] = []  # heap of (deadline, number): see _due
         self._jobs: dict[int, tuple[type[Job[Any]], Completion]] = {}  # outstanding jobs
         self._gone: OrderedDict[Address, None] = OrderedDict()  # proven dead, oldest first
-        self.inputs: deque[tuple[int, str, bytes, bytes]] = deque()  # the last ones: black box
+        self.inputs: deque[tuple[int, Input, bytes, bytes]] = deque()  # the last ones: black box
         self._input_bytes = 0  # of heads and bodies in `inputs`
         self.input_count = 0  # inputs so far; more than len(inputs) means the start is lost
 
     def start(self, now: int) -> Step:
         """The actor's first step."""
-        self._note(now, "start", b"", b"")
+        self._note(now, Input.START, b"", b"")
         return self._run(lambda: self.actor.start(now), now)
 
     def deliver(
@@ -116,7 +128,7 @@ class Host:
         if not self._is_me(e) or e.sender in self._gone or not self.actor.knows(e.sender):
             self.actor.counts["frames_of_other_lives"] += 1
             return Step()
-        self._note(now, "remote" if remote else "frame", *(frames or pack(e)))
+        self._note(now, Input.REMOTE if remote else Input.FRAME, *(frames or pack(e)))
         if e.answer:
             return self._answer(e.sender, e.answer, e.message, now)
         if not self.actor.accepts(type(e.message), e.sender.name):
@@ -136,7 +148,7 @@ class Host:
             result: of a class that the job names.
         """
         head = number.to_bytes(8, "little") + result.TAG.to_bytes(8, "little")
-        self._note(now, "done", head, encode(result))
+        self._note(now, Input.DONE, head, encode(result))
         kind, then = self._jobs.pop(number)
         assert isinstance(result, kind.RESULTS), f"{kind.__name__} ends with {result}"
         return self._run(lambda: then(result, now), now)
@@ -147,13 +159,13 @@ class Host:
         Args:
             msg: of a kind that the actor takes from its own name.
         """
-        self._note(now, "inform", msg.TAG.to_bytes(8, "little"), encode(msg))
+        self._note(now, Input.INFORM, msg.TAG.to_bytes(8, "little"), encode(msg))
         sender = Sender(self.actor.address)
         return self._run(lambda: self.actor.receive(sender, msg, now), now)
 
     def wake(self, now: int) -> Step:
         """Expire questions whose deadline has passed, then let the actor look at the time."""
-        self._note(now, "wake", b"", b"")
+        self._note(now, Input.WAKE, b"", b"")
         step = Step()
         while (first := self._due()) is not None and first[0] <= now:
             self.actor.counts["questions_expired"] += 1
@@ -276,7 +288,7 @@ class Host:
             heappop(deadlines)
         return deadlines[0] if deadlines else None
 
-    def _note(self, now: int, kind: str, head: bytes, body: bytes) -> None:
+    def _note(self, now: int, kind: Input, head: bytes, body: bytes) -> None:
         self.inputs.append((now, kind, head, body))
         self.input_count += 1
         self._input_bytes += len(head) + len(body)

@@ -45,6 +45,7 @@ def test_a_replayed_actor_is_in_the_same_state(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     address, boss, complete, inputs = blackbox.read(path)
     assert (address, boss, complete) == (SESSION_4, BOSS, True)
+    assert {kind for _, kind, _, _ in inputs} == {"start", "frame", "done", "wake"}
     host = blackbox.replay(inputs, lambda: Session(address, boss, HELLO))
     assert state(host.actor) == state(actor)
     assert host.outstanding() == rig.host.outstanding()
