@@ -187,11 +187,20 @@ class Bye(Message):
     """I exit now, on purpose."""
 
 
+class LogLevel(enum.StrEnum):
+    """How much a line of the log matters, or the least that a line must to be written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 @message(24)
 class LogTo(Message):
     """Log at this level, into this file anew (it may have been moved away); empty: as it is."""
 
-    level: str
+    level: str  # a LogLevel
     file: str = ""
 
 

@@ -266,7 +266,7 @@ class Stopping(Message):
 class Relogging(Message):
     """An operator changed how to log (SIGHUP, SIGUSR2); the supervisor itself does so already."""
 
-    level: str
+    level: str  # a LogLevel
     file: str = ""
 
 
@@ -280,7 +280,7 @@ class SetLog(Job[Done]):
     """Log at this level, into this file anew unless it is empty.  NO_SPACE: the file cannot be had;
     then the old one is kept."""
 
-    level: str
+    level: str  # a LogLevel
     file: str = ""
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Protocol
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.jobs import Done, GrowExtent
 from pegaflow.wire.status import Status
 
@@ -47,7 +48,7 @@ class Growth(Part):
                 extents = slab.geometry.extents
                 self._counts["extents_not_grown"] += extents - extent
                 facts = (("extents", extent), ("of", extents), ("why", done.note))
-                return [Note("pool_short", facts, "warning"), *self.listener.serve(now)]
+                return [Note("pool_short", facts, LogLevel.WARNING), *self.listener.serve(now)]
             slab.grow(extent)
             return self.grow(extent + 1) + self.listener.serve(now)
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 from pegaflow.actors.runtime.contract import Effect, Note, Part
 from pegaflow.core.segments.catalog import Segment
-from pegaflow.wire.control import Welcome
+from pegaflow.wire.control import LogLevel, Welcome
 from pegaflow.wire.diskjobs import (
     DropSegment,
     LoadSegment,
@@ -88,7 +88,7 @@ class Directories(Part):
             if isinstance(result, Done):
                 return self.close(volume, result, now)
             notes: list[Effect] = [
-                Note("ssd_note", (("path", volume.path), ("what", line)), "warning")
+                Note("ssd_note", (("path", volume.path), ("what", line)), LogLevel.WARNING)
                 for line in result.notes
             ]
             unread = self._unread[volume.number] = []
@@ -118,7 +118,7 @@ class Directories(Part):
             if isinstance(result, Done):
                 del volume.segments[segment.number]
                 facts = (("path", volume.path), ("segment", segment.number), ("why", result.note))
-                left: list[Effect] = [Note("ssd_segment_left", facts, "warning")]
+                left: list[Effect] = [Note("ssd_segment_left", facts, LogLevel.WARNING)]
                 return left + self._load_next(volume, now)
             return self._loaded(segment, result, now)
 
@@ -181,6 +181,6 @@ class Watch(Part):
                 gone = result.status is Status.GONE and volume.readable
                 return self._directories.close(volume, result, now) if gone else []
             facts = (("path", volume.path), ("what", result.mended))
-            return [Note("ssd_note", facts, "warning")] if result.mended else []
+            return [Note("ssd_note", facts, LogLevel.WARNING)] if result.mended else []
 
         return self._volumes.do(volume, WatchVolume(volume.number), watched)

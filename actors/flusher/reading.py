@@ -29,7 +29,7 @@ from pegaflow.core.pool.geometry import MIN_PAGE, Geometry
 from pegaflow.core.segments.catalog import Segment
 from pegaflow.core.segments.codec import GROUP_ROWS, Row, block_sums
 from pegaflow.core.series import SSD_PREFETCH_RATE, labelled, rate
-from pegaflow.wire.control import Welcome
+from pegaflow.wire.control import LogLevel, Welcome
 from pegaflow.wire.diskjobs import ReadRun, RunRead
 from pegaflow.wire.flusher import Fetch, Fetched
 from pegaflow.wire.index import Seal, Sealed
@@ -286,8 +286,8 @@ class Reading(Part):
         reads = self._reads[volume.number]
         reads.bad += 1
         facts = (("path", volume.path), ("why", done.note))
-        effects: list[Effect] = [Note("ssd_read_failed", facts, "warning", "ssd_read_failed")]
-        effects += self._over(run, False, now)
+        note = Note("ssd_read_failed", facts, LogLevel.WARNING, repeats="ssd_read_failed")
+        effects: list[Effect] = [note, *self._over(run, False, now)]
         if reads.bad >= READ_FAULTS and volume.readable:
             reads.bad = 0
             effects += self._directories.close(volume, done, now)
@@ -334,7 +334,8 @@ class Reading(Part):
                 self._volumes.catalog.forget(row.namespace, row.key)
             facts = (("segment", run.segment.number), ("offset", row.offset))
             path = ("path", self._volumes.of(run.segment).path)
-            effects.append(Note("ssd_block_corrupt", (path, *facts), "error", "ssd_block_corrupt"))
+            event = "ssd_block_corrupt"
+            effects.append(Note(event, (path, *facts), LogLevel.ERROR, repeats=event))
         positions = [run.positions[at] for at in bad]
         run.fetch.absent += positions
         return effects + self._fail(run.fetch, positions)

@@ -28,6 +28,7 @@ from pegaflow.core.segments.codec import (
     unpack_rows,
 )
 from pegaflow.core.series import labelled
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.diskjobs import (
     CarryGroup,
     DropSegment,
@@ -284,7 +285,7 @@ class SegmentLog(Part):
         if volume.writable or volume.why != why:
             event = "ssd_off" if volume.state is State.CLOSED else "ssd_read_only"
             facts = (("path", volume.path), ("why", why), ("retries_s", rest // (1000 * MS)))
-            effects.append(Note(event, facts, "warning"))
+            effects.append(Note(event, facts, LogLevel.WARNING))
         volume.writable, volume.why = False, why
         reassigned = self._queues.reassign(volume, now)  # before anybody looks for more to write
         writer = self.writer(volume)

@@ -4,6 +4,7 @@ from collections import Counter
 
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, Note, Part
 from pegaflow.actors.runtime.member import Member
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.flusher import WriteAll, Written
 from pegaflow.wire.message import Message
 from pegaflow.wire.units import Nanoseconds
@@ -48,7 +49,7 @@ class Shutdown(Part):
             note: list[Effect] = []
             if left or isinstance(answer, NoAnswer):
                 self._counts["ssd_drain_left"] += left
-                note = [Note("ssd_drain_left", (("blocks", left),), "warning")]
+                note = [Note("ssd_drain_left", (("blocks", left),), LogLevel.WARNING)]
             return note + self._finish(now)
 
         return [*effects, Ask(index, WriteAll(), now + self._drain_ns, written)]

@@ -13,7 +13,7 @@ from collections import Counter
 
 from pegaflow.actors.runtime.contract import MS, Actor, Ask, Do, Effect, Note, Part
 from pegaflow.actors.runtime.member import Member
-from pegaflow.wire.control import Hello, Inspect, Report, Welcome
+from pegaflow.wire.control import Hello, Inspect, LogLevel, Report, Welcome
 from pegaflow.wire.jobs import Done, Listen, Listening, Publish
 from pegaflow.wire.message import Message
 from pegaflow.wire.units import Nanoseconds
@@ -98,7 +98,7 @@ class Listener(Part):
                 "another --http-addr or with --http-addr none"
             )
             facts = (("address", self._address), ("why", result.note), ("advice", advice))
-            return [Note("http_unavailable", facts, "warning")]
+            return [Note("http_unavailable", facts, LogLevel.WARNING)]
 
         return [Do(Listen(self._address), listening)]
 

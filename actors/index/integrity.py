@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Sender, on
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.index import Corrupt
 from pegaflow.wire.values import SESSION
 
@@ -32,5 +33,5 @@ class Integrity(Part):
             self._tiers.removed(block)
             self._counts["blocks_corrupt"] += 1
             facts = (("page", page), ("depth", block.depth), ("found_by", str(sender.address)))
-            effects.append(Note("block_corrupt", facts, "error", "block_corrupt"))
+            effects.append(Note("block_corrupt", facts, LogLevel.ERROR, "block_corrupt"))
         return effects

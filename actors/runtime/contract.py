@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from pegaflow.wire.control import Welcome
+from pegaflow.wire.control import LogLevel, Welcome
 from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.message import Message, message
 from pegaflow.wire.status import Status
@@ -129,7 +129,7 @@ class Note:
 
     event: str
     facts: tuple[tuple[str, str | int], ...] = ()
-    level: str = "info"
+    level: LogLevel = LogLevel.INFO
     repeats: str = ""
 
 

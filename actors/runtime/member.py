@@ -16,6 +16,7 @@ from pegaflow.wire.control import (
     Drain,
     Gone,
     Hello,
+    LogLevel,
     LogTo,
     Neighbour,
     Welcome,
@@ -162,7 +163,8 @@ class Member(Part):
         def set_(done: Done, now: int) -> list[Effect]:
             if done.status is Status.OK:
                 return []
-            return [Note("log_not_reopened", (("file", msg.file), ("why", done.note)), "warning")]
+            facts = (("file", msg.file), ("why", done.note))
+            return [Note("log_not_reopened", facts, LogLevel.WARNING)]
 
         return [Do(SetLog(msg.level, msg.file), set_)]
 

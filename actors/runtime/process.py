@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pegaflow.core.errors import UserError
-from pegaflow.core.segments.plan import FlushPlan
+from pegaflow.core.segments.plan import Admission, FlushPlan
 from pegaflow.device.procs import die_with_parent, start_ticks
 from pegaflow.service import logs, signals
-from pegaflow.wire.control import Hello
+from pegaflow.wire.control import Hello, LogLevel
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message
@@ -161,8 +161,8 @@ def run_child(
         The exit status.
     """
     address = Address(name, incarnation)
-    level = os.environ.get("PEGAFLOW_LOG_LEVEL", "info")
-    form = os.environ.get("PEGAFLOW_LOG_FORMAT", "auto")
+    level = os.environ.get("PEGAFLOW_LOG_LEVEL", LogLevel.INFO)
+    form = os.environ.get("PEGAFLOW_LOG_FORMAT", logs.LogFormat.AUTO)
     logs.configure(level, form, actor=name, incarnation=incarnation)
     logs.take_over()
     logs.enable_faulthandler()
@@ -269,6 +269,6 @@ def flush_plan(settings: Settings) -> FlushPlan:
         settings.ssd_write_inflight,
         settings.ssd_prefetch_inflight,
         settings.max_prefetch_blocks,
-        settings.ssd_admission == "reused",
+        settings.ssd_admission is Admission.REUSED,
         settings.drain_timeout * 1_000_000_000,
     )

@@ -17,6 +17,7 @@ from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire import index as to_index
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.index import Held, LeasesLost, Pinned
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
@@ -164,4 +165,4 @@ class Leases(Part):
         if said or not more:
             return []
         facts = (("engine", self._engine.name), ("pinned_bytes", msg.bytes), ("of", msg.most))
-        return [Note("engine_pins_too_much", (*facts, ("advice", ADVICE)), "warning")]
+        return [Note("engine_pins_too_much", (*facts, ("advice", ADVICE)), LogLevel.WARNING)]

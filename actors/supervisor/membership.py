@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Send, Sender, on
-from pegaflow.wire.control import Drain, Gone, Hello, Members
+from pegaflow.wire.control import Drain, Gone, Hello, LogLevel, Members
 from pegaflow.wire.jobs import Exited
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, SUPERVISOR, Address
@@ -99,7 +99,7 @@ class Membership(Part):
             return effects + self._shutdown.go_on()
         clean = child.state is ChildState.DRAINING and not msg.code
         facts = (*who(child), ("how", msg.how))
-        effects.append(Note("child_gone", facts, "info" if clean else "warning"))
+        effects.append(Note("child_gone", facts, LogLevel.INFO if clean else LogLevel.WARNING))
         return effects + self._restarts.ended(child, now) + self._attach.go_on(now)
 
     def _members(self) -> Members:

@@ -9,7 +9,7 @@ said with the next look, of those that are still there: a process that ends take
 from collections import Counter
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Send
-from pegaflow.wire.control import BindAgain
+from pegaflow.wire.control import BindAgain, LogLevel
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import CheckFiles, FilesChecked
 from pegaflow.wire.values import Address
@@ -50,7 +50,7 @@ class Names(Part):
         for fault in faults:
             if fault not in self.faults:
                 self._counts["files_lost"] += 1
-                effects.append(Note("files_lost", (("why", fault),), "error"))
+                effects.append(Note("files_lost", (("why", fault),), LogLevel.ERROR))
         if self.faults and not faults:
             effects.append(Note("files_back"))
         self.faults = faults
@@ -63,7 +63,7 @@ class Names(Part):
         if there and not self._said:
             of = ", ".join(map(str, there))
             facts = (("folder", self._run_dir), ("of", of))
-            effects.append(Note("socket_bound_again", facts, "warning"))
+            effects.append(Note("socket_bound_again", facts, LogLevel.WARNING))
         self._said = bool(there)
         told = [address for address in children if address.incarnation in lost]
         self._lost = [self._own, *told] if self._own.incarnation in lost else told

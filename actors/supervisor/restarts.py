@@ -12,7 +12,7 @@ not delayed.
 from collections import Counter, OrderedDict, deque
 
 from pegaflow.actors.runtime.contract import MS, Effect, Note, Part
-from pegaflow.wire.control import KindState
+from pegaflow.wire.control import KindState, LogLevel
 from pegaflow.wire.units import Count, Nanoseconds
 
 from .children import ChildRecord, ChildState, who
@@ -91,7 +91,7 @@ class Restarts(Part):
         if not self._failed(child, now):
             return []
         facts = (("failures", FAILURES_MAX), ("rests_s", REST_NS // (1000 * MS)))
-        return [Note("child_broken", (*who(child), *facts), "error")]
+        return [Note("child_broken", (*who(child), *facts), LogLevel.ERROR)]
 
     def may_start(self, name: str, now: int) -> bool:
         """Whether the back-off of this kind is over."""

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Note, On, Part, Sender, on
-from pegaflow.wire.control import SILENT_NS, Beat, Bye
+from pegaflow.wire.control import SILENT_NS, Beat, Bye, LogLevel
 from pegaflow.wire.jobs import Look, Looked
 from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import FLUSHER
@@ -126,10 +126,10 @@ class Watchdog(Part):
                 child.starved = True
                 then = (("why", WHY), ("then", "waiting"), ("remedy", REMEDY))
                 facts = (*who(child), *times, *then)
-                return [Note("child_starved", facts, "warning", repeats="starved")]
+                return [Note("child_starved", facts, LogLevel.WARNING, repeats="starved")]
             self._counts["silent_killed"] += 1
             facts = (*who(child), *times, ("ran_ms", seen.ran_ns // MS), ("state", seen.state))
-            return [Note("child_silent", facts, "warning"), *self._children.kill(child)]
+            return [Note("child_silent", facts, LogLevel.WARNING), *self._children.kill(child)]
 
         return Do(Look(child.address, since), looked)
 

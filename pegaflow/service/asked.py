@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pegaflow.actors.runtime.loop import Loop
 from pegaflow.core.errors import UserError
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.jobs import Relogging, Showing, Stopping
 
 from . import keys, logs, signals
@@ -68,8 +69,8 @@ class Asked:
                     "signal_ignored", signal=name, sender=sender, repeats=name
                 )
 
-    def _level(self) -> str:
-        return "debug" if self._debug else self._settings.log_level
+    def _level(self) -> LogLevel:
+        return LogLevel.DEBUG if self._debug else self._settings.log_level
 
     def _set_log(self, file: str) -> None:
         assert self._loop is not None

@@ -6,7 +6,6 @@ environment.  The help of an option names its variable and what holds without it
 
 from __future__ import annotations
 
-import enum
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -14,8 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from . import config, settings
-
-_made: Any = enum.StrEnum  # (mypy wants to see a literal name)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,8 +50,8 @@ def _typed(key: str) -> Any:
 def _option(name: str, option: Any, setting: settings.Setting | None) -> inspect.Parameter:
     """An option that is None if it was not given; one without a metavar is a flag."""
     one: Any = str
-    if setting is not None and setting.choices:
-        one = _made(name, {choice: choice for choice in setting.choices})
+    if setting is not None and setting.choices is not None:
+        one = setting.choices
     elif option.metavar == "":
         one = bool
     elif setting is not None and setting.many:

@@ -21,6 +21,7 @@ name in its place, behind the same descriptor, so that whatever writes to it nee
 from __future__ import annotations
 
 import contextlib
+import enum
 import faulthandler
 import logging
 import os
@@ -36,6 +37,7 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.units import Bytes, Count, Seconds
 
 REPEAT_INTERVAL_S: Seconds = 10.0
@@ -49,6 +51,14 @@ _STDOUT, _STDERR = 1, 2
 
 BYTES_SHOWN: Bytes = 32
 """Enough of a key to find it again, too little of a payload to flood the terminal."""
+
+
+class LogFormat(enum.StrEnum):
+    """The form of the log."""
+
+    AUTO = "auto"  # for a person on a terminal, JSON elsewhere
+    CONSOLE = "console"
+    JSON = "json"
 
 
 class Repeats:
@@ -128,8 +138,8 @@ class Lossy:
 
 
 def configure(
-    level: str = "info",
-    format: str = "auto",
+    level: str = LogLevel.INFO,
+    format: str = LogFormat.AUTO,
     stream: TextIO | None = None,
     now: Callable[[], float] = time.monotonic,
     **who: object,
@@ -137,14 +147,14 @@ def configure(
     """Set logging up for this process.
 
     Args:
-        level: debug, info, warning, error or critical.
-        format: console, json, or auto: console where `stream` is a terminal.
+        level: a LogLevel.
+        format: a LogFormat.
         stream: None: stderr.
         now: a clock for repeated lines, in seconds.
         **who: facts that stand in every line: actor, incarnation.
     """
     out = sys.stderr if stream is None else stream
-    on_terminal = format == "console" or (format == "auto" and out.isatty())
+    on_terminal = format == LogFormat.CONSOLE or (format == LogFormat.AUTO and out.isatty())
 
     def stamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         return {**who, **event}
@@ -273,7 +283,7 @@ def enable_faulthandler() -> None:
 
 def hide_bytes(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Replaces keys and payloads: in full only at debug, and even there only their beginning."""
-    show = _beginning if method == "debug" else _stand_in
+    show = _beginning if method == LogLevel.DEBUG else _stand_in
     return {name: show(value) for name, value in event.items()}
 
 

@@ -59,7 +59,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SUPERVISOR, Address
 
-from . import exits, keys, logs, poolsize, rundir, sdnotify, sizes
+from . import exits, keys, logs, poolsize, rundir, sdnotify, sizes, values
 from .asked import Asked
 from .settings import SETTINGS, Settings
 
@@ -304,7 +304,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         settings.spares,
         str(run_dir),
         version.installed(),
-        http_addr="" if settings.http_addr == "none" else settings.http_addr,
+        http_addr="" if settings.http_addr == values.NO_HTTP else settings.http_addr,
         told=told(settings),
         ssd=bool(settings.ssd_cache_path),
         flush_ns=settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,

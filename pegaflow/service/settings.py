@@ -7,6 +7,7 @@ for, what it is if nobody says anything.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -14,13 +15,11 @@ from typing import Any
 
 from pegaflow.core import limits
 from pegaflow.core.segments import plan as flushplan
+from pegaflow.wire.control import LogLevel
 from pegaflow.wire.units import Count, Seconds
 
 from . import values
-
-ADMISSIONS = ("all", "reused")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("auto", "console", "json")
+from .logs import LogFormat
 
 SPARES_MAX: Count = 64
 """More warm sessions than any host has engines would only eat memory."""
@@ -51,8 +50,8 @@ class Setting:
     metavar: str
     #: Whether the flag may be given several times.
     many: bool = False
-    #: All that may be said, in this spelling or in another case; empty: no list has it.
-    choices: tuple[str, ...] = ()
+    #: All that may be said, in this spelling or in another case; None: no list has it.
+    choices: type[enum.StrEnum] | None = None
     #: What holds if nothing is said, where the default is none of the values.
     unset: str = "none"
 
@@ -64,7 +63,7 @@ def said(
     *,
     default: Any = MISSING,
     many: bool = False,
-    choices: tuple[str, ...] = (),
+    choices: type[enum.StrEnum] | None = None,
     unset: str = "none",
 ) -> Any:
     """Declare a field of `Settings`; the arguments are those of `Setting`, and its default."""
@@ -110,7 +109,7 @@ class Settings:
         "N",
         default=limits.COPY_THREADS,
     )
-    #: host:port where HTTP is answered, or "none".
+    #: host:port where HTTP is answered, or values.NO_HTTP.
     http_addr: str = said(
         values.http_addr,
         "Where health and metrics are served, or none.",
@@ -203,13 +202,12 @@ class Settings:
         "N",
         default=flushplan.PREFETCH_BLOCKS,
     )
-    #: One of ADMISSIONS.
-    ssd_admission: str = said(
-        values.one_of(ADMISSIONS),
+    ssd_admission: flushplan.Admission = said(
+        values.one_of(flushplan.Admission),
         "Write all blocks, or those reused: asked for or saved again.",
         "WHAT",
-        default="all",
-        choices=ADMISSIONS,
+        default=flushplan.Admission.ALL,
+        choices=flushplan.Admission,
     )
     #: Whether to remove what is in the log.
     fresh_ssd: bool = said(values.yes_or_no, "Remove what is in the log.", "", default=False)
@@ -220,21 +218,19 @@ class Settings:
         "S",
         default=flushplan.DRAIN_NS // 1_000_000_000,
     )
-    #: One of LOG_LEVELS.
-    log_level: str = said(
-        values.one_of(LOG_LEVELS),
+    log_level: LogLevel = said(
+        values.one_of(LogLevel),
         "The least level of a line in the log.",
         "LEVEL",
-        default="info",
-        choices=LOG_LEVELS,
+        default=LogLevel.INFO,
+        choices=LogLevel,
     )
-    #: One of LOG_FORMATS.
-    log_format: str = said(
-        values.one_of(LOG_FORMATS),
+    log_format: LogFormat = said(
+        values.one_of(LogFormat),
         "The form of the log; auto: console on a terminal, json elsewhere.",
         "FORMAT",
-        default="auto",
-        choices=LOG_FORMATS,
+        default=LogFormat.AUTO,
+        choices=LogFormat,
     )
 
 

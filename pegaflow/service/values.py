@@ -5,9 +5,11 @@ Each of these raises `UserError` with one line for people.
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
@@ -19,6 +21,11 @@ from .paths import spelled
 
 PATH_MAX: Bytes = 3800
 """Bytes of a directory's path: Linux takes 4096 with the name of a file behind it."""
+
+NO_HTTP = "none"
+"""What is said for no HTTP at all."""
+
+_Word = TypeVar("_Word", bound=enum.StrEnum)
 
 _SPOKEN = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -122,22 +129,22 @@ def number(least: int, most: int) -> Callable[[object], int]:
 def http_addr(value: object) -> str:
     """A host and a port, or none."""
     text = str(value).strip()
-    if text.lower() == "none":
-        return "none"
+    if text.lower() == NO_HTTP:
+        return NO_HTTP
     host, colon, port = text.rpartition(":")
     named = host.startswith("[") == host.endswith("]") and (":" not in host or host[0] == "[")
     if not (host and named and port.isascii() and port.isdecimal() and int(port) < 1 << 16):
-        raise UserError(f"{text!r} is not host:port, such as {limits.HTTP_ADDR}, and not none")
+        raise UserError(f"{text!r} is not host:port, such as {limits.HTTP_ADDR}, and not {NO_HTTP}")
     return text
 
 
-def one_of(allowed: tuple[str, ...]) -> Callable[[object], str]:
+def one_of(words: type[_Word]) -> Callable[[object], _Word]:
     """One of these words."""
 
-    def parse(value: object) -> str:
-        text = str(value).lower()
-        if text not in allowed:
-            raise UserError(f"{value!r} is none of {', '.join(allowed)}")
-        return text
+    def parse(value: object) -> _Word:
+        try:
+            return words(str(value).lower())
+        except ValueError:
+            raise UserError(f"{value!r} is none of {', '.join(words)}") from None
 
     return parse

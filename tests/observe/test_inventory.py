@@ -13,11 +13,14 @@ from unittest import mock
 import pytest
 
 from pegaflow import version
+from pegaflow.core.segments.plan import Admission
 from pegaflow.observe import inventory
 from pegaflow.observe.inventory import Limit
 from pegaflow.replay.formats import AUTO, FORMATS
 from pegaflow.replay.reading import SCOPES
 from pegaflow.service import cli, config, settings
+from pegaflow.service.logs import LogFormat
+from pegaflow.wire.control import LogLevel
 from tests.test_tidy import python_sources
 
 NO_LIMITS = {
@@ -253,7 +256,7 @@ def test_the_shell_completes(
     monkeypatch.setenv("COMP_CWORD", "4")
     monkeypatch.setenv("_PEGAFLOW_COMPLETE", "complete_bash")
     _, out, _ = answer(capsys)
-    assert out.split() == list(settings.LOG_LEVELS)
+    assert out.split() == list(LogLevel)
 
 
 def test_the_help_of_serve_has_variables_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,13 +268,13 @@ def test_the_help_of_serve_has_variables_and_defaults(capsys: pytest.CaptureFixt
     assert "default:32MiB" in said and "default:aquarterofthememory" in said
 
 
-CHOICES = [
+CHOICES: list[tuple[list[str], tuple[str, ...]]] = [
     (["status", "--format", "yaml"], ("table", "json")),
     (["config", "show", "--format", "yaml"], ("table", "json")),
     (["config", "limits", "--format", "yaml"], ("table", "json")),
-    (["config", "show", "--log-level", "loud"], settings.LOG_LEVELS),
-    (["config", "show", "--log-format", "xml"], settings.LOG_FORMATS),
-    (["config", "show", "--ssd-admission", "some"], settings.ADMISSIONS),
+    (["config", "show", "--log-level", "loud"], tuple(LogLevel)),
+    (["config", "show", "--log-format", "xml"], tuple(LogFormat)),
+    (["config", "show", "--ssd-admission", "some"], tuple(Admission)),
     (["replay", "--format", "csv"], (AUTO, *FORMATS)),
     (["replay", "--ids", "some"], SCOPES),
 ]

@@ -8,7 +8,9 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.service import config
+from pegaflow.service.logs import LogFormat
 from pegaflow.service.settings import Settings
+from pegaflow.wire.control import LogLevel
 
 GIB = 1 << 30
 
@@ -31,8 +33,8 @@ def test_defaults_need_nothing() -> None:
         addr=None,
         curve_dir=None,
         insecure_tcp=False,
-        log_level="info",
-        log_format="auto",
+        log_level=LogLevel.INFO,
+        log_format=LogFormat.AUTO,
     )
 
 

@@ -1,5 +1,6 @@
 """What a flusher is told once: where it writes, and how much of everything."""
 
+import enum
 from dataclasses import dataclass
 
 from pegaflow.wire.units import Bytes, Count, Nanoseconds
@@ -23,6 +24,13 @@ of 64 KiB it takes as many to keep two disks busy while others are compared and 
 
 DRAIN_NS: Nanoseconds = 3_000_000_000
 """Time at the end of the service for what is still to be written."""
+
+
+class Admission(enum.StrEnum):
+    """Which blocks are written."""
+
+    ALL = "all"
+    REUSED = "reused"  # those that were asked for, or saved again
 
 
 @dataclass(frozen=True, slots=True)
