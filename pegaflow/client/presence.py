@@ -44,7 +44,13 @@ _ROOT = 0
 
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, len, pid
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_STOPPED = {"T": "stopped (state T)", "t": "stopped by a debugger (state t)"}
+
+
+class Stopped(enum.StrEnum):
+    """The letters by which the kernel calls a process that was stopped."""
+
+    BY_SIGNAL = "T"
+    BY_DEBUGGER = "t"
 
 
 class Verdict(enum.Enum):
@@ -180,9 +186,9 @@ def condition(pid: int) -> str:
             state = file.read().rpartition(b") ")[2][:1].decode("ascii", "replace")
     except OSError:
         return ""
-    if state not in _STOPPED:
-        return ""
-    return f"it is {_STOPPED[state]}" + (f": `kill -CONT {pid}`" if state == "T" else "")
+    if state == Stopped.BY_SIGNAL:
+        return f"it is stopped (state {state}): `kill -CONT {pid}`"
+    return f"it is stopped by a debugger (state {state})" if state == Stopped.BY_DEBUGGER else ""
 
 
 def _unreachable(seen: Presence, path: str, err: OSError) -> Presence:

@@ -15,19 +15,40 @@ waits of all of them count, for as much time as there was.  Where the kernel cou
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 
-STATES = {"R": "running", "S": "sleeping", "D": "blocked in the kernel", "Z": "dead", "X": "dead"}
-STATES |= {"T": "stopped", "t": "traced"}
-"""What a letter of `stat` means."""
+
+class Letter(enum.StrEnum):
+    """The state of a thread, as `stat` has it; kernels may have more of them."""
+
+    RUNNING = "R"  # or ready to run
+    SLEEPING = "S"
+    BLOCKED = "D"
+    STOPPED = "T"
+    TRACED = "t"
+    ZOMBIE = "Z"
+    DEAD = "X"
+
+
+STATES: dict[str, str] = {
+    Letter.RUNNING: "running",
+    Letter.SLEEPING: "sleeping",
+    Letter.BLOCKED: "blocked in the kernel",
+    Letter.STOPPED: "stopped",
+    Letter.TRACED: "traced",
+    Letter.ZOMBIE: "dead",
+    Letter.DEAD: "dead",
+}
+"""What a letter means."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
     """One thread at one look."""
 
-    state: str  # a letter
+    state: str  # a Letter
     ticks: int  # clock ticks that it ran
     ran: int  # the same in nanoseconds; 0 if the kernel does not count it
     waited: int  # nanoseconds, without a wait that goes on
@@ -36,7 +57,7 @@ class Thread:
     def stood_still(self, before: Thread) -> bool:
         """Whether it has waited for a core ever since that look."""
         counted = (self.ticks, self.ran, self.slices)
-        ready = self.state == before.state == "R"
+        ready = self.state == before.state == Letter.RUNNING
         return ready and counted == (before.ticks, before.ran, before.slices)
 
 
@@ -82,7 +103,7 @@ class Waits:
         self._total = Wait(
             self._total.waited + min(waited, now - then),
             self._total.ran + max(ran, 0),
-            STATES.get(main.state, main.state) if main is not None else "dead",
+            STATES.get(main.state, main.state) if main is not None else STATES[Letter.DEAD],
         )
         return self._total
 
