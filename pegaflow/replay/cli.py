@@ -28,8 +28,9 @@ from .engine import Record, Shape
 from .errors import TraceError
 from .fitting import BLOCK_TOKENS_MAX
 from .formats import AUTO, FORMATS
-from .reading import SCOPES, Options, read
+from .reading import Options, read
 from .runner import Outcome, Plan, run
+from .scopes import IdScope
 from .source import STDIN
 from .trace import BUNDLED, Trace
 from .words import count
@@ -52,7 +53,7 @@ def replay_command(
     *traces: Path,
     format: str = AUTO,
     block_tokens: int | None = None,
-    ids: str = AUTO,
+    ids: str = IdScope.AUTO,
     engines: int = 2,
     requests: int | None = None,
     layers: int = 8,
@@ -175,11 +176,11 @@ def _shape(layers: int, layer_size: str, blocks: int) -> Shape:
 def _options(format: str, block_tokens: int | None, ids: str, limit: int | None) -> Options:
     known = (AUTO, *sorted(FORMATS))
     _check(format in known, f"--format is one of {', '.join(known)}")
-    _check(ids in SCOPES, f"--ids is one of {', '.join(SCOPES)}")
+    _check(ids in tuple(IdScope), f"--ids is one of {', '.join(IdScope)}")
     fits = block_tokens is None or 0 < block_tokens <= BLOCK_TOKENS_MAX
     _check(fits, f"--block-tokens is a number from 1 to {BLOCK_TOKENS_MAX}")
     _check(limit is None or limit > 0, "--requests is a number from 1")
-    return Options(format, block_tokens, ids, limit)
+    return Options(format, block_tokens, IdScope(ids), limit)
 
 
 def _check(good: bool, otherwise: str) -> None:

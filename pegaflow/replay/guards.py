@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .scopes import IdScope
 from .tree import Keys
 
 
@@ -35,12 +36,13 @@ class Anew:
             key = (file, conversation)
             self._conversations[key] = _next(self._conversations.get(key), ids)
 
-    def verdict(self) -> str:
-        """`file`, `conversation`, or nothing: in each of which the ids begin anew."""
-        for name, counters in (("file", self._files), ("conversation", self._conversations)):
+    def verdict(self) -> IdScope | None:
+        """In each of which the ids begin anew: FILE or CONVERSATION; None: in neither."""
+        kinds = ((IdScope.FILE, self._files), (IdScope.CONVERSATION, self._conversations))
+        for scope, counters in kinds:
             if len(counters) > 1 and all(following > 2 for following in counters.values()):
-                return name
-        return ""
+                return scope
+        return None
 
 
 def _next(following: int | None, ids: Keys) -> int:

@@ -32,11 +32,10 @@ from . import fitting, formats, source
 from .errors import TraceError
 from .formats import AUTO, Format, Row
 from .guards import Anew, Turns
+from .scopes import IdScope
 from .trace import Trace
 from .tree import NONE, Clash, Keys, Prompt, Tree, salt
 from .words import count
-
-SCOPES = (AUTO, "global", "file", "conversation")
 
 BATCH_IDS: Count = 1 << 16
 """So many ids are put into the tree at a time: many enough for vector operations to pay."""
@@ -51,7 +50,7 @@ class Options:
 
     format: str = AUTO  # a name in formats.FORMATS
     block_tokens: int | None = None  # None: what the files say, or what fits
-    ids: str = AUTO  # of SCOPES: where an id means the same block
+    ids: IdScope = IdScope.AUTO  # where an id means the same block
     limit: int | None = None  # only so many requests
 
 
@@ -177,7 +176,7 @@ class _Reading:
         else:
             fitting.check(row.where, row.tokens, len(ids), self.size, self.said)
         scope = self._scope(row, file)
-        if self.options.ids == AUTO and not row.local:
+        if self.options.ids is IdScope.AUTO and not row.local:
             self.anew.add(file, row.conversation, ids)
         if self.options.format == AUTO and self.format.prefixed and row.conversation is not None:
             self.turns.add((file, row.conversation), ids)
@@ -218,7 +217,9 @@ class _Reading:
         if not waiting or self.format is None:
             return
         # Ids are to name whole prefixes where the format says so and nobody has said otherwise.
-        check = self.options.ids == AUTO and self.format.prefixed and not waiting[0][0].local
+        check = (
+            self.options.ids is IdScope.AUTO and self.format.prefixed and not waiting[0][0].local
+        )
         ends = self.tree.add(len(self.ends), [prompt for _, prompt in waiting], check)
         if isinstance(ends, Clash):
             self._refuse(waiting[ends.request - len(self.ends)][0], ends)
@@ -250,12 +251,12 @@ class _Reading:
 
     def _scope(self, row: Row, file: str) -> int:
         scope = self.options.ids
-        if scope == AUTO:
-            scope = "conversation" if row.local else "global"
-        self.is_local = self.is_local or scope != "global"
-        if scope == "global":
+        if scope is IdScope.AUTO:
+            scope = IdScope.CONVERSATION if row.local else IdScope.GLOBAL
+        self.is_local = self.is_local or scope is not IdScope.GLOBAL
+        if scope is IdScope.GLOBAL:
             return 0
-        if scope == "file":
+        if scope is IdScope.FILE:
             return salt(file)
         if row.conversation is None:
             raise TraceError(f"{row.where}: --ids conversation, and this row names none")
@@ -275,7 +276,9 @@ class _Reading:
             )
 
     def _about(self, format: Format, size: int) -> str:
-        scope = "conversation" if self.options.ids == AUTO else self.options.ids
+        scope = self.options.ids
+        if scope is IdScope.AUTO:
+            scope = IdScope.CONVERSATION
         about = (
             f"{format.title}, {count(size, 'token')} a block ({self.said or 'it fits every row'}), "
         )

@@ -18,6 +18,7 @@ import typer
 from pegaflow import version
 from pegaflow.client import presence
 from pegaflow.core.errors import UserError
+from pegaflow.replay.scopes import IdScope
 from pegaflow.wire.message import WireError
 
 from . import config, logs, rundir, signals, sizes, streams
@@ -58,7 +59,6 @@ class Format(enum.StrEnum):
 TraceFormat = enum.StrEnum(
     "TraceFormat", ["auto", "mooncake", "bailian", "weka", "dynamo", "aiperf"]
 )
-IdScope = enum.StrEnum("IdScope", ["auto", "global", "file", "conversation"])
 
 AnswerFormat = Annotated[Format, typer.Option(help="For people, or for programs.")]
 
@@ -223,7 +223,7 @@ def replay(
     ] = None,
     ids: Annotated[
         IdScope, typer.Option(help="Where an id is the same block.", case_sensitive=False)
-    ] = IdScope.auto,
+    ] = IdScope.AUTO,
     engines: Annotated[int, typer.Option(help="Engine processes.")] = 2,
     requests: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
     layers: Annotated[int, typer.Option(help="Layers of a block.")] = 8,

@@ -12,6 +12,7 @@ from pegaflow.replay.ceiling import infinite
 from pegaflow.replay.errors import TraceError
 from pegaflow.replay.formats import FORMATS
 from pegaflow.replay.reading import read
+from pegaflow.replay.scopes import IdScope
 from pegaflow.replay.trace import BUNDLED
 
 from .counting import Prompt, exact, read_one, score
@@ -169,7 +170,7 @@ def test_bailian(tmp_path: Path) -> None:
     path = write(tmp_path / "qwen", rows)
     assert score(path) == exact(("", source.full(prompt)) for _, prompt in turns)
     each = exact((number, source.full(prompt)) for number, prompt in turns)
-    assert score(path, ids="conversation") == each
+    assert score(path, ids=IdScope.CONVERSATION) == each
     assert "Bailian, 16 tokens a block" in read_one(path).about
 
 
@@ -227,7 +228,7 @@ def test_ids_that_begin_anew_are_not_shared_by_mistake(tmp_path: Path) -> None:
     conversations = source.conversations(12)
     traces = [weka(source, n, turns, "local") for n, turns in enumerate(conversations)]
     path = write(tmp_path / "all", traces)
-    assert score(path, ids="global").rate > score(path).rate + 0.05
+    assert score(path, ids=IdScope.GLOBAL).rate > score(path).rate + 0.05
 
 
 def test_aiperf_turns_hold_what_is_new(tmp_path: Path) -> None:

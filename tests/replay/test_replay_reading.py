@@ -9,6 +9,7 @@ from pegaflow.replay import reading
 from pegaflow.replay.ceiling import Score, infinite
 from pegaflow.replay.errors import TraceError
 from pegaflow.replay.reading import Options, read
+from pegaflow.replay.scopes import IdScope
 from pegaflow.replay.trace import BUNDLED
 
 from .counting import exact, read_one, score
@@ -131,7 +132,7 @@ def test_one_parent_per_id_is_checked_and_not_promised(tmp_path: Path) -> None:
         read_one(path)
     assert "--ids file" in str(said.value) and "--ids global" in str(said.value)
     wanted = exact(("", ids) for ids in TWICE)
-    assert score(path, ids="global") == wanted == Score(10, 1)
+    assert score(path, ids=IdScope.GLOBAL) == wanted == Score(10, 1)
     one = file(tmp_path, line(1024, [3, 3]))
     with pytest.raises(TraceError, match="block id 3 stands after other ids than at"):
         read_one(one)
@@ -146,8 +147,8 @@ def test_the_check_looks_across_files_and_batches(
         monkeypatch.setattr(reading, "BATCH_IDS", batch)
         with pytest.raises(TraceError, match="two:1: block id 9 .*one:2"):
             read([first, second])
-    assert infinite(read([first, second], Options(ids="file"))) == Score(7, 2)
-    assert infinite(read([first, second], Options(ids="global"))) == Score(7, 3)
+    assert infinite(read([first, second], Options(ids=IdScope.FILE))) == Score(7, 2)
+    assert infinite(read([first, second], Options(ids=IdScope.GLOBAL))) == Score(7, 3)
 
 
 def test_files_that_each_count_from_the_beginning_are_not_taken_for_one(tmp_path: Path) -> None:
@@ -161,8 +162,8 @@ def test_files_that_each_count_from_the_beginning_are_not_taken_for_one(tmp_path
     ):
         read(files)
     each = [(k, range(n)) for k in range(3) for n in range(2, 9 + k)]
-    assert infinite(read(files, Options(ids="file"))) == exact(each)
-    assert infinite(read(files, Options(ids="global"))) == exact(("", ids) for _, ids in each)
+    assert infinite(read(files, Options(ids=IdScope.FILE))) == exact(each)
+    assert infinite(read(files, Options(ids=IdScope.GLOBAL))) == exact(("", ids) for _, ids in each)
     assert infinite(read(files[:1])).hit  # one file alone proves nothing
 
 
@@ -172,9 +173,9 @@ def test_conversations_that_each_count_from_the_beginning(tmp_path: Path) -> Non
     path = file(tmp_path, *rows)
     with pytest.raises(TraceError, match="the block ids of each conversation count up"):
         read_one(path)
-    assert score(path, ids="conversation") == exact(each)
+    assert score(path, ids=IdScope.CONVERSATION) == exact(each)
     with pytest.raises(TraceError, match="chat:1: --ids conversation, and this row names none"):
-        read_one(file(tmp_path, line(512, [1])), ids="conversation")
+        read_one(file(tmp_path, line(512, [1])), ids=IdScope.CONVERSATION)
 
 
 def test_files_of_numbers_of_their_own_are_not_taken_for_one_in_any_format(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_files_of_numbers_of_their_own_are_not_taken_for_one_in_any_format(tmp_p
         files.append(file(tmp_path, *(json.dumps(row) + "\n" for row in rows), name=name))
     with pytest.raises(TraceError, match="2 files: the block ids of each file count up"):
         read(files)
-    assert infinite(read(files, Options(ids="file"))) == Score(13, 0)
+    assert infinite(read(files, Options(ids=IdScope.FILE))) == Score(13, 0)
 
 
 def test_lines_for_people_are_lines_whatever_is_in_the_trace(tmp_path: Path) -> None:
