@@ -32,7 +32,7 @@ from pegaflow.wire.units import Seconds
 from . import compat
 from .adapters import Adapters
 from .opener import Opener
-from .settings import Engine
+from .settings import Engine, Reading
 from .watch import Look
 
 STEP_BUDGET_S: Seconds = 0.0002
@@ -79,7 +79,9 @@ class Scheduler:
         self._look_until = 0.0  # a request that must wait for it waits so long
         self._looked = 0  # the newest look that every worker has answered
         self._stale = False  # vLLM holds blocks of other weights: nothing is read or saved
-        self._adapters = Adapters(engine.adapters, _no_keys, engine.settings.weights_hash == "full")
+        self._adapters = Adapters(
+            engine.adapters, _no_keys, engine.settings.weights_hash is Reading.FULL
+        )
         self._checked = False  # the worked-out hash seed was compared with vLLM's
         self._off = ""  # why nothing is asked or saved any more
         self._client = Opener(self._new_client)

@@ -6,6 +6,7 @@ worker can tell if they ever do not.
 """
 
 import difflib
+import enum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +20,35 @@ from .identity import adapter_settings, facts
 from .namespace import Namespace, namespace
 
 PREFIX = "pegaflow."
-MODES = ("read_write", "save_only", "read_only")
 WAYS = ("auto", "staged", "process_vm")
-READINGS = ("spread", "full")
+"""How blocks may move: the words of pegaflow.client, the default first."""
+
 DEFAULT_TIMEOUT_MS: Milliseconds = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
 long."""
+
+
+class Mode(enum.StrEnum):
+    """What the cache is used for; the default first."""
+
+    READ_WRITE = "read_write"
+    SAVE_ONLY = "save_only"
+    READ_ONLY = "read_only"
+
+
+class Reading(enum.StrEnum):
+    """What is read of weight files; the default first."""
+
+    SPREAD = "spread"
+    FULL = "full"
+
+
+class Role(enum.StrEnum):
+    """vLLM's kv_role."""
+
+    BOTH = "kv_both"
+    PRODUCER = "kv_producer"
+    CONSUMER = "kv_consumer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +57,26 @@ class Settings:
 
     endpoint: str | None  # None: the default run directory's front desk
     curve: str | None  # the key file for a TCP endpoint
-    mode: str  # one of MODES
+    mode: Mode
     timeout_s: float  # after this long, a lookup is a miss
     way: str  # one of WAYS: how blocks move between the engine and the pool
-    role: str = "kv_both"  # vLLM's kv_role
-    weights_hash: str = "spread"  # one of READINGS: what is read of weight files
+    role: str = Role.BOTH  # vLLM's kv_role: a Role, or what another vLLM has
+    weights_hash: Reading = Reading.SPREAD
     owner: int | None = None  # the user whose service is trusted, beside our own and root
 
     @property
     def loads(self) -> bool:
         """Whether the cache is read."""
-        return self.mode != "save_only" and self.role != "kv_producer"
+        return self.mode is not Mode.SAVE_ONLY and self.role != Role.PRODUCER
 
     @property
     def saves(self) -> bool:
         """Whether the cache is written."""
-        return self.mode != "read_only" and self.role != "kv_consumer"
+        return self.mode is not Mode.READ_ONLY and self.role != Role.CONSUMER
 
 
 def settings(
-    extra: Mapping[str, Any], env: Mapping[str, str], role: str = "kv_both"
+    extra: Mapping[str, Any], env: Mapping[str, str], role: str = Role.BOTH
 ) -> tuple[Settings, list[str]]:
     """What the user has set.
 
@@ -81,7 +105,7 @@ def settings(
         warnings.append(f"{PREFIX}{name} {chosen!r} is none of {listed}; using {values[0]}")
         return values[0]
 
-    mode, way = one_of("mode", MODES), one_of("way", WAYS)
+    mode, way = Mode(one_of("mode", tuple(Mode))), one_of("way", WAYS)
     raw = extra.get(f"{PREFIX}timeout_ms", DEFAULT_TIMEOUT_MS)
     try:
         timeout = float(raw)
@@ -90,13 +114,13 @@ def settings(
     if not 0 < timeout < float("inf"):
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
-    reading = one_of("weights_hash", READINGS)
+    reading = Reading(one_of("weights_hash", tuple(Reading)))
     made = Settings(where.url, where.curve, mode, timeout / 1000, way, role, reading, where.owner)
     if f"{PREFIX}mode" in extra:
         said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
-        if mode != "save_only" and not made.loads:
+        if mode is not Mode.SAVE_ONLY and not made.loads:
             warnings.append(f"{said}: nothing is loaded")
-        if mode != "read_only" and not made.saves:
+        if mode is not Mode.READ_ONLY and not made.saves:
             warnings.append(f"{said}: nothing is saved")
     return made, warnings
 
@@ -134,7 +158,7 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
     Returns:
         This engine, and warnings for the log.
     """
-    role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", "kv_both"))
+    role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", Role.BOTH))
     chosen, warnings = settings(compat.extra_config(vllm_config), os.environ, role)
     algorithm = compat.hash_algorithm(vllm_config)
     parent = compat.first_parent(algorithm)
@@ -153,7 +177,7 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
             "kv_load_failure_policy is 'fail': a block that cannot be loaded ends its request with"
             " an error; set it to 'recompute'"
         )
-    found = facts(vllm_config, kv_cache_config, chosen.weights_hash == "full")
+    found = facts(vllm_config, kv_cache_config, chosen.weights_hash is Reading.FULL)
     if found.private:
         warnings.append(f"no other engine will find what this one caches: {found.private}")
         found.base["private"] = compat.generation(vllm_config).hex()
