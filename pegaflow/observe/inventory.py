@@ -12,6 +12,7 @@ is left are the limits that an operator or an engine can run into.
 from __future__ import annotations
 
 import ast
+import enum
 import importlib.util
 import json
 import pkgutil
@@ -28,13 +29,23 @@ from pegaflow.service import poolsize, sizes
 from pegaflow.service.config import Origin
 from pegaflow.service.settings import SETTINGS, Settings
 
+
+class Unit(enum.StrEnum):
+    """What a limit is shown in."""
+
+    SECONDS = "seconds"
+    BYTES = "bytes"
+    COUNT = "count"
+    SHARE = "share"
+
+
 _UNITS = {
-    "Nanoseconds": ("seconds", 1e-9),
-    "Milliseconds": ("seconds", 1e-3),
-    "Seconds": ("seconds", 1.0),
-    "Bytes": ("bytes", 1.0),
-    "Count": ("count", 1.0),
-    "Share": ("share", 1.0),
+    "Nanoseconds": (Unit.SECONDS, 1e-9),
+    "Milliseconds": (Unit.SECONDS, 1e-3),
+    "Seconds": (Unit.SECONDS, 1.0),
+    "Bytes": (Unit.BYTES, 1.0),
+    "Count": (Unit.COUNT, 1.0),
+    "Share": (Unit.SHARE, 1.0),
 }  # of wire/units.py: what it is shown as, and what one of it is there
 
 _PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, though none is cut
@@ -76,8 +87,8 @@ class Limit:
     reason: str
 
     @property
-    def unit(self) -> str:
-        """seconds, bytes, count or share."""
+    def unit(self) -> Unit:
+        """What it is shown in."""
         return _UNITS[self.kind][0]
 
     @property
@@ -98,12 +109,12 @@ class Limit:
 
     def _one(self, value: int | float) -> str:
         unit, one = _UNITS[self.kind]
-        if unit == "bytes":
+        if unit is Unit.BYTES:
             return sizes.show(int(value))
-        if unit == "seconds":
+        if unit is Unit.SECONDS:
             seconds = value * one
             return f"{seconds:g} s" if seconds >= 1 or not value else f"{seconds * 1000:g} ms"
-        return f"{100 * value:.3g}%" if unit == "share" else f"{value:,}"
+        return f"{100 * value:.3g}%" if unit is Unit.SHARE else f"{value:,}"
 
 
 def all_limits() -> list[Limit]:

@@ -11,6 +11,7 @@ PEGAFLOW_...: it is named in a warning (`strangers`).
 from __future__ import annotations
 
 import difflib
+import enum
 import os
 import re
 import tempfile
@@ -32,12 +33,20 @@ CONNECTORS = ("endpoint", "host", "port", "curve", "owner")
 _TESTS = re.compile(r"TEST_\w+")
 
 
+class Source(enum.StrEnum):
+    """Who may say what a setting is; the later ones win."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENVIRONMENT = "environment"
+    FLAG = "flag"
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a value comes from."""
 
-    #: default, file, environment or flag
-    kind: str
+    kind: Source
     #: The file's path, the variable or the flag; empty for a default.
     name: str = ""
 
@@ -84,7 +93,7 @@ def trace(
     said |= _from_environment(env)
     for key, value in flags.items():
         if value is not None and value != []:
-            said[key] = _Said(flag(key), value, Origin("flag", flag(key)))
+            said[key] = _Said(flag(key), value, Origin(Source.FLAG, flag(key)))
     for key, saying in said.items():
         if key not in SETTINGS:
             raise _unknown(key, saying.where)
@@ -97,7 +106,7 @@ def trace(
     for key in ("ssd_cache_capacity", "ssd_free_floor", "fresh_ssd"):
         if getattr(settings, key) and not settings.ssd_cache_path:
             raise UserError(f"{said[key].where}: there is no SSD tier without --ssd-cache-path")
-    default = Origin("default")
+    default = Origin(Source.DEFAULT)
     return settings, {key: said[key].origin if key in said else default for key in SETTINGS}
 
 
@@ -109,7 +118,7 @@ def _from_file(path: str) -> dict[str, _Said]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {str(error).splitlines()[0]}") from error
-    origin = Origin("file", os.path.abspath(path))
+    origin = Origin(Source.FILE, os.path.abspath(path))
     return {key: _Said(f"{key} in {path}", value, origin) for key, value in table.items()}
 
 
@@ -118,7 +127,7 @@ def _from_environment(env: Mapping[str, str]) -> dict[str, _Said]:
     for key in SETTINGS:
         name = PREFIX + key.upper()
         if env.get(name):
-            found[key] = _Said(name, env[name], Origin("environment", name))
+            found[key] = _Said(name, env[name], Origin(Source.ENVIRONMENT, name))
     return found
 
 
