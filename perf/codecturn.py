@@ -10,41 +10,35 @@ import sys
 import timeit
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import msgpack
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import ClaimId, Incarnation
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Copied
 from pegaflow.wire.values import INDEX, SESSION, Address
-from tests.naming import as_stamps
 
 BLOCKS = 1024
 REPEATS = 5
 REPEAT_S = 0.02
 """Least length of one repeat: long beside the clock's and the loop's own cost."""
 
-_KEYS = tuple(n.to_bytes(32, "big") for n in range(1, BLOCKS + 1))
-_NUMBERS = tuple(range(1 << 20, (1 << 20) + BLOCKS))
-_STAMPS = tuple((7 << 40) + n for n in range(BLOCKS))
-_NAMESPACE = bytes(range(16))
+# Plain values: another commit may know no types for what they name.
+_KEYS: Any = tuple(n.to_bytes(32, "big") for n in range(1, BLOCKS + 1))
+_NUMBERS: Any = tuple(range(1 << 20, (1 << 20) + BLOCKS))
+_STAMPS: Any = tuple((7 << 40) + n for n in range(BLOCKS))
+_CLAIM: Any = 99
+_LIVES: tuple[Any, Any] = (3, 2)
+_NAMESPACE: Any = bytes(range(16))
 
 SMALL = Copied(12345, True)
 MESSAGES: dict[str, Message] = {
     "small message (Copied)": SMALL,
     f"Find of {BLOCKS} keys": Find(_NAMESPACE, _KEYS),
     f"Seal of {BLOCKS} blocks": Seal(
-        ClaimId(99),
-        _NAMESPACE,
-        65536,
-        65536,
-        1,
-        _KEYS,
-        (bytes(32), *_KEYS[:-1]),
-        _NUMBERS,
-        as_stamps(*_STAMPS),
+        _CLAIM, _NAMESPACE, 65536, 65536, 1, _KEYS, (bytes(32), *_KEYS[:-1]), _NUMBERS, _STAMPS
     ),
 }
 ENVELOPE = "envelope, small message in it"
@@ -83,9 +77,8 @@ def _read(msg: Message) -> None:
 
 
 def _frames() -> dict[str, float]:
-    envelope = Envelope(
-        Address(SESSION, Incarnation(3)), Address(INDEX, Incarnation(2)), SMALL, 5, 0, 1 << 50
-    )
+    sender, receiver = Address(SESSION, _LIVES[0]), Address(INDEX, _LIVES[1])
+    envelope = Envelope(sender, receiver, SMALL, 5, 0, 1 << 50)
     frames = pack(envelope)
     raw = [msgpack.unpackb(frame) for frame in frames]
     packer = msgpack.Packer()

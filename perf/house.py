@@ -40,12 +40,11 @@ from pegaflow.service.rundir import front_desk
 from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Report
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, PageId, Stamp, numbered
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 from perf.machine import ENVIRONMENT
-from tests.naming import as_stamps
 
 SPIN = "PERF_SPIN"  # in the environment: the path of that file
 EXTENT = 32 << 20
@@ -178,11 +177,11 @@ def fill(run_dir: Path, namespace: bytes, blocks: int) -> None:
 
         for chain in range(-(-blocks // CHAIN)):
             own = keys(min(CHAIN, blocks - chain * CHAIN), chain)
-            pages = tuple(range(chain * CHAIN, chain * CHAIN + len(own)))
+            pages = numbered(PageId(chain * CHAIN), len(own))
             claimed = ask(Claim(namespace, tuple(own)))
             assert isinstance(claimed, Claimed) and len(claimed.positions) == len(own)
             parents = (bytes(len(own[0])), *own[:-1])
-            stamps = tuple(page + 1 for page in pages)
+            stamps = numbered(Stamp(pages[0] + 1), len(own))
             size = MIN_PAGE
             seal = Seal(
                 claimed.number,
@@ -192,8 +191,8 @@ def fill(run_dir: Path, namespace: bytes, blocks: int) -> None:
                 1,
                 tuple(own),
                 parents,
-                pages,
-                as_stamps(*stamps),
+                tuple(pages),
+                tuple(stamps),
             )
             sealed = ask(seal)
             assert isinstance(sealed, Sealed) and len(sealed.positions) == len(own)

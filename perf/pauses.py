@@ -22,8 +22,8 @@ from rich.table import Table
 from pegaflow.actors.runtime.process import collect_young_only
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
+from pegaflow.wire.identities import PageId, Stamp, numbered
 from perf import machine
-from tests.naming import as_stamps
 
 BATCH = 64
 PAGE = 65536
@@ -46,9 +46,10 @@ def turn(way: str, blocks: int) -> dict[str, float]:
 
     def save(first: int) -> None:
         keys = [n.to_bytes(32, "little") for n in range(first, first + BATCH)]
+        pages = numbered(PageId(first), BATCH)
         new = [
-            Block(NAMESPACE, key, PAGE, (n,), as_stamps(n), n, n % 64, keys[max(n % 64 - 1, 0)])
-            for n, key in enumerate(keys, first)
+            Block(NAMESPACE, key, PAGE, (page,), (Stamp(n),), n, n % 64, keys[max(n % 64 - 1, 0)])
+            for n, (page, key) in enumerate(zip(pages, keys, strict=True), first)
         ]
         for block in new:
             index.add(block)

@@ -1,6 +1,6 @@
 """What names a thing, from plain numbers: as_leases(7, 8)."""
 
-from pegaflow.wire.identities import ClaimId, LeaseId, Stamp
+from pegaflow.wire.identities import ClaimId, LeaseId, PageId, Stamp
 
 
 def as_leases(*numbers: int) -> tuple[LeaseId, ...]:
@@ -13,3 +13,7 @@ def as_claims(*numbers: int) -> tuple[ClaimId, ...]:
 
 def as_stamps(*numbers: int) -> tuple[Stamp, ...]:
     return tuple(map(Stamp, numbers))
+
+
+def as_pages(*numbers: int) -> tuple[PageId, ...]:
+    return tuple(map(PageId, numbers))

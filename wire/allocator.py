@@ -30,7 +30,7 @@ allocator's death ends no session: they go on with the pages they have, their Re
 mended by what they state, and what they ask for waits for the next allocator.
 """
 
-from .identities import GrantId, Stamp
+from .identities import GrantId, PageId, Stamp
 from .message import Message, message
 from .status import Status
 from .values import Address, Numbers, U64s
@@ -50,7 +50,7 @@ class Reserved(Message):
 
     status: Status
     number: GrantId
-    pages: U64s
+    pages: Numbers[PageId]
     stamps: Numbers[Stamp]
 
 
@@ -58,7 +58,7 @@ class Reserved(Message):
 class Return(Message):
     """I hold these pages no longer: the index has answered for them, or I will never seal them."""
 
-    pages: U64s
+    pages: Numbers[PageId]
 
 
 @message(83)
@@ -66,7 +66,7 @@ class PagesHeld(Message):
     """Up to grant `upto` I hold exactly these pages, all of this size, or each of its own."""
 
     upto: GrantId
-    pages: U64s
+    pages: Numbers[PageId]
     page_size: int = 0
     sizes: U64s = ()  # beside `pages`, if they are not all of one
 
@@ -87,7 +87,7 @@ class Pressure(Message):
 class Freed(Message):
     """The records of these pages are void now."""
 
-    pages: U64s
+    pages: Numbers[PageId]
 
 
 @message(86)

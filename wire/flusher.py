@@ -59,11 +59,11 @@ log is described in core/segments/codec.py; which blocks it keeps when it is ful
 core/segments/catalog.py.
 """
 
-from .identities import ClaimId, Incarnation, LeaseId
+from .identities import ClaimId, Incarnation, LeaseId, PageId
 from .message import Message, message
 from .status import Status
 from .units import Count, Nanoseconds
-from .values import Keys, U64s
+from .values import Keys, Numbers, U64s
 
 FETCH_NS: Nanoseconds = 5_000_000_000
 """Patience of the index with a Fetch.  Finds wait less long: what comes later is there then."""
@@ -121,7 +121,7 @@ class Flush(Message):
     payload: int
     shards: int
     keys: Keys
-    pages: U64s
+    pages: Numbers[PageId]
     depths: U64s
     sums: U64s = ()  # what the pages were sealed with; 0 or nothing: unknown
     share: int = 100  # percent of the time in which to write

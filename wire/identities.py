@@ -7,7 +7,7 @@ memory is read.  A list is not taken apart for that: it is said once what it is 
 """
 
 from collections.abc import Sequence
-from typing import Any, NewType
+from typing import Any, NewType, TypeVar
 
 Incarnation = NewType("Incarnation", int)
 """One life of a process among all that a pool has seen."""
@@ -30,12 +30,18 @@ NO_GRANT, NO_LEASE, NO_CLAIM = GrantId(0), LeaseId(0), ClaimId(0)
 Stamp = NewType("Stamp", int)
 """What a page is filled under: given with the page, and never again."""
 
+PageId = NewType("PageId", int)
+"""A page of the pool, and its record in the ledger; no offset, and no number within an extent."""
 
-def stamps_after(newest: Stamp, count: int) -> tuple[Stamp, ...]:
-    """The next stamps, for so many pages.
+_N = TypeVar("_N", bound=int)
+
+
+def numbered(first: _N, count: int) -> Sequence[_N]:
+    """Numbers of one kind, each one more than that before it.
 
     Args:
-        newest: the last that was given.
+        first: the first of them.
+        count: how many.
     """
-    numbers: Sequence[Any] = range(newest + 1, newest + 1 + count)
-    return tuple(numbers)
+    numbers: Sequence[Any] = range(first, first + count)
+    return numbers

@@ -57,7 +57,7 @@ to the allocator after the last ledger write for it.  The index's death ends no 
 miss and saves are refused until there is a new one; loads go on, since nobody else can evict.
 """
 
-from .identities import ClaimId, LeaseId, Stamp
+from .identities import ClaimId, LeaseId, PageId, Stamp
 from .message import Message, message
 from .status import Status
 from .units import Nanoseconds
@@ -86,7 +86,7 @@ class Held(Message):
 
     number: LeaseId
     shards: int
-    pages: U64s
+    pages: Numbers[PageId]
     checksums: U64s = ()  # with `verify`: one per page, 0 where it was never computed
     disk: U64s = ()  # places in the run of the blocks that were read from SSD for this lookup
 
@@ -135,7 +135,7 @@ class Seal(Message):
     shards: int
     keys: Keys
     parents: Keys
-    pages: U64s
+    pages: Numbers[PageId]
     stamps: Numbers[Stamp]
     checksums: U64s = ()  # with `verify`: one per page
     depths: U64s = ()  # flusher: position of each block in its chain; else parents tell
@@ -179,7 +179,7 @@ class LeasesLost(Message):
 class Corrupt(Message):
     """The bytes of these pages are not those that were sealed."""
 
-    pages: U64s
+    pages: Numbers[PageId]
 
 
 @message(72)

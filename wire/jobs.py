@@ -27,7 +27,7 @@ from types import UnionType
 from typing import ClassVar, Generic, TypeVar, get_args
 
 from .control import Report
-from .identities import Incarnation
+from .identities import Incarnation, PageId
 from .layout import Layout
 from .message import Message, message
 from .status import Status
@@ -98,21 +98,21 @@ class GrowExtent(Job[Done]):
 class RecordsRead(Result):
     """Which of the pages have a sealed record."""
 
-    sealed: U64s  # pages
+    sealed: Numbers[PageId]  # pages
 
 
 @message(202)
 class ReadRecords(Job[RecordsRead]):
     """Which of these pages have a sealed record now?"""
 
-    pages: U64s
+    pages: Numbers[PageId]
 
 
 @message(317)
 class RecordsScanned(Result):
     """The pages whose records are not void, in their order."""
 
-    pages: U64s
+    pages: Numbers[PageId]
     payload_bytes: U64s  # beside `pages`; 0: a quarantined page
 
 
@@ -120,7 +120,7 @@ class RecordsScanned(Result):
 class ScanRecords(Job[RecordsScanned | Done]):
     """Which of these records are not void?"""
 
-    first: int  # page
+    first: PageId
     count: int
 
 

@@ -20,7 +20,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.slab import Plan
 from pegaflow.wire.allocator import Freed, PagesHeld, Reserved
 from pegaflow.wire.control import Fenced, Welcome
-from pegaflow.wire.identities import GrantId
+from pegaflow.wire.identities import GrantId, PageId
 from pegaflow.wire.jobs import Done, RecordsScanned, ScanRecords
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import LIST_MAX, NUMBER_MAX, Address
@@ -92,13 +92,13 @@ class Adoption(Part):
         if self._recovery.ready or self._scanning or not known:
             return []
         self._scanning = True
-        return self._scan_from(0, {})
+        return self._scan_from(PageId(0), {})
 
     def check(self) -> None:
         """We are ready once there is a slab."""
         assert self._recovery.ready == (self._pages.slab is not None)
 
-    def _scan_from(self, first: int, found: dict[int, int]) -> list[Effect]:
+    def _scan_from(self, first: PageId, found: dict[PageId, int]) -> list[Effect]:
         geometry = self._geometry
         assert geometry is not None
         count = min(LIST_MAX, geometry.extents * geometry.records_per_extent - first)
@@ -110,11 +110,13 @@ class Adoption(Part):
                 return [Stop(f"the ledger cannot be read: {result.note}")]
             found.update(zip(result.pages, result.payload_bytes, strict=True))
             last = first + count == geometry.extents * geometry.records_per_extent
-            return self._adopt(geometry, found) if last else self._scan_from(first + count, found)
+            if last:
+                return self._adopt(geometry, found)
+            return self._scan_from(PageId(first + count), found)
 
         return [Do(ScanRecords(first, count), read)]
 
-    def _adopt(self, geometry: Geometry, found: dict[int, int]) -> list[Effect]:
+    def _adopt(self, geometry: Geometry, found: dict[PageId, int]) -> list[Effect]:
         """Make the slab: what somebody states is his, what is sealed is the index's."""
         plan = Plan(geometry)
         for holder, held in self._stated.items():
@@ -135,7 +137,7 @@ class Adoption(Part):
         return note + self._growth.grow() + self._recovery.begin()
 
 
-def _sized(held: PagesHeld) -> Iterator[tuple[int, int]]:
+def _sized(held: PagesHeld) -> Iterator[tuple[PageId, int]]:
     """Every page that is stated, with its size; a list that does not fit says nothing."""
     sizes = held.sizes or (held.page_size,) * len(held.pages)
     return zip(held.pages, sizes, strict=False)

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from pegaflow.actors.runtime.contract import Do, Effect, Part
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.jobs import ReadRecords, RecordsRead
-from pegaflow.wire.values import Address, U64s
+from pegaflow.wire.values import Address, Numbers
 
 from .pages import Pages
 
@@ -24,7 +25,7 @@ class Reclaim(Part):
         self._pages = pages
         self._counts = counts
 
-    def from_holder(self, holder: Address, pages: U64s, then: Then) -> list[Effect]:
+    def from_holder(self, holder: Address, pages: Numbers[PageId], then: Then) -> list[Effect]:
         """A holder has given its word, or is dead: sealed pages are the index's, void ones free.
 
         Args:
@@ -51,7 +52,7 @@ class Reclaim(Part):
 
         return [Do(ReadRecords(tuple(grants)), read)] if grants else []
 
-    def from_index(self, pages: U64s, then: Then) -> list[Effect]:
+    def from_index(self, pages: Numbers[PageId], then: Then) -> list[Effect]:
         """The index may have voided pages: those are free.
 
         Args:

@@ -14,7 +14,7 @@ from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
-from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp, stamps_after
+from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp, numbered
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
@@ -132,7 +132,7 @@ class Reservations(Part):
         pages = self._pages.slab.take(waiting.page_size, waiting.count, holder, number)
         if pages is None:
             return None
-        stamps = stamps_after(self._stamp, len(pages))
+        stamps = tuple(numbered(Stamp(self._stamp + 1), len(pages)))
         self._stamp = Stamp(self._stamp + len(pages))
         reserved = Reserved(Status.OK, number, tuple(pages), stamps)
         self._grants.add(holder, number, reserved)

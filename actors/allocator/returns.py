@@ -15,7 +15,7 @@ from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.grants import Grants
 from pegaflow.wire.allocator import Fence, Freed, PagesHeld, Reserved, Return
 from pegaflow.wire.control import Fenced
-from pegaflow.wire.identities import GrantId
+from pegaflow.wire.identities import GrantId, PageId
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX
 
@@ -52,7 +52,7 @@ class Returns(Part):
         self._reservations = reservations
         self._grants = grants
         self._counts = counts
-        self._scan: list[int] = []  # pages of the index still to look at in this round
+        self._scan: list[PageId] = []  # pages of the index still to look at in this round
 
     def handlers(self) -> Iterable[On]:
         """Words of holders and of the index."""

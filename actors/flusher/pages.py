@@ -11,11 +11,11 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Sender, 
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
-from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp
+from pegaflow.wire.identities import NO_GRANT, GrantId, PageId, Stamp
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Nanoseconds
-from pegaflow.wire.values import ALLOCATOR, NOBODY, Numbers, U64s
+from pegaflow.wire.values import ALLOCATOR, NOBODY, Numbers
 
 RESERVE_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator."""
@@ -27,7 +27,7 @@ class Grant:
 
     number: GrantId
     page_size: int
-    pages: U64s
+    pages: Numbers[PageId]
     stamps: Numbers[Stamp]
 
 
@@ -68,7 +68,7 @@ class Pages(Part):
         """Whether there is anybody to ask."""
         return self._member.peer(ALLOCATOR) != NOBODY
 
-    def held(self) -> dict[int, int]:
+    def held(self) -> dict[PageId, int]:
         """All pages, in the order in which they were granted, with the bytes of each."""
         grants = self._grants.values()
         return {page: grant.page_size for grant in grants for page in grant.pages}

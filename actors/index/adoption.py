@@ -15,6 +15,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.blocks.adoption import Adoption
 from pegaflow.wire.allocator import Freed
 from pegaflow.wire.control import Welcome
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.values import ALLOCATOR, LIST_MAX
 
 from .residency import Residency
@@ -30,7 +31,7 @@ class PoolAdoption(Part):
         self._counts = counts
         self._reading: Adoption | None = None  # while the ledger is being read
         self._adopted: Adoption | None = None  # read, but not asked yet for the coldest
-        self._coldest: dict[int, Iterator[int]] = {}  # page size -> cold pages, the coldest first
+        self._coldest: dict[int, Iterator[PageId]] = {}  # page size -> coldest first
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """Begin to read the ledger, which is mapped by now."""

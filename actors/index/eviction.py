@@ -12,6 +12,7 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.allocator import Freed, Pressure
+from pegaflow.wire.identities import numbered
 from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR
 
@@ -94,8 +95,8 @@ class Eviction(Part):
             extent = self.clearing[0]
         if extent is None:
             return []
-        first = extent * here.geometry.records_per_extent
-        found = map(here.blocks.by_page, range(first, first + here.geometry.records_per_extent))
+        pages = numbered(here.geometry.page_id(extent, 0), here.geometry.records_per_extent)
+        found = map(here.blocks.by_page, pages)
         unique = {id(b): b for b in found if b is not None}
         stays = any(block.leases for block in unique.values())
         self.clearing, self._clear_until = (extent, page_size) if stays else None, now + CLEARING_NS

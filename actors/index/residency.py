@@ -15,6 +15,7 @@ from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import Ledger, Record
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Welcome
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.values import LIST_MAX
 
 
@@ -62,7 +63,7 @@ class Residency(Part):
         Args:
             payload: bytes of each page that mean something, the same in all.
         """
-        pages: list[int] = []
+        pages: list[PageId] = []
         records: list[Record] = []
         for b in blocks:
             self.resident_bytes += len(b.pages) * slot_size(b.page_size)
@@ -72,7 +73,7 @@ class Residency(Part):
                 records.append(Record(*facts, b.namespace, b.key, sum_ or None, b.depth))
         self.ledger.seal(pages, records)
 
-    def evict(self, blocks: list[Block], now: int) -> tuple[int, ...]:
+    def evict(self, blocks: list[Block], now: int) -> tuple[PageId, ...]:
         """End blocks that have no lease: their records are void when this returns.
 
         Returns:

@@ -19,6 +19,7 @@ from pegaflow.core.blocks.table import Block
 from pegaflow.core.limits import MIB
 from pegaflow.core.pool.scan import occupied
 from pegaflow.wire.flusher import Flush, Written
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.units import Bytes, Count, Nanoseconds, Share
 
 from .ssd_log import SsdLog
@@ -65,7 +66,7 @@ class WriteBack(Part):
         self.in_flight: set[Block] = set()  # in leases of the flusher
         self._flight_bytes = 0  # of their pages
         self._leaving: set[Block] = set()  # of those, the ones that go once they are written
-        self._look_at: int | None = None  # next page to look at for what is not in the log
+        self._look_at: PageId | None = None  # next page to look at for what is not in the log
         self._lost_at = -PRESSED_NS  # when a block went last that was not in the log
         self._write_all: Sender | None = None  # who waits for everything to be written
 
@@ -89,7 +90,7 @@ class WriteBack(Part):
 
     def look_again(self) -> None:
         """What the log has is known: look at every resident block."""
-        self._look_at = 0
+        self._look_at = PageId(0)
 
     def clear(self) -> None:
         """The flusher is dead."""
@@ -295,11 +296,9 @@ class WriteBack(Part):
     def _look(self) -> None:
         """Look at some more pages for blocks that are not in the log."""
         assert self._look_at is not None
-        first, count = (
-            self._look_at,
-            min(LOOK_PAGES, self._residency.ledger.records - self._look_at),
-        )
-        self._look_at = None if first + count == self._residency.ledger.records else first + count
+        first, records = self._look_at, self._residency.ledger.records
+        count = min(LOOK_PAGES, records - first)
+        self._look_at = None if first + count == records else PageId(first + count)
         pages, payloads = occupied(self._residency.ledger, first, count)
         for page, payload in zip(pages, payloads, strict=True):
             record = self._residency.ledger.read(page) if payload else None

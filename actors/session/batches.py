@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.jobs import Done, FillPages, Job, PagesSummed, ReadBlocks, SumPages
 from pegaflow.wire.session import BatchCopied, CopyBatch, Way
 from pegaflow.wire.status import Status
@@ -224,7 +225,7 @@ class Batches(Part):
         """A batch is in place; seal what is in place at every rank now."""
         order, batch = share.order, share.batches.pop(number)
         whole: list[int] = []
-        back: list[int] = []
+        back: list[PageId] = []
         for position, page in zip(batch.positions, batch.pages, strict=True):
             if position in order.dead:
                 back.append(page[0])
@@ -251,7 +252,7 @@ class Batches(Part):
         count_dropped(self._counts, status, len(lost))
         if lost and order.status is Status.OK:
             order.status = status
-        back: list[int] = []
+        back: list[PageId] = []
         for position in lost:
             for rank, (page, _) in order.shards.pop(position, {}).items():
                 order.shares[rank].placed -= 1

@@ -18,10 +18,10 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire import index as to_index
 from pegaflow.wire.control import LogLevel
-from pegaflow.wire.identities import LeaseId
+from pegaflow.wire.identities import LeaseId, PageId
 from pegaflow.wire.index import Held, LeasesLost, Pinned
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
-from pegaflow.wire.values import CLIENT, INDEX, U64s
+from pegaflow.wire.values import CLIENT, INDEX, Numbers, U64s
 
 from .engine import Engine
 
@@ -40,7 +40,7 @@ class Run:
 class Lease:
     """Blocks that stay in place for a request."""
 
-    pages: U64s  # `world` per block, block-major
+    pages: Numbers[PageId]  # `world` per block, block-major
     checksums: U64s  # beside `pages`; empty: nothing is checked
     waiting: set[int]  # ranks that have not loaded from it yet
     used: int  # when it was last asked for
@@ -60,7 +60,7 @@ class Leases(Part):
     def __init__(self, member: Member, engine: Engine, counts: Counter[str]) -> None:
         self._member, self._engine, self._counts = member, engine, counts
         self.held: Holdings[LeaseId, Lease] = Holdings(LeaseId)  # by the index's number
-        self.runs: dict[int, Run] = {}  # leases by their first page
+        self.runs: dict[PageId, Run] = {}  # leases by their first page
         self.pins = Pinned(0, 0, 0)  # the index's last word
         self.greedy = False  # the engine was said to want more than it may
 

@@ -15,7 +15,7 @@ from pegaflow.actors.runtime.contract import MS, Do, Effect, On, Part, Reply, Se
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.series import LOAD
 from pegaflow.wire import layout as layouts
-from pegaflow.wire.identities import LeaseId
+from pegaflow.wire.identities import LeaseId, PageId
 from pegaflow.wire.index import Corrupt
 from pegaflow.wire.jobs import Done, PagesDiffer, PagesSummed, SumPages, WriteBlocks
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
@@ -44,7 +44,7 @@ class _Copy:
     lease_number: LeaseId
     lease: Lease
     begun: int  # when
-    pages: tuple[int, ...]
+    pages: tuple[PageId, ...]
     offsets: tuple[int, ...]  # beside `pages`: in the pool
     sums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
 
@@ -151,7 +151,7 @@ class Loads(Part):
         def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
             if copy.number not in self.copies:
                 return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
-            bad: list[int] = []
+            bad: list[PageId] = []
             if isinstance(result, PagesSummed):
                 triples = zip(copy.pages, copy.sums, result.checksums, strict=True)
                 bad = [page for page, sealed, found in triples if sealed not in (0, found)]
@@ -164,7 +164,7 @@ class Loads(Part):
 
         return [Do(SumPages(copy.offsets, payload), summed)]
 
-    def _corrupt(self, pages: Iterable[int]) -> list[Effect]:
+    def _corrupt(self, pages: Iterable[PageId]) -> list[Effect]:
         """These pages do not hold what was sealed."""
         bad = tuple(pages)
         self._counts["pages_corrupt"] += len(bad)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
-from pegaflow.wire.identities import NO_CLAIM
+from pegaflow.wire.identities import NO_CLAIM, PageId
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Commit
@@ -109,7 +109,7 @@ class Publishing(Part):
 
     def _sealed(self, order: Order, whole: tuple[int, ...], accepted: set[int]) -> list[Effect]:
         order.seals.whole.difference_update(whole)
-        pages: list[int] = []
+        pages: list[PageId] = []
         for at, position in enumerate(whole):
             pages += [page for page, _ in order.shards.pop(position).values()]
             for share in order.shares.values():

@@ -5,14 +5,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from pegaflow.actors.runtime.contract import Sender
-from pegaflow.wire.identities import ClaimId, Stamp
+from pegaflow.wire.identities import ClaimId, PageId, Stamp
 from pegaflow.wire.session import Save
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Keys
 
 from .ranks import Rank
 
-Pages = tuple[tuple[int, Stamp], ...]
+Pages = tuple[tuple[PageId, Stamp], ...]
 """(page, stamp) each."""
 
 
@@ -50,10 +50,10 @@ class Order:
     new: tuple[int, ...] = ()  # positions that are ours to save
     known: int = 0  # blocks that are saved already, or by somebody else
     shares: dict[int, "Share"] = field(default_factory=dict)  # by rank
-    shards: dict[int, dict[int, tuple[int, Stamp]]] = field(default_factory=dict)
+    shards: dict[int, dict[int, tuple[PageId, Stamp]]] = field(default_factory=dict)
     """By position, then by rank."""
     seals: Seals = field(default_factory=Seals)
-    sums: dict[int, int] = field(default_factory=dict)  # page -> checksum, where they are made
+    sums: dict[PageId, int] = field(default_factory=dict)  # page -> checksum, where they are made
     dead: set[int] = field(default_factory=set)  # positions that are given up
     status: Status = Status.OK  # the first thing that went wrong
 

@@ -16,7 +16,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Heard
 from pegaflow.core.pool.geometry import slot_size
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
-from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp
+from pegaflow.wire.identities import NO_GRANT, GrantId, PageId, Stamp
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count, Nanoseconds
@@ -59,8 +59,8 @@ class Reservation(Part):
 
     def __init__(self, member: Member, engine: Engine) -> None:
         self._member, self._engine = member, engine
-        self.free: dict[int, Stamp] = {}  # page -> stamp: granted, not yet used
-        self.used: dict[int, Stamp] = {}  # page -> stamp: being filled, in place or in a Seal
+        self.free: dict[PageId, Stamp] = {}  # page -> stamp: granted, not yet used
+        self.used: dict[PageId, Stamp] = {}  # page -> stamp: being filled, in place or in a Seal
         self._grants = Heard(GrantId)
         self._demand: Demand | None = None  # set once
         self._reserving = False
@@ -132,7 +132,7 @@ class Reservation(Part):
         self.used.update(pages)
         return pages
 
-    def give_back(self, pages: Iterable[int]) -> list[Effect]:
+    def give_back(self, pages: Iterable[PageId]) -> list[Effect]:
         """These used pages leave our books: sealed, or never to be."""
         gone = tuple(pages)
         for page in gone:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.units import Share
 
 from .ranks import Rank, namespace
@@ -31,7 +32,7 @@ class Space:
     used_bytes_max: int  # of the pages of open saves; 0: any number
     geometry: Geometry  # the pool's
 
-    def offsets(self, pages: Iterable[int]) -> tuple[int, ...]:
+    def offsets(self, pages: Iterable[PageId]) -> tuple[int, ...]:
         """Where these pages are in the pool."""
         return tuple(self.geometry.offset(page, self.page_size) for page in pages)
 

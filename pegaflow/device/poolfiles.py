@@ -29,7 +29,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
 from pegaflow.core.pool.scan import scan
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.units import Bytes, Count
 
 from . import locks, resize
@@ -83,7 +83,7 @@ class PoolFiles:
         """Pages that hold a block, and bytes of payload in them."""
         pages = bytes_ = 0
         for first in range(0, self.ledger.records, _SCAN):
-            chunk = scan(self.ledger, first, min(_SCAN, self.ledger.records - first))
+            chunk = scan(self.ledger, PageId(first), min(_SCAN, self.ledger.records - first))
             pages += len(chunk.pages)
             bytes_ += int(chunk.rows["length"].sum(dtype="u8"))
         return pages, bytes_

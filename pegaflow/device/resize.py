@@ -30,6 +30,7 @@ import numpy as np
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, ledger_bytes
 from pegaflow.core.pool.scan import scan
+from pegaflow.wire.identities import PageId
 
 from .memory import SharedFile
 
@@ -44,7 +45,7 @@ class _Extent:
 
     number: int
     newest: int  # the highest seal in it
-    pages: tuple[int, ...]  # sealed ones
+    pages: tuple[PageId, ...]  # sealed ones
 
 
 def grow(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -> None:
@@ -118,7 +119,7 @@ def _extents(ledger: Ledger, records: int) -> dict[int, _Extent]:
     """The extents with a record that is not void, whatever it says."""
     found: dict[int, _Extent] = {}
     for number in range(ledger.records // records):
-        chunk = scan(ledger, number * records, records)
+        chunk = scan(ledger, PageId(number * records), records)
         if len(chunk.pages) or chunk.quarantined:
             newest = int(chunk.rows["seal"].max()) if len(chunk.pages) else 0
             found[number] = _Extent(number, newest, tuple(chunk.pages.tolist()))
@@ -135,4 +136,4 @@ def _move(
     records = [ledger.read(page) for page in extent.pages]
     shift = (target - extent.number) * own
     pairs = [(p + shift, r) for p, r in zip(extent.pages, records, strict=True) if r is not None]
-    ledger.seal([page for page, _ in pairs], [record for _, record in pairs])
+    ledger.seal([PageId(page) for page, _ in pairs], [record for _, record in pairs])

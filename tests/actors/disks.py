@@ -25,7 +25,7 @@ from pegaflow.wire.diskjobs import (
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Manifest, Noted
-from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId
+from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId, PageId
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
@@ -136,7 +136,16 @@ def flush(number: int, first: int, count: int, share: int = 100) -> Flush:
     places = tuple(range(first, first + count))
     keys = tuple(KEYS[at % len(KEYS)] for at in places)
     return Flush(
-        LeaseId(number), NS, PAGE, PAGE, 1, keys, tuple(at % 8 for at in places), places, (), share
+        LeaseId(number),
+        NS,
+        PAGE,
+        PAGE,
+        1,
+        keys,
+        tuple(PageId(at % 8) for at in places),
+        places,
+        (),
+        share,
     )
 
 

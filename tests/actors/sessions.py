@@ -9,6 +9,7 @@ from pegaflow.wire.jobs import BounceOpened, OpenBounce
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attach, Attached
 from pegaflow.wire.status import Status
+from tests.naming import as_pages
 
 from .rig import ALLOC, BOSS, CLIENT_7, HELLO, IDX, PAGE, SESSION_4, WELCOME, Rig, one, said
 
@@ -48,4 +49,6 @@ def attached() -> tuple[Rig, Session, Envelope]:
 def grant(number: int, count: int) -> Reserved:
     """Grant `number`: that many pages, which nobody had before."""
     pages = tuple(range(8 * number - 8, 8 * number - 8 + count))
-    return Reserved(Status.OK, GrantId(number), pages, tuple(Stamp(1000 + p) for p in pages))
+    return Reserved(
+        Status.OK, GrantId(number), as_pages(*pages), tuple(Stamp(1000 + p) for p in pages)
+    )

@@ -12,7 +12,7 @@ from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.values import FLUSHER, Address
 from tests.actors.index.test_index import KEYS, NS, RECORDS, claim, seal_of
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 from .rig import ALLOC, BOSS, EXTENT, HELLO, IDX, MS, PAGE, SESSION_4, WELCOME, Rig, said
 
@@ -80,5 +80,14 @@ def fetched_seal(
     places = depths if depths is not None else tuple(KEYS.index(key) for key in keys)
     stamps = tuple(500 + page for page in pages)
     return Seal(
-        fetch.number, NS, PAGE, PAGE, 1, keys, parents, pages, as_stamps(*stamps), depths=places
+        fetch.number,
+        NS,
+        PAGE,
+        PAGE,
+        1,
+        keys,
+        parents,
+        as_pages(*pages),
+        as_stamps(*stamps),
+        depths=places,
     )

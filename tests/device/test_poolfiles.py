@@ -18,7 +18,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
 from pegaflow.device import poolfiles, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
-from pegaflow.wire.identities import Incarnation, Stamp
+from pegaflow.wire.identities import Incarnation, PageId, Stamp
 
 from .test_locks import holder, living
 
@@ -39,7 +39,7 @@ def made(stem: str) -> PoolFiles:
     files = poolfiles.make(stem, GEOMETRY, incarnation=Incarnation(6))
     records = GEOMETRY.records_per_extent * RECORD_BYTES
     assert files.file.reserve(HEADER_BYTES, records) == ""
-    files.ledger.seal([0], [RECORD])
+    files.ledger.seal([PageId(0)], [RECORD])
     return files
 
 
@@ -51,7 +51,7 @@ def test_a_pool_as_it_was_left_is_adopted(stem: str) -> None:
         assert files is not None and found == Found(files, was_bytes=POOL)
         assert files.header == old.header
         assert files.sealed() == (1, 16384)
-        assert files.ledger.read(0) == RECORD
+        assert files.ledger.read(PageId(0)) == RECORD
     assert poolfiles.incarnation_of(stem) == 6
 
 
@@ -151,7 +151,7 @@ def test_names_that_another_user_has_taken_keep_nobody_out(
         kind(path := Path(f"{stem}.{name}"))
         os.chown(path, 12345, 12345)
     files = made(stem)
-    assert files.ledger.read(0) == RECORD
+    assert files.ledger.read(PageId(0)) == RECORD
     files.share(Incarnation(7))
     assert poolfiles.remove(stem, files) == (0, [])
     assert len(list(Path(stem).parent.iterdir())) == 6
@@ -231,7 +231,7 @@ def test_removed_names_take_no_bytes_from_who_has_them_mapped(stem: str) -> None
     neighbour = Path(f"{stem}x.1.pool")
     neighbour.touch()
     assert poolfiles.remove(stem)[0] > 0
-    assert old.ledger.read(0) == RECORD
+    assert old.ledger.read(PageId(0)) == RECORD
     assert poolfiles.numbers(stem) == [] and neighbour.exists()
 
 
@@ -273,9 +273,9 @@ def found_in(files: PoolFiles) -> set[bytes]:
     geometry = Geometry(files.header.pool_bytes, EXTENT)
     keys = set()
     for page in range(files.ledger.records):
-        record = files.ledger.read(page)
+        record = files.ledger.read(PageId(page))
         if record is not None:
-            at = geometry.offset(page, 16384)
+            at = geometry.offset(PageId(page), 16384)
             assert files.pool.map[at : at + 32] == record.key
             assert record.key not in keys
             keys.add(record.key)
@@ -305,7 +305,7 @@ def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> N
             page = extent * GEOMETRY.records_per_extent + slot
             key, at = b"%32d" % page, extent * EXTENT + slot * 16384
             files.pool.map[at : at + 32] = key
-            files.ledger.seal([page], [RECORD._replace(key=key, seal=seal)])
+            files.ledger.seal([PageId(page)], [RECORD._replace(key=key, seal=seal)])
     files = sized(stem, 3)
     moved = {int(key) // GEOMETRY.records_per_extent for key in found_in(files)}
     assert moved == {0, 5, 7} and files.sealed()[0] == 12
@@ -390,7 +390,11 @@ def test_who_is_killed_while_a_pool_shrinks_leaves_no_wrong_block(
         with pytest.raises(KeyboardInterrupt):
             sized(stem, 2)
     pages = sized(stem, 4)
-    seen = [r.key for p in range(pages.ledger.records) if (r := pages.ledger.read(p)) is not None]
+    seen = [
+        r.key
+        for p in range(pages.ledger.records)
+        if (r := pages.ledger.read(PageId(p))) is not None
+    ]
     assert set(seen) <= keys and len(set(seen)) >= 8
 
 

@@ -7,7 +7,7 @@ from pegaflow.wire import index as index_words
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Return
 from pegaflow.wire.control import Fenced, Gone, Members, Neighbour
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, LeaseId
+from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, LeaseId, PageId
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
 from pegaflow.wire.jobs import (
     Done,
@@ -21,7 +21,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
-from tests.naming import as_claims, as_leases, as_stamps
+from tests.naming import as_claims, as_leases, as_pages, as_stamps
 
 from .books import GEOMETRY, KEYS, RECORDS, new_ledger
 from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, WELCOME, Cage
@@ -51,7 +51,15 @@ class IndexCage(Cage):
             Find(space, KEYS),
             Claim(space, KEYS),
             Seal(
-                ClaimId(1), space, PAGE, PAGE, 1, KEYS, parents, (0, 1, 2, 3), as_stamps(1, 2, 3, 4)
+                ClaimId(1),
+                space,
+                PAGE,
+                PAGE,
+                1,
+                KEYS,
+                parents,
+                as_pages(0, 1, 2, 3),
+                as_stamps(1, 2, 3, 4),
             ),
             index_words.Release(LeaseId(1)),
             index_words.LeasesHeld(LeaseId(1), as_leases(1), ClaimId(1), as_claims(1)),
@@ -90,7 +98,9 @@ class IndexCage(Cage):
         pages = tuple(rng.sample(range(RECORDS), len(keys)))
         parents = (bytes(32), *keys[:-1])
         stamps = tuple(range(len(keys)))
-        msg = Seal(number, bytes(16), PAGE, PAGE, 1, keys, parents, pages, as_stamps(*stamps))
+        msg = Seal(
+            number, bytes(16), PAGE, PAGE, 1, keys, parents, as_pages(*pages), as_stamps(*stamps)
+        )
         self.generator.learn(msg, sound=True)
         self.tell(sender, self.generator.message(Seal), question=9)
 
@@ -136,7 +146,11 @@ class AllocatorCage(Cage):
             self.senders.append(Address(SESSION, Incarnation(self.newest)))
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
         self.tell(BOSS, WELCOME)
-        for msg in (Reserve(PAGE, 4), Return((0, 1)), PagesHeld(GrantId(1), (0, 1), PAGE)):
+        for msg in (
+            Reserve(PAGE, 4),
+            Return(as_pages(0, 1)),
+            PagesHeld(GrantId(1), as_pages(0, 1), PAGE),
+        ):
             self.generator.learn(msg, sound=True)
         self.tell(BOSS, Members(tuple(self.senders), ()))
         for sender in self.senders:
@@ -156,9 +170,9 @@ class AllocatorCage(Cage):
             self.newest += 1
             self.senders.append(Address(SESSION, Incarnation(self.newest)))
         elif rng.random() < 0.5:
-            self.sealed |= {p for p in range(RECORDS) if slab.is_granted(p) and p % 3 == 0}
+            self.sealed |= {p for p in range(RECORDS) if slab.is_granted(PageId(p)) and p % 3 == 0}
         else:
-            self.tell(IDX, Freed(self._evict(8)))
+            self.tell(IDX, Freed(as_pages(*self._evict(8))))
 
     def _evict(self, count: int) -> tuple[int, ...]:
         gone = tuple(self.sealed)[:count]
@@ -167,7 +181,7 @@ class AllocatorCage(Cage):
 
     def answer(self, question: Envelope) -> Message | None:
         assert isinstance(question.message, Pressure)
-        return Freed(self._evict(question.message.count))
+        return Freed(as_pages(*self._evict(question.message.count)))
 
     def work(self, job: Message) -> Result:
         if isinstance(job, GrowExtent):
@@ -188,7 +202,9 @@ class AllocatorCage(Cage):
     def sizes(self) -> dict[str, int]:
         actor, slab = self.host.actor, self.slab
         assert isinstance(actor, Allocator) and slab is not None
-        assert all(slab.is_granted(p) or slab.is_left(p) for p in self.sealed), "sealed and free"
+        assert all(slab.is_granted(PageId(p)) or slab.is_left(PageId(p)) for p in self.sealed), (
+            "sealed and free"
+        )
         return {
             "waiting": actor.reservations.waiting(),
             "unstated": len(actor.grants),

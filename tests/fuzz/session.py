@@ -38,7 +38,7 @@ from pegaflow.wire.session import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, Address
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 from .books import KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, POOL, WELCOME, Cage
@@ -104,7 +104,7 @@ class SessionCage(Cage):
             count = rng.randrange(len(msg.keys) + 1)
             self.number += bool(count)
             pages = tuple(self._page() for _ in range(count))
-            return Held(LeaseId(self.number if count else 0), min(count, 1), pages)
+            return Held(LeaseId(self.number if count else 0), min(count, 1), as_pages(*pages))
         if isinstance(msg, Claim):
             new = tuple(i for i in range(len(msg.keys)) if rng.random() < 0.7)
             self.number += bool(new)
@@ -122,7 +122,7 @@ class SessionCage(Cage):
         self.pages.update(dict.fromkeys(pages, self.number))
         stamps = tuple(1000 + p for p in pages)
         self.granted[self.number] = Reserved(
-            Status.OK, GrantId(self.number), pages, as_stamps(*stamps)
+            Status.OK, GrantId(self.number), as_pages(*pages), as_stamps(*stamps)
         )
         return self.granted[self.number]
 

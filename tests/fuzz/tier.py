@@ -36,7 +36,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
 from tests.actors.disks import orderly
 from tests.actors.tier import ssd_of
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 from .books import KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, MS, PAGE, POOL, WELCOME, Cage
@@ -79,7 +79,7 @@ class TieredIndexCage(IndexCage):
             replace(TIER, writable=rng.random() < 0.8),
             Manifest(SPACE, PAGE, 1, keys, last=rng.random() < 0.5),
             Forget(SPACE, keys[:2]),
-            Corrupt((rng.randrange(RECORDS),)),
+            Corrupt(as_pages(rng.randrange(RECORDS))),
         )
         self.tell(self.flusher, rng.choice(news), question=1)
         if rng.random() < 0.1:
@@ -97,7 +97,7 @@ class TieredIndexCage(IndexCage):
         if got and question.receiver == self.flusher:
             keys = tuple(msg.keys[i] for i in got)
             parents = tuple(msg.parents[i] for i in got)
-            every = self.index.residency.ledger.are_void(range(RECORDS))
+            every = self.index.residency.ledger.are_void(as_pages(*range(RECORDS)))
             void = [at for at, is_ in enumerate(every) if is_]
             pages = tuple(rng.sample(void, min(len(got), len(void))))
             seal = Seal(
@@ -108,7 +108,7 @@ class TieredIndexCage(IndexCage):
                 1,
                 keys,
                 parents,
-                pages,
+                as_pages(*pages),
                 as_stamps(*pages),
                 depths=got,
             )
@@ -191,7 +191,16 @@ class FlusherCage(Cage):
                 self.tell(
                     self.index,
                     Flush(
-                        LeaseId(self.newest), SPACE, PAGE, PAGE, 1, keys, pages, places, (), share
+                        LeaseId(self.newest),
+                        SPACE,
+                        PAGE,
+                        PAGE,
+                        1,
+                        keys,
+                        as_pages(*pages),
+                        places,
+                        (),
+                        share,
                     ),
                 )
         if rng.random() < 0.3:
@@ -234,7 +243,10 @@ class FlusherCage(Cage):
         pages = tuple(rng.sample(free, msg.count))
         self.pages.update(dict.fromkeys(pages, self.grants))
         return Reserved(
-            Status.OK, GrantId(self.grants), pages, tuple(Stamp(1000 + page) for page in pages)
+            Status.OK,
+            GrantId(self.grants),
+            as_pages(*pages),
+            tuple(Stamp(1000 + page) for page in pages),
         )
 
     def work(self, job: Message) -> Result:

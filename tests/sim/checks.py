@@ -24,6 +24,7 @@ from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 from tests.actors.tier import ssd_of
@@ -139,7 +140,7 @@ class Checks:
             if now != before:
                 if page in self.sealed:
                     self._void(page)
-                if self._ledger.read(page) is not None:
+                if self._ledger.read(PageId(page)) is not None:
                     fresh.append(page)
         self._words = words
         for page in fresh:
@@ -157,7 +158,7 @@ class Checks:
         self._places = {place: at for place, at in self._places.items() if at != page}
 
     def _seal(self, page: int) -> None:
-        record = self._ledger.read(page)
+        record = self._ledger.read(PageId(page))
         assert record is not None, f"page {page} has a torn record"
         self.sealed[page] = record
         size, shards = self.kinds[record.namespace]
@@ -178,7 +179,7 @@ class Checks:
 
     def _offset(self, page: int) -> int:
         size, _ = self.kinds[self.sealed[page].namespace]
-        return self.house.geometry.offset(page, -(-size // PAGE_ALIGN) * PAGE_ALIGN)
+        return self.house.geometry.offset(PageId(page), -(-size // PAGE_ALIGN) * PAGE_ALIGN)
 
     def _judge(self, page: int) -> None:
         """A sealed page holds the bytes of its key."""
@@ -215,7 +216,9 @@ class Checks:
         if slab is None:
             return
         for page in self.sealed:
-            assert slab.is_left(page) or slab.is_granted(page), f"page {page}: free but sealed"
+            assert slab.is_left(PageId(page)) or slab.is_granted(PageId(page)), (
+                f"page {page}: free but sealed"
+            )
         for session in self.sessions().values() if allocated else ():
             self._session(session)
         assert proc is not None and proc.host is not None
@@ -316,7 +319,11 @@ class Checks:
         t = slab.totals()
         parts = (t.free_bytes, t.granted_bytes, t.left_bytes, t.absent_bytes, t.waste_bytes)
         assert sum(parts) == t.total_bytes
-        bad = {page for page in range(self._ledger.records) if self._ledger.is_quarantined(page)}
+        bad = {
+            page
+            for page in range(self._ledger.records)
+            if self._ledger.is_quarantined(PageId(page))
+        }
         left, sealed = set(slab.left_pages()), self.sealed.keys() | bad
         assert left == sealed, f"left {sorted(left ^ sealed)} neither sealed nor free"
         flusher = self.flusher()

@@ -3,6 +3,7 @@
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.wire.allocator import Reserved
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.index import Claimed, Held
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
 
@@ -206,7 +207,7 @@ class Faults:
         if index is None or not pages:
             return
         for page in rng.sample(pages, min(4, len(pages))):
-            block = index.residency.blocks.by_page(page)
+            block = index.residency.blocks.by_page(PageId(page))
             if block is not None and not block.leases:
                 self.world.counts["bit turns"] += 1
                 checks.turn_bit(page)

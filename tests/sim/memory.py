@@ -28,7 +28,7 @@ from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.core.pool.scan import occupied
 from pegaflow.wire.control import SILENT_NS, Fenced, Hello, Report, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -63,6 +63,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from tests.naming import as_pages
 
 from .disk import FlushWork
 from .files import Device, Files, Work, at_once
@@ -102,7 +103,7 @@ class FragileLedger(Ledger):
             if self.fuse < 0:
                 raise Died("crashes while it writes the ledger")
 
-    def seal(self, pages: Sequence[int], records: Sequence[Record]) -> None:
+    def seal(self, pages: Sequence[PageId], records: Sequence[Record]) -> None:
         """With a death before a page, or between its body and its state word."""
         second = next((n for n, r in enumerate(records) if r.shard), None) if self.halves else None
         if second is not None:
@@ -118,7 +119,7 @@ class FragileLedger(Ledger):
                 self._words[self._at(page) // 8] = 0
             self._burn()
 
-    def void(self, pages: Sequence[int]) -> None:
+    def void(self, pages: Sequence[PageId]) -> None:
         """With a death before a page."""
         if self._lasts(len(pages)):
             super().void(pages)
@@ -278,11 +279,11 @@ class ChildProc(HostProc):
         pages: list[int] = []
         payloads: list[int] = []
         for page in range(job.first, job.first + job.count):
-            found, lengths = occupied(Ledger(self.files.named[path]), page, 1)
+            found, lengths = occupied(Ledger(self.files.named[path]), PageId(page), 1)
             pages += found
             payloads += lengths
             yield
-        return RecordsScanned(tuple(pages), tuple(payloads))
+        return RecordsScanned(as_pages(*pages), tuple(payloads))
 
     def resume(self) -> None:
         """Whoever was stuck for so long is dead by now."""

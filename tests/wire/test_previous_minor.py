@@ -27,6 +27,7 @@ from pegaflow.wire.values import CLIENT
 from tests.actors.group import Group
 from tests.actors.rig import ALLOC, IDX, Rig, one, said
 from tests.actors.sessions import grant, serving
+from tests.naming import as_pages
 
 from .samples import MESSAGES, fields, sample
 
@@ -140,7 +141,7 @@ def test_a_whole_conversation_of_a_client_of_minor_0() -> None:
     client.hears("save", rig.answer(seal, Sealed(Status.OK, (0, 1))), Saved)
 
     find = one(client.says("lookup"), Find, IDX)
-    client.hears("lookup", rig.answer(find, Held(LeaseId(1), 1, (0, 1))), Found)
+    client.hears("lookup", rig.answer(find, Held(LeaseId(1), 1, as_pages(0, 1))), Found)
     client.hears("load", client.says("load"), Pages)
     client.hears("copied", client.says("copied"), Confirmed)
 

@@ -12,7 +12,7 @@ from pegaflow.wire.index import Seal
 from pegaflow.wire.message import Message, WireError, decode, encode
 from pegaflow.wire.session import CopyBatch, Lookup
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, NOBODY, Address, Packed
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 from .samples import U64_MAX, keys
 
@@ -79,7 +79,7 @@ SEAL = Seal(
     1,
     THREE,
     (bytes(32), *THREE[:-1]),
-    (7, 8, U64_MAX),
+    as_pages(7, 8, U64_MAX),
     as_stamps(1, 2, 3),
 )
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import MAX_KEY, Ledger, Record
 from pegaflow.core.pool.scan import Chunk, Sense, scan
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes
 
@@ -42,11 +43,11 @@ class Adoption:
         self._ledger = ledger
         self._blocks = blocks
         self._sense = Sense(geometry)
-        self._next = 0  # first page that is still to be read
-        self._parts: dict[int, list[tuple[int, Record]]] = {}  # seal -> pages of larger blocks
+        self._next = PageId(0)  # first page that is still to be read
+        self._parts: dict[int, list[tuple[PageId, Record]]] = {}  # seal -> pages of larger blocks
         self._cold: list[_Column] = []  # per chunk: pages, page sizes, depths, seals
-        self.nonsense: list[int] = []  # pages to be voided
-        self.quarantined: list[int] = []
+        self.nonsense: list[PageId] = []  # pages to be voided
+        self.quarantined: list[PageId] = []
         self.bytes_ = 0  # of the pool, in the slots of adopted blocks
 
     def step(self) -> bool:
@@ -55,7 +56,7 @@ class Adoption:
         if count <= 0:
             return False
         chunk = scan(self._ledger, self._next, count)
-        self._next += count
+        self._next = PageId(self._next + count)
         self.quarantined += chunk.quarantined
         fits, sizes = self._sense.look(chunk)
         self.nonsense += chunk.pages[~fits].tolist()
@@ -87,7 +88,7 @@ class Adoption:
         made.sort(key=lambda block: (-block.depth, block.seal))
         return made
 
-    def coldest(self) -> dict[int, Iterator[int]]:
+    def coldest(self) -> dict[int, Iterator[PageId]]:
         """Cold pages by page size, in the order in which they should go: the tails of chains before
         their heads, and of equals the one that was sealed first."""
         if not self._cold:
@@ -121,7 +122,7 @@ def _distinct(rows: npt.NDArray[np.uint64]) -> list[npt.NDArray[np.uint64]]:
     return found
 
 
-def _block_of(parts: list[tuple[int, Record]]) -> Block | None:
+def _block_of(parts: list[tuple[PageId, Record]]) -> Block | None:
     """The block of these pages, which were sealed together; None if one is missing."""
     parts.sort(key=lambda part: part[1].shard)
     first = parts[0][1]

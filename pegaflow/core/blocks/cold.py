@@ -10,17 +10,19 @@ and bytes that are not there, which are 0, change nothing.
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from struct import Struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pegaflow.core.pool.ledger import MAX_KEY, Record
+from pegaflow.wire.identities import PageId
 
 _WORDS = [Struct(f"={n}Q") for n in range(MAX_KEY // 8 + 1)]
 _MASK = (1 << 64) - 1
 _FACTORS = tuple(0xD6E8_FEB8_6659_FD93 * (2 * n + 1) & _MASK for n in range(MAX_KEY // 8))
 _COLUMN = np.array(_FACTORS, np.uint64)
-_GONE = -1
+_GONE = PageId(-1)
 
 Hashes = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
@@ -53,11 +55,12 @@ class ColdTable:
         read: the ledger record of a page.
     """
 
-    def __init__(self, read: Callable[[int], Record | None]) -> None:
+    def __init__(self, read: Callable[[PageId], Record | None]) -> None:
         self._read = read
         self._parts: list[tuple[Hashes, Pages]] = []  # until it is settled
         self._hashes = memoryview(b"").cast("Q")  # ascending
-        self._pages = memoryview(bytearray()).cast("q")  # beside it; _GONE: not here any more
+        none: Any = memoryview(bytearray()).cast("q")
+        self._pages: memoryview[PageId] = none  # beside it; _GONE: not here any more
         self._count = 0
         self._first = 0  # all entries before this one are gone
 
@@ -74,14 +77,15 @@ class ColdTable:
         self._parts.append((hashes, pages))
         self._count += len(pages)
 
-    def settle(self) -> list[int]:
+    def settle(self) -> list[PageId]:
         """All are there.  Of several pages with one key the last stays; the others are returned."""
         hashes = np.concatenate([h for h, _ in self._parts])
         pages = np.concatenate([p for _, p in self._parts])
         self._parts.clear()
         order = np.argsort(hashes, kind="stable")
         hashes, pages = hashes[order], pages[order]
-        self._hashes, self._pages = hashes.data.cast("B").cast("Q"), pages.data.cast("B").cast("q")
+        column: Any = pages.data.cast("B").cast("q")
+        self._hashes, self._pages = hashes.data.cast("B").cast("Q"), column
         dropped = []
         for at in (np.flatnonzero(hashes[1:] == hashes[:-1]) + 1).tolist():
             key = self._record(at).key
@@ -93,18 +97,18 @@ class ColdTable:
                 before -= 1
         return dropped
 
-    def find(self, key: bytes) -> int | None:
+    def find(self, key: bytes) -> PageId | None:
         """The page of this key; None: it is not cold."""
         found = self._find(key)
         return None if found is None else self._pages[found[0]]
 
-    def any_page(self) -> int | None:
+    def any_page(self) -> PageId | None:
         """Some page that is here; None: there is none left."""
         while self._first < len(self._pages) and self._pages[self._first] == _GONE:
             self._first += 1
         return self._pages[self._first] if self._first < len(self._pages) else None
 
-    def pop(self, key: bytes, page: int | None = None) -> tuple[int, Record] | None:
+    def pop(self, key: bytes, page: PageId | None = None) -> tuple[PageId, Record] | None:
         """Take a key out: it is not cold any more.
 
         Args:
@@ -121,7 +125,7 @@ class ColdTable:
         self._remove(at)
         return here, record
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[PageId]:
         """Every page that is here."""
         return (page for page in self._pages if page != _GONE)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import slot_size
-from pegaflow.wire.identities import LeaseId
+from pegaflow.wire.identities import LeaseId, PageId
 
 from .table import Block
 
@@ -137,7 +137,7 @@ class LeaseTable:
         """Bytes that this holder pins."""
         return self._pinned[holder]
 
-    def pages(self) -> Iterator[int]:
+    def pages(self) -> Iterator[PageId]:
         """Of all leased blocks; those that several holders lease come several times."""
         return (page for pins in self._pins.values() for block in pins for page in block.pages)
 

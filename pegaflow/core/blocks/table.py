@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pegaflow.core.pool.ledger import Record
-from pegaflow.wire.identities import Stamp
+from pegaflow.wire.identities import PageId, Stamp
 from pegaflow.wire.layout import PAGE_ALIGN
 
 from .cold import ColdTable, Hashes, Pages
@@ -25,7 +25,7 @@ class Block:
     namespace: bytes
     key: bytes
     page_size: int  # of each of its pages
-    pages: tuple[int, ...]  # one page id per shard, in shard order
+    pages: tuple[PageId, ...]  # one page id per shard, in shard order
     stamps: tuple[Stamp, ...]  # of the grants the pages were filled under, beside `pages`
     seal: int  # the seal id in the ledger records of all its pages
     depth: int  # position in its chain, 0 the first
@@ -46,11 +46,11 @@ class PrefixIndex:
 
     def __init__(
         self,
-        read: Callable[[int], Record | None] = lambda page: None,
+        read: Callable[[PageId], Record | None] = lambda page: None,
         warmed: Callable[[Block], None] = lambda block: None,
     ) -> None:
         self._tables: dict[bytes, dict[bytes, Block]] = {}  # namespace -> key -> block; none empty
-        self._by_page: dict[int, Block] = {}  # every page of every block that is not cold
+        self._by_page: dict[PageId, Block] = {}  # every page of every block that is not cold
         self._cold: dict[bytes, ColdTable] = {}  # by namespace; none empty
         self._read, self._warmed = read, warmed
 
@@ -106,7 +106,7 @@ class PrefixIndex:
             self._cold[namespace] = ColdTable(self._read)
         self._cold[namespace].add(hashes, pages)
 
-    def settle_cold(self) -> list[int]:
+    def settle_cold(self) -> list[PageId]:
         """All cold blocks are added.  Pages whose key has a later one are not here: these."""
         return [page for table in self._cold.values() for page in table.settle()]
 
@@ -120,17 +120,17 @@ class PrefixIndex:
         for page in block.pages:
             del self._by_page[page]
 
-    def by_page(self, page: int) -> Block | None:
+    def by_page(self, page: PageId) -> Block | None:
         """The resident block that has this page; None: no block does."""
         block = self._by_page.get(page)
         return self.warm(page) if block is None and self._cold else block
 
-    def warm(self, page: int) -> Block | None:
+    def warm(self, page: PageId) -> Block | None:
         """The block in this page, if it is cold: it becomes one like any other."""
         record = self._read(page)
         return None if record is None else self._warm(record.namespace, record.key, page)
 
-    def _warm(self, namespace: bytes, key: bytes, page: int | None = None) -> Block | None:
+    def _warm(self, namespace: bytes, key: bytes, page: PageId | None = None) -> Block | None:
         """The cold block of this key (in this page) becomes one like any other."""
         cold = self._cold.get(namespace)
         found = None if cold is None else cold.pop(key, page)
@@ -168,7 +168,7 @@ class PrefixIndex:
         for table in self._tables.values():
             yield from table.values()
 
-    def pages(self) -> set[int]:
+    def pages(self) -> set[PageId]:
         """The pages of all blocks, cold ones too."""
         return self._by_page.keys() | {page for cold in self._cold.values() for page in cold}
 

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from pegaflow.core.blocks.table import Block
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.units import Count
 
 LOOK_MAX: Count = 65536
@@ -85,7 +86,7 @@ class Lru:
     def coldest_extent(
         self,
         page_size_excluded: int,
-        extent_of: Callable[[int], int],
+        extent_of: Callable[[PageId], int],
         avoided: frozenset[int] = frozenset(),
     ) -> int | None:
         """The extent of the oldest block without a lease, to be emptied and reassigned. Other

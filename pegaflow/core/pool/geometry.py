@@ -8,6 +8,7 @@ has one record per id, at a place that never moves when an extent changes its pa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes
 
@@ -46,7 +47,7 @@ class Geometry:
         """Pages of this size in one extent; 0 if it is larger than an extent."""
         return self.extent_bytes // slot_size(page_size)
 
-    def page_id(self, extent: int, slot: int) -> int:
+    def page_id(self, extent: int, slot: int) -> PageId:
         """The page in this slot of an extent.
 
         Args:
@@ -54,14 +55,14 @@ class Geometry:
             slot: place in it, in pages of whatever size it is cut into.
         """
         assert 0 <= extent < self.extents and 0 <= slot < self.records_per_extent, (extent, slot)
-        return extent * self.records_per_extent + slot
+        return PageId(extent * self.records_per_extent + slot)
 
-    def holds(self, page: int, page_size: int) -> bool:
+    def holds(self, page: PageId, page_size: int) -> bool:
         """Whether there is such a page in an extent that is cut into pages of this size."""
         extent, slot = divmod(page, self.records_per_extent)
         return 0 <= extent < self.extents and slot < self.pages_per_extent(page_size)
 
-    def hold(self, pages: Sequence[int], page_size: int) -> bool:
+    def hold(self, pages: Sequence[PageId], page_size: int) -> bool:
         """Whether there are all of these."""
         own = self.records_per_extent
         return not pages or (
@@ -70,11 +71,11 @@ class Geometry:
             and max([page % own for page in pages]) < self.pages_per_extent(page_size)
         )
 
-    def extent_of(self, page: int) -> int:
+    def extent_of(self, page: PageId) -> int:
         """The extent that owns this page id."""
         return page // self.records_per_extent
 
-    def offset(self, page: int, page_size: int) -> int:
+    def offset(self, page: PageId, page_size: int) -> int:
         """The byte of the pool file at which a page begins, if its extent is cut into pages of this
         size."""
         extent, slot = divmod(page, self.records_per_extent)
@@ -82,7 +83,7 @@ class Geometry:
         assert slot < self.pages_per_extent(page_size), (page, page_size)
         return extent * self.extent_bytes + slot * slot_size(page_size)
 
-    def offsets(self, pages: Sequence[int], page_size: int) -> tuple[int, ...]:
+    def offsets(self, pages: Sequence[PageId], page_size: int) -> tuple[int, ...]:
         """`offset` of each page; all are of one size."""
         assert self.hold(pages, page_size), (pages, page_size)
         own, extent, slot = self.records_per_extent, self.extent_bytes, slot_size(page_size)

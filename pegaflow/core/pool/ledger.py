@@ -26,7 +26,7 @@ from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pegaflow.wire.identities import Incarnation, Stamp
+from pegaflow.wire.identities import Incarnation, PageId, Stamp, numbered
 from pegaflow.wire.units import Bytes, Count
 
 if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to start
@@ -194,32 +194,32 @@ class Ledger:
         assert incarnation > self._words[1], (incarnation, self._words[1])
         self._words[1] = incarnation
 
-    def read(self, page: int) -> Record | None:
+    def read(self, page: PageId) -> Record | None:
         """The record of a sealed page; None if it is void, torn or quarantined."""
         at = self._at(page)
         body = self._bytes[at + 8 : at + RECORD_BYTES]
         return _record(body) if self._words[at // 8] == SEALED | _sum(body) else None
 
-    def is_quarantined(self, page: int) -> bool:
+    def is_quarantined(self, page: PageId) -> bool:
         """Whether nobody may use it any more."""
         return self._words[self._at(page) // 8] >> 32 == QUARANTINED >> 32
 
-    def quarantine(self, page: int) -> None:
+    def quarantine(self, page: PageId) -> None:
         """Ends the record; nobody may use the page as long as the pool lives."""
         self._words[self._at(page) // 8] = QUARANTINED
 
-    def are_sealed(self, pages: Sequence[int]) -> list[bool]:
+    def are_sealed(self, pages: Sequence[PageId]) -> list[bool]:
         """Of each page whether its record is whole."""
         found: list[bool] = self._states(pages)[0].tolist()
         return found
 
-    def are_void(self, pages: Sequence[int]) -> list[bool]:
+    def are_void(self, pages: Sequence[PageId]) -> list[bool]:
         """Of each page whether it may be used anew: void, or torn."""
         sealed, quarantined = self._states(pages)
         found: list[bool] = (~(sealed | quarantined)).tolist()
         return found
 
-    def seal(self, pages: Sequence[int], records: Sequence[Record]) -> None:
+    def seal(self, pages: Sequence[PageId], records: Sequence[Record]) -> None:
         """Write the bodies, then the state words.
 
         Args:
@@ -236,12 +236,12 @@ class Ledger:
         for page, word in zip(pages, sums.tolist(), strict=True):
             self._words[self._at(page) // 8] = word
 
-    def void(self, pages: Sequence[int]) -> None:
+    def void(self, pages: Sequence[PageId]) -> None:
         """End these records, sealed or not."""
         for page in pages:
             self._words[self._at(page) // 8] = VOID
 
-    def chunk(self, first: int, count: int) -> bytes:
+    def chunk(self, first: PageId, count: int) -> bytes:
         """The raw records of these pages.
 
         Args:
@@ -260,7 +260,7 @@ class Ledger:
         """The header is whole, and every sealed record makes sense."""
         wrong = Ledger.fault(self._bytes)
         assert not wrong, wrong
-        for page in range(self.records):
+        for page in numbered(PageId(0), self.records):
             record = self.read(page)
             if record is not None:
                 assert record.shard < record.shards and record.key, (page, record)
@@ -273,7 +273,9 @@ class Ledger:
             self._rows = np.ndarray(shape, np.uint64, self._bytes, HEADER_BYTES)
         return self._rows
 
-    def _states(self, pages: Sequence[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _states(
+        self, pages: Sequence[PageId]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Which of them are sealed, and which are quarantined."""
         import numpy as np
 
@@ -282,14 +284,14 @@ class Ledger:
         half = np.uint64(32)
         return words == sums >> half | np.uint64(SEALED), words >> half == QUARANTINED >> 32
 
-    def _checked(self, pages: Sequence[int]) -> npt.NDArray[np.int64]:
+    def _checked(self, pages: Sequence[PageId]) -> npt.NDArray[np.int64]:
         import numpy as np
 
         at = np.array(pages, np.int64)
         assert not len(at) or (0 <= at.min() and at.max() < self.records), pages
         return at
 
-    def _at(self, page: int) -> int:
+    def _at(self, page: PageId) -> int:
         assert 0 <= page < self.records, page
         return HEADER_BYTES + page * RECORD_BYTES
 

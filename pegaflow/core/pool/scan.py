@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 
 from .geometry import MIN_PAGE, Geometry
@@ -35,10 +36,10 @@ class Chunk:
 
     pages: npt.NDArray[np.int64]
     rows: npt.NDArray[Any]  # of ROW, beside `pages`
-    quarantined: list[int]
+    quarantined: list[PageId]
 
 
-def scan(ledger: Ledger, first: int, count: int) -> Chunk:
+def scan(ledger: Ledger, first: PageId, count: int) -> Chunk:
     """The records of `count` pages from `first` on, void and torn ones left out."""
     raw = ledger.chunk(first, count)
     words: U64 = np.frombuffer(raw, np.uint64).reshape(count, RECORD_BYTES // 8)
@@ -55,7 +56,9 @@ def scan(ledger: Ledger, first: int, count: int) -> Chunk:
     return Chunk(good + first, rows, (used[bad] + first).tolist())
 
 
-def occupied(ledger: Ledger, first: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def occupied(
+    ledger: Ledger, first: PageId, count: int
+) -> tuple[tuple[PageId, ...], tuple[int, ...]]:
     """What of a chunk is not void, quarantined pages too.
 
     Args:

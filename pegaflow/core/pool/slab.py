@@ -13,13 +13,18 @@ costs O(1) per page, plus O(log extents) where a class gains or loses an extent 
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from sortedcontainers import SortedSet
 
+from pegaflow.wire.identities import GrantId, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 
 from .geometry import MIN_PAGE, Geometry
 from .geometry import slot_size as slot_size
+
+_Grant = tuple[Hashable, GrantId]
+"""Who fills a page, and the number that it was granted under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,9 @@ class Slab:
         self._free: SortedSet = SortedSet()  # extents with file space that no class has
         self._cuts: dict[int, _Cut] = {}  # all other extents
         self._classes: dict[int, _Class] = {}  # page size -> its extents; none without an extent
-        self._granted: dict[int, tuple[Hashable, int]] = {}  # page -> (holder, number)
-        self._held: dict[Hashable, dict[int, int]] = {}  # the same by holder; no empty ones
-        self._left: set[int] = set()  # pages; disjoint from the granted ones
+        self._granted: dict[PageId, _Grant] = {}  # page -> (holder, number)
+        self._held: dict[Hashable, dict[PageId, GrantId]] = {}  # the same by holder; no empty ones
+        self._left: set[PageId] = set()  # pages; disjoint from the granted ones
         self._granted_bytes = 0  # slots of the granted pages
         self._left_bytes = 0  # slots of the left pages
         self._waste_bytes = 0  # tails of the cut extents
@@ -83,7 +88,11 @@ class Slab:
         return extent in self._absent
 
     def adopt(
-        self, extent: int, page_size: int, left: set[int], granted: dict[int, tuple[Hashable, int]]
+        self,
+        extent: int,
+        page_size: int,
+        left: set[PageId],
+        granted: dict[PageId, _Grant],
     ) -> None:
         """absent -> cut: an earlier life has left it so.
 
@@ -142,7 +151,9 @@ class Slab:
             used = slots - size_class.free
         return missing, missing > used
 
-    def take(self, page_size: int, count: int, holder: Hashable, number: int) -> list[int] | None:
+    def take(
+        self, page_size: int, count: int, holder: Hashable, number: GrantId
+    ) -> list[PageId] | None:
         """Grant so many pages, or none at all.
 
         Args:
@@ -153,7 +164,7 @@ class Slab:
         """
         if count > self.free_pages(page_size):
             return None
-        pages: list[int] = []
+        pages: list[PageId] = []
         held = self._held.setdefault(holder, {}) if count else {}
         while len(pages) < count:
             extent = self._extent_with_room(page_size)
@@ -164,7 +175,7 @@ class Slab:
         self._granted_bytes += count * slot_size(page_size)
         return pages
 
-    def hand_back(self, page: int, holder: Hashable) -> None:
+    def hand_back(self, page: PageId, holder: Hashable) -> None:
         """Granted -> free. The caller has seen the page's ledger record void.
 
         Args:
@@ -173,19 +184,19 @@ class Slab:
         self._end_grant(page, holder)
         self._put_back(page)
 
-    def leave(self, page: int) -> None:
+    def leave(self, page: PageId) -> None:
         """Granted -> left: its ledger record is sealed, so the index has it."""
         holder, _ = self._granted[page]
         self._left_bytes += self._end_grant(page, holder)
         self._left.add(page)
 
-    def free(self, page: int) -> None:
+    def free(self, page: PageId) -> None:
         """Left -> free. The caller has seen the page's ledger record void."""
         self._left.remove(page)
         self._left_bytes -= slot_size(self.page_size_of(page))
         self._put_back(page)
 
-    def held_by(self, holder: Hashable) -> dict[int, int]:
+    def held_by(self, holder: Hashable) -> dict[PageId, GrantId]:
         """A copy of what the holder has: page -> the number it was granted under."""
         return dict(self._held.get(holder, {}))
 
@@ -193,28 +204,28 @@ class Slab:
         """Everyone who has a page."""
         return set(self._held)
 
-    def holder_of(self, page: int) -> Hashable | None:
+    def holder_of(self, page: PageId) -> Hashable | None:
         """Who fills the page; None: nobody."""
         granted = self._granted.get(page)
         return granted[0] if granted else None
 
-    def grant_of(self, page: int) -> tuple[Hashable, int] | None:
+    def grant_of(self, page: PageId) -> _Grant | None:
         """Holder and number of the page's present grant; None: nobody fills it."""
         return self._granted.get(page)
 
-    def is_granted(self, page: int) -> bool:
+    def is_granted(self, page: PageId) -> bool:
         """Whether somebody fills it."""
         return page in self._granted
 
-    def is_left(self, page: int) -> bool:
+    def is_left(self, page: PageId) -> bool:
         """Whether it is the index's."""
         return page in self._left
 
-    def left_pages(self) -> list[int]:
+    def left_pages(self) -> list[PageId]:
         """A copy, to free pages while walking over it."""
         return list(self._left)
 
-    def page_size_of(self, page: int) -> int:
+    def page_size_of(self, page: PageId) -> int:
         """Page size of the cut extent that the page lies in."""
         return self._cuts[self.geometry.extent_of(page)].page_size
 
@@ -248,7 +259,7 @@ class Slab:
         size_class.roomy.add(extent)
         return extent
 
-    def _take_from(self, extent: int, most: int) -> list[int]:
+    def _take_from(self, extent: int, most: int) -> list[PageId]:
         cut = self._cuts[extent]
         count = min(most, cut.free)
         reused = min(count, len(cut.returned))
@@ -260,9 +271,10 @@ class Slab:
         if not cut.free:
             size_class.roomy.remove(extent)
         first = extent * self.geometry.records_per_extent
-        return [first + slot for slot in slots]
+        pages: list[Any] = [first + slot for slot in slots]
+        return pages
 
-    def _end_grant(self, page: int, holder: Hashable) -> int:
+    def _end_grant(self, page: PageId, holder: Hashable) -> int:
         """Takes the page from its holder's book; returns the bytes of its slot."""
         assert self.holder_of(page) == holder, (page, holder)
         del self._granted[page]
@@ -274,7 +286,7 @@ class Slab:
         self._granted_bytes -= size
         return size
 
-    def _put_back(self, page: int) -> None:
+    def _put_back(self, page: PageId) -> None:
         extent, slot = divmod(page, self.geometry.records_per_extent)
         cut = self._cuts[extent]
         size_class = self._classes[cut.page_size]
@@ -302,7 +314,7 @@ class Slab:
         extents = sorted([*self._absent, *self._free, *self._cuts])
         assert extents == list(range(geometry.extents)), "an extent is missing or in two states"
         assert self._left.isdisjoint(self._granted)
-        by_holder: dict[Hashable, dict[int, int]] = {}
+        by_holder: dict[Hashable, dict[PageId, GrantId]] = {}
         for page, (holder, number) in self._granted.items():
             by_holder.setdefault(holder, {})[page] = number
         assert by_holder == self._held
@@ -351,11 +363,11 @@ class Plan:
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
         self._sizes: dict[int, int] = {}  # extent -> page size
-        self._granted: dict[int, dict[int, tuple[Hashable, int]]] = {}  # extent -> page -> grant
-        self._left: dict[int, set[int]] = {}  # extent -> pages
-        self._bare: set[int] = set()  # pages that are not free, of a size that nobody knows
+        self._granted: dict[int, dict[PageId, _Grant]] = {}  # extent -> page -> grant
+        self._left: dict[int, set[PageId]] = {}  # extent -> pages
+        self._bare: set[PageId] = set()  # pages that are not free, of a size that nobody knows
 
-    def grant(self, page: int, page_size: int, holder: Hashable, number: int) -> bool:
+    def grant(self, page: PageId, page_size: int, holder: Hashable, number: GrantId) -> bool:
         """A holder states this page.
 
         Args:
@@ -371,7 +383,7 @@ class Plan:
         granted[page] = (holder, number)
         return True
 
-    def leave(self, page: int, length: int) -> None:
+    def leave(self, page: PageId, length: int) -> None:
         """The ledger has this page. A record that does not fit the cut of its extent is about to be
         voided, and no page.
 
@@ -397,7 +409,7 @@ class Plan:
                 slab.adopt(extent, self._sizes[extent], left, granted)
         return slab
 
-    def _fits(self, page: int, page_size: int) -> bool:
+    def _fits(self, page: PageId, page_size: int) -> bool:
         sound = 0 < page_size and page_size % PAGE_ALIGN == 0
         if not sound or not self._geometry.holds(page, page_size):
             return False

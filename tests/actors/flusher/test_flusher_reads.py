@@ -38,7 +38,7 @@ from tests.actors.disks import (
     row_of,
 )
 from tests.actors.rig import ALLOC, BOSS, IDX, MS, PAGE, pick, said
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 PATIENCE = 5000 * MS
 INDEX_8 = Address(INDEX, Incarnation(8))
@@ -62,7 +62,9 @@ def granted(disks: Disks, sent: list[Envelope], number: int, first: int = 0) -> 
     ask = question(sent, Reserve)
     assert isinstance(ask.message, Reserve)
     pages = tuple(range(first, first + ask.message.count))
-    answer = Reserved(Status.OK, GrantId(number), pages, tuple(Stamp(100 + page) for page in pages))
+    answer = Reserved(
+        Status.OK, GrantId(number), as_pages(*pages), tuple(Stamp(100 + page) for page in pages)
+    )
     return disks.rig.answer(ask, answer)
 
 
@@ -85,7 +87,7 @@ def test_a_fetch_is_reserved_read_compared_sealed_and_answered() -> None:
     assert (seal.pages, seal.stamps, seal.depths) == ((0, 1, 2), (100, 101, 102), (0, 1, 2))
     assert not pick(sent, Return), "not while the index has not answered"
     sent = sealed(disks, sent, 0, 1, 2)
-    assert said(sent, Return, ALLOC) == Return((0, 1, 2))
+    assert said(sent, Return, ALLOC) == Return(as_pages(0, 1, 2))
     assert said(sent, Fetched, IDX) == Fetched(Status.OK, ())
     assert disks.rig.count("ssd_prefetch_success") == 3 and not disks.actor.pages.held()
 
@@ -210,11 +212,11 @@ def test_a_grant_that_comes_too_late_goes_back() -> None:
     disks = reader()
     sent = asks(disks, fetch(1, (0,)))
     disks.rig.wait(RESERVE_NS)
-    late = Reserved(Status.OK, GrantId(1), (3,), as_stamps(9))
+    late = Reserved(Status.OK, GrantId(1), as_pages(3), as_stamps(9))
     assert said(disks.rig.answer(question(sent, Reserve), late), Return).pages == (3,)
     assert disks.rig.answer(question(sent, Reserve), late) == [], "we had it"
     assert said(
-        disks.rig.tell(ALLOC, Reserved(Status.OK, GrantId(2), (4,), as_stamps(9))), Return
+        disks.rig.tell(ALLOC, Reserved(Status.OK, GrantId(2), as_pages(4), as_stamps(9))), Return
     ).pages == (4,)
 
 
@@ -309,7 +311,7 @@ def test_a_new_allocator_is_told_what_we_hold() -> None:
     granted(disks, asks(disks, fetch(1, (0, 1))), 7)
     disks.rig.tell(BOSS, Gone(ALLOC))
     sent = disks.rig.tell(BOSS, Neighbour(ALLOC_9, "ipc://b", 2))
-    assert said(sent, PagesHeld, ALLOC_9) == PagesHeld(GrantId(7), (0, 1), 0, (PAGE, PAGE))
+    assert said(sent, PagesHeld, ALLOC_9) == PagesHeld(GrantId(7), as_pages(0, 1), 0, (PAGE, PAGE))
     assert said(disks.rig.wait(BEAT_NS), PagesHeld, ALLOC_9).upto == 7
 
 

@@ -31,7 +31,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
 from tests.actors.disks import KEYS, NS, PLAN, Disks, broken, flush, orderly, row_of
 from tests.actors.rig import BOSS, IDX, PAGE, pick, said
-from tests.naming import as_leases
+from tests.naming import as_leases, as_pages
 
 INDEX_8 = Address(INDEX, Incarnation(8))
 FULL = broken(Status.NO_SPACE, "no space left")
@@ -98,7 +98,7 @@ def test_pages_that_are_not_what_was_sealed_are_corrupt_and_the_others_are_writt
     )
     disks.rig.tell(IDX, flush(1, 0, 3))
     sent = disks.work(MakeSegment) + disks.end(disks.rig.wanted(WriteGroup)[0])
-    assert said(sent, Corrupt, IDX) == Corrupt((1,))
+    assert said(sent, Corrupt, IDX) == Corrupt(as_pages(1))
     disks.faults.clear()
     assert said(disks.work(), Flushed).keys == (KEYS[0], KEYS[2])
 

@@ -7,7 +7,7 @@ from pegaflow.actors.index.eviction import CLEARING_NS
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
-from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, ClaimId, Incarnation, LeaseId
+from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, ClaimId, Incarnation, LeaseId, PageId
 from pegaflow.wire.index import (
     CLAIM_NS,
     Claim,
@@ -38,7 +38,7 @@ from tests.actors.rig import (
     pick,
     said,
 )
-from tests.naming import as_leases, as_stamps
+from tests.naming import as_leases, as_pages, as_stamps
 
 NS, OTHER_NS = bytes(16), b"\x01" * 16
 KEYS = tuple(bytes([n]) * 32 for n in range(1, 9))
@@ -78,7 +78,15 @@ def seal_of(number: int, keys: tuple[bytes, ...], first_page: int = 0, page: int
     pages = tuple(range(first_page, first_page + len(keys)))
     stamps = tuple(900 + p for p in pages)
     return Seal(
-        ClaimId(number), NS, page, PAGE, 1, keys, (ROOT, *keys[:-1]), pages, as_stamps(*stamps)
+        ClaimId(number),
+        NS,
+        page,
+        PAGE,
+        1,
+        keys,
+        (ROOT, *keys[:-1]),
+        as_pages(*pages),
+        as_stamps(*stamps),
     )
 
 
@@ -101,12 +109,12 @@ def press(rig: Rig, count: int, page: int = PAGE, reassign: bool = False) -> tup
 def test_a_sealed_block_is_found_by_everyone_in_its_namespace() -> None:
     rig, actor = index()
     save(rig, KEYS[:3])
-    assert find(rig, KEYS[:5], SESSION_5) == Held(LeaseId(1), 1, (0, 1, 2))
+    assert find(rig, KEYS[:5], SESSION_5) == Held(LeaseId(1), 1, as_pages(0, 1, 2))
     assert find(rig, KEYS[1:2]).pages == (1,)
     assert find(rig, KEYS[4:5]) == Held(NO_LEASE, 0, ())
     other = said(rig.ask(SESSION_4, Find(OTHER_NS, KEYS[:3])), Held)
     assert other == Held(NO_LEASE, 0, ())
-    record = actor.residency.ledger.read(1)
+    record = actor.residency.ledger.read(PageId(1))
     assert record is not None and (record.key, record.stamp, record.depth) == (KEYS[1], 901, 1)
 
 
@@ -130,7 +138,9 @@ def test_a_seal_needs_a_live_claim_of_its_sender() -> None:
     assert said(rig.ask(SESSION_5, seal_of(mine, KEYS[:2])), Sealed) == refused
     rig.tell(SESSION_4, EndClaim(mine))
     assert said(rig.ask(SESSION_4, seal_of(mine, KEYS[:2])), Sealed) == refused
-    assert len(actor.residency.blocks) == 0 and actor.residency.ledger.are_void([0]) == [True]
+    assert len(actor.residency.blocks) == 0 and actor.residency.ledger.are_void([PageId(0)]) == [
+        True
+    ]
 
 
 def test_an_expired_claim_seals_nothing_and_the_next_one_does() -> None:
@@ -171,10 +181,10 @@ def test_malformed_seals() -> None:
         Seal(*parts, 0, good.keys, good.parents, (), ()),
         Seal(*parts, 1, good.keys, good.parents[:1], good.pages, good.stamps),
         Seal(*parts, 1, good.keys, good.parents, good.pages[:1], good.stamps[:1]),
-        Seal(*parts, 1, good.keys, good.parents, (3, 3), good.stamps),
+        Seal(*parts, 1, good.keys, good.parents, as_pages(3, 3), good.stamps),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ())
-    beyond = Seal(*parts, 1, good.keys, good.parents, (2 * RECORDS, 1 << 50), good.stamps)
+    beyond = Seal(*parts, 1, good.keys, good.parents, as_pages(2 * RECORDS, 1 << 50), good.stamps)
     assert said(rig.ask(SESSION_4, beyond), Sealed).positions == ()
     assert len(actor.residency.blocks) == 0
 
@@ -200,7 +210,7 @@ def test_pressure_takes_the_tail_first_and_voids_before_it_says_so() -> None:
     rig, actor = index()
     save(rig, KEYS[:4])
     assert press(rig, 1) == (3,)
-    assert actor.residency.ledger.are_void([3, 2]) == [True, False]
+    assert actor.residency.ledger.are_void([PageId(3), PageId(2)]) == [True, False]
     assert press(rig, 9) == (2, 1, 0)
     assert press(rig, 1) == ()
 
@@ -216,7 +226,7 @@ def test_leases_pin_against_pressure_until_the_last_is_released() -> None:
     assert press(rig, 9) == (1,)
     rig.tell(SESSION_5, Release(theirs.number))
     assert press(rig, 9) == (0,)
-    assert all(actor.residency.ledger.are_void(range(actor.residency.ledger.records)))
+    assert all(actor.residency.ledger.are_void(as_pages(*range(actor.residency.ledger.records))))
 
 
 def test_a_lease_is_released_by_its_holder_only() -> None:

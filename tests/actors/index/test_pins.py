@@ -24,7 +24,7 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.tier import BIG, FLUSHER_6, PATIENCE, TIER, big_ledger, in_log
-from tests.naming import as_leases
+from tests.naming import as_leases, as_pages
 
 from .test_index import KEYS, NS, find, new_ledger, press, save
 
@@ -120,7 +120,7 @@ def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
     rig.tell(BOSS, replace(NOBODY_ELSE, living=(SESSION_5,)))
     rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1))
     rig.wait(0)
-    rig.tell(SESSION_5, Held(LeaseId(1), 1, tuple(range(6))))
+    rig.tell(SESSION_5, Held(LeaseId(1), 1, as_pages(*range(6))))
     assert (
         said(rig.tell(SESSION_5, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ())), Pinned).bytes
         == 6 * PAGE

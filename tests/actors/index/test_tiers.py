@@ -21,7 +21,7 @@ from tests.actors.index.test_index import KEYS, NS, ROOT, find, press
 from tests.actors.rig import BOSS, PAGE, SESSION_4, Rig, one, pick, said
 from tests.actors.tier import FLUSHER_6, PATIENCE, TIER, fetched_seal, in_log, look_up, saving
 from tests.actors.tier import index as tiered_index
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 PEER = "peer"
 PEER_7 = Address(PEER, Incarnation(7))
@@ -102,7 +102,7 @@ def test_a_block_that_only_the_second_tier_has_is_fetched_from_there(
     assert isinstance(fetch, Fetch) and fetch.keys == KEYS[:2] and fetch.parents == (ROOT, KEYS[0])
     assert peer.waits == 1 and actor.gauges()["ssd_waits"] == 0
     sent = rig.tell(PEER_7, fetched_seal(fetch, 4))
-    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, (4, 5))
+    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(4, 5))
     assert peer.calls.count("delivered") == 2 and peer.waits == 0
     assert rig.count("blocks_hit") == 2 and rig.count("blocks_hit_ssd") == 0
     assert rig.count("blocks_fetched") == 2
@@ -133,7 +133,7 @@ def test_a_run_is_put_together_from_both_tiers(monkeypatch: pytest.MonkeyPatch) 
     assert said(stray, Sealed).positions == (), "it is not asked for these"
     rig.tell(FLUSHER_6, fetched_seal(ssd.message, 0))
     sent = rig.tell(PEER_7, fetched_seal(far.message, 2))
-    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, (0, 1, 2), (), (0, 1))
+    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(0, 1, 2), (), (0, 1))
     assert rig.count("blocks_hit_ssd") == 2 and peer.calls.count("delivered") == 1
 
 
@@ -155,7 +155,7 @@ def test_the_second_tier_hears_what_is_evicted(monkeypatch: pytest.MonkeyPatch) 
 def test_a_process_of_a_tier_is_believed_what_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rig, actor, peer = index(monkeypatch)
     rig.tell(PEER_7, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
-    seal = Seal(ClaimId(1), NS, PAGE, PAGE, 1, KEYS[:1], (ROOT,), (0,), as_stamps(9))
+    seal = Seal(ClaimId(1), NS, PAGE, PAGE, 1, KEYS[:1], (ROOT,), as_pages(0), as_stamps(9))
     assert said(rig.ask(PEER_7, seal), Sealed) == Sealed(Status.STALE_CLAIM, ())
     assert not rig.tell(PEER_7, Forget(NS, KEYS[:1])), "these are the flusher's words"
     assert rig.count("frames_unwanted") == 1

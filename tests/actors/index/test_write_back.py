@@ -23,7 +23,7 @@ from tests.actors.tier import (
     saving,
     ssd_of,
 )
-from tests.naming import as_leases
+from tests.naming import as_leases, as_pages
 
 from .test_index import KEYS, NS, find, press, save
 
@@ -230,10 +230,10 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
     rig.wait(0)
     assert press(rig, 9) == (), "nothing before everybody has stated"
     rig.tell(FLUSHER_6, replace(TIER, depth=1))
-    rig.tell(FLUSHER_6, Held(LeaseId(7), 1, (0,)))
+    rig.tell(FLUSHER_6, Held(LeaseId(7), 1, as_pages(0)))
     assert rig.tell(FLUSHER_6, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ())) == []
     assert press(rig, 9) == (1,)
-    flush = Flush(LeaseId(7), NS, PAGE, PAGE, 1, KEYS[:1], (0,), (0,))
+    flush = Flush(LeaseId(7), NS, PAGE, PAGE, 1, KEYS[:1], as_pages(0), (0,))
     flushed(rig, flush)
     assert press(rig, 9) == (0,)
 

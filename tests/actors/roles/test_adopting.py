@@ -15,6 +15,7 @@ from pegaflow.wire.identities import (
     GrantId,
     Incarnation,
     LeaseId,
+    PageId,
 )
 from pegaflow.wire.index import (
     Claim,
@@ -50,7 +51,7 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.tier import FLUSHER_6
-from tests.naming import as_claims, as_leases, as_stamps
+from tests.naming import as_claims, as_leases, as_pages, as_stamps
 
 IDX_9, ALLOC_9 = Address("index", Incarnation(9)), Address("allocator", Incarnation(9))
 BOTH = Members((SESSION_4, SESSION_5), ())
@@ -83,7 +84,7 @@ def test_what_was_sealed_is_a_hit_and_questions_wait_until_it_is_known() -> None
     rig, _ = heir(left())
     assert rig.ask(SESSION_4, Find(NS, KEYS)) == []
     answers = rig.wait(0)
-    assert said(answers, Held) == Held(LeaseId(1), 1, (0, 1, 2, 3))
+    assert said(answers, Held) == Held(LeaseId(1), 1, as_pages(0, 1, 2, 3))
     assert rig.count("blocks_adopted") == 4
 
 
@@ -114,7 +115,7 @@ def test_a_dead_session_is_not_waited_for() -> None:
 def test_leases_go_on_under_their_numbers() -> None:
     rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Held(LeaseId(7), 1, (0, 1)))
+    rig.tell(SESSION_4, Held(LeaseId(7), 1, as_pages(0, 1)))
     assert rig.tell(SESSION_4, LeasesHeld(LeaseId(8), as_leases(7), NO_CLAIM, ())) == []
     assert press(rig) == (3, 2)
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:1])), Held).number == 9
@@ -125,7 +126,7 @@ def test_leases_go_on_under_their_numbers() -> None:
 def test_a_lease_that_cannot_be_honoured_is_said_and_holds_eviction_up() -> None:
     rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Held(LeaseId(7), 1, (0, 5)))
+    rig.tell(SESSION_4, Held(LeaseId(7), 1, as_pages(0, 5)))
     told = rig.tell(SESSION_4, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ()))
     assert said(told, LeasesLost, SESSION_4) == LeasesLost(as_leases(7))
     assert press(rig) == (), "a copy may still run"
@@ -140,7 +141,7 @@ def test_a_lease_of_blocks_of_two_namespaces_was_never_granted() -> None:
     first.ask(SESSION_4, replace(seal_of(number, KEYS[:1], first_page=1), namespace=OTHER_NS))
     rig, _ = heir(actor.residency.ledger, Members((SESSION_4,), ()))
     rig.wait(0)
-    rig.tell(SESSION_4, Held(LeaseId(7), 1, (0, 1)))
+    rig.tell(SESSION_4, Held(LeaseId(7), 1, as_pages(0, 1)))
     told = rig.tell(SESSION_4, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ()))
     assert said(told, LeasesLost, SESSION_4) == LeasesLost(as_leases(7))
     assert rig.count("leases_unknown") == 1
@@ -150,7 +151,7 @@ def test_a_lease_cannot_be_invented_later() -> None:
     rig, _ = heir(left(), Members((SESSION_4,), ()))
     rig.wait(0)
     rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
-    rig.tell(SESSION_4, Held(LeaseId(1), 1, (0,)))
+    rig.tell(SESSION_4, Held(LeaseId(1), 1, as_pages(0)))
     assert len(press(rig)) == 4
 
 
@@ -178,13 +179,15 @@ def test_a_block_evicted_before_its_seal_is_repeated_is_sealed_again() -> None:
 def test_half_a_seal_is_voided_and_sealed_again() -> None:
     rig, actor = index()
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)
-    whole = Seal(claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), (0, 1), as_stamps(900, 901))
+    whole = Seal(
+        claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), as_pages(0, 1), as_stamps(900, 901)
+    )
     rig.ask(SESSION_4, whole)
-    actor.residency.ledger.void([1])
+    actor.residency.ledger.void([PageId(1)])
     rig, actor = heir(actor.residency.ledger, Members((SESSION_4,), ()))
     rig.ask(SESSION_4, Find(NS, KEYS))
     told = rig.wait(0)
-    assert said(told, Held).number == 0 and said(told, Freed, ALLOC) == Freed((0,))
+    assert said(told, Held).number == 0 and said(told, Freed, ALLOC) == Freed(as_pages(0))
     rig.tell(SESSION_4, Claiming(ClaimId(1), NS, KEYS[:1]))
     rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), ClaimId(1), as_claims(1)))
     assert said(rig.ask(SESSION_4, whole), Sealed).status is Status.OK
@@ -218,7 +221,9 @@ def test_the_lookup_of_a_chain_makes_adopted_blocks_young_as_a_whole() -> None:
         number = said(rig.ask(SESSION_4, Find(NS, KEYS[:4])), Held).number
         rig.tell(SESSION_4, LeasesHeld(number, (), NO_CLAIM, ()))
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[4:5])), Claimed)
-    seal = Seal(claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], (4,), as_stamps(904))
+    seal = Seal(
+        claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], as_pages(4), as_stamps(904)
+    )
     assert said(rig.ask(SESSION_4, seal), Sealed).status is Status.OK
     assert press(rig, 2) == (4, 3)
 
@@ -227,10 +232,13 @@ def test_a_corrupt_block_is_no_hit_and_its_page_nobodys_even_after_a_restart() -
     rig, actor = index()
     save(rig, KEYS[:3])
     lease = said(rig.ask(SESSION_5, Find(NS, KEYS[:3])), Held)
-    rig.tell(SESSION_4, Corrupt((1, 1, 99)))
+    rig.tell(SESSION_4, Corrupt(as_pages(1, 1, 99)))
     assert rig.count("blocks_corrupt") == 1
     assert said(rig.ask(SESSION_4, Find(NS, KEYS[:3])), Held).pages == (0,)
-    assert actor.residency.ledger.is_quarantined(1) and actor.gauges()["quarantined_pages"] == 1
+    assert (
+        actor.residency.ledger.is_quarantined(PageId(1))
+        and actor.gauges()["quarantined_pages"] == 1
+    )
     rig.tell(SESSION_5, LeasesHeld(lease.number, (), NO_CLAIM, ()))
     rig, actor = heir(actor.residency.ledger, Members((), ()))
     rig.wait(0)
@@ -260,13 +268,13 @@ def grown(rig: Rig) -> None:
 
 
 def scanned(*pages: int) -> RecordsScanned:
-    return RecordsScanned(pages, (PAGE,) * len(pages))
+    return RecordsScanned(as_pages(*pages), (PAGE,) * len(pages))
 
 
 def test_it_waits_for_every_holder_and_for_an_index() -> None:
     rig, actor = keeper(BOTH)
     rig.ask(SESSION_4, Reserve(PAGE, 1))
-    rig.tell(SESSION_4, PagesHeld(GrantId(3), (0, 1), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(3), as_pages(0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     assert not rig.wanted(ScanRecords) and actor.pages.slab is None
     rig.tell(SESSION_5, PagesHeld(NO_GRANT, ()))
@@ -308,13 +316,13 @@ def test_fenced_before_the_members_are_known() -> None:
 
 def test_a_page_sealed_and_given_back_while_the_ledger_is_read_has_one_owner() -> None:
     rig, actor = keeper(Members((SESSION_4,), ()))
-    rig.tell(SESSION_4, PagesHeld(GrantId(1), (0,), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), as_pages(0), PAGE))
     rig.tell(IDX, Freed(()))
-    rig.tell(SESSION_4, Return((0,)))
+    rig.tell(SESSION_4, Return(as_pages(0)))
     rig.tell(SESSION_4, PagesHeld(GrantId(1), (), PAGE))
     rig.done(ScanRecords, RecordsScanned((), ()))  # it was void when it was read
     assert actor.gauges()["pool_held_bytes"] == PAGE
-    rig.done(ReadRecords, RecordsRead((0,)))  # and is sealed now
+    rig.done(ReadRecords, RecordsRead(as_pages(0)))  # and is sealed now
     grown(rig)
     assert actor.gauges()["pool_sealed_bytes"] == PAGE
 
@@ -323,7 +331,7 @@ def test_an_early_return_does_not_take_a_later_grant_away() -> None:
     """Seed 243: the Return was of a page that an earlier allocator had granted."""
     rig, actor = keeper(Members((SESSION_4,), ()))
     rig.ask(SESSION_4, Reserve(PAGE, POOL // PAGE))
-    rig.tell(SESSION_4, Return((0,)))
+    rig.tell(SESSION_4, Return(as_pages(0)))
     rig.tell(SESSION_4, PagesHeld(GrantId(1), (), PAGE))
     rig.tell(IDX, Freed(()))
     sent = rig.done(ScanRecords, RecordsScanned((), ()))
@@ -335,11 +343,11 @@ def test_an_early_return_does_not_take_a_later_grant_away() -> None:
 
 def test_a_holder_that_dies_while_the_ledger_is_read_loses_nothing_sealed() -> None:
     rig, actor = keeper(Members((SESSION_4,), ()))
-    rig.tell(SESSION_4, PagesHeld(GrantId(1), (0, 1), PAGE))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), as_pages(0, 1), PAGE))
     rig.tell(IDX, Freed(()))
     rig.tell(IDX, Fenced(SESSION_4))
     rig.done(ScanRecords, RecordsScanned((), ()))
-    rig.done(ReadRecords, RecordsRead((1,)))
+    rig.done(ReadRecords, RecordsRead(as_pages(1)))
     grown(rig)
     gauges = actor.gauges()
     assert (gauges["pool_sealed_bytes"], gauges["pool_free_bytes"]) == (PAGE, POOL - PAGE)
@@ -365,8 +373,8 @@ def test_what_was_there_need_not_be_grown() -> None:
 
 def test_nonsense_that_is_stated_is_nobodys() -> None:
     rig, actor = keeper(Members((SESSION_4, SESSION_5), ()))
-    rig.tell(SESSION_4, PagesHeld(GrantId(1), (0, 1 << 40), PAGE))
-    rig.tell(SESSION_5, PagesHeld(GrantId(1), (0, 1), 4097))
+    rig.tell(SESSION_4, PagesHeld(GrantId(1), as_pages(0, 1 << 40), PAGE))
+    rig.tell(SESSION_5, PagesHeld(GrantId(1), as_pages(0, 1), 4097))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -376,7 +384,7 @@ def test_nonsense_that_is_stated_is_nobodys() -> None:
 def test_a_flusher_states_pages_of_several_sizes() -> None:
     rig, actor = keeper(Members((FLUSHER_6,), ()))
     first = EXTENT // PAGE
-    rig.tell(FLUSHER_6, PagesHeld(GrantId(2), (0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
+    rig.tell(FLUSHER_6, PagesHeld(GrantId(2), as_pages(0, 1, first), 0, (PAGE, PAGE, 2 * PAGE)))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)
@@ -390,7 +398,7 @@ def test_a_flusher_states_pages_of_several_sizes() -> None:
 
 def test_sizes_that_do_not_fit_the_pages_are_nobodys() -> None:
     rig, actor = keeper(Members((FLUSHER_6,), ()))
-    rig.tell(FLUSHER_6, PagesHeld(GrantId(2), (0, 1), 0, (PAGE,)))
+    rig.tell(FLUSHER_6, PagesHeld(GrantId(2), as_pages(0, 1), 0, (PAGE,)))
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
     grown(rig)

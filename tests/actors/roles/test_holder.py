@@ -6,11 +6,11 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
-from pegaflow.wire.identities import GrantId, Incarnation
+from pegaflow.wire.identities import GrantId, Incarnation, PageId
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, INDEX, Address, U64s
-from tests.naming import as_stamps
+from pegaflow.wire.values import ALLOCATOR, INDEX, Address, Numbers
+from tests.naming import as_pages, as_stamps
 
 from ..rig import ALLOC, BOSS, HELLO, IDX, SESSION_4, WELCOME, Rig, pick, said
 
@@ -20,14 +20,14 @@ class Few:
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.grants: Holdings[GrantId, U64s] = Holdings(GrantId)
+        self.grants: Holdings[GrantId, Numbers[PageId]] = Holdings(GrantId)
 
     def restate(self, now: int) -> list[Effect]:
         to = self.member.peer(ALLOCATOR)
         return [Send(to, Return(pages)) for pages in self.grants.values()]
 
     def statement(self) -> PagesHeld:
-        return PagesHeld(self.grants.upto, self.grants.numbers())
+        return PagesHeld(self.grants.upto, as_pages(*self.grants.numbers()))
 
     def go_on(self, now: int) -> list[Effect]:
         def reserved(answer: Message, now: int) -> list[Effect]:
@@ -63,13 +63,13 @@ def holding() -> tuple[Rig, Kept]:
     rig.tell(BOSS, WELCOME)
     sent = rig.tell(BOSS, Neighbour(ALLOC, "a", 1))
     assert [type(e.message) for e in sent] == [PagesHeld, Reserve]
-    rig.answer(sent[-1], Reserved(Status.OK, GrantId(1), (11, 12), as_stamps(1, 2)))
+    rig.answer(sent[-1], Reserved(Status.OK, GrantId(1), as_pages(11, 12), as_stamps(1, 2)))
     return rig, actor
 
 
 def test_a_beat_states_what_is_held() -> None:
     rig, _ = holding()
-    assert said(rig.wait(BEAT_NS), PagesHeld, ALLOC) == PagesHeld(GrantId(1), (1,))
+    assert said(rig.wait(BEAT_NS), PagesHeld, ALLOC) == PagesHeld(GrantId(1), as_pages(1))
 
 
 def test_a_new_life_is_told_everything_before_it_is_asked() -> None:
@@ -79,8 +79,8 @@ def test_a_new_life_is_told_everything_before_it_is_asked() -> None:
     again = Address(ALLOCATOR, Incarnation(9))
     sent = rig.tell(BOSS, Neighbour(again, "b", 1))
     assert [e.message for e in sent] == [
-        Return((11, 12)),
-        PagesHeld(GrantId(1), (1,)),
+        Return(as_pages(11, 12)),
+        PagesHeld(GrantId(1), as_pages(1)),
         Reserve(1, 1),
     ]
     assert {e.receiver for e in sent} == {again}
@@ -98,7 +98,7 @@ def test_a_late_grant_goes_back_once() -> None:
     rig.tell(BOSS, WELCOME)
     ask = rig.tell(BOSS, Neighbour(ALLOC, "a", 1))[-1]
     rig.wait(BEAT_NS)
-    late = Reserved(Status.OK, GrantId(1), (11,), as_stamps(1))
+    late = Reserved(Status.OK, GrantId(1), as_pages(11), as_stamps(1))
     assert said(rig.answer(ask, late), Return, ALLOC).pages == (11,)
     assert actor.late(ALLOC, late, rig.now) == []
     assert actor.book.statement() == PagesHeld(GrantId(1), ())
@@ -107,4 +107,7 @@ def test_a_late_grant_goes_back_once() -> None:
 def test_a_late_grant_of_a_former_life_is_nobodys() -> None:
     rig, actor = holding()
     rig.tell(BOSS, Neighbour(Address(ALLOCATOR, Incarnation(9)), "b", 1))
-    assert actor.late(ALLOC, Reserved(Status.OK, GrantId(2), (13,), as_stamps(3)), rig.now) == []
+    assert (
+        actor.late(ALLOC, Reserved(Status.OK, GrantId(2), as_pages(13), as_stamps(3)), rig.now)
+        == []
+    )

@@ -32,6 +32,7 @@ from tests.actors.rig import CLIENT_7, IDX, MS, PAGE, SESSION_4, Rig, one
 from tests.actors.session import test_ranks, test_saves
 from tests.actors.sessions import KEYS, attached
 from tests.actors.tier import in_log, index, look_up
+from tests.naming import as_pages
 
 S = 1000 * MS
 
@@ -56,7 +57,7 @@ def test_a_clients_question_is_timed_until_its_answer() -> None:
     rig, _, _ = attached()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
     rig.wait(7 * MS)
-    rig.answer(find, Held(LeaseId(1), 1, (0, 1, 4)))
+    rig.answer(find, Held(LeaseId(1), 1, as_pages(0, 1, 4)))
     found = counted(rig, RPC)["lookup", "ok"]
     assert (found.count, found.total) == (1, 0.007)
     assert dict(found.cumulative)["0.005"] == 0 and dict(found.cumulative)["0.01"] == 1

@@ -24,6 +24,7 @@ from pegaflow.wire.session import Ping, Pong, Release
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, INDEX, SUPERVISOR, Address
 from tests.actors.rig import ALLOC, BOSS, CLIENT_7, IDX, MS, SESSION_4, Rig, one, pick
+from tests.naming import as_pages
 
 ASK_NS = 100 * MS
 
@@ -150,7 +151,7 @@ def test_a_job_ends_with_nothing_but_what_its_class_names() -> None:
     rig, _ = asker()
     rig.tell(CLIENT_7, Release(LeaseId(3)))
     with pytest.raises(AssertionError, match="GrowExtent ends with RecordsRead"):
-        rig.done(GrowExtent, RecordsRead((1,)))
+        rig.done(GrowExtent, RecordsRead(as_pages(1)))
 
 
 def test_many_questions_expire_each_at_its_own_time() -> None:

@@ -39,6 +39,7 @@ from pegaflow.wire.identities import (
     GrantId,
     Incarnation,
     LeaseId,
+    PageId,
 )
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
 from pegaflow.wire.jobs import Exited, ReadRecords, RecordsRead, Stopping
@@ -63,7 +64,7 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.sessions import ATTACH, KEYS, attached, grant, serving, spare
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 U64_MAX = (1 << 64) - 1
 
@@ -88,14 +89,17 @@ def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None
     rig, actor, reserve = attached()
     rig.tell(Address(SUPERVISOR, Incarnation(9)), Gone(IDX))
     rig.tell(Address(SUPERVISOR, Incarnation(9)), Welcome("other", "other", 0, EXTENT, "run"))
-    rig.tell(Address(INDEX, Incarnation(9)), Held(LeaseId(7), 1, (0,)))
+    rig.tell(Address(INDEX, Incarnation(9)), Held(LeaseId(7), 1, as_pages(0)))
     rig.tell(
-        Address(ALLOC.name, Incarnation(9)), Reserved(Status.OK, GrantId(1), (5,), as_stamps(6))
+        Address(ALLOC.name, Incarnation(9)),
+        Reserved(Status.OK, GrantId(1), as_pages(5), as_stamps(6)),
     )
     assert rig.count("frames_of_other_lives") == 4
     assert not actor.reservation.free and actor.leases.held.upto == 0
     for stranger in (Address("nobody", Incarnation(1)), Address("", Incarnation(0)), SESSION_5):
-        late = Envelope(stranger, rig.me, Reserved(Status.OK, GrantId(1), (5,), ()), answer=99)
+        late = Envelope(
+            stranger, rig.me, Reserved(Status.OK, GrantId(1), as_pages(5), ()), answer=99
+        )
         assert rig.host.deliver(late, rig.now).envelopes == []
     assert not actor.reservation.free
     rig.answer(reserve, grant(1, 8))
@@ -124,12 +128,12 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
         replace(good, page_size=0),
         replace(good, page_size=PAGE + 1),
         replace(good, page_size=U64_MAX),
-        replace(good, page_size=EXTENT, pages=(1,)),
+        replace(good, page_size=EXTENT, pages=as_pages(1)),
         replace(good, payload=0),
         replace(good, payload=PAGE + 1),
         replace(good, page_size=2 * PAGE, payload=MAX_LENGTH + 1),
-        replace(good, shards=MAX_SHARDS + 1, pages=many, stamps=as_stamps(*many)),
-        replace(good, pages=(U64_MAX,)),
+        replace(good, shards=MAX_SHARDS + 1, pages=as_pages(*many), stamps=as_stamps(*many)),
+        replace(good, pages=as_pages(U64_MAX)),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ()), bad
     assert rig.count("seals_malformed") == 10 and len(actor.residency.blocks) == 0
@@ -142,7 +146,7 @@ def test_blocks_of_one_namespace_are_cut_alike() -> None:
     good = seal_of(claim(rig, KEYS[1:2]).number, KEYS[1:2], first_page=RECORDS)
     for bad in (
         replace(good, page_size=2 * PAGE),
-        replace(good, shards=2, pages=(RECORDS, RECORDS + 1), stamps=as_stamps(1, 2)),
+        replace(good, shards=2, pages=as_pages(RECORDS, RECORDS + 1), stamps=as_stamps(1, 2)),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ())
     assert said(rig.ask(SESSION_4, good), Sealed).positions == (0,)
@@ -190,7 +194,7 @@ def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.Monkey
 def test_pages_that_are_not_there_are_not_looked_up() -> None:
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, 1))).pages
-    rig.tell(SESSION_4, Return((U64_MAX, *pages, 1 << 40)))
+    rig.tell(SESSION_4, Return((PageId(U64_MAX), *pages, PageId(1 << 40))))
     assert rig.wanted(ReadRecords) == [ReadRecords(pages)]
     assert rig.count("pages_not_held") == 2
 

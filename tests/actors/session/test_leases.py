@@ -7,13 +7,14 @@ from pegaflow.wire.index import Find, Held, Pinned
 from pegaflow.wire.session import LEASE_IDLE_NS, Copied, Found, Load, Lookup
 from tests.actors.rig import CLIENT_7, IDX, PAGE, Rig, one, pick, said
 from tests.actors.sessions import KEYS, attached
+from tests.naming import as_pages
 
 HALF = 4 * PAGE  # of a pool of eight pages
 
 
 def grant(rig: Rig, number: int, pages: tuple[int, ...], keys: int = 8) -> Found:
     question = one(rig.ask(CLIENT_7, Lookup(KEYS[:keys])), Find)
-    return said(rig.answer(question, Held(LeaseId(number), 1, pages)), Found)
+    return said(rig.answer(question, Held(LeaseId(number), 1, as_pages(*pages))), Found)
 
 
 def test_asking_again_renews_no_idle_lease() -> None:

@@ -49,6 +49,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 from tests.actors.rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
 from tests.actors.sessions import ATTACH, KEYS, LAYOUT, grant, serving
+from tests.naming import as_pages
 
 PROOF = bytes(range(32))
 DIRECT = replace(ATTACH, way=Way.PROCESS_VM, bases=(1 << 40,), scratch=1 << 41)
@@ -152,7 +153,7 @@ def test_addresses_that_do_not_fit_the_regions_are_not_used() -> None:
 def test_a_load_is_written_by_the_session() -> None:
     rig, actor = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
-    lease = said(rig.answer(find, Held(LeaseId(5), 1, (0, 1, 4))), Found).lease
+    lease = said(rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4))), Found).lease
     assert rig.ask(CLIENT_7, Load(lease, 0, 1, 2, (9, 8)), deadline=rig.now + 7 * MS) == []
     (job,) = rig.wanted(WriteBlocks)
     assert (job.blocks, job.offsets) == ((9, 8), (PAGE, 4 * PAGE))
@@ -165,12 +166,12 @@ def test_a_load_is_written_by_the_session() -> None:
 def test_pages_that_are_not_what_was_sealed_are_told_and_the_load_fails() -> None:
     rig, actor = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
-    rig.answer(find, Held(LeaseId(5), 1, (0, 1, 4), (7, 8, 9)))
+    rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4), (7, 8, 9)))
     rig.ask(CLIENT_7, Load(LeaseId(5), 0, 1, 2, (9, 8)))
     assert rig.wanted(WriteBlocks)[0].checksums == (8, 9)
     sent = rig.done(WriteBlocks, PagesDiffer((4 * PAGE,)))
     assert said(sent, Loaded, CLIENT_7).status is Status.CORRUPT
-    assert said(sent, Corrupt, IDX) == Corrupt((4,))
+    assert said(sent, Corrupt, IDX) == Corrupt(as_pages(4))
     assert not actor.leases.held
 
 
@@ -178,7 +179,7 @@ def test_pages_that_are_not_what_was_sealed_are_told_and_the_load_fails() -> Non
 def test_impossible_blocks(blocks: tuple[int, ...]) -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
-    rig.answer(find, Held(LeaseId(5), 1, (0, 1, 4)))
+    rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4)))
     load = rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 2, blocks))
     assert said(load, Loaded).status is Status.BAD_REQUEST
     save = rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], b"", 0, blocks))
@@ -235,7 +236,7 @@ def test_a_failed_read_seals_nothing() -> None:
 def test_left_is_said_when_nothing_runs_any_more() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(LeaseId(5), 1, (0,)))
+    rig.answer(find, Held(LeaseId(5), 1, as_pages(0)))
     rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
     sent = rig.ask(CLIENT_7, Leave())
     assert rig.wanted(UnmapEngine) and not pick(sent, Left) and rig.stop is None
@@ -249,7 +250,7 @@ def test_left_is_said_when_nothing_runs_any_more() -> None:
 def test_a_rank_is_not_copied_over_while_its_memory_is_written() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(LeaseId(5), 1, (0,)))
+    rig.answer(find, Held(LeaseId(5), 1, as_pages(0)))
     rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
     assert said(rig.ask(CLIENT_8, ATTACH), Refused).status is Status.NOT_READY
     rig.done(WriteBlocks, Status.COPY_FAILED)
@@ -392,7 +393,7 @@ def test_ranks_must_name_an_order_and_agree_on_it() -> None:
 def test_a_lease_is_consumed_when_every_rank_has_loaded() -> None:
     rig, actor = pair(DIRECT)
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:2])), Find)
-    found = said(rig.answer(find, Held(LeaseId(5), 2, (0, 1, 4, 5))), Found)
+    found = said(rig.answer(find, Held(LeaseId(5), 2, as_pages(0, 1, 4, 5))), Found)
     assert found.blocks == 2
     for rank, offsets in ((1, (PAGE, 5 * PAGE)), (0, (0, 4 * PAGE))):
         rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, (3, 4)))
@@ -408,7 +409,7 @@ def test_a_lease_is_consumed_when_every_rank_has_loaded() -> None:
 def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
     rig, actor = pair(DIRECT)
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(LeaseId(5), 2, (0, 1)))
+    rig.answer(find, Held(LeaseId(5), 2, as_pages(0, 1)))
     rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
     assert not pick(rig.tell(BOSS_CLIENT, to_session.Release(LeaseId(5))), Release)
     assert (
@@ -422,14 +423,14 @@ def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
 def test_a_lease_of_another_number_of_shards_is_a_miss() -> None:
     rig, actor = pair()
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:2])), Find)
-    assert said(rig.answer(find, Held(LeaseId(5), 1, (0, 1))), Found).blocks == 0
+    assert said(rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1))), Found).blocks == 0
     assert not actor.leases.held
 
 
 def test_one_rank_may_load_for_itself_alone() -> None:
     rig, _ = pair()
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:1])), Find)
-    rig.answer(find, Held(LeaseId(5), 2, (0, 1)))
+    rig.answer(find, Held(LeaseId(5), 2, as_pages(0, 1)))
     assert said(rig.ask(CLIENT_7, Load(LeaseId(5), 1, 0, 1)), Pages).status is Status.NOT_ATTACHED
     assert said(rig.ask(CLIENT_8, Load(LeaseId(5), 1, 0, 1)), Pages).offsets == (PAGE,)
 

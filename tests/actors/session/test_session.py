@@ -44,14 +44,16 @@ from tests.actors.rig import (
     said,
 )
 from tests.actors.sessions import ATTACH, KEYS, LAYOUT, SERVE, attached, grant, serving, spare
-from tests.naming import as_leases
+from tests.naming import as_leases, as_pages
 
 
 def leased() -> tuple[Rig, Session, int]:
     """A session with a lease of three blocks."""
     rig, actor, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS[:4])), Find, IDX)
-    found = said(rig.answer(question, Held(LeaseId(5), 1, (0, 1, 4), (), (1, 2))), Found, CLIENT_7)
+    found = said(
+        rig.answer(question, Held(LeaseId(5), 1, as_pages(0, 1, 4), (), (1, 2))), Found, CLIENT_7
+    )
     assert (found.status, found.blocks, found.disk) == (Status.OK, 3, (1, 2))
     return rig, actor, found.lease
 
@@ -187,7 +189,7 @@ def test_each_beat_states_leases_and_pages() -> None:
     reserved = grant(3, 4)
     rig.answer(reserve, reserved)
     question = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
-    rig.answer(question, Held(LeaseId(5), 1, (0,)))
+    rig.answer(question, Held(LeaseId(5), 1, as_pages(0)))
     sent = rig.wait(BEAT_NS)
     assert said(sent, LeasesHeld, IDX) == LeasesHeld(LeaseId(5), as_leases(5), NO_CLAIM, ())
     assert said(sent, PagesHeld, ALLOC) == PagesHeld(GrantId(3), reserved.pages, PAGE)
@@ -197,13 +199,16 @@ def test_a_late_held_is_handed_back() -> None:
     rig, _, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS), deadline=rig.now + MS), Find)
     rig.wait(MS)
-    assert said(rig.answer(question, Held(LeaseId(6), 1, (0,))), to_index.Release, IDX).number == 6
-    assert said(rig.tell(IDX, Held(LeaseId(7), 1, (0,))), to_index.Release, IDX).number == 7
+    assert (
+        said(rig.answer(question, Held(LeaseId(6), 1, as_pages(0))), to_index.Release, IDX).number
+        == 6
+    )
+    assert said(rig.tell(IDX, Held(LeaseId(7), 1, as_pages(0))), to_index.Release, IDX).number == 7
 
 
 def test_a_lease_sent_again_that_we_hold_is_kept() -> None:
     rig, _, lease = leased()
-    assert rig.tell(IDX, Held(LeaseId(lease), 1, (0, 1, 4))) == []
+    assert rig.tell(IDX, Held(LeaseId(lease), 1, as_pages(0, 1, 4))) == []
 
 
 def test_a_late_reserved_is_adopted_once() -> None:
@@ -241,7 +246,7 @@ def test_a_lease_found_for_a_client_that_left_is_released() -> None:
     rig.ask(CLIENT_8, Ping())
     question = one(rig.ask(CLIENT_7, Lookup(KEYS)), Find)
     rig.tell(CLIENT_7, Leave())
-    one(rig.answer(question, Held(LeaseId(5), 1, (0,))), to_index.Release, IDX)
+    one(rig.answer(question, Held(LeaseId(5), 1, as_pages(0))), to_index.Release, IDX)
 
 
 def test_the_engines_death_ends_the_session() -> None:
@@ -264,7 +269,7 @@ def test_leases_of_another_layout_end_when_it_changes() -> None:
     rig.ask(CLIENT_7, replace(ATTACH, layout=replace(LAYOUT, dtype="other")))
     sent = rig.done(OpenBounce, BounceOpened("/dev/shm/other", ()))
     assert said(sent, to_index.Release, IDX).number == lease and not actor.leases.held
-    sent = rig.answer(late, Held(LeaseId(6), 1, (0, 1)))
+    sent = rig.answer(late, Held(LeaseId(6), 1, as_pages(0, 1)))
     assert said(sent, to_index.Release, IDX).number == 6 and not actor.leases.held
 
 

@@ -10,7 +10,7 @@ from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.core.pool.slab import Plan
-from pegaflow.wire.identities import Incarnation, Stamp
+from pegaflow.wire.identities import GrantId, Incarnation, PageId, Stamp
 
 PAGE = 16 * 1024
 EXTENT = 8 * PAGE
@@ -55,11 +55,13 @@ def adopt(ledger: Ledger) -> tuple[PrefixIndex, Adoption, list[Block]]:
 )
 def test_single_pages(sealed: dict[int, tuple[int, bytes]], bad: set[int]) -> None:
     ledger = fresh()
-    fits = {p: e for p, e in sealed.items() if GEOMETRY.holds(p, size_of(p)) and p not in bad}
+    fits = {
+        p: e for p, e in sealed.items() if GEOMETRY.holds(PageId(p), size_of(p)) and p not in bad
+    }
     for page, (space, key) in sealed.items():
-        ledger.seal([page], [record(page, key, space=space)])
+        ledger.seal([PageId(page)], [record(page, key, space=space)])
     for page in bad:
-        ledger.quarantine(page)
+        ledger.quarantine(PageId(page))
     blocks, work, _ = adopt(ledger)
     here = blocks.pages()
     assert here | set(work.nonsense) == sealed.keys() - bad and not here & set(work.nonsense)
@@ -85,7 +87,9 @@ def size_of(page: int) -> int:
 def test_tails_go_before_heads_and_older_before_younger() -> None:
     ledger = fresh()
     for page, (depth, seal) in enumerate([(0, 5), (1, 4), (1, 3), (2, 1)]):
-        ledger.seal([page], [record(page, bytes([page + 1]))._replace(depth=depth, seal=seal)])
+        ledger.seal(
+            [PageId(page)], [record(page, bytes([page + 1]))._replace(depth=depth, seal=seal)]
+        )
     _, work, _ = adopt(ledger)
     (pages,) = work.coldest().values()
     assert list(pages) == [3, 2, 1, 0]
@@ -94,9 +98,9 @@ def test_tails_go_before_heads_and_older_before_younger() -> None:
 def test_a_block_that_lacks_a_shard_is_nonsense() -> None:
     ledger = fresh()
     for shard, page in enumerate((4, 0, 2)):
-        ledger.seal([page], [record(page, b"whole", shard, 3, seal=9)])
-    ledger.seal([6], [record(6, b"half", 1, 3, seal=10)])
-    ledger.seal([7], [record(7, b"half", 2, 3, seal=10)])
+        ledger.seal([PageId(page)], [record(page, b"whole", shard, 3, seal=9)])
+    ledger.seal([PageId(6)], [record(6, b"half", 1, 3, seal=10)])
+    ledger.seal([PageId(7)], [record(7, b"half", 2, 3, seal=10)])
     blocks, work, made = adopt(ledger)
     assert [(b.key, b.pages, b.stamps) for b in made] == [(b"whole", (4, 0, 2), (104, 100, 102))]
     assert sorted(work.nonsense) == [6, 7] and len(blocks) == 1
@@ -105,29 +109,29 @@ def test_a_block_that_lacks_a_shard_is_nonsense() -> None:
 
 def test_shards_of_two_seals_are_no_block() -> None:
     ledger = fresh()
-    ledger.seal([0], [record(0, b"key", 0, 2, seal=9)])
-    ledger.seal([1], [record(1, b"key", 1, 2, seal=10)])
+    ledger.seal([PageId(0)], [record(0, b"key", 0, 2, seal=9)])
+    ledger.seal([PageId(1)], [record(1, b"key", 1, 2, seal=10)])
     _, work, made = adopt(ledger)
     assert not made and sorted(work.nonsense) == [0, 1]
 
 
 def test_an_extent_has_one_page_size() -> None:
     ledger = fresh()
-    ledger.seal([0], [record(0, b"first")])
-    ledger.seal([1], [record(1, b"other")._replace(length=9000)])
+    ledger.seal([PageId(0)], [record(0, b"first")])
+    ledger.seal([PageId(1)], [record(1, b"other")._replace(length=9000)])
     blocks, work, _ = adopt(ledger)
     assert (blocks.pages(), work.nonsense) == ({0}, [1])
     plan = Plan(GEOMETRY)
-    plan.leave(0, 1000)
-    plan.leave(1, 9000)
+    plan.leave(PageId(0), 1000)
+    plan.leave(PageId(1), 9000)
     slab = plan.slab()
-    assert slab.is_left(0) and not slab.is_left(1)
+    assert slab.is_left(PageId(0)) and not slab.is_left(PageId(1))
 
 
 def test_of_two_blocks_with_one_key_one_stays() -> None:
     ledger = fresh()
     for page in (0, 1, 5):
-        ledger.seal([page], [record(page, b"same")])
+        ledger.seal([PageId(page)], [record(page, b"same")])
     blocks, work, _ = adopt(ledger)
     assert len(blocks) == 1 and len(work.nonsense) == 2 and work.bytes_ == PAGE
     assert blocks.pages() | set(work.nonsense) == {0, 1, 5}
@@ -136,7 +140,7 @@ def test_of_two_blocks_with_one_key_one_stays() -> None:
 def test_chunk_by_chunk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = fresh()
     for page in range(PER):
-        ledger.seal([page], [record(page, b"key%d" % page)])
+        ledger.seal([PageId(page)], [record(page, b"key%d" % page)])
     before = adopt(ledger)[0].pages()
     monkeypatch.setattr(adoption, "CHUNK", 3)
     assert adopt(ledger)[0].pages() == before == set(range(PER))
@@ -144,13 +148,17 @@ def test_chunk_by_chunk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_makes_the_slab_that_was_left() -> None:
     plan = Plan(GEOMETRY)
-    assert plan.grant(3, 4096, "holder", 7) and not plan.grant(3, 4096, "other", 1)
-    assert not plan.grant(4, PAGE, "other", 1), "another size than its extent's"
-    assert not plan.grant(6 * PER, 4096, "other", 1) and not plan.grant(5, 4095, "other", 1)
-    plan.leave(1, 1000)
-    plan.leave(3, 1000)
-    plan.leave(2 * PER, 3 * PAGE)
-    plan.leave(4 * PER + 2, 0)
+    assert plan.grant(PageId(3), 4096, "holder", GrantId(7)) and not plan.grant(
+        PageId(3), 4096, "other", GrantId(1)
+    )
+    assert not plan.grant(PageId(4), PAGE, "other", GrantId(1)), "another size than its extent's"
+    assert not plan.grant(PageId(6 * PER), 4096, "other", GrantId(1)) and not plan.grant(
+        PageId(5), 4095, "other", GrantId(1)
+    )
+    plan.leave(PageId(1), 1000)
+    plan.leave(PageId(3), 1000)
+    plan.leave(PageId(2 * PER), 3 * PAGE)
+    plan.leave(PageId(4 * PER + 2), 0)
     slab = plan.slab()
     slab.check()
     assert slab.held_by("holder") == {3: 7}
@@ -160,5 +168,5 @@ def test_a_plan_makes_the_slab_that_was_left() -> None:
     assert [slab.is_absent(e) for e in range(6)] == [False, True, False, True, False, True]
     for extent in (1, 3, 5):
         slab.grow(extent)
-    slab.take(4096, 20, "new", 1)
+    slab.take(4096, 20, "new", GrantId(1))
     slab.check()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from pegaflow.core.blocks import cold
 from pegaflow.core.blocks.cold import ColdTable, hash_of, hashes_of
 from pegaflow.core.pool.ledger import MAX_KEY, Record
-from pegaflow.wire.identities import Stamp
+from pegaflow.wire.identities import PageId, Stamp
 
 any_key = st.binary(min_size=1, max_size=MAX_KEY)
 
 
-def table_of(keys: list[bytes], parts: int = 2) -> tuple[ColdTable, list[int]]:
+def table_of(keys: list[bytes], parts: int = 2) -> tuple[ColdTable, list[PageId]]:
     """Key i in page i; the pages that were dropped."""
 
     def read(page: int) -> Record:
@@ -55,7 +55,7 @@ def test_what_is_there_is_found(same: bool, keys: list[bytes], strangers: list[b
             some = table.any_page()
             assert some in last.values()
             assert table.find(key) == page
-            assert table.pop(key, page + 1) is None, "it is in another page"
+            assert table.pop(key, PageId(page + 1)) is None, "it is in another page"
             here = table.pop(key)
             assert here is not None and (here[0], here[1].key) == (page, key)
             del last[key]

@@ -9,7 +9,7 @@ from pegaflow.core.blocks.table import Block
 from pegaflow.core.policy import lru as eviction
 from pegaflow.core.policy.lru import Lru
 from pegaflow.wire.identities import LeaseId
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 HOLDERS = [("session", 1), ("session", 2)]
 holders = st.sampled_from(HOLDERS)
@@ -17,7 +17,13 @@ holders = st.sampled_from(HOLDERS)
 
 def block_of(number: int, page_size: int, depth: int = 0) -> Block:
     return Block(
-        b"n" * 16, number.to_bytes(8, "big"), page_size, (number,), as_stamps(number), 1, depth
+        b"n" * 16,
+        number.to_bytes(8, "big"),
+        page_size,
+        as_pages(number),
+        as_stamps(number),
+        1,
+        depth,
     )
 
 

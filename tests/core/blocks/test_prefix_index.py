@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pegaflow.core.blocks.table import Block, PrefixIndex
-from tests.naming import as_stamps
+from tests.naming import as_pages, as_stamps
 
 namespaces = st.sampled_from([b"n" * 16, b"m" * 16])
 keys = st.integers(0, 7).map(lambda n: bytes([n]) * 32)
@@ -29,7 +29,7 @@ class IndexAgainstList(RuleBasedStateMachine):
             return
         pages = tuple(range(self.next_page, self.next_page + shards))
         self.next_page += shards
-        block = Block(namespace, key, 16384, pages, as_stamps(*pages), seal=1, depth=0)
+        block = Block(namespace, key, 16384, as_pages(*pages), as_stamps(*pages), seal=1, depth=0)
         self.index.add(block)
         self.blocks.append(block)
 

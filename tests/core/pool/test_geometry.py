@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
+from pegaflow.wire.identities import PageId
+from tests.naming import as_pages
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 40))
@@ -32,7 +34,9 @@ def test_pages_tile_their_extent(extents: int, per_extent: int, units: int) -> N
 @given(st.lists(st.integers(-1, 50)), st.integers(1, 40))
 def test_many_pages_are_what_each_of_them_is(pages: list[int], units: int) -> None:
     geometry, page_size = Geometry(4 * 10 * MIN_PAGE, 10 * MIN_PAGE), units * 4096
-    assert geometry.hold(pages, page_size) == all(geometry.holds(p, page_size) for p in pages)
-    there = [page for page in pages if geometry.holds(page, page_size)]
-    each = tuple(geometry.offset(page, page_size) for page in there)
-    assert geometry.offsets(there, page_size) == each
+    assert geometry.hold(as_pages(*pages), page_size) == all(
+        geometry.holds(PageId(p), page_size) for p in pages
+    )
+    there = [page for page in pages if geometry.holds(PageId(page), page_size)]
+    each = tuple(geometry.offset(PageId(page), page_size) for page in there)
+    assert geometry.offsets(as_pages(*there), page_size) == each

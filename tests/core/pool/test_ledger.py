@@ -14,7 +14,8 @@ from pegaflow.core.pool.ledger import (
     ledger_bytes,
 )
 from pegaflow.core.pool.scan import occupied, scan
-from pegaflow.wire.identities import Incarnation, Stamp
+from pegaflow.wire.identities import Incarnation, PageId, Stamp
+from tests.naming import as_pages
 
 EXTENTS, PER_EXTENT = 3, 4
 PAGES = EXTENTS * PER_EXTENT
@@ -49,7 +50,7 @@ def test_a_new_ledger_is_void_and_keeps_its_header() -> None:
     buffer, ledger = fresh()
     assert ledger.header == HEADER
     assert ledger.records == PAGES
-    assert all(ledger.are_void(range(PAGES)))
+    assert all(ledger.are_void(as_pages(*range(PAGES))))
     assert scanned(Ledger(buffer)) == []
     ledger.set_incarnation(Incarnation(8))
     assert Ledger(buffer).header.incarnation == 8
@@ -58,7 +59,7 @@ def test_a_new_ledger_is_void_and_keeps_its_header() -> None:
 
 def scanned(ledger: Ledger) -> list[int]:
     """The sealed pages as a scan finds them."""
-    pages: list[int] = scan(ledger, 0, ledger.records).pages.tolist()
+    pages: list[int] = scan(ledger, PageId(0), ledger.records).pages.tolist()
     return pages
 
 
@@ -80,22 +81,22 @@ def test_a_torn_seal_is_void_or_whole(new: Record, old: Record | None, page: int
     buffer, ledger = fresh()
     at = HEADER_BYTES + page * RECORD_BYTES
     if old is not None:
-        ledger.seal([page], [old])
-        ledger.void([page])
+        ledger.seal([PageId(page)], [old])
+        ledger.void([PageId(page)])
     before = bytes(buffer[at : at + RECORD_BYTES])
-    ledger.seal([page], [new])
+    ledger.seal([PageId(page)], [new])
     after = bytes(buffer[at : at + RECORD_BYTES])
     torn = bytearray(before)
     for place in (*range(8, RECORD_BYTES), *range(8)):
         buffer[at : at + RECORD_BYTES] = torn
-        assert ledger.read(page) is None
-        assert ledger.are_void([page]) == [True]
+        assert ledger.read(PageId(page)) is None
+        assert ledger.are_void([PageId(page)]) == [True]
         assert scanned(ledger) == []
         torn[place] = after[place]
         if torn == after:
             break
     buffer[at : at + RECORD_BYTES] = torn
-    assert ledger.read(page) == new
+    assert ledger.read(PageId(page)) == new
 
 
 @given(records(), st.integers(8, RECORD_BYTES - 1), st.integers(1, 255))
@@ -103,11 +104,11 @@ def test_a_damaged_body_is_void_and_can_be_sealed_again(
     record: Record, place: int, flip: int
 ) -> None:
     buffer, ledger = fresh()
-    ledger.seal([5], [record])
+    ledger.seal([PageId(5)], [record])
     buffer[HEADER_BYTES + 5 * RECORD_BYTES + place] ^= flip
-    assert ledger.are_void([5]) == [True]
-    ledger.seal([5], [record])
-    assert ledger.read(5) == record
+    assert ledger.are_void([PageId(5)]) == [True]
+    ledger.seal([PageId(5)], [record])
+    assert ledger.read(PageId(5)) == record
 
 
 class _Watched:
@@ -132,7 +133,7 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ledger, "_words", watched)
     at = HEADER_BYTES + 2 * RECORD_BYTES
     before = bytes(buffer[at + 8 : at + RECORD_BYTES])
-    ledger.seal([2], [Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", None, 3)])
+    ledger.seal([PageId(2)], [Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", None, 3)])
     assert watched.writes[0] == (0, before)
     word, body = watched.writes[-1]
     assert word != 0
@@ -142,18 +143,18 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sealing_a_sealed_page_is_our_bug() -> None:
     _, ledger = fresh()
     record = Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", 17, 3)
-    ledger.seal([0], [record])
+    ledger.seal([PageId(0)], [record])
     with pytest.raises(AssertionError):
-        ledger.seal([0], [record])
+        ledger.seal([PageId(0)], [record])
     for pages in ([1, 0], [1, 1], [1, PAGES]):
         with pytest.raises(AssertionError):
-            ledger.seal(pages, [record, record])
-    assert ledger.are_void([1]) == [True]
+            ledger.seal(as_pages(*pages), [record, record])
+    assert ledger.are_void([PageId(1)]) == [True]
     for page in (PAGES, -1):
         with pytest.raises(AssertionError):
-            ledger.void([page])
+            ledger.void([PageId(page)])
         with pytest.raises(AssertionError):
-            ledger.are_void([page])
+            ledger.are_void([PageId(page)])
 
 
 class LedgerAgainstDict(RuleBasedStateMachine):
@@ -168,19 +169,19 @@ class LedgerAgainstDict(RuleBasedStateMachine):
     @rule(some=st.dictionaries(st.integers(0, PAGES - 1), records()))
     def seal(self, some: dict[int, Record]) -> None:
         new = {p: r for p, r in some.items() if p not in self.model and p not in self.bad}
-        self.ledger.seal(list(new), list(new.values()))
+        self.ledger.seal(as_pages(*new), list(new.values()))
         self.model |= new
 
     @rule(pages=st.lists(st.integers(0, PAGES - 1)))
     def void(self, pages: list[int]) -> None:
-        self.ledger.void(pages)
+        self.ledger.void(as_pages(*pages))
         self.bad.difference_update(pages)
         for page in pages:
             self.model.pop(page, None)
 
     @rule(page=st.integers(0, PAGES - 1))
     def quarantine(self, page: int) -> None:
-        self.ledger.quarantine(page)
+        self.ledger.quarantine(PageId(page))
         self.model.pop(page, None)
         self.bad.add(page)
 
@@ -191,20 +192,20 @@ class LedgerAgainstDict(RuleBasedStateMachine):
     @invariant()
     def same(self) -> None:
         assert scanned(self.ledger) == sorted(self.model)
-        assert scan(self.ledger, 0, PAGES).quarantined == sorted(self.bad)
+        assert scan(self.ledger, PageId(0), PAGES).quarantined == sorted(self.bad)
         lengths = {page: record.length for page, record in self.model.items()}
         there = sorted((lengths | dict.fromkeys(self.bad, 0)).items())
-        assert occupied(self.ledger, 0, PAGES) == (
+        assert occupied(self.ledger, PageId(0), PAGES) == (
             tuple(page for page, _ in there),
             tuple(length for _, length in there),
         )
         every = range(PAGES)
-        assert self.ledger.are_sealed(every) == [page in self.model for page in every]
+        assert self.ledger.are_sealed(as_pages(*every)) == [page in self.model for page in every]
         void = [page not in self.model and page not in self.bad for page in every]
-        assert self.ledger.are_void(every) == void
+        assert self.ledger.are_void(as_pages(*every)) == void
         for page in every:
-            assert self.ledger.read(page) == self.model.get(page)
-            assert self.ledger.is_quarantined(page) == (page in self.bad)
+            assert self.ledger.read(PageId(page)) == self.model.get(page)
+            assert self.ledger.is_quarantined(PageId(page)) == (page in self.bad)
         self.ledger.check()
 
 

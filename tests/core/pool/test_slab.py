@@ -5,6 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry
 from pegaflow.core.pool.slab import Slab, slot_size
+from pegaflow.wire.identities import GrantId, PageId
 
 EXTENTS, PER_EXTENT = 4, 6
 SIZES = [4096, MIN_PAGE, MIN_PAGE + 4096, 2 * MIN_PAGE, 5 * MIN_PAGE, 7 * MIN_PAGE]
@@ -27,7 +28,7 @@ class SlabAgainstDict(RuleBasedStateMachine):
     def cut_of(self, extent: int) -> int | None:
         """The page size the extent is cut for, by the pages in use."""
         for page, (page_size, _, _) in self.pages.items():
-            if self.geometry.extent_of(page) == extent:
+            if self.geometry.extent_of(PageId(page)) == extent:
                 return page_size
         return None
 
@@ -55,7 +56,7 @@ class SlabAgainstDict(RuleBasedStateMachine):
         assert reassign == (count > room + used)
         cuts = {e: self.cut_of(e) for e in range(EXTENTS)}
         self.number += 1
-        pages = self.slab.take(page_size, count, holder, self.number)
+        pages = self.slab.take(page_size, count, holder, GrantId(self.number))
         if count > room:
             assert pages is None
             return
@@ -79,10 +80,10 @@ class SlabAgainstDict(RuleBasedStateMachine):
         page = data.draw(st.sampled_from(granted))
         page_size, holder, number = self.pages[page]
         if sealed:
-            self.slab.leave(page)
+            self.slab.leave(PageId(page))
             self.pages[page] = (page_size, None, number)
         else:
-            self.slab.hand_back(page, holder)
+            self.slab.hand_back(PageId(page), holder)
             del self.pages[page]
 
     @precondition(lambda self: any(holder is None for _, holder, _ in self.pages.values()))
@@ -90,7 +91,7 @@ class SlabAgainstDict(RuleBasedStateMachine):
     def free(self, data: st.DataObject) -> None:
         left = [page for page, (_, holder, _) in self.pages.items() if holder is None]
         page = data.draw(st.sampled_from(left))
-        self.slab.free(page)
+        self.slab.free(PageId(page))
         del self.pages[page]
 
     @rule(holder=holders)
@@ -108,11 +109,11 @@ class SlabAgainstDict(RuleBasedStateMachine):
         self.slab.check()
         bytes_used: set[int] = set()
         for page, (page_size, holder, _) in self.pages.items():
-            assert self.slab.holder_of(page) == holder
-            assert self.slab.is_granted(page) == (holder is not None)
-            assert self.slab.is_left(page) == (holder is None)
-            assert self.slab.page_size_of(page) == page_size
-            start = self.geometry.offset(page, page_size)
+            assert self.slab.holder_of(PageId(page)) == holder
+            assert self.slab.is_granted(PageId(page)) == (holder is not None)
+            assert self.slab.is_left(PageId(page)) == (holder is None)
+            assert self.slab.page_size_of(PageId(page)) == page_size
+            start = self.geometry.offset(PageId(page), page_size)
             span = set(range(start, start + slot_size(page_size), 4096))
             assert bytes_used.isdisjoint(span), "two pages share bytes"
             bytes_used |= span
@@ -139,12 +140,12 @@ TestSlabAgainstDict = SlabAgainstDict.TestCase
 def test_an_emptied_extent_changes_its_page_size() -> None:
     slab = Slab(Geometry(2 * MIN_PAGE, 2 * MIN_PAGE))
     slab.grow(0)
-    pages = slab.take(MIN_PAGE, 2, "a", 1)
+    pages = slab.take(MIN_PAGE, 2, "a", GrantId(1))
     assert pages == [0, 1]
-    assert slab.take(2 * MIN_PAGE, 1, "b", 1) is None
+    assert slab.take(2 * MIN_PAGE, 1, "b", GrantId(1)) is None
     assert slab.shortage(2 * MIN_PAGE, 1) == (1, True)
     assert slab.shortage(MIN_PAGE, 1) == (1, False)
     for page in pages:
         slab.hand_back(page, "a")
-    assert slab.take(2 * MIN_PAGE, 1, "b", 1) == [0]
+    assert slab.take(2 * MIN_PAGE, 1, "b", GrantId(1)) == [0]
     slab.check()
