@@ -31,6 +31,7 @@ _NUMBERS: Any = tuple(range(1 << 20, (1 << 20) + BLOCKS))
 _STAMPS: Any = tuple((7 << 40) + n for n in range(BLOCKS))
 _CLAIM: Any = 99
 _LIVES: tuple[Any, Any] = (3, 2)
+_ROOT: Any = bytes(32)
 _NAMESPACE: Any = bytes(range(16))
 
 SMALL = Copied(12345, True)
@@ -38,7 +39,7 @@ MESSAGES: dict[str, Message] = {
     "small message (Copied)": SMALL,
     f"Find of {BLOCKS} keys": Find(_NAMESPACE, _KEYS),
     f"Seal of {BLOCKS} blocks": Seal(
-        _CLAIM, _NAMESPACE, 65536, 65536, 1, _KEYS, (bytes(32), *_KEYS[:-1]), _NUMBERS, _STAMPS
+        _CLAIM, _NAMESPACE, 65536, 65536, 1, _KEYS, (_ROOT, *_KEYS[:-1]), _NUMBERS, _STAMPS
     ),
 }
 ENVELOPE = "envelope, small message in it"

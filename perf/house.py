@@ -40,7 +40,7 @@ from pegaflow.service.rundir import front_desk
 from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Report
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import Incarnation, PageId, Stamp, numbered
+from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp, numbered
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
@@ -134,12 +134,12 @@ def log_of(run_dir: Path) -> str:
     return (run_dir.parent / "log").read_text()
 
 
-def namespace_of(engine: str, run_dir: Path) -> bytes:
+def namespace_of(engine: str, run_dir: Path) -> Namespace:
     """What the session of this engine, which has attached, calls its blocks by."""
     for line in log_of(run_dir).splitlines():
         said = json.loads(line)
         if said["event"] == "engine_attached" and said["engine"] == engine:
-            return bytes.fromhex(said["namespace"])
+            return Namespace(bytes.fromhex(said["namespace"]))
     raise UserError(f"the session of {engine} has not said its namespace")
 
 
@@ -156,12 +156,12 @@ def metrics_of(run_dir: Path) -> str:
     raise UserError("the gateway has no port")
 
 
-def keys(count: int, chain: int) -> list[bytes]:
+def keys(count: int, chain: int) -> list[Key]:
     """Block hashes of 32 bytes: the first `count` of a chain."""
-    return [b"%016x%016x" % (chain, block) for block in range(count)]
+    return [Key(b"%016x%016x" % (chain, block)) for block in range(count)]
 
 
-def fill(run_dir: Path, namespace: bytes, blocks: int) -> None:
+def fill(run_dir: Path, namespace: Namespace, blocks: int) -> None:
     """Put chains of CHAIN blocks into the index, until it has so many."""
     report = inspect(front_desk(run_dir), 2.0)
     assert isinstance(report, Report)
@@ -180,7 +180,7 @@ def fill(run_dir: Path, namespace: bytes, blocks: int) -> None:
             pages = numbered(PageId(chain * CHAIN), len(own))
             claimed = ask(Claim(namespace, tuple(own)))
             assert isinstance(claimed, Claimed) and len(claimed.positions) == len(own)
-            parents = (bytes(len(own[0])), *own[:-1])
+            parents = (Key(bytes(len(own[0]))), *own[:-1])
             stamps = numbered(Stamp(pages[0] + 1), len(own))
             size = MIN_PAGE
             seal = Seal(

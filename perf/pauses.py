@@ -22,12 +22,12 @@ from rich.table import Table
 from pegaflow.actors.runtime.process import collect_young_only
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
-from pegaflow.wire.identities import PageId, Stamp, numbered
+from pegaflow.wire.identities import Key, Namespace, PageId, Stamp, numbered
 from perf import machine
 
 BATCH = 64
 PAGE = 65536
-NAMESPACE = bytes(16)
+NAMESPACE = Namespace(bytes(16))
 WAYS = {"python's": lambda: None, "the index's": collect_young_only, "off": gc.disable}
 
 
@@ -48,7 +48,16 @@ def turn(way: str, blocks: int) -> dict[str, float]:
         keys = [n.to_bytes(32, "little") for n in range(first, first + BATCH)]
         pages = numbered(PageId(first), BATCH)
         new = [
-            Block(NAMESPACE, key, PAGE, (page,), (Stamp(n),), n, n % 64, keys[max(n % 64 - 1, 0)])
+            Block(
+                NAMESPACE,
+                Key(key),
+                PAGE,
+                (page,),
+                (Stamp(n),),
+                n,
+                n % 64,
+                Key(keys[max(n % 64 - 1, 0)]),
+            )
             for n, (page, key) in enumerate(zip(pages, keys, strict=True), first)
         ]
         for block in new:

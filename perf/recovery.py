@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -67,7 +68,7 @@ def resident(run_dir: Path) -> int | None:
     return counters.get("blocks_resident")
 
 
-def hits(client: Client, names: list[bytes]) -> int:
+def hits(client: Client, names: Sequence[bytes]) -> int:
     """Blocks of the prefix that are there; nothing of it is kept."""
     found = client.lookup(names, timeout=1.0)
     if found.lease is not None:

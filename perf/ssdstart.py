@@ -34,7 +34,7 @@ from pegaflow.core.segments.codec import (
     read_footer,
 )
 from pegaflow.replay import service
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.layout import PAGE_ALIGN
 from perf import fio, machine
 from perf.machine import timed, verdict
@@ -42,7 +42,7 @@ from perf.ssd import EXTENT, flags, folders, known
 
 COLUMNS = "records,segments,answers,knows all,bare load,bare read,goal,load".split(",")
 RECORDS = (100_000, 1_000_000)
-NAMESPACE = b"perf" * 4
+NAMESPACE = Namespace(b"perf" * 4)
 GOAL_RECORDS, GOAL_S = 1_000_000, 10.0
 POOL = 4 * EXTENT
 
@@ -63,7 +63,7 @@ def write_log(folder: Path, records: int) -> list[Path]:
             for place in range(count):
                 key = (first + len(rows)).to_bytes(32, "big")
                 offset = at + PAGE_ALIGN * (1 + place)
-                rows.append(Row(offset, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NAMESPACE, key))
+                rows.append(Row(offset, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NAMESPACE, Key(key)))
             at = end
         path = folder / f"{number:016x}.segment"
         with path.open("wb") as file:

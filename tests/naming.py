@@ -1,6 +1,6 @@
-"""What names a thing, from plain numbers: as_leases(7, 8)."""
+"""What names a thing, from plain numbers and bytes: as_leases(7, 8)."""
 
-from pegaflow.wire.identities import ClaimId, LeaseId, PageId, Stamp
+from pegaflow.wire.identities import ClaimId, Key, LeaseId, PageId, Stamp
 
 
 def as_leases(*numbers: int) -> tuple[LeaseId, ...]:
@@ -17,3 +17,7 @@ def as_stamps(*numbers: int) -> tuple[Stamp, ...]:
 
 def as_pages(*numbers: int) -> tuple[PageId, ...]:
     return tuple(map(PageId, numbers))
+
+
+def as_keys(*keys: bytes) -> tuple[Key, ...]:
+    return tuple(map(Key, keys))

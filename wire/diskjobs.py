@@ -8,7 +8,7 @@ should be); IN_USE (another service has the directory); GONE (it is not there an
 the one that it was).  `note` says why, in one line for people.
 """
 
-from .identities import Incarnation
+from .identities import Incarnation, Namespace
 from .jobs import Done, Job, PagesDiffer, Result
 from .message import message
 from .values import Keys, U64s
@@ -76,7 +76,7 @@ class WriteGroup(Job[GroupWritten | PagesDiffer | Done]):
     segment: int
     index: int
     offset: int
-    namespace: bytes
+    namespace: Namespace
     page_size: int
     payload: int
     shards: int

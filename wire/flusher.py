@@ -59,7 +59,7 @@ log is described in core/segments/codec.py; which blocks it keeps when it is ful
 core/segments/catalog.py.
 """
 
-from .identities import ClaimId, Incarnation, LeaseId, PageId
+from .identities import ClaimId, Incarnation, LeaseId, Namespace, PageId
 from .message import Message, message
 from .status import Status
 from .units import Count, Nanoseconds
@@ -91,7 +91,7 @@ class Manifest(Message):
     """These blocks are in the log: `shards` pages of `payload` bytes each.  `last`: that was all,
     from now on every other block is not."""
 
-    namespace: bytes
+    namespace: Namespace
     payload: int
     shards: int
     keys: Keys
@@ -107,7 +107,7 @@ class Noted(Message):
 class Forget(Message):
     """These blocks are not in the log any more."""
 
-    namespace: bytes
+    namespace: Namespace
     keys: Keys
 
 
@@ -116,7 +116,7 @@ class Flush(Message):
     """Lease `number`: write these blocks.  `pages`, `sums`: `shards` per block, block-major."""
 
     number: LeaseId
-    namespace: bytes
+    namespace: Namespace
     page_size: int
     payload: int
     shards: int
@@ -132,7 +132,7 @@ class Flushed(Message):
     """The end of lease `number`: these keys are in the log."""
 
     number: LeaseId
-    namespace: bytes
+    namespace: Namespace
     payload: int
     shards: int
     keys: Keys
@@ -143,7 +143,7 @@ class Fetch(Message):
     """Read these blocks.  `parents[i]` is the key before keys[i] in its chain (zeros: none)."""
 
     number: ClaimId
-    namespace: bytes
+    namespace: Namespace
     keys: Keys
     parents: Keys
     engine: Incarnation  # whose they are: those of one are read in order, those of several in turn

@@ -33,6 +33,19 @@ Stamp = NewType("Stamp", int)
 PageId = NewType("PageId", int)
 """A page of the pool, and its record in the ledger; no offset, and no number within an extent."""
 
+Key = NewType("Key", bytes)
+"""The hash of a block and of all before it in its chain, as the engine makes it."""
+
+NO_KEY = Key(b"")
+"""Before the first block of a chain, or where nobody knows."""
+
+Namespace = NewType("Namespace", bytes)
+"""What a session makes of its engine's own namespace and of the layouts of its ranks: blocks of two
+namespaces have nothing to do with each other, whatever their keys."""
+
+NO_NAMESPACE = Namespace(b"")
+"""Of an engine that lacks a rank, or of no key."""
+
 _N = TypeVar("_N", bound=int)
 
 

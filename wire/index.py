@@ -57,7 +57,7 @@ to the allocator after the last ledger write for it.  The index's death ends no 
 miss and saves are refused until there is a new one; loads go on, since nobody else can evict.
 """
 
-from .identities import ClaimId, LeaseId, PageId, Stamp
+from .identities import ClaimId, LeaseId, Namespace, PageId, Stamp
 from .message import Message, message
 from .status import Status
 from .units import Nanoseconds
@@ -71,7 +71,7 @@ CLAIM_NS: Nanoseconds = 30_000_000_000
 class Find(Message):
     """The longest run of leading keys that is resident."""
 
-    namespace: bytes
+    namespace: Namespace
     keys: Keys
 
 
@@ -102,7 +102,7 @@ class Release(Message):
 class Claim(Message):
     """I would save these; which are new?"""
 
-    namespace: bytes
+    namespace: Namespace
     keys: Keys
 
 
@@ -129,7 +129,7 @@ class Seal(Message):
     """
 
     claim: ClaimId
-    namespace: bytes
+    namespace: Namespace
     page_size: int
     payload: int
     shards: int
@@ -164,7 +164,7 @@ class Claiming(Message):
     """To a new index: under this claim I save these keys."""
 
     number: ClaimId
-    namespace: bytes
+    namespace: Namespace
     keys: Keys
 
 

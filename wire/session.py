@@ -99,7 +99,7 @@ Who dies when:
 
 import enum
 
-from .identities import LeaseId
+from .identities import Key, LeaseId, Namespace
 from .layout import Layout
 from .message import Message, message
 from .status import Status
@@ -153,7 +153,7 @@ class Attached(Message):
     bounce_path: str
     slots: int
     page_size: int
-    namespace: bytes
+    namespace: Namespace
     loads: Way = Way.STAGED
     saves: Way = Way.STAGED
     note: str = ""  # why it is not the way that was wished
@@ -220,7 +220,7 @@ class Save(Message):
     save: int  # the client's number for it, quoted in CopyBatch, Keep and Drop
     rank: int
     keys: Keys
-    parent: bytes
+    parent: Key
     order: int = 0  # the same at every rank of an engine with several; 0: there is but one
     blocks: U64s = ()  # process_vm: the engine's block of each key
     commits: bool = False  # sealed only when Commit has named its order, which then is not 0

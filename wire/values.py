@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 from msgspec import Meta
 
-from .identities import WHOEVER, Incarnation
+from .identities import WHOEVER, Incarnation, Key
 from .units import Bytes, Count
 
 _T = TypeVar("_T")
@@ -115,7 +115,7 @@ class Packed(Sequence[_T]):
         return repr(self.items())
 
 
-class PackedKeys(Packed[bytes]):
+class PackedKeys(Packed[Key]):
     """A length byte, then hashes of this length end to end."""
 
     __slots__ = ()
@@ -123,10 +123,10 @@ class PackedKeys(Packed[bytes]):
     def __len__(self) -> int:
         return (len(self.blob) - 1) // self.blob[0]
 
-    def _apart(self) -> tuple[bytes, ...]:
+    def _apart(self) -> tuple[Key, ...]:
         blob, size = self.blob, self.blob[0]
         split = _splitter(size)
-        keys: list[bytes] = []
+        keys: list[Any] = []
         whole = 1 + len(self) // _SPLIT * split.size
         for at in range(1, whole, split.size):
             keys += split.unpack_from(blob, at)
@@ -163,7 +163,7 @@ def _splitter(size: int) -> Struct:
     return Struct(f"{size}s" * _SPLIT)
 
 
-def _pack_keys(keys: Sequence[bytes]) -> bytes:
+def _pack_keys(keys: Sequence[Key]) -> bytes:
     if type(keys) is PackedKeys:
         return keys.blob
     if not keys:
@@ -174,7 +174,7 @@ def _pack_keys(keys: Sequence[bytes]) -> bytes:
     return bytes((size,)) + b"".join(keys)
 
 
-def _unpack_keys(blob: bytes) -> Sequence[bytes]:
+def _unpack_keys(blob: bytes) -> Sequence[Key]:
     if not blob:
         return ()
     size = blob[0]
@@ -195,7 +195,7 @@ def _unpack_u64s(blob: bytes) -> Sequence[int]:
     return PackedU64s(blob) if size else ()
 
 
-Keys = Annotated[tuple[bytes, ...] | Packed[bytes], Blob(_pack_keys, _unpack_keys)]
+Keys = Annotated[tuple[Key, ...] | Packed[Key], Blob(_pack_keys, _unpack_keys)]
 """Block hashes of one length (1..64 bytes): a length byte, then the hashes end to end."""
 
 U64s = Annotated[tuple[int, ...] | Packed[int], Blob(_pack_u64s, _unpack_u64s)]

@@ -12,6 +12,7 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.segments.codec import Row
 from pegaflow.wire.flusher import MANIFEST_KEYS, Forget, Manifest, Noted
+from pegaflow.wire.identities import NO_NAMESPACE, Key, Namespace
 from pegaflow.wire.message import Message
 from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import INDEX, NOBODY, Address
@@ -21,7 +22,7 @@ from .volumes import Volumes
 NOTED_NS: Nanoseconds = 2000 * MS
 """Patience with an index that takes in a part of the inventory; then it is said again."""
 
-_Listed = tuple[bytes, int, int, tuple[bytes, ...]]
+_Listed = tuple[Namespace, int, int, tuple[Key, ...]]
 
 
 class Inventory(Part):
@@ -53,14 +54,14 @@ class Inventory(Part):
         Args:
             rows: of any namespaces.
         """
-        spaces: dict[bytes, list[Row]] = {}
+        spaces: dict[Namespace, list[Row]] = {}
         for row in rows:
             spaces.setdefault(row.namespace, []).append(row)
         for some in spaces.values():
             self._list(some[0], [row.key for row in some])
         return self._tell_on(now)
 
-    def forget(self, gone: dict[bytes, list[bytes]]) -> list[Effect]:
+    def forget(self, gone: dict[Namespace, list[Key]]) -> list[Effect]:
         """The index should know that these are not in the log any more."""
         effects: list[Effect] = []
         for namespace, keys in gone.items():
@@ -68,7 +69,7 @@ class Inventory(Part):
                 effects += self._member.tell(INDEX, Forget(namespace, part))
         return effects
 
-    def _list(self, row: Row, keys: list[bytes]) -> None:
+    def _list(self, row: Row, keys: list[Key]) -> None:
         for part in _parts(keys):
             self._untold.append((row.namespace, row.payload, row.shards, part))
 
@@ -77,7 +78,7 @@ class Inventory(Part):
         index = self._member.peer(INDEX)
         if index == NOBODY or self._noting:
             return []
-        part = Manifest(b"", 0, 0, (), True)
+        part = Manifest(NO_NAMESPACE, 0, 0, (), True)
         while self._untold:
             namespace, payload, shards, keys = self._untold[0]
             keys = tuple(key for key in keys if self._volumes.catalog.has(namespace, key))
@@ -103,7 +104,7 @@ class Inventory(Part):
         return [Ask(index, part, now + NOTED_NS, noted)]
 
 
-def _parts(keys: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
+def _parts(keys: Iterable[Key]) -> Iterator[tuple[Key, ...]]:
     """The keys as lists that one message can name."""
     for _, alike in groupby(sorted(keys, key=len), len):
         while part := tuple(islice(alike, MANIFEST_KEYS)):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
-from pegaflow.wire.identities import NO_LEASE, LeaseId
+from pegaflow.wire.identities import NO_LEASE, Key, LeaseId, Namespace
 from pegaflow.wire.index import Find, Held
 from pegaflow.wire.units import Nanoseconds, Share
 from pegaflow.wire.values import LIST_MAX, SESSION, Address
@@ -34,7 +34,7 @@ ANSWER_NS: tuple[Nanoseconds, ...] = (2 * MS, 50 * MS)
 AWAITED_SHARE: Share = 1 / 4
 """Of the pool: one engine awaits no more, or others could not save."""
 
-_Name = tuple[bytes, bytes]  # namespace and key
+_Name = tuple[Namespace, Key]  # namespace and key
 
 
 class Missing(NamedTuple):
@@ -49,11 +49,11 @@ class Wait:
     """A lookup that waits for blocks from the tiers."""
 
     sender: Sender
-    namespace: bytes
-    keys: tuple[bytes, ...]  # the run that it hopes for
+    namespace: Namespace
+    keys: tuple[Key, ...]  # the run that it hopes for
     number: int
     answer_at: int
-    missing: dict[bytes, Missing]
+    missing: dict[Key, Missing]
     tiers: tuple[Tier, ...]  # those that are asked
     leases: list[LeaseId] = field(default_factory=list)  # our own, on what is in memory
     came: list[Missing] = field(default_factory=list)  # what was missing and has come
@@ -175,14 +175,14 @@ class Lookup(Part):
 
     def _run(
         self, session: Address, msg: Find, first: int, tiers: list[tuple[Tier, Space]]
-    ) -> tuple[dict[bytes, Missing], list[Block]]:
+    ) -> tuple[dict[Key, Missing], list[Block]]:
         """From this position on: keys that only a tier has, and the blocks between them that are in
         memory."""
         namespace, keys, space = msg.namespace, msg.keys, tiers[0][1]
         waits = self.waits.get(session, {}).values()
         awaited = sum(len(wait.missing) for wait in waits)
         share = int(self._residency.geometry.pool_bytes * AWAITED_SHARE) // space.block_bytes
-        missing: dict[bytes, Missing] = {}
+        missing: dict[Key, Missing] = {}
         found: list[Block] = []
         for at in range(first, min(len(keys), LIST_MAX // space.shards)):
             key = keys[at]
@@ -208,7 +208,7 @@ class Lookup(Part):
                 self.awaited[name] = []
                 new.setdefault(tier, []).append(at)
             self.awaited[name].append(wait)
-        keys, root = wait.keys, bytes(len(wait.keys[0]))
+        keys, root = wait.keys, Key(bytes(len(wait.keys[0])))
         effects: list[Effect] = []
         for tier, places in new.items():
             wanted = Wanted(
@@ -220,7 +220,7 @@ class Lookup(Part):
             effects += tier.fetch(wanted, self._ended, now)
         return effects
 
-    def _ended(self, namespace: bytes, key: bytes, now: int) -> list[Effect]:
+    def _ended(self, namespace: Namespace, key: Key, now: int) -> list[Effect]:
         """Nobody fetches this block any more: who still waits for it waits in vain."""
         effects: list[Effect] = []
         for wait in self.awaited.pop((namespace, key)):

@@ -22,7 +22,7 @@ from pegaflow.wire.flusher import (
     WriteAll,
 )
 from pegaflow.wire.flusher import Tier as TierState
-from pegaflow.wire.identities import NO_CLAIM, ClaimId
+from pegaflow.wire.identities import NO_CLAIM, ClaimId, Key, Namespace
 from pegaflow.wire.index import Held
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -42,7 +42,7 @@ class SsdTier(Tier):
         self._counts = pool.counts
         self.log = SsdLog()
         self.writes = WriteBack(pool, self.log)
-        self.fetching: dict[tuple[bytes, bytes], ClaimId] = {}  # namespace, key -> Fetch
+        self.fetching: dict[tuple[Namespace, Key], ClaimId] = {}  # namespace, key -> Fetch
         self._fetches = NO_CLAIM  # newest number of a Fetch
 
     def handlers(self) -> Iterable[On]:
@@ -76,11 +76,11 @@ class SsdTier(Tier):
 
     # what the index asks of every tier
 
-    def space(self, namespace: bytes) -> Space | None:
+    def space(self, namespace: Namespace) -> Space | None:
         """How the log's blocks of this namespace are cut."""
         return self.log.spaces.get(namespace) if self.log.tier.prefetch else None
 
-    def has(self, namespace: bytes, key: bytes) -> bool:
+    def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether it is in the log."""
         return self.log.has(namespace, key)
 
@@ -134,7 +134,7 @@ class SsdTier(Tier):
         fetch = Fetch(number, namespace, wanted.keys, wanted.parents, wanted.engine)
         return [Ask(self.log.flusher, fetch, now + FETCH_NS, fetched)]
 
-    def owns(self, number: ClaimId, namespace: bytes, key: bytes) -> bool:
+    def owns(self, number: ClaimId, namespace: Namespace, key: Key) -> bool:
         """Whether the Fetch of this number is to bring this block."""
         return self.fetching.get((namespace, key)) == number
 
@@ -143,7 +143,7 @@ class SsdTier(Tier):
         self._counts["blocks_hit_ssd"] += len(places)
         return replace(held, disk=places) if places else held
 
-    def held_up(self, namespace: bytes, keys: Sequence[bytes]) -> None:
+    def held_up(self, namespace: Namespace, keys: Sequence[Key]) -> None:
         """Counted."""
         beyond = sum(self.log.has(namespace, key) for key in keys)
         self._counts["ssd_prefetch_backpressure_blocks"] += beyond

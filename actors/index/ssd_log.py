@@ -6,6 +6,7 @@ When that flusher dies, nothing is known until the next one has said its Manifes
 from collections.abc import Iterable
 
 from pegaflow.wire.flusher import Flushed, Manifest, Tier
+from pegaflow.wire.identities import Key, Namespace
 from pegaflow.wire.values import NOBODY
 
 from .tiers import Space
@@ -20,10 +21,10 @@ class SsdLog:
     def __init__(self) -> None:
         self.flusher = NOBODY  # whose word this is
         self.tier = NOT_SAID
-        self.stored: dict[bytes, set[bytes]] = {}  # namespace -> keys in the log; none empty
-        self.spaces: dict[bytes, Space] = {}  # of the same namespaces
+        self.stored: dict[Namespace, set[Key]] = {}  # namespace -> keys in the log; none empty
+        self.spaces: dict[Namespace, Space] = {}  # of the same namespaces
 
-    def has(self, namespace: bytes, key: bytes) -> bool:
+    def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether this block is in the log."""
         return key in self.stored.get(namespace, ())
 
@@ -33,7 +34,7 @@ class SsdLog:
             self.stored.setdefault(msg.namespace, set()).update(msg.keys)
             self.spaces[msg.namespace] = Space(msg.payload, msg.shards)
 
-    def forget(self, namespace: bytes, keys: Iterable[bytes]) -> None:
+    def forget(self, namespace: Namespace, keys: Iterable[Key]) -> None:
         """These are not in it."""
         stored = self.stored.get(namespace)
         if stored is None:

@@ -24,7 +24,7 @@ from pegaflow.actors.runtime.contract import Effect, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
-from pegaflow.wire.identities import ClaimId, Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation, Key, Namespace
 from pegaflow.wire.index import Held
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import Address
@@ -50,13 +50,13 @@ class Space:
 class Wanted:
     """Blocks of one chain that a tier is to bring."""
 
-    namespace: bytes
-    keys: tuple[bytes, ...]
-    parents: tuple[bytes, ...]  # the key before each in its chain; zeros: none
+    namespace: Namespace
+    keys: tuple[Key, ...]
+    parents: tuple[Key, ...]  # the key before each in its chain; zeros: none
     engine: Incarnation  # for whom
 
 
-Ended = Callable[[bytes, bytes, int], list[Effect]]
+Ended = Callable[[Namespace, Key, int], list[Effect]]
 """Told of each block of a `fetch`, by namespace and key, that nobody brings it any more."""
 
 
@@ -89,11 +89,11 @@ class Tier(Part, ABC):
     # what it has
 
     @abstractmethod
-    def space(self, namespace: bytes) -> Space | None:
+    def space(self, namespace: Namespace) -> Space | None:
         """How the blocks of this namespace are cut; None: none can be fetched from here."""
 
     @abstractmethod
-    def has(self, namespace: bytes, key: bytes) -> bool:
+    def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether it has this block, as far as we know."""
 
     @abstractmethod
@@ -155,7 +155,7 @@ class Tier(Part, ABC):
         """
 
     @abstractmethod
-    def owns(self, number: ClaimId, namespace: bytes, key: bytes) -> bool:
+    def owns(self, number: ClaimId, namespace: Namespace, key: Key) -> bool:
         """Whether our process may publish this block under this claim.
 
         Args:
@@ -171,7 +171,7 @@ class Tier(Part, ABC):
         """
         return held
 
-    def held_up(self, namespace: bytes, keys: Sequence[bytes]) -> None:
+    def held_up(self, namespace: Namespace, keys: Sequence[Key]) -> None:
         """An engine awaits as many blocks as it may: these are not fetched for it.
 
         Args:
@@ -236,7 +236,7 @@ class Tiers:
         """The tier of the process of this name; None: it serves none."""
         return self._by_actor.get(actor)
 
-    def of(self, namespace: bytes) -> list[tuple[Tier, Space]]:
+    def of(self, namespace: Namespace) -> list[tuple[Tier, Space]]:
         """Those from which blocks of this namespace can be fetched."""
         return [(t, space) for t in self._tiers if (space := t.space(namespace)) is not None]
 

@@ -19,7 +19,7 @@ from pegaflow.core.blocks.table import Block
 from pegaflow.core.limits import MIB
 from pegaflow.core.pool.scan import occupied
 from pegaflow.wire.flusher import Flush, Written
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.units import Bytes, Count, Nanoseconds, Share
 
 from .ssd_log import SsdLog
@@ -250,7 +250,7 @@ class WriteBack(Part):
         """
         spare, room = len(victims) - count, self._window() - self._flight_bytes
         going: list[Block] = []
-        lost: dict[tuple[bytes, int], list[Block]] = {}
+        lost: dict[tuple[Namespace, int], list[Block]] = {}
         for block in victims:
             if len(going) == count:
                 break

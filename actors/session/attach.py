@@ -12,6 +12,7 @@ from pegaflow.actors.runtime.contract import Do, Effect, Note, On, Part, Reply, 
 from pegaflow.actors.runtime.member import Member
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Refused
+from pegaflow.wire.identities import NO_NAMESPACE
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
@@ -183,7 +184,9 @@ class Attachment(Part):
         if complete(engine.ranks):
             engine.complete = True
             effects = self._completed(now)
-        space = engine.space.namespace if engine.complete and engine.space is not None else b""
+        space = (
+            engine.space.namespace if engine.complete and engine.space is not None else NO_NAMESPACE
+        )
         answer = Attached(
             welcome.pool_path,
             welcome.pool_bytes,

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from pegaflow.actors.runtime.contract import Sender
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve
+from pegaflow.wire.identities import Namespace
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Attach, Way
 from pegaflow.wire.units import Bytes, Count
@@ -120,7 +121,7 @@ def complete(ranks: dict[int, Rank]) -> bool:
     return bool(there) and len(there) == there[0].asked.world
 
 
-def namespace(serve: Serve, ranks: dict[int, Rank]) -> bytes:
+def namespace(serve: Serve, ranks: dict[int, Rank]) -> Namespace:
     """16 bytes for all that gives the pages of a complete engine their meaning.
 
     Args:
@@ -130,4 +131,4 @@ def namespace(serve: Serve, ranks: dict[int, Rank]) -> bytes:
     digest = blake2b(digest_size=16)
     for part in (serve.namespace, serve.probe, *prints):
         digest.update(blake2b(part, digest_size=32).digest())
-    return digest.digest()
+    return Namespace(digest.digest())

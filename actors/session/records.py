@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from pegaflow.actors.runtime.contract import Sender
-from pegaflow.wire.identities import ClaimId, PageId, Stamp
+from pegaflow.wire.identities import ClaimId, Key, PageId, Stamp
 from pegaflow.wire.session import Save
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Keys
@@ -42,7 +42,7 @@ class Order:
 
     name: Hashable
     keys: Keys
-    parent: bytes
+    parent: Key
     born: int
     world: int  # ranks, so shares
     committed: bool = True  # the engine stands by it: what is whole may be sealed
@@ -57,9 +57,9 @@ class Order:
     dead: set[int] = field(default_factory=set)  # positions that are given up
     status: Status = Status.OK  # the first thing that went wrong
 
-    def parent_of(self, position: int) -> bytes:
+    def parent_of(self, position: int) -> Key:
         """The key before this one; zeros at the root of a chain."""
-        return self.keys[position - 1] if position else self.parent or bytes(len(self.keys[0]))
+        return self.keys[position - 1] if position else self.parent or Key(bytes(len(self.keys[0])))
 
 
 @dataclass(slots=True, eq=False)

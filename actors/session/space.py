@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.units import Share
 
 from .ranks import Rank, namespace
@@ -24,7 +24,7 @@ be it stopped or ill, must not keep the others from theirs."""
 class Space:
     """The pages of a complete engine."""
 
-    namespace: bytes
+    namespace: Namespace
     page_size: int
     payload: int  # bytes of a page that mean something
     world: int  # ranks, so pages per block

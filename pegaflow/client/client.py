@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import zmq
 
+from pegaflow.wire.identities import Key
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Way
 from pegaflow.wire.units import Seconds
@@ -257,7 +258,7 @@ class Client(Shell):
         ticket, effects = self._machine.save(
             hashes,
             ids,
-            parent=parent,
+            parent=Key(parent),
             valid=valid,
             deadline=deadline,
             order=order,
@@ -384,9 +385,10 @@ class Client(Shell):
         return ids
 
 
-def _keys(keys: Sequence[bytes]) -> tuple[bytes, ...]:
+def _keys(keys: Sequence[bytes]) -> tuple[Key, ...]:
     """Keys as the wire wants them: at least one, 8..64 bytes, all of one length."""
     lengths = set(map(len, keys))
     if len(lengths) != 1 or not 8 <= min(lengths) <= KEY_BYTES_MAX or len(keys) > LIST_MAX:
         raise ValueError(f"1..{LIST_MAX} keys of one length of 8..{KEY_BYTES_MAX} bytes are needed")
-    return tuple(keys)
+    known: Sequence[Any] = keys
+    return tuple(known)

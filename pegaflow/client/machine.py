@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from pegaflow.wire.control import Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import Key
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     PROOF_BYTES,
@@ -104,7 +105,7 @@ class Machine:
         self.memory = memory
         return self._lose(0) if self.state in (State.JOINING, State.READY) else []
 
-    def lookup(self, keys: tuple[bytes, ...], deadline: int) -> tuple[int, list[Effect]]:
+    def lookup(self, keys: tuple[Key, ...], deadline: int) -> tuple[int, list[Effect]]:
         """Start a lookup; its ticket, and what follows.  Times are CLOCK_MONOTONIC, in ns."""
         ticket = self._begin(Operation(Kind.LOOKUP, deadline))
 
@@ -179,10 +180,10 @@ class Machine:
 
     def save(
         self,
-        keys: tuple[bytes, ...],
+        keys: tuple[Key, ...],
         blocks: tuple[int, ...],
         *,
-        parent: bytes,
+        parent: Key,
         valid: Callable[[], bool],
         deadline: int,
         order: int = 0,
@@ -343,8 +344,7 @@ class Machine:
     # inside
 
     def _open(self, now: int) -> list[Effect]:
-        self.state = State.OPENING
-        number = self._number()
+        self.state, number = State.OPENING, self._number()
 
         def opened(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, SessionAt) and answer.address.name == SESSION:

@@ -25,7 +25,7 @@ from pegaflow.wire.diskjobs import (
 )
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Manifest, Noted
-from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId, PageId
+from pegaflow.wire.identities import ClaimId, Incarnation, Key, LeaseId, Namespace, PageId
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
@@ -35,9 +35,9 @@ from pegaflow.wire.values import FLUSHER, Address
 from .rig import ALLOC, BOSS, HELLO, IDX, MS, PAGE, WELCOME, Rig, pick
 
 FLUSHER_6 = Address(FLUSHER, Incarnation(6))
-NS = b"n" * 16
-KEYS = tuple(bytes([n]) * 32 for n in range(1, 33))
-ROOT = bytes(32)
+NS = Namespace(b"n" * 16)
+KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 33))
+ROOT = Key(bytes(32))
 PLAN = FlushPlan(("/ssd",))
 PATIENCE = 1000 * MS
 SUM = 7

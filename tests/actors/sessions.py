@@ -4,7 +4,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve, Reserved
 from pegaflow.wire.control import Neighbour, Serve, Serving
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import GrantId, Stamp
+from pegaflow.wire.identities import GrantId, Key, Stamp
 from pegaflow.wire.jobs import BounceOpened, OpenBounce
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attach, Attached
@@ -16,7 +16,7 @@ from .rig import ALLOC, BOSS, CLIENT_7, HELLO, IDX, PAGE, SESSION_4, WELCOME, Ri
 SERVE = Serve("engine", bytes(16), 4242, 99, bytes(16))
 LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
 ATTACH = Attach(4242, 99, 0, 1, LAYOUT, (64 * PAGE,))
-KEYS = tuple(bytes([n]) * 32 for n in range(1, 9))
+KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 9))
 
 
 def spare() -> tuple[Rig, Session]:

@@ -8,7 +8,7 @@ from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.control import Members, Neighbour, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Flushed, Manifest, Noted, Tier
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.values import FLUSHER, Address
 from tests.actors.index.test_index import KEYS, NS, RECORDS, claim, seal_of
@@ -50,7 +50,7 @@ def index(tier: Tier | None = TIER, members: tuple[Address, ...] = ()) -> tuple[
     return rig, actor
 
 
-def saving(rig: Rig, keys: tuple[bytes, ...], first_page: int = 0) -> list[Envelope]:
+def saving(rig: Rig, keys: tuple[Key, ...], first_page: int = 0) -> list[Envelope]:
     """Claim and seal; what that led to."""
     return rig.ask(SESSION_4, seal_of(claim(rig, keys).number, keys, first_page))
 
@@ -61,12 +61,12 @@ def flushed(rig: Rig, flush: Flush, count: int | None = None) -> list[Envelope]:
     return rig.tell(FLUSHER_6, Flushed(flush.number, NS, PAGE, 1, keys))
 
 
-def in_log(rig: Rig, keys: tuple[bytes, ...]) -> None:
+def in_log(rig: Rig, keys: tuple[Key, ...]) -> None:
     assert said(rig.ask(FLUSHER_6, Manifest(NS, PAGE, 1, keys)), Noted) == Noted()
 
 
 def look_up(
-    rig: Rig, keys: tuple[bytes, ...], holder: Address = SESSION_4, patience: int = PATIENCE
+    rig: Rig, keys: tuple[Key, ...], holder: Address = SESSION_4, patience: int = PATIENCE
 ) -> list[Envelope]:
     return rig.ask(holder, Find(NS, keys), rig.now + patience)
 

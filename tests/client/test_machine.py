@@ -23,7 +23,7 @@ from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_LEASE, Incarnation, LeaseId
+from pegaflow.wire.identities import NO_KEY, NO_LEASE, Incarnation, Key, LeaseId, Namespace
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
@@ -56,9 +56,9 @@ ME, BOSS, PEER = (
 )
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "bfloat16")
 MEMORY = Memory(0, LAYOUT, (64 * 64,))
-KEYS = tuple(bytes([n]) * 32 for n in range(1, 4))
+KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 4))
 BLOCKS = (10, 11, 12)
-ATTACHED = Attached("pool", 1 << 20, "bounce", 8, 4096, bytes(16))
+ATTACHED = Attached("pool", 1 << 20, "bounce", 8, 4096, Namespace(bytes(16)))
 
 
 class Client:
@@ -126,7 +126,7 @@ class Client:
         return ticket, self.question(Load)
 
     def save(self, valid: Callable[[], bool] = lambda: True) -> tuple[int, Envelope]:
-        ticket, effects = self.m.save(KEYS, BLOCKS, parent=b"", valid=valid, deadline=self.at())
+        ticket, effects = self.m.save(KEYS, BLOCKS, parent=NO_KEY, valid=valid, deadline=self.at())
         self.do(effects)
         return ticket, self.question(Save)
 
@@ -228,7 +228,7 @@ def test_save() -> None:
 def test_a_save_that_waits_for_commit() -> None:
     c = ready()
     _, effects = c.m.save(
-        KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at(), order=7, commits=True
+        KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at(), order=7, commits=True
     )
     c.do([*effects, *c.m.commit((7,))])
     save, commit = c.look()
@@ -321,7 +321,7 @@ def test_without_a_session_operations_end_at_once() -> None:
     for _, effects in (
         c.m.lookup(KEYS, c.at()),
         c.m.load(Lease(Incarnation(4), LeaseId(5), 3), BLOCKS, 0, c.at(), c.now),
-        c.m.save(KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at()),
+        c.m.save(KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at()),
     ):
         c.do(effects)
     assert [d.status for d in c.done] == [Status.DISCONNECTED] * 3

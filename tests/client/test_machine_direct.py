@@ -7,7 +7,7 @@ from pegaflow.client.operations import State
 from pegaflow.client.patience import GRACE_NS, LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
-from pegaflow.wire.identities import LeaseId
+from pegaflow.wire.identities import NO_KEY, LeaseId, Namespace
 from pegaflow.wire.session import (
     Attach,
     Attached,
@@ -34,7 +34,9 @@ from .test_machine import BLOCKS, BOSS, KEYS, LAYOUT, MS, PEER, Client
 
 BASES, SCRATCH, PROOF = (1 << 40,), 1 << 41, bytes(range(32))
 DIRECT = Memory(0, LAYOUT, (64 * 64,), Way.AUTO, BASES, SCRATCH)
-ATTACHED = Attached("pool", 1 << 20, "", 0, 4096, bytes(16), Way.PROCESS_VM, Way.PROCESS_VM)
+ATTACHED = Attached(
+    "pool", 1 << 20, "", 0, 4096, Namespace(bytes(16)), Way.PROCESS_VM, Way.PROCESS_VM
+)
 
 
 def dialled(visible: bool = True) -> tuple[Client, Attach]:
@@ -189,7 +191,7 @@ def test_a_rank_that_the_session_does_not_know_loads_nothing() -> None:
 def test_a_save_is_kept_after_the_session_has_copied() -> None:
     c = ready()
     ticket, question = c.save()
-    assert question.message == Save(ticket, 0, KEYS, b"", 0, BLOCKS)
+    assert question.message == Save(ticket, 0, KEYS, NO_KEY, 0, BLOCKS)
     c.tell(BatchCopied(ticket, 2, (0, 1, 2)))
     assert c.look() == [Keep(ticket, 2)]
     c.answer(question, Saved(Status.OK, 3, 0))
@@ -240,7 +242,7 @@ def test_lookups_need_no_memory() -> None:
 def test_ranks_name_their_order() -> None:
     c = ready()
     ticket, effects = c.m.save(
-        KEYS, BLOCKS, parent=b"", valid=lambda: True, deadline=c.at(), order=7
+        KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at(), order=7
     )
     c.do(effects)
     saved = c.question(Save).message

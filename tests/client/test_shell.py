@@ -11,7 +11,7 @@ from pegaflow.client import Client
 from pegaflow.client.effects import DialSession, MapFiles
 from pegaflow.client.operations import Kind, Operation, State
 from pegaflow.client.shell import _HELD, DRAIN_MAX
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Namespace
 from pegaflow.wire.session import Attached
 from pegaflow.wire.values import SESSION, Address
 
@@ -63,7 +63,7 @@ def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
     empty.touch()
     for path in (str(empty), str(tmp_path / "none"), "a\0b", "", str(tmp_path)):
         client._machine.refusal = ""
-        client._apply([MapFiles(Attached(path, 1 << 20, path, 8, 4096, bytes(16)))])
+        client._apply([MapFiles(Attached(path, 1 << 20, path, 8, 4096, Namespace(bytes(16))))])
         assert client._machine.state is State.LOST
         assert client.refusal.startswith("cannot map") and "\n" not in client.refusal
 

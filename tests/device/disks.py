@@ -33,13 +33,13 @@ from pegaflow.wire.diskjobs import (
     WriteFooter,
     WriteGroup,
 )
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 
-NS = b"n" * 16
+NS = Namespace(b"n" * 16)
 PAGE = 2 * PAGE_ALIGN
 PAYLOAD = PAGE - 100
 SEGMENT = 1 << 20
@@ -48,7 +48,7 @@ HALF = POOL // 2
 """Blocks are written from the first half of the pool and read into the second."""
 
 
-def content(key: bytes, shard: int = 0) -> bytes:
+def content(key: Key, shard: int = 0) -> bytes:
     """What a block has to contain."""
     seed = hashlib.sha256(key + bytes([shard])).digest()
     return (seed * (PAYLOAD // 32 + 1))[:PAYLOAD]
@@ -65,8 +65,8 @@ def read_of(segment: int, rows: Sequence[Row], pages: tuple[int, ...]) -> ReadRu
     return ReadRun(0, segment, first.offset, first.payload, tuple(stretches), pages)
 
 
-def key_of(number: int) -> bytes:
-    return number.to_bytes(8, "big") * 4
+def key_of(number: int) -> Key:
+    return Key(number.to_bytes(8, "big") * 4)
 
 
 class Bench:
@@ -134,7 +134,7 @@ class Bench:
         return unpack_rows(self.load(segment).rows)
 
     def group(
-        self, segment: int, index: int, offset: int, keys: list[bytes], sums: tuple[int, ...] = ()
+        self, segment: int, index: int, offset: int, keys: list[Key], sums: tuple[int, ...] = ()
     ) -> WriteGroup:
         """The job that writes these blocks, which are put into the pool."""
         pages = []

@@ -18,7 +18,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
 from pegaflow.device import poolfiles, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
-from pegaflow.wire.identities import Incarnation, PageId, Stamp
+from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
 
 from .test_locks import holder, living
 
@@ -26,7 +26,7 @@ EXTENT = 64 << 10
 POOL = 4 * EXTENT
 GEOMETRY = Geometry(POOL, EXTENT)
 AS_IT_IS = Wanted(None, None, False)
-RECORD = Record(Stamp(1), 1, 0, 1, 16384, bytes(16), b"k" * 32, None, 0)
+RECORD = Record(Stamp(1), 1, 0, 1, 16384, Namespace(bytes(16)), Key(b"k" * 32), None, 0)
 
 
 @pytest.fixture
@@ -264,14 +264,14 @@ def sealed_at(files: PoolFiles, extent: int, slot: int, seal: int) -> bytes:
     files.pool.map[at : at + 32] = key
     own = GEOMETRY.records_per_extent * RECORD_BYTES
     assert files.file.reserve(HEADER_BYTES + extent * own, own) == ""
-    files.ledger.seal([page], [RECORD._replace(key=key, seal=seal)])
+    files.ledger.seal([page], [RECORD._replace(key=Key(key), seal=seal)])
     return key
 
 
-def found_in(files: PoolFiles) -> set[bytes]:
+def found_in(files: PoolFiles) -> set[Key]:
     """The keys of all sealed pages, whose bytes are theirs."""
     geometry = Geometry(files.header.pool_bytes, EXTENT)
-    keys = set()
+    keys: set[Key] = set()
     for page in range(files.ledger.records):
         record = files.ledger.read(PageId(page))
         if record is not None:
@@ -305,7 +305,7 @@ def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> N
             page = extent * GEOMETRY.records_per_extent + slot
             key, at = b"%32d" % page, extent * EXTENT + slot * 16384
             files.pool.map[at : at + 32] = key
-            files.ledger.seal([PageId(page)], [RECORD._replace(key=key, seal=seal)])
+            files.ledger.seal([PageId(page)], [RECORD._replace(key=Key(key), seal=seal)])
     files = sized(stem, 3)
     moved = {int(key) // GEOMETRY.records_per_extent for key in found_in(files)}
     assert moved == {0, 5, 7} and files.sealed()[0] == 12

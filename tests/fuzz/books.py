@@ -2,13 +2,13 @@
 
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key
 
 from .cage import EXTENT, POOL
 
 GEOMETRY = Geometry(POOL, EXTENT)
 RECORDS = GEOMETRY.extents * GEOMETRY.records_per_extent
-KEYS = tuple(bytes((n,)) * 32 for n in range(4))
+KEYS = tuple(Key(bytes((n,)) * 32) for n in range(4))
 
 
 def new_ledger() -> Ledger:

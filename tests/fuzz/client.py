@@ -30,7 +30,7 @@ from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import Incarnation, LeaseId
+from pegaflow.wire.identities import NO_KEY, Incarnation, LeaseId, Namespace
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.session import (
@@ -57,6 +57,7 @@ from pegaflow.wire.session import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
+from tests.naming import as_keys
 
 from .hostile import EVERY_KIND, Generator, spoiled
 
@@ -132,7 +133,7 @@ class ClientCage:
         blocks = tuple(rng.sample(range(LAYOUT.blocks), len(keys)))
         call = rng.randrange(12)
         if call < 5:
-            self._started(keys, deadline, *machine.lookup(keys, deadline))
+            self._started(keys, deadline, *machine.lookup(as_keys(*keys), deadline))
         elif call < 8 and self.leases:
             lease = self.leases.pop()
             count = rng.randrange(1, lease.blocks + 1)
@@ -140,7 +141,9 @@ class ClientCage:
             self._started(ids, deadline, *machine.load(lease, ids, 0, deadline, self.now))
         elif call < 10:
             valid = rng.choice((True, True, True, False))
-            started = machine.save(keys, blocks, parent=b"", valid=lambda: valid, deadline=deadline)
+            started = machine.save(
+                as_keys(*keys), blocks, parent=NO_KEY, valid=lambda: valid, deadline=deadline
+            )
             self._started(blocks, deadline, *started)
         elif call == 10 and self.open:
             self.do(machine.drop(rng.choice(list(self.open))))
@@ -183,7 +186,7 @@ class ClientCage:
             return Prove(bytes(PROOF_BYTES))
         if isinstance(asked, Attach | Proven):
             way = Way.PROCESS_VM if isinstance(asked, Proven) else Way.STAGED
-            return Attached("pool", 1 << 20, "bounce", 8, 4096, bytes(16), way, way)
+            return Attached("pool", 1 << 20, "bounce", 8, 4096, Namespace(bytes(16)), way, way)
         if isinstance(asked, Load):
             if asked.blocks:
                 return Loaded(Status.OK)

@@ -7,7 +7,7 @@ from pegaflow.wire import index as index_words
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Return
 from pegaflow.wire.control import Fenced, Gone, Members, Neighbour
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, LeaseId, PageId
+from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, Key, LeaseId, Namespace, PageId
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal
 from pegaflow.wire.jobs import (
     Done,
@@ -45,8 +45,8 @@ class IndexCage(Cage):
             self.take(self.host.wake(self.now))
         while len(self.senders) < 3:
             self._session()
-        space = bytes(16)
-        parents = (bytes(32), *KEYS[:-1])
+        space = Namespace(bytes(16))
+        parents = (Key(bytes(32)), *KEYS[:-1])
         for msg in (
             Find(space, KEYS),
             Claim(space, KEYS),
@@ -92,14 +92,22 @@ class IndexCage(Cage):
         """Now and then a session does all of it right: without that nothing is ever resident."""
         rng, sender = self.rng, self.rng.choice(self.senders)
         first = rng.randrange(40)
-        keys = tuple(bytes((first + i,)) * 32 for i in range(rng.randrange(1, 6)))
-        self.tell(sender, Claim(bytes(16), keys), question=9)
+        keys = tuple(Key(bytes((first + i,)) * 32) for i in range(rng.randrange(1, 6)))
+        self.tell(sender, Claim(Namespace(bytes(16)), keys), question=9)
         number = self.claimed.number
         pages = tuple(rng.sample(range(RECORDS), len(keys)))
-        parents = (bytes(32), *keys[:-1])
+        parents = (Key(bytes(32)), *keys[:-1])
         stamps = tuple(range(len(keys)))
         msg = Seal(
-            number, bytes(16), PAGE, PAGE, 1, keys, parents, as_pages(*pages), as_stamps(*stamps)
+            number,
+            Namespace(bytes(16)),
+            PAGE,
+            PAGE,
+            1,
+            keys,
+            parents,
+            as_pages(*pages),
+            as_stamps(*stamps),
         )
         self.generator.learn(msg, sound=True)
         self.tell(sender, self.generator.message(Seal), question=9)

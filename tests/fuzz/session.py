@@ -6,7 +6,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_GRANT, ClaimId, GrantId, Incarnation, LeaseId
+from pegaflow.wire.identities import NO_GRANT, NO_KEY, ClaimId, GrantId, Incarnation, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -65,7 +65,7 @@ class SessionCage(Cage):
         for msg in (
             ATTACH,
             Lookup(KEYS),
-            Save(1, 0, KEYS, b""),
+            Save(1, 0, KEYS, NO_KEY),
             Drop(1),
             Keep(1, 1),
             Load(LeaseId(1), 0, 0, 1),

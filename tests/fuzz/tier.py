@@ -26,7 +26,9 @@ from pegaflow.wire.identities import (
     ClaimId,
     GrantId,
     Incarnation,
+    Key,
     LeaseId,
+    Namespace,
     Stamp,
 )
 from pegaflow.wire.index import Corrupt, Find, LeasesHeld, Seal, Sealed
@@ -36,7 +38,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
 from tests.actors.disks import orderly
 from tests.actors.tier import ssd_of
-from tests.naming import as_pages, as_stamps
+from tests.naming import as_keys, as_pages, as_stamps
 
 from .books import KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, MS, PAGE, POOL, WELCOME, Cage
@@ -44,7 +46,7 @@ from .core import IndexCage
 from .hostile import UNIVERSE
 
 TIER = Tier(True, 4, 8 * PAGE, 4, 4 * PAGE, 2 * PAGE, 6)
-SPACE = bytes(16)
+SPACE = Namespace(bytes(16))
 PLAN = FlushPlan(("/a", "/b"), capacity=64 << 20)
 
 
@@ -60,10 +62,10 @@ class TieredIndexCage(IndexCage):
         self.tell(self.flusher, TIER)
         self.tell(self.flusher, Manifest(SPACE, PAGE, 1, KEYS, last=True), question=1)
 
-    def keys(self, count: int) -> tuple[bytes, ...]:
+    def keys(self, count: int) -> tuple[Key, ...]:
         """A chain, as hostile sessions have them too."""
         at = self.rng.randrange(UNIVERSE)
-        return tuple(bytes(((at + i) % UNIVERSE,)) * 32 for i in range(count))
+        return tuple(Key(bytes(((at + i) % UNIVERSE,)) * 32) for i in range(count))
 
     def one(self) -> None:
         """Now and then a session waits properly."""
@@ -196,7 +198,7 @@ class FlusherCage(Cage):
                         PAGE,
                         PAGE,
                         1,
-                        keys,
+                        as_keys(*keys),
                         as_pages(*pages),
                         places,
                         (),
@@ -208,7 +210,13 @@ class FlusherCage(Cage):
             parents = (bytes(32), *keys[:-1])
             self.tell(
                 self.index,
-                Fetch(ClaimId(self.fetches), SPACE, keys, parents, Incarnation(rng.randrange(3))),
+                Fetch(
+                    ClaimId(self.fetches),
+                    SPACE,
+                    as_keys(*keys),
+                    as_keys(*parents),
+                    Incarnation(rng.randrange(3)),
+                ),
                 question=9,
             )
             assert self.actor.reading.fetches < 4096, "no Fetch ever ends"

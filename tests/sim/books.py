@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from pegaflow.client.results import Done
+from pegaflow.wire.identities import Key
 from pegaflow.wire.session import Way
 
 _CONTENT: dict[tuple[int, bytes, int], bytes] = {}
 
 
-def content(size: int, key: bytes, rank: int) -> bytes:
+def content(size: int, key: Key, rank: int) -> bytes:
     """The bytes of this rank's part of the block with this key, where blocks have this size."""
     known = _CONTENT.get((size, key, rank))
     if known is None:
@@ -24,7 +25,7 @@ class Operation:
     """One operation without an end yet."""
 
     kind: str
-    keys: tuple[bytes, ...]
+    keys: tuple[Key, ...]
     then: Callable[[Done], None]  # the engine hears of the end
     blocks: tuple[int, ...] = ()
     taken_back: bool = False  # save: the engine has overwritten the blocks, or never filled them

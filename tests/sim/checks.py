@@ -24,7 +24,7 @@ from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
 from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
 from tests.actors.tier import ssd_of
@@ -45,7 +45,7 @@ class Checks:
     def __init__(self, world: World, house: House) -> None:
         self.world = world
         self.house = house
-        self.kinds: dict[bytes, tuple[int, int]] = {}  # namespace -> bytes of a shard, shards
+        self.kinds: dict[Namespace, tuple[int, int]] = {}  # namespace -> bytes of a shard, shards
         self._looks = 0
         self._early = False  # some index has given a claim before all had stated theirs
         self._pool = bytearray()

@@ -26,7 +26,7 @@ from pegaflow.client.machine import Machine
 from pegaflow.client.operations import State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import NO_NAMESPACE, Incarnation
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attached, Way
 from pegaflow.wire.status import Status
@@ -69,7 +69,7 @@ class Client(Proc):
         self.left: set[int] = set()  # addresses that nobody touches any more, by the session's word
         self.lent: set[int] = set()  # blocks that the session may write
         self.scratch = bytearray()
-        self.namespace = b""
+        self.namespace = NO_NAMESPACE
         self._regions = 0
         self._pool = ("", bytearray())  # path and bytes
         self._bounce = bytearray()

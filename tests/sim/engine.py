@@ -17,6 +17,7 @@ from hashlib import blake2b
 
 from pegaflow.client.operations import State
 from pegaflow.client.results import Done, Lease, LookupDone
+from pegaflow.wire.identities import NO_KEY, Key
 
 from .books import Books, Operation, Role, content
 from .client import BLOCKS, Client
@@ -33,13 +34,13 @@ OPEN_MAX = 6
 """Operations of one engine at a time."""
 
 
-def chain(number: int) -> tuple[bytes, ...]:
+def chain(number: int) -> tuple[Key, ...]:
     """The keys of a chain, head first."""
-    keys: list[bytes] = []
+    keys: list[Key] = []
     for depth in range(CHAIN_BLOCKS):
         branch = number // 2 if depth < FORK else number
-        parent = keys[-1] if keys else b""
-        keys.append(blake2b(parent + bytes((depth, branch)), digest_size=16).digest())
+        parent = keys[-1] if keys else NO_KEY
+        keys.append(Key(blake2b(parent + bytes((depth, branch)), digest_size=16).digest()))
     return tuple(keys)
 
 
@@ -71,12 +72,12 @@ class Engine:
         self.generation = world.rng.randbytes(16)
         self.procs: dict[int, Client] = {}  # by rank; -1: a scheduler of several ranks
         self.free = list(range(BLOCKS))
-        self.leases: list[tuple[Lease, tuple[bytes, ...]]] = []  # not released, as far as known
+        self.leases: list[tuple[Lease, tuple[Key, ...]]] = []  # not released, as far as known
         self.acting = True  # False: starts nothing any more
         self.leaves = False
         self.tasks = 0  # under way
         self.order = 0  # newest save
-        self.again: tuple[tuple[bytes, ...], bytes] | None = None  # to be computed once more
+        self.again: tuple[tuple[Key, ...], Key] | None = None  # to be computed once more
         self._last: dict[tuple[int, int], int] = {}  # arrival of the newest word, by from and to
         self._doomed: set[int] = set()  # parts that have died or never will start
         self.chief = 0 if kind.ranks == 1 else -1
@@ -181,7 +182,7 @@ class Engine:
         rng = self.world.rng
         keys = self._some_chain()
         start = rng.choice((0, 0, 0, FORK, rng.randrange(CHAIN_BLOCKS)))
-        parent = keys[start - 1] if start else b""
+        parent = keys[start - 1] if start else NO_KEY
         keys = keys[start : start + rng.randrange(1, CHAIN_BLOCKS)]
         if self.again is not None and rng.random() < 0.5:
             (keys, parent), self.again = self.again, None
@@ -259,8 +260,8 @@ class Engine:
         self,
         client: Client,
         order: int,
-        keys: tuple[bytes, ...],
-        parent: bytes,
+        keys: tuple[Key, ...],
+        parent: Key,
         task: _Task,
         manner: str,
         poisoned: bool,
@@ -308,7 +309,7 @@ class Engine:
             client.do(lambda: client.drop(ticket))
 
     def _load(
-        self, client: Client, lease: Lease, keys: tuple[bytes, ...], first: int, task: _Task
+        self, client: Client, lease: Lease, keys: tuple[Key, ...], first: int, task: _Task
     ) -> None:
         if not client.base:
             self._done(client, task)
@@ -367,7 +368,7 @@ class Engine:
         self._last[source, target] = arrival
         self.world.at(arrival, call)
 
-    def _some_chain(self) -> tuple[bytes, ...]:
+    def _some_chain(self) -> tuple[Key, ...]:
         """Some are asked for more often than others."""
         rng = self.world.rng
         return ALL_CHAINS[min(rng.randrange(CHAINS), rng.randrange(CHAINS))]

@@ -6,12 +6,23 @@ it takes one of these for right.
 
 from pegaflow.core.blocks.claims import ClaimTable
 from pegaflow.core.blocks.leases import LeaseTable
+from pegaflow.core.blocks.table import PrefixIndex
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import PagesHeld, Reserved
-from pegaflow.wire.identities import ClaimId, GrantId, Incarnation, LeaseId, PageId, Stamp
-from pegaflow.wire.index import LeasesHeld, Release, Seal
+from pegaflow.wire.identities import (
+    NO_NAMESPACE,
+    ClaimId,
+    GrantId,
+    Incarnation,
+    Key,
+    LeaseId,
+    Namespace,
+    PageId,
+    Stamp,
+)
+from pegaflow.wire.index import Find, LeasesHeld, Release, Seal
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
 
@@ -38,13 +49,20 @@ def grants(book: Grants[GrantId, Reserved], lease: LeaseId) -> None:
 def pages_and_stamps(pages: tuple[PageId, ...], stamps: tuple[Stamp, ...], claim: ClaimId) -> None:
     Reserved(Status.OK, GrantId(1), stamps, ())  # type: ignore[arg-type]
     Reserved(Status.OK, GrantId(1), (), pages)  # type: ignore[arg-type]
-    Seal(claim, b"", 1, 1, 1, (), (), stamps, ())  # type: ignore[arg-type]
-    Seal(claim, b"", 1, 1, 1, (), (), (), pages)  # type: ignore[arg-type]
+    Seal(claim, NO_NAMESPACE, 1, 1, 1, (), (), stamps, ())  # type: ignore[arg-type]
+    Seal(claim, NO_NAMESPACE, 1, 1, 1, (), (), (), pages)  # type: ignore[arg-type]
 
 
 def pages(ledger: Ledger, geometry: Geometry, stamp: Stamp, offset: int) -> None:
     ledger.read(stamp)  # type: ignore[arg-type]
     geometry.offset(offset, 4096)  # type: ignore[arg-type]
+
+
+def keys_and_namespaces(blocks: PrefixIndex, namespace: Namespace, key: Key) -> None:
+    Find(key, ())  # type: ignore[arg-type]
+    Find(namespace, (namespace,))  # type: ignore[arg-type]
+    blocks.get(key, key)  # type: ignore[arg-type]
+    blocks.get(namespace, namespace)  # type: ignore[arg-type]
 
 
 def numbers(count: int) -> None:

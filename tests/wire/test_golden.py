@@ -21,6 +21,7 @@ from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Confirmed, Lookup
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, FRONT_DESK, SESSION, Address
+from tests.naming import as_keys
 
 from . import golden
 from .samples import MESSAGES, fields, sample
@@ -33,7 +34,9 @@ ON_A_SOCKET = [cls for cls in MESSAGES if cls.TAG < 200]
 CLIENT_7, SESSION_3 = Address(CLIENT, Incarnation(7)), Address(SESSION, Incarnation(3))
 OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, bytes(16))
 
-QUESTION = Envelope(CLIENT_7, SESSION_3, Lookup((bytes(32), b"\x01" * 32)), 5, 0, 1_000_000_000)
+QUESTION = Envelope(
+    CLIENT_7, SESSION_3, Lookup(as_keys(bytes(32), b"\x01" * 32)), 5, 0, 1_000_000_000
+)
 
 ENVELOPES = {
     "a question": QUESTION,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pegaflow.wire import message as module
 from pegaflow.wire.control import Beat, Counter, ProcessRow
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key
 from pegaflow.wire.message import (
     BODY_BYTES_MAX,
     ITEMS_MAX,
@@ -190,7 +190,7 @@ def test_oversized_body() -> None:
 
 
 def test_largest_lookup_fits() -> None:
-    msg = Lookup(tuple(n.to_bytes(64, "big") for n in range(LIST_MAX)))
+    msg = Lookup(tuple(Key(n.to_bytes(64, "big")) for n in range(LIST_MAX)))
     assert len(encode(msg)) <= BODY_BYTES_MAX
     assert decode(Lookup.TAG, encode(msg)) == msg
 

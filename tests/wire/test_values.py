@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.wire import values
-from pegaflow.wire.identities import ClaimId, Incarnation
+from pegaflow.wire.identities import ClaimId, Incarnation, Key, Namespace
 from pegaflow.wire.index import Seal
 from pegaflow.wire.message import Message, WireError, decode, encode
 from pegaflow.wire.session import CopyBatch, Lookup
 from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, NOBODY, Address, Packed
-from tests.naming import as_pages, as_stamps
+from tests.naming import as_keys, as_pages, as_stamps
 
 from .samples import U64_MAX, keys
 
@@ -26,7 +26,7 @@ def lookup_of(blob: bytes) -> Lookup:
 
 @given(keys)
 def test_keys_travel_as_a_length_and_the_hashes(drawn: tuple[bytes, ...]) -> None:
-    assert lookup_of(bytes([len(drawn[0])]) + b"".join(drawn)) == Lookup(drawn)
+    assert lookup_of(bytes([len(drawn[0])]) + b"".join(drawn)) == Lookup(as_keys(*drawn))
 
 
 def test_no_keys() -> None:
@@ -37,7 +37,7 @@ def test_no_keys() -> None:
 @pytest.mark.parametrize("mixed", [(b"aa", b"b"), (b"a", b"bb"), (b"", b""), (bytes(65),)])
 def test_keys_of_mixed_or_impossible_lengths_are_our_bug(mixed: tuple[bytes, ...]) -> None:
     with pytest.raises(AssertionError):
-        encode(Lookup(mixed))
+        encode(Lookup(as_keys(*mixed)))
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_too_many_numbers() -> None:
         decode(CopyBatch.TAG, encode(CopyBatch(1, 2, (0,) * (LIST_MAX + 1), ())))
 
 
-THREE = tuple(bytes([n]) * 32 for n in (1, 2, 3))
+THREE = tuple(Key(bytes([n]) * 32) for n in (1, 2, 3))
 SEAL = Seal(
     ClaimId(9),
-    b"ns",
+    Namespace(b"ns"),
     4096,
     4096,
     1,
     THREE,
-    (bytes(32), *THREE[:-1]),
+    (Key(bytes(32)), *THREE[:-1]),
     as_pages(7, 8, U64_MAX),
     as_stamps(1, 2, 3),
 )
@@ -133,19 +133,22 @@ def test_a_list_that_came_is_the_tuple_of_its_elements(
 def test_two_lists_of_keys_are_equal_as_their_tuples_are(
     one: tuple[bytes, ...], other: tuple[bytes, ...]
 ) -> None:
-    here, there = came(Lookup(one)).keys, came(Lookup(other)).keys
+    here, there = came(Lookup(as_keys(*one))).keys, came(Lookup(as_keys(*other))).keys
     assert (here == there) == (one == other) and here == one and hash(here) == hash(one)
 
 
 def test_keys_are_no_numbers() -> None:
-    keys, numbers = came(Lookup((b"\x01" * 7,))).keys, came(CopyBatch(1, 2, (1,), ())).positions
+    keys, numbers = (
+        came(Lookup(as_keys(b"\x01" * 7))).keys,
+        came(CopyBatch(1, 2, (1,), ())).positions,
+    )
     assert keys != numbers
 
 
 @given(st.integers(1, 200), st.integers(1, 64))
 def test_keys_are_cut_where_they_begin(count: int, size: int) -> None:
     drawn = tuple(n.to_bytes(64, "little")[:size] for n in range(count))
-    assert came(Lookup(drawn)).keys[:] == drawn
+    assert came(Lookup(as_keys(*drawn))).keys[:] == drawn
 
 
 def test_address() -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import MAX_KEY, Ledger, Record
 from pegaflow.core.pool.scan import Chunk, Sense, scan
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes
 
@@ -107,7 +107,7 @@ class Adoption:
         hashes = hashes_of(keys[:, : -(-int(rows["key_length"].max()) // 8) * 8])
         for space in _distinct(spaces):
             here = (spaces == space).all(axis=1)
-            self._blocks.add_cold(space.tobytes(), hashes[here], chunk.pages[here])
+            self._blocks.add_cold(Namespace(space.tobytes()), hashes[here], chunk.pages[here])
         depths, seals = rows["depth"].astype(np.int64), rows["seal"].astype(np.int64)
         self._cold.append(np.stack([chunk.pages, sizes, depths, seals]))
         self.bytes_ += int(np.maximum(sizes, MIN_PAGE).sum())

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
+from pegaflow.wire.identities import Key, Namespace
 from pegaflow.wire.units import Count
 
 from .table import Block
@@ -28,8 +29,8 @@ class Backlog:
         self.reused_only = False
         self._reused: OrderedDict[Block, None] = OrderedDict()
         self._fresh: OrderedDict[Block, None] = OrderedDict()  # disjoint
-        self._seen: set[tuple[bytes, bytes]] = set()  # saved once; the younger generation
-        self._seen_before: set[tuple[bytes, bytes]] = set()
+        self._seen: set[tuple[Namespace, Key]] = set()  # saved once; the younger generation
+        self._seen_before: set[tuple[Namespace, Key]] = set()
 
     def __len__(self) -> int:
         return len(self._reused) + len(self._fresh)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sortedcontainers import SortedDict
 
 from pegaflow.core.grants import Grants
-from pegaflow.wire.identities import ClaimId
+from pegaflow.wire.identities import ClaimId, Key, Namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class _Open:
 
     holder: Hashable
     number: ClaimId
-    namespace: bytes
-    keys: tuple[bytes, ...]  # those it owns; at least one
+    namespace: Namespace
+    keys: tuple[Key, ...]  # those it owns; at least one
     due: tuple[int, int]  # (when it expires, serial): its place in the order of expiry
 
 
@@ -45,11 +45,11 @@ class ClaimTable:
         assert ttl > 0
         self._ttl = ttl  # nanoseconds that a claim lasts
         self._open: Grants[ClaimId, _Open] = Grants(ClaimId)
-        self._owner: dict[bytes, dict[bytes, _Open]] = {}  # namespace -> key -> claim; none empty
+        self._owner: dict[Namespace, dict[Key, _Open]] = {}  # namespace -> key -> claim; none empty
         self._due: SortedDict = SortedDict()  # (when, serial) -> claim
         self._serial = 0  # counts claims, so that no two are due at the same place
 
-    def claim(self, holder: Hashable, namespace: bytes, keys: Sequence[bytes], now: int) -> Claim:
+    def claim(self, holder: Hashable, namespace: Namespace, keys: Sequence[Key], now: int) -> Claim:
         """Claim those of the keys that no open claim owns, the holder's own ones included.
 
         Args:
@@ -61,7 +61,7 @@ class ClaimTable:
         return self._claim(holder, self._open.next(holder), namespace, keys, now)
 
     def adopt(
-        self, holder: Hashable, number: ClaimId, namespace: bytes, keys: Sequence[bytes], now: int
+        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: Sequence[Key], now: int
     ) -> None:
         """A claim that an earlier life of this table has given; numbers go on from it."""
         if self._open.get(holder, number) is None:
@@ -72,12 +72,12 @@ class ClaimTable:
         self._open.go_on_from(holder, number)
 
     def _claim(
-        self, holder: Hashable, number: ClaimId, namespace: bytes, keys: Sequence[bytes], now: int
+        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: Sequence[Key], now: int
     ) -> Claim:
         self.expire(now)
         self.go_on_from(holder, number)
         owners = self._owner.get(namespace, {})
-        new: dict[bytes, int] = {}
+        new: dict[Key, int] = {}
         for position, key in enumerate(keys):
             if key not in owners:
                 new.setdefault(key, position)
@@ -90,7 +90,7 @@ class ClaimTable:
             self._due[due] = taken
         return Claim(number, tuple(new.values()))
 
-    def owns(self, holder: Hashable, number: ClaimId, namespace: bytes, key: bytes) -> bool:
+    def owns(self, holder: Hashable, number: ClaimId, namespace: Namespace, key: Key) -> bool:
         """Whether this claim is open and has this key. Anything else must not be sealed."""
         owner = self._owner.get(namespace, {}).get(key)
         return owner is not None and (owner.holder, owner.number) == (holder, number)

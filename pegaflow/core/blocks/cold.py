@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.core.pool.ledger import MAX_KEY, Record
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Key, PageId
 
 _WORDS = [Struct(f"={n}Q") for n in range(MAX_KEY // 8 + 1)]
 _MASK = (1 << 64) - 1
@@ -28,7 +28,7 @@ Hashes = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
 
 
-def hash_of(key: bytes) -> int:
+def hash_of(key: Key) -> int:
     """The hash of one key."""
     count, total = -(-len(key) // 8), 0
     words = _WORDS[count].unpack(key.ljust(8 * count, b"\0"))
@@ -97,7 +97,7 @@ class ColdTable:
                 before -= 1
         return dropped
 
-    def find(self, key: bytes) -> PageId | None:
+    def find(self, key: Key) -> PageId | None:
         """The page of this key; None: it is not cold."""
         found = self._find(key)
         return None if found is None else self._pages[found[0]]
@@ -108,7 +108,7 @@ class ColdTable:
             self._first += 1
         return self._pages[self._first] if self._first < len(self._pages) else None
 
-    def pop(self, key: bytes, page: PageId | None = None) -> tuple[PageId, Record] | None:
+    def pop(self, key: Key, page: PageId | None = None) -> tuple[PageId, Record] | None:
         """Take a key out: it is not cold any more.
 
         Args:
@@ -129,7 +129,7 @@ class ColdTable:
         """Every page that is here."""
         return (page for page in self._pages if page != _GONE)
 
-    def _find(self, key: bytes) -> tuple[int, Record] | None:
+    def _find(self, key: Key) -> tuple[int, Record] | None:
         wanted = hash_of(key)
         at = bisect_left(self._hashes, wanted)
         while at < len(self._hashes) and self._hashes[at] == wanted:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pegaflow.core.pool.ledger import Record
-from pegaflow.wire.identities import PageId, Stamp
+from pegaflow.wire.identities import NO_KEY, Key, Namespace, PageId, Stamp
 from pegaflow.wire.layout import PAGE_ALIGN
 
 from .cold import ColdTable, Hashes, Pages
@@ -22,14 +22,14 @@ from .cold import ColdTable, Hashes, Pages
 class Block:
     """A block that is in place with every shard. Equal only to itself."""
 
-    namespace: bytes
-    key: bytes
+    namespace: Namespace
+    key: Key
     page_size: int  # of each of its pages
     pages: tuple[PageId, ...]  # one page id per shard, in shard order
     stamps: tuple[Stamp, ...]  # of the grants the pages were filled under, beside `pages`
     seal: int  # the seal id in the ledger records of all its pages
     depth: int  # position in its chain, 0 the first
-    parent: bytes = b""  # key of the block before it; may have been evicted since.  Empty: unknown
+    parent: Key = NO_KEY  # key of the block before it; may have been evicted since.  Empty: unknown
     leases: int = 0  # leases that name it, kept by the lease table; evictable only at 0
     checksums: tuple[int, ...] = ()  # of its pages, where they are kept; 0: never computed
     born: int = 0  # when it was published, in nanoseconds; 0: in an earlier life, nobody knows
@@ -49,25 +49,25 @@ class PrefixIndex:
         read: Callable[[PageId], Record | None] = lambda page: None,
         warmed: Callable[[Block], None] = lambda block: None,
     ) -> None:
-        self._tables: dict[bytes, dict[bytes, Block]] = {}  # namespace -> key -> block; none empty
+        self._tables: dict[Namespace, dict[Key, Block]] = {}  # by both; none empty
         self._by_page: dict[PageId, Block] = {}  # every page of every block that is not cold
-        self._cold: dict[bytes, ColdTable] = {}  # by namespace; none empty
+        self._cold: dict[Namespace, ColdTable] = {}  # by namespace; none empty
         self._read, self._warmed = read, warmed
 
-    def get(self, namespace: bytes, key: bytes) -> Block | None:
+    def get(self, namespace: Namespace, key: Key) -> Block | None:
         """The resident block of this key; None: there is none."""
         table = self._tables.get(namespace)
         block = table.get(key) if table else None
         return self._warm(namespace, key) if block is None and self._cold else block
 
-    def any_of(self, namespace: bytes) -> Block | None:
+    def any_of(self, namespace: Namespace) -> Block | None:
         """Some block of the namespace; None: none of it is here."""
         block = next(iter(self._tables.get(namespace, {}).values()), None)
         cold = self._cold.get(namespace)
         page = cold.any_page() if block is None and cold else None
         return block if page is None else self.by_page(page)
 
-    def find(self, namespace: bytes, keys: Sequence[bytes]) -> list[Block]:
+    def find(self, namespace: Namespace, keys: Sequence[Key]) -> list[Block]:
         """The blocks of the longest leading run of keys that are all here.
 
         Args:
@@ -95,7 +95,7 @@ class PrefixIndex:
             assert page not in self._by_page, (page, block)
             self._by_page[page] = block
 
-    def add_cold(self, namespace: bytes, hashes: Hashes, pages: Pages) -> None:
+    def add_cold(self, namespace: Namespace, hashes: Hashes, pages: Pages) -> None:
         """Blocks of one page each, to be found once they are settled.
 
         Args:
@@ -130,7 +130,7 @@ class PrefixIndex:
         record = self._read(page)
         return None if record is None else self._warm(record.namespace, record.key, page)
 
-    def _warm(self, namespace: bytes, key: bytes, page: PageId | None = None) -> Block | None:
+    def _warm(self, namespace: Namespace, key: Key, page: PageId | None = None) -> Block | None:
         """The cold block of this key (in this page) becomes one like any other."""
         cold = self._cold.get(namespace)
         found = None if cold is None else cold.pop(key, page)

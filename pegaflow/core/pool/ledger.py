@@ -26,7 +26,7 @@ from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pegaflow.wire.identities import Incarnation, PageId, Stamp, numbered
+from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp, numbered
 from pegaflow.wire.units import Bytes, Count
 
 if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to start
@@ -88,8 +88,8 @@ class Record(NamedTuple):
     shard: int  # which of the block's pages this is, 0..shards-1
     shards: int  # pages of the block
     length: int  # bytes of payload in the page
-    namespace: bytes  # NAMESPACE_BYTES
-    key: bytes  # 1..MAX_KEY bytes
+    namespace: Namespace  # NAMESPACE_BYTES
+    key: Key  # 1..MAX_KEY bytes
     checksum: int | None  # of the payload, 64 bits; None where it was never computed
     depth: int  # the block's position in its chain, 0 the first
 

@@ -10,6 +10,7 @@ as the budget reaches; so what is used does not age out as in a plain queue.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pegaflow.wire.identities import Key, Namespace
 from pegaflow.wire.units import Share
 
 from .codec import ROW_BYTES, Row, pack_row, row_at
@@ -51,7 +52,7 @@ class Catalog:
     """All segments of all volumes."""
 
     def __init__(self) -> None:
-        self._places: dict[bytes, dict[bytes, int]] = {}  # namespace -> key -> serial and row
+        self._places: dict[Namespace, dict[Key, int]] = {}  # namespace -> key -> serial and row
         self._segments: dict[int, Segment] = {}  # by serial
         self._serial = 0
         self.blocks = 0  # keys with a place
@@ -105,7 +106,7 @@ class Catalog:
             segment.live += 1
             self.blocks += 1
 
-    def find(self, namespace: bytes, key: bytes) -> tuple[Segment, int] | None:
+    def find(self, namespace: Namespace, key: Key) -> tuple[Segment, int] | None:
         """Where a block is.
 
         Returns:
@@ -116,7 +117,7 @@ class Catalog:
             return None
         return self._segments[place >> _ROW_BITS], place & (1 << _ROW_BITS) - 1
 
-    def has(self, namespace: bytes, key: bytes) -> bool:
+    def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether the block is here."""
         return key in self._places.get(namespace, ())
 
@@ -130,7 +131,7 @@ class Catalog:
             segment.read.pop(at, None)
             segment.read[at] = None
 
-    def forget(self, namespace: bytes, key: bytes) -> None:
+    def forget(self, namespace: Namespace, key: Key) -> None:
         """The block is not what it should be, wherever it is."""
         self._take(namespace, key)
 
@@ -148,9 +149,9 @@ class Catalog:
             chosen.append(at)
         return sorted(chosen)
 
-    def drop(self, segment: Segment) -> dict[bytes, list[bytes]]:
+    def drop(self, segment: Segment) -> dict[Namespace, list[Key]]:
         """The segment goes: the keys that have no place any more, by namespace."""
-        gone: dict[bytes, list[bytes]] = {}
+        gone: dict[Namespace, list[Key]] = {}
         base = segment.serial << _ROW_BITS
         for at in range(segment.count):
             row = segment.row(at)
@@ -166,7 +167,7 @@ class Catalog:
         segment.read.clear()
         return gone
 
-    def listing(self) -> Iterator[tuple[Row, list[bytes]]]:
+    def listing(self) -> Iterator[tuple[Row, list[Key]]]:
         """Every namespace: a row of it, and its keys as of now."""
         for namespace, places in list(self._places.items()):
             keys = list(places)
@@ -174,7 +175,7 @@ class Catalog:
             assert found is not None
             yield found[0].row(found[1]), keys
 
-    def _take(self, namespace: bytes, key: bytes) -> None:
+    def _take(self, namespace: Namespace, key: Key) -> None:
         """The block's place is no place any more."""
         places = self._places.get(namespace)
         place = places.pop(key, None) if places else None

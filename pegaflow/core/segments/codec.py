@@ -27,7 +27,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from pegaflow.core.pool.ledger import MAX_KEY, NAMESPACE_BYTES
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes, Count
 
@@ -62,8 +62,8 @@ class Row(NamedTuple):
     payload: int  # bytes of each page that mean something
     depth: int  # position in its chain
     shards: int
-    namespace: bytes
-    key: bytes
+    namespace: Namespace
+    key: Key
 
     @property
     def page_bytes(self) -> int:

@@ -7,7 +7,16 @@ from pegaflow.actors.index.eviction import CLEARING_NS
 from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
-from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, ClaimId, Incarnation, LeaseId, PageId
+from pegaflow.wire.identities import (
+    NO_CLAIM,
+    NO_LEASE,
+    ClaimId,
+    Incarnation,
+    Key,
+    LeaseId,
+    Namespace,
+    PageId,
+)
 from pegaflow.wire.index import (
     CLAIM_NS,
     Claim,
@@ -40,9 +49,9 @@ from tests.actors.rig import (
 )
 from tests.naming import as_leases, as_pages, as_stamps
 
-NS, OTHER_NS = bytes(16), b"\x01" * 16
-KEYS = tuple(bytes([n]) * 32 for n in range(1, 9))
-ROOT = bytes(32)
+NS, OTHER_NS = Namespace(bytes(16)), Namespace(b"\x01" * 16)
+KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 9))
+ROOT = Key(bytes(32))
 RECORDS = EXTENT // PAGE
 
 
@@ -69,11 +78,11 @@ def index_of(ledger: Ledger) -> tuple[Rig, Index]:
     return rig, actor
 
 
-def claim(rig: Rig, keys: tuple[bytes, ...], holder: Address = SESSION_4) -> Claimed:
+def claim(rig: Rig, keys: tuple[Key, ...], holder: Address = SESSION_4) -> Claimed:
     return said(rig.ask(holder, Claim(NS, keys)), Claimed)
 
 
-def seal_of(number: int, keys: tuple[bytes, ...], first_page: int = 0, page: int = PAGE) -> Seal:
+def seal_of(number: int, keys: tuple[Key, ...], first_page: int = 0, page: int = PAGE) -> Seal:
     """A Seal of a chain from its root, in pages from `first_page` on."""
     pages = tuple(range(first_page, first_page + len(keys)))
     stamps = tuple(900 + p for p in pages)
@@ -90,7 +99,7 @@ def seal_of(number: int, keys: tuple[bytes, ...], first_page: int = 0, page: int
     )
 
 
-def save(rig: Rig, keys: tuple[bytes, ...], first_page: int = 0) -> Seal:
+def save(rig: Rig, keys: tuple[Key, ...], first_page: int = 0) -> Seal:
     """Claim and seal these keys."""
     msg = seal_of(claim(rig, keys).number, keys, first_page)
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
@@ -98,7 +107,7 @@ def save(rig: Rig, keys: tuple[bytes, ...], first_page: int = 0) -> Seal:
     return msg
 
 
-def find(rig: Rig, keys: tuple[bytes, ...], holder: Address = SESSION_4) -> Held:
+def find(rig: Rig, keys: tuple[Key, ...], holder: Address = SESSION_4) -> Held:
     return said(rig.ask(holder, Find(NS, keys)), Held)
 
 

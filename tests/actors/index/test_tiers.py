@@ -12,7 +12,15 @@ from pegaflow.actors.runtime.contract import Ask, Effect
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.control import Drain, Gone
 from pegaflow.wire.flusher import Fetch, Fetched, Flush, Forget
-from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, ClaimId, Incarnation, LeaseId
+from pegaflow.wire.identities import (
+    NO_CLAIM,
+    NO_LEASE,
+    ClaimId,
+    Incarnation,
+    Key,
+    LeaseId,
+    Namespace,
+)
 from pegaflow.wire.index import Held, LeasesHeld, Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -38,10 +46,10 @@ class PeerTier(Tier):
         self.offered: list[tuple[bytes, bool]] = []
         self.lost: list[bytes] = []
 
-    def space(self, namespace: bytes) -> Space | None:
+    def space(self, namespace: Namespace) -> Space | None:
         return Space(PAGE, 1) if self.there else None
 
-    def has(self, namespace: bytes, key: bytes) -> bool:
+    def has(self, namespace: Namespace, key: Key) -> bool:
         self.calls.append("has")
         return key in self.there
 
@@ -71,7 +79,7 @@ class PeerTier(Tier):
         )
         return [Ask(PEER_7, ask, now + PATIENCE, over)]
 
-    def owns(self, number: int, namespace: bytes, key: bytes) -> bool:
+    def owns(self, number: int, namespace: Namespace, key: Key) -> bool:
         return key in self.fetching
 
     def delivered(self, held: Held, places: tuple[int, ...]) -> Held:

@@ -7,7 +7,7 @@ from pegaflow.actors.index.write_back import GENTLE_SHARE, PRESSED_NS, PRESSED_S
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.flusher import Flush, Forget, Manifest, Noted, WriteAll, Written
-from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, LeaseId
+from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, NO_NAMESPACE, LeaseId
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
 from tests.actors.rig import ALLOC, BOSS, HELLO, IDX, PAGE, SESSION_4, Rig, pick, said
 from tests.actors.tier import (
@@ -259,7 +259,7 @@ def test_what_an_earlier_life_saved_and_did_not_write_is_written_once_the_log_is
     rig.tell(FLUSHER_6, TIER)
     in_log(rig, KEYS[:2])
     assert not pick(rig.wait(BEAT_NS), Flush)
-    said(rig.ask(FLUSHER_6, Manifest(b"", 0, 0, (), True)), Noted)
+    said(rig.ask(FLUSHER_6, Manifest(NO_NAMESPACE, 0, 0, (), True)), Noted)
     assert set(said(rig.wait(BEAT_NS), Flush).keys) == set(KEYS[2:4])
 
 

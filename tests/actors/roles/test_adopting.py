@@ -14,6 +14,7 @@ from pegaflow.wire.identities import (
     ClaimId,
     GrantId,
     Incarnation,
+    Key,
     LeaseId,
     PageId,
 )
@@ -69,7 +70,7 @@ def heir(ledger: Ledger, members: Members = BOTH) -> tuple[Rig, Index]:
     return rig, actor
 
 
-def left(keys: tuple[bytes, ...] = KEYS[:4]) -> Ledger:
+def left(keys: tuple[Key, ...] = KEYS[:4]) -> Ledger:
     """The ledger of an index that has sealed a chain."""
     rig, actor = index()
     save(rig, keys)

@@ -12,7 +12,7 @@ from pegaflow.actors.supervisor.actor import Supervisor
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.stage import Stage
 from pegaflow.wire.control import BEAT_NS
-from pegaflow.wire.identities import ClaimId
+from pegaflow.wire.identities import NO_KEY, ClaimId
 from pegaflow.wire.index import Claim, Claimed, Seal
 from pegaflow.wire.jobs import FillPages, OpenPool, PoolOpened, Stopping
 from pegaflow.wire.session import CopyBatch, Keep, Save
@@ -24,7 +24,7 @@ def busy() -> tuple[Rig, Session]:
     """A session in the middle of a save."""
     rig, actor, reserve = attached()
     rig.answer(reserve, grant(1, 8))
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     take = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2))), CopyBatch)
     rig.wait(3 * BEAT_NS)
     rig.tell(CLIENT_7, Keep(1, take.batch))

@@ -18,7 +18,7 @@ from pegaflow.wire.control import Beat, Serve, Serving
 from pegaflow.wire.diskjobs import MakeSegment, ReadRun, SyncSegment, WriteGroup
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import FETCH_NS, Fetch
-from pegaflow.wire.identities import ClaimId, LeaseId
+from pegaflow.wire.identities import NO_KEY, ClaimId, Key, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Corrupt, Find, Held, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import ORDER_NS, Copied, Drop, Keep, Load, Lookup, Ping, Save, Skip
@@ -109,10 +109,10 @@ def test_dropped_blocks_are_counted_by_reason() -> None:
     assert dropped(rig) == {"dropped": 3, "copy_failed": 3}
     seal = test_saves.fill(rig, test_saves.begin(rig, 3, KEYS[:3]))
     rig.answer(seal, Sealed(Status.OK, (0,)))
-    rig.ask(CLIENT_7, Save(4, 0, KEYS[:2], b""))
+    rig.ask(CLIENT_7, Save(4, 0, KEYS[:2], NO_KEY))
     rig.wait(INDEX_NS)
-    rig.ask(CLIENT_7, Save(5, 1, KEYS[:1], b""))
-    rig.ask(CLIENT_7, Save(6, 0, KEYS[:1], b"short"))
+    rig.ask(CLIENT_7, Save(5, 1, KEYS[:1], NO_KEY))
+    rig.ask(CLIENT_7, Save(6, 0, KEYS[:1], Key(b"short")))
     assert dropped(rig) == {
         "dropped": 3,
         "copy_failed": 3,

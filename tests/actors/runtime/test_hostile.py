@@ -35,10 +35,13 @@ from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import (
     NO_CLAIM,
     NO_GRANT,
+    NO_KEY,
     NO_LEASE,
     GrantId,
     Incarnation,
+    Key,
     LeaseId,
+    Namespace,
     PageId,
 )
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Find, Held, Release, Sealed
@@ -110,7 +113,7 @@ def test_large_frames_do_not_fill_the_black_box(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(asks, "INPUTS_BYTES_MAX", 10_000)
     rig, _, _ = attached()
     for _ in range(20):
-        rig.ask(CLIENT_7, Lookup(tuple(n.to_bytes(32, "big") for n in range(100))))
+        rig.ask(CLIENT_7, Lookup(tuple(Key(n.to_bytes(32, "big")) for n in range(100))))
     assert len(rig.host.inputs) == 3, "the last ones"
     assert rig.host._input_bytes == sum(len(h) + len(b) for _, _, h, b in rig.host.inputs)
 
@@ -122,9 +125,9 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
     rig, actor = index()
     good = seal_of(claim(rig, KEYS[:1]).number, KEYS[:1])
     many = tuple(range(MAX_SHARDS + 1))
-    short = said(rig.ask(SESSION_4, Claim(b"short", KEYS[:1])), Claimed).number
+    short = said(rig.ask(SESSION_4, Claim(Namespace(b"short"), KEYS[:1])), Claimed).number
     for bad in (
-        replace(good, claim=short, namespace=b"short"),
+        replace(good, claim=short, namespace=Namespace(b"short")),
         replace(good, page_size=0),
         replace(good, page_size=PAGE + 1),
         replace(good, page_size=U64_MAX),
@@ -254,10 +257,10 @@ def test_lookups_without_an_answer_are_limited(monkeypatch: pytest.MonkeyPatch) 
 def test_keys_of_open_saves_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orders, "KEYS_MAX", 5)
     rig, _, _ = attached()
-    question = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim, IDX)
-    assert said(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Saved).status is Status.BUSY
+    question = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim, IDX)
+    assert said(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], NO_KEY)), Saved).status is Status.BUSY
     assert said(rig.answer(question, Claimed(NO_CLAIM, ())), Saved).known == 3
-    one(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], b"")), Claim, IDX)
+    one(rig.ask(CLIENT_7, Save(2, 0, KEYS[:3], NO_KEY)), Claim, IDX)
 
 
 # front desk and supervisor

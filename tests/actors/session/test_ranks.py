@@ -9,7 +9,7 @@ from pegaflow.wire import session as to_session
 from pegaflow.wire.allocator import Return
 from pegaflow.wire.control import BEAT_NS, Bye, Refused
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId
+from pegaflow.wire.identities import NO_KEY, ClaimId, Incarnation, Key, LeaseId
 from pegaflow.wire.index import Claim, Claimed, Corrupt, EndClaim, Find, Held, Release, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -86,12 +86,10 @@ def pair(base: Attach = ATTACH) -> tuple[Rig, Session]:
     return rig, actor
 
 
-def begin(
-    rig: Rig, rank: int, order: int = 1, keys: tuple[bytes, ...] = KEYS[:3]
-) -> list[Envelope]:
+def begin(rig: Rig, rank: int, order: int = 1, keys: tuple[Key, ...] = KEYS[:3]) -> list[Envelope]:
     """A rank's save, numbered like its order."""
     blocks = BLOCKS[: len(keys)]
-    return rig.ask(RANKS[rank], Save(order, rank, keys, b"", order, blocks))
+    return rig.ask(RANKS[rank], Save(order, rank, keys, NO_KEY, order, blocks))
 
 
 def idle(actor: Session) -> bool:
@@ -182,7 +180,7 @@ def test_impossible_blocks(blocks: tuple[int, ...]) -> None:
     rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4)))
     load = rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 2, blocks))
     assert said(load, Loaded).status is Status.BAD_REQUEST
-    save = rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], b"", 0, blocks))
+    save = rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, 0, blocks))
     assert said(save, Saved).status is Status.BAD_REQUEST
 
 

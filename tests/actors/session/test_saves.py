@@ -8,7 +8,7 @@ from pegaflow.actors.session.saves import SAVE_NS
 from pegaflow.wire.allocator import Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, ClaimId
+from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, NO_KEY, ClaimId, Key
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import CopyBatch, Drop, Keep, Leave, Left, Ping, Save, Saved
@@ -26,9 +26,9 @@ def stocked() -> tuple[Rig, Session]:
     return rig, actor
 
 
-def begin(rig: Rig, save: int = 1, keys: tuple[bytes, ...] = KEYS[:3]) -> CopyBatch:
+def begin(rig: Rig, save: int = 1, keys: tuple[Key, ...] = KEYS[:3]) -> CopyBatch:
     """A save whose keys are all new."""
-    claim = one(rig.ask(CLIENT_7, Save(save, 0, keys, b"")), Claim, IDX)
+    claim = one(rig.ask(CLIENT_7, Save(save, 0, keys, NO_KEY)), Claim, IDX)
     sent = rig.answer(claim, Claimed(ClaimId(save), tuple(range(len(keys)))))
     take = said(sent, CopyBatch, CLIENT_7)
     assert (take.save, take.positions) == (save, tuple(range(len(keys))))
@@ -74,7 +74,7 @@ def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
 
 def test_known_keys_are_not_copied() -> None:
     rig, actor = stocked()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     sent = rig.answer(claim, Claimed(NO_CLAIM, ()))
     assert said(sent, Saved) == Saved(Status.OK, 0, 3)
     assert not pick(sent, CopyBatch) and idle(actor)
@@ -84,10 +84,10 @@ def test_bad_saves() -> None:
     rig, _ = stocked()
     begin(rig, 1)
     bad = Saved(Status.BAD_REQUEST, 0, 0)
-    assert said(rig.ask(CLIENT_7, Save(1, 0, KEYS, b"")), Saved) == bad
-    assert said(rig.ask(CLIENT_7, Save(2, 0, (), b"")), Saved) == bad
-    assert said(rig.ask(CLIENT_7, Save(3, 0, KEYS, b"short")), Saved) == bad
-    assert said(rig.ask(CLIENT_8, Save(4, 0, KEYS, b"")), Saved).status is Status.NOT_ATTACHED
+    assert said(rig.ask(CLIENT_7, Save(1, 0, KEYS, NO_KEY)), Saved) == bad
+    assert said(rig.ask(CLIENT_7, Save(2, 0, (), NO_KEY)), Saved) == bad
+    assert said(rig.ask(CLIENT_7, Save(3, 0, KEYS, Key(b"short"))), Saved) == bad
+    assert said(rig.ask(CLIENT_8, Save(4, 0, KEYS, NO_KEY)), Saved).status is Status.NOT_ATTACHED
 
 
 def test_drop_before_keep_frees_the_slots_and_publishes_nothing() -> None:
@@ -103,7 +103,7 @@ def test_drop_before_keep_frees_the_slots_and_publishes_nothing() -> None:
 
 def test_drop_before_the_claim_is_answered() -> None:
     rig, actor = stocked()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     assert rig.tell(CLIENT_7, Drop(1)) == []
     sent = rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2)))
     assert said(sent, Saved).status is Status.DROPPED
@@ -188,7 +188,7 @@ def test_a_silent_allocator_ends_the_save_too() -> None:
 
 def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
     rig, actor = stocked()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     assert said(rig.wait(INDEX_NS), Saved).status is Status.EXPIRED
     assert said(rig.answer(claim, Claimed(ClaimId(9), (0,))), EndClaim, IDX).number == 9
     assert idle(actor)
@@ -198,7 +198,7 @@ def test_more_blocks_than_slots_take_turns() -> None:
     rig, actor = stocked()
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], b"")), Claim)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     first = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2))), CopyBatch)
     assert first.positions == (0, 1)
     rig.tell(CLIENT_7, Keep(1, first.batch))
@@ -216,7 +216,7 @@ def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
     rig, actor = stocked()
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], b"")), Claim)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], NO_KEY)), Claim)
     take = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2, 3, 4))), CopyBatch)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.done(FillPages)

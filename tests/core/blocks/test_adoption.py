@@ -10,14 +10,14 @@ from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
 from pegaflow.core.pool.slab import Plan
-from pegaflow.wire.identities import GrantId, Incarnation, PageId, Stamp
+from pegaflow.wire.identities import GrantId, Incarnation, Key, Namespace, PageId, Stamp
 
 PAGE = 16 * 1024
 EXTENT = 8 * PAGE
 GEOMETRY = Geometry(6 * EXTENT, EXTENT)
 PER = GEOMETRY.records_per_extent
 HEADER = Header(bytes(16), b"boot", GEOMETRY.pool_bytes, EXTENT, PER, Incarnation(1))
-SPACES = (b"a" * 16, b"b" * 16, b"c" * 16)
+SPACES = tuple(Namespace(letter * 16) for letter in (b"a", b"b", b"c"))
 SIZES = (1000, PAGE, 3 * PAGE)  # payloads: an extent holds 8, 8 and 2 pages of them
 
 
@@ -26,7 +26,7 @@ def fresh() -> Ledger:
 
 
 def record(
-    page: int, key: bytes, shard: int = 0, shards: int = 1, seal: int = 0, space: int = 0
+    page: int, key: Key, shard: int = 0, shards: int = 1, seal: int = 0, space: int = 0
 ) -> Record:
     """A sealed page of an extent: payloads by extent, so that every extent is cut once."""
     length = SIZES[page // PER % len(SIZES)]
@@ -59,7 +59,7 @@ def test_single_pages(sealed: dict[int, tuple[int, bytes]], bad: set[int]) -> No
         p: e for p, e in sealed.items() if GEOMETRY.holds(PageId(p), size_of(p)) and p not in bad
     }
     for page, (space, key) in sealed.items():
-        ledger.seal([PageId(page)], [record(page, key, space=space)])
+        ledger.seal([PageId(page)], [record(page, Key(key), space=space)])
     for page in bad:
         ledger.quarantine(PageId(page))
     blocks, work, _ = adopt(ledger)
@@ -88,7 +88,7 @@ def test_tails_go_before_heads_and_older_before_younger() -> None:
     ledger = fresh()
     for page, (depth, seal) in enumerate([(0, 5), (1, 4), (1, 3), (2, 1)]):
         ledger.seal(
-            [PageId(page)], [record(page, bytes([page + 1]))._replace(depth=depth, seal=seal)]
+            [PageId(page)], [record(page, Key(bytes([page + 1])))._replace(depth=depth, seal=seal)]
         )
     _, work, _ = adopt(ledger)
     (pages,) = work.coldest().values()
@@ -98,9 +98,9 @@ def test_tails_go_before_heads_and_older_before_younger() -> None:
 def test_a_block_that_lacks_a_shard_is_nonsense() -> None:
     ledger = fresh()
     for shard, page in enumerate((4, 0, 2)):
-        ledger.seal([PageId(page)], [record(page, b"whole", shard, 3, seal=9)])
-    ledger.seal([PageId(6)], [record(6, b"half", 1, 3, seal=10)])
-    ledger.seal([PageId(7)], [record(7, b"half", 2, 3, seal=10)])
+        ledger.seal([PageId(page)], [record(page, Key(b"whole"), shard, 3, seal=9)])
+    ledger.seal([PageId(6)], [record(6, Key(b"half"), 1, 3, seal=10)])
+    ledger.seal([PageId(7)], [record(7, Key(b"half"), 2, 3, seal=10)])
     blocks, work, made = adopt(ledger)
     assert [(b.key, b.pages, b.stamps) for b in made] == [(b"whole", (4, 0, 2), (104, 100, 102))]
     assert sorted(work.nonsense) == [6, 7] and len(blocks) == 1
@@ -109,16 +109,16 @@ def test_a_block_that_lacks_a_shard_is_nonsense() -> None:
 
 def test_shards_of_two_seals_are_no_block() -> None:
     ledger = fresh()
-    ledger.seal([PageId(0)], [record(0, b"key", 0, 2, seal=9)])
-    ledger.seal([PageId(1)], [record(1, b"key", 1, 2, seal=10)])
+    ledger.seal([PageId(0)], [record(0, Key(b"key"), 0, 2, seal=9)])
+    ledger.seal([PageId(1)], [record(1, Key(b"key"), 1, 2, seal=10)])
     _, work, made = adopt(ledger)
     assert not made and sorted(work.nonsense) == [0, 1]
 
 
 def test_an_extent_has_one_page_size() -> None:
     ledger = fresh()
-    ledger.seal([PageId(0)], [record(0, b"first")])
-    ledger.seal([PageId(1)], [record(1, b"other")._replace(length=9000)])
+    ledger.seal([PageId(0)], [record(0, Key(b"first"))])
+    ledger.seal([PageId(1)], [record(1, Key(b"other"))._replace(length=9000)])
     blocks, work, _ = adopt(ledger)
     assert (blocks.pages(), work.nonsense) == ({0}, [1])
     plan = Plan(GEOMETRY)
@@ -131,7 +131,7 @@ def test_an_extent_has_one_page_size() -> None:
 def test_of_two_blocks_with_one_key_one_stays() -> None:
     ledger = fresh()
     for page in (0, 1, 5):
-        ledger.seal([PageId(page)], [record(page, b"same")])
+        ledger.seal([PageId(page)], [record(page, Key(b"same"))])
     blocks, work, _ = adopt(ledger)
     assert len(blocks) == 1 and len(work.nonsense) == 2 and work.bytes_ == PAGE
     assert blocks.pages() | set(work.nonsense) == {0, 1, 5}
@@ -140,7 +140,7 @@ def test_of_two_blocks_with_one_key_one_stays() -> None:
 def test_chunk_by_chunk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = fresh()
     for page in range(PER):
-        ledger.seal([PageId(page)], [record(page, b"key%d" % page)])
+        ledger.seal([PageId(page)], [record(page, Key(b"key%d" % page))])
     before = adopt(ledger)[0].pages()
     monkeypatch.setattr(adoption, "CHUNK", 3)
     assert adopt(ledger)[0].pages() == before == set(range(PER))

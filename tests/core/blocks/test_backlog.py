@@ -7,16 +7,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pegaflow.core.blocks import backlog as backlogs
 from pegaflow.core.blocks.backlog import Backlog
 from pegaflow.core.blocks.table import Block
+from pegaflow.wire.identities import Key, Namespace
 from tests.naming import as_pages, as_stamps
 
 PAGE = 4096
-NS, OTHER = b"n" * 16, b"o" * 16
+NS, OTHER = Namespace(b"n" * 16), Namespace(b"o" * 16)
 
 
-def block(at: int, namespace: bytes = NS, key_bytes: int = 8, pages: int = 1) -> Block:
+def block(at: int, namespace: Namespace = NS, key_bytes: int = 8, pages: int = 1) -> Block:
     ids = tuple(range(at * 8, at * 8 + pages))
     return Block(
-        namespace, at.to_bytes(key_bytes, "big"), PAGE, as_pages(*ids), as_stamps(*ids), at + 1, at
+        namespace,
+        Key(at.to_bytes(key_bytes, "big")),
+        PAGE,
+        as_pages(*ids),
+        as_stamps(*ids),
+        at + 1,
+        at,
     )
 
 

@@ -4,12 +4,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pegaflow.core.blocks.claims import ClaimTable
-from pegaflow.wire.identities import ClaimId
+from pegaflow.wire.identities import ClaimId, Key, Namespace
 
 TTL = 10
 HOLDERS = [("session", 1), ("session", 2)]
-NAMESPACES = [b"n" * 16, b"m" * 16]
-KEYS = [bytes([n]) * 32 for n in range(6)]
+NAMESPACES = [Namespace(b"n" * 16), Namespace(b"m" * 16)]
+KEYS = [Key(bytes([n]) * 32) for n in range(6)]
 holders = st.sampled_from(HOLDERS)
 namespaces = st.sampled_from(NAMESPACES)
 
@@ -27,7 +27,7 @@ class ClaimsAgainstList(RuleBasedStateMachine):
         self.now += step
 
     @rule(holder=holders, namespace=namespaces, keys=st.lists(st.sampled_from(KEYS), max_size=6))
-    def claim(self, holder: tuple[str, int], namespace: bytes, keys: list[bytes]) -> None:
+    def claim(self, holder: tuple[str, int], namespace: Namespace, keys: list[Key]) -> None:
         self.open = [row for row in self.open if row[4] > self.now]
         expected = []
         self.last[holder] += 1

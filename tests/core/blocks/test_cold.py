@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from pegaflow.core.blocks import cold
 from pegaflow.core.blocks.cold import ColdTable, hash_of, hashes_of
 from pegaflow.core.pool.ledger import MAX_KEY, Record
-from pegaflow.wire.identities import PageId, Stamp
+from pegaflow.wire.identities import Key, Namespace, PageId, Stamp
 
-any_key = st.binary(min_size=1, max_size=MAX_KEY)
+any_key = st.binary(min_size=1, max_size=MAX_KEY).map(Key)
 
 
-def table_of(keys: list[bytes], parts: int = 2) -> tuple[ColdTable, list[PageId]]:
+def table_of(keys: list[Key], parts: int = 2) -> tuple[ColdTable, list[PageId]]:
     """Key i in page i; the pages that were dropped."""
 
     def read(page: int) -> Record:
-        return Record(Stamp(1), 1, 0, 1, 4096, bytes(16), keys[page], None, 0)
+        return Record(Stamp(1), 1, 0, 1, 4096, Namespace(bytes(16)), keys[page], None, 0)
 
     table = ColdTable(read)
     hashes = np.array([cold.hash_of(key) for key in keys], np.uint64)
@@ -28,7 +28,7 @@ def table_of(keys: list[bytes], parts: int = 2) -> tuple[ColdTable, list[PageId]
 
 
 @given(st.lists(any_key, min_size=1))
-def test_one_by_one_or_all_at_once_the_hash_is_the_same(keys: list[bytes]) -> None:
+def test_one_by_one_or_all_at_once_the_hash_is_the_same(keys: list[Key]) -> None:
     for width in (MAX_KEY, -(-max(map(len, keys)) // 8) * 8):
         rows = np.frombuffer(b"".join(key.ljust(width, b"\0") for key in keys), np.uint8)
         assert hashes_of(rows.reshape(-1, width)).tolist() == [hash_of(key) for key in keys]
@@ -36,12 +36,12 @@ def test_one_by_one_or_all_at_once_the_hash_is_the_same(keys: list[bytes]) -> No
 
 def test_keys_of_a_counter_have_different_hashes() -> None:
     keys = [b"%016x%016x" % (chain, block) for chain in range(100) for block in range(100)]
-    assert len({hash_of(key) for key in keys}) == len(keys)
+    assert len({hash_of(Key(key)) for key in keys}) == len(keys)
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["hashed", "all hashes are one"])
 @given(keys=st.lists(any_key, min_size=1, max_size=30), strangers=st.lists(any_key, max_size=3))
-def test_what_is_there_is_found(same: bool, keys: list[bytes], strangers: list[bytes]) -> None:
+def test_what_is_there_is_found(same: bool, keys: list[Key], strangers: list[Key]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if same:
             patch.setattr(cold, "hash_of", lambda key: 7)
@@ -64,6 +64,6 @@ def test_what_is_there_is_found(same: bool, keys: list[bytes], strangers: list[b
 
 
 def test_parts_are_one_table() -> None:
-    keys = [b"%d" % n for n in range(50)]
+    keys = [Key(b"%d" % n) for n in range(50)]
     table, dropped = table_of(keys, parts=7)
     assert not dropped and [table.find(key) for key in keys] == list(range(50))

@@ -8,7 +8,7 @@ from pegaflow.core.blocks.leases import Lease, LeaseTable
 from pegaflow.core.blocks.table import Block
 from pegaflow.core.policy import lru as eviction
 from pegaflow.core.policy.lru import Lru
-from pegaflow.wire.identities import LeaseId
+from pegaflow.wire.identities import Key, LeaseId, Namespace
 from tests.naming import as_pages, as_stamps
 
 HOLDERS = [("session", 1), ("session", 2)]
@@ -17,8 +17,8 @@ holders = st.sampled_from(HOLDERS)
 
 def block_of(number: int, page_size: int, depth: int = 0) -> Block:
     return Block(
-        b"n" * 16,
-        number.to_bytes(8, "big"),
+        Namespace(b"n" * 16),
+        Key(number.to_bytes(8, "big")),
         page_size,
         as_pages(number),
         as_stamps(number),

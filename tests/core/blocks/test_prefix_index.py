@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pegaflow.core.blocks.table import Block, PrefixIndex
+from pegaflow.wire.identities import Key, Namespace
 from tests.naming import as_pages, as_stamps
 
 namespaces = st.sampled_from([b"n" * 16, b"m" * 16])
@@ -17,14 +18,14 @@ class IndexAgainstList(RuleBasedStateMachine):
         self.blocks: list[Block] = []
         self.next_page = 0
 
-    def model_get(self, namespace: bytes, key: bytes) -> Block | None:
+    def model_get(self, namespace: Namespace, key: Key) -> Block | None:
         for block in self.blocks:
             if (block.namespace, block.key) == (namespace, key):
                 return block
         return None
 
     @rule(namespace=namespaces, key=keys, shards=st.integers(1, 3))
-    def add(self, namespace: bytes, key: bytes, shards: int) -> None:
+    def add(self, namespace: Namespace, key: Key, shards: int) -> None:
         if self.model_get(namespace, key):
             return
         pages = tuple(range(self.next_page, self.next_page + shards))
@@ -41,7 +42,7 @@ class IndexAgainstList(RuleBasedStateMachine):
         assert all(self.index.by_page(page) is None for page in block.pages)
 
     @rule(namespace=namespaces, asked=st.lists(keys, max_size=8))
-    def find(self, namespace: bytes, asked: list[bytes]) -> None:
+    def find(self, namespace: Namespace, asked: list[Key]) -> None:
         expected = []
         for key in asked:
             block = self.model_get(namespace, key)
@@ -51,7 +52,7 @@ class IndexAgainstList(RuleBasedStateMachine):
         assert self.index.find(namespace, asked) == expected
 
     @rule(namespace=namespaces, key=keys)
-    def get(self, namespace: bytes, key: bytes) -> None:
+    def get(self, namespace: Namespace, key: Key) -> None:
         assert self.index.get(namespace, key) is self.model_get(namespace, key)
 
     @invariant()

@@ -14,7 +14,7 @@ from pegaflow.core.pool.ledger import (
     ledger_bytes,
 )
 from pegaflow.core.pool.scan import occupied, scan
-from pegaflow.wire.identities import Incarnation, PageId, Stamp
+from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
 from tests.naming import as_pages
 
 EXTENTS, PER_EXTENT = 3, 4
@@ -34,8 +34,8 @@ def records(draw: st.DrawFn) -> Record:
         shard=draw(st.integers(0, shards - 1)),
         shards=shards,
         length=draw(u32),
-        namespace=draw(st.binary(min_size=16, max_size=16)),
-        key=draw(st.binary(min_size=1, max_size=64)),
+        namespace=Namespace(draw(st.binary(min_size=16, max_size=16))),
+        key=Key(draw(st.binary(min_size=1, max_size=64))),
         checksum=draw(st.none() | u64),
         depth=draw(u32),
     )
@@ -133,7 +133,9 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ledger, "_words", watched)
     at = HEADER_BYTES + 2 * RECORD_BYTES
     before = bytes(buffer[at + 8 : at + RECORD_BYTES])
-    ledger.seal([PageId(2)], [Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", None, 3)])
+    ledger.seal(
+        [PageId(2)], [Record(Stamp(1), 2, 0, 1, 99, Namespace(bytes(16)), Key(b"key"), None, 3)]
+    )
     assert watched.writes[0] == (0, before)
     word, body = watched.writes[-1]
     assert word != 0
@@ -142,7 +144,7 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_sealing_a_sealed_page_is_our_bug() -> None:
     _, ledger = fresh()
-    record = Record(Stamp(1), 2, 0, 1, 99, bytes(16), b"key", 17, 3)
+    record = Record(Stamp(1), 2, 0, 1, 99, Namespace(bytes(16)), Key(b"key"), 17, 3)
     ledger.seal([PageId(0)], [record])
     with pytest.raises(AssertionError):
         ledger.seal([PageId(0)], [record])

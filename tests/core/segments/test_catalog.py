@@ -5,17 +5,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pegaflow.core.segments.catalog import Catalog, Segment
 from pegaflow.core.segments.codec import Row, joined
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key, Namespace
 
-NS = b"n" * 16
+NS = Namespace(b"n" * 16)
 SIZE = 4096
 
 
-def row(at: int, offset: int = 0, namespace: bytes = NS) -> Row:
-    return Row(offset, 7, Incarnation(1), SIZE, at, 1, namespace, b"key-%04d" % at)
+def row(at: int, offset: int = 0, namespace: Namespace = NS) -> Row:
+    return Row(offset, 7, Incarnation(1), SIZE, at, 1, namespace, Key(b"key-%04d" % at))
 
 
-def key(at: int) -> bytes:
+def key(at: int) -> Key:
     return row(at).key
 
 
@@ -68,7 +68,7 @@ def test_a_block_that_is_corrupt_is_nowhere() -> None:
 def test_a_listing_is_every_namespace() -> None:
     catalog, other = Catalog(), b"o" * 16
     segment = catalog.segment(0, 1, 1 << 20)
-    catalog.append(segment, [row(1), row(2), row(1, namespace=other)])
+    catalog.append(segment, [row(1), row(2), row(1, namespace=Namespace(other))])
     listed = {found.namespace: keys for found, keys in catalog.listing()}
     assert listed == {NS: [key(1), key(2)], other: [key(1)]}
 

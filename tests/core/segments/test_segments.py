@@ -24,11 +24,11 @@ from pegaflow.core.segments.codec import (
     row_at,
     unpack_rows,
 )
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.layout import PAGE_ALIGN
 
 UUID = bytes(range(16))
-NS = b"n" * 16
+NS = Namespace(b"n" * 16)
 PAGE_SUM_EMPTY = 0x2D06800538D394C2
 PAGE_SUM_X = 0x854C667088EFE093
 HEAD_HEX = (
@@ -66,7 +66,7 @@ def segment(groups: int, blocks: int = 2, payload: int = 5000) -> tuple[bytearra
             offset = at + PAGE_ALIGN + n * len(page)
             sum_ = block_sum([page_sum(page[:payload])])
             some.append(
-                Row(offset, sum_, Incarnation(1), payload, n, 1, NS, bytes([number, n]) * 8)
+                Row(offset, sum_, Incarnation(1), payload, n, 1, NS, Key(bytes([number, n]) * 8))
             )
             pages += page
         file += group(UUID, number, some) + pages
@@ -177,13 +177,13 @@ def test_a_group_that_does_not_fit_its_place_is_none() -> None:
     assert read_group(page, UUID, HEAD_BYTES) is not None
     assert read_group(page, UUID, 2 * HEAD_BYTES) is None, "a copy of it elsewhere"
     assert read_group(page, bytes(16), HEAD_BYTES) is None, "of an older file in this place"
-    many = [Row(0, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NS, b"k" * 8)] * GROUP_ROWS
+    many = [Row(0, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NS, Key(b"k" * 8))] * GROUP_ROWS
     assert len(group(UUID, 0, many)) == PAGE_ALIGN
 
 
 def test_the_format_is_frozen() -> None:
     """What is on users' disks is still read: a change needs another VERSION."""
-    row = Row(8192, 0x1122334455667788, Incarnation(9), 5000, 3, 2, NS, b"key-0001")
+    row = Row(8192, 0x1122334455667788, Incarnation(9), 5000, 3, 2, NS, Key(b"key-0001"))
     assert pack_row(row).hex() == (
         "0020000000000000887766554433221109000000000000008813000003000000020008"
         + (b"\0" + NS + b"key-0001".ljust(64, b"\0") + bytes(12)).hex()
