@@ -32,6 +32,7 @@ HEARTBEAT_TIMEOUT_MS: Milliseconds = 3000
 """A TCP link that is silent so long is closed: as patient as the watchdog is with a process."""
 
 _PR_SET_PTRACER = 0x59616D61
+_PF_EXITING = 0x4
 _libc = ctypes.CDLL(None)
 
 QUEUE_MAX: Count = 10_000
@@ -71,9 +72,7 @@ def generation() -> bytes:
 
 def start_ticks() -> int:
     """Start time of this process in clock ticks since boot: field 22 of its stat."""
-    with open("/proc/self/stat", "rb") as file:
-        stat = file.read()
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    return int(_stat("/proc/self/stat")[19])
 
 
 def is_ready(pid: int) -> bool:
@@ -81,13 +80,43 @@ def is_ready(pid: int) -> bool:
     folder = f"/proc/{pid}/task"
     try:
         for name in os.listdir(folder):
-            with open(f"{folder}/{name}/stat", "rb") as file:
-                stat = file.read()
-            if stat[stat.rindex(b")") + 2 :].startswith(b"R"):
+            if _stat(f"{folder}/{name}/stat")[0] == b"R":
                 return True
     except OSError:
         return False  # it is ending
     return False
+
+
+def is_past_running(pid: int) -> bool:
+    """Whether a process that was killed can run nothing any more, in the kernel or outside it.
+
+    A process's pidfd tells of its death only when its memory is torn down, which takes some 50 ms
+    for each GiB of a pool that it has touched; an engine that waits for the session's last write
+    would wait as long.  A thread is past its last system call once it is marked as exiting
+    (PF_EXITING in field 9 of its stat, include/linux/sched.h), so all of its copies have ended when
+    all threads are.  This holds for bytes that a processor copies, and for none that a device does.
+
+    Args:
+        pid: a process of which we hold a pidfd, so that its number is nobody else's, and that was
+            sent SIGKILL before: from then on it starts no thread.
+
+    Returns:
+        False also where /proc does not say.
+    """
+    try:
+        threads = int(_stat(f"/proc/{pid}/stat")[17])  # before the list, which may lack one
+        names = os.listdir(f"/proc/{pid}/task")
+        flags = [int(_stat(f"/proc/{pid}/task/{name}/stat")[6]) for name in names]
+    except (OSError, ValueError, IndexError):
+        return False  # a thread ended meanwhile: the next look tells
+    return len(names) == threads and all(flag & _PF_EXITING for flag in flags)
+
+
+def _stat(path: str) -> list[bytes]:
+    """The fields of a stat file from the third on."""
+    with open(path, "rb") as file:
+        stat = file.read()
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def pid_namespace() -> int:

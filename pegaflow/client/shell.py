@@ -38,6 +38,7 @@ from .effects import (
 )
 from .handshake import Monitor
 from .machine import Machine
+from .operations import State
 from .presence import look
 from .results import Done
 
@@ -46,6 +47,10 @@ DRAIN_MAX: Count = 256
 
 LOOK_NS: Nanoseconds = 50_000_000
 """Longest wait of one look at the sockets where nothing has a deadline."""
+
+DYING_LOOK_NS: Nanoseconds = 2_000_000
+"""Time between two looks at a session that was killed: a load that it may still write waits for
+them, and nothing tells when its last thread is past running."""
 
 _HELD: "set[zmq.Context[zmq.Socket[bytes]] | zmq.Socket[bytes]]" = set()
 """What is open here: a context that is garbage together with its sockets waits for them for ever,
@@ -133,6 +138,8 @@ class Shell:
         now = time.monotonic_ns()
         times = [t for t in (until, self._machine.wake_at()) if t is not None]
         wait = max(0, min(times, default=now + LOOK_NS) - now)
+        if self._machine.state is State.DYING:
+            wait = min(wait, DYING_LOOK_NS)
         for ready, event in self._poller.poll(-(-wait // 1_000_000) if wait >= 1_000_000 else 0):
             if ready == self._pidfd:
                 self._apply(self._machine.session_died(time.monotonic_ns()))
@@ -144,6 +151,9 @@ class Shell:
                 if event & zmq.POLLOUT:
                     self._flush(ready)
                 self._receive(ready)
+        dying = self._machine.state is State.DYING
+        if dying and place.is_past_running(self._session_pid):
+            self._apply(self._machine.session_died(time.monotonic_ns()))
         self._apply(self._machine.wake(time.monotonic_ns()))
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
@@ -255,7 +265,7 @@ class Shell:
         self._apply(self._machine.dialled(self._pidfd >= 0, time.monotonic_ns()))
 
     def _kill_session(self) -> None:
-        """Its death is seen by its pidfd, whoever kills it."""
+        """Its death is seen by its pidfd, whoever kills it, or before that by its threads."""
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 

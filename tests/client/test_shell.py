@@ -1,18 +1,20 @@
 """What a broken session or front desk may tell a client: a refusal for the log, no exception."""
 
 import gc
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pegaflow.client import Client
+from pegaflow.client import Client, place
 from pegaflow.client.effects import DialSession, MapFiles
 from pegaflow.client.operations import Kind, Operation, State
 from pegaflow.client.shell import _HELD, DRAIN_MAX
 from pegaflow.wire.identities import Incarnation, Namespace
 from pegaflow.wire.session import Attached
+from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
 
 PEER = Address(SESSION, Incarnation(4))
@@ -56,6 +58,20 @@ def test_a_service_that_cannot_be_dialled(endpoint: str, why: str) -> None:
 def test_a_pid_that_cannot_be(client: Client, pid: int) -> None:
     client._apply([DialSession(PEER, "somewhere", pid)])
     assert client._pidfd == -1 and client.poll(0) == []
+
+
+def test_a_killed_session_is_dead_once_no_thread_of_it_can_run(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client._apply([DialSession(PEER, "somewhere", os.getpid())])
+    machine = client._machine
+    machine.state, machine.session = State.DYING, PEER
+    machine.operations[1] = Operation(Kind.LOAD, 1 << 62, (3,), direct=True)
+    past = [False, True]
+    monkeypatch.setattr(place, "is_past_running", lambda pid: past.pop(0))
+    assert client.poll(0) == [] and machine.state is State.DYING
+    assert [done.status for done in client.poll(0)] == [Status.PEER_GONE]
+    assert machine.state is not State.DYING and not past
 
 
 def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from pegaflow.client.place import is_ready
+from pegaflow.client.place import is_past_running, is_ready
 from pegaflow.device.waits import Thread, Wait, Waits, threads
 from tests.procs.service import eventually
 
@@ -96,6 +96,29 @@ def test_a_client_sees_whether_a_process_would_run() -> None:
         os.kill(pid, signal.SIGSTOP)
         os.waitid(os.P_PID, pid, os.WSTOPPED)
         assert not is_ready(pid)
+
+
+def test_who_was_killed_is_past_running_before_it_is_reaped() -> None:
+    threads_too = (
+        f"import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()\n{SPIN}"
+    )
+    with process(threads_too) as pid:
+        eventually("both threads are there", lambda: len(threads(pid)) == 2)
+        assert not is_past_running(pid), "it runs"
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        assert not is_past_running(pid), "it may go on"
+        os.kill(pid, signal.SIGKILL)
+        eventually("no thread runs any more", lambda: is_past_running(pid))
+    assert not is_past_running(pid), "it is gone, and its number may be another's"
+
+
+def test_a_thread_that_the_list_lacks_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with process(SPIN) as pid:
+        os.kill(pid, signal.SIGKILL)
+        eventually("no thread runs any more", lambda: is_past_running(pid))
+        monkeypatch.setattr(os, "listdir", lambda folder: [])
+        assert not is_past_running(pid)
 
 
 @pytest.fixture
