@@ -209,7 +209,15 @@ class Reading(Part):
             return self._fail(fetch, [position])
         row = segment.row(first)
         payload, shards, size = row.payload, row.shards, row.length
-        run = _Run(fetch, [position], segment, [first], [row], [shards], size)
+        run = _Run(
+            fetch=fetch,
+            positions=[position],
+            segment=segment,
+            places=[first],
+            rows=[row],
+            stretches=[shards],
+            length=size,
+        )
         most, end = self._run_bytes(len(msg.keys) * size), row.offset + size
         while fetch.todo and len(run.rows) < RUN_ROWS and run.length + size <= most:
             found = self._volumes.catalog.find(msg.namespace, msg.keys[fetch.todo[0]])
@@ -308,17 +316,17 @@ class Reading(Part):
         welcome = self._member.welcome
         verify = welcome is not None and welcome.verify
         seal = Seal(
-            msg.number,
-            msg.namespace,
-            run.rows[0].page_bytes,
-            run.rows[0].payload,
-            shards,
-            tuple(msg.keys[p] for p in positions),
-            tuple(msg.parents[p] for p in positions),
-            tuple(run.grant.pages[at] for at in places),
-            tuple(run.grant.stamps[at] for at in places),
-            tuple(sums[at] for at in places) if verify else (),
-            tuple(run.rows[at].depth for at in good),
+            claim=msg.number,
+            namespace=msg.namespace,
+            page_size=run.rows[0].page_bytes,
+            payload=run.rows[0].payload,
+            shards=shards,
+            keys=tuple(msg.keys[p] for p in positions),
+            parents=tuple(msg.parents[p] for p in positions),
+            pages=tuple(run.grant.pages[at] for at in places),
+            stamps=tuple(run.grant.stamps[at] for at in places),
+            checksums=tuple(sums[at] for at in places) if verify else (),
+            depths=tuple(run.rows[at].depth for at in good),
         )
         run.positions = positions
         self._volumes.catalog.were_read(run.segment, [run.places[at] for at in good])

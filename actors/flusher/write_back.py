@@ -268,19 +268,19 @@ class WriteBack(Part):
         places = [p * shards + shard for p in batch.positions for shard in range(shards)]
         offset, index = writer.begin(batch.length, len(batch.positions))
         return WriteGroup(
-            writer.volume.number,
-            writer.segment.number,
-            index,
-            offset,
-            msg.namespace,
-            msg.page_size,
-            msg.payload,
-            shards,
-            self._member.address.incarnation,
-            tuple(msg.keys[p] for p in batch.positions),
-            tuple(msg.depths[p] for p in batch.positions),
-            self._geometry.offsets([msg.pages[at] for at in places], msg.page_size),
-            tuple(msg.sums[at] for at in places) if msg.sums else (),
+            volume=writer.volume.number,
+            segment=writer.segment.number,
+            index=index,
+            offset=offset,
+            namespace=msg.namespace,
+            page_size=msg.page_size,
+            payload=msg.payload,
+            shards=shards,
+            generation=self._member.address.incarnation,
+            keys=tuple(msg.keys[p] for p in batch.positions),
+            depths=tuple(msg.depths[p] for p in batch.positions),
+            pages=self._geometry.offsets([msg.pages[at] for at in places], msg.page_size),
+            sums=tuple(msg.sums[at] for at in places) if msg.sums else (),
         )
 
     def _without(self, batch: Batch, offsets: U64s, bad: set[int], now: int) -> list[Effect]:
@@ -303,14 +303,14 @@ def _rows(job: WriteGroup, sums: U64s) -> list[Row]:
     start = job.offset + PAGE_ALIGN
     return [
         Row(
-            start + at * length,
-            sum_,
-            job.generation,
-            job.payload,
-            depth,
-            job.shards,
-            job.namespace,
-            key,
+            offset=start + at * length,
+            checksum=sum_,
+            generation=job.generation,
+            payload=job.payload,
+            depth=depth,
+            shards=job.shards,
+            namespace=job.namespace,
+            key=key,
         )
         for at, (key, depth, sum_) in enumerate(zip(job.keys, job.depths, sums, strict=True))
     ]

@@ -165,7 +165,15 @@ class Lookup(Part):
         self._newest += 1
         answer_at = sender.deadline - margin
         asked = tuple(dict.fromkeys(place.tier for place in missing.values()))
-        wait = Wait(sender, msg.namespace, keys, self._newest, answer_at, missing, asked)
+        wait = Wait(
+            sender=sender,
+            namespace=msg.namespace,
+            keys=keys,
+            number=self._newest,
+            answer_at=answer_at,
+            missing=missing,
+            tiers=asked,
+        )
         for tier in asked:
             tier.waits += 1
         self.waits.setdefault(sender.address, {})[wait.number] = wait

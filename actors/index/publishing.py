@@ -121,14 +121,14 @@ class Publishing(Part):
         first, end = at * msg.shards, (at + 1) * msg.shards
         self._seals += 1
         return Block(
-            msg.namespace,
-            msg.keys[at],
-            msg.page_size,
-            msg.pages[first:end],
-            msg.stamps[first:end],
-            self._first_seal + self._seals,
-            msg.depths[at] if msg.depths else parent.depth + 1 if parent else 0,
-            msg.parents[at],
+            namespace=msg.namespace,
+            key=msg.keys[at],
+            page_size=msg.page_size,
+            pages=msg.pages[first:end],
+            stamps=msg.stamps[first:end],
+            seal=self._first_seal + self._seals,
+            depth=msg.depths[at] if msg.depths else parent.depth + 1 if parent else 0,
+            parent=msg.parents[at],
             checksums=msg.checksums[first:end] or (0,) * msg.shards,
             born=now,
         )

@@ -11,7 +11,9 @@ from pegaflow.wire.values import NOBODY
 
 from .tiers import Space
 
-NOT_SAID = Tier(False, 0, 0, 0, 0, 0, 0)
+NOT_SAID = Tier(
+    writable=False, depth=0, window=0, batch_blocks=0, batch_bytes=0, block_bytes=0, prefetch=0
+)
 """What is known of a flusher that has not said its Tier."""
 
 

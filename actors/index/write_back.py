@@ -194,16 +194,16 @@ class WriteBack(Part):
             return []
         sums = tuple(chain.from_iterable([block.checksums for block in blocks]))
         flush = Flush(
-            lease.number,
-            first.namespace,
-            blocks[0].page_size,
-            first.length,
-            len(blocks[0].pages),
-            tuple([block.key for block in blocks]),
-            tuple(chain.from_iterable([block.pages for block in blocks])),
-            tuple([block.depth for block in blocks]),
-            sums if any(sums) else (),
-            round(100 * self._share(now)),
+            number=lease.number,
+            namespace=first.namespace,
+            page_size=blocks[0].page_size,
+            payload=first.length,
+            shards=len(blocks[0].pages),
+            keys=tuple([block.key for block in blocks]),
+            pages=tuple(chain.from_iterable([block.pages for block in blocks])),
+            depths=tuple([block.depth for block in blocks]),
+            sums=sums if any(sums) else (),
+            share=round(100 * self._share(now)),
         )
         return [Send(self._log.flusher, flush)]
 

@@ -262,13 +262,13 @@ def child_command(address: Address, settings: Settings, supervisor: Incarnation)
 def flush_plan(settings: Settings) -> FlushPlan:
     """What the flusher is told."""
     return FlushPlan(
-        settings.ssd_cache_path,
-        settings.ssd_cache_capacity,
-        settings.ssd_free_floor,
-        settings.ssd_write_queue_depth,
-        settings.ssd_write_inflight,
-        settings.ssd_prefetch_inflight,
-        settings.max_prefetch_blocks,
-        settings.ssd_admission is Admission.REUSED,
-        settings.drain_timeout * 1_000_000_000,
+        paths=settings.ssd_cache_path,
+        capacity=settings.ssd_cache_capacity,
+        floor=settings.ssd_free_floor,
+        write_queue_depth=settings.ssd_write_queue_depth,
+        write_inflight=settings.ssd_write_inflight,
+        prefetch_inflight=settings.ssd_prefetch_inflight,
+        max_prefetch_blocks=settings.max_prefetch_blocks,
+        reused_only=settings.ssd_admission is Admission.REUSED,
+        drain_ns=settings.drain_timeout * 1_000_000_000,
     )

@@ -142,13 +142,13 @@ class Attachment(Part):
 
         rank.running += 1
         job = MapEngine(
-            rank.mapping,
-            asked.pid,
-            asked.started,
-            asked.bases,
-            rank.layout,
-            asked.scratch,
-            proof,
+            mapping=rank.mapping,
+            pid=asked.pid,
+            started=asked.started,
+            bases=asked.bases,
+            layout=rank.layout,
+            scratch=asked.scratch,
+            proof=proof,
         )
         return [Do(job, mapped)]
 
@@ -188,17 +188,17 @@ class Attachment(Part):
             engine.space.namespace if engine.complete and engine.space is not None else NO_NAMESPACE
         )
         answer = Attached(
-            welcome.pool_path,
-            welcome.pool_bytes,
-            path,
-            rank.slots,
-            rank.page_size,
-            space,
-            rank.loads,
-            rank.saves,
-            rank.note,
-            welcome.pool_file,
-            file,
+            pool_path=welcome.pool_path,
+            pool_bytes=welcome.pool_bytes,
+            bounce_path=path,
+            slots=rank.slots,
+            page_size=rank.page_size,
+            namespace=space,
+            loads=rank.loads,
+            saves=rank.saves,
+            note=rank.note,
+            pool_file=welcome.pool_file,
+            bounce_file=file,
         )
         facts = (
             ("engine", engine.name),

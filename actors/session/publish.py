@@ -124,14 +124,14 @@ class Publishing(Part):
 def _seal_of(space: Space, order: Order, whole: tuple[int, ...]) -> Seal:
     pages = [order.shards[p][rank] for p in whole for rank in range(space.world)]
     return Seal(
-        order.claim or NO_CLAIM,
-        space.namespace,
-        space.page_size,
-        space.payload,
-        space.world,
-        tuple(order.keys[p] for p in whole),
-        tuple(map(order.parent_of, whole)),
-        tuple(page for page, _ in pages),
-        tuple(stamp for _, stamp in pages),
-        tuple(order.sums.get(page, 0) for page, _ in pages) if order.sums else (),
+        claim=order.claim or NO_CLAIM,
+        namespace=space.namespace,
+        page_size=space.page_size,
+        payload=space.payload,
+        shards=space.world,
+        keys=tuple(order.keys[p] for p in whole),
+        parents=tuple(map(order.parent_of, whole)),
+        pages=tuple(page for page, _ in pages),
+        stamps=tuple(stamp for _, stamp in pages),
+        checksums=tuple(order.sums.get(page, 0) for page, _ in pages) if order.sums else (),
     )

@@ -134,7 +134,14 @@ class Saves(Part):
         joins = order is not None
         if order is None:
             early = self._orders.was_committed(msg.order)
-            order = Order(name, msg.keys, msg.parent, now, world, not msg.commits or early)
+            order = Order(
+                name=name,
+                keys=msg.keys,
+                parent=msg.parent,
+                born=now,
+                world=world,
+                committed=not msg.commits or early,
+            )
         share = Share(order, rank, sender, msg)
         self._orders.add(order, share)
         if joins:

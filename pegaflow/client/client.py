@@ -90,17 +90,17 @@ class Client(Shell):
         url = place.as_url(endpoint)
         super().__init__(
             Who(
-                engine.encode(errors="backslashreplace").decode(),
-                namespace,
-                probe,
-                world,
-                opens,
-                WAYS[way],
-                generation,
-                url,
-                place.client_keys(curve) if url.startswith(place.TCP) else None,
-                place.client_trust(owner),
-                context,
+                engine=engine.encode(errors="backslashreplace").decode(),
+                namespace=namespace,
+                probe=probe,
+                world=world,
+                opens=opens,
+                way=WAYS[way],
+                generation=generation,
+                endpoint=url,
+                keys=place.client_keys(curve) if url.startswith(place.TCP) else None,
+                trust=place.client_trust(owner),
+                context=context,
             )
         )
 

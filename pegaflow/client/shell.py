@@ -90,16 +90,16 @@ class Shell:
         self._pid = os.getpid()
         self._machine = Machine(
             Identity(
-                place.new_address(),
-                who.engine,
-                who.generation or place.generation(),
-                who.namespace,
-                who.probe,
-                who.world,
-                self._pid,
-                place.start_ticks(),
-                who.opens,
-                place.pid_namespace(),
+                address=place.new_address(),
+                engine=who.engine,
+                generation=who.generation or place.generation(),
+                namespace=who.namespace,
+                probe=who.probe,
+                world=who.world,
+                pid=self._pid,
+                started=place.start_ticks(),
+                opens=who.opens,
+                pid_namespace=place.pid_namespace(),
             ),
             busy=lambda: place.is_ready(self._session_pid),
         )
@@ -125,12 +125,12 @@ class Shell:
 
     def _described(self, memory: EngineMemory) -> Memory:
         return Memory(
-            self._rank,
-            memory.layout,
-            memory.region_bytes,
-            self._who.way,
-            memory.addresses,
-            ctypes.addressof(self._scratch),
+            rank=self._rank,
+            layout=memory.layout,
+            region_bytes=memory.region_bytes,
+            way=self._who.way,
+            bases=memory.addresses,
+            scratch=ctypes.addressof(self._scratch),
         )
 
     def _turn(self, until: int | None) -> None:

@@ -119,12 +119,12 @@ def make(
         UserError: there is no room.
     """
     header = Header(
-        os.urandom(UUID_BYTES),
-        boot_id(),
-        geometry.pool_bytes,
-        geometry.extent_bytes,
-        geometry.records_per_extent,
-        incarnation,
+        pool_uuid=os.urandom(UUID_BYTES),
+        boot_id=boot_id(),
+        pool_bytes=geometry.pool_bytes,
+        extent_bytes=geometry.extent_bytes,
+        records_per_extent=geometry.records_per_extent,
+        incarnation=incarnation,
     )
     file, pool = _create(stem, geometry, above)
     try:
@@ -265,7 +265,8 @@ def _shown(files: PoolFiles) -> Kept:
     run_dir = os.fsdecode(files.pool.read(at, TRAILER_BYTES - _RUN_DIR_AT).rstrip(b"\0"))
     taken = sum(os.fstat(f.fd).st_blocks * 512 for f in (files.pool, files.file))
     owner = locks.owner(files.file.fd)
-    return Kept(files.pool.path, owner, files.header.pool_bytes, taken, files.sealed()[1], run_dir)
+    path, total, sealed = files.pool.path, files.header.pool_bytes, files.sealed()[1]
+    return Kept(path, owner, total, taken_bytes=taken, sealed_bytes=sealed, run_dir=run_dir)
 
 
 def adopt(stem: str, wanted: Wanted) -> Found:

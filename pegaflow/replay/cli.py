@@ -100,7 +100,17 @@ def replay_command(
     seed = os.urandom(16) if namespace is None else namespace.encode()
     space = blake2b(seed, digest_size=32, person=b"replay namespace").digest()
     with _progress(len(trace)) as progress:
-        outcome = run(Plan(trace, engines, shape, space, endpoint, restart), progress)
+        outcome = run(
+            Plan(
+                trace=trace,
+                engines=engines,
+                shape=shape,
+                namespace=space,
+                endpoint=endpoint,
+                kill=restart,
+            ),
+            progress,
+        )
     if not outcome.attached and outcome.errors:
         return _fail(outcome.errors[0], 1)
     lines = list(report.rows(outcome, top))

@@ -59,16 +59,16 @@ def total(records: Iterable[Record]) -> Totals:
     for row in rows:
         failures.update(row.failures)
     return Totals(
-        sum(row.asked for row in rows),
-        sum(row.served for row in rows),
-        sum(row.verified_bytes for row in rows),
-        sum(row.wrong_bytes for row in rows),
-        next((row.wrong for row in rows if row.wrong), ""),
-        _speeds([(row.load_bytes, row.load_seconds) for row in rows]),
-        _speeds([(row.save_bytes, row.save_seconds) for row in rows]),
-        float(np.percentile(lookups, 50)),
-        float(np.percentile(lookups, 99)),
-        dict(failures),
+        asked=sum(row.asked for row in rows),
+        served=sum(row.served for row in rows),
+        verified_bytes=sum(row.verified_bytes for row in rows),
+        wrong_bytes=sum(row.wrong_bytes for row in rows),
+        wrong=next((row.wrong for row in rows if row.wrong), ""),
+        load=_speeds([(row.load_bytes, row.load_seconds) for row in rows]),
+        save=_speeds([(row.save_bytes, row.save_seconds) for row in rows]),
+        lookup_p50=float(np.percentile(lookups, 50)),
+        lookup_p99=float(np.percentile(lookups, 99)),
+        failures=dict(failures),
     )
 
 

@@ -118,7 +118,15 @@ class Runner:
         plan = self._plan
         name = f"engine-{number}"
         path, log = folder / f"{name}.{life}.json", folder / f"{name}.{life}.log"
-        job = Job(name, plan.namespace.hex(), plan.endpoint, plan.shape, 0, str(folder), requests)
+        job = Job(
+            engine=name,
+            namespace=plan.namespace.hex(),
+            endpoint=plan.endpoint,
+            shape=plan.shape,
+            spawned_ns=0,
+            tree=str(folder),
+            requests=requests,
+        )
         path.write_text(json.dumps(asdict(replace(job, spawned_ns=time.monotonic_ns()))))
         with log.open("wb") as errors, signals.held():
             process = subprocess.Popen(

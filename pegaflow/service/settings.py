@@ -67,7 +67,9 @@ def said(
     unset: str = "none",
 ) -> Any:
     """Declare a field of `Settings`; the arguments are those of `Setting`, and its default."""
-    setting = Setting(parse, help, metavar, many, choices, unset)
+    setting = Setting(
+        parse=parse, help=help, metavar=metavar, many=many, choices=choices, unset=unset
+    )
     return field(default=default, metadata={"setting": setting})
 
 

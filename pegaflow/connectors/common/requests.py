@@ -317,7 +317,14 @@ class Requests:
         self._order += 1
         self._open[self._order] = _Open(tracked, frozenset(targets), self._ranks)
         tracked.open.add(self._order)
-        return SaveOrder(self._order, request, keys, targets, parent, first)
+        return SaveOrder(
+            order=self._order,
+            request=request,
+            keys=keys,
+            blocks=targets,
+            parent=parent,
+            first=first,
+        )
 
     def void(self, tracked: Tracked, first: int) -> None:
         """What was saved from this block on is not published: it is saved again."""

@@ -136,7 +136,15 @@ def _entries(tensor: Tensor, axis: int, split: int, region: int) -> list[LayerLa
     for stride, count in outer[1:]:
         starts = [start + stride * index for index in range(count) for start in starts]
     return [
-        LayerLayout(region, start, step * split, run, segments, segment_stride) for start in starts
+        LayerLayout(
+            region=region,
+            offset=start,
+            block_stride=step * split,
+            segment_bytes=run,
+            segments=segments,
+            segment_stride=segment_stride,
+        )
+        for start in starts
     ]
 
 

@@ -115,7 +115,16 @@ def settings(
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
     reading = Reading(one_of("weights_hash", tuple(Reading)))
-    made = Settings(where.url, where.curve, mode, timeout / 1000, way, role, reading, where.owner)
+    made = Settings(
+        endpoint=where.url,
+        curve=where.curve,
+        mode=mode,
+        timeout_s=timeout / 1000,
+        way=way,
+        role=role,
+        weights_hash=reading,
+        owner=where.owner,
+    )
     if f"{PREFIX}mode" in extra:
         said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
         if mode is not Mode.SAVE_ONLY and not made.loads:
@@ -182,16 +191,16 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
         warnings.append(f"no other engine will find what this one caches: {found.private}")
         found.base["private"] = compat.generation(vllm_config).hex()
     made = Engine(
-        compat.engine_id(vllm_config),
-        vllm_config,
-        chosen,
-        compat.block_tokens(vllm_config, kv_cache_config),
-        compat.hash_tokens(vllm_config, kv_cache_config),
-        compat.world(vllm_config),
-        compat.rank(vllm_config),
-        parent,
-        namespace(found.base, probe),
-        found.private,
-        adapter_settings(vllm_config),
+        name=compat.engine_id(vllm_config),
+        config=vllm_config,
+        settings=chosen,
+        block_tokens=compat.block_tokens(vllm_config, kv_cache_config),
+        hash_tokens=compat.hash_tokens(vllm_config, kv_cache_config),
+        world=compat.world(vllm_config),
+        rank=compat.rank(vllm_config),
+        parent=parent,
+        space=namespace(found.base, probe),
+        private=found.private,
+        adapters=adapter_settings(vllm_config),
     )
     return made, warnings

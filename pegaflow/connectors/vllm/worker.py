@@ -82,14 +82,14 @@ def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
         storage = cache.untyped_storage()
         found.append(
             Tensor(
-                layer,
-                tuple(cache.shape),
-                tuple(cache.stride()),
-                int(cache.storage_offset()),
-                int(cache.element_size()),
-                str(cache.dtype),
-                int(storage.data_ptr()),
-                int(storage.nbytes()),
+                layer=layer,
+                shape=tuple(cache.shape),
+                stride=tuple(cache.stride()),
+                offset=int(cache.storage_offset()),
+                element=int(cache.element_size()),
+                dtype=str(cache.dtype),
+                storage=int(storage.data_ptr()),
+                storage_bytes=int(storage.nbytes()),
             )
         )
     return found

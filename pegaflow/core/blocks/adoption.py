@@ -132,12 +132,12 @@ def _block_of(parts: list[tuple[PageId, Record]]) -> Block | None:
     if len(same) > 1:
         return None
     return Block(
-        first.namespace,
-        first.key,
-        -(-first.length // PAGE_ALIGN) * PAGE_ALIGN,
-        tuple(page for page, _ in parts),
-        tuple(record.stamp for _, record in parts),
-        first.seal,
-        first.depth,
+        namespace=first.namespace,
+        key=first.key,
+        page_size=-(-first.length // PAGE_ALIGN) * PAGE_ALIGN,
+        pages=tuple(page for page, _ in parts),
+        stamps=tuple(record.stamp for _, record in parts),
+        seal=first.seal,
+        depth=first.depth,
         checksums=tuple(record.checksum or 0 for _, record in parts),
     )

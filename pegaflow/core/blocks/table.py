@@ -141,13 +141,13 @@ class PrefixIndex:
         here, record = found
         assert record.shards == 1, (here, record)
         block = Block(
-            record.namespace,
-            record.key,
-            -(-record.length // PAGE_ALIGN) * PAGE_ALIGN,
-            (here,),
-            (record.stamp,),
-            record.seal,
-            record.depth,
+            namespace=record.namespace,
+            key=record.key,
+            page_size=-(-record.length // PAGE_ALIGN) * PAGE_ALIGN,
+            pages=(here,),
+            stamps=(record.stamp,),
+            seal=record.seal,
+            depth=record.depth,
             checksums=(record.checksum or 0,),
         )
         self._tables.setdefault(record.namespace, {})[record.key] = block

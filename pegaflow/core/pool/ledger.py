@@ -299,7 +299,12 @@ class Ledger:
         facts = _FACTS.unpack_from(self._bytes, _FACTS_AT)
         _, uuid, boot_id, boot_length, pool, extent, per_extent = facts
         return Header(
-            uuid, boot_id[:boot_length], pool, extent, per_extent, Incarnation(self._words[1])
+            pool_uuid=uuid,
+            boot_id=boot_id[:boot_length],
+            pool_bytes=pool,
+            extent_bytes=extent,
+            records_per_extent=per_extent,
+            incarnation=Incarnation(self._words[1]),
         )
 
 

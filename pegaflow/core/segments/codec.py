@@ -121,7 +121,16 @@ def row_at(rows: bytes | bytearray | memoryview, at: int) -> Row:
     """Row number `at` of several."""
     fields = _ROW.unpack_from(rows, at * ROW_BYTES)
     offset, checksum, generation, payload, depth, shards, size, namespace, key = fields
-    return Row(offset, checksum, generation, payload, depth, shards, namespace, key[:size])
+    return Row(
+        offset=offset,
+        checksum=checksum,
+        generation=generation,
+        payload=payload,
+        depth=depth,
+        shards=shards,
+        namespace=namespace,
+        key=key[:size],
+    )
 
 
 def unpack_rows(rows: bytes | bytearray | memoryview) -> list[Row]:

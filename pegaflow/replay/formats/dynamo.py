@@ -64,7 +64,14 @@ def _agentic(header: Fields, fields: Fields, where: str) -> Row:
     ids = ids_of(fields, where, "hash_ids")
     tokens = count(fields, where, *TOKENS) if ids is not None else 0
     local = header.get("hash_id_scope", "local") == "local"
-    return Row(where, tokens, ids, label(fields, "play_id", "session_id"), size or None, local)
+    return Row(
+        where=where,
+        tokens=tokens,
+        ids=ids,
+        conversation=label(fields, "play_id", "session_id"),
+        block_tokens=size or None,
+        local=local,
+    )
 
 
 def _recorded(fields: Fields, where: str) -> Row:

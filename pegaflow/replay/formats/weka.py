@@ -46,7 +46,14 @@ class Weka:
             for place, request in _flat(fields["requests"], where):
                 ids = ids_of(request, place, "hash_ids")
                 tokens = count(request, place, "in") if ids is not None else 0
-                yield Row(place, tokens, ids, name, size, scope == "local")
+                yield Row(
+                    where=place,
+                    tokens=tokens,
+                    ids=ids,
+                    conversation=name,
+                    block_tokens=size,
+                    local=scope == "local",
+                )
 
 
 def _flat(requests: object, where: str) -> Iterator[tuple[str, Fields]]:
