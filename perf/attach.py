@@ -23,7 +23,7 @@ from pegaflow.replay import service
 from pegaflow.service import sizes
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.values import SESSION
-from perf import machine
+from perf import command, machine
 from perf.machine import verdict
 
 COLUMNS = ("pool", "spare", "median", "most", "bare process", "goal", "load")
@@ -96,23 +96,20 @@ def main() -> None:
     given = parser.parse_args()
     pools, turns = ((64 << 20,), 2) if given.quick else (POOLS, given.turns)
     table = Table(*COLUMNS, box=None, caption="milliseconds from connect to being served")
-    try:
-        bare = bare_process(turns)
-        for pool in pools:
-            for ready, goal in ((2, SPARE_MS), (0, COLD_MS)):
-                found = measure(pool, ready, turns)
-                figures = (median(found), max(found), bare)
-                table.add_row(
-                    sizes.show(pool),
-                    "ready" if ready else "none",
-                    *(f"{figure:.0f}" for figure in figures),
-                    verdict(median(found), goal),
-                    machine.load(),
-                )
-    except UserError as error:
-        raise SystemExit(f"perf.attach: {error}") from None
+    bare = bare_process(turns)
+    for pool in pools:
+        for ready, goal in ((2, SPARE_MS), (0, COLD_MS)):
+            found = measure(pool, ready, turns)
+            figures = (median(found), max(found), bare)
+            table.add_row(
+                sizes.show(pool),
+                "ready" if ready else "none",
+                *(f"{figure:.0f}" for figure in figures),
+                verdict(median(found), goal),
+                machine.load(),
+            )
     machine.show(table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.attach", main)

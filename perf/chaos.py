@@ -36,7 +36,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.service.serve import purge
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
-from perf import chaosfiles, machine
+from perf import chaosfiles, command, machine
 from perf.chaosgroup import Eye, Group, Worker, home, wait
 from perf.chaosload import TIMEOUTS
 
@@ -248,17 +248,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     began = time.monotonic()
-    try:
-        with home() as group:
-            group.start()
-            chaos = Chaos(group, given.engines, given.seed)
-            try:
-                chaos.run(given.seconds, given.faults)
-                sums, waits = chaos.end(), chaos.waits()
-            finally:
-                chaos.kill()
-    except UserError as error:
-        raise SystemExit(f"perf.chaos: {error}") from None
+    with home() as group:
+        group.start()
+        chaos = Chaos(group, given.engines, given.seed)
+        try:
+            chaos.run(given.seconds, given.faults)
+            sums, waits = chaos.end(), chaos.waits()
+        finally:
+            chaos.kill()
     machine.show(table(chaos))
     count = sum(map(len, chaos.recoveries.values()))
     print(f"{count} faults in {time.monotonic() - began:.0f} s under {given.engines} engines")
@@ -271,8 +268,8 @@ def main() -> None:
         for text in worker.exceptions[:3]:
             print(text)
     if wrong:
-        raise SystemExit(f"perf.chaos: {', '.join(wrong)}")
+        raise UserError(", ".join(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.chaos", main)

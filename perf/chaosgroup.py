@@ -17,6 +17,7 @@ from pathlib import Path
 from pegaflow.client import inspect
 from pegaflow.core.errors import UserError
 from pegaflow.replay.service import stop
+from pegaflow.service import signals
 from pegaflow.service.rundir import front_desk
 from pegaflow.service.serve import purge
 from pegaflow.wire.control import ProcessRow
@@ -69,7 +70,7 @@ class Group:
 
     def start(self) -> None:
         """Start it, in a process group of its own."""
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, signals.held():
             self._process = subprocess.Popen(
                 self.command(),
                 stderr=log,

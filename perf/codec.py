@@ -18,7 +18,7 @@ from statistics import median
 
 from rich.table import Table
 
-from perf import machine
+from perf import command, machine
 
 COLUMNS = ("encode", "pass on", "msgpack encodes", "decode", "decode, read", "msgpack decodes")
 LIMITS = ("msgpack encodes", "msgpack decodes")
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.codec", main)

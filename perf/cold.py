@@ -33,7 +33,7 @@ from rich.table import Table
 from pegaflow.client import inspect
 from pegaflow.core.errors import UserError
 from pegaflow.replay import service
-from perf import machine
+from perf import command, machine
 from perf.coldengine import NEW_TOKENS, PROMPT_TOKENS, PROMPTS
 from perf.machine import ENVIRONMENT, verdict
 
@@ -171,24 +171,21 @@ def main() -> None:
     parser.add_argument("--bound", choices=("yes", "no", "both"), default="both")
     given = parser.parse_args()
     if find_spec("vllm") is None:
-        raise SystemExit("perf.cold: vLLM is not installed here")
+        raise UserError("vLLM is not installed here")
     each = f"{PROMPTS} prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones each"
     table = Table(*COLUMNS, box=None, caption=f"batches of {each}; nothing is found")
     bindings = {"yes": [True], "no": [False], "both": [True, False]}[given.bound]
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="pegaflow-perf-") as model,
-            service.running(POOL) as endpoint,
-        ):
-            make = [sys.executable, "-m", "perf.coldengine", "--make", model]
-            subprocess.run(make, env=ENVIRONMENT, check=True, capture_output=True)
-            for cores in given.cores:
-                for bound in bindings:
-                    table.add_row(*row(model, endpoint, cores, bound, given.turns))
-    except UserError as error:
-        raise SystemExit(f"perf.cold: {error}") from None
+    with (
+        tempfile.TemporaryDirectory(prefix="pegaflow-perf-") as model,
+        service.running(POOL) as endpoint,
+    ):
+        make = [sys.executable, "-m", "perf.coldengine", "--make", model]
+        subprocess.run(make, env=ENVIRONMENT, check=True, capture_output=True)
+        for cores in given.cores:
+            for bound in bindings:
+                table.add_row(*row(model, endpoint, cores, bound, given.turns))
     machine.show(table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.cold", main)

@@ -27,7 +27,7 @@ from pegaflow.replay import service
 from pegaflow.service import sizes
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
-from perf import machine
+from perf import command, machine
 from perf.machine import Bytes, Copy, timed, verdict
 
 WAYS = (("staged", 1), ("staged", 2), ("process_vm", 1), ("process_vm", 2))
@@ -172,25 +172,22 @@ def main() -> None:
     ways = WAYS[-1:] if given.quick else WAYS
     with machine.memcpy_loop() as (copy, name):
         table = Table(*COLUMNS, box=None, caption=f"GB/s, medians; out and in: {name}")
-        try:
-            for shape, (way, threads) in itertools.product(shapes, ways):
-                save, load, out, back = measure(shape, way, threads, copy, turns)
-                goal = LARGE_GOAL if shape.piece >= LARGE else SMALL_GOAL
-                table.add_row(
-                    way,
-                    str(threads),
-                    str(shape),
-                    *(f"{speed / 1e9:.1f}" for speed in (save, load, out, back)),
-                    *(
-                        f"{ratio:.2f} {verdict(ratio, goal, least=True)}"
-                        for ratio in (save / out, load / back)
-                    ),
-                    machine.load(),
-                )
-        except UserError as error:
-            raise SystemExit(f"perf.copies: {error}") from None
+        for shape, (way, threads) in itertools.product(shapes, ways):
+            save, load, out, back = measure(shape, way, threads, copy, turns)
+            goal = LARGE_GOAL if shape.piece >= LARGE else SMALL_GOAL
+            table.add_row(
+                way,
+                str(threads),
+                str(shape),
+                *(f"{speed / 1e9:.1f}" for speed in (save, load, out, back)),
+                *(
+                    f"{ratio:.2f} {verdict(ratio, goal, least=True)}"
+                    for ratio in (save / out, load / back)
+                ),
+                machine.load(),
+            )
         machine.show(table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.copies", main)

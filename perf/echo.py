@@ -7,16 +7,15 @@ and the answer goes back.  The answer is short, as the answer to a lookup is.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import zmq
 
-from perf.machine import ENVIRONMENT
+from perf import command
 
 ANSWER_BYTES = 48  # the two frames of a Found
 
@@ -72,21 +71,15 @@ def running(folder: Path) -> Iterator[tuple[Chain, Chain]]:
     """An echo, and a chain of two hops to an echo of its own."""
     near, middle, far = (folder / f"{name}.sock" for name in ("near", "middle", "far"))
     ends = [(str(near),), (str(far),), (str(middle), str(far))]
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "perf.echo", *arguments], env=ENVIRONMENT)
-        for arguments in ends
-    ]
-    try:
+    with ExitStack() as stack:
+        for arguments in ends:
+            stack.enter_context(command.beside([sys.executable, "-m", "perf.echo", *arguments]))
         with zmq.Context() as context:
             chains = Chain(context, near), Chain(context, middle)
             for chain in chains:
                 chain.ask(1, 1, 1)
             yield chains
             context.destroy(linger=0)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":

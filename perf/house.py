@@ -34,7 +34,7 @@ from pegaflow.client.place import dealer
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.device.memory import Extents
-from pegaflow.replay.service import stop
+from pegaflow.replay import service
 from pegaflow.service import cli, serve
 from pegaflow.service.rundir import front_desk
 from pegaflow.service.settings import Settings
@@ -101,20 +101,15 @@ def running(blocks: int) -> Iterator[Path]:
     Raises:
         UserError: it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="pegaflow-perf-") as folder:
-        run_dir = Path(folder, "run")
+    with tempfile.TemporaryDirectory(prefix="pegaflow-perf-", ignore_cleanup_errors=True) as name:
+        run_dir, log = Path(name, "run"), Path(name, "log")
         pool = -(-blocks * MIN_PAGE // EXTENT) * EXTENT
-        command = [sys.executable, "-m", "perf.house", "serve", "--run-dir", str(run_dir)]
-        command += ["--pool-size", str(pool), "--extent-size", str(EXTENT)]
-        command += ["--log-format", "json", "--http-addr", "127.0.0.1:0"]
+        arguments = ["--pool-size", str(pool), "--extent-size", str(EXTENT)]
+        arguments += ["--log-format", "json", "--http-addr", "127.0.0.1:0"]
         environment = {**ENVIRONMENT, SPIN: str(run_dir / "spin")}
-        with Path(folder, "log").open("wb") as log:
-            service = subprocess.Popen(command, env=environment, stderr=log, start_new_session=True)
-        try:
-            _wait(run_dir, service)
+        with service.group(run_dir, log, arguments, "perf.house", environment) as process:
+            _wait(run_dir, process)
             yield run_dir
-        finally:
-            stop(service)
 
 
 def _wait(run_dir: Path, process: subprocess.Popen[bytes]) -> None:

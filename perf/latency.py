@@ -12,7 +12,6 @@ p99 no more than 2 x that of rest while another process burns a core.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.service.rundir import front_desk
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
-from perf import echo, house, machine
+from perf import command, echo, house, machine
 from perf.machine import microseconds, percentile, verdict
 
 NAME = "perf"
@@ -39,6 +38,7 @@ COLUMNS = "while keys at_once p50 p99 p99.9 lost echo echo99 chain /echo /chain 
 ECHO_GOAL, TAIL_GOAL, BUSY_GOAL = 3.0, 2.0, 2.0
 GOAL_KEYS = 128
 TIMEOUT_S = 5.0
+BURNER = (sys.executable, "-c", "while True: pass")
 
 
 @dataclass
@@ -150,19 +150,15 @@ def scraping(run_dir: Path) -> Iterator[None]:
         "while True: urllib.request.urlopen(sys.argv[1], timeout=5).read()"
     )
     url = house.metrics_of(run_dir)
-    process = subprocess.Popen([sys.executable, "-c", loop, url], stderr=subprocess.DEVNULL)
-    try:
+    with command.beside([sys.executable, "-c", loop, url]):
         yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def scenarios(run_dir: Path) -> dict[str, Callable[[], AbstractContextManager[None]]]:
     """What else the machine does meanwhile."""
     return {
         "rest": nullcontext,
-        "a core burns": machine.burner,
+        "a core burns": lambda: command.beside(BURNER),
         "gateway busy": lambda: scraping(run_dir),
         "allocator spins": lambda: house.spinning(run_dir),
     }
@@ -177,21 +173,18 @@ def main() -> None:
     given = parser.parse_args()
     blocks, lookups = (4 * house.CHAIN, 50) if given.quick else (given.blocks, given.lookups)
     table = Table(*COLUMNS, box=None, caption=f"microseconds; index of {blocks} blocks")
-    try:
-        with house.running(blocks) as run_dir:
-            engine = Engine(run_dir)
-            try:
-                house.fill(run_dir, house.namespace_of(NAME, run_dir), blocks)
-                engine.chains = blocks // house.CHAIN
-                with echo.running(run_dir.parent) as bare:
-                    cases = [(k, n) for k in KEYS for n in OUTSTANDING]
-                    if given.quick:
-                        cases = cases[:2]
-                    _rows(table, engine, bare, scenarios(run_dir), cases, lookups)
-            finally:
-                engine.close()
-    except UserError as error:
-        raise SystemExit(f"perf.latency: {error}") from None
+    with house.running(blocks) as run_dir:
+        engine = Engine(run_dir)
+        try:
+            house.fill(run_dir, house.namespace_of(NAME, run_dir), blocks)
+            engine.chains = blocks // house.CHAIN
+            with echo.running(run_dir.parent) as bare:
+                cases = [(k, n) for k in KEYS for n in OUTSTANDING]
+                if given.quick:
+                    cases = cases[:2]
+                _rows(table, engine, bare, scenarios(run_dir), cases, lookups)
+        finally:
+            engine.close()
     machine.show(table)
 
 
@@ -214,4 +207,4 @@ def _rows(
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.latency", main)

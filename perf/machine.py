@@ -162,14 +162,3 @@ def _memmove_loop(
     target, origin = to.ctypes.data, source.ctypes.data
     for there, here in zip(at.tolist(), out.tolist(), strict=True):
         ctypes.memmove(target + there, origin + here, size)
-
-
-@contextmanager
-def burner() -> Iterator[None]:
-    """Another process that burns a core."""
-    process = subprocess.Popen([shutil.which("sh") or "/bin/sh", "-c", "while :; do :; done"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()

@@ -23,7 +23,7 @@ from pegaflow.actors.runtime.process import collect_young_only
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from pegaflow.wire.identities import Key, Namespace, PageId, Stamp, numbered
-from perf import machine
+from perf import command, machine
 
 BATCH = 64
 PAGE = 65536
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.pauses", main)

@@ -34,7 +34,7 @@ from pegaflow.device.memory import SharedFile
 from pegaflow.service.rundir import front_desk
 from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.values import INDEX
-from perf import house, machine
+from perf import command, house, machine
 from perf.attach import attach
 from perf.machine import verdict
 
@@ -132,17 +132,14 @@ def main() -> None:
     given = parser.parse_args()
     sizes, turns = ((10_240,), 1) if given.quick else (PAGES, given.turns)
     table = Table(*COLUMNS, box=None, caption="seconds; medians, but for `most`")
-    try:
-        for pages in sizes:
-            recoveries, (bare, adoption, memcpy) = measure(pages, turns)
-            figures = (median(recoveries), max(recoveries), bare, adoption)
-            shown = [f"{figure:.2f}" for figure in figures]
-            goal = verdict(adoption, GOAL_S)
-            table.add_row(f"{pages:,}", *shown, f"{memcpy:.3f}", goal, machine.load())
-    except UserError as error:
-        raise SystemExit(f"perf.recovery: {error}") from None
+    for pages in sizes:
+        recoveries, (bare, adoption, memcpy) = measure(pages, turns)
+        figures = (median(recoveries), max(recoveries), bare, adoption)
+        shown = [f"{figure:.2f}" for figure in figures]
+        goal = verdict(adoption, GOAL_S)
+        table.add_row(f"{pages:,}", *shown, f"{memcpy:.3f}", goal, machine.load())
     machine.show(table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.recovery", main)

@@ -24,7 +24,7 @@ from pegaflow.replay.runner import Plan, run
 from pegaflow.replay.trace import BUNDLED, Trace
 from pegaflow.wire.control import BEAT_NS
 from pegaflow.wire.values import INDEX
-from perf import fio, machine
+from perf import command, fio, machine
 from perf.ssd import counted, flags, folders
 
 PERCENT = (1, 5, 10, 25)
@@ -86,10 +86,10 @@ def main() -> None:
         for percent, ssd in itertools.product(PERCENT, SSD_PERCENT):
             row = measure(trace, given.engines, shape, percent, ssd, given.dir)
             table.add_row(*row)
-    except (TraceError, UserError) as error:
-        raise SystemExit(f"perf/replay.py: {error}") from None
+    except TraceError as error:
+        raise UserError(str(error)) from None
     machine.show(table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.replay", main)

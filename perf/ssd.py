@@ -39,7 +39,7 @@ from pegaflow.service import sizes
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import FLUSHER, INDEX
-from perf import fio, machine
+from perf import command, fio, machine
 from perf.machine import percentile, timed, verdict
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -331,27 +331,24 @@ def main() -> None:
     total, turns = (4 * CHUNK, 1) if given.quick else (given.bytes, given.turns)
     blocks = BLOCKS[1:2] if given.quick else BLOCKS
     table = Table(*COLUMNS, box=None, caption="GB/s; fio with O_DIRECT, 8 jobs or depth 32")
-    try:
-        fio.need_disk(given.dir)
-        throughput(table, given.dir, blocks, total, turns)
-        machine.show(table)
-        if given.quick:
-            return
-        p99 = Table("loads of 1 MiB", "p50 us", "p99 us", "goal", box=None)
-        busy, rest = loads(given.dir, 256 << 10, turns, LOADS)
-        for name, some in (("at rest", rest), ("while the log is written", busy)):
-            ratio = percentile(some, 99) / percentile(rest, 99)
-            goal = "" if some is rest else f"p99 {ratio:.2f} x {verdict(ratio, LOAD_GOAL)}"
-            p99.add_row(
-                f"{name} ({len(some)})",
-                f"{median(some) * 1e6:.0f}",
-                f"{percentile(some, 99) * 1e6:.0f}",
-                goal,
-            )
-        machine.show(p99)
-    except UserError as error:
-        raise SystemExit(f"perf.ssd: {error}") from None
+    fio.need_disk(given.dir)
+    throughput(table, given.dir, blocks, total, turns)
+    machine.show(table)
+    if given.quick:
+        return
+    p99 = Table("loads of 1 MiB", "p50 us", "p99 us", "goal", box=None)
+    busy, rest = loads(given.dir, 256 << 10, turns, LOADS)
+    for name, some in (("at rest", rest), ("while the log is written", busy)):
+        ratio = percentile(some, 99) / percentile(rest, 99)
+        goal = "" if some is rest else f"p99 {ratio:.2f} x {verdict(ratio, LOAD_GOAL)}"
+        p99.add_row(
+            f"{name} ({len(some)})",
+            f"{median(some) * 1e6:.0f}",
+            f"{percentile(some, 99) * 1e6:.0f}",
+            goal,
+        )
+    machine.show(p99)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.ssd", main)

@@ -36,7 +36,7 @@ from pegaflow.core.segments.codec import (
 from pegaflow.replay import service
 from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.layout import PAGE_ALIGN
-from perf import fio, machine
+from perf import command, fio, machine
 from perf.machine import timed, verdict
 from perf.ssd import EXTENT, flags, folders, known
 
@@ -130,17 +130,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few records")
     given = parser.parse_args()
     table = Table(*COLUMNS, box=None, caption="seconds from the start of the service")
-    try:
-        fio.need_disk(given.dir)
-        for records in (10_000,) if given.quick else RECORDS:
-            segments, figures = measure(given.dir, records)
-            goal = verdict(figures[1], GOAL_S) if records >= GOAL_RECORDS else ""
-            shown = [f"{figure:.2f}" for figure in figures]
-            table.add_row(f"{records:,}", str(segments), *shown, goal, machine.load())
-    except UserError as error:
-        raise SystemExit(f"perf.ssdstart: {error}") from None
+    fio.need_disk(given.dir)
+    for records in (10_000,) if given.quick else RECORDS:
+        segments, figures = measure(given.dir, records)
+        goal = verdict(figures[1], GOAL_S) if records >= GOAL_RECORDS else ""
+        shown = [f"{figure:.2f}" for figure in figures]
+        table.add_row(f"{records:,}", str(segments), *shown, goal, machine.load())
     machine.show(table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.ssdstart", main)

@@ -25,9 +25,8 @@ from rich.table import Table
 import pegaflow.connectors.vllm.worker
 from pegaflow.connector import PegaKVConnector
 from pegaflow.connectors.vllm.layout import Tensor
-from pegaflow.core.errors import UserError
 from pegaflow.replay import service
-from perf import machine
+from perf import command, machine
 from perf.machine import microseconds, percentile, verdict
 from tests.connectors.vllm import fakes
 
@@ -186,15 +185,12 @@ def main() -> None:
     group = SimpleNamespace(kv_cache_spec=FullAttentionSpec())
     cache = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=[group], hash_block_size=TOKENS)
     table = Table(*COLUMNS, box=None, caption="microseconds of the engine's thread per step")
-    try:
-        with service.running(POOL) as endpoint, without_torch():
-            engine = Engine(fakes.config(extra={"pegaflow.endpoint": endpoint}), cache)
-            try:
-                found = measure(engine, steps)
-            finally:
-                engine.close()
-    except UserError as error:
-        raise SystemExit(f"perf.step: {error}") from None
+    with service.running(POOL) as endpoint, without_torch():
+        engine = Engine(fakes.config(extra={"pegaflow.endpoint": endpoint}), cache)
+        try:
+            found = measure(engine, steps)
+        finally:
+            engine.close()
     both = [sum(pair) for pair in zip(*found.values(), strict=True)]
     for half, seconds in {**found, "both": both}.items():
         figures = (percentile(seconds, 50), percentile(seconds, 99), max(seconds))
@@ -205,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run("perf.step", main)

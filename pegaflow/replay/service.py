@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,26 +79,57 @@ def running(
     """
     with tempfile.TemporaryDirectory(prefix="pegaflow-demo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(folder / "run")]
-        command += ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
-        command += ["--http-addr", "none", "--log-level", "warning"]
-        command += ["--no-keep-pool", *extra]
-        process: subprocess.Popen[bytes] | None = None
-        try:
-            with (folder / "log").open("wb") as log, signals.held():
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+        arguments = ["--pool-size", str(pool_bytes), "--extent-size", str(extent_bytes)]
+        arguments += ["--http-addr", "none", "--log-level", "warning", *extra]
+        with group(folder / "run", folder / "log", arguments) as process:
             endpoint = front_desk(folder / "run")
             _wait(process, endpoint, folder / "log")
             yield endpoint
-        finally:
-            if process is not None:
-                stop(process)
+
+
+@contextmanager
+def group(
+    run_dir: Path,
+    log: Path,
+    arguments: Sequence[str],
+    program: str = "pegaflow",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`pegaflow serve`, just started: neither a process nor a pool of it is left afterwards.
+
+    Args:
+        run_dir: its run directory, which must be nobody else's.
+        log: where all it says goes.
+        arguments: more of the command line of `serve`.
+        program: the module that is run, `pegaflow` or one that does the same.
+        environment: of the service; ours if None.
+    """
+    command = [sys.executable, "-m", program, "serve", "--run-dir", str(run_dir)]
+    command += ["--no-keep-pool", *arguments]
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with log.open("wb") as said, signals.held():
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+        yield process
+    finally:
+        if process is not None:
+            stop(process)
+            _purge(run_dir)
+
+
+def _purge(run_dir: Path) -> None:
+    """Remove the pool of a service that was killed; every other has done it by itself."""
+    from pegaflow.service import serve  # all that a service consists of
+
+    if run_dir.is_dir():
+        serve.purge(run_dir)
 
 
 def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:

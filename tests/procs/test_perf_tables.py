@@ -1,14 +1,25 @@
-"""Every table of perf/ comes out, in its quick form; its figures mean nothing here."""
+"""Every table of perf/ comes out, in its quick form; its figures mean nothing here.
+
+And its command leaves neither a process nor a pool, however it ends.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pegaflow.service.serve import kept_pools
 from perf.machine import ENVIRONMENT
+from tests.procs.service import eventually
 
+TIMEOUT_S = 110.0
 TABLES = {
     "codec": "decode, read",
     "latency": "/echo",
@@ -17,11 +28,84 @@ TABLES = {
     "step": "half",
     "recovery": "10,240",
 }
+COMMANDS = ("latency", "copies")
+"""One with the service that has no memory, one with the real one."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the commands put what is temporary; a short path, since sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="pegaflow-t-") as name:
+        yield Path(name)
+
+
+def start(table: str, folder: Path) -> subprocess.Popen[str]:
+    """The quick form of a command, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"perf.{table}", "--quick"],
+        env={**ENVIRONMENT, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+def pools(folder: Path) -> list[str]:
+    """Those of services whose run directory is in there, alive or not."""
+    return [pool.path for pool in kept_pools() if Path(pool.run_dir).is_relative_to(folder)]
+
+
+def processes(folder: Path) -> dict[int, str]:
+    """The command lines that name something in there."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found[int(path.parent.name)] = line
+    return found
+
+
+def serving(folder: Path) -> list[int]:
+    """Its service, once there is an index."""
+    lines = processes(folder)
+    there = any(" index " in line for line in lines.values()) and pools(folder)
+    return [pid for pid, line in lines.items() if " serve " in line] if there else []
+
+
+def nothing_is_left(folder: Path) -> None:
+    assert pools(folder) == []
+    eventually("no process is left", lambda: not processes(folder))
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_is_printed(table: str) -> None:
-    command = [sys.executable, "-m", f"perf.{table}", "--quick"]
-    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=110)
-    assert ran.returncode == 0, ran.stderr
-    assert TABLES[table] in ran.stdout and "load" in ran.stdout.splitlines()[-1], ran.stdout
+def test_a_table_is_printed(table: str, folder: Path) -> None:
+    command = start(table, folder)
+    printed, said = command.communicate(timeout=TIMEOUT_S)
+    assert command.returncode == 0, said
+    assert TABLES[table] in printed and "load" in printed.splitlines()[-1], printed
+    nothing_is_left(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("table", COMMANDS)
+def test_after_a_signal(table: str, number: int, folder: Path) -> None:
+    command = start(table, folder)
+    eventually("the service is there", lambda: bool(serving(folder)))
+    os.kill(command.pid, number)
+    assert (command.communicate(timeout=TIMEOUT_S)[1], command.returncode) == ("", -number)
+    nothing_is_left(folder)
+
+
+def test_after_its_service_was_killed(folder: Path) -> None:
+    """Which cannot remove its pool then."""
+    command = start("copies", folder)
+    eventually("the service is there", lambda: bool(serving(folder)))
+    os.killpg(serving(folder)[0], signal.SIGKILL)
+    said = command.communicate(timeout=TIMEOUT_S)[1]
+    assert command.returncode == 1 and said.startswith("perf.copies: ") and said.count("\n") == 1
+    nothing_is_left(folder)
