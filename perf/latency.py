@@ -7,14 +7,18 @@ time of each is its own; with one, the index is at rest again before the next.
 
 Goals: the median of 128 keys under 3 x the echo and its p99 under 2 x that median, at rest; and a
 p99 no more than 2 x that of rest while another process burns a core.
+
+The service has the bounds that every service has.  So the index must be so large that the leases of
+all lookups under way are no more than one engine may hold: fewer blocks are refused beforehand.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +28,7 @@ from rich.table import Table
 
 from pegaflow.client import Client, LookupDone
 from pegaflow.core.errors import UserError
+from pegaflow.core.limits import MAX_PINNED
 from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.service.rundir import front_desk
 from pegaflow.wire.layout import LayerLayout, Layout
@@ -164,6 +169,21 @@ def scenarios(run_dir: Path) -> dict[str, Callable[[], AbstractContextManager[No
     }
 
 
+def need_blocks(cases: Sequence[tuple[int, int]], blocks: int) -> None:
+    """All leases of each case can be held at once.
+
+    Raises:
+        UserError: some would be cut.
+    """
+    keys, outstanding = max(cases, key=lambda case: case[0] * case[1])
+    least = math.ceil(keys * outstanding / MAX_PINNED)
+    if blocks < least:
+        raise UserError(
+            f"--blocks {blocks} is too few, {least} is the least: {outstanding} lookups at a time "
+            f"lease {keys} blocks each, and one engine may hold {MAX_PINNED:.0%} of the pool"
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -172,6 +192,10 @@ def main() -> None:
     parser.add_argument("--lookups", type=int, default=2000, help="of each row")
     given = parser.parse_args()
     blocks, lookups = (4 * house.CHAIN, 50) if given.quick else (given.blocks, given.lookups)
+    cases = [(k, n) for k in KEYS for n in OUTSTANDING]
+    if given.quick:
+        cases = cases[:2]
+    need_blocks(cases, blocks)
     table = Table(*COLUMNS, box=None, caption=f"microseconds; index of {blocks} blocks")
     with house.running(blocks) as run_dir:
         engine = Engine(run_dir)
@@ -179,9 +203,6 @@ def main() -> None:
             house.fill(run_dir, house.namespace_of(NAME, run_dir), blocks)
             engine.chains = blocks // house.CHAIN
             with echo.running(run_dir.parent) as bare:
-                cases = [(k, n) for k in KEYS for n in OUTSTANDING]
-                if given.quick:
-                    cases = cases[:2]
                 _rows(table, engine, bare, scenarios(run_dir), cases, lookups)
         finally:
             engine.close()
