@@ -107,7 +107,9 @@ def running(blocks: int) -> Iterator[Path]:
         arguments = ["--pool-size", str(pool), "--extent-size", str(EXTENT)]
         arguments += ["--log-format", "json", "--http-addr", "127.0.0.1:0"]
         environment = {**ENVIRONMENT, SPIN: str(run_dir / "spin")}
-        with service.group(run_dir, log, arguments, "perf.house", environment) as process:
+        with service.group(
+            run_dir, log, arguments, "perf.house", environment=environment
+        ) as process:
             _wait(run_dir, process)
             yield run_dir
 

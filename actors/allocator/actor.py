@@ -39,7 +39,7 @@ class Allocator(Actor):
         super().__init__(address)
         counts = self.counts
         self.grants: Grants[GrantId, Reserved] = Grants(GrantId)  # not stated yet
-        member = Member(address, supervisor, hello, (), counts)
+        member = Member(address, supervisor, hello, (), counts=counts)
         self.recovery = recovery = Recovery(address, counts, STATEMENTS | {Return})
         self.pages = pages = Pages()
         index = IndexPeer()

@@ -43,7 +43,7 @@ class Flusher(Actor):
     ) -> None:
         super().__init__(address)
         counts = self.counts
-        member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts)
+        member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts=counts)
         self.volumes = Volumes(plan, counts)
         self.tier = TierState(member, self.volumes)
         self.inventory = Inventory(member, self.volumes)

@@ -108,7 +108,7 @@ class Gateway(Actor):
 
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address)
-        member = Member(address, supervisor, hello, (), self.counts)
+        member = Member(address, supervisor, hello, (), counts=self.counts)
         crew = (Listener(), Reports(member, self.counts))
         member.lead(*crew)
         self.compose(member, *crew)

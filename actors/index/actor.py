@@ -47,7 +47,7 @@ class Index(Actor):
     ) -> None:
         super().__init__(address)
         counts = self.counts
-        self.member = member = Member(address, supervisor, hello, (ALLOCATOR,), counts)
+        self.member = member = Member(address, supervisor, hello, (ALLOCATOR,), counts=counts)
         self.recovery = recovery = Recovery(address, counts)
         self.residency = here = Residency(open_ledger, counts)
         self.leasing = leasing = Leasing(member, here, counts)

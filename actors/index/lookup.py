@@ -119,7 +119,7 @@ class Lookup(Part):
         self._counts["blocks_asked"] += len(msg.keys)
         if len(blocks) < len(msg.keys):
             tiers = self._tiers.of(msg.namespace)
-            effects = self._wait_for(sender, msg, blocks, tiers, now) if tiers else None
+            effects = self._wait_for(sender, msg, blocks, tiers, now=now) if tiers else None
             if effects is not None:
                 return effects
         return [self._answer(sender, blocks, [], now)]
@@ -146,6 +146,7 @@ class Lookup(Part):
         msg: Find,
         blocks: list[Block],
         tiers: list[tuple[Tier, Space]],
+        *,
         now: int,
     ) -> list[Effect] | None:
         """Wait for the rest of the run, as far as a tier has it; None: nothing to wait for."""

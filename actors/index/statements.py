@@ -97,7 +97,7 @@ class Statements(Part):
         full = not self._claiming.has_room(holder)
         if holder in self._heard or full or msg.number > NUMBER_MAX:
             return []
-        self._claiming.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now)
+        self._claiming.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now=now)
         return []
 
     def _on_leases_held(self, sender: Sender, msg: LeasesHeld, now: int) -> list[Effect]:

@@ -61,6 +61,7 @@ class Member(Part):
         supervisor: Address,
         hello: Hello,
         dials: tuple[str, ...],
+        *,
         counts: Counter[str],
     ) -> None:
         self.address = address

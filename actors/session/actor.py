@@ -44,7 +44,7 @@ class Session(Actor):
     def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
         super().__init__(address)
         counts = self.counts
-        member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts)
+        member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts=counts)
         self.engine = engine = Engine(member)
         self.leases = leases = Leases(member, engine, counts)
         lookups = Lookups(member, engine, leases, counts)

@@ -155,7 +155,7 @@ class Attachment(Part):
     def _bounce(self, rank: Rank, sender: Sender, now: int) -> list[Effect]:
         """Make the bounce file, if this rank saves through one; then it is there."""
         if rank.saves is not Way.STAGED:
-            return self._attached(rank, sender, "", (), now)
+            return self._attached(rank, sender, "", (), now=now)
         slots = bounce_slots(rank.page_size)
 
         def opened(result: BounceOpened | Done, now: int) -> list[Effect]:
@@ -165,7 +165,7 @@ class Attachment(Part):
             if isinstance(result, Done):
                 return [Reply(sender, Refused(result.status, result.note)), *self._give_up(rank)]
             rank.slots, rank.free_slots = slots, list(range(slots))
-            return self._attached(rank, sender, result.path, result.file, now)
+            return self._attached(rank, sender, result.path, result.file, now=now)
 
         rank.running += 1
         return [Do(OpenBounce(slots, rank.page_size, rank.mapping), opened)]
@@ -175,7 +175,7 @@ class Attachment(Part):
         return [Reply(sender, taken), *self._engine.left(rank)]
 
     def _attached(
-        self, rank: Rank, sender: Sender, path: str, file: U64s, now: int
+        self, rank: Rank, sender: Sender, path: str, file: U64s, *, now: int
     ) -> list[Effect]:
         engine, welcome = self._engine, self._member.welcome
         assert welcome is not None

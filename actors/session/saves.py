@@ -118,9 +118,11 @@ class Saves(Part):
             return [Reply(sender, Saved(Status.NOT_ATTACHED, 0, 0))]
         if msg.parent and len(msg.parent) != len(msg.keys[0] if msg.keys else b""):
             return self._refuse(rank, sender, msg, Status.BAD_REQUEST)
-        return self._begin(space, rank, sender, msg, now)
+        return self._begin(space, rank, sender, msg, now=now)
 
-    def _begin(self, space: Space, rank: Rank, sender: Sender, msg: Save, now: int) -> list[Effect]:
+    def _begin(
+        self, space: Space, rank: Rank, sender: Sender, msg: Save, *, now: int
+    ) -> list[Effect]:
         """A rank's save: a new order, or its share in one."""
         key, world = (sender.address, msg.save), space.world
         name: Hashable = msg.order if world > 1 or msg.commits else key

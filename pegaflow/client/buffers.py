@@ -123,6 +123,7 @@ class EngineMemory:
         file: Bytes,
         offsets: Sequence[int],
         blocks: Sequence[int],
+        *,
         deadline: int,
     ) -> bool:
         """Copy between a file and the engine's blocks, one block after the other.

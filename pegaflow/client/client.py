@@ -214,7 +214,7 @@ class Client(Shell):
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
         ids = self._blocks(blocks)
         now, deadline = time.monotonic_ns(), self._deadline(timeout)
-        ticket, effects = self._machine.load(lease, ids, first, deadline, now)
+        ticket, effects = self._machine.load(lease, ids, first, deadline, now=now)
         self._apply(effects)
         return ticket
 

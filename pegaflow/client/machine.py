@@ -124,7 +124,7 @@ class Machine:
         return ticket, [self._ask(Lookup(keys), deadline, found, ticket)]
 
     def load(
-        self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int, now: int
+        self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int, *, now: int
     ) -> tuple[int, list[Effect]]:
         """Start a load; its ticket, and what follows.  Times are CLOCK_MONOTONIC, in ns."""
         ticket = self._begin(Operation(Kind.LOAD, deadline, blocks))

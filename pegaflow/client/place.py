@@ -142,6 +142,7 @@ def dealer(
     endpoint: str,
     me: Address,
     keys: ClientKeys | None = None,
+    *,
     before: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
 ) -> zmq.Socket[bytes]:
     """A DEALER socket of this client, dialled to an endpoint.

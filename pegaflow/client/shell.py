@@ -207,7 +207,11 @@ class Shell:
     def _copy_in(self, effect: CopyIn) -> None:
         assert self._memory is not None and self._pool is not None
         ok = self._memory.copy(
-            self._memory.load, self._pool.bytes, effect.offsets, effect.blocks, effect.deadline
+            self._memory.load,
+            self._pool.bytes,
+            effect.offsets,
+            effect.blocks,
+            deadline=effect.deadline,
         )
         self._apply(self._machine.copied_in(effect.ticket, ok, time.monotonic_ns()))
 
@@ -215,7 +219,7 @@ class Shell:
         assert self._memory is not None and self._bounce is not None
         offsets = [slot * self._slot_bytes for slot in effect.slots]
         ok = self._memory.copy(
-            self._memory.save, self._bounce.bytes, offsets, effect.blocks, effect.deadline
+            self._memory.save, self._bounce.bytes, offsets, effect.blocks, deadline=effect.deadline
         )
         now = time.monotonic_ns()
         self._apply(self._machine.copied_out(effect.ticket, effect.batch, ok, now))
@@ -319,7 +323,7 @@ class Shell:
                 monitors.append(Monitor(socket, url, keys is not None))
 
         try:
-            socket = place.dealer(self._context, url, self._machine.me.address, keys, watch)
+            socket = place.dealer(self._context, url, self._machine.me.address, keys, before=watch)
         except (zmq.ZMQError, ValueError):
             for monitor in monitors:
                 monitor.close()

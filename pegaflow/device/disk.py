@@ -120,6 +120,7 @@ class Disk:
         floor: int | None,
         pool: SharedFile,
         ops: Ops | None = None,
+        *,
         known: Known | None = None,
     ) -> None:
         self._ops = ops or Ops()

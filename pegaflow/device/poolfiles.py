@@ -105,7 +105,7 @@ def boot_id() -> bytes:
 
 
 def make(
-    stem: str, geometry: Geometry, incarnation: Incarnation, above: int = 0, run_dir: str = ""
+    stem: str, geometry: Geometry, incarnation: Incarnation, above: int = 0, *, run_dir: str = ""
 ) -> PoolFiles:
     """A new pool and its ledger, claimed for us; only the ledger's header and the pool's trailer
     are really there.

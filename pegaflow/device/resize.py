@@ -86,7 +86,7 @@ def shrink(pool: SharedFile, file: SharedFile, geometry: Geometry) -> None:
         target = next((n for n in reversed(empty) if _has_room(pool, file, geometry, n)), None)
         if target is not None:
             empty.remove(target)
-            _move(pool, ledger, geometry, extent, target)
+            _move(pool, ledger, geometry, extent, target=target)
         ledger.void(extent.pages)
         _give_back(pool, geometry, extent.number)
 
@@ -127,7 +127,7 @@ def _extents(ledger: Ledger, records: int) -> dict[int, _Extent]:
 
 
 def _move(
-    pool: SharedFile, ledger: Ledger, geometry: Geometry, extent: _Extent, target: int
+    pool: SharedFile, ledger: Ledger, geometry: Geometry, extent: _Extent, *, target: int
 ) -> None:
     size, own = geometry.extent_bytes, geometry.records_per_extent
     bytes_ = np.frombuffer(pool.map, np.uint8)

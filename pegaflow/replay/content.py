@@ -50,13 +50,13 @@ def fill(
         offset: byte of the stream at which each row begins.
     """
     rows = np.atleast_2d(out)
-    seeds, factors = _seeds(namespace, key, rank, layer, len(rows))
+    seeds, factors = _seeds(namespace, key, rank, layer, count=len(rows))
     for at, size, chunk, inside in _pieces(rows.shape[1], offset):
         piece = rows[:, at : at + size]
         if inside % WORD == 0 and size % WORD == 0:
-            _words(piece.view(np.uint64), seeds, factors, chunk, inside // WORD)
+            _words(piece.view(np.uint64), seeds, factors, chunk, first=inside // WORD)
         else:
-            piece[:] = _ragged(seeds, factors, chunk, inside, size)
+            piece[:] = _ragged(seeds, factors, chunk, inside, size=size)
 
 
 def mismatch(
@@ -68,17 +68,17 @@ def mismatch(
         The flat index in `view` of the first byte that is not the stream's; None: all are right.
     """
     rows = np.atleast_2d(view)
-    seeds, factors = _seeds(namespace, key, rank, layer, len(rows))
+    seeds, factors = _seeds(namespace, key, rank, layer, count=len(rows))
     length = rows.shape[1]
     first: int | None = None
     for at, size, chunk, inside in _pieces(length, offset):
         piece = rows[:, at : at + size]
         if inside % WORD == 0 and size % WORD == 0:
             wanted = np.empty((len(rows), size // WORD), dtype=np.uint64)
-            _words(wanted, seeds, factors, chunk, inside // WORD)
+            _words(wanted, seeds, factors, chunk, first=inside // WORD)
             if (piece.view(np.uint64) == wanted).all():
                 continue
-        row, column = np.nonzero(piece != _ragged(seeds, factors, chunk, inside, size))
+        row, column = np.nonzero(piece != _ragged(seeds, factors, chunk, inside, size=size))
         if len(row):
             found = int(row[0]) * length + at + int(column[0])
             first = found if first is None else min(first, found)
@@ -104,7 +104,9 @@ def _layer_numbers(layer: int, count: int) -> tuple[Words, Words]:
     return _mix(even), _mix(even + np.uint64(_GOLDEN))
 
 
-def _seeds(namespace: bytes, key: bytes, rank: int, layer: int, count: int) -> tuple[Words, Words]:
+def _seeds(
+    namespace: bytes, key: bytes, rank: int, layer: int, *, count: int
+) -> tuple[Words, Words]:
     names = b"%d %d %d " % (len(namespace), len(key), rank) + namespace + key
     digest = blake2b(names, digest_size=16, person=b"replay content").digest()
     seed, factor = np.frombuffer(digest, dtype="<u8")
@@ -122,16 +124,16 @@ def _pieces(length: int, offset: int) -> Iterator[tuple[int, int, int, int]]:
         at += size
 
 
-def _words(out: Words, seeds: Words, factors: Words, chunk: int, first: int) -> None:
+def _words(out: Words, seeds: Words, factors: Words, chunk: int, *, first: int) -> None:
     moved = seeds + np.uint64((chunk * _GOLDEN) & _MASK)
     np.bitwise_xor(_TABLE[first : first + out.shape[1]], moved, out=out)
     np.multiply(out, factors, out=out)
 
 
-def _ragged(seeds: Words, factors: Words, chunk: int, inside: int, size: int) -> Bytes:
+def _ragged(seeds: Words, factors: Words, chunk: int, inside: int, *, size: int) -> Bytes:
     """A range that does not begin or end with a word: whole words around it, then cut."""
     first, last = inside // WORD, -(-(inside + size) // WORD)
     words = np.empty((len(seeds), last - first), dtype=np.uint64)
-    _words(words, seeds, factors, chunk, first)
+    _words(words, seeds, factors, chunk, first=first)
     start = inside - first * WORD
     return words.view(np.uint8)[:, start : start + size]

@@ -201,7 +201,7 @@ class Engine:
             hitting = hit == len(window)
             if not hitting:
                 parent = keys[start + hit - 1] if start + hit else b""
-                self._save(window[hit:], slots[hit:], parent, record, failures)
+                self._save(window[hit:], slots[hit:], parent, record, failures=failures)
         record.failures = dict(failures)
         return record
 
@@ -251,6 +251,7 @@ class Engine:
         slots: list[int],
         parent: bytes,
         record: Record,
+        *,
         failures: Counter[str],
     ) -> None:
         """Compute these blocks and save them."""

@@ -99,7 +99,7 @@ class Fit:
         )
 
 
-def check(where: str, tokens: int, ids: int, size: int, said: str) -> None:
+def check(where: str, tokens: int, ids: int, size: int, *, said: str) -> None:
     """A row of a trace whose block size is known, and from whom.
 
     Raises:

@@ -174,7 +174,7 @@ class _Reading:
         if self.size is None:
             self.fit.add(row.where, row.tokens, len(ids))
         else:
-            fitting.check(row.where, row.tokens, len(ids), self.size, self.said)
+            fitting.check(row.where, row.tokens, len(ids), self.size, said=self.said)
         scope = self._scope(row, file)
         if self.options.ids is IdScope.AUTO and not row.local:
             self.anew.add(file, row.conversation, ids)

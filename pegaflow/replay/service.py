@@ -93,6 +93,7 @@ def group(
     log: Path,
     arguments: Sequence[str],
     program: str = "pegaflow",
+    *,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`pegaflow serve`, just started: neither a process nor a pool of it is left afterwards.

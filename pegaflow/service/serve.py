@@ -134,7 +134,7 @@ class _House:
         chosen = poolsize.choose(self.settings.pool_size, poolsize.look(), extent)
         self.reason = chosen.reason
         geometry, run_dir = Geometry(chosen.size, extent), str(self.settings.run_dir)
-        return poolfiles.make(self._stem, geometry, incarnation, above, run_dir)
+        return poolfiles.make(self._stem, geometry, incarnation, above, run_dir=run_dir)
 
     def _next(self) -> Incarnation:
         """A number that nobody has had before."""

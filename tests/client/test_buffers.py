@@ -71,8 +71,8 @@ def test_round_trip_into_another_engine(layers: tuple[LayerLayout, ...]) -> None
     file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
     offsets = [at * page_size(layout) for at in range(BLOCKS)]
     blocks = list(range(BLOCKS))
-    assert source.copy(source.save, file, offsets, blocks, NEVER)
-    assert target.copy(target.load, file, offsets, blocks[::-1], NEVER)
+    assert source.copy(source.save, file, offsets, blocks, deadline=NEVER)
+    assert target.copy(target.load, file, offsets, blocks[::-1], deadline=NEVER)
     for block in blocks:
         mine, theirs = (np.zeros(page_bytes(layout), dtype=np.uint8) for _ in range(2))
         source.save(mine, block)
@@ -121,6 +121,6 @@ def test_a_place_outside_of_the_file_is_not_copied(offset: int) -> None:
     layout = Layout(2, (LayerLayout(0, 0, 64, 64),), "uint8")
     memory = EngineMemory(layout, [bytearray(128)])
     file = np.ones(4096, np.uint8)
-    assert not memory.copy(memory.load, file, (0, offset), (0, 1), 1 << 63)
-    assert not memory.copy(memory.save, file, (0, offset), (0, 1), 1 << 63)
-    assert memory.copy(memory.load, file, (0, 4032), (0, 1), 1 << 63)
+    assert not memory.copy(memory.load, file, (0, offset), (0, 1), deadline=1 << 63)
+    assert not memory.copy(memory.save, file, (0, offset), (0, 1), deadline=1 << 63)
+    assert memory.copy(memory.load, file, (0, 4032), (0, 1), deadline=1 << 63)

@@ -120,7 +120,7 @@ class Client:
 
     def load(self, nanoseconds: int = 100 * MS) -> tuple[int, Envelope]:
         ticket, effects = self.m.load(
-            Lease(PEER.incarnation, LeaseId(5), 3), BLOCKS, 0, self.at(nanoseconds), self.now
+            Lease(PEER.incarnation, LeaseId(5), 3), BLOCKS, 0, self.at(nanoseconds), now=self.now
         )
         self.do(effects)
         return ticket, self.question(Load)
@@ -207,7 +207,7 @@ def test_a_refused_load() -> None:
 def test_a_lease_of_an_earlier_session_is_not_asked_for() -> None:
     c = ready()
     _, effects = c.m.load(
-        Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3), BLOCKS, 0, c.at(), c.now
+        Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3), BLOCKS, 0, c.at(), now=c.now
     )
     c.do(effects)
     c.do(c.m.release(Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3)))
@@ -320,7 +320,7 @@ def test_without_a_session_operations_end_at_once() -> None:
     c = Client()
     for _, effects in (
         c.m.lookup(KEYS, c.at()),
-        c.m.load(Lease(Incarnation(4), LeaseId(5), 3), BLOCKS, 0, c.at(), c.now),
+        c.m.load(Lease(Incarnation(4), LeaseId(5), 3), BLOCKS, 0, c.at(), now=c.now),
         c.m.save(KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at()),
     ):
         c.do(effects)

@@ -83,7 +83,7 @@ class Bench:
         path = str(pool)
         self.folder = folder
         self.pool = SharedFile.adopt(path) if pool.exists() else SharedFile.create(path, POOL)
-        self.disk = Disk([str(folder)], floor, self.pool, ops, known)
+        self.disk = Disk([str(folder)], floor, self.pool, ops, known=known)
         self.shards = 2
 
     def close(self) -> None:

@@ -138,7 +138,7 @@ class ClientCage:
             lease = self.leases.pop()
             count = rng.randrange(1, lease.blocks + 1)
             ids = tuple(range(count))
-            self._started(ids, deadline, *machine.load(lease, ids, 0, deadline, self.now))
+            self._started(ids, deadline, *machine.load(lease, ids, 0, deadline, now=self.now))
         elif call < 10:
             valid = rng.choice((True, True, True, False))
             started = machine.save(

@@ -23,7 +23,7 @@ def test_the_true_size_is_never_refused(lengths: list[int], size: int, rounding:
     for row, tokens in enumerate(lengths):
         ids = ids_for(tokens, size, rounding, row)
         fit.add(f"row {row}", tokens, ids)
-        check(f"row {row}", tokens, ids, size, "")
+        check(f"row {row}", tokens, ids, size, said="")
     assert size in fit.either
     assert rounding == "either" or size in getattr(fit, rounding)
     if rounding != "either":
@@ -90,13 +90,13 @@ def test_an_open_choice_is_the_users() -> None:
 
 
 def test_a_known_size_is_held_against_each_row() -> None:
-    check("a:1", 1500, 2, 512, "as said")
-    check("a:1", 1500, 3, 512, "as said")
-    check("a:1", 0, 0, 512, "as said")
+    check("a:1", 1500, 2, 512, said="as said")
+    check("a:1", 1500, 3, 512, said="as said")
+    check("a:1", 0, 0, 512, said="as said")
     with pytest.raises(TraceError) as caught:
-        check("a:7", 1500, 4, 512, "as said")
+        check("a:7", 1500, 4, 512, said="as said")
     assert str(caught.value) == (
         "a:7: 4 block ids for 1500 tokens, where blocks of 512 tokens (as said) make 2 or 3"
     )
     with pytest.raises(TraceError, match="1 block id for 1024 tokens, where .* make 2$"):
-        check("a:7", 1024, 1, 512, "as said")
+        check("a:7", 1024, 1, 512, said="as said")

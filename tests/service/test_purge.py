@@ -28,7 +28,7 @@ def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def keep(run_dir: Path) -> Path:
     """A pool of this run directory; its path."""
     stem = str(serve.SHM / serve.shm_stem(run_dir))
-    return Path(poolfiles.make(stem, GEOMETRY, Incarnation(3), 0, str(run_dir)).pool.path)
+    return Path(poolfiles.make(stem, GEOMETRY, Incarnation(3), 0, run_dir=str(run_dir)).pool.path)
 
 
 def said(*words: str) -> str:

@@ -331,7 +331,7 @@ class FlushWork:
         self._world, self._files = world, files
         ops = SimOps(world, proc, files)
         paths = sorted(files.media)
-        self._disk = Disk(paths, 0, _Pool(pool), ops, files.known)  # type: ignore[arg-type]
+        self._disk = Disk(paths, 0, _Pool(pool), ops, known=files.known)  # type: ignore[arg-type]
 
     def _slow(self, job: Message) -> bool:
         path = sorted(self._files.media)[job.volume]  # type: ignore[attr-defined]

@@ -315,7 +315,7 @@ class Engine:
             self._done(client, task)
             return
         ticket, effects = client.machine.load(
-            lease, task.blocks, first, self._deadline(), self.world.now
+            lease, task.blocks, first, self._deadline(), now=self.world.now
         )
         operation = Operation("load", keys, lambda done: self._done(client, task), task.blocks)
         client.start(ticket, operation, effects)

@@ -190,6 +190,7 @@ class Requests:
         lease: Lease | None,
         in_time: bool,
         now: float,
+        *,
         disk: tuple[int, ...] = (),
     ) -> Lease | None:
         """An answer came.
@@ -284,7 +285,7 @@ class Requests:
         return sum(0 <= place - order.first < len(order.blocks) for place in tracked.disk)
 
     def step(
-        self, request: str, blocks: Iterable[int], replace: bool, computed: int, scheduled: int
+        self, request: str, blocks: Iterable[int], replace: bool, computed: int, *, scheduled: int
     ) -> SaveOrder | None:
         """One request's part in a step.
 

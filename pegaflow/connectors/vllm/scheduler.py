@@ -188,8 +188,8 @@ class Scheduler:
             if done.status is Status.OK:
                 self._early_until = 0.0  # all have been there
             in_time = done.status is not Status.EXPIRED
-            answer = (done.lease, in_time, start, done.disk)
-            unwanted = self._requests.answered(done.ticket, *answer)
+            answer = (done.ticket, done.lease, in_time, start)
+            unwanted = self._requests.answered(*answer, disk=done.disk)
             self._release([unwanted] if unwanted else [])
         now = time.monotonic()
         self._spent += now - start
@@ -335,7 +335,7 @@ class Scheduler:
     def _saves(self, output: Any) -> list[SaveOrder]:
         scheduled: Mapping[str, int] = output.num_scheduled_tokens
         found = [
-            self._requests.step(name, blocks, replaced, computed, scheduled.get(name, 0))
+            self._requests.step(name, blocks, replaced, computed, scheduled=scheduled.get(name, 0))
             for name, blocks, replaced, computed in self._rows(output)
         ]
         orders = [order for order in found if order is not None]

@@ -58,21 +58,33 @@ class ClaimTable:
         Returns:
             Which of them are new; its number is used up even if none is.
         """
-        return self._claim(holder, self._open.next(holder), namespace, keys, now)
+        return self._claim(holder, self._open.next(holder), namespace, keys, now=now)
 
     def adopt(
-        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: Sequence[Key], now: int
+        self,
+        holder: Hashable,
+        number: ClaimId,
+        namespace: Namespace,
+        keys: Sequence[Key],
+        *,
+        now: int,
     ) -> None:
         """A claim that an earlier life of this table has given; numbers go on from it."""
         if self._open.get(holder, number) is None:
-            self._claim(holder, number, namespace, keys, now)
+            self._claim(holder, number, namespace, keys, now=now)
 
     def go_on_from(self, holder: Hashable, number: ClaimId) -> None:
         """The holder has heard of claims up to this number."""
         self._open.go_on_from(holder, number)
 
     def _claim(
-        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: Sequence[Key], now: int
+        self,
+        holder: Hashable,
+        number: ClaimId,
+        namespace: Namespace,
+        keys: Sequence[Key],
+        *,
+        now: int,
     ) -> Claim:
         self.expire(now)
         self.go_on_from(holder, number)

@@ -110,7 +110,7 @@ class ForeignMemory:
         Returns:
             OK, or what stopped the copy, of which a part may be done; and why, for a log.
         """
-        return self._copy(_libc.process_vm_readv, pool, blocks, offsets, deadline)
+        return self._copy(_libc.process_vm_readv, pool, blocks, offsets, deadline=deadline)
 
     def write(
         self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
@@ -118,7 +118,7 @@ class ForeignMemory:
         """Copy pages of the pool into blocks of the engine; arguments and result are those of
         `read`.
         """
-        return self._copy(_libc.process_vm_writev, pool, blocks, offsets, deadline)
+        return self._copy(_libc.process_vm_writev, pool, blocks, offsets, deadline=deadline)
 
     def _copy(
         self,
@@ -126,6 +126,7 @@ class ForeignMemory:
         pool: int,
         blocks: tuple[int, ...],
         offsets: tuple[int, ...],
+        *,
         deadline: int,
     ) -> tuple[Status, str]:
         ids = np.array(blocks, dtype=np.uint64)[:, None]

@@ -49,7 +49,7 @@ class Kept(Actor):
 
     def __init__(self) -> None:
         super().__init__(SESSION_4)
-        member = Member(SESSION_4, BOSS, HELLO, (ALLOCATOR, INDEX), self.counts)
+        member = Member(SESSION_4, BOSS, HELLO, (ALLOCATOR, INDEX), counts=self.counts)
         self.book = Few(member)
         holder = Holder(member, {ALLOCATOR: self.book})
         member.lead(holder)

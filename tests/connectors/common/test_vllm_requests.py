@@ -59,7 +59,7 @@ def test_a_load_carries_the_lease_away_and_is_not_saved_again() -> None:
     assert (order.first, order.blocks, order.lease) == (2, (12, 13, 14), LEASE)
     assert requests.wants("r") == (), "nothing is asked while a load is under way"
     requests.loaded("r")
-    save = requests.step("r", [10, 11, 12, 13, 14, 15, 16], True, 20, 5)
+    save = requests.step("r", [10, 11, 12, 13, 14, 15, 16], True, 20, scheduled=5)
     assert save is not None
     assert save.blocks == (15,) and save.keys == tuple(Request("r", 25).block_hashes[5:])
     assert save.parent == Request("r", 25).block_hashes[4]
@@ -80,10 +80,10 @@ def test_each_step_saves_the_blocks_it_completes() -> None:
     requests = book()
     request = Request("r", 25)
     requests.add("r", request)
-    found = [requests.step("r", [1, 2, 3], True, 0, 10)]
-    found.append(requests.step("r", [4, 5, 6, 7], False, 10, 15))
+    found = [requests.step("r", [1, 2, 3], True, 0, scheduled=10)]
+    found.append(requests.step("r", [4, 5, 6, 7], False, 10, scheduled=15))
     request.num_tokens = 28
-    found += [requests.step("r", [], False, 25 + i, 1) for i in range(3)]
+    found += [requests.step("r", [], False, 25 + i, scheduled=1) for i in range(3)]
     assert [f.blocks if f else () for f in found] == [(1, 2), (3, 4, 5, 6), (), (), (7,)]
     assert [f.order for f in found if f] == [1, 2, 3], "a number is never used again"
 
@@ -92,9 +92,9 @@ def test_a_block_without_a_hash_waits_for_it() -> None:
     requests = book()
     request = Request("r", 7)
     requests.add("r", request)
-    assert requests.step("r", [1, 2, 3], True, 0, 9) is not None
+    assert requests.step("r", [1, 2, 3], True, 0, scheduled=9) is not None
     request.num_tokens = 8
-    save = requests.step("r", [], False, 9, 1)
+    save = requests.step("r", [], False, 9, scheduled=1)
     assert save is not None and save.blocks == (2,)
 
 
@@ -104,21 +104,21 @@ def test_blocks_only_this_engine_has_are_saved_too() -> None:
     assert requests.allocated("r", [1, 2, 3, 4, 5, 6, 7], 0) == [
         Lease(Incarnation(1), LeaseId(7), 1)
     ]
-    save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 16, 9)
+    save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 16, scheduled=9)
     assert save is not None and save.blocks == (2, 3, 4, 5, 6)
 
 
 def test_without_an_answer_only_new_blocks_are_saved() -> None:
     requests = book()
     requests.add("r", Request("r", 25))
-    save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 16, 9)
+    save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 16, scheduled=9)
     assert save is not None and save.blocks == (5, 6)
 
 
 def test_nothing_is_saved_where_saving_is_off() -> None:
     requests = book(saving=False)
     requests.add("r", Request("r", 25))
-    assert requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25) is None
+    assert requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, scheduled=25) is None
     assert requests.finished("r", 9) == (False, [])
 
 
@@ -134,7 +134,7 @@ def test_failed_blocks_are_never_offered_again_and_saved_when_computed() -> None
     requests.answered(2, LEASE, True, 1.0)
     assert requests.offer("r", 0) == 8
     requests.allocated("r", [1, 2, 3, 4, 5, 6, 7], 0)
-    save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 8, 17)
+    save = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 8, scheduled=17)
     assert save is not None and save.blocks == (3, 4, 5, 6)
 
 
@@ -181,7 +181,7 @@ def test_a_hit_that_waits_too_long_is_given_back_and_asked_again() -> None:
 def test_preemption_asks_again_and_saves_what_got_lost() -> None:
     requests = book()
     arrived(requests)
-    assert requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25) is not None
+    assert requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, scheduled=25) is not None
     assert requests.preempted("r") == []
     assert len(requests.wants("r")) == 6
     requests.asked("r", 2, 1.0)
@@ -189,7 +189,7 @@ def test_preemption_asks_again_and_saves_what_got_lost() -> None:
     assert requests.offer("r", 0) == 8
     requests.allocated("r", [20, 21], 8)
     requests.loaded("r")
-    save = requests.step("r", [20, 21, 22, 23, 24, 25, 26], True, 8, 17)
+    save = requests.step("r", [20, 21, 22, 23, 24, 25, 26], True, 8, scheduled=17)
     assert save is not None and save.blocks == (22, 23, 24, 25)
 
 
@@ -197,7 +197,7 @@ def saving(ranks: int = 1, waiting: int = 0) -> tuple[Requests, int]:
     """A request "r" with a save under way, beside one that waits for so many tokens' memory."""
     requests = book(ranks=ranks)
     requests.add("r", Request("r", 25))
-    order = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25)
+    order = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, scheduled=25)
     assert order is not None
     if waiting:
         requests.add("w", Request("w", waiting))
@@ -250,10 +250,10 @@ def test_a_held_request_is_let_go_once_there_is_room() -> None:
 
 def test_a_running_request_takes_a_block_now_and_then() -> None:
     requests, _ = saving(waiting=40)
-    requests.step("w", range(10, 21), True, 40, 1)
+    requests.step("w", range(10, 21), True, 40, scheduled=1)
     assert requests.finished("r", 1) == (True, [])
     requests, _ = saving(waiting=40)
-    requests.step("w", range(10, 21), True, 40, 1)
+    requests.step("w", range(10, 21), True, 40, scheduled=1)
     assert requests.finished("r", 2) == (False, [])
 
 
@@ -267,11 +267,11 @@ def test_when_we_do_not_know_any_save_of_a_finished_request_gives_way() -> None:
 def test_what_turned_out_void_is_saved_again() -> None:
     requests = book()
     requests.add("r", Request("r", 25))
-    first = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 12)
-    second = requests.step("r", [], False, 12, 13)
+    first = requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, scheduled=12)
+    second = requests.step("r", [], False, 12, scheduled=13)
     assert first is not None and second is not None
     requests.void(requests.tracked["r"], second.first)
-    again = requests.step("r", [], False, 12, 13)
+    again = requests.step("r", [], False, 12, scheduled=13)
     assert again is not None and again.blocks == second.blocks and again.order != second.order
 
 
@@ -279,7 +279,7 @@ def test_blocks_of_a_load_that_came_from_ssd() -> None:
     requests = book()
     requests.add("r", Request("r", 25))
     requests.asked("r", 1, 0.0)
-    assert requests.answered(1, LEASE, True, 0.0, (0, 3, 4, 9)) is None
+    assert requests.answered(1, LEASE, True, 0.0, disk=(0, 3, 4, 9)) is None
     requests.offer("r", 8)
     assert requests.from_disk("r") == 0, "nothing is loaded yet"
     requests.allocated("r", [10, 11, 12, 13, 14], 12)
@@ -289,7 +289,7 @@ def test_blocks_of_a_load_that_came_from_ssd() -> None:
 def test_a_request_aborted_while_it_loads_is_not_held() -> None:
     requests = book()
     requests.add("r", Request("r", 25))
-    requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, 25)
+    requests.step("r", [1, 2, 3, 4, 5, 6, 7], True, 0, scheduled=25)
     requests.preempted("r")
     requests.asked("r", 1, 0.0)
     requests.answered(1, LEASE, True, 0.0)
