@@ -96,7 +96,9 @@ class Hello(Message):
     """A child is up; neighbours may dial `endpoint`."""
 
     pid: int
-    started: int  # start time of the process in clock ticks since boot: a pid is not an identity
+    started_ticks: (
+        int  # start time of the process in clock ticks since boot: a pid is not an identity
+    )
     endpoint: str
     port: int = 0  # a session that listens on TCP as well: where; else 0
 
@@ -116,7 +118,7 @@ class Welcome(Message):
     ssd: bool = False  # there is a flusher, or will be
     pool_file: U64s = ()  # device and inode of the pool's file
     ledger_file: U64s = ()  # and of the ledger's
-    max_pinned: int = 0  # bytes of the pool that one engine's leases may hold; 0: any number
+    max_pinned_bytes: int = 0  # bytes of the pool that one engine's leases may hold; 0: any number
 
 
 @message(22)
@@ -211,7 +213,7 @@ class OpenSession(Message):
     engine: str
     generation: bytes  # 16 bytes, drawn anew for each life of the engine
     pid: int
-    started: int
+    started_ticks: int
     namespace: bytes  # what changes the meaning of bytes, layout excepted
     probe: bytes = b""  # the engine's hash of a fixed block; differs if its hash seed differs
     opens: bool = True  # False: join the generation once its opener has opened it
@@ -225,7 +227,7 @@ class Serve(Message):
     engine: str
     generation: bytes
     pid: int
-    started: int
+    started_ticks: int
     namespace: bytes
     probe: bytes = b""
     remote: bool = False  # its pid means nothing here: it came over TCP, or is `foreign`
@@ -293,7 +295,7 @@ class KindState(enum.StrEnum):
 
     OK = "ok"
     WAITING = "waiting"  # for its back-off
-    BROKEN = "broken"  # failed too often; rests until `retry_at`
+    BROKEN = "broken"  # failed too often; rests until `retry_at_ns`
 
 
 @message(20)
@@ -302,7 +304,7 @@ class KindRow(Message):
 
     name: str
     state: str  # a KindState
-    retry_at: int  # CLOCK_MONOTONIC ns at which it may start again; in the past if it is ok
+    retry_at_ns: int  # CLOCK_MONOTONIC ns at which it may start again; in the past if it is ok
     restarts: int
     counters: tuple[Counter, ...]  # sums over all lives so far: they never go backwards
 
@@ -323,7 +325,7 @@ class Report(Message):
     ledger_path: str
     pool_bytes: int
     extent_bytes: int
-    started: int  # CLOCK_MONOTONIC ns at which the service started
+    started_ns: int  # CLOCK_MONOTONIC ns at which the service started
     version: str
     processes: tuple[ProcessRow, ...]  # the supervisor first; its state is the service's
     http_addr: str = ""  # where the gateway is to listen; empty: there is none

@@ -78,7 +78,7 @@ class WriteGroup(Job[GroupWritten | PagesDiffer | Done]):
     offset: int
     namespace: Namespace
     page_size: int
-    payload: int
+    payload_bytes: int
     shards: int
     generation: Incarnation
     keys: Keys
@@ -141,14 +141,14 @@ class RunRead(Result):
 
 @message(247)
 class ReadRun(Job[RunRead | Done]):
-    """Read pages of `payload` bytes, which lie behind each other from `offset` on, into these pool
+    """Read pages, `payload_bytes` each, which lie in a row from `offset` on, into these pool
     offsets.  They come in stretches of so many pages; between two of them lie the rows of a
     group."""
 
     volume: int
     segment: int
     offset: int
-    payload: int
+    payload_bytes: int
     stretches: U64s
     pages: U64s
 

@@ -21,11 +21,12 @@ direction: a Fetch of what is gone ends in a miss, a Flush of what is there is n
 Writing.  A Flush names blocks of one namespace under a lease that the index has granted to the
 flusher, so their pages stay what they are until Flushed ends it.  Flushed names the keys that are
 in the log, synced; the others are in memory only, as before.  At most Tier.depth Flushes and
-Tier.window bytes are open at a time: that is the queue, and what it holds cannot be evicted.  A
-block that is about to be evicted and is not in the log yet goes to the head of the queue if there
-is room, and is evicted after it has been written; without room it is evicted at once, and counted.
-While a session loads the flusher writes for a part of the time only (Flush.share): a small one, or
-a larger one while blocks are evicted that are not in the log yet.
+Tier.window_bytes are open at a time: that is the queue, and what it holds cannot be
+evicted.  A block that is about to be evicted and is not in the log yet goes to the head of the
+queue if there is room, and is evicted after it has been written; without room it is evicted at
+once, and counted.  While a session loads the flusher writes for a part of the time only
+(Flush.share_percent): a small one, or a larger one while blocks are evicted that are not in the
+log yet.
 
 Reading.  A Find whose run of keys is partly in the log only waits at the index.  The blocks of the
 run that are in memory are held meanwhile; of the others those that nobody has asked for yet are
@@ -78,7 +79,7 @@ class Tier(Message):
 
     writable: bool
     depth: int  # Flushes open at a time
-    window: int  # bytes of blocks in them
+    window_bytes: int  # bytes of blocks in them
     batch_blocks: int  # blocks of one Flush
     batch_bytes: int  # bytes of pages of one Flush; a single larger block may exceed it
     block_bytes: int  # bytes of pages of the largest block that can be written
@@ -88,11 +89,11 @@ class Tier(Message):
 
 @message(101)
 class Manifest(Message):
-    """These blocks are in the log: `shards` pages of `payload` bytes each.  `last`: that was all,
+    """These blocks are in the log: `shards` pages of `payload_bytes` each.  `last`: that was all,
     from now on every other block is not."""
 
     namespace: Namespace
-    payload: int
+    payload_bytes: int
     shards: int
     keys: Keys
     last: bool = False
@@ -118,13 +119,13 @@ class Flush(Message):
     number: LeaseId
     namespace: Namespace
     page_size: int
-    payload: int
+    payload_bytes: int
     shards: int
     keys: Keys
     pages: Numbers[PageId]
     depths: U64s
     sums: U64s = ()  # what the pages were sealed with; 0 or nothing: unknown
-    share: int = 100  # percent of the time in which to write
+    share_percent: int = 100  # percent of the time in which to write
 
 
 @message(105)
@@ -133,7 +134,7 @@ class Flushed(Message):
 
     number: LeaseId
     namespace: Namespace
-    payload: int
+    payload_bytes: int
     shards: int
     keys: Keys
 

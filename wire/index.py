@@ -17,7 +17,7 @@ with Release.  So a lost grant and a lost release both mend themselves.
 A claim owns no memory and may expire by time (CLAIM_NS): a second engine may then save the block.
 A Seal under a claim that ended or expired is refused (STALE_CLAIM) block by block.
 
-Pins.  What is leased cannot be evicted.  One session leases no more than Welcome.max_pinned bytes,
+Pins.  What is leased cannot be evicted.  One session leases no more than Welcome.max_pinned_bytes,
 each block counted once, and all of them together no more than a share of the pool
 (core/blocks/pins.py): beyond that a Find ends early, as if the rest of its run were not there, so
 that everybody's saves find room.  No lease ends because of that (it is its holder's); the session
@@ -131,7 +131,7 @@ class Seal(Message):
     claim: ClaimId
     namespace: Namespace
     page_size: int
-    payload: int
+    payload_bytes: int
     shards: int
     keys: Keys
     parents: Keys

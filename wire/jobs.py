@@ -158,7 +158,7 @@ class WatchProcess(Job[Done]):
     """Done, with OK, when this process is dead (or never was the one that started then)."""
 
     pid: int
-    started: int
+    started_ticks: int
 
 
 @message(306)
@@ -166,7 +166,7 @@ class Spawned(Result):
     """A child runs."""
 
     pid: int
-    started: int  # start time of the process in clock ticks since boot
+    started_ticks: int  # start time of the process in clock ticks since boot
 
 
 @message(206)
@@ -339,7 +339,7 @@ class MapEngine(Job[Done]):
 
     mapping: int
     pid: int
-    started: int
+    started_ticks: int
     bases: U64s
     layout: Layout
     scratch: int

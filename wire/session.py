@@ -130,7 +130,7 @@ class Attach(Message):
     """A rank's memory.  `region_bytes[i]` is the size of region i of the layout."""
 
     pid: int
-    started: int  # start time in clock ticks since boot: with the pid it names one process
+    started_ticks: int  # start time in clock ticks since boot: with the pid it names one process
     rank: int
     world: int
     layout: Layout

@@ -124,8 +124,8 @@ class Adoption(Part):
             for page, size in _sized(held):
                 if not plan.grant(page, size, holder, held.upto):
                     self._counts["pages_not_held"] += 1
-        for page, payload in found.items():
-            plan.leave(page, payload)
+        for page, payload_bytes in found.items():
+            plan.leave(page, payload_bytes)
         slab = self._pages.slab = plan.slab()
         self._stated.clear()
         self._scanning = False

@@ -55,18 +55,18 @@ class Directories(Part):
 
     def wake_at(self) -> int | None:
         """The next retry."""
-        return min((v.retry_at for v in self._volumes if v.retry_at), default=None)
+        return min((v.retry_at_ns for v in self._volumes if v.retry_at_ns), default=None)
 
     def wake(self, now: int) -> list[Effect]:
         """Try again what is due."""
         effects: list[Effect] = []
         for volume in self._volumes:
-            if not volume.retry_at or now < volume.retry_at:
+            if not volume.retry_at_ns or now < volume.retry_at_ns:
                 continue
             if volume.state is State.CLOSED and not volume.jobs:
                 effects += self._open(volume)
             elif volume.readable and not volume.writable:
-                volume.retry_at = 0
+                volume.retry_at_ns = 0
                 effects += self._segments.want_segment(volume, now)
         return effects
 
@@ -82,7 +82,7 @@ class Directories(Part):
 
     def _open(self, volume: Volume) -> list[Effect]:
         """Look into the directory."""
-        volume.state, volume.retry_at = State.OPENING, 0
+        volume.state, volume.retry_at_ns = State.OPENING, 0
 
         def opened(result: VolumeOpened | Done, now: int) -> list[Effect]:
             if isinstance(result, Done):

@@ -71,7 +71,7 @@ class Inventory(Part):
 
     def _list(self, row: Row, keys: list[Key]) -> None:
         for part in _parts(keys):
-            self._untold.append((row.namespace, row.payload, row.shards, part))
+            self._untold.append((row.namespace, row.payload_bytes, row.shards, part))
 
     def _tell_on(self, now: int) -> list[Effect]:
         """Say the next part, once the one before it is taken in; in the end, that it was all."""
@@ -80,10 +80,10 @@ class Inventory(Part):
             return []
         part = Manifest(NO_NAMESPACE, 0, 0, (), True)
         while self._untold:
-            namespace, payload, shards, keys = self._untold[0]
+            namespace, payload_bytes, shards, keys = self._untold[0]
             keys = tuple(key for key in keys if self._volumes.catalog.has(namespace, key))
             if keys:
-                part = Manifest(namespace, payload, shards, keys)
+                part = Manifest(namespace, payload_bytes, shards, keys)
                 break
             self._untold.popleft()
         loading = any(volume.is_loading for volume in self._volumes)

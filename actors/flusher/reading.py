@@ -208,7 +208,7 @@ class Reading(Part):
         if _is_stalled(reads, now):
             return self._fail(fetch, [position])
         row = segment.row(first)
-        payload, shards, size = row.payload, row.shards, row.length
+        payload_bytes, shards, size = row.payload_bytes, row.shards, row.length
         run = _Run(
             fetch=fetch,
             positions=[position],
@@ -225,7 +225,11 @@ class Reading(Part):
                 break
             row = segment.row(found[1])
             gap = row.offset - end
-            if row.payload != payload or row.shards != shards or gap not in (0, PAGE_ALIGN):
+            if (
+                row.payload_bytes != payload_bytes
+                or row.shards != shards
+                or gap not in (0, PAGE_ALIGN)
+            ):
                 break
             if gap:
                 run.stretches.append(0)
@@ -285,7 +289,7 @@ class Reading(Part):
 
         stretches = tuple(run.stretches)
         file = (volume.number, run.segment.number)
-        job = ReadRun(*file, first.offset, first.payload, stretches, offsets)
+        job = ReadRun(*file, first.offset, first.payload_bytes, stretches, offsets)
         return self._volumes.do(volume, job, read)
 
     def _bad_read(self, run: _Run, done: Done, now: int) -> list[Effect]:
@@ -319,7 +323,7 @@ class Reading(Part):
             claim=msg.number,
             namespace=msg.namespace,
             page_size=run.rows[0].page_bytes,
-            payload=run.rows[0].payload,
+            payload_bytes=run.rows[0].payload_bytes,
             shards=shards,
             keys=tuple(msg.keys[p] for p in positions),
             parents=tuple(msg.parents[p] for p in positions),

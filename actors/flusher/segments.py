@@ -180,7 +180,7 @@ class SegmentLog(Part):
         notes: list[Effect] = []
         if not volume.writable:
             notes = [Note("ssd_back", (("path", volume.path),))]
-        volume.writable, volume.why, volume.retry_at, volume.faults = True, "", 0, 0
+        volume.writable, volume.why, volume.retry_at_ns, volume.faults = True, "", 0, 0
         volume.fault = Status.OK
         return notes + self._tier.changed()
 
@@ -280,7 +280,7 @@ class SegmentLog(Part):
         self._counts["ssd_faults"] += 1
         self._counts[labelled("ssd_directory_faults", volume.path)] += 1
         rest = RETRY_NS[min(volume.faults, len(RETRY_NS)) - 1]
-        volume.retry_at = now + rest
+        volume.retry_at_ns = now + rest
         effects: list[Effect] = []
         if volume.writable or volume.why != why:
             event = "ssd_off" if volume.state is State.CLOSED else "ssd_read_only"

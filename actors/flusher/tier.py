@@ -54,7 +54,7 @@ class TierState(Part):
         return Tier(
             writable=any(v.open_to_writes for v in self._volumes) and not self._ending,
             depth=plan.write_queue_depth * BATCH_PARTS,
-            window=plan.write_queue_depth * BATCH_BYTES,
+            window_bytes=plan.write_queue_depth * BATCH_BYTES,
             batch_blocks=GROUP_ROWS,
             batch_bytes=min(BATCH_BYTES, room // 2),
             block_bytes=room,

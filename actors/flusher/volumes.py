@@ -55,7 +55,7 @@ class Volume:
     writable: bool = True  # as far as we know
     why: str = ""  # it is closed, or not writable
     fault: Status = Status.OK  # what kind of fault that is
-    retry_at: int = 0  # when to try again; 0: nothing to try
+    retry_at_ns: int = 0  # when to try again; 0: nothing to try
     faults: int = 0  # in a row
     jobs: int = 0  # under way
     segments: dict[int, Segment] = field(default_factory=dict)  # by number, the oldest first

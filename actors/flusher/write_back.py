@@ -144,7 +144,7 @@ class WriteBack(Part):
     def _on_flush(self, sender: Sender, msg: Flush, now: int) -> list[Effect]:
         if not self.flushes.hear(msg.number):
             return []  # sent again, and we had it
-        self._share = max(1, msg.share)
+        self._share = max(1, msg.share_percent)
         self.flushes.hold(msg.number, msg)
         return self._place(Batch(msg, tuple(range(len(msg.keys)))), now)
 
@@ -183,7 +183,7 @@ class WriteBack(Part):
         if self.flushes.end(msg.number) is None:
             return []
         there = tuple(k for k in msg.keys if self._volumes.catalog.has(msg.namespace, k))
-        word = Flushed(msg.number, msg.namespace, msg.payload, msg.shards, there)
+        word = Flushed(msg.number, msg.namespace, msg.payload_bytes, msg.shards, there)
         return self._member.tell(INDEX, word)
 
     def _on_leases_lost(self, sender: Sender, msg: LeasesLost, now: int) -> list[Effect]:
@@ -197,7 +197,7 @@ class WriteBack(Part):
 
     def write_on(self, volume: Volume, now: int) -> list[Effect]:
         """Begin as many groups on a volume as may be under way."""
-        if volume.readable and not volume.writable and not volume.retry_at:
+        if volume.readable and not volume.writable and not volume.retry_at_ns:
             return self._segments.want_segment(volume, now)
         queue = self._queues[volume.number]
         effects: list[Effect] = []
@@ -274,7 +274,7 @@ class WriteBack(Part):
             offset=offset,
             namespace=msg.namespace,
             page_size=msg.page_size,
-            payload=msg.payload,
+            payload_bytes=msg.payload_bytes,
             shards=shards,
             generation=self._member.address.incarnation,
             keys=tuple(msg.keys[p] for p in batch.positions),
@@ -306,7 +306,7 @@ def _rows(job: WriteGroup, sums: U64s) -> list[Row]:
             offset=start + at * length,
             checksum=sum_,
             generation=job.generation,
-            payload=job.payload,
+            payload_bytes=job.payload_bytes,
             depth=depth,
             shards=job.shards,
             namespace=job.namespace,

@@ -38,7 +38,7 @@ class Leasing(Part):
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """How much may be pinned."""
-        self.pins.bound(welcome.max_pinned, welcome.pool_bytes)
+        self.pins.bound(welcome.max_pinned_bytes, welcome.pool_bytes)
         return []
 
     def gone(self, dead: Address, now: int) -> list[Effect]:

@@ -78,8 +78,8 @@ class Publishing(Part):
             and len(msg.pages) == len(msg.stamps) == count * msg.shards
             and len(set(msg.pages)) == len(msg.pages)
             and len(msg.namespace) == NAMESPACE_BYTES
-            and 0 < msg.payload <= min(size, MAX_LENGTH)
-            and size == -(-msg.payload // PAGE_ALIGN) * PAGE_ALIGN
+            and 0 < msg.payload_bytes <= min(size, MAX_LENGTH)
+            and size == -(-msg.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN
             and len(msg.checksums) in (0, len(msg.pages))
             and len(msg.depths) in (0, count)
             and self._residency.geometry.hold(msg.pages, size)
@@ -106,11 +106,11 @@ class Publishing(Part):
                 found[at] = block = self._new_block(msg, at, now)
                 here.blocks.add(block)
                 made.append(block)
-        here.seal(made, msg.payload)
+        here.seal(made, msg.payload_bytes)
         if tier is not None:
             self._counts["blocks_fetched"] += len(made)
         else:
-            self._counts["bytes_sealed"] += len(made) * shards * msg.payload
+            self._counts["bytes_sealed"] += len(made) * shards * msg.payload_bytes
             self._tiers.offer(made)
         return found
 

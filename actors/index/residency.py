@@ -57,7 +57,7 @@ class Residency(Part):
             "quarantined_pages": self.quarantined,
         }
 
-    def seal(self, blocks: list[Block], payload: int) -> None:
+    def seal(self, blocks: list[Block], payload_bytes: int) -> None:
         """Write the records of new blocks.
 
         Args:
@@ -69,7 +69,7 @@ class Residency(Part):
             self.resident_bytes += len(b.pages) * slot_size(b.page_size)
             pages += b.pages
             for shard, (stamp, sum_) in enumerate(zip(b.stamps, b.checksums, strict=True)):
-                facts = (stamp, b.seal, shard, len(b.pages), payload)
+                facts = (stamp, b.seal, shard, len(b.pages), payload_bytes)
                 records.append(Record(*facts, b.namespace, b.key, sum_ or None, b.depth))
         self.ledger.seal(pages, records)
 

@@ -12,7 +12,13 @@ from pegaflow.wire.values import NOBODY
 from .tiers import Space
 
 NOT_SAID = Tier(
-    writable=False, depth=0, window=0, batch_blocks=0, batch_bytes=0, block_bytes=0, prefetch=0
+    writable=False,
+    depth=0,
+    window_bytes=0,
+    batch_blocks=0,
+    batch_bytes=0,
+    block_bytes=0,
+    prefetch=0,
 )
 """What is known of a flusher that has not said its Tier."""
 
@@ -34,7 +40,7 @@ class SsdLog:
         """These are in it."""
         if msg.keys:
             self.stored.setdefault(msg.namespace, set()).update(msg.keys)
-            self.spaces[msg.namespace] = Space(msg.payload, msg.shards)
+            self.spaces[msg.namespace] = Space(msg.payload_bytes, msg.shards)
 
     def forget(self, namespace: Namespace, keys: Iterable[Key]) -> None:
         """These are not in it."""

@@ -37,13 +37,13 @@ from .residency import Residency
 class Space:
     """How the blocks of a namespace are cut."""
 
-    payload: int  # bytes of a page that mean something
+    payload_bytes: int  # bytes of a page that mean something
     shards: int
 
     @property
     def block_bytes(self) -> int:
         """Of its pages."""
-        return -(-self.payload // PAGE_ALIGN) * PAGE_ALIGN * self.shards
+        return -(-self.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN * self.shards
 
 
 @dataclass(frozen=True, slots=True)

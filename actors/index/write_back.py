@@ -142,7 +142,7 @@ class WriteBack(Part):
     def _window(self) -> int:
         """Bytes that may be on their way at a time."""
         most = int(self._residency.geometry.pool_bytes * POOL_SHARE)
-        return min(self._log.tier.window, most)
+        return min(self._log.tier.window_bytes, most)
 
     def _has_room(self) -> bool:
         """For one Flush more."""
@@ -197,13 +197,13 @@ class WriteBack(Part):
             number=lease.number,
             namespace=first.namespace,
             page_size=blocks[0].page_size,
-            payload=first.length,
+            payload_bytes=first.length,
             shards=len(blocks[0].pages),
             keys=tuple([block.key for block in blocks]),
             pages=tuple(chain.from_iterable([block.pages for block in blocks])),
             depths=tuple([block.depth for block in blocks]),
             sums=sums if any(sums) else (),
-            share=round(100 * self._share(now)),
+            share_percent=round(100 * self._share(now)),
         )
         return [Send(self._log.flusher, flush)]
 
@@ -300,8 +300,8 @@ class WriteBack(Part):
         count = min(LOOK_PAGES, records - first)
         self._look_at = None if first + count == records else PageId(first + count)
         pages, payloads = occupied(self._residency.ledger, first, count)
-        for page, payload in zip(pages, payloads, strict=True):
-            record = self._residency.ledger.read(page) if payload else None
+        for page, payload_bytes in zip(pages, payloads, strict=True):
+            record = self._residency.ledger.read(page) if payload_bytes else None
             if record is None or record.shard:
                 continue
             if self._log.has(record.namespace, record.key):

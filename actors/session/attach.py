@@ -76,7 +76,9 @@ class Attachment(Part):
         refusal = self._fault(sender, msg)
         if refusal is not None:
             return [Reply(sender, refusal)]
-        effects = [] if self._engine.is_blind(sender) else self._engine.watch(msg.pid, msg.started)
+        effects = (
+            [] if self._engine.is_blind(sender) else self._engine.watch(msg.pid, msg.started_ticks)
+        )
         old = self._engine.ranks.get(msg.rank)
         if old is not None:
             effects += self._give_up(old)
@@ -99,7 +101,7 @@ class Attachment(Part):
             return Refused(Status.NOT_READY, "the session has no engine yet")
         if self._member.peer(INDEX) == NOBODY or self._member.peer(ALLOCATOR) == NOBODY:
             return Refused(Status.NOT_READY, "index or allocator is not up yet")
-        if not self._engine.has_room_for(sender.address, msg.pid, msg.started):
+        if not self._engine.has_room_for(sender.address, msg.pid, msg.started_ticks):
             return Refused(Status.BUSY, f"{CLIENTS_MAX} clients have attached to this session")
         why = layouts.fault(msg.layout, msg.region_bytes)
         if why:
@@ -144,7 +146,7 @@ class Attachment(Part):
         job = MapEngine(
             mapping=rank.mapping,
             pid=asked.pid,
-            started=asked.started,
+            started_ticks=asked.started_ticks,
             bases=asked.bases,
             layout=rank.layout,
             scratch=asked.scratch,

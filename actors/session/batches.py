@@ -181,7 +181,9 @@ class Batches(Part):
         offsets = space.offsets(page for page, _ in batch.pages)
         job: Job[Done]
         if batch.slots:
-            job = FillPages(batch.slots, offsets, space.payload, space.page_size, rank.mapping)
+            job = FillPages(
+                batch.slots, offsets, space.payload_bytes, space.page_size, rank.mapping
+            )
         else:
             blocks = tuple(share.msg.blocks[p] for p in batch.positions)
             job = ReadBlocks(rank.mapping, blocks, offsets, now + READ_NS)
@@ -192,7 +194,7 @@ class Batches(Part):
             rank.free_slots.extend(batch.slots)
             batch.slots = ()
             if space.verify and done.status is Status.OK:
-                effects: list[Effect] = [Do(SumPages(offsets, space.payload), summed)]
+                effects: list[Effect] = [Do(SumPages(offsets, space.payload_bytes), summed)]
             else:
                 effects = over(done.status, now)
             return effects + self._hand_out(rank) + self._engine.left(rank)

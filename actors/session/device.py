@@ -82,12 +82,14 @@ class Copies:
 
             def move_part(first: int, last: int) -> Done | PagesDiffer:
                 blocks, offsets = job.blocks[first:last], job.offsets[first:last]
-                bad = self._differing(offsets, sums[first:last], engine.payload) if sums else ()
+                bad = (
+                    self._differing(offsets, sums[first:last], engine.payload_bytes) if sums else ()
+                )
                 if bad:
                     return PagesDiffer(bad)
                 return Done(*move(address, blocks, offsets, job.deadline))
 
-            return self._cut(len(job.blocks), engine.payload, move_part)
+            return self._cut(len(job.blocks), engine.payload_bytes, move_part)
         if isinstance(job, OpenBounce):
             return [lambda: self._open_bounce(job)]
         assert isinstance(job, MapEngine), job
@@ -127,7 +129,7 @@ class Copies:
     def _map(self, job: MapEngine) -> Done:
         self._engines[job.mapping] = ForeignMemory(
             pid=job.pid,
-            started=job.started,
+            started=job.started_ticks,
             bases=tuple(job.bases),
             layout=job.layout,
             scratch=job.scratch,
@@ -200,7 +202,7 @@ class SessionDevice:
         return self._copies
 
     def _watch(self, number: int, job: WatchProcess) -> Done | None:
-        fd = open_pidfd(job.pid, job.started)
+        fd = open_pidfd(job.pid, job.started_ticks)
         if fd is None:
             return Done(Status.OK)
         loop = self._loop

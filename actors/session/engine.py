@@ -134,7 +134,7 @@ class Engine(Part):
     def _on_serve(self, sender: Sender, msg: Serve, now: int) -> list[Effect]:
         if self.serve is None:
             self.serve, self.served = msg, now
-            watch = [] if msg.remote else self.watch(msg.pid, msg.started)
+            watch = [] if msg.remote else self.watch(msg.pid, msg.started_ticks)
             return [Reply(sender, Serving()), *watch]
         same = (self.serve.engine, self.serve.generation) == (msg.engine, msg.generation)
         assert same, "a session serves one engine"

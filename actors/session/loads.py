@@ -120,7 +120,7 @@ class Loads(Part):
         if rank.loads is Way.PROCESS_VM:
             return self._write(sender, copy, msg, now)
         if sums:
-            return self._check(sender, copy, space.payload)
+            return self._check(sender, copy, space.payload_bytes)
         return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
 
     def _write(self, sender: Sender, copy: _Copy, msg: Load, now: int) -> list[Effect]:
@@ -145,7 +145,7 @@ class Loads(Part):
         job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, copy.sums)
         return [Do(job, written)]
 
-    def _check(self, sender: Sender, copy: _Copy, payload: int) -> list[Effect]:
+    def _check(self, sender: Sender, copy: _Copy, payload_bytes: int) -> list[Effect]:
         """Look at the pages before the client copies them."""
 
         def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
@@ -162,7 +162,7 @@ class Loads(Part):
             refused = Reply(sender, Pages(status, 0, ()))
             return [refused, *self._corrupt(bad), *self._end_copy(copy.number)]
 
-        return [Do(SumPages(copy.offsets, payload), summed)]
+        return [Do(SumPages(copy.offsets, payload_bytes), summed)]
 
     def _corrupt(self, pages: Iterable[PageId]) -> list[Effect]:
         """These pages do not hold what was sealed."""

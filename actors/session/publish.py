@@ -127,7 +127,7 @@ def _seal_of(space: Space, order: Order, whole: tuple[int, ...]) -> Seal:
         claim=order.claim or NO_CLAIM,
         namespace=space.namespace,
         page_size=space.page_size,
-        payload=space.payload,
+        payload_bytes=space.payload_bytes,
         shards=space.world,
         keys=tuple(order.keys[p] for p in whole),
         parents=tuple(map(order.parent_of, whole)),

@@ -26,7 +26,7 @@ class Space:
 
     namespace: Namespace
     page_size: int
-    payload: int  # bytes of a page that mean something
+    payload_bytes: int  # bytes of a page that mean something
     world: int  # ranks, so pages per block
     verify: bool  # a checksum is made of each page
     used_bytes_max: int  # of the pages of open saves; 0: any number
@@ -42,9 +42,9 @@ def space_of(welcome: Welcome, serve: Serve, ranks: dict[int, Rank]) -> Space:
     return Space(
         namespace=namespace(serve, ranks),
         page_size=ranks[0].page_size,
-        payload=layouts.page_bytes(ranks[0].layout),
+        payload_bytes=layouts.page_bytes(ranks[0].layout),
         world=len(ranks),
         verify=welcome.verify,
-        used_bytes_max=int(welcome.pool_bytes * USED_SHARE) if welcome.max_pinned else 0,
+        used_bytes_max=int(welcome.pool_bytes * USED_SHARE) if welcome.max_pinned_bytes else 0,
         geometry=Geometry(welcome.pool_bytes, welcome.extent_bytes),
     )

@@ -177,7 +177,7 @@ class Attach(Part):
             return effects + self.go_on(now)
 
         serve = Serve(
-            *(msg.engine, msg.generation, msg.pid, msg.started, msg.namespace, msg.probe),
+            *(msg.engine, msg.generation, msg.pid, msg.started_ticks, msg.namespace, msg.probe),
             remote=open_.sender.remote or foreign,
             foreign=foreign,
         )

@@ -36,5 +36,5 @@ class Pool(Part):
         """
         plan = self._plan
         own: dict[str, Any] = {"http_addr": plan.http_addr, "ssd": plan.ssd}
-        own["max_pinned"] = int(plan.max_pinned * size)
+        own["max_pinned_bytes"] = int(plan.max_pinned * size)
         return Welcome(pool, ledger, size, extent, plan.run_dir, **{**plan.told, **own})

@@ -101,7 +101,7 @@ class Reporting(Part):
         said = ((c.address, text) for c in self._children for text in c.beat.remarks)
         report = Report(
             *(pool.pool_path, pool.ledger_path, pool.pool_bytes, pool.extent_bytes),
-            started=self._started,
+            started_ns=self._started,
             version=self._plan.version,
             processes=(self._own_row(), *map(self._row, self._children)),
             http_addr=self._plan.http_addr,

@@ -76,7 +76,7 @@ class EngineMemory:
         if why:
             raise ValueError(why)
         self.layout = layout
-        self.payload = page_bytes(layout)
+        self.payload_bytes = page_bytes(layout)
         self._layers = [
             self._view(regions[la.region], layout, i) for i, la in enumerate(layout.layers)
         ]
@@ -139,10 +139,10 @@ class EngineMemory:
             False if the deadline came first, or if a place lies outside of the file; in the first
             case some blocks are copied.
         """
-        if any(offset + self.payload > file.size for offset in offsets):
+        if any(offset + self.payload_bytes > file.size for offset in offsets):
             return False
         for offset, block in zip(offsets, blocks, strict=True):
             if time.monotonic_ns() >= deadline:
                 return False
-            step(file[offset : offset + self.payload], block)
+            step(file[offset : offset + self.payload_bytes], block)
         return time.monotonic_ns() < deadline

@@ -34,13 +34,20 @@ class Identity:
     probe: bytes
     world: int
     pid: int
-    started: int
+    started_ticks: int
     opens: bool = True  # False: join a generation that another client opens
     pid_namespace: int = 0  # that `pid` is of
 
     def opening(self) -> OpenSession:
         """What it says at the front desk."""
-        ids = (self.engine, self.generation, self.pid, self.started, self.namespace, self.probe)
+        ids = (
+            self.engine,
+            self.generation,
+            self.pid,
+            self.started_ticks,
+            self.namespace,
+            self.probe,
+        )
         return OpenSession(*ids, self.opens, self.pid_namespace)
 
     def attaching(self, memory: Memory, visible: bool) -> Attach:
@@ -53,7 +60,7 @@ class Identity:
                 no process_vm.
         """
         ask = Attach(
-            *(self.pid, self.started, memory.rank, self.world),
+            *(self.pid, self.started_ticks, memory.rank, self.world),
             memory.layout,
             memory.region_bytes,
         )

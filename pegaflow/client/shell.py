@@ -97,7 +97,7 @@ class Shell:
                 probe=who.probe,
                 world=who.world,
                 pid=self._pid,
-                started=place.start_ticks(),
+                started_ticks=place.start_ticks(),
                 opens=who.opens,
                 pid_namespace=place.pid_namespace(),
             ),

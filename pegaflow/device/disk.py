@@ -336,7 +336,7 @@ class Disk:
     def _write(self, volume: _Volume, job: WriteGroup) -> GroupWritten | PagesDiffer:
         file = self._file(volume, job.segment)
         pages = [self._pool[at : at + job.page_size] for at in job.pages]
-        sums = [page_sum(page[: job.payload]) for page in pages]
+        sums = [page_sum(page[: job.payload_bytes]) for page in pages]
         wrong = [at for at, sum_, its in _beside(job, sums) if its not in (0, sum_)]
         if wrong:
             return PagesDiffer(tuple(wrong))
@@ -344,7 +344,7 @@ class Disk:
         offset = job.offset + PAGE_ALIGN
         for n, (key, depth) in enumerate(zip(job.keys, job.depths, strict=True)):
             checksum = block_sum(sums[n * job.shards : (n + 1) * job.shards])
-            facts = (job.generation, job.payload, depth, job.shards, job.namespace, key)
+            facts = (job.generation, job.payload_bytes, depth, job.shards, job.namespace, key)
             rows.append(Row(offset, checksum, *facts))
             offset += job.shards * job.page_size
         front = _paged(group(file.uuid, job.index, rows))
@@ -387,7 +387,7 @@ class Disk:
 
     def _read(self, volume: _Volume, job: ReadRun) -> RunRead:
         file = self._file(volume, job.segment)
-        size, payload = padded(job.payload), job.payload
+        size, payload_bytes = padded(job.payload_bytes), job.payload_bytes
         into: list[memoryview] = []
         at = 0
         for count in job.stretches:
@@ -396,7 +396,7 @@ class Disk:
             at += count
         if read_all(self._ops, file.fd, into, job.offset) != sum(map(len, into)):
             raise OSError(errno.EIO, f"segment {job.segment} is shorter than it should be")
-        sums = tuple(page_sum(self._pool[at : at + payload]) for at in job.pages)
+        sums = tuple(page_sum(self._pool[at : at + payload_bytes]) for at in job.pages)
         return RunRead(sums)
 
     def _drop(self, volume: _Volume, job: DropSegment) -> Done:

@@ -72,7 +72,7 @@ METRICS = (
         "pegaflow_uptime_seconds",
         SUPERVISOR,
         "Age of the service.",
-        lambda v: (v.now - v.report.started) / _S if v.report else 0,
+        lambda v: (v.now - v.report.started_ns) / _S if v.report else 0,
     ),
     Shown(
         "pegaflow_snapshot_age_seconds",
@@ -268,7 +268,7 @@ def reasons(view: View) -> tuple[str, ...]:
         found.append(f"the service is {state}")
     for kind in view.kinds:
         if kind.state == KindState.BROKEN and kind.name != FLUSHER:
-            rest = max(0, kind.retry_at - view.now) / _S
+            rest = max(0, kind.retry_at_ns - view.now) / _S
             found.append(f"{kind.name} fails again and again; it is tried again in {rest:.0f} s")
     return tuple(found)
 

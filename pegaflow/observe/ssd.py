@@ -308,7 +308,7 @@ def _without_process(view: View) -> str:
             continue
         if kind.state != KindState.BROKEN:
             return "ssd: off, its process is being replaced"
-        rest = max(0, kind.retry_at - view.now) / 1e9
+        rest = max(0, kind.retry_at_ns - view.now) / 1e9
         return f"ssd: off, its process fails again and again; it is tried again in {rest:.0f} s"
     return ""
 

@@ -63,7 +63,7 @@ def _lines(view: View, report: Report) -> list[str]:
     ]
     for kind in report.kinds:
         if kind.state != KindState.OK:
-            rest = max(0, kind.retry_at - report.at) / 1e9
+            rest = max(0, kind.retry_at_ns - report.at) / 1e9
             lines.append(f"{kind.name} is {kind.state}: it is tried again in {rest:.1f} s")
     return [line for line in lines if line]
 

@@ -62,7 +62,7 @@ def read_of(segment: int, rows: Sequence[Row], pages: tuple[int, ...]) -> ReadRu
             stretches.append(0)
         stretches[-1] += row.shards
     first = rows[0]
-    return ReadRun(0, segment, first.offset, first.payload, tuple(stretches), pages)
+    return ReadRun(0, segment, first.offset, first.payload_bytes, tuple(stretches), pages)
 
 
 def key_of(number: int) -> Key:

@@ -77,7 +77,7 @@ class Pool:
 def test_blocks_come_and_go_whole(engine: Engine) -> None:
     memory, pool = engine.memory(), Pool()
     blocks = tuple(reversed(range(BLOCKS)))
-    assert memory.payload == 2 * RUN
+    assert memory.payload_bytes == 2 * RUN
     assert memory.read(pool.address, blocks, pool.offsets, NEVER) == (Status.OK, "")
     at = np.arange(BYTES)
     expected = np.where(at % 4 == 0, at // 4 % 251, 0).astype(np.uint8).reshape(BLOCKS, -1)

@@ -125,7 +125,7 @@ class TieredIndexCage(IndexCage):
             assert len(msg.pages) == len(msg.keys) * msg.shards
             assert not any(self.index.residency.ledger.are_void(msg.pages))
             done = msg.keys[: self.rng.randrange(len(msg.keys) + 1)]
-            word = Flushed(msg.number, msg.namespace, msg.payload, msg.shards, done)
+            word = Flushed(msg.number, msg.namespace, msg.payload_bytes, msg.shards, done)
             self.later.append((envelope.receiver, word))
 
     def pass_time(self) -> None:

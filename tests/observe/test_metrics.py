@@ -34,8 +34,8 @@ def row(name: str, incarnation: int, state: str, engine: str = "", **numbers: in
     )
 
 
-def kind(name: str, state: str = "ok", retry_at: int = 0, **sums: int) -> KindRow:
-    return KindRow(name, state, retry_at, 2, listed(sums))
+def kind(name: str, state: str = "ok", retry_at_ns: int = 0, **sums: int) -> KindRow:
+    return KindRow(name, state, retry_at_ns, 2, listed(sums))
 
 
 ENGINE_A = {"engine_seat": 1, "session_loads_open": 2, "session_leases": 3}

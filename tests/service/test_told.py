@@ -13,4 +13,4 @@ def test_what_was_set_is_what_children_are_told() -> None:
     plan = Plan(1, "run", "0", http_addr="[::1]:9", told=told(settings), max_pinned=0.5)
     welcome = Pool(plan).welcome("pool", "ledger", 1000, 10)
     assert (welcome.copy_threads, welcome.verify, welcome.run_dir) == (7, True, "run")
-    assert (welcome.http_addr, welcome.max_pinned) == ("[::1]:9", 500)
+    assert (welcome.http_addr, welcome.max_pinned_bytes) == ("[::1]:9", 500)

@@ -233,7 +233,7 @@ class Checks:
         serve, slab = session.engine.serve, self.slab()
         free, used = session.reservation.free, session.reservation.used
         if serve is not None:
-            opened = self.world.openers.get(serve.generation) == (serve.pid, serve.started)
+            opened = self.world.openers.get(serve.generation) == (serve.pid, serve.started_ticks)
             assert opened, f"{session.address} was opened by a joiner"
         if slab is None:
             return

@@ -58,7 +58,7 @@ class Client(Proc):
                 probe=b"",
                 world=role.world,
                 pid=self.pid,
-                started=self.started,
+                started_ticks=self.started_ticks,
                 opens=role.opens,
             ),
             busy=lambda: self._pidfd is not None and self._pidfd.has_no_core,

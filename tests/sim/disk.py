@@ -347,7 +347,7 @@ class FlushWork:
             yield
         done = self._disk.work(job)
         if isinstance(job, ReadRun):
-            length = padded(job.payload)
+            length = padded(job.payload_bytes)
             self._files.written += [(at, at + length) for at in job.pages]
         for _ in range(self._world.between(0, 3)):
             yield  # it is done, and nobody knows

@@ -96,7 +96,7 @@ class Engine:
         client = self.procs[part] = Client(self.world, self.files, self.books, role)
         self.world.note(client.address, f"is {kind.name}, part {part} of {kind.ranks}, {way.name}")
         if opens:
-            self.world.openers[self.generation] = (client.pid, client.started)
+            self.world.openers[self.generation] = (client.pid, client.started_ticks)
             client.after(self.world.between(0, 5 * MS), self.act)
 
     # its ends

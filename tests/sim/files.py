@@ -165,7 +165,7 @@ class Device:
         def work() -> Work:
             yield
             found = self.world.by_pid.get(job.pid)
-            if found is None or not found.alive or found.started != job.started:
+            if found is None or not found.alive or found.started_ticks != job.started_ticks:
                 return Done(Status.COPY_FAILED, "no such process")
             client: Client = found  # type: ignore[assignment]
             memory = client.reach(job.bases[0])

@@ -244,7 +244,7 @@ class ChildProc(HostProc):
 
     def __init__(self, world: World, files: Files, address: Address, boss: Address) -> None:
         super().__init__(world, files, address)
-        hello = Hello(self.pid, self.started, str(address))
+        hello = Hello(self.pid, self.started_ticks, str(address))
         self.actor: Actor
         self.ledger: FragileLedger | None = None
         self._disk: FlushWork | None = None
@@ -300,7 +300,7 @@ class ChildProc(HostProc):
         welcome = member_of(self.actor).welcome
         if isinstance(job, WatchProcess):
             proc = world.by_pid.get(job.pid)
-            if proc is None or not proc.alive or proc.started != job.started:
+            if proc is None or not proc.alive or proc.started_ticks != job.started_ticks:
                 return Done(Status.OK)
             proc.watch(lambda: self.input(lambda: self.complete(number, Done(Status.OK))))
             return None
@@ -443,4 +443,4 @@ class House(HostProc):
             self.input(lambda: self.inform(Exited(address, child.exit_code)))
 
         child.watch(dead)
-        return Spawned(child.pid, child.started)
+        return Spawned(child.pid, child.started_ticks)

@@ -233,7 +233,7 @@ class Proc:
         self.sent = False  # in the present input
         self.links: dict[Address, Link] = {}  # that we dialled
         self.pid = world.new_pid(self)
-        self.started = world.now // (10 * MS)
+        self.started_ticks = world.now // (10 * MS)
         self._inbox: deque[Call] = deque()  # what came while we were stopped
         self._frozen: list[Call] = []  # our own threads' work, stopped with us
         self._watchers: list[Call] = []  # who wants to know of our death

@@ -59,7 +59,7 @@ class Row(NamedTuple):
     offset: int  # of its first page in the file
     checksum: int  # `block_sum` of its pages
     generation: Incarnation  # incarnation of the flusher that has written it
-    payload: int  # bytes of each page that mean something
+    payload_bytes: int  # bytes of each page that mean something
     depth: int  # position in its chain
     shards: int
     namespace: Namespace
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     @property
     def page_bytes(self) -> int:
         """What a page of it takes, here and in the pool."""
-        return padded(self.payload)
+        return padded(self.payload_bytes)
 
     @property
     def length(self) -> int:
@@ -113,19 +113,19 @@ def block_sums(sums: Sequence[int], shards: int) -> list[int]:
 def pack_row(row: Row) -> bytes:
     """A row as it is written."""
     assert 1 <= len(row.key) <= MAX_KEY and len(row.namespace) == NAMESPACE_BYTES, row
-    numbers = (row.offset, row.checksum, row.generation, row.payload, row.depth, row.shards)
+    numbers = (row.offset, row.checksum, row.generation, row.payload_bytes, row.depth, row.shards)
     return _ROW.pack(*numbers, len(row.key), row.namespace, row.key)
 
 
 def row_at(rows: bytes | bytearray | memoryview, at: int) -> Row:
     """Row number `at` of several."""
     fields = _ROW.unpack_from(rows, at * ROW_BYTES)
-    offset, checksum, generation, payload, depth, shards, size, namespace, key = fields
+    offset, checksum, generation, payload_bytes, depth, shards, size, namespace, key = fields
     return Row(
         offset=offset,
         checksum=checksum,
         generation=generation,
-        payload=payload,
+        payload_bytes=payload_bytes,
         depth=depth,
         shards=shards,
         namespace=namespace,
@@ -287,7 +287,7 @@ def sums_of(data: memoryview, row: Row) -> list[int]:
         data: the block's bytes in the file, `row.length` of them.
     """
     starts = range(0, row.length, row.page_bytes)
-    return [page_sum(data[at : at + row.payload]) for at in starts]
+    return [page_sum(data[at : at + row.payload_bytes]) for at in starts]
 
 
 def _is_whole(read: Read, row: Row) -> bool:
@@ -296,7 +296,7 @@ def _is_whole(read: Read, row: Row) -> bool:
 
 
 def _sound(row: Row) -> bool:
-    return row.payload > 0 and row.shards > 0 and 0 < len(row.key) <= MAX_KEY
+    return row.payload_bytes > 0 and row.shards > 0 and 0 < len(row.key) <= MAX_KEY
 
 
 def _page(facts: bytes) -> bytes:

@@ -79,7 +79,7 @@ class ForeignMemory:
         self._lengths = np.array(lengths, dtype=np.uint64)
         ends = np.cumsum(self._lengths)
         self._places = ends - self._lengths  # of each run in the page
-        self.payload = int(ends[-1])
+        self.payload_bytes = int(ends[-1])
         self._prove(scratch, proof)
 
     def __del__(self) -> None:

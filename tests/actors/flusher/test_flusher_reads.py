@@ -79,7 +79,7 @@ def test_a_fetch_is_reserved_read_compared_sealed_and_answered() -> None:
     assert said(sent, Reserve, ALLOC) == Reserve(PAGE, 3)
     assert granted(disks, sent, 1) == []
     (job,) = disks.rig.wanted(ReadRun)
-    assert (job.segment, job.offset, job.payload) == (1, row_of(0).offset, PAGE)
+    assert (job.segment, job.offset, job.payload_bytes) == (1, row_of(0).offset, PAGE)
     assert job.stretches == (3,) and len(job.pages) == 3
     sent = disks.work()
     seal = said(sent, Seal, IDX)
@@ -124,7 +124,9 @@ def test_an_idle_disk_gets_a_fetch_in_parts_and_a_busy_one_in_one_piece(
 
 
 def test_a_run_is_not_longer_than_a_disk_needs() -> None:
-    large = [row_of(at)._replace(payload=RUN_BYTES, offset=8192 + at * RUN_BYTES) for at in (0, 1)]
+    large = [
+        row_of(at)._replace(payload_bytes=RUN_BYTES, offset=8192 + at * RUN_BYTES) for at in (0, 1)
+    ]
     disks = Disks()
     disks.segments = {(0, 1): joined(large)}
     disks.ready()

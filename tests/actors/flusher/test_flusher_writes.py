@@ -53,7 +53,7 @@ def test_a_flush_ends_when_its_blocks_are_durable() -> None:
     assert disks.rig.tell(IDX, flush(1, 0, 3)) == []
     assert not pick(disks.work(MakeSegment, WriteGroup), Flushed), "not before it is synced"
     done = said(disks.work(SyncSegment), Flushed, IDX)
-    assert (done.number, done.keys, done.payload, done.shards) == (1, KEYS[:3], PAGE, 1)
+    assert (done.number, done.keys, done.payload_bytes, done.shards) == (1, KEYS[:3], PAGE, 1)
     assert disks.actor.volumes.catalog.blocks == 3 and not disks.actor.write_back.flushes
 
 

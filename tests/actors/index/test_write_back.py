@@ -34,7 +34,12 @@ def test_a_saved_block_is_flushed_under_a_lease() -> None:
     rig, actor = index()
     flush = said(saving(rig, KEYS[:2]), Flush, FLUSHER_6)
     assert (flush.number, flush.keys, flush.pages) == (1, KEYS[:2], (0, 1))
-    assert (flush.page_size, flush.payload, flush.shards, flush.depths) == (PAGE, PAGE, 1, (0, 1))
+    assert (flush.page_size, flush.payload_bytes, flush.shards, flush.depths) == (
+        PAGE,
+        PAGE,
+        1,
+        (0, 1),
+    )
     assert press(rig, 9) == (), "its pages stay what they are"
     flushed(rig, flush)
     assert ssd_of(actor).log.stored == {NS: set(KEYS[:2])}
@@ -91,7 +96,7 @@ def test_blocks_that_were_asked_for_go_first() -> None:
         saving(rig, KEYS[at : at + 1], at)
     find(rig, KEYS[2:3])
     second = said(flushed(rig, first), Flush)
-    assert second.keys == KEYS[2:3] and (first.share, second.share) == (100, GENTLE)
+    assert second.keys == KEYS[2:3] and (first.share_percent, second.share_percent) == (100, GENTLE)
 
 
 def test_with_reused_only_a_block_waits_until_somebody_asks_for_it() -> None:
@@ -148,12 +153,12 @@ def test_the_share_of_the_log_while_somebody_loads_is_larger_while_blocks_are_lo
     saving(rig, KEYS[1:6], 1)
     find(rig, KEYS[1:2])
     flush = said(flushed(rig, flush), Flush)
-    assert flush.share == GENTLE
+    assert flush.share_percent == GENTLE
     assert press(rig, 2) and rig.count("ssd_blocks_dropped") == 1
     flush = said(flushed(rig, flush), Flush)
-    assert flush.share == PRESSED
+    assert flush.share_percent == PRESSED
     rig.wait(PRESSED_NS)
-    assert said(flushed(rig, flush), Flush).share == GENTLE
+    assert said(flushed(rig, flush), Flush).share_percent == GENTLE
 
 
 def test_a_victim_that_nothing_can_replace_is_not_rescued() -> None:
@@ -281,7 +286,7 @@ def test_in_the_end_nobody_who_loads_is_spared() -> None:
     find(rig, KEYS[:1])
     second = said(flushed(rig, first), Flush)
     rig.ask(FLUSHER_6, WriteAll(), rig.now + PATIENCE)
-    assert (second.share, said(flushed(rig, second), Flush).share) == (GENTLE, 100)
+    assert (second.share_percent, said(flushed(rig, second), Flush).share_percent) == (GENTLE, 100)
 
 
 def test_write_all_is_answered_in_time_with_what_is_left() -> None:

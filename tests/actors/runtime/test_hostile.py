@@ -132,9 +132,9 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
         replace(good, page_size=PAGE + 1),
         replace(good, page_size=U64_MAX),
         replace(good, page_size=EXTENT, pages=as_pages(1)),
-        replace(good, payload=0),
-        replace(good, payload=PAGE + 1),
-        replace(good, page_size=2 * PAGE, payload=MAX_LENGTH + 1),
+        replace(good, payload_bytes=0),
+        replace(good, payload_bytes=PAGE + 1),
+        replace(good, page_size=2 * PAGE, payload_bytes=MAX_LENGTH + 1),
         replace(good, shards=MAX_SHARDS + 1, pages=as_pages(*many), stamps=as_stamps(*many)),
         replace(good, pages=as_pages(U64_MAX)),
     ):

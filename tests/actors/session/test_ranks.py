@@ -106,7 +106,7 @@ def test_a_proof_is_read_back_before_a_rank_is_served() -> None:
     assert said(rig.done(DrawProof, ProofDrawn(PROOF)), Prove).proof == PROOF
     rig.ask(CLIENT_7, Proven())
     (job,) = rig.wanted(MapEngine)
-    assert (job.pid, job.started, job.bases, job.scratch) == (4242, 99, DIRECT.bases, 1 << 41)
+    assert (job.pid, job.started_ticks, job.bases, job.scratch) == (4242, 99, DIRECT.bases, 1 << 41)
     assert job.proof == PROOF
     attached = said(rig.done(MapEngine), Attached)
     assert (attached.loads, attached.saves) == (Way.PROCESS_VM, Way.PROCESS_VM)

@@ -54,19 +54,28 @@ rows = st.builds(
 )
 
 
-def segment(groups: int, blocks: int = 2, payload: int = 5000) -> tuple[bytearray, bytes]:
+def segment(groups: int, blocks: int = 2, payload_bytes: int = 5000) -> tuple[bytearray, bytes]:
     """A file without its footer, and its rows."""
     file = bytearray(head(UUID, 1, 1 << 20))
     every = b""
     for number in range(groups):
         at, some, pages = len(file), [], b""
         for n in range(blocks):
-            page = bytes([number * 16 + n + 1]) * payload
+            page = bytes([number * 16 + n + 1]) * payload_bytes
             page += bytes(-len(page) % PAGE_ALIGN)
             offset = at + PAGE_ALIGN + n * len(page)
-            sum_ = block_sum([page_sum(page[:payload])])
+            sum_ = block_sum([page_sum(page[:payload_bytes])])
             some.append(
-                Row(offset, sum_, Incarnation(1), payload, n, 1, NS, Key(bytes([number, n]) * 8))
+                Row(
+                    offset,
+                    sum_,
+                    Incarnation(1),
+                    payload_bytes,
+                    n,
+                    1,
+                    NS,
+                    Key(bytes([number, n]) * 8),
+                )
             )
             pages += page
         file += group(UUID, number, some) + pages
@@ -157,7 +166,7 @@ def test_no_flipped_bit_is_believed(data: st.DataObject) -> None:
     found = unpack_rows(walk(file)[0])
     assert set(found) <= set(rows_)
     for row in found:
-        data_ = bytes(file[row.offset : row.offset + row.payload])
+        data_ = bytes(file[row.offset : row.offset + row.payload_bytes])
         assert block_sum([page_sum(data_)]) == row.checksum
 
 
