@@ -96,9 +96,7 @@ class Hello(Message):
     """A child is up; neighbours may dial `endpoint`."""
 
     pid: int
-    started_ticks: (
-        int  # start time of the process in clock ticks since boot: a pid is not an identity
-    )
+    started_ticks: int  # its start in clock ticks since boot: a pid is not an identity
     endpoint: str
     port: int = 0  # a session that listens on TCP as well: where; else 0
 
