@@ -47,10 +47,10 @@ first and says BatchCopied; the client says Keep if the blocks were the keys' un
 Drop: no page is sealed without Keep.  On a load the session is the writer of the engine's blocks,
 so the client may call the blocks failed only when the session has said so or is proven dead: at
 the deadline the session stops by itself and says Loaded(EXPIRED); if that does not come within the
-grace, the client kills the session and waits for its pidfd.  Leave ends the running copies at their
-next chunk; Left comes when none runs, and only then may the engine free its regions.  Remote (TCP)
-clients and those who cannot see the session's pid are served staged, or refused if they will have
-nothing but process_vm.
+grace, the client kills the session and waits until none of its threads can run.  Leave ends the
+running copies at their next chunk; Left comes when none runs, and only then may the engine free its
+regions.  Remote (TCP) clients and those who cannot see the session's pid are served staged, or
+refused if they will have nothing but process_vm.
 
 Which file.  A path is looked up where the client lives, and there another file may have it: another
 /dev/shm, or one that came when ours was removed.  So Attached says device and inode of pool and
@@ -80,8 +80,9 @@ Who dies when:
 * session before Found: the question expires at the client, a miss.
 * session after Found, before Confirmed: its leases end with it; the client reports the blocks as
   failed once its own copy has stopped (it is the only writer of its memory).
-* session while it writes the engine's blocks: its pidfd fires at the client, and only then are the
-  blocks reported failed; a stopped session is killed by the watchdog or by the client.
+* session while it writes the engine's blocks: its pidfd fires at the client, or none of its threads
+  can run any more, and only then are the blocks reported failed; a stopped session is killed by the
+  watchdog or by the client.
 * session between CopyBatch and Saved: the save is lost, nothing was published; the client reports
   it when its deadline passes or the process is proven dead.  The engine's blocks are free at once:
   whoever reads them late has no Keep.

@@ -61,7 +61,7 @@ class Residency(Part):
         """Write the records of new blocks.
 
         Args:
-            payload: bytes of each page that mean something, the same in all.
+            payload_bytes: of each page, what means something; the same in all.
         """
         pages: list[PageId] = []
         records: list[Record] = []

@@ -93,7 +93,7 @@ class EngineMemory:
         """Write a page's payload into a block.
 
         Args:
-            page: at least `payload` bytes: the layers behind each other, in the layout's order.
+            page: at least `payload_bytes`: the layers behind each other, in the layout's order.
             block: the engine's number of the block.
         """
         at = 0

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from pegaflow.wire.control import Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Key
+from pegaflow.wire.identities import Key, LeaseId
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
     PROOF_BYTES,
@@ -154,10 +154,10 @@ class Machine:
         if lease.session != self.session.incarnation:
             return ticket, self._end(ticket, Status.NO_SUCH_LEASE)
         if self.loads is Way.STAGED:
-            ask = Load(lease.number, self.memory.rank, first, len(blocks))
+            ask = Load(LeaseId(lease.number), self.memory.rank, first, len(blocks))
             return ticket, [self._ask(ask, deadline, pages, ticket)]
         self.operations[ticket].direct = True
-        ask = Load(lease.number, self.memory.rank, first, len(blocks), blocks)
+        ask = Load(LeaseId(lease.number), self.memory.rank, first, len(blocks), blocks)
         grace = min(GRACE_NS, max(0, deadline - now) // 2)
         return ticket, [self._ask(ask, deadline - grace, loaded, ticket, grace=grace, fatal=True)]
 
@@ -232,7 +232,7 @@ class Machine:
         """Give a lease back."""
         if self.state is not State.READY or lease.session != self.session.incarnation:
             return []
-        return [self._tell(Release(lease.number))]
+        return [self._tell(Release(LeaseId(lease.number)))]
 
     def leave(self, now: int, for_good: bool = True) -> list[Effect]:
         """Say goodbye to the session and forget the memory; it is over when the state is `lost`."""

@@ -97,8 +97,8 @@ def is_past_running(pid: int) -> bool:
     all threads are.  This holds for bytes that a processor copies, and for none that a device does.
 
     Args:
-        pid: a process of which we hold a pidfd, so that its number is nobody else's, and that was
-            sent SIGKILL before: from then on it starts no thread.
+        pid: a process that was sent SIGKILL before, so that it starts no thread any more.  Once it
+            is reaped its number may be another's: it is dead then, whatever this says.
 
     Returns:
         False also where /proc does not say.

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.status import Status
 
 
@@ -13,8 +12,8 @@ class Lease:
     Plain numbers: a lease may travel to another client of the same engine (scheduler to worker).
     """
 
-    session: Incarnation  # incarnation of the session that holds it; of no use in another
-    number: LeaseId
+    session: int  # incarnation of the session that holds it; of no use in another
+    number: int
     blocks: int
 
 

@@ -115,6 +115,7 @@ class Shell:
         self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
         self._pidfd = -1
         self._session_pid = 0  # of the process behind it
+        self._killed = False  # we have sent it SIGKILL
         self._pool: FileView | None = None
         self._bounce: FileView | None = None
         self._slot_bytes = 0
@@ -151,7 +152,7 @@ class Shell:
                 if event & zmq.POLLOUT:
                     self._flush(ready)
                 self._receive(ready)
-        dying = self._machine.state is State.DYING
+        dying = self._killed and self._machine.state is State.DYING
         if dying and place.is_past_running(self._session_pid):
             self._apply(self._machine.session_died(time.monotonic_ns()))
         self._apply(self._machine.wake(time.monotonic_ns()))
@@ -261,7 +262,7 @@ class Shell:
             return
         try:
             self._pidfd = os.pidfd_open(effect.pid)
-            self._session_pid = effect.pid
+            self._session_pid, self._killed = effect.pid, False
             self._poller.register(self._pidfd, zmq.POLLIN)
             place.permit_tracer(effect.pid)
         except (OSError, OverflowError):
@@ -272,6 +273,7 @@ class Shell:
         """Its death is seen by its pidfd, whoever kills it, or before that by its threads."""
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._killed = True
 
     def _hang_up(self) -> None:
         self._close(self._link)

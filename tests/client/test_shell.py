@@ -65,7 +65,7 @@ def test_a_killed_session_is_dead_once_no_thread_of_it_can_run(
 ) -> None:
     client._apply([DialSession(PEER, "somewhere", os.getpid())])
     machine = client._machine
-    machine.state, machine.session = State.DYING, PEER
+    machine.state, machine.session, client._killed = State.DYING, PEER, True
     machine.operations[1] = Operation(Kind.LOAD, 1 << 62, (3,), direct=True)
     past = [False, True]
     monkeypatch.setattr(place, "is_past_running", lambda pid: past.pop(0))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from pegaflow.client import Client, Lease
-from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.layout import LayerLayout, Layout
 
 from .service import PATIENCE_S, content, keys
@@ -102,7 +101,7 @@ class _Actor:
     def load(self, session: int, number: int, count: int, seed: int) -> list[object]:
         """Into the last blocks; whether the bytes are those that this rank saved."""
         targets = list(range(BLOCKS - count, BLOCKS))
-        lease = Lease(Incarnation(session), LeaseId(number), count)
+        lease = Lease(session, number, count)
         done = self.client.load(lease, targets, timeout=PATIENCE_S)
         wanted = [content((BYTES,), self._seed(seed, block)) for block in range(count)]
         same = np.array_equal(self.memory[targets], np.array(wanted))

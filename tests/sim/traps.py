@@ -45,7 +45,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
 }
 """What each kind of process is told or answered.  Not here: LeasesLost, which needs a lost
 statement and a full link at once (tests/actors/roles/test_adopting.py), Ping, Pong and
-Unreachable, which are for clients on TCP (tests/actors/session/test_remote.py)."""
+Unreachable, which are for clients on TCP (tests/actors/session/test_remote.py), Commit
+(tests/actors/session/test_commit.py) and Pinned (tests/actors/index/test_pins.py)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -40,7 +40,6 @@ class PrefixIndex:
 
     Args:
         read: the ledger record of a page.
-        warmed: a cold block has become one.
         warmed: called with a cold block that has just become one like any other.
     """
 
