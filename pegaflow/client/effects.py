@@ -53,8 +53,6 @@ class Identity:
     def attaching(self, memory: Memory, visible: bool) -> Attach:
         """What the client says to its session.
 
-        `visible`: whether it has a pidfd of the session; without one no process_vm is asked for.
-
         Args:
             visible: whether it has a pidfd of the session: without that proof of death it asks for
                 no process_vm.
