@@ -72,6 +72,7 @@ class Load:
     """One load; `failed` is filled in when it is done."""
 
     order: LoadOrder
+    until: Seconds  # of time.monotonic: its deadline, as the engine's thread counts
     spoiled: bool = False  # the cache was reset meanwhile (the engine's thread): no use any more
     failed: tuple[int, ...] = ()
 

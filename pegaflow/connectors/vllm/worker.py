@@ -33,7 +33,7 @@ from . import compat
 from .identity import in_memory
 from .layout import Tensor, Unrepresentable, plan
 from .live import Weights
-from .mover import LET_GO_S, Load, Mover, Reset, Save, Skip
+from .mover import LET_GO_S, LOAD_TIMEOUT_S, Load, Mover, Reset, Save, Skip
 from .scheduler import StepOrders
 from .settings import Engine
 from .watch import Seen, Watch
@@ -45,6 +45,11 @@ memory so long has more use of it than a later request has of the blocks."""
 DEAD_LOAD_S: Seconds = 5.0
 """A load of a dead Mover is reported failed this much later: its client has left the session, which
 by then has stopped or is killed, so nobody writes into the blocks any more."""
+
+GIVE_WAY_S: Seconds = 0.001
+"""A step sleeps so long while a load is past its deadline.  The Mover and the session end it within
+milliseconds if they run at all, and an engine that waits for it spins: its ranks pass empty steps
+to each other, and a kernel may leave nobody else their cores for many seconds."""
 
 FAREWELL_S: Seconds = LET_GO_S + 1.0
 """Before KV memory is freed, the Mover's goodbye is waited for so long: as long as it takes to part
@@ -266,7 +271,7 @@ class Worker:
         if self._mover is None or not self._moves or self._refusing:
             self._finish(order.request, order.blocks)
             return
-        load = Load(order)
+        load = Load(order, time.monotonic() + LOAD_TIMEOUT_S)
         self._loads[order.request] = load
         self._mover.submit(load)
 
@@ -294,6 +299,8 @@ class Worker:
             Held requests whose saves are over, and requests whose load is over.
         """
         now = time.monotonic()
+        if any(now >= load.until for load in self._loads.values()):
+            time.sleep(GIVE_WAY_S)
         for name in orders.held if orders else ():
             self._held[name] = now + HOLD_S
         for name, until in self._held.items():

@@ -12,21 +12,28 @@ The model computes in float32: in bfloat16 the output depends on which requests 
 An engine that dies of a batch says so in place of the answer.
 """
 
+import contextlib
 import faulthandler
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 VOCABULARY = 1024
 PATIENCE_S = 30.0
 BATCH_S = 90.0
-"""A batch takes a few seconds; beyond this a request hangs, and all stacks are printed."""
+"""A batch takes a few seconds; beyond this a request hangs, and it is printed what every thread of
+the machine did in the last HANG_S, and the stacks of those processes that print theirs."""
+HANG_S = 5.0
+
+faulthandler.register(signal.SIGUSR1)  # of ranks too: they import this module, or are forked
 
 METRICS = {
     "queries": "vllm:external_prefix_cache_queries",
@@ -109,6 +116,39 @@ def build(model: str, options: Options) -> Any:
     )
 
 
+Counts = tuple[str, str, float, float]  # name, state, seconds run, seconds ready without a core
+
+
+def counts() -> dict[str, Counts]:
+    """Every thread of the machine, by PID/task/TID."""
+    found: dict[str, Counts] = {}
+    for folder in Path("/proc").glob("[0-9]*/task/[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, state = (folder / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            ran, ready, _ = (folder / "schedstat").read_text().split()
+            found[str(folder)] = (name, state.split()[0], int(ran) / 1e9, int(ready) / 1e9)
+    return found
+
+
+def print_hang(before: dict[str, Counts]) -> None:
+    """What has run since then and what had no core, and Python's stacks of the ranks."""
+    for child in multiprocessing.active_children():
+        caught = int(re.search(r"SigCgt:\s*(\w+)", status(child.pid))[1], 16)  # type: ignore[index]
+        if caught >> (signal.SIGUSR1 - 1) & 1:
+            os.kill(child.pid or 0, signal.SIGUSR1)
+    for folder, (name, state, ran, ready) in counts().items():
+        _, _, ran_before, ready_before = before.get(folder, (name, state, 0.0, 0.0))
+        ran, ready = ran - ran_before, ready - ready_before
+        if ran > 0.02 or ready > 0.02 or state in "RD":
+            line = f"{folder} {name}: {state}, ran {ran:.2f} s, no core {ready:.2f} s"
+            print(line, file=sys.stderr, flush=True)
+
+
+def status(pid: int | None) -> str:
+    """Of a process, as /proc says it."""
+    return Path(f"/proc/{pid}/status").read_text()
+
+
 def batch(llm: Any, options: Options) -> dict[str, Any]:
     """Run all prompts at once."""
     from vllm import SamplingParams
@@ -122,8 +162,13 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
     outs: list[Any] = []
     steps = 0
     until = time.monotonic() + BATCH_S
+    before: dict[str, Counts] = {}
     while engine.has_unfinished_requests():
-        assert time.monotonic() < until, f"{len(options.lengths) - len(outs)} requests hang"
+        if not before and time.monotonic() > until - HANG_S:
+            before = counts()
+        if time.monotonic() > until:
+            print_hang(before)
+            raise AssertionError(f"{len(options.lengths) - len(outs)} requests hang")
         outs += [out for out in engine.step() if out.finished]
         steps += 1
         if steps == options.abort_after:
@@ -195,7 +240,7 @@ def main() -> None:
         asked = Options(**{**vars(options), **json.loads(line or "{}")})
         if asked.reset:
             forget(llm, asked.reset_connector)
-        faulthandler.dump_traceback_later(BATCH_S - 5)
+        faulthandler.dump_traceback_later(BATCH_S - HANG_S)
         answer: dict[str, Any] = {"died": True}
         try:
             answer = batch(llm, asked)

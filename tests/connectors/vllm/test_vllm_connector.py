@@ -15,8 +15,9 @@ import pegaflow.connectors.vllm.compat
 import pegaflow.connectors.vllm.worker
 from pegaflow.connectors.vllm import plugin
 from pegaflow.connectors.vllm.connector import MAX_ERRORS
+from pegaflow.connectors.vllm.mover import LOAD_TIMEOUT_S
 from pegaflow.connectors.vllm.scheduler import StepOrders
-from pegaflow.connectors.vllm.worker import SavesDone
+from pegaflow.connectors.vllm.worker import GIVE_WAY_S, SavesDone
 
 from .fakes import FakeClient, Request, Store, blocks, output
 from .pair import PATIENCE_S, Pair
@@ -122,6 +123,31 @@ def test_nothing_ever_raises(pair: Pair, store: Store) -> None:
     assert [name for name, _ in orders.abandoned] == ["b"]
     pair.until(lambda: pair.received == ["b"])
     assert pair.errors >= {10, 11, 12, 13, 14, 15}
+
+
+def test_a_step_gives_way_to_whoever_ends_an_overdue_load(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(now=100.0, sleep=slept.append)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(pegaflow.connectors.vllm.worker, "time", clock)
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
+    store.holding = True
+    pair.step()
+    clock.now += LOAD_TIMEOUT_S - 0.1
+    pair.step()
+    assert slept == [], "a load in time costs the engine nothing"
+    clock.now += 0.1
+    pair.step()
+    pair.step()
+    assert slept == [GIVE_WAY_S] * 2
+    store.let_go()
+    pair.until(lambda: pair.received == ["b"])
+    slept.clear()
+    pair.step()
+    assert slept == []
 
 
 def test_loads_that_an_error_kept_from_beginning_are_reported_failed(

@@ -80,7 +80,7 @@ class Engine:
                     return parsed
                 log.write(line)
                 log.flush()
-        raise AssertionError(self._log.read_text()[-4000:])
+        raise AssertionError(self._log.read_text()[-20000:])
 
     def run(self, fault: str = "", **options: Any) -> Answer:
         """One batch; the answer, with "external" as what this batch added."""
@@ -92,6 +92,8 @@ class Engine:
             answer = self._answer()
         finally:
             self.fault.write_text("")
+        if "died" in answer and "kill_rank_after" not in options:
+            raise AssertionError(self._log.read_text()[-20000:])
         total = answer.get("external", 0)
         answer["external"], self._external = total - self._external, total
         return answer
