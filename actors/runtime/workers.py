@@ -121,8 +121,11 @@ class Workers:
 
 
 def give_way() -> None:
-    """Let the calling thread yield to others, as far as the kernel lets it."""
+    """Let the calling thread yield to others, as far as the kernel lets it, and never less than
+    the thread that started it."""
+    own = threading.get_native_id()
+    nice = max(YIELDING_NICE, os.getpriority(os.PRIO_PROCESS, own))
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), YIELDING_NICE)
+        os.setpriority(os.PRIO_PROCESS, own, nice)
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

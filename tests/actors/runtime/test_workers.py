@@ -5,6 +5,9 @@ import select
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from pegaflow.actors.runtime.workers import YIELDING_NICE, Workers
 from pegaflow.core.errors import UserError
@@ -64,16 +67,26 @@ def test_an_unexpected_error_ends_the_process() -> None:
     assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
 
 
-def test_threads_that_can_wait_yield() -> None:
-    for yielding, wanted in ((True, (os.SCHED_BATCH, YIELDING_NICE)), (False, (0, 0))):
-        workers = Workers(yielding)
-        seen: list[tuple[int, int]] = []
+@pytest.mark.parametrize("own", [0, YIELDING_NICE + 5])
+def test_threads_that_can_wait_yield(own: int) -> None:
+    """A thread takes over the niceness of the one that starts it, which may be higher already."""
 
-        def look(seen: list[tuple[int, int]] = seen) -> Done:
-            own = threading.get_native_id()
-            seen.append((os.sched_getscheduler(own), os.getpriority(os.PRIO_PROCESS, own)))
-            return OK
+    def look() -> Done:
+        me = threading.get_native_id()
+        seen.append((os.sched_getscheduler(me), os.getpriority(os.PRIO_PROCESS, me)))
+        return OK
 
-        workers.put(1, look)
-        finished(workers)
-        assert seen == [(wanted[0], max(wanted[1], os.getpriority(os.PRIO_PROCESS, 0)))]
+    def at_this_niceness() -> None:
+        me = threading.get_native_id()
+        nice = max(own, os.getpriority(os.PRIO_PROCESS, me))
+        os.setpriority(os.PRIO_PROCESS, me, nice)
+        wanted = [(os.SCHED_BATCH, max(YIELDING_NICE, nice)), (os.sched_getscheduler(me), nice)]
+        for yielding in (True, False):
+            workers = Workers(yielding)
+            workers.put(1, look)
+            finished(workers)
+        assert seen == wanted
+
+    seen: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(at_this_niceness).result()
