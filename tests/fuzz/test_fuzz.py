@@ -1,6 +1,7 @@
 """Ten thousand hostile frames for each kind of actor; `tox -e fuzz` feeds a million."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -15,7 +16,9 @@ from .kinds import CAGES
 from .session import SessionCage
 
 FRAMES = 10_000
-
+PATIENCE = 10
+"""How many times as many frames a cage may take to get deep.  When a seed gets there changes with
+every message that is declared; that it gets there does not."""
 
 DEEP = {
     "session": {"blocks_loaded": 20, "blocks_filled": 20, "answers": 1000},
@@ -29,13 +32,22 @@ DEEP = {
 """What has to happen at least so often among the rest: else nothing deep is tested."""
 
 
+def lacking(counts: Counter[str], kind: str) -> dict[str, int]:
+    """What has not happened often enough."""
+    told = dict.fromkeys(("frames_bad", "frames_unwanted", "frames_of_other_lives"), 50)
+    return {
+        what: counts[what] for what, least in (told | DEEP[kind]).items() if counts[what] < least
+    }
+
+
 @pytest.mark.parametrize("kind", CAGES)
 def test_the_actor_lives_on(kind: str) -> None:
-    counts = CAGES[kind](seed=1).run(FRAMES)
+    cage = CAGES[kind](seed=1)
+    counts = cage.run(FRAMES)
     assert counts["frames"] == FRAMES
-    for what in ("frames_bad", "frames_unwanted", "frames_of_other_lives"):
-        assert counts[what] > 50, what
-    assert {name: counts[name] for name, least in DEEP[kind].items() if counts[name] < least} == {}
+    while lacking(counts, kind) and counts["frames"] < PATIENCE * FRAMES:
+        counts = cage.run(FRAMES)
+    assert lacking(counts, kind) == {}
 
 
 def test_every_declared_message_is_made() -> None:
@@ -57,7 +69,7 @@ def test_a_table_without_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         cage, "step", lambda: cage.senders.append(Address(CLIENT, Incarnation(cage.now)))
     )
     with pytest.raises(AssertionError, match="clients has"):
-        cage.run(FRAMES)
+        cage.run(PATIENCE * FRAMES)
 
 
 def test_an_assertion_that_an_outsider_triggers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +78,7 @@ def test_an_assertion_that_an_outsider_triggers_is_found(monkeypatch: pytest.Mon
     )
     cage: Cage = CAGES["index"](seed=7)
     with pytest.raises((AssertionError, IndexError, ValueError)):
-        cage.run(FRAMES)
+        cage.run(PATIENCE * FRAMES)
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
