@@ -44,6 +44,26 @@ def modules_on_disk() -> set[str]:
     return found
 
 
+def folders_of_tests() -> set[str]:
+    """Folders with tests, under the names of the packages that they should mirror."""
+    tests = ROOT / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    return {".".join(("pegaflow", *folder.parts)) for folder in folders}
+
+
+OF_THE_WHOLE = {f"pegaflow.{n}" for n in ("fuzz", "perf", "procs", "sim", "connectors.vllm.real")}
+"""Tests that stand for no package: what they test takes several, or is none."""
+
+TESTED_BELOW = {"pegaflow.actors", "pegaflow.connectors"}
+"""Packages whose own few lines are tested with the packages in them."""
+
+
+def test_the_tests_lie_as_the_packages_do() -> None:
+    packages = packages_on_disk()
+    assert sorted(packages - TESTED_BELOW) == sorted(folders_of_tests() - OF_THE_WHOLE)
+    assert TESTED_BELOW <= packages and OF_THE_WHOLE <= folders_of_tests()
+
+
 def test_the_package_list_is_the_disk() -> None:
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(packages_on_disk())

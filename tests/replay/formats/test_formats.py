@@ -15,7 +15,7 @@ from pegaflow.replay.reading import read
 from pegaflow.replay.scopes import IdScope
 from pegaflow.replay.trace import BUNDLED
 
-from .counting import Prompt, exact, read_one, score
+from ..counting import Prompt, exact, read_one, score
 
 
 def write(path: Path, values: Iterable[object]) -> Path:
