@@ -33,7 +33,7 @@ from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
 from .buffers import EngineMemory
-from .operations import State
+from .machine import State
 from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 from .shell import Shell, Who
 
@@ -107,7 +107,7 @@ class Client(Shell):
     @property
     def attached(self) -> bool:
         """Whether a session serves this client now."""
-        return self._machine.state is State.READY
+        return self._own.state is State.READY
 
     @property
     def refusal(self) -> str:
@@ -120,7 +120,8 @@ class Client(Shell):
     def ways(self) -> tuple[str, str, str]:
         """How loads and saves move, and why not as wished (usually empty).  Once attached."""
         machine = self._machine
-        return machine.loads.name.lower(), machine.saves.name.lower(), machine.note
+        loads, saves = machine.operations.loads, machine.operations.saves
+        return loads.name.lower(), saves.name.lower(), machine.note
 
     @property
     def advice(self) -> str:
@@ -156,7 +157,7 @@ class Client(Shell):
         if self._memory is not None:
             self.unregister()
         self._memory, self._rank = memory, rank
-        self._apply(self._machine.register(self._described(memory)))
+        self._apply(self._own.register(self._described(memory)))
 
     def unregister(self, timeout: float = 5.0) -> bool:
         """Give the registered memory up; whether nothing of the service touches it any more.
@@ -166,7 +167,7 @@ class Client(Shell):
         memory must not be freed.
         """
         until = self._deadline(timeout)
-        self._apply(self._machine.leave(time.monotonic_ns(), for_good=False))
+        self._apply(self._own.leave(time.monotonic_ns(), for_good=False))
         while self._machine.state.is_going and time.monotonic_ns() < until:
             self._turn(until)
         if self._machine.state.is_going:
@@ -189,7 +190,7 @@ class Client(Shell):
         Raises:
             ValueError: the keys are not like that.
         """
-        ticket, effects = self._machine.lookup(_keys(keys), self._deadline(timeout))
+        ticket, effects = self._own.operations.lookup(_keys(keys), self._deadline(timeout))
         self._apply(effects)
         return ticket
 
@@ -214,7 +215,7 @@ class Client(Shell):
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
         ids = self._blocks(blocks)
         now, deadline = time.monotonic_ns(), self._deadline(timeout)
-        ticket, effects = self._machine.load(lease, ids, first, deadline, now=now)
+        ticket, effects = self._own.operations.load(lease, ids, first, deadline, now=now)
         self._apply(effects)
         return ticket
 
@@ -255,7 +256,7 @@ class Client(Shell):
             raise ValueError(f"{len(keys)} keys for {len(blocks)} blocks")
         ids, hashes = self._blocks(blocks), _keys(keys)
         deadline = self._deadline(timeout)
-        ticket, effects = self._machine.save(
+        ticket, effects = self._own.operations.save(
             hashes,
             ids,
             parent=Key(parent),
@@ -269,19 +270,19 @@ class Client(Shell):
 
     def skip_save(self, order: int) -> None:
         """This client, or the whole engine, will not save that order: nobody need wait for it."""
-        self._apply(self._machine.skip(order))
+        self._apply(self._own.operations.skip(order))
 
     def commit(self, orders: Sequence[int]) -> None:
         """The engine stands by what it computed for these orders, saved with `commits`."""
-        self._apply(self._machine.commit(tuple(orders)))
+        self._apply(self._own.operations.commit(tuple(orders)))
 
     def drop_save(self, ticket: int) -> None:
         """Give a save up: what was not copied yet is not saved and never published."""
-        self._apply(self._machine.drop(ticket))
+        self._apply(self._own.operations.drop(ticket))
 
     def release(self, lease: Lease) -> None:
         """Give a lease back unused; unknown ones are ignored."""
-        self._apply(self._machine.release(lease))
+        self._apply(self._own.operations.release(lease))
 
     def poll(self, timeout: float = 0.0) -> list[Done]:
         """Do all I/O and copying that is due.
@@ -293,8 +294,6 @@ class Client(Shell):
         Returns:
             What has ended: each started operation comes once.
         """
-        if os.getpid() != self._pid:
-            self._setup()
         if self._closed:
             return []
         until, attached = self._deadline(timeout), self.attached
@@ -361,7 +360,7 @@ class Client(Shell):
     def __del__(self) -> None:
         """Whatever thread collects us waits only if a load may be writing what goes with us."""
         with contextlib.suppress(Exception):  # half made, or the interpreter ends
-            writing = any(o.direct for o in self._machine.operations.values())
+            writing = self._machine.operations.written
             self._end(CLOSE_S if writing else 0.0)
 
     # inside

@@ -1,31 +1,47 @@
-"""The states and records of machine.py: operations and questions without an end yet."""
+"""Lookups, loads and saves: what the engine has started and has not heard the end of.
+
+Each ends exactly once, with a `Done`: by its answer, at its deadline, or when the session is lost.
+An operation that ends by itself while its answer is under way leaves no trace at the service: a
+late lease is released, a late CopyBatch is answered with Drop.
+
+Staged copies are done by the client's own thread between two calls of this part, so when an
+operation ends here nothing writes the engine's blocks any more.  A load by process_vm is written by
+the session: it ends by the session's word or by its proven death and by nothing else.
+
+All times are CLOCK_MONOTONIC, in nanoseconds.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from pegaflow.wire.identities import Key, LeaseId
 from pegaflow.wire.message import Message
+from pegaflow.wire.session import (
+    BatchCopied,
+    Commit,
+    Confirmed,
+    Copied,
+    CopyBatch,
+    Drop,
+    Found,
+    Keep,
+    Load,
+    Loaded,
+    Lookup,
+    Pages,
+    Release,
+    Save,
+    Saved,
+    Skip,
+    Way,
+)
 from pegaflow.wire.status import Status
 
-from .effects import Effect
-from .patience import GRACE_NS
-from .results import Done, LoadDone, LookupDone, SaveDone
-
-
-class State(Enum):
-    """Where the machine is on its way to a session, or from one."""
-
-    LOST = "lost"  # no session; the front desk is asked again, later and later
-    OPENING = "opening"  # it is asked
-    JOINING = "joining"  # it has named a session, which is dialled and attached
-    READY = "ready"  # the session serves us
-    LEAVING = "leaving"  # we said Leave and await Left
-    DYING = "dying"  # it is killed, and its death not proven yet
-
-    @property
-    def is_going(self) -> bool:
-        """Whether the session may still write into our blocks, though we are done with it."""
-        return self in (State.LEAVING, State.DYING)
+from .effects import CopyIn, CopyOut, Effect, Finish, Memory, ToSession
+from .link import Link, Then
+from .patience import GRACE_NS, PING_NS
+from .results import Done, Lease, LoadDone, LookupDone, SaveDone
 
 
 class Kind(Enum):
@@ -38,7 +54,7 @@ class Kind(Enum):
 
 @dataclass(slots=True)
 class Operation:
-    """What the engine has started and has not heard the end of."""
+    """One of them."""
 
     kind: Kind
     deadline: int
@@ -57,37 +73,236 @@ class Operation:
         return SaveDone(ticket, status, 0, 0)
 
 
-@dataclass(slots=True)
-class Question:
-    """What the machine has asked; `then` hears of its end once."""
-
-    deadline: int
-    then: Callable[[Message | None, int], list[Effect]]  # None: no answer
-    fatal: bool = False  # without an answer a session that may write our blocks is killed
-
-
-def expire(
-    questions: dict[int, Question], now: int, spared: Callable[[], bool]
-) -> tuple[bool, list[Effect]]:
-    """End the questions without an answer in time.
+class Operations:
+    """All of one client.
 
     Args:
-        questions: by number; what has expired is taken out, or its deadline moved.
-        now: CLOCK_MONOTONIC, in nanoseconds, like their deadlines.
-        spared: whether the session that may write our blocks is ready to run: either it has no
-            core, and then it needs one to die as much as to answer, or it is in a loop, and the
-            watchdog's.
-
-    Returns:
-        Whether any had expired, and what follows.
+        link: to the session.
+        ready: whether a session serves us.
+        kill: ends a session that does not answer while it may write our blocks.
     """
-    effects: list[Effect] = []
-    expired = [number for number, question in questions.items() if question.deadline <= now]
-    for number in expired:
-        question = questions.get(number)
-        if question is not None and question.fatal and spared():
-            question.deadline = now + GRACE_NS
-        elif question is not None:
-            del questions[number]
-            effects += question.then(None, now)
-    return bool(expired), effects
+
+    def __init__(
+        self, link: Link, ready: Callable[[], bool], kill: Callable[[int], list[Effect]]
+    ) -> None:
+        self.open: dict[int, Operation] = {}  # by ticket
+        self.memory: Memory | None = None  # what is registered
+        self.loads = Way.STAGED  # how our rank is served; valid while a session serves us
+        self.saves = Way.STAGED
+        self._link, self._ready, self._kill = link, ready, kill
+
+    # what the engine starts and ends
+
+    def lookup(self, keys: tuple[Key, ...], deadline: int) -> tuple[int, list[Effect]]:
+        """Start a lookup; its ticket, and what follows."""
+        ticket = self._begin(Operation(Kind.LOOKUP, deadline))
+
+        def found(answer: Message | None, now: int) -> list[Effect]:
+            if not isinstance(answer, Found):
+                return self._end(ticket, Status.EXPIRED)
+            if answer.blocks > len(keys):  # more than there can be: believe nothing of it
+                release = self._link.tell(Release(answer.lease))
+                return [release, *self._end(ticket, Status.UNKNOWN)]
+            life, blocks = self._link.session.incarnation, answer.blocks
+            lease = Lease(life, answer.lease, blocks) if blocks else None
+            disk = tuple(answer.disk)
+            return self._finish(ticket, LookupDone(ticket, answer.status, lease, blocks, disk=disk))
+
+        if not self._ready():
+            return ticket, self._end(ticket, Status.DISCONNECTED)
+        return ticket, [self._ask(ticket, Lookup(keys), deadline, found)]
+
+    def load(
+        self, lease: Lease, blocks: tuple[int, ...], first: int, deadline: int, *, now: int
+    ) -> tuple[int, list[Effect]]:
+        """Start a load; its ticket, and what follows."""
+        ticket = self._begin(Operation(Kind.LOAD, deadline, blocks))
+
+        def pages(answer: Message | None, now: int) -> list[Effect]:
+            if not isinstance(answer, Pages):
+                return self._end(ticket, Status.EXPIRED)
+            if answer.status is not Status.OK:
+                return self._end(ticket, answer.status)
+            operation = self.open.get(ticket)
+            if operation is None:
+                return []  # we left meanwhile, which ends the copy at the session too
+            operation.copy = answer.copy
+            if len(answer.offsets) != len(blocks):
+                return self.copied_in(ticket, False, now)
+            return [CopyIn(ticket, blocks, answer.offsets, deadline)]
+
+        def loaded(answer: Message | None, now: int) -> list[Effect]:
+            if isinstance(answer, Loaded | Pages) and answer.status is not Status.OK:
+                return self._end(ticket, answer.status)
+            if not isinstance(answer, Loaded):
+                return self._kill(now)
+            return self._finish(ticket, LoadDone(ticket, Status.OK, ()))
+
+        if not self._ready() or self.memory is None:
+            return ticket, self._end(ticket, Status.DISCONNECTED)
+        if lease.session != self._link.session.incarnation:
+            return ticket, self._end(ticket, Status.NO_SUCH_LEASE)
+        number, rank = LeaseId(lease.number), self.memory.rank
+        if self.loads is Way.STAGED:
+            ask = Load(number, rank, first, len(blocks))
+            return ticket, [self._ask(ticket, ask, deadline, pages)]
+        self.open[ticket].direct = True
+        ask = Load(number, rank, first, len(blocks), blocks=blocks)
+        grace = min(GRACE_NS, max(0, deadline - now) // 2)
+        told = self._ask(ticket, ask, deadline - grace, loaded, grace=grace, fatal=True)
+        return ticket, [told]
+
+    def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
+        """The copy of a load has stopped."""
+        operation = self.open.get(ticket)
+        if operation is None:
+            return []
+
+        def confirmed(answer: Message | None, now: int) -> list[Effect]:
+            if not isinstance(answer, Confirmed):
+                return self._end(ticket, Status.EXPIRED)
+            if not ok:
+                return self._end(ticket, Status.COPY_FAILED)
+            if answer.status is not Status.OK:
+                return self._end(ticket, answer.status)
+            return self._finish(ticket, LoadDone(ticket, Status.OK, ()))
+
+        return [self._ask(ticket, Copied(operation.copy, ok), operation.deadline, confirmed)]
+
+    def save(
+        self,
+        keys: tuple[Key, ...],
+        blocks: tuple[int, ...],
+        *,
+        parent: Key,
+        valid: Callable[[], bool],
+        deadline: int,
+        order: int = 0,
+        commits: bool = False,
+    ) -> tuple[int, list[Effect]]:
+        """Start a save; its ticket, and what follows."""
+        ticket = self._begin(Operation(Kind.SAVE, deadline, blocks, valid=valid))
+
+        def saved(answer: Message | None, now: int) -> list[Effect]:
+            if isinstance(answer, Saved):
+                done = SaveDone(ticket, answer.status, answer.saved, answer.known)
+                return self._finish(ticket, done)
+            return [self._link.tell(Drop(ticket)), *self._end(ticket, Status.EXPIRED)]
+
+        if not self._ready() or self.memory is None:
+            return ticket, self._end(ticket, Status.DISCONNECTED)
+        named = blocks if self.saves is Way.PROCESS_VM else ()
+        rank = self.memory.rank
+        ask = Save(ticket, rank, keys, parent, order=order, blocks=named, commits=commits)
+        return ticket, [self._ask(ticket, ask, deadline, saved)]
+
+    def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
+        """The copy of a batch has stopped: Keep if the blocks were the keys' all along."""
+        operation = self.open.get(ticket)
+        if operation is None or operation.kind is not Kind.SAVE:
+            return []
+        if ok and operation.valid():
+            return [self._link.tell(Keep(ticket, batch))]
+        return self.drop(ticket)
+
+    def skip(self, order: int) -> list[Effect]:
+        """This rank, or the whole engine, will not save an order."""
+        return [self._link.tell(Skip(order))] if self._ready() else []
+
+    def commit(self, orders: tuple[int, ...]) -> list[Effect]:
+        """The engine stands by these orders."""
+        return [self._link.tell(Commit(orders))] if self._ready() else []
+
+    def drop(self, ticket: int) -> list[Effect]:
+        """The engine takes the blocks of a save back."""
+        operation = self.open.get(ticket)
+        if operation is None or operation.kind is not Kind.SAVE:
+            return []
+        return [self._link.tell(Drop(ticket)), *self._end(ticket, Status.DROPPED)]
+
+    def release(self, lease: Lease) -> list[Effect]:
+        """Give a lease back."""
+        if not self._ready() or lease.session != self._link.session.incarnation:
+            return []
+        return [self._link.tell(Release(LeaseId(lease.number)))]
+
+    # what the session says
+
+    def heard(self, msg: Message, now: int) -> list[Effect]:
+        """What it says unasked."""
+        if isinstance(msg, BatchCopied):
+            return self.copied_out(msg.save, msg.batch, True, now)
+        return self._copy(msg) if isinstance(msg, CopyBatch) else []
+
+    def too_late(self, answer: Message, now: int) -> list[Effect]:
+        """An answer that nobody awaits any more: what it grants goes back."""
+        if isinstance(answer, Found) and answer.blocks:
+            return [self._link.tell(Release(answer.lease))]
+        if isinstance(answer, Pages) and answer.copy:
+            given_up = Copied(answer.copy, False)
+            return [self._link.ask(given_up, now + PING_NS, lambda answer, now: [])]
+        return []
+
+    def _copy(self, msg: CopyBatch) -> list[Effect]:
+        operation = self.open.get(msg.save)
+        if operation is None or operation.kind is not Kind.SAVE:
+            return [self._link.tell(Drop(msg.save))]
+        sound = len(msg.positions) == len(msg.slots) > 0
+        if not sound or max(msg.positions) >= len(operation.blocks):
+            return self.drop(msg.save)
+        if not operation.valid():
+            return self.drop(msg.save)
+        blocks = tuple(operation.blocks[p] for p in msg.positions)
+        return [CopyOut(msg.save, msg.batch, blocks, msg.slots, deadline=operation.deadline)]
+
+    # how they end
+
+    @property
+    def written(self) -> bool:
+        """Whether the session may write into our blocks."""
+        return any(operation.direct for operation in self.open.values())
+
+    def questions(self) -> set[int]:
+        """Those whose answers they await."""
+        return {operation.question for operation in self.open.values()}
+
+    def end_all(self, status: Status) -> list[Effect]:
+        """The session is gone: none goes on."""
+        return [effect for ticket in list(self.open) for effect in self._end(ticket, status)]
+
+    def end_staged(self, status: Status) -> list[Effect]:
+        """All end but those for which the session may write into our blocks."""
+        staged = [ticket for ticket, operation in self.open.items() if not operation.direct]
+        return [effect for ticket in staged for effect in self._end(ticket, status)]
+
+    def _begin(self, operation: Operation) -> int:
+        ticket = self._link.number()
+        self.open[ticket] = operation
+        return ticket
+
+    def _end(self, ticket: int, status: Status) -> list[Effect]:
+        """An operation ends without success."""
+        operation = self.open.get(ticket)
+        return [] if operation is None else self._finish(ticket, operation.failed(ticket, status))
+
+    def _finish(self, ticket: int, done: Done) -> list[Effect]:
+        operation = self.open.pop(ticket, None)
+        if operation is None:
+            return []
+        self._link.forget(operation.question)
+        return [Finish(done)]
+
+    def _ask(
+        self,
+        ticket: int,
+        msg: Message,
+        deadline: int,
+        then: Then,
+        *,
+        grace: int = 0,
+        fatal: bool = False,
+    ) -> ToSession:
+        """A question for an operation: it is forgotten if that ends before."""
+        asked = self._link.ask(msg, deadline, then, grace=grace, fatal=fatal)
+        self.open[ticket].question = asked.envelope.question
+        return asked

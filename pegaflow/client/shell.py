@@ -37,8 +37,7 @@ from .effects import (
     WriteProof,
 )
 from .handshake import Monitor
-from .machine import Machine
-from .operations import State
+from .machine import Machine, State
 from .presence import look
 from .results import Done
 
@@ -214,7 +213,7 @@ class Shell:
             effect.blocks,
             deadline=effect.deadline,
         )
-        self._apply(self._machine.copied_in(effect.ticket, ok, time.monotonic_ns()))
+        self._apply(self._machine.operations.copied_in(effect.ticket, ok, time.monotonic_ns()))
 
     def _copy_out(self, effect: CopyOut) -> None:
         assert self._memory is not None and self._bounce is not None
@@ -223,7 +222,7 @@ class Shell:
             self._memory.save, self._bounce.bytes, offsets, effect.blocks, deadline=effect.deadline
         )
         now = time.monotonic_ns()
-        self._apply(self._machine.copied_out(effect.ticket, effect.batch, ok, now))
+        self._apply(self._machine.operations.copied_out(effect.ticket, effect.batch, ok, now))
 
     def _map(self, attached: Attached) -> None:
         try:
@@ -379,7 +378,12 @@ class Shell:
             return False
         return True
 
-    def _deadline(self, timeout: float) -> int:
+    @property
+    def _own(self) -> Machine:
+        """The machine of this process: after a fork another one, with sockets of its own."""
         if os.getpid() != self._pid:
             self._setup()
+        return self._machine
+
+    def _deadline(self, timeout: float) -> int:
         return time.monotonic_ns() + int(timeout * 1e9)

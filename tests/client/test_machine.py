@@ -17,8 +17,7 @@ from pegaflow.client.effects import (
     ToDesk,
     ToSession,
 )
-from pegaflow.client.machine import Machine
-from pegaflow.client.operations import State
+from pegaflow.client.machine import Machine, State
 from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
@@ -114,19 +113,21 @@ class Client:
         return self.now + nanoseconds
 
     def lookup(self) -> tuple[int, Envelope]:
-        ticket, effects = self.m.lookup(KEYS, self.at())
+        ticket, effects = self.m.operations.lookup(KEYS, self.at())
         self.do(effects)
         return ticket, self.question(Lookup)
 
     def load(self, nanoseconds: int = 100 * MS) -> tuple[int, Envelope]:
-        ticket, effects = self.m.load(
+        ticket, effects = self.m.operations.load(
             Lease(PEER.incarnation, LeaseId(5), 3), BLOCKS, 0, self.at(nanoseconds), now=self.now
         )
         self.do(effects)
         return ticket, self.question(Load)
 
     def save(self, valid: Callable[[], bool] = lambda: True) -> tuple[int, Envelope]:
-        ticket, effects = self.m.save(KEYS, BLOCKS, parent=NO_KEY, valid=valid, deadline=self.at())
+        ticket, effects = self.m.operations.save(
+            KEYS, BLOCKS, parent=NO_KEY, valid=valid, deadline=self.at()
+        )
         self.do(effects)
         return ticket, self.question(Save)
 
@@ -172,7 +173,7 @@ def test_load() -> None:
     ticket, question = c.load()
     c.answer(question, Pages(Status.OK, 6, (0, 1, 2)))
     assert c.others == [CopyIn(ticket, BLOCKS, (0, 1, 2), question.deadline)]
-    c.do(c.m.copied_in(ticket, True, c.now))
+    c.do(c.m.operations.copied_in(ticket, True, c.now))
     copied = c.question(Copied)
     assert copied.message == Copied(6, True) and c.done == []
     c.answer(copied, Confirmed(Status.OK))
@@ -192,7 +193,7 @@ def test_a_load_that_was_not_confirmed_names_its_blocks(
     c = ready()
     ticket, question = c.load()
     c.answer(question, Pages(Status.OK, 6, (0, 1, 2)))
-    c.do(c.m.copied_in(ticket, ok, c.now))
+    c.do(c.m.operations.copied_in(ticket, ok, c.now))
     c.answer(c.question(Copied), Confirmed(confirmed))
     assert c.done == [LoadDone(ticket, status, BLOCKS)]
 
@@ -206,11 +207,11 @@ def test_a_refused_load() -> None:
 
 def test_a_lease_of_an_earlier_session_is_not_asked_for() -> None:
     c = ready()
-    _, effects = c.m.load(
+    _, effects = c.m.operations.load(
         Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3), BLOCKS, 0, c.at(), now=c.now
     )
     c.do(effects)
-    c.do(c.m.release(Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3)))
+    c.do(c.m.operations.release(Lease(Incarnation(PEER.incarnation - 1), LeaseId(5), 3)))
     assert [d.status for d in c.done] == [Status.NO_SUCH_LEASE] and c.sent == []
 
 
@@ -219,7 +220,7 @@ def test_save() -> None:
     ticket, question = c.save()
     c.tell(CopyBatch(ticket, 1, (2, 0), (7, 3)))
     assert c.others == [CopyOut(ticket, 1, (12, 10), (7, 3), question.deadline)]
-    c.do(c.m.copied_out(ticket, 1, True, c.now))
+    c.do(c.m.operations.copied_out(ticket, 1, True, c.now))
     assert c.look() == [Keep(ticket, 1)]
     c.answer(question, Saved(Status.OK, 2, 1))
     assert c.done == [SaveDone(ticket, Status.OK, 2, 1)]
@@ -227,14 +228,14 @@ def test_save() -> None:
 
 def test_a_save_that_waits_for_commit() -> None:
     c = ready()
-    _, effects = c.m.save(
+    _, effects = c.m.operations.save(
         KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at(), order=7, commits=True
     )
-    c.do([*effects, *c.m.commit((7,))])
+    c.do([*effects, *c.m.operations.commit((7,))])
     save, commit = c.look()
     assert isinstance(save, Save) and (save.order, save.commits) == (7, True)
     assert commit == Commit((7,))
-    assert joined().m.commit((7,)) == [], "nobody is there to hear it"
+    assert joined().m.operations.commit((7,)) == [], "nobody is there to hear it"
 
 
 def test_blocks_taken_back_during_the_copy_are_never_kept() -> None:
@@ -242,7 +243,7 @@ def test_blocks_taken_back_during_the_copy_are_never_kept() -> None:
     answers = iter([True, False])
     ticket, question = c.save(lambda: next(answers))
     c.tell(CopyBatch(ticket, 1, (0, 1, 2), (0, 1, 2)))
-    c.do(c.m.copied_out(ticket, 1, True, c.now))
+    c.do(c.m.operations.copied_out(ticket, 1, True, c.now))
     assert c.look() == [Drop(ticket)]
     c.answer(question, Saved(Status.DROPPED, 0, 0))
     assert c.done == [SaveDone(ticket, Status.DROPPED, 0, 0)]
@@ -252,7 +253,7 @@ def test_a_copy_that_stopped_short_is_never_kept() -> None:
     c = ready()
     ticket, _ = c.save()
     c.tell(CopyBatch(ticket, 1, (0,), (0,)))
-    c.do(c.m.copied_out(ticket, 1, False, c.now))
+    c.do(c.m.operations.copied_out(ticket, 1, False, c.now))
     assert c.look() == [Drop(ticket)]
 
 
@@ -266,11 +267,11 @@ def test_blocks_taken_back_before_the_copy_are_not_copied() -> None:
 def test_a_dropped_save_ends_once_and_its_take_is_dropped_again() -> None:
     c = ready()
     ticket, question = c.save()
-    c.do(c.m.drop(ticket))
-    c.do(c.m.drop(ticket))
+    c.do(c.m.operations.drop(ticket))
+    c.do(c.m.operations.drop(ticket))
     assert c.look() == [Drop(ticket)]
     c.tell(CopyBatch(ticket, 1, (0,), (0,)))
-    c.do(c.m.copied_out(ticket, 1, True, c.now))
+    c.do(c.m.operations.copied_out(ticket, 1, True, c.now))
     assert (c.look(), c.others) == ([Drop(ticket)], [])
     c.answer(question, Saved(Status.DROPPED, 0, 0))
     assert [d.status for d in c.done] == [Status.DROPPED]
@@ -294,7 +295,7 @@ def test_each_operation_ends_at_its_deadline_and_never_again() -> None:
     lookup, load, save = start_all(c)
     c.wait(100 * MS)
     assert [d.status for d in c.done] == [Status.EXPIRED] * 3
-    assert c.m.operations == {}
+    assert c.m.operations.open == {}
     assert [type(m) for m in c.look()] == [Drop, Ping]
     c.answer(lookup, Found(Status.OK, LeaseId(9), 2))
     assert c.look() == [Release(LeaseId(9))]
@@ -310,7 +311,7 @@ def test_each_operation_ends_when_the_session_dies() -> None:
     questions = start_all(c)
     c.do(c.m.session_died(c.now))
     assert [d.status for d in c.done] == [Status.PEER_GONE] * 3
-    assert (c.others, c.m.state, c.m.operations) == ([HangUp()], State.LOST, {})
+    assert (c.others, c.m.state, c.m.operations.open) == ([HangUp()], State.LOST, {})
     for question in questions:
         c.answer(question, Found(Status.OK, LeaseId(9), 2))
     assert (len(c.done), c.sent) == (3, [])
@@ -319,13 +320,13 @@ def test_each_operation_ends_when_the_session_dies() -> None:
 def test_without_a_session_operations_end_at_once() -> None:
     c = Client()
     for _, effects in (
-        c.m.lookup(KEYS, c.at()),
-        c.m.load(Lease(Incarnation(4), LeaseId(5), 3), BLOCKS, 0, c.at(), now=c.now),
-        c.m.save(KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at()),
+        c.m.operations.lookup(KEYS, c.at()),
+        c.m.operations.load(Lease(Incarnation(4), LeaseId(5), 3), BLOCKS, 0, c.at(), now=c.now),
+        c.m.operations.save(KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at()),
     ):
         c.do(effects)
     assert [d.status for d in c.done] == [Status.DISCONNECTED] * 3
-    assert c.m.operations == {} and c.sent == []
+    assert c.m.operations.open == {} and c.sent == []
 
 
 def test_an_expiry_is_followed_by_a_ping_that_clears_the_session() -> None:

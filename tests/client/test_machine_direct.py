@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.client.effects import HangUp, KillSession, MapFiles, Memory, WriteProof
-from pegaflow.client.operations import State
+from pegaflow.client.machine import State
 from pegaflow.client.patience import GRACE_NS, LEAVE_NS
 from pegaflow.client.results import LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
@@ -100,7 +100,7 @@ def test_a_load_names_its_blocks_and_ends_by_the_sessions_word() -> None:
 def test_a_load_is_not_over_at_its_deadline() -> None:
     c = ready()
     ticket, question = c.load()
-    until = c.m.operations[ticket].deadline
+    until = c.m.operations.open[ticket].deadline
     assert question.deadline == until - (until - c.now) // 2, "it has to stop before"
     c.wait(until - 1 - c.now)
     assert c.done == [], "the session may still write"
@@ -112,13 +112,13 @@ def test_a_session_that_does_not_stop_in_time_is_killed_and_its_death_awaited() 
     c = ready()
     ticket, question = c.load()
     other, _ = c.lookup()
-    c.wait(c.m.operations[ticket].deadline - c.now)
+    c.wait(c.m.operations.open[ticket].deadline - c.now)
     assert c.others == [KillSession()]
     assert [done.ticket for done in c.done] == [other]
     c.wait(60_000 * MS)
     assert len(c.done) == 1, "a stopped session may resume until it is proven dead"
     assert c.m.state is State.DYING
-    later, effects = c.m.lookup(KEYS, c.at())
+    later, effects = c.m.operations.lookup(KEYS, c.at())
     c.do(effects)
     assert c.done[1:] == [LookupDone(later, Status.DISCONNECTED, None, 0)]
     c.do(c.m.session_died(c.now))
@@ -241,11 +241,11 @@ def test_lookups_need_no_memory() -> None:
 
 def test_ranks_name_their_order() -> None:
     c = ready()
-    ticket, effects = c.m.save(
+    ticket, effects = c.m.operations.save(
         KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at(), order=7
     )
     c.do(effects)
     saved = c.question(Save).message
     assert isinstance(saved, Save) and saved.order == 7
-    c.do(c.m.skip(8))
+    c.do(c.m.operations.skip(8))
     assert c.look() == [Skip(8)]

@@ -1,7 +1,7 @@
 """The goodbyes of the client's state machine: nothing but the session's word or death ends one."""
 
 from pegaflow.client.effects import HangUp, MapFiles
-from pegaflow.client.operations import State
+from pegaflow.client.machine import State
 from pegaflow.client.patience import PING_NS
 from pegaflow.client.results import LookupDone
 from pegaflow.wire.control import OpenSession, Refused

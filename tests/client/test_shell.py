@@ -3,14 +3,16 @@
 import gc
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pegaflow.client import Client, place
 from pegaflow.client.effects import DialSession, MapFiles
-from pegaflow.client.operations import Kind, Operation, State
+from pegaflow.client.machine import State
+from pegaflow.client.operations import Kind, Operation
+from pegaflow.client.results import Lease
 from pegaflow.client.shell import _HELD, DRAIN_MAX
 from pegaflow.wire.identities import Incarnation, Namespace
 from pegaflow.wire.session import Attached
@@ -65,8 +67,8 @@ def test_a_killed_session_is_dead_once_no_thread_of_it_can_run(
 ) -> None:
     client._apply([DialSession(PEER, "somewhere", os.getpid())])
     machine = client._machine
-    machine.state, machine.session, client._killed = State.DYING, PEER, True
-    machine.operations[1] = Operation(Kind.LOAD, 1 << 62, (3,), direct=True)
+    machine.state, machine.link.session, client._killed = State.DYING, PEER, True
+    machine.operations.open[1] = Operation(Kind.LOAD, 1 << 62, (3,), direct=True)
     past = [False, True]
     monkeypatch.setattr(place, "is_past_running", lambda pid: past.pop(0))
     assert client.poll(0) == [] and machine.state is State.DYING
@@ -82,6 +84,35 @@ def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
         client._apply([MapFiles(Attached(path, 1 << 20, path, 8, 4096, Namespace(bytes(16))))])
         assert client._machine.state is State.LOST
         assert client.refusal.startswith("cannot map") and "\n" not in client.refusal
+
+
+CALLS: dict[str, Callable[[Client], object]] = {
+    "lookup": lambda client: client.start_lookup([bytes(16)], timeout=60.0),
+    "skip": lambda client: client.skip_save(1),
+    "commit": lambda client: client.commit([1]),
+    "drop": lambda client: client.drop_save(1),
+    "release": lambda client: client.release(Lease(PEER.incarnation, 1, 1)),
+    "unregister": lambda client: client.unregister(0.0),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_first_call_after_a_fork_is_not_the_parents(
+    client: Client, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    parents = client._machine
+    parents.state, parents.link.session = State.READY, PEER
+    sent: list[object] = []
+    monkeypatch.setattr(Client, "_send", lambda self, socket, envelope: sent.append(envelope))
+    client._pid -= 1  # as if we were its child
+    assert not client.attached
+    client._machine, client._pid = parents, client._pid - 1
+    ticket = CALLS[call](client)
+    assert sent == [] and not parents.operations.open and client._machine is not parents
+    if call == "lookup":
+        assert [(done.ticket, done.status) for done in client.poll(0)] == [
+            (ticket, Status.DISCONNECTED)
+        ]
 
 
 class Flood:
@@ -128,9 +159,9 @@ def test_a_collected_client_waits_only_for_a_load_that_writes(
 
     monkeypatch.setattr(Client, "_turn", dead)
     client = Client("engine", bytes(16), endpoint=str(tmp_path / "nobody.sock"))
-    client._machine.state, client._machine.session = State.READY, PEER
+    client._machine.state, client._machine.link.session = State.READY, PEER
     if writing:
-        client._machine.operations[1] = Operation(Kind.LOAD, 0, (1,), direct=True)
+        client._machine.operations.open[1] = Operation(Kind.LOAD, 0, (1,), direct=True)
     del client
     gc.collect()
     assert bool(looks) is writing

@@ -24,8 +24,7 @@ from pegaflow.client.effects import (
     ToSession,
     WriteProof,
 )
-from pegaflow.client.machine import Machine
-from pegaflow.client.operations import State
+from pegaflow.client.machine import Machine, State
 from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
@@ -120,9 +119,9 @@ class ClientCage:
             self.do(machine.wake(self.now))
         if machine.state is State.DYING and self.rng.random() < 0.1:
             self.do(machine.session_died(self.now))
-        assert len(machine._questions) < OPEN_MAX and len(machine.operations) == len(self.open)
+        assert len(machine.link) < OPEN_MAX and len(machine.operations.open) == len(self.open)
         for ticket, (_, deadline) in self.open.items():
-            direct = machine.operations[ticket].direct
+            direct = machine.operations.open[ticket].direct
             late = self.now - deadline
             assert direct or late <= GRACE_NS + 5 * MS, f"{late} ns late, nobody writes our blocks"
 
@@ -133,25 +132,27 @@ class ClientCage:
         blocks = tuple(rng.sample(range(LAYOUT.blocks), len(keys)))
         call = rng.randrange(12)
         if call < 5:
-            self._started(keys, deadline, *machine.lookup(as_keys(*keys), deadline))
+            self._started(keys, deadline, *machine.operations.lookup(as_keys(*keys), deadline))
         elif call < 8 and self.leases:
             lease = self.leases.pop()
             count = rng.randrange(1, lease.blocks + 1)
             ids = tuple(range(count))
-            self._started(ids, deadline, *machine.load(lease, ids, 0, deadline, now=self.now))
+            self._started(
+                ids, deadline, *machine.operations.load(lease, ids, 0, deadline, now=self.now)
+            )
         elif call < 10:
             valid = rng.choice((True, True, True, False))
-            started = machine.save(
+            started = machine.operations.save(
                 as_keys(*keys), blocks, parent=NO_KEY, valid=lambda: valid, deadline=deadline
             )
             self._started(blocks, deadline, *started)
         elif call == 10 and self.open:
-            self.do(machine.drop(rng.choice(list(self.open))))
+            self.do(machine.operations.drop(rng.choice(list(self.open))))
         elif self.leases:
-            self.do(machine.release(self.leases.pop()))
+            self.do(machine.operations.release(self.leases.pop()))
         if rng.random() < 0.002:
             self.do(machine.leave(self.now, for_good=False))
-        if machine.memory is None and machine.state is State.LOST:
+        if machine.operations.memory is None and machine.state is State.LOST:
             self._register()
 
     def _register(self) -> None:
@@ -200,7 +201,7 @@ class ClientCage:
         """A frame with anything in it, mostly in the name of the session or the front desk."""
         rng = self.rng
         others = (DESK, Address(SESSION, Incarnation(1)), Address("nobody", Incarnation(0)))
-        sender = self.machine.session if rng.random() < 0.8 else rng.choice(others)
+        sender = self.machine.link.session if rng.random() < 0.8 else rng.choice(others)
         kind = rng.choice(TOLD if rng.random() < 0.9 else EVERY_KIND)
         msg = self.generator.message(kind)
         if isinstance(msg, CopyBatch) and self.open and rng.random() < 0.8:
@@ -245,13 +246,15 @@ class ClientCage:
                 asked, _ = self.open[effect.ticket]
                 assert effect.blocks == asked and len(effect.offsets) == len(asked)
                 self.counts["copies"] += 1
-                self.do(machine.copied_in(effect.ticket, self.rng.random() < 0.9, self.now))
+                self.do(
+                    machine.operations.copied_in(effect.ticket, self.rng.random() < 0.9, self.now)
+                )
             elif isinstance(effect, CopyOut):
                 asked, _ = self.open[effect.ticket]
                 assert set(effect.blocks) <= set(asked) and len(effect.slots) == len(effect.blocks)
                 self.counts["copies"] += 1
                 ok = self.rng.random() < 0.9
-                self.do(machine.copied_out(effect.ticket, effect.batch, ok, self.now))
+                self.do(machine.operations.copied_out(effect.ticket, effect.batch, ok, self.now))
             elif isinstance(effect, KillSession):
                 self.counts["kills"] += 1
 

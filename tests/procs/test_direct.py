@@ -63,7 +63,7 @@ def test_a_load_ends_with_the_death_of_its_session(
 
     def ended() -> bool:
         done.extend(d for d in engine.client.poll(0.1) if isinstance(d, LoadDone))
-        return bool(done) or ticket not in engine.client._machine.operations
+        return bool(done) or ticket not in engine.client._machine.operations.open
 
     eventually("the load has ended", ended)
     if done and done[0].status is Status.OK:

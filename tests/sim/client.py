@@ -22,8 +22,7 @@ from pegaflow.client.effects import (
     ToDesk,
     WriteProof,
 )
-from pegaflow.client.machine import Machine
-from pegaflow.client.operations import State
+from pegaflow.client.machine import Machine, State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import NO_NAMESPACE, Incarnation
@@ -134,14 +133,14 @@ class Client(Proc):
         self.open[ticket] = operation
         self.books.started += 1
         self.world.note(self.address, f"{operation.kind} {ticket} of {len(operation.keys)} blocks")
-        begun = self.machine.operations.get(ticket)
+        begun = self.machine.operations.open.get(ticket)
         if begun is not None and begun.direct:
             self.lent.update(operation.blocks)
         self._run(effects)
 
     def drop(self, ticket: int) -> None:
         """Give a save up."""
-        self._run(self.machine.drop(ticket))
+        self._run(self.machine.operations.drop(ticket))
 
     def run(self, effects: list[Effect]) -> None:
         """Carry out what a call of the machine has led to."""
@@ -219,7 +218,7 @@ class Client(Proc):
     def check(self) -> None:
         """Every operation that is open here is open in the machine, and the reverse."""
         if self.alive and not self._busy:
-            assert self.open.keys() == self.machine.operations.keys(), "an operation was lost"
+            assert self.open.keys() == self.machine.operations.open.keys(), "an operation was lost"
 
     @property
     def served(self) -> bool:
@@ -303,7 +302,7 @@ class Client(Proc):
         self._copy(
             pieces,
             effect.deadline,
-            lambda ok: self.machine.copied_in(effect.ticket, ok, self.world.now),
+            lambda ok: self.machine.operations.copied_in(effect.ticket, ok, self.world.now),
         )
 
     def _copy_out(self, effect: CopyOut) -> None:
@@ -313,7 +312,9 @@ class Client(Proc):
         self._copy(
             pieces,
             effect.deadline,
-            lambda ok: self.machine.copied_out(effect.ticket, effect.batch, ok, self.world.now),
+            lambda ok: self.machine.operations.copied_out(
+                effect.ticket, effect.batch, ok, self.world.now
+            ),
         )
 
     def _copy(

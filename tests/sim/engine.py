@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from pegaflow.client.operations import State
+from pegaflow.client.machine import State
 from pegaflow.client.results import Done, Lease, LookupDone
 from pegaflow.wire.identities import NO_KEY, Key
 
@@ -174,7 +174,7 @@ class Engine:
                 self.leases.append((done.lease, keys))
 
         self.tasks += 1
-        ticket, effects = chief.machine.lookup(keys, self._deadline())
+        ticket, effects = chief.machine.operations.lookup(keys, self._deadline())
         chief.start(ticket, Operation("lookup", keys, found), effects)
 
     def save(self) -> None:
@@ -215,7 +215,7 @@ class Engine:
         chief = self.procs[self.chief]
         chief.after(
             self.world.rng.choice((0, MS, 30 * MS)),
-            lambda: chief.do(lambda: chief.run(chief.machine.commit((order,)))),
+            lambda: chief.do(lambda: chief.run(chief.machine.operations.commit((order,)))),
         )
 
     def _take_word_back(self, order: int) -> None:
@@ -225,7 +225,7 @@ class Engine:
         if self.world.rng.random() < 0.5:
             chief.after(
                 self.world.rng.choice((0, MS, 30 * MS)),
-                lambda: chief.do(lambda: chief.run(chief.machine.skip(order))),
+                lambda: chief.do(lambda: chief.run(chief.machine.operations.skip(order))),
             )
 
     def load(self) -> None:
@@ -252,7 +252,7 @@ class Engine:
     def _give_back(self, at: int) -> None:
         lease, _ = self.leases.pop(at)
         chief = self.procs[self.chief]
-        chief.run(chief.machine.release(lease))
+        chief.run(chief.machine.operations.release(lease))
 
     # what a rank does
 
@@ -273,7 +273,7 @@ class Engine:
         if manner != "saves" or poisoned:
             self.world.note(client.address, f"{manner} order {order}{wrong}")
         if manner == "skips":
-            client.run(client.machine.skip(order))
+            client.run(client.machine.operations.skip(order))
         if manner in ("skips", "never hears of") or not client.base:
             self._done(client, task)
             return
@@ -284,7 +284,7 @@ class Engine:
                 client.write(block, content(client.size, key, rank))
         operation = Operation("save", keys, lambda done: self._done(client, task), task.blocks)
         operation.taken_back = manner == "drops"
-        ticket, effects = client.machine.save(
+        ticket, effects = client.machine.operations.save(
             keys,
             task.blocks,
             parent=parent,
@@ -314,7 +314,7 @@ class Engine:
         if not client.base:
             self._done(client, task)
             return
-        ticket, effects = client.machine.load(
+        ticket, effects = client.machine.operations.load(
             lease, task.blocks, first, self._deadline(), now=self.world.now
         )
         operation = Operation("load", keys, lambda done: self._done(client, task), task.blocks)
