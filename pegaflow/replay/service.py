@@ -22,9 +22,9 @@ from pegaflow.client import Client, inspect
 from pegaflow.client.place import as_url, client_trust, ipc_path
 from pegaflow.client.presence import look
 from pegaflow.core.errors import UserError
-from pegaflow.core.limits import EXTENT_SIZE
 from pegaflow.service import signals
 from pegaflow.service.rundir import front_desk
+from pegaflow.service.settings import Settings
 from pegaflow.wire.message import WireError
 from pegaflow.wire.units import Seconds
 
@@ -65,7 +65,7 @@ def missing(endpoint: str | None) -> str:
 
 @contextmanager
 def running(
-    pool_bytes: int, extent_bytes: int = EXTENT_SIZE, extra: Sequence[str] = ()
+    pool_bytes: int, extent_bytes: int = Settings.extent_size, extra: Sequence[str] = ()
 ) -> Iterator[str]:
     """Start a service with a pool of this size; its endpoint, once engines can attach.
 
@@ -104,6 +104,10 @@ def group(
         arguments: more of the command line of `serve`.
         program: the module that is run, `pegaflow` or one that does the same.
         environment: of the service; ours if None.
+
+    Raises:
+        UserError: the pool cannot be removed; if something else went wrong before, that is raised,
+            and has this as a note.
     """
     command = [sys.executable, "-m", program, "serve", "--run-dir", str(run_dir)]
     command += ["--no-keep-pool", *arguments]
@@ -119,10 +123,19 @@ def group(
                 start_new_session=True,
             )
         yield process
-    finally:
+    except BaseException as error:
         if process is not None:
-            stop(process)
-            _purge(run_dir)
+            try:
+                _end(process, run_dir)
+            except UserError as second:  # what went wrong first is what its reader has to know
+                error.add_note(f"and then: {second}")
+        raise
+    _end(process, run_dir)
+
+
+def _end(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+    stop(process)
+    _purge(run_dir)
 
 
 def _purge(run_dir: Path) -> None:
