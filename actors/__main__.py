@@ -25,9 +25,7 @@ def main() -> int:
     parser.add_argument("--supervisor", type=_incarnation, required=True, help="its incarnation")
     parser.add_argument("--parent", type=int, required=True, help="its pid")
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--addr", help="listen on TCP too")
-    parser.add_argument("--curve-dir")
-    parser.add_argument("--insecure-tcp", action="store_true")
+    parser.add_argument("--tcp", type=json.loads, help="TcpPlan of a session, as JSON")
     parser.add_argument("--flush", type=json.loads, help="FlushPlan of a flusher, as JSON")
     given = parser.parse_args()
 
@@ -36,11 +34,11 @@ def main() -> int:
     from pegaflow.actors.runtime.process import run_child
 
     tcp = None
-    if given.addr is not None:
-        from pegaflow.actors.runtime.tcp import tcp_of
+    if given.tcp is not None:
+        from pegaflow.actors.runtime.tcp import TcpPlan, tcp_of
 
         try:
-            tcp = tcp_of(given.addr, given.curve_dir, given.insecure_tcp)
+            tcp = tcp_of(TcpPlan(**given.tcp))
         except UserError as err:
             print(f"pegaflow: {err}", file=sys.stderr)
             return 1

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from pegaflow.client import Client, LookupDone
 from pegaflow.core.errors import UserError
-from pegaflow.core.limits import MAX_PINNED
 from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.service.rundir import front_desk
+from pegaflow.service.settings import Settings
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from perf import command, echo, house, machine
@@ -176,11 +176,12 @@ def need_blocks(cases: Sequence[tuple[int, int]], blocks: int) -> None:
         UserError: some would be cut.
     """
     keys, outstanding = max(cases, key=lambda case: case[0] * case[1])
-    least = math.ceil(keys * outstanding / MAX_PINNED)
+    most = Settings.max_pinned
+    least = math.ceil(keys * outstanding / most)
     if blocks < least:
         raise UserError(
             f"--blocks {blocks} is too few, {least} is the least: {outstanding} lookups at a time "
-            f"lease {keys} blocks each, and one engine may hold {MAX_PINNED:.0%} of the pool"
+            f"lease {keys} blocks each, and one engine may hold {most:.0%} of the pool"
         )
 
 

@@ -33,9 +33,9 @@ from rich.table import Table
 from pegaflow.actors.index.lookup import AWAITED_SHARE
 from pegaflow.client import Client, LookupDone, inspect
 from pegaflow.core.errors import UserError
-from pegaflow.core.segments.plan import PREFETCH_BLOCKS
 from pegaflow.replay import service
 from pegaflow.service import sizes
+from pegaflow.service.settings import Settings
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import FLUSHER, INDEX
@@ -203,7 +203,7 @@ def read_rate(block: int, paths: Sequence[Path], total: int) -> tuple[float, flo
     """Bytes per second and CPU seconds per GB while all of it is looked up, twice as much as the
     pool has room for, and once before, so that nothing touches the pool for the first time."""
     chunks, pool = total // CHUNK, max(total // 2, 2 * EXTENT)
-    awaited = min(PREFETCH_BLOCKS * block, int(pool * AWAITED_SHARE))
+    awaited = min(Settings.max_prefetch_blocks * block, int(pool * AWAITED_SHARE))
     outstanding = max(1, min(8, awaited // CHUNK))
     with service.running(pool, EXTENT, flags(paths)) as endpoint, engine(endpoint, block) as one:
         known(endpoint, total // block)

@@ -23,12 +23,12 @@ from msgspec.msgpack import Decoder
 from . import message
 from .identities import Incarnation
 from .message import MALFORMED, Message, WireError, decode, encode
-from .units import Bytes
+from .units import Bytes, Constant
 from .values import U64, Address
 
 MAGIC = "pega"
-MAJOR = 1
-MINOR = 4
+MAJOR: Constant = 1
+MINOR: Constant = 4
 
 HEADER_BYTES_MAX: Bytes = 512
 """Longest header: two names and seven numbers."""

@@ -2,7 +2,8 @@
 
     SILENT_NS: Nanoseconds = 3_000_000_000
 
-A share is a fraction of the whole.
+A share is a fraction of the whole.  A number that limits nothing is a `Constant`: of a format, a
+port, a factor, a bound between two buckets of a histogram.
 """
 
 from typing import TypeAlias
@@ -13,3 +14,4 @@ Seconds: TypeAlias = float
 Bytes: TypeAlias = int
 Count: TypeAlias = int
 Share: TypeAlias = float
+Constant: TypeAlias = int

@@ -17,7 +17,7 @@ from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
 from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp, numbered
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count, Nanoseconds
+from pegaflow.wire.units import Constant, Count, Nanoseconds
 from pegaflow.wire.values import INDEX, LIST_MAX, Address
 
 from .growth import Growth
@@ -34,7 +34,7 @@ WAITING_MAX: Count = 1024
 UNSTATED_MAX: Count = 4096
 """Grants that one holder has not stated yet: it states with each beat, some hundreds at most."""
 
-STAMP_SHIFT: Count = 40
+STAMP_SHIFT: Constant = 40
 """A stamp is incarnation << 40 | counter: a million grants a second for twelve days per life."""
 
 

@@ -17,7 +17,7 @@ from pegaflow.wire.diskjobs import ReadRun
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant, Count
 
 from .tier import BATCH_PARTS
 
@@ -28,7 +28,7 @@ READERS_MAX: Count = 32
 """Threads that read: each of them waits in the kernel for most of its time, and more of them than
 this only wait for each other."""
 
-NICE: Count = 5
+NICE: Constant = 5
 """How far the flusher's threads give way: a quarter of the others' share of a busy core."""
 
 
@@ -65,7 +65,7 @@ class FlushDevice:
             welcome = self._member.welcome
             pool = pool_file(welcome, self._member.supervisor)
             known = Known(os.path.join(welcome.run_dir, KNOWN))
-            self._disk = Disk(self._plan.paths, self._plan.floor, pool, known=known)
+            self._disk = Disk(self._plan.paths, self._plan.floor_bytes, pool, known=known)
         return self._disk
 
     def close(self) -> None:

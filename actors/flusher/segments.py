@@ -311,7 +311,7 @@ class SegmentLog(Part):
 
     def _is_full(self, volume: Volume) -> bool:
         """Whether a further segment would be beyond the capacity."""
-        capacity = self._volumes.capacity
+        capacity = self._volumes.capacity_bytes
         return capacity is not None and volume.bytes_ + self._volumes.segment_bytes > capacity
 
     def _oldest(self, volume: Volume) -> Segment | None:

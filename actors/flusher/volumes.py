@@ -101,10 +101,11 @@ class Volumes(Part):
         for path in plan.paths:  # so that the first of them is seen as one more than none
             for name in ("write_bytes", "prefetch_bytes", "faults"):
                 counts[labelled(f"ssd_directory_{name}", path)] = 0
-        self.capacity = plan.capacity // len(plan.paths) if plan.capacity else None  # of each
+        whole, count = plan.capacity_bytes, len(plan.paths)
+        self.capacity_bytes = whole // count if whole else None  # of each
         self.segment_bytes = SEGMENT_BYTES
-        if self.capacity:
-            cut = self.capacity // SEGMENTS // PAGE_ALIGN * PAGE_ALIGN
+        if self.capacity_bytes:
+            cut = self.capacity_bytes // SEGMENTS // PAGE_ALIGN * PAGE_ALIGN
             self.segment_bytes = min(SEGMENT_BYTES, max(SEGMENT_SMALLEST, cut))
 
     def __iter__(self) -> Iterator[Volume]:
@@ -145,7 +146,7 @@ class Volumes(Part):
         return {
             "ssd_blocks": self.catalog.blocks,
             "ssd_bytes": sum(v.bytes_ for v in self.all),
-            "ssd_capacity_bytes": self.plan.capacity or 0,
+            "ssd_capacity_bytes": self.plan.capacity_bytes or 0,
             "ssd_volumes": len(self.all),
             "ssd_fault": max((int(v.fault) for v in self.all), default=0),
             "ssd_readable_volumes": sum(v.readable for v in self.all),

@@ -18,14 +18,14 @@ import msgpack
 from pegaflow.wire.envelope import unpack
 from pegaflow.wire.jobs import Result
 from pegaflow.wire.message import decode
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Bytes, Constant
 from pegaflow.wire.values import Address
 
 from .contract import Actor
 from .host import Host, Input
 from .member import Member
 
-VERSION = 2  # 1: all results were of one class
+VERSION: Constant = 2  # 1: all results were of one class
 
 BYTES_MAX: Bytes = 1 << 30
 """Largest file that is read back: INPUTS_MAX of the largest frames."""

@@ -23,9 +23,10 @@ from pegaflow.wire.control import LogLevel, Welcome
 from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.message import Message, message
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Constant
 from pegaflow.wire.values import Address
 
-MS = 1_000_000
+MS: Constant = 1_000_000
 """Nanoseconds in a millisecond."""
 
 _R = TypeVar("_R", bound=Result)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pegaflow.core.errors import UserError
-from pegaflow.core.segments.plan import Admission, FlushPlan
+from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.procs import die_with_parent, start_ticks
 from pegaflow.service import logs, signals
 from pegaflow.wire.control import Hello, LogLevel
@@ -252,23 +252,10 @@ def child_command(address: Address, settings: Settings, supervisor: Incarnation)
         str(settings.run_dir),
     ]
     if address.name == SESSION and settings.addr is not None:
-        command += ["--addr", settings.addr.rpartition(":")[0] + ":0"]
-        command += ["--curve-dir", settings.curve_dir] if settings.curve_dir else ["--insecure-tcp"]
+        from .tcp import TcpPlan  # and all that guards that door: few services have one
+
+        anywhere = {"addr": settings.addr.rpartition(":")[0] + ":0"}
+        command += ["--tcp", json.dumps({**settings.told(TcpPlan), **anywhere})]
     if address.name == FLUSHER:
-        command += ["--flush", json.dumps(dataclasses.asdict(flush_plan(settings)))]
+        command += ["--flush", json.dumps(settings.told(FlushPlan))]
     return command
-
-
-def flush_plan(settings: Settings) -> FlushPlan:
-    """What the flusher is told."""
-    return FlushPlan(
-        paths=settings.ssd_cache_path,
-        capacity=settings.ssd_cache_capacity,
-        floor=settings.ssd_free_floor,
-        write_queue_depth=settings.ssd_write_queue_depth,
-        write_inflight=settings.ssd_write_inflight,
-        prefetch_inflight=settings.ssd_prefetch_inflight,
-        max_prefetch_blocks=settings.max_prefetch_blocks,
-        reused_only=settings.ssd_admission is Admission.REUSED,
-        drain_ns=settings.drain_timeout * 1_000_000_000,
-    )

@@ -5,6 +5,7 @@ client without a key that was let in gets nothing, not even an answer.  libzmq a
 about each client (door.py); those with keys are for pyzmq's Authenticator.
 """
 
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -64,12 +65,22 @@ class Tcp:
         return int(got.rstrip("\0").rpartition(":")[2])
 
 
-def tcp_of(addr: str | None, curve_dir: str | None, insecure: bool) -> Tcp | None:
+@dataclass(frozen=True, slots=True)
+class TcpPlan:
+    """Settings of TCP."""
+
+    addr: str | None  # host:port; None: no TCP
+    curve_dir: str | None
+    insecure_tcp: bool
+
+
+def tcp_of(plan: TcpPlan) -> Tcp | None:
     """What these settings ask for; None: no TCP.
 
     Raises:
         UserError: they would let strangers in, or the keys cannot be used.
     """
+    addr, curve_dir, insecure = plan.addr, plan.curve_dir, plan.insecure_tcp
     if addr is None:
         return None
     host, _, port = addr.rpartition(":")

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 from pegaflow.core.errors import UserError
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant
 
 if TYPE_CHECKING:
     from .loop import Loop
 
 Part = Callable[[], Result]
 
-YIELDING_NICE: Count = 10
+YIELDING_NICE: Constant = 10
 """A tenth of the weight of an engine's thread; beside one that waits for nothing a copy still gets
 some hundred MB/s."""
 

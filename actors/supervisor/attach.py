@@ -23,7 +23,7 @@ from pegaflow.actors.runtime.contract import MS, Ask, Effect, Note, On, Part, Re
 from pegaflow.wire.control import SAME_HOST, OpenSession, Refused, Serve, Serving, SessionAt
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import CLIENT, Address
 
 from .children import Assignment, ChildRecord, Children, ChildState, who
@@ -39,7 +39,7 @@ ENGINES_MAX: Count = 256
 ENGINE_MAX: Count = 256
 """Characters of an engine id: it stands in log lines, messages and the state of the group."""
 
-NAMESPACE_MAX: Count = 64
+NAMESPACE_MAX: Bytes = 64
 """Bytes of a namespace, and of a probe: a hash of whatever made it is enough."""
 
 OPENS_MAX: Count = 256

@@ -35,6 +35,17 @@ class Pool(Part):
             extent: bytes.
         """
         plan = self._plan
-        own: dict[str, Any] = {"http_addr": plan.http_addr, "ssd": plan.ssd}
-        own["max_pinned_bytes"] = int(plan.max_pinned * size)
-        return Welcome(pool, ledger, size, extent, plan.run_dir, **{**plan.told, **own})
+        told: dict[str, Any] = {
+            name: int(value * size) if isinstance(value, float) else value  # a share of the pool
+            for name, value in plan.told.items()
+        }
+        return Welcome(
+            pool_path=pool,
+            ledger_path=ledger,
+            pool_bytes=size,
+            extent_bytes=extent,
+            run_dir=plan.run_dir,
+            http_addr=plan.http_addr,
+            ssd=plan.ssd,
+            **told,
+        )

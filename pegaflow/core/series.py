@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pegaflow.wire.units import Bytes, Count, Seconds
+from pegaflow.wire.units import Constant, Count
 
 SEPARATOR = "|"
 """Between a name and its labels."""
@@ -136,13 +136,13 @@ def rate(length: int, took_ns: int) -> int:
 _MS = 1_000
 _S = 1_000_000
 
-DURATIONS_US: tuple[Count, ...] = (
+DURATIONS_US: tuple[Constant, ...] = (
     *(500, 1 * _MS, 2 * _MS, 5 * _MS, 10 * _MS, 20 * _MS, 50 * _MS),
     *(100 * _MS, 200 * _MS, 500 * _MS, 1 * _S, 2 * _S, 5 * _S, 10 * _S, 30 * _S, 60 * _S),
 )
 """Bounds of answers and copies: the original's for a call, and on to its last for a transfer."""
 
-RESIDENCE_S: tuple[Seconds, ...] = (
+RESIDENCE_S: tuple[Constant, ...] = (
     *(1, 5, 10, 30, 60, 120, 300, 600),
     *(1_800, 3_600, 7_200, 21_600, 43_200, 86_400),
 )
@@ -151,7 +151,7 @@ RESIDENCE_S: tuple[Seconds, ...] = (
 _MB = 1_000_000
 _GB = 1_000_000_000
 
-RATES: tuple[Bytes, ...] = (
+RATES: tuple[Constant, ...] = (
     *(10 * _MB, 25 * _MB, 50 * _MB, 100 * _MB, 250 * _MB, 500 * _MB, 1 * _GB, 2 * _GB, 3 * _GB),
     *(4 * _GB, 5 * _GB, 6 * _GB, 7 * _GB, 8 * _GB, 10 * _GB, 12 * _GB, 16 * _GB, 20 * _GB),
     *(30 * _GB, 40 * _GB),

@@ -37,7 +37,7 @@ from pegaflow.core.segments.marker import (
     unpack,
 )
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant
 
 from .diskops import Ops, said, write_all
 
@@ -57,7 +57,7 @@ _NEW = f"{MARKER}.new"
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-SEGMENT_FLAGS: Count = os.O_NOFOLLOW | os.O_NONBLOCK
+SEGMENT_FLAGS: Constant = os.O_NOFOLLOW | os.O_NONBLOCK
 """To open what is called a segment: it may be a link to something else, or a pipe."""
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import pegaflow
 from pegaflow.core.errors import UserError
 from pegaflow.service import poolsize, sizes
-from pegaflow.service.config import Origin
+from pegaflow.service.config import Origin, Source
 from pegaflow.service.settings import SETTINGS, Settings
 
 
@@ -52,7 +52,7 @@ _PIPED_WIDTH = 160  # columns that lines in a pipe or a file are laid out for, t
 
 INNER = frozenset(
     """
-    actors.allocator.reservations.STAMP_SHIFT actors.allocator.reservations.UNSTATED_MAX
+    actors.allocator.reservations.UNSTATED_MAX
     actors.allocator.returns.SCAN_PAGES actors.flusher.device actors.flusher.inventory
     actors.flusher.pages actors.flusher.reading actors.flusher.shutdown actors.flusher.tier
     actors.flusher.volumes.SEGMENTS actors.flusher.write_back
@@ -60,12 +60,9 @@ INNER = frozenset(
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
     actors.session.batches.BATCH_BLOCKS actors.session.orders.EARLY_MAX actors.session.publish
     actors.session.reservation actors.session.space actors.supervisor.reporting client.curve
-    client.place.QUEUE_MAX client.shell connectors.vllm.compat connectors.vllm.endpoint.PORT
+    client.place.QUEUE_MAX client.shell connectors.vllm.compat
     connectors.vllm.layout connectors.vllm.namespace core.blocks.adoption core.blocks.backlog
-    core.limits.COPY_THREADS core.limits.SPARES
-    core.policy.lru core.pool.ledger core.segments.codec core.segments.plan.DRAIN_NS
-    core.segments.plan.PREFETCH_BLOCKS core.segments.plan.PREFETCH_INFLIGHT
-    core.segments.plan.WRITE_INFLIGHT core.segments.plan.WRITE_QUEUE_DEPTH device.disk.SCAN_BYTES
+    core.policy.lru core.pool.ledger core.segments.codec device.disk.SCAN_BYTES
     device.diskops device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
     service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX wire.envelope
     wire.flusher.MANIFEST_KEYS wire.layout wire.message.ITEMS_MAX wire.session.PROOF_BYTES
@@ -179,6 +176,11 @@ def show_settings(
     """
     values = {key: getattr(settings, key) for key in SETTINGS}
     notes = {key: f"{o.kind} {o.name}".strip() for key, o in origins.items()}
+    notes |= {
+        key: f"default: {setting.why}"
+        for key, setting in SETTINGS.items()
+        if setting.why and origins[key].kind is Source.DEFAULT
+    }
     if settings.pool_size is None:
         chosen = _default_pool(settings)
         values["pool_size"] = chosen.size or None

@@ -30,7 +30,7 @@ from pegaflow.wire import units
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
-WORD = 8  # bytes
+WORD: units.Constant = 8  # bytes
 CHUNK: units.Bytes = 32 * 1024
 """Bytes per layer and pass: the table and some layers stay in the L2 cache."""
 

@@ -23,13 +23,13 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Bytes, Constant
 
 Keys = NDArray[np.uint64]
 Nodes = NDArray[np.int32]
 Numbers = NDArray[np.int64]
 
-NONE = -1  # in place of a node, and of a value in a table
+NONE: Constant = -1  # in place of a node, and of a value in a table
 
 TREE_BYTES_PER_BLOCK: Bytes = 140
 """What one different block may cost while a trace is read, all arrays and their growth together."""

@@ -21,10 +21,7 @@ from pegaflow.wire.control import LogLevel
 from pegaflow.wire.jobs import Relogging, Showing, Stopping
 
 from . import keys, logs, signals
-from .settings import Settings
-
-LIVE = ("log_level",)
-"""Settings that a running service takes up."""
+from .settings import SETTINGS, Settings
 
 
 class Asked:
@@ -96,6 +93,6 @@ class Asked:
             for field in dataclasses.fields(Settings)
             if getattr(self._settings, field.name) != getattr(self._started, field.name)
         ]
-        waiting = [name for name in changed if name not in LIVE]
+        waiting = [name for name in changed if not SETTINGS[name].live]
         facts = {"after_a_restart": ", ".join(waiting)} if waiting else {}
         log.info("reloaded", log_level=self._level(), log_file=self._file or "-", **facts)

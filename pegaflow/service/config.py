@@ -103,9 +103,11 @@ def trace(
         None if named is None else str(named), env, os.getuid(), tempfile.gettempdir()
     )
     settings = Settings(run_dir, **parsed)  # type: ignore[arg-type]
-    for key in ("ssd_cache_capacity", "ssd_free_floor", "fresh_ssd"):
-        if getattr(settings, key) and not settings.ssd_cache_path:
-            raise UserError(f"{said[key].where}: there is no SSD tier without --ssd-cache-path")
+    for key, setting in SETTINGS.items():
+        if setting.needs and getattr(settings, key) and not getattr(settings, setting.needs):
+            raise UserError(
+                f"{said[key].where}: there is no SSD tier without {flag(setting.needs)}"
+            )
     default = Origin(Source.DEFAULT)
     return settings, {key: said[key].origin if key in said else default for key in SETTINGS}
 

@@ -11,7 +11,6 @@ that says why; one in which another service lives is left to it.  A pool with bl
 on stop, for the next life.
 """
 
-import dataclasses
 import hashlib
 import os
 import resource
@@ -23,7 +22,7 @@ from pegaflow import version
 from pegaflow.actors.runtime.host import Host
 from pegaflow.actors.runtime.loop import Loop, monotonic
 from pegaflow.actors.runtime.process import child_command
-from pegaflow.actors.runtime.tcp import tcp_of
+from pegaflow.actors.runtime.tcp import TcpPlan, tcp_of
 from pegaflow.actors.runtime.vitals import Vitals
 from pegaflow.actors.supervisor.actor import Supervisor
 from pegaflow.actors.supervisor.plan import Plan
@@ -61,7 +60,7 @@ from pegaflow.wire.values import SUPERVISOR, Address
 
 from . import exits, keys, logs, poolsize, rundir, sdnotify, sizes, values
 from .asked import Asked
-from .settings import SETTINGS, Settings
+from .settings import Settings
 
 SHM = Path("/dev/shm")
 
@@ -100,7 +99,7 @@ class _House:
         extent = settings.extent_size
         wanted = Wanted(
             settings.pool_size,
-            None if extent == limits.EXTENT_SIZE else extent,
+            None if extent == Settings.extent_size else extent,
             settings.fresh,
             str(settings.run_dir),
             lambda there: poolsize.choose(settings.pool_size, poolsize.look().plus(there), extent),
@@ -292,7 +291,7 @@ def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
 
 
 def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: Asked) -> int:
-    tcp = tcp_of(settings.addr, settings.curve_dir, settings.insecure_tcp)
+    tcp = tcp_of(TcpPlan(**settings.told(TcpPlan)))
     log = logs.get_logger()
     _raise_nofile()
     if settings.fresh_ssd:
@@ -301,17 +300,15 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
     size = house.files.header.pool_bytes
     address = Address(SUPERVISOR, house.supervisor)
     plan = Plan(
-        settings.spares,
-        str(run_dir),
-        version.installed(),
+        run_dir=str(run_dir),
+        version=version.installed(),
+        **settings.told(Plan),
         http_addr="" if settings.http_addr == values.NO_HTTP else settings.http_addr,
-        told=told(settings),
+        told=settings.told(Welcome),
         ssd=bool(settings.ssd_cache_path),
-        flush_ns=settings.drain_timeout * 1_000_000_000 if settings.ssd_cache_path else 0,
         pid=os.getpid(),
         pid_namespace=pid_namespace(),
         ping_ns=house.manager.ping_ns(os.getpid()),
-        max_pinned=settings.max_pinned,
     )
     supervisor = Supervisor(address, plan)
     loop = Loop(Host(supervisor), house.work)
@@ -344,12 +341,6 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         raise UserError(why)
     log.info("stopped")
     return 0
-
-
-def told(settings: Settings) -> dict[str, object]:
-    """What children are told as it was set: every setting that Welcome has a field for."""
-    names = {field.name for field in dataclasses.fields(Welcome)} & SETTINGS.keys() - {"run_dir"}
-    return {name: getattr(settings, name) for name in names}
 
 
 def _remove_logs(paths: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 The field's name is the setting's in the file, in the environment and on the command line
 (config.py, flags.py).  What its declaration says is all there is to it: how it is read, what it is
-for, what it is if nobody says anything.
+for, what it is if nobody says anything and why that, and under which name the processes of the
+service are told of it.  No other file has a list of settings, or a default once more: whoever needs
+one has `Settings.copy_threads`.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pegaflow.core import limits
-from pegaflow.core.segments import plan as flushplan
+from pegaflow.core.limits import MIB
+from pegaflow.core.segments.plan import Admission
 from pegaflow.wire.control import LogLevel
-from pegaflow.wire.units import Count, Seconds
+from pegaflow.wire.units import Bytes, Count, Seconds, Share
 
 from . import values
 from .logs import LogFormat
@@ -48,6 +50,14 @@ class Setting:
     parse: Callable[[object], object]
     help: str
     metavar: str
+    #: Why the default is what it is; empty where there is nothing to say.
+    why: str = ""
+    #: The field of Plan, Welcome, FlushPlan or TcpPlan in which processes are told of it, if any.
+    told: str = ""
+    #: The setting without which this one means nothing.
+    needs: str = ""
+    #: Whether a running service takes it up when it is told to read its settings again.
+    live: bool = False
     #: Whether the flag may be given several times.
     many: bool = False
     #: All that may be said, in this spelling or in another case; None: no list has it.
@@ -62,14 +72,10 @@ def said(
     metavar: str,
     *,
     default: Any = MISSING,
-    many: bool = False,
-    choices: type[enum.StrEnum] | None = None,
-    unset: str = "none",
+    **more: Any,
 ) -> Any:
     """Declare a field of `Settings`; the arguments are those of `Setting`, and its default."""
-    setting = Setting(
-        parse=parse, help=help, metavar=metavar, many=many, choices=choices, unset=unset
-    )
+    setting = Setting(parse, help, metavar, **more)
     return field(default=default, metadata={"setting": setting})
 
 
@@ -84,8 +90,8 @@ class Settings:
         "DIR",
         unset="$XDG_RUNTIME_DIR/pegaflow, else pegaflow-UID in the temporary directory",
     )
-    #: Bytes as asked for, or None for the default of `poolsize`.
-    pool_size: int | None = said(
+    #: As asked for, or None for the default of `poolsize`.
+    pool_size: Bytes | None = said(
         values.size,
         "Host memory of the pool, for example 30GiB.",
         "SIZE",
@@ -93,30 +99,39 @@ class Settings:
         unset="a quarter of the memory, less where less is free",
     )
     #: A power of two, a multiple of the 4 KiB page.
-    extent_size: int = said(
+    extent_size: Bytes = said(
         values.size_of_extent,
         "Unit in which page sizes share the pool.",
         "SIZE",
-        default=limits.EXTENT_SIZE,
+        default=32 * MIB,
+        why="Large enough that hundreds of pages fit and a grant is rare, small enough that a pool "
+        "on a laptop still has dozens of them to share between page sizes.",
     )
-    spares: int = said(
+    spares: Count = said(
         values.number(0, SPARES_MAX),
         "Sessions kept ready for the next engine.",
         "N",
-        default=limits.SPARES,
+        default=2,
+        why="One engine may register while the spare of the last one is still starting (0.3 s).",
+        told="spares",
     )
-    copy_threads: int = said(
+    copy_threads: Count = said(
         values.number(1, COPY_THREADS_MAX),
         "Threads with which each session copies.",
         "N",
-        default=limits.COPY_THREADS,
+        default=2,
+        why="One core copies at a third to a half of what a memory controller can do; more threads "
+        "than two would take cores from the engine for little.",
+        told="copy_threads",
     )
     #: host:port where HTTP is answered, or values.NO_HTTP.
     http_addr: str = said(
         values.http_addr,
         "Where health and metrics are served, or none.",
         "HOST:PORT",
-        default=limits.HTTP_ADDR,
+        default="127.0.0.1:9091",
+        why="The original's port, so that its users' scrapers find it; on loopback only: nobody is "
+        "asked for a password.",
     )
     #: host:port of the TCP endpoint, an IP address and 0..65535 (0: any); None: no TCP.
     addr: str | None = said(
@@ -124,21 +139,33 @@ class Settings:
         "Also listen for clients on TCP; needs --curve-dir.",
         "HOST:PORT",
         default=None,
+        told="addr",
     )
     #: Folder of the keys for TCP (keys.py).
     curve_dir: str | None = said(
-        values.path, "The keys for TCP, as `pegaflow keygen` made them.", "DIR", default=None
+        values.path,
+        "The keys for TCP, as `pegaflow keygen` made them.",
+        "DIR",
+        default=None,
+        told="curve_dir",
     )
     #: Whether TCP is served without keys.
     insecure_tcp: bool = said(
-        values.yes_or_no, "Listen on TCP without keys; on loopback only.", "", default=False
+        values.yes_or_no,
+        "Listen on TCP without keys; on loopback only.",
+        "",
+        default=False,
+        told="insecure_tcp",
     )
-    #: Part of the pool that one engine's leases may keep from eviction, above 0 and at most 1.
-    max_pinned: float = said(
+    #: Of the pool: what one engine's leases may keep from eviction, above 0 and at most 1.
+    max_pinned: Share = said(
         values.share,
         "Part of the pool that one engine's leases may hold, such as 0.5 or 50%.",
         "SHARE",
-        default=limits.MAX_PINNED,
+        default=0.5,
+        why="The prompts that one engine loads at a time fit into it wherever they fit twice, and "
+        "the other half is there for everybody's saves.",
+        told="max_pinned_bytes",
     )
     #: Whether to start with an empty pool, whatever an earlier life has left.
     fresh: bool = said(
@@ -150,7 +177,11 @@ class Settings:
     )
     #: Whether pages are checked against their checksums on every load.
     verify: bool = said(
-        values.yes_or_no, "Check each page's checksum when it is loaded.", "", default=False
+        values.yes_or_no,
+        "Check each page's checksum when it is loaded.",
+        "",
+        default=False,
+        told="verify",
     )
     #: Directories of the SSD tier, absolute, one per device; none: there is no SSD tier.
     ssd_cache_path: tuple[str, ...] = said(
@@ -158,73 +189,92 @@ class Settings:
         "A directory for the SSD tier; one per device.",
         "DIR",
         default=(),
+        told="paths",
         many=True,
     )
-    #: Bytes of the whole log; None: as far as the floor.
-    ssd_cache_capacity: int | None = said(
+    #: Of the whole log; None: as far as the floor.
+    ssd_cache_capacity: Bytes | None = said(
         values.capacity,
         "Bytes of the whole log, for example 512gb.",
         "SIZE",
         default=None,
+        told="capacity_bytes",
+        needs="ssd_cache_path",
         unset="as far as the floor",
     )
-    #: Bytes of each file system that stay free; None: a share of it.
-    ssd_free_floor: int | None = said(
+    #: Of each file system, what stays free; None: a share of it.
+    ssd_free_floor: Bytes | None = said(
         values.size,
         "Bytes of each file system that stay free.",
         "SIZE",
         default=None,
+        told="floor_bytes",
+        needs="ssd_cache_path",
         unset="a twentieth of it",
     )
     #: Batches of blocks on their way to the log.
-    ssd_write_queue_depth: int = said(
+    ssd_write_queue_depth: Count = said(
         values.number(1, SSD_DEPTH_MAX),
         "Batches of blocks on their way to the log.",
         "N",
-        default=flushplan.WRITE_QUEUE_DEPTH,
+        default=8,
+        why="What they name cannot be evicted meanwhile.",
+        told="write_queue_depth",
     )
     #: Writes side by side in each directory.
-    ssd_write_inflight: int = said(
+    ssd_write_inflight: Count = said(
         values.number(1, SSD_INFLIGHT_MAX),
         "Writes side by side in each directory.",
         "N",
-        default=flushplan.WRITE_INFLIGHT,
+        default=4,
+        why="A disk is busy while the next groups are summed, and while others are synced.",
+        told="write_inflight",
     )
     #: Reads side by side in each directory.
-    ssd_prefetch_inflight: int = said(
+    ssd_prefetch_inflight: Count = said(
         values.number(1, SSD_INFLIGHT_MAX),
         "Reads side by side in each directory.",
         "N",
-        default=flushplan.PREFETCH_INFLIGHT,
+        default=16,
+        why="An NVMe disk is at its best from here on.",
+        told="prefetch_inflight",
     )
     #: Blocks that one engine may await from the log.
-    max_prefetch_blocks: int = said(
+    max_prefetch_blocks: Count = said(
         values.number(1, PREFETCH_BLOCKS_MAX),
         "Blocks that one engine may await from the log.",
         "N",
-        default=flushplan.PREFETCH_BLOCKS,
+        default=2048,
+        why="A prompt of 32 Ki tokens in blocks of 16; and of blocks of 64 KiB it takes as many to "
+        "keep two disks busy while others are compared and published.",
+        told="max_prefetch_blocks",
     )
-    ssd_admission: flushplan.Admission = said(
-        values.one_of(flushplan.Admission),
+    ssd_admission: Admission = said(
+        values.one_of(Admission),
         "Write all blocks, or those reused: asked for or saved again.",
         "WHAT",
-        default=flushplan.Admission.ALL,
-        choices=flushplan.Admission,
+        default=Admission.ALL,
+        told="admission",
+        choices=Admission,
     )
     #: Whether to remove what is in the log.
-    fresh_ssd: bool = said(values.yes_or_no, "Remove what is in the log.", "", default=False)
-    #: Seconds at the end for blocks that are not in the log yet.
-    drain_timeout: int = said(
+    fresh_ssd: bool = said(
+        values.yes_or_no, "Remove what is in the log.", "", default=False, needs="ssd_cache_path"
+    )
+    #: At the end, for blocks that are not in the log yet.
+    drain_timeout: Seconds = said(
         values.number(0, int(DRAIN_TIMEOUT_MAX_S)),
         "Seconds at the end to write what is not in the log.",
         "S",
-        default=flushplan.DRAIN_NS // 1_000_000_000,
+        default=3,
+        told="drain_timeout_s",
     )
     log_level: LogLevel = said(
         values.one_of(LogLevel),
         "The least level of a line in the log.",
         "LEVEL",
         default=LogLevel.INFO,
+        live=True,
         choices=LogLevel,
     )
     log_format: LogFormat = said(
@@ -234,6 +284,11 @@ class Settings:
         default=LogFormat.AUTO,
         choices=LogFormat,
     )
+
+    def told(self, cls: type) -> dict[str, Any]:
+        """What is set, for whoever is told of it in the fields of this class, by their names."""
+        names = {field.name for field in fields(cls)}
+        return {s.told: getattr(self, key) for key, s in SETTINGS.items() if s.told in names}
 
 
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(Settings)}

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from pegaflow.core import limits
 from pegaflow.core.errors import UserError
+from pegaflow.core.limits import MIB
 from pegaflow.core.segments import plan as flushplan
 from pegaflow.wire.units import Bytes
 
@@ -82,7 +82,7 @@ def size(value: object) -> int:
 def size_of_extent(value: object) -> int:
     """Bytes: a power of two."""
     bytes_ = size(value)
-    if bytes_ & (bytes_ - 1) or bytes_ < limits.MIB:
+    if bytes_ & (bytes_ - 1) or bytes_ < MIB:
         raise UserError(f"{value} is not a power of two of at least 1 MiB")
     return bytes_
 
@@ -134,7 +134,7 @@ def http_addr(value: object) -> str:
     host, colon, port = text.rpartition(":")
     named = host.startswith("[") == host.endswith("]") and (":" not in host or host[0] == "[")
     if not (host and named and port.isascii() and port.isdecimal() and int(port) < 1 << 16):
-        raise UserError(f"{text!r} is not host:port, such as {limits.HTTP_ADDR}, and not {NO_HTTP}")
+        raise UserError(f"{text!r} is not host:port, such as localhost:80, and not {NO_HTTP}")
     return text
 
 

@@ -1,11 +1,13 @@
 """A flusher in its rig, and a disk that does what it is told, when it is told."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.core.segments.codec import Row, block_sum, joined, unpack_rows
 from pegaflow.core.segments.plan import FlushPlan
+from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Neighbour
 from pegaflow.wire.diskjobs import (
     CarryGroup,
@@ -38,7 +40,7 @@ FLUSHER_6 = Address(FLUSHER, Incarnation(6))
 NS = Namespace(b"n" * 16)
 KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 33))
 ROOT = Key(bytes(32))
-PLAN = FlushPlan(("/ssd",))
+PLAN = FlushPlan(**Settings(Path("/run"), ssd_cache_path=("/ssd",)).told(FlushPlan))
 PATIENCE = 1000 * MS
 SUM = 7
 """Checksum of every page."""

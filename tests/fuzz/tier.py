@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from pegaflow.actors.flusher.actor import Flusher
-from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Gone, Neighbour
 from pegaflow.wire.diskjobs import ReadRun, RunRead, WriteGroup
@@ -36,6 +35,7 @@ from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, FLUSHER, INDEX, SESSION, Address
+from tests.actors.disks import PLAN as ONE_DISK
 from tests.actors.disks import orderly
 from tests.actors.tier import ssd_of
 from tests.naming import as_keys, as_pages, as_stamps
@@ -47,7 +47,7 @@ from .hostile import UNIVERSE
 
 TIER = Tier(True, 4, 8 * PAGE, 4, 4 * PAGE, 2 * PAGE, 6)
 SPACE = Namespace(bytes(16))
-PLAN = FlushPlan(("/a", "/b"), capacity=64 << 20)
+PLAN = replace(ONE_DISK, paths=("/a", "/b"), capacity_bytes=64 << 20)
 
 
 class TieredIndexCage(IndexCage):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from pegaflow.actors.runtime.tcp import tcp_of
+from pegaflow.actors.runtime.tcp import TcpPlan, tcp_of
 from pegaflow.client import Client, curve
 from pegaflow.core.errors import UserError
 from pegaflow.service import config, keys
@@ -109,15 +109,15 @@ def test_tcp_that_would_let_strangers_in_is_refused(
     folder: Path, addr: str, curved: bool, insecure: bool, line: str
 ) -> None:
     with pytest.raises(UserError, match=line):
-        tcp_of(addr, str(folder) if curved else None, insecure)
+        tcp_of(TcpPlan(addr, str(folder) if curved else None, insecure))
 
 
 def test_tcp_that_is_safe_is_served(folder: Path) -> None:
-    assert tcp_of(None, str(folder), False) is None
-    curved = tcp_of("0.0.0.0:7", str(folder), False)
+    assert tcp_of(TcpPlan(None, str(folder), False)) is None
+    curved = tcp_of(TcpPlan("0.0.0.0:7", str(folder), False))
     assert curved is not None and (curved.host, curved.port) == ("0.0.0.0", 7)
     assert curved.keys is not None
-    plain = tcp_of("[::1]:7", None, True)
+    plain = tcp_of(TcpPlan("[::1]:7", None, True))
     assert plain is not None and (plain.host, plain.keys) == ("::1", None)
 
 

@@ -22,7 +22,7 @@ from pegaflow.actors.session import leases as leasing
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.core.blocks import adoption
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.segments.plan import FlushPlan
+from pegaflow.core.segments.plan import Admission, FlushPlan
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch
 from pegaflow.wire.session import Way
@@ -67,6 +67,8 @@ leases that go idle within the run, ledgers that are not read at once, segments 
 SSD_PATHS = ("/ssd/0", "/ssd/1")
 SSD_CAPACITY = 8 * 160 * 1024
 """Less than all blocks of a run together."""
+
+DRAIN_S = 0.5
 
 BAITS = {
     "Drain": ("supervisor is told to stop", 1),
@@ -156,22 +158,22 @@ class Scenario(Faults):
             reused = seed % 10 == 4
             files.plan = FlushPlan(
                 SSD_PATHS,
-                SSD_CAPACITY,
+                capacity_bytes=SSD_CAPACITY,
+                floor_bytes=None,
                 write_queue_depth=2,
                 write_inflight=2,
                 prefetch_inflight=3,
                 max_prefetch_blocks=10,
-                reused_only=reused,
-                drain_ns=500 * MS,
+                admission=Admission.REUSED if reused else Admission.ALL,
+                drain_timeout_s=DRAIN_S,
             )
         verify = seed % 3 == 1 or "Corrupt" in baits or "bit turns" in bait
         self.plan = Plan(
             *(1, "run", "sim"),
             http_addr="http",
-            told={"verify": verify},
+            told={"verify": verify, "max_pinned_bytes": 0.25 if seed % 5 == 0 else 0.5},
             ssd=ssd,
-            flush_ns=500 * MS if ssd else 0,
-            max_pinned=0.25 if seed % 5 == 0 else 0.5,
+            drain_timeout_s=DRAIN_S,
         )
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)

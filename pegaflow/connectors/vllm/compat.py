@@ -15,7 +15,7 @@ from hashlib import blake2b
 from math import prod
 from typing import Any
 
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant, Count
 
 try:
     from vllm.distributed.kv_transfer.kv_connector.v1 import base as _base
@@ -76,7 +76,7 @@ KINDS = ("seq", "tok")
 RANDOM_SEEDED = frozenset({"xxhash", "xxhash_cbor"})
 """Hash algorithms that vLLM seeds anew in every process unless PYTHONHASHSEED is set."""
 
-PROBE_TOKENS: tuple[Count, ...] = tuple(range(1, 17))
+PROBE_TOKENS: tuple[Constant, ...] = tuple(range(1, 17))
 """The fixed block whose hash tells whether two engines hash alike."""
 
 

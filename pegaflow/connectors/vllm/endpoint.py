@@ -16,10 +16,10 @@ from typing import Any
 from pegaflow.client import curve as key_files
 from pegaflow.client import servicelinks
 from pegaflow.client.presence import uid_of
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant
 
 HOST = "127.0.0.1"
-PORT: Count = 50055
+PORT: Constant = 50055
 """The original's, for whoever names only the host."""
 
 _NAMES = ("endpoint", "host", "port")

@@ -43,8 +43,8 @@ FILE_PAGES: Count = 1024
 WHOLE_BYTES: Bytes = 16 << 20
 """A file up to this size is read whole: 10 ms."""
 
-HEADER_MAX: Count = 100 << 20
-"""Longest header that the safetensors library reads."""
+HEADER_BYTES_MAX: Bytes = 100 << 20
+"""The longest header that the safetensors library reads."""
 
 CHUNK: Bytes = 1 << 20
 """Bytes per read of a whole file."""
@@ -167,7 +167,7 @@ def _sampled(file: int, size: int) -> bytes:
 
 def _safetensors_header(file: int, size: int) -> bytes | None:
     length = int.from_bytes(os.pread(file, 8, 0), "little")
-    if not 2 <= length <= min(HEADER_MAX, size - 8):
+    if not 2 <= length <= min(HEADER_BYTES_MAX, size - 8):
         return None
     header = b"".join(
         os.pread(file, min(CHUNK, length - at), 8 + at) for at in range(0, length, CHUNK)

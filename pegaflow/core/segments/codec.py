@@ -29,10 +29,10 @@ from xxhash import xxh3_64_intdigest
 from pegaflow.core.pool.ledger import MAX_KEY, NAMESPACE_BYTES
 from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.units import Bytes, Count
+from pegaflow.wire.units import Bytes, Constant, Count
 
-VERSION = 1
-UUID_BYTES = 16
+VERSION: Constant = 1
+UUID_BYTES: Constant = 16
 
 HEAD_BYTES: Bytes = PAGE_ALIGN
 """Before the first group."""

@@ -13,14 +13,14 @@ import json
 import zlib
 from dataclasses import asdict, dataclass
 
-from pegaflow.wire.units import Bytes, Count
+from pegaflow.wire.units import Bytes, Constant
 
 MARKER = "pegaflow.ssd"
 
 MARKER_BYTES: Bytes = 4096
 """Read of a marker: ours has some 150 bytes, and those of later formats may have more."""
 
-FORMAT: Count = 1
+FORMAT: Constant = 1
 """Of the line; a marker of another format is none of ours."""
 
 

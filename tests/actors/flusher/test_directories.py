@@ -1,5 +1,7 @@
 """Directories that are watched while they are used: removed, replaced, taken, and back again."""
 
+from dataclasses import replace
+
 from pegaflow.actors.flusher.segments import RETRY_NS
 from pegaflow.actors.flusher.volumes import State
 from pegaflow.core.segments.plan import FlushPlan
@@ -24,7 +26,7 @@ def ready(plan: FlushPlan = PLAN) -> Disks:
 
 
 def test_every_directory_in_use_is_watched_with_each_beat_once_at_a_time() -> None:
-    disks = ready(FlushPlan(("/a", "/b")))
+    disks = ready(replace(PLAN, paths=("/a", "/b")))
     disks.rig.wait(BEAT_NS)
     assert [job.volume for job in disks.rig.wanted(WatchVolume)] == [0, 1]
     disks.rig.wait(BEAT_NS)
@@ -61,7 +63,7 @@ def test_a_replaced_directory_is_off_within_a_beat_says_so_once_and_comes_back()
 
 
 def test_what_was_on_its_way_to_it_goes_to_another_directory() -> None:
-    disks = ready(FlushPlan(("/a", "/b")))
+    disks = ready(replace(PLAN, paths=("/a", "/b")))
     disks.rig.tell(IDX, flush(1, 4, 2))
     disks.work(MakeSegment)
     disks.faults[WatchVolume] = lambda job: (

@@ -36,13 +36,13 @@ from tests.naming import as_leases, as_pages
 INDEX_8 = Address(INDEX, Incarnation(8))
 FULL = broken(Status.NO_SPACE, "no space left")
 BROKEN = broken(Status.COPY_FAILED, "input/output error")
-SMALL = replace(PLAN, capacity=3 * SEGMENT_SMALLEST)
+SMALL = replace(PLAN, capacity_bytes=3 * SEGMENT_SMALLEST)
 
 
 def small(segments: int = 3) -> Disks:
     """A log of so many of the smallest segments, each with room for one group of 31 pages."""
     disks = Disks(SMALL)
-    disks.actor.volumes.capacity = segments * 31 * (PAGE + 4096)
+    disks.actor.volumes.capacity_bytes = segments * 31 * (PAGE + 4096)
     disks.actor.volumes.segment_bytes = 31 * PAGE + 5 * 4096
     return disks
 
@@ -209,7 +209,7 @@ def test_the_oldest_segment_goes_when_the_log_is_full() -> None:
     dropped = [job.segment for job in disks.did if isinstance(job, DropSegment)]
     assert dropped == [1, 2]
     volume = disks.actor.volumes.all[0]
-    assert volume.bytes_ <= (disks.actor.volumes.capacity or 0)
+    assert volume.bytes_ <= (disks.actor.volumes.capacity_bytes or 0)
 
 
 def test_what_was_read_is_carried_over() -> None:
@@ -374,6 +374,6 @@ def test_what_we_hold_is_stated_with_each_beat() -> None:
 
 
 def test_the_smallest_log_is_cut_into_segments_that_hold_a_batch() -> None:
-    disks = Disks(replace(PLAN, capacity=64 * MIB))
+    disks = Disks(replace(PLAN, capacity_bytes=64 * MIB))
     assert disks.actor.volumes.segment_bytes == volumes.SEGMENT_SMALLEST
     assert Disks().actor.volumes.segment_bytes == volumes.SEGMENT_BYTES

@@ -10,11 +10,13 @@ from pegaflow.actors.runtime.process import KINDS
 
 BORN = """
 import sys
+from pathlib import Path
 from pegaflow.actors.runtime.process import KINDS, Birth
 from pegaflow.core.segments.plan import FlushPlan
+from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Hello
 from pegaflow.wire.values import Address
-flush = FlushPlan(("nowhere",))
+flush = FlushPlan(**Settings(Path("/run"), ssd_cache_path=("nowhere",)).told(FlushPlan))
 birth = Birth(Address(sys.argv[1], 1), Address("supervisor", 1), Hello(1, 2, "ipc://x"), flush)
 actor, device = KINDS[sys.argv[1]](birth)
 print(type(actor).__module__, type(device).__module__)

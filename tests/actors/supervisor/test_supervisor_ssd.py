@@ -14,7 +14,7 @@ from tests.actors.group import PLAN, Group
 from tests.actors.rig import MS, pick, said
 
 FLUSH_NS = 10_000 * MS
-SSD = replace(PLAN, ssd=True, flush_ns=FLUSH_NS, http_addr="127.0.0.1:0")
+SSD = replace(PLAN, ssd=True, drain_timeout_s=FLUSH_NS / 1e9, http_addr="127.0.0.1:0")
 
 
 def told(sent: list[Envelope], kind: type[Message]) -> set[str]:
