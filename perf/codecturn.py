@@ -39,7 +39,15 @@ MESSAGES: dict[str, Message] = {
     "small message (Copied)": SMALL,
     f"Find of {BLOCKS} keys": Find(_NAMESPACE, _KEYS),
     f"Seal of {BLOCKS} blocks": Seal(
-        _CLAIM, _NAMESPACE, 65536, 65536, 1, _KEYS, (_ROOT, *_KEYS[:-1]), _NUMBERS, _STAMPS
+        _CLAIM,
+        _NAMESPACE,
+        65536,
+        65536,
+        shards=1,
+        keys=_KEYS,
+        parents=(_ROOT, *_KEYS[:-1]),
+        pages=_NUMBERS,
+        stamps=_STAMPS,
     ),
 }
 ENVELOPE = "envelope, small message in it"
@@ -79,7 +87,7 @@ def _read(msg: Message) -> None:
 
 def _frames() -> dict[str, float]:
     sender, receiver = Address(SESSION, _LIVES[0]), Address(INDEX, _LIVES[1])
-    envelope = Envelope(sender, receiver, SMALL, 5, 0, 1 << 50)
+    envelope = Envelope(sender, receiver, SMALL, 5, deadline=1 << 50)
     frames = pack(envelope)
     raw = [msgpack.unpackb(frame) for frame in frames]
     packer = msgpack.Packer()

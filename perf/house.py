@@ -185,11 +185,11 @@ def fill(run_dir: Path, namespace: Namespace, blocks: int) -> None:
                 namespace,
                 size,
                 size,
-                1,
-                tuple(own),
-                parents,
-                tuple(pages),
-                tuple(stamps),
+                shards=1,
+                keys=tuple(own),
+                parents=parents,
+                pages=tuple(pages),
+                stamps=tuple(stamps),
             )
             sealed = ask(seal)
             assert isinstance(sealed, Sealed) and len(sealed.positions) == len(own)

@@ -53,10 +53,10 @@ def turn(way: str, blocks: int) -> dict[str, float]:
                 Key(key),
                 PAGE,
                 (page,),
-                (Stamp(n),),
-                n,
-                n % 64,
-                Key(keys[max(n % 64 - 1, 0)]),
+                stamps=(Stamp(n),),
+                seal=n,
+                depth=n % 64,
+                parent=Key(keys[max(n % 64 - 1, 0)]),
             )
             for n, (page, key) in enumerate(zip(pages, keys, strict=True), first)
         ]

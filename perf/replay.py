@@ -48,7 +48,7 @@ def measure(
         size = max(SSD_LEAST, int(below * shape.block_bytes * SSD_SLACK))
         extra = flags(paths, "--ssd-cache-capacity", str(size)) if ssd else ()
         with service.running(pool, EXTENT, extra) as endpoint:
-            outcome = run(Plan(trace, engines, shape, os.urandom(32), endpoint))
+            outcome = run(Plan(trace, engines, shape, os.urandom(32), endpoint=endpoint))
             time.sleep(2 * BEAT_NS / 1e9)  # what was counted is said with each beat
             fetched = counted(endpoint, INDEX, "blocks_hit_ssd")
     why = report.problem(outcome, trace, engines)

@@ -63,7 +63,18 @@ def write_log(folder: Path, records: int) -> list[Path]:
             for place in range(count):
                 key = (first + len(rows)).to_bytes(32, "big")
                 offset = at + PAGE_ALIGN * (1 + place)
-                rows.append(Row(offset, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NAMESPACE, Key(key)))
+                rows.append(
+                    Row(
+                        offset,
+                        1,
+                        Incarnation(1),
+                        PAGE_ALIGN,
+                        depth=0,
+                        shards=1,
+                        namespace=NAMESPACE,
+                        key=Key(key),
+                    )
+                )
             at = end
         path = folder / f"{number:016x}.segment"
         with path.open("wb") as file:

@@ -160,7 +160,16 @@ def without_torch() -> Iterator[None]:
 
     def tensors(caches: dict[str, Any]) -> list[Tensor]:
         return [
-            Tensor(n, a.shape, a.strides, 0, 1, "uint8", a.ctypes.data, a.nbytes)
+            Tensor(
+                n,
+                a.shape,
+                a.strides,
+                0,
+                element=1,
+                dtype="uint8",
+                storage=a.ctypes.data,
+                storage_bytes=a.nbytes,
+            )
             for n, a in caches.items()
         ]
 

@@ -111,8 +111,8 @@ def unpack(frames: list[bytes]) -> Envelope:
         Address(h.receiver, h.receiver_incarnation),
         decode(h.tag, body),
         h.question,
-        h.answer,
-        h.deadline,
+        answer=h.answer,
+        deadline=h.deadline,
     )
 
 

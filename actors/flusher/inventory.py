@@ -78,7 +78,7 @@ class Inventory(Part):
         index = self._member.peer(INDEX)
         if index == NOBODY or self._noting:
             return []
-        part = Manifest(NO_NAMESPACE, 0, 0, (), True)
+        part = Manifest(NO_NAMESPACE, 0, 0, (), last=True)
         while self._untold:
             namespace, payload_bytes, shards, keys = self._untold[0]
             keys = tuple(key for key in keys if self._volumes.catalog.has(namespace, key))

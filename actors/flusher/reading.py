@@ -287,9 +287,14 @@ class Reading(Part):
             SSD_PREFETCH_RATE.count(self._counts, rate(run.length, now - begun))
             return self._compare(run, result.checksums, now) + self.read_on(now)
 
-        stretches = tuple(run.stretches)
-        file = (volume.number, run.segment.number)
-        job = ReadRun(*file, first.offset, first.payload_bytes, stretches, offsets)
+        job = ReadRun(
+            volume=volume.number,
+            segment=run.segment.number,
+            offset=first.offset,
+            payload_bytes=first.payload_bytes,
+            stretches=tuple(run.stretches),
+            pages=offsets,
+        )
         return self._volumes.do(volume, job, read)
 
     def _bad_read(self, run: _Run, done: Done, now: int) -> list[Effect]:

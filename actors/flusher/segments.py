@@ -344,7 +344,14 @@ class SegmentLog(Part):
             return self._retire(segment, now)
         offset, index = writer.begin(length, len(rows))
         segment.users += 1
-        names = (volume.number, segment.number, writer.segment.number, index, offset)
+        job = CarryGroup(
+            volume=volume.number,
+            source=segment.number,
+            segment=writer.segment.number,
+            index=index,
+            offset=offset,
+            rows=joined(rows),
+        )
 
         def durable(ok: bool, now: int) -> list[Effect]:
             if not ok:
@@ -363,7 +370,7 @@ class SegmentLog(Part):
             self._counts["ssd_blocks_corrupt"] += len(rows) - len(new)
             return self.written(writer, new, durable, now)
 
-        return self._volumes.do(volume, CarryGroup(*names, joined(rows)), carried)
+        return self._volumes.do(volume, job, carried)
 
     def _retire(self, segment: Segment, now: int) -> list[Effect]:
         """Its keys are forgotten, then its file goes."""

@@ -183,7 +183,7 @@ class WriteBack(Part):
         if self.flushes.end(msg.number) is None:
             return []
         there = tuple(k for k in msg.keys if self._volumes.catalog.has(msg.namespace, k))
-        word = Flushed(msg.number, msg.namespace, msg.payload_bytes, msg.shards, there)
+        word = Flushed(msg.number, msg.namespace, msg.payload_bytes, msg.shards, keys=there)
         return self._member.tell(INDEX, word)
 
     def _on_leases_lost(self, sender: Sender, msg: LeasesLost, now: int) -> list[Effect]:

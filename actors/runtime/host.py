@@ -137,7 +137,7 @@ class Host:
         if isinstance(e.message, Gone):
             return self._gone_step(e, e.message.address, now)
         timed = type(e.message).__name__ if e.question and e.sender.name == CLIENT else ""
-        sender = Sender(e.sender, e.question, e.deadline, remote, now, timed)
+        sender = Sender(e.sender, e.question, e.deadline, remote, asked=now, method=timed)
         return self._run(lambda: self.actor.receive(sender, e.message, now), now)
 
     def complete(self, number: int, result: Result, now: int) -> Step:
@@ -247,7 +247,7 @@ class Host:
             elif isinstance(effect, Ask):
                 number = self._ask(effect)
                 step.envelopes.append(
-                    Envelope(own, effect.to, effect.message, number, 0, effect.deadline)
+                    Envelope(own, effect.to, effect.message, number, deadline=effect.deadline)
                 )
             elif isinstance(effect, Do):
                 self._last += 1

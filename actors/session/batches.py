@@ -182,7 +182,7 @@ class Batches(Part):
         job: Job[Done]
         if batch.slots:
             job = FillPages(
-                batch.slots, offsets, space.payload_bytes, space.page_size, rank.mapping
+                batch.slots, offsets, space.payload_bytes, space.page_size, mapping=rank.mapping
             )
         else:
             blocks = tuple(share.msg.blocks[p] for p in batch.positions)

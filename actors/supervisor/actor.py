@@ -100,7 +100,7 @@ class Supervisor(Actor):
             shutdown=shutdown,
             attach=attach,
         )
-        ticks = Ticks(watchdog, shutdown, attach, names, staffing, manager)
+        ticks = Ticks((watchdog, shutdown, attach, names, staffing, manager))
         self.compose(
             *(
                 children,

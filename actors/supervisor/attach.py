@@ -177,7 +177,12 @@ class Attach(Part):
             return effects + self.go_on(now)
 
         serve = Serve(
-            *(msg.engine, msg.generation, msg.pid, msg.started_ticks, msg.namespace, msg.probe),
+            engine=msg.engine,
+            generation=msg.generation,
+            pid=msg.pid,
+            started_ticks=msg.started_ticks,
+            namespace=msg.namespace,
+            probe=msg.probe,
             remote=open_.sender.remote or foreign,
             foreign=foreign,
         )

@@ -100,7 +100,10 @@ class Reporting(Part):
         pool = self._pool.known or self._pool.welcome()
         said = ((c.address, text) for c in self._children for text in c.beat.remarks)
         report = Report(
-            *(pool.pool_path, pool.ledger_path, pool.pool_bytes, pool.extent_bytes),
+            pool_path=pool.pool_path,
+            ledger_path=pool.ledger_path,
+            pool_bytes=pool.pool_bytes,
+            extent_bytes=pool.extent_bytes,
             started_ns=self._started,
             version=self._plan.version,
             processes=(self._own_row(), *map(self._row, self._children)),
@@ -116,7 +119,7 @@ class Reporting(Part):
         plain = {name: n for name, n in self._counts.items() if SEPARATOR not in name}
         numbers = listed({**plain, **self.own_gauges()})
         return ProcessRow(
-            self._address, self._plan.pid, self._lifecycle.shown(), 0, "", counters=numbers
+            self._address, self._plan.pid, self._lifecycle.shown(), 0, engine="", counters=numbers
         )
 
     def _row(self, child: ChildRecord) -> ProcessRow:
@@ -125,7 +128,7 @@ class Reporting(Part):
         numbers += listed({"engine_seat": child.seat}) if child.seat else ()
         restarts = self._restarts.kinds[child.address.name].restarts
         return ProcessRow(
-            child.address, child.pid, child.shown(), restarts, child.engine, counters=numbers
+            child.address, child.pid, child.shown(), restarts, engine=child.engine, counters=numbers
         )
 
     def _kinds(self, now: int) -> tuple[KindRow, ...]:

@@ -1,5 +1,7 @@
 """The supervisor's clock: every TICK_NS it is looked after everything that time decides."""
 
+from collections.abc import Sequence
+
 from pegaflow.actors.runtime.contract import MS, Effect, Part
 from pegaflow.wire.units import Nanoseconds
 
@@ -10,7 +12,7 @@ TICK_NS: Nanoseconds = 250 * MS
 class Ticks(Part):
     """Has each part of its crew do what is due, in this order."""
 
-    def __init__(self, *crew: Part) -> None:
+    def __init__(self, crew: Sequence[Part]) -> None:
         self._crew = crew
         self._next = 0
 

@@ -40,15 +40,16 @@ class Identity:
 
     def opening(self) -> OpenSession:
         """What it says at the front desk."""
-        ids = (
-            self.engine,
-            self.generation,
-            self.pid,
-            self.started_ticks,
-            self.namespace,
-            self.probe,
+        return OpenSession(
+            engine=self.engine,
+            generation=self.generation,
+            pid=self.pid,
+            started_ticks=self.started_ticks,
+            namespace=self.namespace,
+            probe=self.probe,
+            opens=self.opens,
+            pid_namespace=self.pid_namespace,
         )
-        return OpenSession(*ids, self.opens, self.pid_namespace)
 
     def attaching(self, memory: Memory, visible: bool) -> Attach:
         """What the client says to its session.
@@ -58,9 +59,12 @@ class Identity:
                 no process_vm.
         """
         ask = Attach(
-            *(self.pid, self.started_ticks, memory.rank, self.world),
-            memory.layout,
-            memory.region_bytes,
+            pid=self.pid,
+            started_ticks=self.started_ticks,
+            rank=memory.rank,
+            world=self.world,
+            layout=memory.layout,
+            region_bytes=memory.region_bytes,
         )
         if not visible or memory.way is Way.STAGED:
             return ask

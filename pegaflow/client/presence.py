@@ -226,7 +226,7 @@ def _at_socket(seen: Presence, folder: str, owner: int, trust: frozenset[int] | 
     who, why = named(pid), condition(pid)
     line = f"{who} runs in {folder}, but {why or 'it does not answer'}"
     verdict = Verdict.SILENT if why else Verdict.SERVING
-    return Presence(verdict, line, path, who, why, listens=True)
+    return Presence(verdict, line, path, who, condition=why, listens=True)
 
 
 def _unheard(seen: Presence, folder: str, holder: int | None, why: str) -> Presence:
@@ -236,7 +236,7 @@ def _unheard(seen: Presence, folder: str, holder: int | None, why: str) -> Prese
         return replace(seen, verdict=Verdict.ABSENT, line=line)
     who, why = named(holder), condition(holder) or why
     line = f"{who} runs in {folder}, but {why}"
-    return Presence(Verdict.SILENT, line, seen.path, who, why)
+    return Presence(Verdict.SILENT, line, seen.path, who, condition=why)
 
 
 def _found(path: str) -> os.stat_result | None:

@@ -344,8 +344,17 @@ class Disk:
         offset = job.offset + PAGE_ALIGN
         for n, (key, depth) in enumerate(zip(job.keys, job.depths, strict=True)):
             checksum = block_sum(sums[n * job.shards : (n + 1) * job.shards])
-            facts = (job.generation, job.payload_bytes, depth, job.shards, job.namespace, key)
-            rows.append(Row(offset, checksum, *facts))
+            row = Row(
+                offset=offset,
+                checksum=checksum,
+                generation=job.generation,
+                payload_bytes=job.payload_bytes,
+                depth=depth,
+                shards=job.shards,
+                namespace=job.namespace,
+                key=key,
+            )
+            rows.append(row)
             offset += job.shards * job.page_size
         front = _paged(group(file.uuid, job.index, rows))
         write_all(

@@ -286,7 +286,7 @@ def adopt(stem: str, wanted: Wanted) -> Found:
             continue
         orphans += killed
         if files is not None:
-            return Found(files, tuple(refused), tuple(in_use), tuple(orphans), was)
+            return Found(files, tuple(refused), tuple(in_use), tuple(orphans), was_bytes=was)
         refused.append(why)
     return Found(None, tuple(refused), tuple(in_use), tuple(orphans))
 

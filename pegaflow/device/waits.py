@@ -50,23 +50,23 @@ class Thread:
 
     state: str  # a Letter
     ticks: int  # clock ticks that it ran
-    ran: int  # the same in nanoseconds; 0 if the kernel does not count it
-    waited: int  # nanoseconds, without a wait that goes on
+    ran_ns: int  # the same; 0 if the kernel does not count it
+    waited_ns: int  # without a wait that goes on
     slices: int  # how often it got a core
 
     def stood_still(self, before: Thread) -> bool:
         """Whether it has waited for a core ever since that look."""
-        counted = (self.ticks, self.ran, self.slices)
+        counted = (self.ticks, self.ran_ns, self.slices)
         ready = self.state == before.state == Letter.RUNNING
-        return ready and counted == (before.ticks, before.ran, before.slices)
+        return ready and counted == (before.ticks, before.ran_ns, before.slices)
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
     """What was seen from the first look to this one."""
 
-    waited: int  # nanoseconds in which some thread waited for a core
-    ran: int  # nanoseconds that all threads of the process ran
+    waited_ns: int  # in which some thread waited for a core
+    ran_ns: int  # of all threads of the process together
     state: str  # of its main thread, in a word
 
 
@@ -87,7 +87,7 @@ class Waits:
         seen = {**own, **{t: s for pid in self._listeners for t, s in threads(pid).items()}}
         then = now if self._looked is None else self._looked
         still: dict[int, int] = {}
-        waited = ran = 0
+        waited_ns = ran_ns = 0
         for tid, thread in seen.items():
             before = self._seen.get(tid)
             if before is None:
@@ -96,13 +96,13 @@ class Waits:
                 still[tid] = self._still.get(tid, then)
             counted = then - self._still.get(tid, then)  # of the wait that went on at that look
             more = now - still[tid] if tid in still else 0
-            waited += max(0, thread.waited - before.waited + more - counted)
-            ran += thread.ran - before.ran if tid in own else 0
+            waited_ns += max(0, thread.waited_ns - before.waited_ns + more - counted)
+            ran_ns += thread.ran_ns - before.ran_ns if tid in own else 0
         self._looked, self._seen, self._still = now, seen, still
         main = own.get(self._pid)
         self._total = Wait(
-            self._total.waited + min(waited, now - then),
-            self._total.ran + max(ran, 0),
+            self._total.waited_ns + min(waited_ns, now - then),
+            self._total.ran_ns + max(ran_ns, 0),
             STATES.get(main.state, main.state) if main is not None else STATES[Letter.DEAD],
         )
         return self._total
@@ -125,7 +125,13 @@ def _thread(folder: str) -> Thread | None:
         return None  # it has ended since we listed it
     fields = stat[stat.rindex(b")") + 2 :].split()
     counts = [int(word) for word in _read(f"{folder}/schedstat").split()] or [0, 0, 0]
-    return Thread(fields[0].decode(), int(fields[11]) + int(fields[12]), *counts)
+    return Thread(
+        state=fields[0].decode(),
+        ticks=int(fields[11]) + int(fields[12]),
+        ran_ns=counts[0],
+        waited_ns=counts[1],
+        slices=counts[2],
+    )
 
 
 def _read(path: str) -> bytes:

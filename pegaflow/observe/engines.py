@@ -49,7 +49,7 @@ ENGINE_METRICS = (
         "session, supervisor",
         "Questions of engines and of the command line that were answered, by kind and outcome.",
         _requests,
-        ("method", "status"),
+        labels=("method", "status"),
     ),
     Shown(
         "pegaflow_rpc_duration_seconds",
@@ -57,7 +57,7 @@ ENGINE_METRICS = (
         "Time from such a question to its answer; a save is answered when its blocks are visible, "
         "an open_session when there is a session.",
         _rpc,
-        ("method", "status"),
+        labels=("method", "status"),
         histogram=True,
     ),
     Shown(
@@ -79,7 +79,7 @@ ENGINE_METRICS = (
         SESSION,
         "Blocks that engines wanted to save and that were not published, by reason.",
         _dropped,
-        ("reason",),
+        labels=("reason",),
     ),
     Shown(
         "pegaflow_inflight_gc_cleaned_total",
@@ -111,7 +111,7 @@ ENGINE_METRICS = (
         SESSION,
         "Leases of each engine, by its seat; `pegaflow status` says who has which.",
         lambda v: v.by_seat("session_leases"),
-        ("seat",),
+        labels=("seat",),
     ),
     Shown(
         "pegaflow_engine_leased_bytes",
@@ -119,14 +119,14 @@ ENGINE_METRICS = (
         "Bytes of the pool that the leases of each engine keep from eviction, each block counted "
         "once.",
         lambda v: v.by_seat("session_pinned_bytes"),
-        ("seat",),
+        labels=("seat",),
     ),
     Shown(
         "pegaflow_engine_pins_too_much",
         SESSION,
         "1 for each engine that asks for more than --max-pinned lets it hold by leases.",
         lambda v: v.by_seat("session_greedy"),
-        ("seat",),
+        labels=("seat",),
     ),
     Shown(
         "pegaflow_pinned_bytes",
@@ -145,7 +145,7 @@ ENGINE_METRICS = (
         SESSION,
         "Bytes of pages that each engine's session holds for saves, its spare pages included.",
         lambda v: v.by_seat("session_held_bytes"),
-        ("seat",),
+        labels=("seat",),
     ),
     Shown(
         "pegaflow_loads_open",

@@ -124,7 +124,8 @@ def all_limits() -> list[Limit]:
         if declared:
             scope = vars(importlib.import_module(info.name))
             found += [
-                Limit(name, info.name, scope[name], kind, why) for name, kind, why in declared
+                Limit(name, info.name, scope[name], kind, reason=why)
+                for name, kind, why in declared
             ]
     return found
 

@@ -66,7 +66,9 @@ def _parts(view: View) -> Iterator[Sample]:
 
 
 METRICS = (
-    Shown("pegaflow_build_info", SUPERVISOR, "1, with the version.", _build_info, ("version",)),
+    Shown(
+        "pegaflow_build_info", SUPERVISOR, "1, with the version.", _build_info, labels=("version",)
+    ),
     Shown("pegaflow_ready", "gateway", "1 if /readyz says so.", lambda v: not reasons(v)),
     Shown(
         "pegaflow_uptime_seconds",
@@ -98,7 +100,7 @@ METRICS = (
         "The whole pool by what is in it: free, held (by sessions), sealed (blocks), absent (not "
         "there yet), waste (extents that their page size does not fill).",
         _parts,
-        ("part",),
+        labels=("part",),
     ),
     Shown(
         "pegaflow_pool_alloc_failures_total",
@@ -123,7 +125,7 @@ METRICS = (
         INDEX,
         "Blocks in memory; class is `retained` for every block that was saved on this host.",
         lambda v: iter([(("retained",), v.gauge(INDEX, "blocks_resident"))]),
-        ("class",),
+        labels=("class",),
     ),
     Shown(
         "pegaflow_cache_block_hits_total",
@@ -143,7 +145,7 @@ METRICS = (
         "Blocks that lookups asked for, by where they were found: ram, rdma, ssd or miss.  The sum "
         "over the tiers is the number of blocks asked for.",
         _tiers,
-        ("tier",),
+        labels=("tier",),
     ),
     Shown(
         "pegaflow_cache_block_insertions_total",
@@ -162,7 +164,7 @@ METRICS = (
         INDEX,
         "The same by class; all blocks are `retained`.",
         lambda v: iter([(("retained",), v.total(INDEX, "blocks_evicted"))]),
-        ("class",),
+        labels=("class",),
     ),
     Shown(
         "pegaflow_cache_block_evictions_still_referenced_total",
@@ -182,7 +184,7 @@ METRICS = (
         "Time that blocks stayed in memory, by why they went: pressure (evicted) or cleanup "
         "(corrupt).  A block of an earlier life of the index is not counted: its age is unknown.",
         lambda v: v.histogram(INDEX, RESIDENCE),
-        ("reason",),
+        labels=("reason",),
         histogram=True,
     ),
     Shown(

@@ -44,21 +44,21 @@ ACTOR_METRICS = (
         SUPERVISOR,
         "Processes of this kind that failed and were replaced.",
         _restarts,
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_broken",
         SUPERVISOR,
         "1 while this kind of process failed too often and rests before it is tried again.",
         _broken,
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_processes",
         SUPERVISOR,
         "Living processes by kind and state.",
         _processes,
-        ("actor", "state"),
+        labels=("actor", "state"),
     ),
     Shown(
         "pegaflow_actor_resident_memory_bytes",
@@ -66,14 +66,14 @@ ACTOR_METRICS = (
         "Resident memory of the largest process of this kind, the part of the pool that it has "
         "touched included.",
         lambda v: v.by_actor("process_resident_bytes", max),
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_open_fds",
         "each actor",
         "Open file descriptors of the process of this kind that has most.",
         lambda v: v.by_actor("process_open_fds", max),
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_loop_lag_seconds",
@@ -81,21 +81,21 @@ ACTOR_METRICS = (
         "How late the latest timer of the last second or two was in the latest process of this "
         "kind: a busy or starved loop.",
         lambda v: v.by_actor("loop_late_us", max, 1e-6),
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_open_asks",
         "each actor",
         "Questions to other actors without an answer yet.",
         lambda v: v.by_actor("asks_open", sum),
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_open_jobs",
         "each actor",
         "Device work under way or queued, watches over other processes included.",
         lambda v: v.by_actor("jobs_open", sum),
-        ("actor",),
+        labels=("actor",),
     ),
     Shown(
         "pegaflow_actor_events_total",
@@ -103,6 +103,6 @@ ACTOR_METRICS = (
         "Every counter without labels that an actor keeps, under its internal name; names may "
         "change.",
         _events,
-        ("actor", "event"),
+        labels=("actor", "event"),
     ),
 )

@@ -145,7 +145,7 @@ def demo_command(pool_size: str | None = None, keep: bool = False) -> int:
     http = ("--http-addr", "127.0.0.1:0") if keep else ()
     try:
         with service.running(pool, extra=http) as endpoint:
-            plan = Plan(trace, 2, DEMO_SHAPE, os.urandom(32), endpoint, kill=1)
+            plan = Plan(trace, 2, DEMO_SHAPE, os.urandom(32), endpoint=endpoint, kill=1)
             with _progress(len(trace)) as progress:
                 outcome = run(plan, progress)
             code = _tell_demo(trace, outcome, pool_blocks)

@@ -135,7 +135,7 @@ class Runner:
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
-            engine = _Running(number, requests, process, log, life)
+            engine = _Running(number, requests, process, log, life=life)
             self._running.append(engine)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)

@@ -102,7 +102,9 @@ class _House:
             None if extent == Settings.extent_size else extent,
             settings.fresh,
             str(settings.run_dir),
-            lambda there: poolsize.choose(settings.pool_size, poolsize.look().plus(there), extent),
+            check=lambda there: poolsize.choose(
+                settings.pool_size, poolsize.look().plus(there), extent
+            ),
         )
         found = poolfiles.adopt(self._stem, wanted)
         log = logs.get_logger()
@@ -178,7 +180,7 @@ class _House:
             self._silences[job.address] = job.since, waits
         now = monotonic()
         wait = waits.look(now)
-        return Looked(waited_ns=wait.waited, ran_ns=wait.ran, at_ns=now, state=wait.state)
+        return Looked(waited_ns=wait.waited_ns, ran_ns=wait.ran_ns, at_ns=now, state=wait.state)
 
     def _spawn(self, address: Address) -> Spawned | Done:
         if self._unreachable:

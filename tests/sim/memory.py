@@ -378,8 +378,9 @@ class House(HostProc):
         """The jobs of serve.py."""
         if isinstance(job, OpenPool):
             assert self.files.paths is not None
-            sizes = (self.geometry.pool_bytes, self.geometry.extent_bytes)
-            return PoolOpened(*self.files.paths, *sizes, (), ())
+            pool, ledger = self.files.paths
+            cut = (self.geometry.pool_bytes, self.geometry.extent_bytes)
+            return PoolOpened(pool, ledger, *cut, pool_file=(), ledger_file=())
         if isinstance(job, NextIncarnation):
             self.incarnation = Incarnation(self.incarnation + 1)
             self.ledger.set_incarnation(self.incarnation)

@@ -47,8 +47,12 @@ class Place:
             whole: every byte of the file was read, or will be.
         """
         return cls(
-            *(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
-            whole,
+            device=found.st_dev,
+            inode=found.st_ino,
+            size=found.st_size,
+            changed_ns=found.st_mtime_ns,
+            touched_ns=found.st_ctime_ns,
+            whole=whole,
         )
 
     def key(self) -> str:

@@ -192,7 +192,7 @@ class Worker:
         if self._mover is None and self._memory is not None and self._engine is not None:
             self._dead_since = None
             epoch = self._watch.epoch if self._watch else 0
-            self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch)
+            self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch=epoch)
             self._mover.start()
 
     def _named(self) -> Layout:

@@ -96,7 +96,7 @@ class ClaimTable:
         if new:
             self._serial += 1
             due = (now + self._ttl, self._serial)
-            taken = _Open(holder, number, namespace, tuple(new), due)
+            taken = _Open(holder, number, namespace, tuple(new), due=due)
             self._open.add(holder, number, taken)
             self._owner.setdefault(namespace, owners).update(dict.fromkeys(new, taken))
             self._due[due] = taken

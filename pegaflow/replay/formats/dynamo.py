@@ -84,4 +84,4 @@ def _recorded(fields: Fields, where: str) -> Row:
     ids = ids_of(replay, where, "input_sequence_hashes")
     if not size:
         raise TraceError(f"{where}: field 'trace_block_size' must be a whole number from 1")
-    return Row(where, count(replay, where, "input_length"), ids, name, size)
+    return Row(where, count(replay, where, "input_length"), ids, name, block_tokens=size)
