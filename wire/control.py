@@ -111,7 +111,7 @@ class Welcome(Message):
     extent_bytes: int
     run_dir: str
     http_addr: str = ""  # where the gateway listens
-    copy_threads: int = 2  # of each session
+    copy_threads: int = 1  # of each session
     verify: bool = False  # pages are checked against their checksums on every load
     ssd: bool = False  # there is a flusher, or will be
     pool_file: U64s = ()  # device and inode of the pool's file

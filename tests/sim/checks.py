@@ -367,8 +367,8 @@ class Checks:
                 for at in range(segment.count):
                     row = segment.row(at)
                     place = catalog.find(row.namespace, row.key)
-                    data = file.durable[row.offset : row.offset + row.length] if file else b""
-                    whole = len(data) == row.length and (
+                    data = file.durable[row.offset : row.offset + row.bytes_] if file else b""
+                    whole = len(data) == row.bytes_ and (
                         block_sum(sums_of(memoryview(data), row)) == row.checksum
                     )
                     lost += place == (segment, at) and not whole

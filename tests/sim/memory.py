@@ -73,7 +73,7 @@ EXTENTS_SURE = 3
 """Extents for which there always is room."""
 
 COPY_THREADS = 2
-"""Of a session, as in Welcome.copy_threads."""
+"""Of a session, as the setting has it."""
 
 DISK_THREADS = 6
 """Of the flusher."""

@@ -35,7 +35,7 @@ from .disk import Medium
 from .engine import Engine, Kind
 from .faults import GRANTS, Faults
 from .files import Files
-from .memory import House
+from .memory import COPY_THREADS, House
 from .traps import RARE, Trap, is_of_ssd, traps_of
 from .world import MS, Proc, S, World
 
@@ -171,7 +171,11 @@ class Scenario(Faults):
         self.plan = Plan(
             *(1, "run", "sim"),
             http_addr="http",
-            told={"verify": verify, "max_pinned_bytes": 0.25 if seed % 5 == 0 else 0.5},
+            told={
+                "copy_threads": COPY_THREADS,
+                "verify": verify,
+                "max_pinned_bytes": 0.25 if seed % 5 == 0 else 0.5,
+            },
             ssd=ssd,
             drain_timeout_s=DRAIN_S,
         )
