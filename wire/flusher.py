@@ -60,6 +60,8 @@ log is described in core/segments/codec.py; which blocks it keeps when it is ful
 core/segments/catalog.py.
 """
 
+from fractions import Fraction
+
 from .identities import ClaimId, Incarnation, LeaseId, Namespace, PageId
 from .message import Message, message
 from .status import Status
@@ -126,6 +128,11 @@ class Flush(Message):
     depths: U64s
     sums: U64s = ()  # what the pages were sealed with; 0 or nothing: unknown
     share_percent: int = 100  # percent of the time in which to write
+
+    @property
+    def share(self) -> Fraction:
+        """Of the time: the part in which to write."""
+        return Fraction(max(1, self.share_percent), 100)
 
 
 @message(105)

@@ -96,7 +96,7 @@ class _Run:
     places: list[int]  # of their rows in the segment
     rows: list[Row]  # of equal payload and shards
     stretches: list[int]  # pages between the rows of one group and those of the next
-    length: int  # bytes of their pages
+    bytes_: int  # of their pages
     grant: Grant = NO_PAGES  # to read into, block-major
 
 
@@ -208,7 +208,7 @@ class Reading(Part):
         if _is_stalled(reads, now):
             return self._fail(fetch, [position])
         row = segment.row(first)
-        payload_bytes, shards, size = row.payload_bytes, row.shards, row.length
+        payload_bytes, shards, size = row.payload_bytes, row.shards, row.bytes_
         run = _Run(
             fetch=fetch,
             positions=[position],
@@ -216,10 +216,10 @@ class Reading(Part):
             places=[first],
             rows=[row],
             stretches=[shards],
-            length=size,
+            bytes_=size,
         )
         most, end = self._run_bytes(len(msg.keys) * size), row.offset + size
-        while fetch.todo and len(run.rows) < RUN_ROWS and run.length + size <= most:
+        while fetch.todo and len(run.rows) < RUN_ROWS and run.bytes_ + size <= most:
             found = self._volumes.catalog.find(msg.namespace, msg.keys[fetch.todo[0]])
             if found is None or found[0] is not segment:
                 break
@@ -237,10 +237,10 @@ class Reading(Part):
             run.positions.append(fetch.todo.popleft())
             run.places.append(found[1])
             run.rows.append(row)
-            run.length += size
+            run.bytes_ += size
             end = row.offset + size
         reads.runs += 1
-        reads.run_bytes += run.length
+        reads.run_bytes += run.bytes_
         segment.users += 1
         return self._reserve(run, now)
 
@@ -282,9 +282,9 @@ class Reading(Part):
             if isinstance(result, Done):
                 return self._bad_read(run, result, now) + self.read_on(now)
             reads.bad = 0
-            self._counts["ssd_prefetch_bytes"] += run.length
-            self._counts[labelled("ssd_directory_prefetch_bytes", volume.path)] += run.length
-            SSD_PREFETCH_RATE.count(self._counts, rate(run.length, now - begun))
+            self._counts["ssd_prefetch_bytes"] += run.bytes_
+            self._counts[labelled("ssd_directory_prefetch_bytes", volume.path)] += run.bytes_
+            SSD_PREFETCH_RATE.count(self._counts, rate(run.bytes_, now - begun))
             return self._compare(run, result.checksums, now) + self.read_on(now)
 
         job = ReadRun(
@@ -387,7 +387,7 @@ class Reading(Part):
         effects += self._pages.give_back(run.grant)
         reads = self._reads[run.segment.volume]
         reads.runs -= 1
-        reads.run_bytes -= run.length
+        reads.run_bytes -= run.bytes_
         run.segment.users -= 1
         if run.segment.going and not run.segment.count:
             effects += self._segments.unlink(run.segment, now)

@@ -83,28 +83,28 @@ class Writer:
     broken: bool = False  # something of it could not be written: it gets no footer
     closing: bool = False  # its footer is on its way
 
-    def has_room(self, length: int, rows: int) -> bool:
+    def has_room(self, bytes_: int, rows: int) -> bool:
         """Whether one group more fits before the footer.
 
         Args:
-            length: bytes of the group's blocks, beside its page of rows.
+            bytes_: of the group's blocks, beside its page of rows.
             rows: how many blocks.
         """
-        end = self.offset + PAGE_ALIGN + length + footer_bytes(self.rows + rows)
+        end = self.offset + PAGE_ALIGN + bytes_ + footer_bytes(self.rows + rows)
         return not self.full and end <= self.segment.size
 
-    def begin(self, length: int, rows: int) -> tuple[int, int]:
+    def begin(self, bytes_: int, rows: int) -> tuple[int, int]:
         """Begin a group, for which there is room.
 
         Args:
-            length: bytes of its blocks, beside its page of rows.
+            bytes_: of its blocks, beside its page of rows.
             rows: how many blocks.
 
         Returns:
             Where it begins in the file, and its number.
         """
         at = (self.offset, self.groups)
-        self.offset += PAGE_ALIGN + length
+        self.offset += PAGE_ALIGN + bytes_
         self.groups += 1
         self.rows += rows
         self.writing += 1
@@ -331,18 +331,18 @@ class SegmentLog(Part):
     def _carry(self, segment: Segment, hot: list[int], now: int) -> list[Effect]:
         """Carry over the first few of these rows, then the others; then the segment goes."""
         rows: list[Row] = []
-        length = 0
+        bytes_ = 0
         for at in hot[:GROUP_ROWS]:
             row = segment.row(at)
-            if rows and length + row.length > CARRY_BYTES:
+            if rows and bytes_ + row.bytes_ > CARRY_BYTES:
                 break
             rows.append(row)
-            length += row.length
+            bytes_ += row.bytes_
         volume = self._volumes.of(segment)
         writer = self.writer(volume)
-        if not rows or writer is None or not writer.has_room(length, len(rows)):
+        if not rows or writer is None or not writer.has_room(bytes_, len(rows)):
             return self._retire(segment, now)
-        offset, index = writer.begin(length, len(rows))
+        offset, index = writer.begin(bytes_, len(rows))
         segment.users += 1
         job = CarryGroup(
             volume=volume.number,
@@ -366,7 +366,7 @@ class SegmentLog(Part):
                 return effects + self._retire(segment, now) + self.sync(writer, now)
             new = unpack_rows(result.rows)
             self._counts["ssd_blocks_carried"] += len(new)
-            self._counts["ssd_carried_bytes"] += sum(row.length for row in new)
+            self._counts["ssd_carried_bytes"] += sum(row.bytes_ for row in new)
             self._counts["ssd_blocks_corrupt"] += len(rows) - len(new)
             return self.written(writer, new, durable, now)
 

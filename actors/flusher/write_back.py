@@ -10,6 +10,7 @@ Its leases are a book of the index's (roles/holder.py).
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
@@ -40,6 +41,8 @@ REST_NS: Nanoseconds = 1000 * MS
 """Longest rest of a volume after a group: one that took longer than its share of this was stopped
 meanwhile, with all of us, or its disk is sick; neither lasts because we wait."""
 
+ALWAYS = Fraction(1)
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
@@ -49,7 +52,7 @@ class Batch:
     positions: tuple[int, ...]
 
     @property
-    def length(self) -> int:
+    def bytes_(self) -> int:
         """Bytes of their pages."""
         return len(self.positions) * self.msg.shards * self.msg.page_size
 
@@ -67,7 +70,7 @@ class _Queue:
     @property
     def load(self) -> int:
         """Bytes that are to be written."""
-        return self.writing_bytes + sum(batch.length for batch in self.batches)
+        return self.writing_bytes + sum(batch.bytes_ for batch in self.batches)
 
 
 class WriteBack(Part):
@@ -80,7 +83,7 @@ class WriteBack(Part):
         self._counts = counts
         self._geometry = Geometry(0, MIN_PAGE)  # the pool's, from Welcome on
         self.flushes: Holdings[LeaseId, Flush] = Holdings(LeaseId)  # leases of the index
-        self._share = 100  # percent of the time in which to write, by the newest word
+        self._share = ALWAYS  # of the time: in which to write, by the newest word
         self._queues = [_Queue(volume) for volume in volumes]
         self._last = self._queues[0]  # where the newest batch went
         self._stripe = 0  # bytes of batches that went there in a row
@@ -144,7 +147,7 @@ class WriteBack(Part):
     def _on_flush(self, sender: Sender, msg: Flush, now: int) -> list[Effect]:
         if not self.flushes.hear(msg.number):
             return []  # sent again, and we had it
-        self._share = max(1, msg.share_percent)
+        self._share = msg.share
         self.flushes.hold(msg.number, msg)
         return self._place(Batch(msg, tuple(range(len(msg.keys)))), now)
 
@@ -155,13 +158,13 @@ class WriteBack(Part):
         new = [p for p in batch.positions if not catalog.has(msg.namespace, msg.keys[p])]
         batch = Batch(msg, tuple(new[:GROUP_ROWS]))
         queues = [queue for queue in self._queues if queue.volume.open_to_writes]
-        if not new or not queues or batch.length > self._volumes.block_bytes:
+        if not new or not queues or batch.bytes_ > self._volumes.block_bytes:
             return self._end(msg)
         queue = self._last
-        if queue not in queues or self._stripe + batch.length > STRIPE_BYTES:
+        if queue not in queues or self._stripe + batch.bytes_ > STRIPE_BYTES:
             queue = min(queues, key=lambda q: (q.load, q is self._last))
             self._last, self._stripe = queue, 0
-        self._stripe += batch.length
+        self._stripe += batch.bytes_
         queue.batches.append(batch)
         return self.write_on(queue.volume, now)
 
@@ -205,7 +208,7 @@ class WriteBack(Part):
             writer, batch = self._segments.writer(volume), queue.batches[0]
             if writer is None:
                 return effects + self._segments.want_segment(volume, now)
-            if not writer.has_room(batch.length, len(batch.positions)):
+            if not writer.has_room(batch.bytes_, len(batch.positions)):
                 effects += self._segments.close_segment(volume, now)
                 continue
             effects += self._write(writer, queue.batches.popleft(), now)
@@ -213,7 +216,7 @@ class WriteBack(Part):
 
     def hurry(self, now: int) -> list[Effect]:
         """Nobody who loads is spared any more."""
-        self._share = 100
+        self._share = ALWAYS
         for queue in self._queues:
             queue.not_before = 0
         return [effect for volume in self._volumes for effect in self.write_on(volume, now)]
@@ -221,35 +224,35 @@ class WriteBack(Part):
     def _may_write(self, queue: _Queue) -> bool:
         """Whether the next batch may be written beside those that are."""
         batch, most = queue.batches[0], self._volumes.plan.write_inflight
-        if not queue.writing or self._share < 100:
+        if not queue.writing or self._share < ALWAYS:
             return not queue.writing
         few = queue.writing < most * BATCH_PARTS
-        return few and queue.writing_bytes + batch.length <= most * BATCH_BYTES
+        return few and queue.writing_bytes + batch.bytes_ <= most * BATCH_BYTES
 
     def _write(self, writer: Writer, batch: Batch, now: int) -> list[Effect]:
         volume, begun = writer.volume, now
         queue = self._queues[volume.number]
         job = self._job(writer, batch)
         queue.writing += 1
-        queue.writing_bytes += batch.length
+        queue.writing_bytes += batch.bytes_
 
         def durable(ok: bool, now: int) -> list[Effect]:
             if not ok:
                 return self._reassign([batch], now)
             self._counts["ssd_blocks_written"] += len(batch.positions)
-            self._counts["ssd_write_bytes"] += batch.length
-            self._counts[labelled("ssd_directory_write_bytes", volume.path)] += batch.length
+            self._counts["ssd_write_bytes"] += batch.bytes_
+            self._counts[labelled("ssd_directory_write_bytes", volume.path)] += batch.bytes_
             return self._end(batch.msg)
 
         def written(result: GroupWritten | PagesDiffer | Done, now: int) -> list[Effect]:
             queue.writing -= 1
-            queue.writing_bytes -= batch.length
+            queue.writing_bytes -= batch.bytes_
             writer.writing -= 1
-            if self._share < 100:
-                rest = (now - begun) * (100 - self._share) // self._share
-                queue.not_before = now + min(rest, REST_NS)
+            if self._share < ALWAYS:
+                rest_ns = int((now - begun) * (ALWAYS - self._share) / self._share)
+                queue.not_before = now + min(rest_ns, REST_NS)
             if isinstance(result, GroupWritten):
-                SSD_WRITE_RATE.count(self._counts, rate(batch.length, now - begun))
+                SSD_WRITE_RATE.count(self._counts, rate(batch.bytes_, now - begun))
                 rows = _rows(job, result.checksums)
                 effects = self._segments.written(writer, rows, durable, now)
             elif isinstance(result, PagesDiffer):
@@ -266,7 +269,7 @@ class WriteBack(Part):
         """A new group of the segment."""
         msg, shards = batch.msg, batch.msg.shards
         places = [p * shards + shard for p in batch.positions for shard in range(shards)]
-        offset, index = writer.begin(batch.length, len(batch.positions))
+        offset, index = writer.begin(batch.bytes_, len(batch.positions))
         return WriteGroup(
             volume=writer.volume.number,
             segment=writer.segment.number,
@@ -299,11 +302,11 @@ class WriteBack(Part):
 
 def _rows(job: WriteGroup, sums: U64s) -> list[Row]:
     """The rows of a group that is written."""
-    length = job.shards * job.page_size
+    each_bytes = job.shards * job.page_size
     start = job.offset + PAGE_ALIGN
     return [
         Row(
-            offset=start + at * length,
+            offset=start + at * each_bytes,
             checksum=sum_,
             generation=job.generation,
             payload_bytes=job.payload_bytes,

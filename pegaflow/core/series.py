@@ -128,9 +128,9 @@ def _names(name: str, labels: tuple[str, ...], bound: int | None) -> tuple[str, 
     return labelled(name, *labels, upto), labelled(name, *labels, "sum")
 
 
-def rate(length: int, took_ns: int) -> int:
-    """Bytes per second, if `length` bytes took so long."""
-    return length * 1_000_000_000 // max(1, took_ns)
+def rate(bytes_: int, took_ns: int) -> int:
+    """Bytes per second, if so many bytes took so long."""
+    return bytes_ * 1_000_000_000 // max(1, took_ns)
 
 
 _MS = 1_000

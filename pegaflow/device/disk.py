@@ -365,15 +365,15 @@ class Disk:
     def _carry(self, volume: _Volume, job: CarryGroup) -> GroupCarried:
         source, file = self._file(volume, job.source), self._file(volume, job.segment)
         old = unpack_rows(job.rows)
-        space = memoryview(buffer(sum(row.length for row in old)))
+        space = memoryview(buffer(sum(row.bytes_ for row in old)))
         rows: list[Row] = []
         length = 0
         for row in old:
-            into = space[length : length + row.length]
-            whole = read_all(self._ops, source.fd, [into], row.offset) == row.length
+            into = space[length : length + row.bytes_]
+            whole = read_all(self._ops, source.fd, [into], row.offset) == row.bytes_
             if whole and block_sum(sums_of(into, row)) == row.checksum:
                 rows.append(row._replace(offset=job.offset + PAGE_ALIGN + length))
-                length += row.length
+                length += row.bytes_
         if rows:
             front = _paged(group(file.uuid, job.index, rows))
             write_all(self._ops, file.fd, [front, space[:length]], job.offset)

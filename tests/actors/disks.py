@@ -117,7 +117,7 @@ def orderly(job: Message, segments: Mapping[tuple[int, int], bytes]) -> Result:
         carried, at = [], job.offset + PAGE_ALIGN
         for row in unpack_rows(job.rows):
             carried.append(row._replace(offset=at))
-            at += row.length
+            at += row.bytes_
         return GroupCarried(joined(carried))
     if isinstance(job, WriteFooter):
         return FooterWritten(job.offset + 2 * PAGE_ALIGN)
@@ -133,21 +133,20 @@ def broken(status: Status, note: str = "it is broken") -> Answer:
     return lambda job: Done(status, note)
 
 
-def flush(number: int, first: int, count: int, share: int = 100) -> Flush:
+def flush(number: int, first: int, count: int, share: float = 1) -> Flush:
     """A Flush of some of KEYS, in pages of the same numbers."""
     places = tuple(range(first, first + count))
     keys = tuple(KEYS[at % len(KEYS)] for at in places)
     return Flush(
-        LeaseId(number),
-        NS,
-        PAGE,
-        PAGE,
-        1,
-        keys,
-        tuple(PageId(at % 8) for at in places),
-        places,
-        (),
-        share,
+        number=LeaseId(number),
+        namespace=NS,
+        page_size=PAGE,
+        payload_bytes=PAGE,
+        shards=1,
+        keys=keys,
+        pages=tuple(PageId(at % 8) for at in places),
+        depths=places,
+        share_percent=round(100 * share),
     )
 
 

@@ -58,7 +58,7 @@ def read_of(segment: int, rows: Sequence[Row], pages: tuple[int, ...]) -> ReadRu
     """The job that reads these blocks, which lie behind each other, into these pages."""
     stretches = [0]
     for before, row in zip((rows[0], *rows), rows, strict=False):
-        if row.offset > before.offset + before.length:
+        if row.offset > before.offset + before.bytes_:
             stretches.append(0)
         stretches[-1] += row.shards
     first = rows[0]

@@ -86,7 +86,7 @@ def test_a_run_is_read_in_one_go_with_the_checksum_of_every_page(bench: Bench) -
     bench.open()
     bench.write(1, 2)
     rows = bench.rows(1)
-    assert rows[3].offset == rows[2].offset + rows[2].length + PAGE_ALIGN, "another group's rows"
+    assert rows[3].offset == rows[2].offset + rows[2].bytes_ + PAGE_ALIGN, "another group's rows"
     sums, payloads = bench.read(1, rows)
     assert payloads == [content(row.key, shard) for row in rows for shard in (0, 1)]
     pairs = [block_sum(sums[n : n + 2]) for n in range(0, len(sums), 2)]
@@ -180,7 +180,7 @@ def test_a_walk_leaves_damaged_blocks_out_and_counts_them(bench: Bench) -> None:
     bench.open()
     bench.write(1, 2)
     rows = bench.rows(1)
-    os.truncate(bench.file(1), rows[-1].offset + rows[-1].length)  # no footer
+    os.truncate(bench.file(1), rows[-1].offset + rows[-1].bytes_)  # no footer
     flip(bench.file(1), rows[2].offset + PAGE)
     with again(bench) as after:
         after.open()
@@ -204,12 +204,12 @@ def test_a_tail_torn_anywhere_is_cut(bench: Bench) -> None:
     bench.write(1, 3)
     rows = bench.rows(1)
     whole = bench.file(1).read_bytes()
-    for end in range(PAGE_ALIGN, rows[-1].offset + rows[-1].length, 3 * 512):
+    for end in range(PAGE_ALIGN, rows[-1].offset + rows[-1].bytes_, 3 * 512):
         bench.file(1).write_bytes(whole[:end])
         with again(bench) as after:
             after.open()
             found = after.rows(1)
-            assert found == [row for row in rows if row.offset + row.length <= end]
+            assert found == [row for row in rows if row.offset + row.bytes_ <= end]
             assert all(after.right(1, row) for row in found)
 
 

@@ -143,7 +143,7 @@ class Catalog:
             row = segment.row(at)
             if self.find(row.namespace, row.key) != (segment, at):
                 continue
-            budget -= row.length
+            budget -= row.bytes_
             if budget < 0:
                 break
             chosen.append(at)

@@ -71,7 +71,7 @@ class Row(NamedTuple):
         return padded(self.payload_bytes)
 
     @property
-    def length(self) -> int:
+    def bytes_(self) -> int:
         """Bytes of all its pages."""
         return self.shards * self.page_bytes
 
@@ -169,7 +169,7 @@ def group(uuid: bytes, index: int, rows: Sequence[Row]) -> bytes:
         rows: at most GROUP_ROWS; their offsets are those of the pages behind this one.
     """
     assert 0 < len(rows) <= GROUP_ROWS, len(rows)
-    facts = _GROUP.pack(_GROUP_MAGIC, uuid, index, len(rows), sum(r.length for r in rows))
+    facts = _GROUP.pack(_GROUP_MAGIC, uuid, index, len(rows), sum(r.bytes_ for r in rows))
     return _page(facts.ljust(ROW_BYTES - _CRC.size, b"\0") + b"".join(map(pack_row, rows)))
 
 
@@ -206,7 +206,7 @@ def read_group(page: bytes, uuid: bytes, at: int) -> list[Row] | None:
     for row in rows:
         if not _sound(row) or row.offset != here:
             return None
-        here += row.length
+        here += row.bytes_
     return rows if here == at + PAGE_ALIGN + length else None
 
 
@@ -276,7 +276,7 @@ def recover(read: Read, size: int, uuid: bytes) -> Recovered:
             else:
                 corrupt += 1
         if rows:
-            at = end = rows[-1].offset + rows[-1].length
+            at = end = rows[-1].offset + rows[-1].bytes_
     return Recovered(b"".join(found), end, corrupt)
 
 
@@ -284,15 +284,15 @@ def sums_of(data: memoryview, row: Row) -> list[int]:
     """The checksum of each page of a block.
 
     Args:
-        data: the block's bytes in the file, `row.length` of them.
+        data: the block's bytes in the file, `row.bytes_` of them.
     """
-    starts = range(0, row.length, row.page_bytes)
+    starts = range(0, row.bytes_, row.page_bytes)
     return [page_sum(data[at : at + row.payload_bytes]) for at in starts]
 
 
 def _is_whole(read: Read, row: Row) -> bool:
-    data = memoryview(read(row.offset, row.length))
-    return len(data) == row.length and block_sum(sums_of(data, row)) == row.checksum
+    data = memoryview(read(row.offset, row.bytes_))
+    return len(data) == row.bytes_ and block_sum(sums_of(data, row)) == row.checksum
 
 
 def _sound(row: Row) -> bool:

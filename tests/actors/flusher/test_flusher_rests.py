@@ -13,12 +13,12 @@ from tests.actors.disks import KEYS, PLAN, Disks, flush
 from tests.actors.rig import BOSS, IDX, MS, pick, said
 
 
-def resting(took: int) -> Disks:
+def resting(took: int, share: float = 0.1) -> Disks:
     """A volume that rests after a group that took so long, while another waits."""
     disks = Disks(replace(PLAN, write_inflight=1))
     disks.ready()
-    disks.rig.tell(IDX, flush(1, 0, 1, share=10))
-    disks.rig.tell(IDX, flush(2, 1, 1, share=10))
+    disks.rig.tell(IDX, flush(1, 0, 1, share=share))
+    disks.rig.tell(IDX, flush(2, 1, 1, share=share))
     disks.work(MakeSegment)
     disks.rig.wait(took)
     disks.work()
@@ -26,10 +26,21 @@ def resting(took: int) -> Disks:
     return disks
 
 
-@pytest.mark.parametrize("took, rest", [(10 * MS, 90 * MS), (4000 * MS, REST_NS)])
-def test_while_somebody_loads_a_volume_rests_after_each_group(took: int, rest: int) -> None:
-    """Nine times as long as it took, but not if the flusher was stopped meanwhile."""
-    disks = resting(took)
+@pytest.mark.parametrize(
+    "share, took, rest",
+    [
+        (0.1, 10 * MS, 90 * MS),
+        (0.5, 10 * MS, 10 * MS),
+        (0.3, 7, 16),
+        (0.0, MS, 99 * MS),
+        (0.1, 4000 * MS, REST_NS),
+    ],
+)
+def test_while_somebody_loads_a_volume_rests_after_each_group(
+    share: float, took: int, rest: int
+) -> None:
+    """As long as its share of the time demands, but not if the flusher was stopped meanwhile."""
+    disks = resting(took, share)
     disks.rig.wait(rest - 1)
     assert not disks.rig.wanted(WriteGroup)
     disks.rig.wait(1)

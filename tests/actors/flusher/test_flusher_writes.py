@@ -358,7 +358,7 @@ def test_leases_that_the_index_cannot_honour_end_unless_they_are_being_written()
     disks = Disks(replace(PLAN, write_inflight=1))
     disks.ready()
     for number in (1, 2):
-        disks.rig.tell(IDX, flush(number, 2 * number, 2, share=10))
+        disks.rig.tell(IDX, flush(number, 2 * number, 2, share=0.1))
     disks.work(MakeSegment)
     assert said(disks.rig.tell(IDX, LeasesLost(as_leases(1, 2))), Flushed).number == 2
     assert said(disks.work(), Flushed).number == 1

@@ -134,7 +134,7 @@ def test_a_tail_torn_anywhere_loses_at_most_the_blocks_behind() -> None:
     for end in range(0, len(file), 1024):
         found, _, _ = walk(file[:end])
         assert every.startswith(found)
-        whole = [row for row in unpack_rows(every) if row.offset + row.length <= end]
+        whole = [row for row in unpack_rows(every) if row.offset + row.bytes_ <= end]
         assert len(found) == len(whole) * ROW_BYTES
         assert ending(file[:end]) is None
 
