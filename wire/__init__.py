@@ -1,21 +1,31 @@
 """The language of PegaFlow: who says what to whom.
 
-    client     ─ OpenSession, Inspect ─────────────────────→ supervisor      control.py
-    gateway    ─ Inspect ──────────────────────────────────→ supervisor
-    child      ─ Hello, Beat, Bye ─────────────────────────→ supervisor
-    supervisor ─ Welcome, Neighbour, Gone, Drain ──────────→ child
-    client     ─ Attach, Lookup, Load, Save, ... ──────────→ session         session.py
-    session    ─ Find, Claim, Seal, Release, LeasesHeld ───→ index           index.py
-    session    ─ Reserve, Return, PagesHeld ───────────────→ allocator       allocator.py
-    allocator  ─ Pressure ─────────────────────────────────→ index
-    index      ─ Freed, Fenced ────────────────────────────→ allocator
-    flusher    ─ Tier, Manifest, Forget, Flushed, Seal ────→ index           flusher.py
-    index      ─ Flush, Fetch ─────────────────────────────→ flusher
-    flusher    ─ Reserve, Return, PagesHeld ───────────────→ allocator
+    client     → supervisor   OpenSession → SessionAt | Refused, Inspect → Report     control.py
+    gateway    → supervisor   Inspect → Report
+    child      → supervisor   Hello, Beat, Bye
+    supervisor → child        Welcome, Neighbour, Gone, BindAgain, LogTo, Drain
+    supervisor → session      Serve → Serving
+    supervisor → index, allocator   Members
+    client     → session      Attach → Attached | Prove | Refused, Proven             session.py
+    client     → session      Lookup → Found, Load → Pages | Loaded, Copied → Confirmed, Release
+    client     → session      Save → Saved, Keep, Drop, Skip, Commit
+    client     → session      Leave → Left, Ping → Pong
+    session    → client       CopyBatch, BatchCopied
+    session    → index        Find → Held, Claim → Claimed, Seal → Sealed             index.py
+    session    → index        Release, EndClaim, LeasesHeld, Held, Claiming, Corrupt
+    index      → session      LeasesLost, Pinned
+    session    → allocator    Reserve → Reserved, Return, PagesHeld                   allocator.py
+    allocator  → index        Pressure → Freed, Fence
+    index      → allocator    Freed, Fenced
+    flusher    → index        Manifest → Noted, Tier, Forget, Flushed                 flusher.py
+    flusher    → index        Seal → Sealed, Held, LeasesHeld, Corrupt, WriteAll → Written
+    index      → flusher      Fetch → Fetched, Flush, LeasesLost
+    flusher    → allocator    Reserve → Reserved, Return, PagesHeld
 
-Each conversation file says what its messages mean, in which order they are said, and what each side
-does when the other dies.  message.py declares, encodes and checks; envelope.py puts sender,
-receiver, question and deadline around a message; values.py, identities.py, layout.py and status.py
-are the nouns.  Block bytes never travel in a message.  This package is pure: no clock, socket, file
-or thread.
+What stands behind an arrow is the answer.  Each conversation file says what its messages mean, in
+which order they are said, and what each side does when the other dies.  message.py declares,
+encodes and checks; envelope.py puts sender, receiver, question and deadline around a message;
+values.py, identities.py, layout.py, status.py and units.py are the nouns; jobs.py and diskjobs.py
+are what an actor asks of its own device, and never cross a socket.  Block bytes never travel in a
+message.  This package is pure: no clock, socket, file or thread.
 """
