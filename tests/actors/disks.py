@@ -51,7 +51,16 @@ Answer = Callable[[Message], Result]
 def row_of(at: int, segment_offset: int = 8192, generation: int = 1) -> Row:
     """The row of KEYS[at], one page."""
     offset = segment_offset + at * PAGE
-    return Row(offset, block_sum((SUM,)), Incarnation(generation), PAGE, at, 1, NS, KEYS[at])
+    return Row(
+        offset,
+        block_sum((SUM,)),
+        Incarnation(generation),
+        PAGE,
+        depth=at,
+        shards=1,
+        namespace=NS,
+        key=KEYS[at],
+    )
 
 
 class Disks:
@@ -153,7 +162,7 @@ def flush(number: int, first: int, count: int, share: float = 1) -> Flush:
 def fetch(number: int, places: tuple[int, ...], engine: int = 4) -> Fetch:
     keys = tuple(KEYS[at] for at in places)
     parents = tuple(KEYS[at - 1] if at else ROOT for at in places)
-    return Fetch(ClaimId(number), NS, keys, parents, Incarnation(engine))
+    return Fetch(ClaimId(number), NS, keys, parents, engine=Incarnation(engine))
 
 
 def question(sent: list[Envelope], kind: type[Message]) -> Envelope:

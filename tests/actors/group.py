@@ -35,8 +35,8 @@ from pegaflow.wire.values import FRONT_DESK, Address
 from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
 
 PLAN = Plan(1, "run", "0.1")
-OPENED = PoolOpened("pool", "ledger", POOL, EXTENT, (), ())
-OPEN = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
+OPENED = PoolOpened("pool", "ledger", POOL, EXTENT, pool_file=(), ledger_file=())
+OPEN = OpenSession("engine", bytes(16), 4242, 99, namespace=bytes(16))
 
 
 class Group(Rig):

@@ -29,7 +29,7 @@ PAGE = 16 * 1024
 EXTENT = 4 * PAGE
 POOL = 2 * EXTENT
 HELLO = Hello(100, 200, "ipc://somewhere")
-WELCOME = Welcome("pool", "ledger", POOL, EXTENT, "run")
+WELCOME = Welcome("pool", "ledger", POOL, EXTENT, run_dir="run")
 NOBODY_ELSE = Members((), ())
 
 M = TypeVar("M", bound=Message)
@@ -63,7 +63,7 @@ class Rig:
         remote: bool = False,
     ) -> list[Envelope]:
         self._question += 1
-        frame = Envelope(sender, to or self.me, msg, self._question, 0, deadline)
+        frame = Envelope(sender, to or self.me, msg, self._question, deadline=deadline)
         return self._look(self.host.deliver(frame, self.now, remote=remote))
 
     def answer(self, question: Envelope, msg: Message) -> list[Envelope]:

@@ -12,9 +12,14 @@ BLOCKS, LAYERS, RUN = 5, 3, 48
 
 CONTIGUOUS = tuple(LayerLayout(i, 0, RUN, RUN) for i in range(LAYERS))
 INTERLEAVED = tuple(LayerLayout(0, i * RUN, RUN * LAYERS, RUN) for i in range(LAYERS))
-PLANES = tuple(LayerLayout(i, 0, RUN, RUN, 2, RUN * BLOCKS) for i in range(LAYERS))
-SEGMENTS = tuple(LayerLayout(0, i * 8, RUN * LAYERS, 8, 6, 8 * LAYERS) for i in range(LAYERS))
-OFFSET = (LayerLayout(1, 7, 64, RUN), LayerLayout(0, 3, 32, 16, 2, 16))
+PLANES = tuple(
+    LayerLayout(i, 0, RUN, RUN, segments=2, segment_stride=RUN * BLOCKS) for i in range(LAYERS)
+)
+SEGMENTS = tuple(
+    LayerLayout(0, i * 8, RUN * LAYERS, 8, segments=6, segment_stride=8 * LAYERS)
+    for i in range(LAYERS)
+)
+OFFSET = (LayerLayout(1, 7, 64, RUN), LayerLayout(0, 3, 32, 16, segments=2, segment_stride=16))
 
 each = pytest.mark.parametrize(
     "layers",

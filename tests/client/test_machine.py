@@ -57,7 +57,7 @@ LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "bfloat16")
 MEMORY = Memory(0, LAYOUT, (64 * 64,))
 KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 4))
 BLOCKS = (10, 11, 12)
-ATTACHED = Attached("pool", 1 << 20, "bounce", 8, 4096, Namespace(bytes(16)))
+ATTACHED = Attached("pool", 1 << 20, "bounce", 8, page_size=4096, namespace=Namespace(bytes(16)))
 
 
 class Client:
@@ -67,7 +67,11 @@ class Client:
         self, registered: bool = True, memory: Memory = MEMORY, visible: bool = True
     ) -> None:
         self.visible = visible  # whether the session's process can be watched
-        self.m = Machine(Identity(ME, "engine", bytes(16), bytes(16), b"", 1, 4242, 99))
+        self.m = Machine(
+            Identity(
+                ME, "engine", bytes(16), bytes(16), probe=b"", world=1, pid=4242, started_ticks=99
+            )
+        )
         self.now = 1000 * MS
         self.sent: list[Envelope] = []  # since the last look
         self.done: list[Done] = []  # all ends so far
@@ -162,7 +166,7 @@ def test_lookup() -> None:
     ticket, question = c.lookup()
     c.answer(question, Found(Status.OK, LeaseId(9), 2, (1,)))
     lease = Lease(PEER.incarnation, LeaseId(9), 2)
-    assert c.done == [LookupDone(ticket, Status.OK, lease, 2, (1,))]
+    assert c.done == [LookupDone(ticket, Status.OK, lease, 2, disk=(1,))]
     ticket, question = c.lookup()
     c.answer(question, Found(Status.OK, NO_LEASE, 0))
     assert c.done[1:] == [LookupDone(ticket, Status.OK, None, 0)]
@@ -219,7 +223,7 @@ def test_save() -> None:
     c = ready()
     ticket, question = c.save()
     c.tell(CopyBatch(ticket, 1, (2, 0), (7, 3)))
-    assert c.others == [CopyOut(ticket, 1, (12, 10), (7, 3), question.deadline)]
+    assert c.others == [CopyOut(ticket, 1, (12, 10), (7, 3), deadline=question.deadline)]
     c.do(c.m.operations.copied_out(ticket, 1, True, c.now))
     assert c.look() == [Keep(ticket, 1)]
     c.answer(question, Saved(Status.OK, 2, 1))

@@ -33,9 +33,16 @@ from pegaflow.wire.status import Status
 from .test_machine import BLOCKS, BOSS, KEYS, LAYOUT, MS, PEER, Client
 
 BASES, SCRATCH, PROOF = (1 << 40,), 1 << 41, bytes(range(32))
-DIRECT = Memory(0, LAYOUT, (64 * 64,), Way.AUTO, BASES, SCRATCH)
+DIRECT = Memory(0, LAYOUT, (64 * 64,), Way.AUTO, bases=BASES, scratch=SCRATCH)
 ATTACHED = Attached(
-    "pool", 1 << 20, "", 0, 4096, Namespace(bytes(16)), Way.PROCESS_VM, Way.PROCESS_VM
+    "pool",
+    1 << 20,
+    "",
+    0,
+    page_size=4096,
+    namespace=Namespace(bytes(16)),
+    loads=Way.PROCESS_VM,
+    saves=Way.PROCESS_VM,
 )
 
 
@@ -89,7 +96,7 @@ def test_a_refused_proof_is_a_loss() -> None:
 def test_a_load_names_its_blocks_and_ends_by_the_sessions_word() -> None:
     c = ready()
     ticket, question = c.load()
-    assert question.message == Load(LeaseId(5), 0, 0, 3, BLOCKS)
+    assert question.message == Load(LeaseId(5), 0, 0, 3, blocks=BLOCKS)
     c.answer(question, Loaded(Status.OK))
     assert (c.done, c.others) == ([LoadDone(ticket, Status.OK, ())], [])
     ticket, question = c.load()
@@ -191,7 +198,7 @@ def test_a_rank_that_the_session_does_not_know_loads_nothing() -> None:
 def test_a_save_is_kept_after_the_session_has_copied() -> None:
     c = ready()
     ticket, question = c.save()
-    assert question.message == Save(ticket, 0, KEYS, NO_KEY, 0, BLOCKS)
+    assert question.message == Save(ticket, 0, KEYS, NO_KEY, blocks=BLOCKS)
     c.tell(BatchCopied(ticket, 2, (0, 1, 2)))
     assert c.look() == [Keep(ticket, 2)]
     c.answer(question, Saved(Status.OK, 3, 0))

@@ -81,7 +81,13 @@ def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
     empty.touch()
     for path in (str(empty), str(tmp_path / "none"), "a\0b", "", str(tmp_path)):
         client._machine.refusal = ""
-        client._apply([MapFiles(Attached(path, 1 << 20, path, 8, 4096, Namespace(bytes(16))))])
+        client._apply(
+            [
+                MapFiles(
+                    Attached(path, 1 << 20, path, 8, page_size=4096, namespace=Namespace(bytes(16)))
+                )
+            ]
+        )
         assert client._machine.state is State.LOST
         assert client.refusal.startswith("cannot map") and "\n" not in client.refusal
 

@@ -62,7 +62,9 @@ def read_of(segment: int, rows: Sequence[Row], pages: tuple[int, ...]) -> ReadRu
             stretches.append(0)
         stretches[-1] += row.shards
     first = rows[0]
-    return ReadRun(0, segment, first.offset, first.payload_bytes, tuple(stretches), pages)
+    return ReadRun(
+        0, segment, first.offset, first.payload_bytes, stretches=tuple(stretches), pages=pages
+    )
 
 
 def key_of(number: int) -> Key:
@@ -149,15 +151,15 @@ class Bench:
             segment,
             index,
             offset,
-            NS,
-            PAGE,
-            PAYLOAD,
-            self.shards,
-            Incarnation(1),
-            tuple(keys),
-            depths,
-            tuple(pages),
-            sums,
+            namespace=NS,
+            page_size=PAGE,
+            payload_bytes=PAYLOAD,
+            shards=self.shards,
+            generation=Incarnation(1),
+            keys=tuple(keys),
+            depths=depths,
+            pages=tuple(pages),
+            sums=sums,
         )
 
     def write(self, segment: int, groups: int, blocks: int = 3, first: int = 0) -> int:

@@ -111,14 +111,14 @@ def test_blocks_are_carried_over_but_for_those_that_are_damaged(bench: Bench) ->
     flip(bench.file(1), rows[1].offset + 7)
     bench.work(MakeSegment(0, 2, SEGMENT))
     some = b"".join(pack_row(row) for row in (rows[0], rows[1], rows[4]))
-    new = bench.carry(CarryGroup(0, 1, 2, 0, PAGE_ALIGN, some))
+    new = bench.carry(CarryGroup(0, 1, 2, 0, offset=PAGE_ALIGN, rows=some))
     assert [row.key for row in new] == [rows[0].key, rows[4].key]
     bench.work(DropSegment(0, 1))
     assert all(bench.right(2, row) for row in new) and bench.rows(2) == new
     only_bad = pack_row(rows[1])
     bench.write(3, 2)
     flip(bench.file(3), rows[1].offset)
-    assert bench.carry(CarryGroup(0, 3, 2, 1, 20 * PAGE_ALIGN, only_bad)) == []
+    assert bench.carry(CarryGroup(0, 3, 2, 1, offset=20 * PAGE_ALIGN, rows=only_bad)) == []
 
 
 def test_a_dropped_segment_is_gone_and_dropping_it_again_is_no_fault(bench: Bench) -> None:
@@ -241,7 +241,7 @@ def jobs_of(bench: Bench) -> list[Message]:
         LoadSegment(0, 1),
         MakeSegment(0, 9, SEGMENT),
         bench.group(2, 7, 30 * PAGE_ALIGN, [key_of(99)]),
-        CarryGroup(0, 1, 2, 8, 60 * PAGE_ALIGN, rows),
+        CarryGroup(0, 1, 2, 8, offset=60 * PAGE_ALIGN, rows=rows),
         SyncSegment(0, 2),
         read_of(1, bench.rows(1)[:1], pages),
         WriteFooter(0, 2, 90 * PAGE_ALIGN, b""),

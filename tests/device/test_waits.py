@@ -135,11 +135,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, Thread]:
 
 def test_a_wait_that_goes_on_counts_once(seen: dict[int, Thread]) -> None:
     waits = Waits(7)
-    seen[7] = Thread("R", 5, 1000, 40, 3)
+    seen[7] = Thread("R", 5, 1000, 40, slices=3)
     assert waits.look(100) == Wait(0, 0, "running")
     assert waits.look(200) == Wait(100, 0, "running")
     assert waits.look(350) == Wait(250, 0, "running")
-    seen[7] = Thread("R", 5, 1010, 315, 4)
+    seen[7] = Thread("R", 5, 1010, 315, slices=4)
     assert waits.look(400) == Wait(275, 10, "running"), "275 is what the kernel counts, at last"
     assert waits.look(500) == Wait(375, 10, "running")
 
@@ -147,16 +147,16 @@ def test_a_wait_that_goes_on_counts_once(seen: dict[int, Thread]) -> None:
 @pytest.mark.parametrize(
     "after",
     [
-        Thread("R", 6, 1000, 40, 3),  # it ran on a core without a tick: only `stat` is right
-        Thread("R", 5, 1001, 40, 3),
-        Thread("S", 5, 1000, 40, 3),
-        Thread("T", 5, 1000, 40, 3),
-        Thread("D", 5, 1000, 40, 3),
+        Thread("R", 6, 1000, 40, slices=3),  # it ran on a core without a tick: only `stat` is right
+        Thread("R", 5, 1001, 40, slices=3),
+        Thread("S", 5, 1000, 40, slices=3),
+        Thread("T", 5, 1000, 40, slices=3),
+        Thread("D", 5, 1000, 40, slices=3),
     ],
 )
 def test_who_ran_or_is_not_ready_does_not_wait(seen: dict[int, Thread], after: Thread) -> None:
     waits = Waits(7)
-    seen[7] = Thread("R", 5, 1000, 40, 3)
+    seen[7] = Thread("R", 5, 1000, 40, slices=3)
     waits.look(100)
     seen[7] = after
     assert waits.look(200).waited_ns == 0
@@ -164,29 +164,31 @@ def test_who_ran_or_is_not_ready_does_not_wait(seen: dict[int, Thread], after: T
 
 def test_waits_one_after_the_other_add_up_and_those_at_once_do_not(seen: dict[int, Thread]) -> None:
     waits = Waits(7)
-    ready, asleep = Thread("R", 1, 1, 0, 1), Thread("S", 1, 1, 0, 1)
+    ready, asleep = Thread("R", 1, 1, 0, slices=1), Thread("S", 1, 1, 0, slices=1)
     seen.update({7: ready, 8: ready})
     waits.look(100)
     assert waits.look(200).waited_ns == 100
     seen[8] = asleep
     assert waits.look(300).waited_ns == 200, "7 alone"
-    seen.update({7: Thread("S", 1, 2, 210, 2), 8: ready, 9: Thread("S", 1, 1, 10**9, 1)})
+    seen.update(
+        {7: Thread("S", 1, 2, 210, slices=2), 8: ready, 9: Thread("S", 1, 1, 10**9, slices=1)}
+    )
     assert waits.look(400).waited_ns == 210, "9 has waited before we saw it"
     assert waits.look(500).waited_ns == 310, "8, which 7 has woken"
 
 
 def test_whoever_listens_may_be_the_one_that_waits(seen: dict[int, Thread]) -> None:
     waits = Waits(7, 70)
-    seen.update({7: Thread("S", 1, 5, 0, 1), 70: Thread("R", 1, 1, 0, 1)})
+    seen.update({7: Thread("S", 1, 5, 0, slices=1), 70: Thread("R", 1, 1, 0, slices=1)})
     waits.look(100)
-    seen[70] = Thread("S", 1, 9, 60, 2)
+    seen[70] = Thread("S", 1, 9, 60, slices=2)
     assert waits.look(200) == Wait(60, 0, "sleeping")
 
 
 def test_without_the_kernels_counts_long_waits_are_seen(seen: dict[int, Thread]) -> None:
     waits = Waits(7)
-    seen[7] = Thread("R", 5, 0, 0, 0)
+    seen[7] = Thread("R", 5, 0, 0, slices=0)
     waits.look(100)
     assert waits.look(300).waited_ns == 200
-    seen[7] = Thread("R", 6, 0, 0, 0)
+    seen[7] = Thread("R", 6, 0, 0, slices=0)
     assert waits.look(400).waited_ns == 200

@@ -30,7 +30,7 @@ PAGE = 16 * 1024
 EXTENT = 8 * PAGE
 POOL = 8 * EXTENT
 HELLO = Hello(100, 200, "here")
-WELCOME = Welcome("pool", "ledger", POOL, EXTENT, "run")
+WELCOME = Welcome("pool", "ledger", POOL, EXTENT, run_dir="run")
 BOSS, ALLOC, IDX = (
     Address(SUPERVISOR, Incarnation(1)),
     Address(ALLOCATOR, Incarnation(2)),
@@ -133,7 +133,7 @@ class Cage:
             answer = rng.randrange(1, 1 << 16)
         deadline = rng.choice((0, 0, self.now - 1, self.now + 500 * MS, (1 << 64) - 1))
         to = self.host.actor.address if rng.random() < 0.99 else FRONT_DESK
-        frames = pack(Envelope(sender, to, msg, question, answer, deadline))
+        frames = pack(Envelope(sender, to, msg, question, answer=answer, deadline=deadline))
         if rng.random() < 0.15:
             frames = spoiled(frames, rng)
         self.deliver(frames, sender)
@@ -158,7 +158,9 @@ class Cage:
     ) -> None:
         """A frame of a believed neighbour; `patience` in nanoseconds, 0: any."""
         deadline = self.now + patience if patience else 0
-        envelope = Envelope(sender, self.host.actor.address, msg, question, answer, deadline)
+        envelope = Envelope(
+            sender, self.host.actor.address, msg, question, answer=answer, deadline=deadline
+        )
         self.take(self.host.deliver(envelope, self.now, pack(envelope)))
 
     def pass_time(self) -> None:

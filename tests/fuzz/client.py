@@ -79,7 +79,11 @@ class ClientCage:
         self.counts: Counter[str] = Counter()
         self.now = 10_000 * MS
         self.way = self.rng.choice((Way.STAGED, Way.PROCESS_VM))
-        self.machine = Machine(Identity(ME, "engine", bytes(16), bytes(16), b"", 1, 4242, 99))
+        self.machine = Machine(
+            Identity(
+                ME, "engine", bytes(16), bytes(16), probe=b"", world=1, pid=4242, started_ticks=99
+            )
+        )
         self.open: dict[int, tuple[Any, int]] = {}  # ticket -> what was asked, deadline
         self.questions: list[Envelope] = []  # that the machine asked, newest last
         self.leases: list[Lease] = []
@@ -156,7 +160,7 @@ class ClientCage:
             self._register()
 
     def _register(self) -> None:
-        memory = Memory(0, LAYOUT, (64 * 64,), self.way, (1 << 40,), 1 << 41)
+        memory = Memory(0, LAYOUT, (64 * 64,), self.way, bases=(1 << 40,), scratch=1 << 41)
         self.do(self.machine.register(memory))
 
     def _started(self, asked: Any, deadline: int, ticket: int, effects: list[Effect]) -> None:
@@ -187,7 +191,16 @@ class ClientCage:
             return Prove(bytes(PROOF_BYTES))
         if isinstance(asked, Attach | Proven):
             way = Way.PROCESS_VM if isinstance(asked, Proven) else Way.STAGED
-            return Attached("pool", 1 << 20, "bounce", 8, 4096, Namespace(bytes(16)), way, way)
+            return Attached(
+                "pool",
+                1 << 20,
+                "bounce",
+                8,
+                page_size=4096,
+                namespace=Namespace(bytes(16)),
+                loads=way,
+                saves=way,
+            )
         if isinstance(asked, Load):
             if asked.blocks:
                 return Loaded(Status.OK)

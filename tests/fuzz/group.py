@@ -50,12 +50,12 @@ class SupervisorCage(Cage):
     def settle(self) -> None:
         self.senders = [Address(CLIENT, Incarnation(n)) for n in (7, 7, 8, 9)]
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
-        sound = OpenSession("engine", bytes(16), 4242, 99, bytes(16))
+        sound = OpenSession("engine", bytes(16), 4242, 99, namespace=bytes(16))
         self.generator.learn(sound, sound=True)
 
     def work(self, job: Message) -> Result:
         if isinstance(job, OpenPool):
-            return PoolOpened("pool", "ledger", POOL, EXTENT, (), ())
+            return PoolOpened("pool", "ledger", POOL, EXTENT, pool_file=(), ledger_file=())
         if isinstance(job, NextIncarnation):
             self.incarnation += 1
             return IncarnationDrawn(Incarnation(self.incarnation))
@@ -134,7 +134,7 @@ class GatewayCage(Cage):
         kind = Report if self.rng.random() < 0.9 else self.rng.choice(EVERY_KIND)
         msg = self.generator.message(kind)
         if isinstance(msg, Report):  # the supervisor itself stands first
-            own = ProcessRow(BOSS, 1, "up", 0, "", ())
+            own = ProcessRow(BOSS, 1, "up", 0, engine="", counters=())
             return replace(msg, processes=(own, *msg.processes))
         return msg
 

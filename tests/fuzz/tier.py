@@ -45,7 +45,7 @@ from .cage import ALLOC, BOSS, HELLO, IDX, MS, PAGE, POOL, WELCOME, Cage
 from .core import IndexCage
 from .hostile import UNIVERSE
 
-TIER = Tier(True, 4, 8 * PAGE, 4, 4 * PAGE, 2 * PAGE, 6)
+TIER = Tier(True, 4, 8 * PAGE, 4, batch_bytes=4 * PAGE, block_bytes=2 * PAGE, prefetch=6)
 SPACE = Namespace(bytes(16))
 PLAN = replace(ONE_DISK, paths=("/a", "/b"), capacity_bytes=64 << 20)
 
@@ -107,11 +107,11 @@ class TieredIndexCage(IndexCage):
                 SPACE,
                 PAGE,
                 PAGE,
-                1,
-                keys,
-                parents,
-                as_pages(*pages),
-                as_stamps(*pages),
+                shards=1,
+                keys=keys,
+                parents=parents,
+                pages=as_pages(*pages),
+                stamps=as_stamps(*pages),
                 depths=got,
             )
             self.tell(self.flusher, seal, question=9)
@@ -125,7 +125,7 @@ class TieredIndexCage(IndexCage):
             assert len(msg.pages) == len(msg.keys) * msg.shards
             assert not any(self.index.residency.ledger.are_void(msg.pages))
             done = msg.keys[: self.rng.randrange(len(msg.keys) + 1)]
-            word = Flushed(msg.number, msg.namespace, msg.payload_bytes, msg.shards, done)
+            word = Flushed(msg.number, msg.namespace, msg.payload_bytes, msg.shards, keys=done)
             self.later.append((envelope.receiver, word))
 
     def pass_time(self) -> None:
@@ -197,12 +197,12 @@ class FlusherCage(Cage):
                         SPACE,
                         PAGE,
                         PAGE,
-                        1,
-                        as_keys(*keys),
-                        as_pages(*pages),
-                        places,
-                        (),
-                        share,
+                        shards=1,
+                        keys=as_keys(*keys),
+                        pages=as_pages(*pages),
+                        depths=places,
+                        sums=(),
+                        share_percent=share,
                     ),
                 )
         if rng.random() < 0.3:
@@ -215,7 +215,7 @@ class FlusherCage(Cage):
                     SPACE,
                     as_keys(*keys),
                     as_keys(*parents),
-                    Incarnation(rng.randrange(3)),
+                    engine=Incarnation(rng.randrange(3)),
                 ),
                 question=9,
             )

@@ -136,7 +136,7 @@ def test_an_answer_of_a_stranger_is_not_believed(tmp_path: Path) -> None:
             name, *frames = stranger.desk.recv_multipart()
             asked = unpack(frames)
             boss, refused = Address(SUPERVISOR, Incarnation(1)), Refused(Status.BUSY, "his word")
-            answer = Envelope(boss, asked.sender, refused, 0, asked.question)
+            answer = Envelope(boss, asked.sender, refused, 0, answer=asked.question)
             stranger.desk.send_multipart([name, *pack(answer)])
             client.connect(0.3)
             assert (client.refusal == "his word") is trusted

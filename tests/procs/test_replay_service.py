@@ -96,7 +96,15 @@ def test_no_service_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pegaflow.replay.engine.CONNECT_SECONDS", 0.1)
-    job = Job("e", bytes(16).hex(), str(tmp_path / "none.sock"), Shape(1, 4096, 1), 0, "", [])
+    job = Job(
+        "e",
+        bytes(16).hex(),
+        str(tmp_path / "none.sock"),
+        Shape(1, 4096, 1),
+        spawned_ns=0,
+        tree="",
+        requests=[],
+    )
     path = tmp_path / "job.json"
     path.write_text(json.dumps(asdict(job)))
     assert main([str(path)]) == 1

@@ -33,7 +33,12 @@ envelopes = st.tuples(addresses, addresses, any_message, kinds, numbers).map(
 )
 
 BEAT = Envelope(
-    Address("index", Incarnation(2)), Address("supervisor", Incarnation(1)), Beat(()), 5, 0, 99
+    Address("index", Incarnation(2)),
+    Address("supervisor", Incarnation(1)),
+    Beat(()),
+    5,
+    answer=0,
+    deadline=99,
 )
 MAGIC_AT, MAJOR_AT, MINOR_AT, NAMES_AT, QUESTION_AT, ANSWER_AT, TAG_AT = 0, 1, 2, (3, 5), 7, 8, 10
 

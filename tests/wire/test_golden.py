@@ -32,10 +32,15 @@ GOLDEN: dict[str, list[list[Any]]] = json.loads(
 ON_A_SOCKET = [cls for cls in MESSAGES if cls.TAG < 200]
 
 CLIENT_7, SESSION_3 = Address(CLIENT, Incarnation(7)), Address(SESSION, Incarnation(3))
-OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, bytes(16))
+OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, namespace=bytes(16))
 
 QUESTION = Envelope(
-    CLIENT_7, SESSION_3, Lookup(as_keys(bytes(32), b"\x01" * 32)), 5, 0, 1_000_000_000
+    CLIENT_7,
+    SESSION_3,
+    Lookup(as_keys(bytes(32), b"\x01" * 32)),
+    5,
+    answer=0,
+    deadline=1_000_000_000,
 )
 
 ENVELOPES = {
@@ -45,10 +50,10 @@ ENVELOPES = {
     "a question of minor 3": QUESTION,
     "a question of minor 4": QUESTION,
     "an answer of a later minor: one more field in header and body": Envelope(
-        SESSION_3, CLIENT_7, Confirmed(Status.OK), 0, 5
+        SESSION_3, CLIENT_7, Confirmed(Status.OK), 0, answer=5
     ),
     "an OpenSession of a minor before `probe`": Envelope(
-        CLIENT_7, FRONT_DESK, OPEN, 1, 0, 2_000_000_000
+        CLIENT_7, FRONT_DESK, OPEN, 1, answer=0, deadline=2_000_000_000
     ),
 }
 """What the frames of golden.json mean."""

@@ -86,15 +86,20 @@ def shapes() -> dict[str, tuple[Layout, list[int]]]:
         "a tensor per layer": [LayerLayout(i, 0, RUN, RUN) for i in span],
         "layers in one storage": [LayerLayout(0, i * plane, RUN, RUN) for i in span],
         "layers inside a block": [LayerLayout(0, i * RUN, RUN * LAYERS, RUN) for i in span],
-        "keys plane, values plane": [LayerLayout(i, 0, RUN, RUN, 2, plane) for i in span],
+        "keys plane, values plane": [
+            LayerLayout(i, 0, RUN, RUN, segments=2, segment_stride=plane) for i in span
+        ],
         "planes outside layers": [
-            LayerLayout(0, i * plane, RUN, RUN, 2, plane * LAYERS) for i in span
+            LayerLayout(0, i * plane, RUN, RUN, segments=2, segment_stride=plane * LAYERS)
+            for i in span
         ],
         "segments inside a block": [
-            LayerLayout(0, i * RUN, RUN * LAYERS, RUN // 16, 8, RUN // 8) for i in span
+            LayerLayout(0, i * RUN, RUN * LAYERS, RUN // 16, segments=8, segment_stride=RUN // 8)
+            for i in span
         ],
         "segments of layers in turn": [
-            LayerLayout(0, i * 512, RUN * LAYERS, 512, 128, 512 * LAYERS) for i in span
+            LayerLayout(0, i * 512, RUN * LAYERS, 512, segments=128, segment_stride=512 * LAYERS)
+            for i in span
         ],
     }
     return {
@@ -116,7 +121,7 @@ def test_aliasing_layers_are_named() -> None:
 
 
 def test_bad_fields_each_get_a_line() -> None:
-    good = LayerLayout(0, 0, 64, 64, 2, 1024)
+    good = LayerLayout(0, 0, 64, 64, segments=2, segment_stride=1024)
     layout = Layout(4, (good,), "bfloat16")
     assert fault(layout, [4096]) == ""
     for change in (
@@ -137,14 +142,16 @@ def test_bad_fields_each_get_a_line() -> None:
 
 
 def test_an_irregular_giant_is_refused_not_sorted() -> None:
-    layers = (LayerLayout(0, 0, 3, 1, 1 << 40, 2), LayerLayout(0, 1, 5, 1))
+    layers = (LayerLayout(0, 0, 3, 1, segments=1 << 40, segment_stride=2), LayerLayout(0, 1, 5, 1))
     assert "too irregular" in fault(Layout(1 << 20, layers, "uint8"), [1 << 60])
 
 
 def test_fingerprint_covers_meaning_and_not_place() -> None:
-    layer = LayerLayout(0, 0, 64, 64, 2, 1024)
+    layer = LayerLayout(0, 0, 64, 64, segments=2, segment_stride=1024)
     layout = Layout(4, (layer, layer), "bfloat16", "NHD")
-    moved = Layout(9, (layer, LayerLayout(3, 128, 256, 64, 2, 64)), "bfloat16", "NHD")
+    moved = Layout(
+        9, (layer, LayerLayout(3, 128, 256, 64, segments=2, segment_stride=64)), "bfloat16", "NHD"
+    )
     same = fingerprint(layout)
     assert len(same) == 16
     assert fingerprint(moved) == same

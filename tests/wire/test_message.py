@@ -156,7 +156,9 @@ def test_too_many_records() -> None:
 
 
 def test_a_message_is_a_frozen_dataclass_to_whoever_looks() -> None:
-    row = ProcessRow(Address("a", Incarnation(1)), 2, "up", 3, "e", counters=(Counter("c", 4),))
+    row = ProcessRow(
+        Address("a", Incarnation(1)), 2, "up", 3, engine="e", counters=(Counter("c", 4),)
+    )
     assert dataclasses.is_dataclass(row) and isinstance(row, Message)
     assert [f.name for f in dataclasses.fields(Counter)] == ["name", "value"]
     assert dataclasses.replace(row, pid=7) == dataclasses.replace(row, pid=6 + 1) != row

@@ -76,11 +76,11 @@ SEAL = Seal(
     Namespace(b"ns"),
     4096,
     4096,
-    1,
-    THREE,
-    (Key(bytes(32)), *THREE[:-1]),
-    as_pages(7, 8, U64_MAX),
-    as_stamps(1, 2, 3),
+    shards=1,
+    keys=THREE,
+    parents=(Key(bytes(32)), *THREE[:-1]),
+    pages=as_pages(7, 8, U64_MAX),
+    stamps=as_stamps(1, 2, 3),
 )
 
 

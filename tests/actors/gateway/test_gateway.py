@@ -12,8 +12,8 @@ from tests.actors.rig import BOSS, EXTENT, HELLO, IDX, Rig, one, pick, said
 
 ME = Address(GATEWAY, Incarnation(9))
 AT = "127.0.0.1:9091"
-WELCOME = Welcome("", "", 0, EXTENT, "run", AT)
-REPORT = Report("", "", 0, EXTENT, 0, "0.1", (), AT, 77)
+WELCOME = Welcome("", "", 0, EXTENT, run_dir="run", http_addr=AT)
+REPORT = Report("", "", 0, EXTENT, started_ns=0, version="0.1", processes=(), http_addr=AT, at=77)
 
 
 def gateway() -> tuple[Rig, Envelope]:

@@ -25,11 +25,13 @@ REPORT = Report(
     "",
     0,
     1,
-    0,
-    "1.2",
-    (ProcessRow(Address(SUPERVISOR, Incarnation(1)), 0, "up", 0, "", ()),),
-    "",
-    1 << 62,
+    started_ns=0,
+    version="1.2",
+    processes=(
+        ProcessRow(Address(SUPERVISOR, Incarnation(1)), 0, "up", 0, engine="", counters=()),
+    ),
+    http_addr="",
+    at=1 << 62,
 )
 
 

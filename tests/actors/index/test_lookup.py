@@ -35,7 +35,7 @@ def test_a_lookup_waits_for_what_is_in_the_log() -> None:
     assert not pick(sent, Held) and fetch.engine == SESSION_4.incarnation
     assert not pick(rig.ask(FLUSHER_6, fetched_seal(fetch, 1, slice(0, 1))), Held)
     sent = rig.ask(FLUSHER_6, fetched_seal(fetch, 2, slice(1, 2)))
-    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(0, 1, 2), (), (1, 2))
+    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(0, 1, 2), (), disk=(1, 2))
     assert said(sent, Sealed, FLUSHER_6).positions == (0,)
     counts = ("blocks_hit", "blocks_hit_ssd", "blocks_fetched", "blocks_sealed")
     assert [rig.count(name) for name in counts] == [3, 2, 2, 1]
@@ -91,7 +91,7 @@ def test_a_block_that_is_not_to_be_had_ends_the_run_before_it() -> None:
     question = pick(sent, Fetch)[0]
     rig.ask(FLUSHER_6, fetched_seal(fetch, 0, slice(0, 1)))
     sent = rig.answer(question, Fetched(Status.OK, (1, 2, 3), (1,)))
-    assert said(sent, Held) == Held(LeaseId(1), 1, as_pages(0), (), (0,))
+    assert said(sent, Held) == Held(LeaseId(1), 1, as_pages(0), (), disk=(0,))
     assert (
         ssd_of(actor).log.stored == {NS: {KEYS[0], KEYS[2], KEYS[3]}} and not actor.lookup.awaited
     )

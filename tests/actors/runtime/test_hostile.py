@@ -91,7 +91,9 @@ def test_what_only_the_shell_says_comes_through_no_socket(msg: Message) -> None:
 def test_another_life_of_the_supervisor_or_of_a_neighbour_is_not_heard() -> None:
     rig, actor, reserve = attached()
     rig.tell(Address(SUPERVISOR, Incarnation(9)), Gone(IDX))
-    rig.tell(Address(SUPERVISOR, Incarnation(9)), Welcome("other", "other", 0, EXTENT, "run"))
+    rig.tell(
+        Address(SUPERVISOR, Incarnation(9)), Welcome("other", "other", 0, EXTENT, run_dir="run")
+    )
     rig.tell(Address(INDEX, Incarnation(9)), Held(LeaseId(7), 1, as_pages(0)))
     rig.tell(
         Address(ALLOC.name, Incarnation(9)),

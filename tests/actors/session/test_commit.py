@@ -28,7 +28,9 @@ def served() -> tuple[Rig, Session]:
 
 
 def begin(rig: Rig, order: int) -> CopyBatch:
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, order, (), True)), Claim, IDX)
+    claim = one(
+        rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, order=order, commits=True)), Claim, IDX
+    )
     return said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2))), CopyBatch, CLIENT_7)
 
 
@@ -77,7 +79,7 @@ def test_an_order_that_turned_out_void_is_never_sealed() -> None:
 def test_a_void_order_that_begins_late_is_never_sealed() -> None:
     rig, actor = served()
     rig.tell(SCHEDULER, Skip(7))
-    again = said(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, 7, (), True)), Saved)
+    again = said(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, order=7, commits=True)), Saved)
     assert again.status is Status.DROPPED and idle(actor)
 
 
@@ -91,7 +93,7 @@ def test_without_a_word_nothing_is_published() -> None:
 
 def test_a_word_on_what_has_ended_is_forgotten() -> None:
     rig, actor = served()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, 7, (), True)), Claim, IDX)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, order=7, commits=True)), Claim, IDX)
     assert said(rig.answer(claim, Claimed(NO_CLAIM, ())), Saved) == Saved(Status.OK, 0, 3)
     rig.tell(SCHEDULER, Commit((7,)))
     assert idle(actor) and not actor.orders._early
@@ -107,15 +109,17 @@ def test_a_stranger_has_no_say() -> None:
 
 def test_a_save_that_waits_for_a_word_names_its_order() -> None:
     rig, _ = served()
-    answer = said(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, 0, (), True)), Saved)
+    answer = said(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY, commits=True)), Saved)
     assert answer.status is Status.BAD_REQUEST
 
 
 def test_several_ranks_wait_for_each_other_and_for_the_word() -> None:
     rig, actor = pair()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, 1, (), True)), Claim, IDX)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, order=1, commits=True)), Claim, IDX)
     first = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1))), CopyBatch, CLIENT_7)
-    second = said(rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], NO_KEY, 1, (), True)), CopyBatch, CLIENT_8)
+    second = said(
+        rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], NO_KEY, order=1, commits=True)), CopyBatch, CLIENT_8
+    )
     rig.tell(CLIENT_7, Keep(1, first.batch))
     rig.done(FillPages)
     assert rig.tell(CLIENT_7, Commit((1,))) == [], "one rank's part is missing"

@@ -28,9 +28,9 @@ def pair() -> tuple[Rig, Session]:
 
 def test_a_block_is_sealed_with_the_shards_of_both_ranks() -> None:
     rig, _ = pair()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, 1)), Claim, IDX)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, order=1)), Claim, IDX)
     first = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1))), CopyBatch, CLIENT_7)
-    second = said(rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], NO_KEY, 1)), CopyBatch, CLIENT_8)
+    second = said(rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], NO_KEY, order=1)), CopyBatch, CLIENT_8)
     rig.tell(CLIENT_7, Keep(1, first.batch))
     assert not pick(rig.done(FillPages), Seal)
     rig.tell(CLIENT_8, Keep(5, second.batch))
@@ -42,8 +42,8 @@ def test_a_block_is_sealed_with_the_shards_of_both_ranks() -> None:
 
 def test_a_rank_that_joins_before_the_claim_is_answered_has_its_part_to_do() -> None:
     rig, _ = pair()
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, 1)), Claim, IDX)
-    assert rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], NO_KEY, 1)) == []
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, order=1)), Claim, IDX)
+    assert rig.ask(CLIENT_8, Save(5, 1, KEYS[:2], NO_KEY, order=1)) == []
     sent = rig.answer(claim, Claimed(ClaimId(1), (0, 1)))
     assert [said(sent, CopyBatch, rank).positions for rank in RANKS] == [(0, 1), (0, 1)]
     assert not pick(sent, Saved)

@@ -23,7 +23,7 @@ START = 100 * S
 
 def served(number: int, engine: str) -> ChildRecord:
     """A session of this engine."""
-    opener = OpenSession(engine, bytes(16), 1, 1, bytes(16))
+    opener = OpenSession(engine, bytes(16), 1, 1, namespace=bytes(16))
     assignment = Assignment(opener, 1, False, START)
     return ChildRecord(Address(SESSION, Incarnation(number)), born=START, assignment=assignment)
 

@@ -184,7 +184,9 @@ def test_the_gateway_knows_no_pool() -> None:
     assert pick(group.exit(group.now_living(INDEX)), Gone, old) and old in group.living
     fresh_sent = group.exit(old)
     fresh = group.now_living(GATEWAY)
-    assert said(fresh_sent, Welcome, fresh) == Welcome("", "", 0, 0, "run", HTTP.http_addr)
+    assert said(fresh_sent, Welcome, fresh) == Welcome(
+        "", "", 0, 0, run_dir="run", http_addr=HTTP.http_addr
+    )
 
 
 def spawned(rig: Rig, address: Address) -> None:
@@ -247,7 +249,7 @@ def test_the_service_manager_is_told_ready_once_and_what_changes() -> None:
 def test_it_is_not_ready_before_an_engine_could_have_a_session() -> None:
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, (), ()))
+    rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, pool_file=(), ledger_file=()))
     for incarnation, name in enumerate((ALLOCATOR, INDEX), 2):
         spawned(rig, Address(name, Incarnation(incarnation)))
     session = Address(SESSION, Incarnation(4))

@@ -146,7 +146,7 @@ def test_an_engine_gets_a_spare_and_a_new_spare_is_made() -> None:
     spare = group.now_living(SESSION)
     sent = group.open()
     serve = one(sent, Serve, spare)
-    assert serve.message == Serve("engine", bytes(16), 4242, 99, bytes(16))
+    assert serve.message == Serve("engine", bytes(16), 4242, 99, namespace=bytes(16))
     at = said(group.answer(serve, Serving()), SessionAt, CLIENT_7)
     assert (at.address, at.endpoint) == (spare, f"ipc://{spare}")
     group.settle()

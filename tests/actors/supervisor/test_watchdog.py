@@ -120,7 +120,7 @@ def starting() -> Rig:
     """A supervisor whose first child was spawned and says nothing."""
     rig = Rig(Supervisor(BOSS, PLAN))
     rig.start()
-    rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, (), ()))
+    rig.done(OpenPool, PoolOpened("pool", "ledger", POOL, EXTENT, pool_file=(), ledger_file=()))
     rig.done(NextIncarnation, IncarnationDrawn(Incarnation(2)))
     rig.done(Spawn, Spawned(7, 7))
     return rig

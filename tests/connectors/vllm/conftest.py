@@ -21,7 +21,16 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     def numbers(caches: dict[str, Any]) -> list[Tensor]:
         arrays = {name: a.__array_interface__["data"][0] for name, a in caches.items()}
         return [
-            Tensor(n, a.shape, a.strides, 0, 1, "uint8", arrays[n], a.nbytes)
+            Tensor(
+                n,
+                a.shape,
+                a.strides,
+                0,
+                element=1,
+                dtype="uint8",
+                storage=arrays[n],
+                storage_bytes=a.nbytes,
+            )
             for n, a in caches.items()
         ]
 

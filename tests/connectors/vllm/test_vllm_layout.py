@@ -17,10 +17,10 @@ def tensor(name: str, array: np.ndarray, base: np.ndarray) -> Tensor:
         array.shape,
         tuple(s // array.itemsize for s in array.strides),
         start // array.itemsize,
-        array.itemsize,
-        str(array.dtype),
-        base.__array_interface__["data"][0],
-        base.nbytes,
+        element=array.itemsize,
+        dtype=str(array.dtype),
+        storage=base.__array_interface__["data"][0],
+        storage_bytes=base.nbytes,
     )
 
 
@@ -107,7 +107,16 @@ def test_a_shape_without_one_block_axis_is_refused(shape: tuple[int, ...], block
 def test_what_cannot_be_copied_in_runs_is_refused() -> None:
     array = np.zeros((BLOCKS, 4, 8), np.uint16)
     good = tensor("l", array, array)
-    bad = Tensor("l", (BLOCKS, 2, 8), (16, 4, 1), 0, 2, "uint16", good.storage, good.storage_bytes)
+    bad = Tensor(
+        "l",
+        (BLOCKS, 2, 8),
+        (16, 4, 1),
+        0,
+        element=2,
+        dtype="uint16",
+        storage=good.storage,
+        storage_bytes=good.storage_bytes,
+    )
     crumbs = np.zeros((3, 70, BLOCKS, 2, 2), np.uint16)[:, :, :, :, 0].transpose(2, 0, 1, 3)
     for given in ([bad], [], [good, tensor("m", np.zeros((BLOCKS, 2)), array)]):
         with pytest.raises(Unrepresentable):

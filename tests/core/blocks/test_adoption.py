@@ -16,7 +16,14 @@ PAGE = 16 * 1024
 EXTENT = 8 * PAGE
 GEOMETRY = Geometry(6 * EXTENT, EXTENT)
 PER = GEOMETRY.records_per_extent
-HEADER = Header(bytes(16), b"boot", GEOMETRY.pool_bytes, EXTENT, PER, Incarnation(1))
+HEADER = Header(
+    bytes(16),
+    b"boot",
+    GEOMETRY.pool_bytes,
+    EXTENT,
+    records_per_extent=PER,
+    incarnation=Incarnation(1),
+)
 SPACES = tuple(Namespace(letter * 16) for letter in (b"a", b"b", b"c"))
 SIZES = (1000, PAGE, 3 * PAGE)  # payloads: an extent holds 8, 8 and 2 pages of them
 
@@ -31,7 +38,15 @@ def record(
     """A sealed page of an extent: payloads by extent, so that every extent is cut once."""
     length = SIZES[page // PER % len(SIZES)]
     return Record(
-        Stamp(100 + page), seal or page, shard, shards, length, SPACES[space], key, None, 3
+        Stamp(100 + page),
+        seal or page,
+        shard,
+        shards,
+        length=length,
+        namespace=SPACES[space],
+        key=key,
+        checksum=None,
+        depth=3,
     )
 
 

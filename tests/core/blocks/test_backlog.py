@@ -21,9 +21,9 @@ def block(at: int, namespace: Namespace = NS, key_bytes: int = 8, pages: int = 1
         Key(at.to_bytes(key_bytes, "big")),
         PAGE,
         as_pages(*ids),
-        as_stamps(*ids),
-        at + 1,
-        at,
+        stamps=as_stamps(*ids),
+        seal=at + 1,
+        depth=at,
     )
 
 

@@ -30,7 +30,9 @@ class IndexAgainstList(RuleBasedStateMachine):
             return
         pages = tuple(range(self.next_page, self.next_page + shards))
         self.next_page += shards
-        block = Block(namespace, key, 16384, as_pages(*pages), as_stamps(*pages), seal=1, depth=0)
+        block = Block(
+            namespace, key, 16384, as_pages(*pages), stamps=as_stamps(*pages), seal=1, depth=0
+        )
         self.index.add(block)
         self.blocks.append(block)
 

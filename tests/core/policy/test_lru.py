@@ -21,9 +21,9 @@ def block_of(number: int, page_size: int, depth: int = 0) -> Block:
         Key(number.to_bytes(8, "big")),
         page_size,
         as_pages(number),
-        as_stamps(number),
-        1,
-        depth,
+        stamps=as_stamps(number),
+        seal=1,
+        depth=depth,
     )
 
 

@@ -12,7 +12,16 @@ SIZE = 4096
 
 
 def row(at: int, offset: int = 0, namespace: Namespace = NS) -> Row:
-    return Row(offset, 7, Incarnation(1), SIZE, at, 1, namespace, Key(b"key-%04d" % at))
+    return Row(
+        offset,
+        7,
+        Incarnation(1),
+        SIZE,
+        depth=at,
+        shards=1,
+        namespace=namespace,
+        key=Key(b"key-%04d" % at),
+    )
 
 
 def key(at: int) -> Key:

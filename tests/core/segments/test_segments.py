@@ -71,10 +71,10 @@ def segment(groups: int, blocks: int = 2, payload_bytes: int = 5000) -> tuple[by
                     sum_,
                     Incarnation(1),
                     payload_bytes,
-                    n,
-                    1,
-                    NS,
-                    Key(bytes([number, n]) * 8),
+                    depth=n,
+                    shards=1,
+                    namespace=NS,
+                    key=Key(bytes([number, n]) * 8),
                 )
             )
             pages += page
@@ -186,13 +186,24 @@ def test_a_group_that_does_not_fit_its_place_is_none() -> None:
     assert read_group(page, UUID, HEAD_BYTES) is not None
     assert read_group(page, UUID, 2 * HEAD_BYTES) is None, "a copy of it elsewhere"
     assert read_group(page, bytes(16), HEAD_BYTES) is None, "of an older file in this place"
-    many = [Row(0, 1, Incarnation(1), PAGE_ALIGN, 0, 1, NS, Key(b"k" * 8))] * GROUP_ROWS
+    many = [
+        Row(0, 1, Incarnation(1), PAGE_ALIGN, depth=0, shards=1, namespace=NS, key=Key(b"k" * 8))
+    ] * GROUP_ROWS
     assert len(group(UUID, 0, many)) == PAGE_ALIGN
 
 
 def test_the_format_is_frozen() -> None:
     """What is on users' disks is still read: a change needs another VERSION."""
-    row = Row(8192, 0x1122334455667788, Incarnation(9), 5000, 3, 2, NS, Key(b"key-0001"))
+    row = Row(
+        8192,
+        0x1122334455667788,
+        Incarnation(9),
+        5000,
+        depth=3,
+        shards=2,
+        namespace=NS,
+        key=Key(b"key-0001"),
+    )
     assert pack_row(row).hex() == (
         "0020000000000000887766554433221109000000000000008813000003000000020008"
         + (b"\0" + NS + b"key-0001".ljust(64, b"\0") + bytes(12)).hex()

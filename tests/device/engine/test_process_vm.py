@@ -24,7 +24,10 @@ PROOF = bytes(range(32))
 BLOCKS, RUN = 32, 48 * 1024
 LAYOUT = Layout(
     BLOCKS,
-    (LayerLayout(0, 0, 2 * RUN, RUN), LayerLayout(0, RUN, 2 * RUN, RUN // 2, 2, RUN // 2)),
+    (
+        LayerLayout(0, 0, 2 * RUN, RUN),
+        LayerLayout(0, RUN, 2 * RUN, RUN // 2, segments=2, segment_stride=RUN // 2),
+    ),
     "uint8",
 )
 BYTES = BLOCKS * 2 * RUN
