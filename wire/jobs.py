@@ -144,11 +144,11 @@ class OpenBounce(Job[BounceOpened | Done]):
 
 @message(204)
 class FillPages(Job[Done]):
-    """Copy bounce slot i into the page at pool offset i, `length` bytes each."""
+    """Copy bounce slot i into the page at pool offset i, `payload_bytes` each."""
 
     slots: U64s
     offsets: U64s
-    length: int
+    payload_bytes: int
     page_size: int
     mapping: int = 0
 
@@ -384,7 +384,7 @@ class PagesSummed(Result):
 
 @message(218)
 class SumPages(Job[PagesSummed | Done]):
-    """The checksum of `length` bytes at each of these pool offsets."""
+    """The checksum of `payload_bytes` at each of these pool offsets."""
 
     offsets: U64s
-    length: int
+    payload_bytes: int

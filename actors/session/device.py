@@ -68,12 +68,12 @@ class Copies:
             pool = self._pool.map
 
             def fill_part(first: int, last: int) -> Done:
-                fill(pool, job.slots[first:last], job.offsets[first:last], job.length)
+                fill(pool, job.slots[first:last], job.offsets[first:last], job.payload_bytes)
                 return Done(Status.OK)
 
-            return self._cut(len(job.slots), job.length, fill_part)
+            return self._cut(len(job.slots), job.payload_bytes, fill_part)
         if isinstance(job, SumPages):
-            return [lambda: PagesSummed(self._sums(job.offsets, job.length))]
+            return [lambda: PagesSummed(self._sums(job.offsets, job.payload_bytes))]
         if isinstance(job, ReadBlocks | WriteBlocks):
             engine = self._engines[job.mapping]
             move = engine.read if isinstance(job, ReadBlocks) else engine.write

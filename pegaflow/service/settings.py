@@ -39,7 +39,7 @@ PREFETCH_BLOCKS_MAX: Count = 65536
 """As many as one lookup can name."""
 
 DRAIN_TIMEOUT_MAX_S: Seconds = 60
-"""Seconds: whoever stops a service waits no longer before it is killed."""
+"""Whoever stops a service waits no longer before it is killed."""
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class SessionCage(Cage):
             return Done(Status.COPY_FAILED if self.rng.random() < 0.05 else Status.OK)
         if isinstance(job, FillPages):
             assert len(job.slots) == len(job.offsets) > 0
-            assert max(job.slots) < self.bounces[job.mapping] and job.length <= job.page_size
+            assert max(job.slots) < self.bounces[job.mapping] and job.payload_bytes <= job.page_size
             assert max(job.offsets) + job.page_size <= POOL
             self.counts["blocks_filled"] += len(job.slots)
             return Done(Status.COPY_FAILED if self.rng.random() < 0.05 else Status.OK)

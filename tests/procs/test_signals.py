@@ -102,8 +102,9 @@ class Command:
 def serve(folder: Path) -> Command:
     """A service that is just being started."""
     (folder / "run").mkdir(mode=0o700)
-    flags = ("--pool-size", "64MiB", "--http-addr", "none", "--log-format", "json")
-    return Command(folder, "serve", "--run-dir", str(folder / "run"), *flags)
+    words = ["serve", "--run-dir", str(folder / "run"), "--pool-size", "64MiB"]
+    words += ["--http-addr", "none", "--log-format", "json"]
+    return Command(folder, *words)
 
 
 Moment = Callable[[Command], bool]

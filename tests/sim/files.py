@@ -139,7 +139,7 @@ class Device:
     def _sum(self, job: SumPages) -> Work:
         sums: list[int] = []
         for at in job.offsets:
-            sums.append(xxh3_64_intdigest(self.pool[at : at + job.length]) or 1)
+            sums.append(xxh3_64_intdigest(self.pool[at : at + job.payload_bytes]) or 1)
             yield
         return PagesSummed(tuple(sums))
 
@@ -153,10 +153,10 @@ class Device:
 
     def _fill(self, job: FillPages, bounce: bytearray) -> Work:
         slots = [slot * job.page_size for slot in job.slots]
-        moves = copy_pieces(self.pool, job.offsets, bounce, slots, job.length)
+        moves = copy_pieces(self.pool, job.offsets, bounce, slots, job.payload_bytes)
         for number, move in enumerate(moves):
             offset = job.offsets[number // PIECES]
-            self.files.written.append((offset, offset + job.length))
+            self.files.written.append((offset, offset + job.payload_bytes))
             move()
             yield
         return Done(Status.OK)

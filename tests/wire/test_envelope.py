@@ -29,7 +29,7 @@ names = st.text(st.characters(codec="ascii"), max_size=NAME_BYTES_MAX)
 addresses = st.builds(Address, names, numbers)
 kinds = st.tuples(numbers, st.just(0)) | st.tuples(st.just(0), numbers)
 envelopes = st.tuples(addresses, addresses, any_message, kinds, numbers).map(
-    lambda t: Envelope(t[0], t[1], t[2], *t[3], t[4])
+    lambda t: Envelope(t[0], t[1], t[2], question=t[3][0], answer=t[3][1], deadline=t[4])
 )
 
 BEAT = Envelope(

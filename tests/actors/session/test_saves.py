@@ -69,7 +69,7 @@ def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
     assert not rig.wanted(FillPages)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     (job,) = rig.wanted(FillPages)
-    assert (job.slots, job.length, job.page_size) == (take.slots, PAGE, PAGE)
+    assert (job.slots, job.payload_bytes, job.page_size) == (take.slots, PAGE, PAGE)
 
 
 def test_known_keys_are_not_copied() -> None:
