@@ -1,8 +1,9 @@
 """What every test runs under.
 
 Property tests have no deadline (the machine is shared), keep no database beside the code, and draw
-the same examples each time in CI: what fails there fails everywhere.  A command that a test runs in
-this process takes its signals; they are given back.
+the same examples each time in CI: what fails there fails everywhere.  They draw few of them with
+`--hypothesis-profile few`: for a first look, and for coverage.  A command that a test runs in this
+process takes its signals; they are given back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hypothesis import settings
 
 settings.register_profile("here", deadline=None, database=None)
 settings.register_profile("ci", deadline=None, database=None, derandomize=True, print_blob=True)
+settings.register_profile("few", settings.get_profile("ci"), max_examples=10)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

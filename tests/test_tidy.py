@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -168,6 +168,7 @@ def is_message(node: ast.ClassDef) -> bool:
 PER_FILE: list[Callable[[Source], Complaints]] = [is_short, no_sleep_in_tests, is_composed]
 
 
+@cache
 def python_sources() -> list[Source]:
     paths = [
         path
@@ -190,7 +191,8 @@ def text_files() -> Iterator[tuple[str, str]]:
         ]
         for name in names:
             path = Path(folder, name)
-            if path.suffix not in (".gz", ".pyc", ".bin") and name != ".git" and path.is_file():
+            is_made = name == ".git" or name.startswith(".coverage")
+            if path.suffix not in (".gz", ".pyc", ".bin") and not is_made and path.is_file():
                 yield str(path.relative_to(ROOT)), path.read_text()
 
 
