@@ -5,6 +5,13 @@ unlinks what another process still uses.  A file gets its full length at once (s
 truncated after that; space becomes real by posix_fallocate, extent by extent, and nobody touches an
 extent before that: touching a hole of a full tmpfs is a SIGBUS.
 
+Space that is only reserved is not cleared yet: the kernel does that page by page when somebody
+touches it first, and a save would pay for it.  When tmpfs is asked to reserve again what it has
+reserved, it clears what holds no data yet and leaves the rest alone.  So space is reserved twice,
+before anybody is given a page of it.  That takes no mapping, so neither page tables nor faults, and
+no memory, so it cannot fail for want of any.  Who is killed in between leaves space that the next
+one clears, when he reserves it, or that the first touch does.
+
 A name in /dev/shm proves nothing: it can be removed, and another file can take it.  So a file is
 known by its device and inode (`SharedFile.id`).  A process that is told both opens the name,
 compares, and where the name is gone or another file's it opens the very file through the descriptor
@@ -146,7 +153,7 @@ class SharedFile:
         return ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
     def reserve(self, offset: int, length: int) -> str:
-        """Make a range of the file really there.
+        """Make a range of the file really there, and cleared where it holds nothing yet.
 
         Args:
             offset: byte at which it begins.
@@ -156,6 +163,7 @@ class SharedFile:
             Why not, in a few words; '' if it is there.
         """
         try:
+            os.posix_fallocate(self.fd, offset, length)
             os.posix_fallocate(self.fd, offset, length)
         except OSError as err:
             return os.strerror(err.errno or errno.EIO)
@@ -222,7 +230,7 @@ class Extents:
         self._geometry = geometry
 
     def grow(self, extent: int) -> str:
-        """Reserve the space of one extent and of its records.
+        """Reserve the space of one extent and of its records, so that no first touch is left.
 
         Returns:
             Why not, in a few words; '' if it is there.
