@@ -2,7 +2,7 @@
 
     STEM.N.pool      the extents, then one page: the pool's uuid, which two files these are, and
                      the run directory of their service
-    STEM.N.ledger    the header with the same uuid, then the records
+    STEM.N.ledger    the header with the same uuid, then the records, then room for the table
 
 N grows with every new pool, so that whoever still has an older one mapped keeps what it has. An old
 pool is adopted only if nobody lives in it (locks.py), which is found out before a byte of it is
@@ -11,7 +11,7 @@ name; if they belong together and are the very files that were made, not copies,
 living pool is torn; and if format, boot and size of extents are what is wanted. What is not adopted
 is removed, but for pools that are in use: another mount namespace, or a run directory that was
 removed under its service, can have the same stem. No file is ever truncated; a pool of another size
-keeps what fits (resize.py).
+keeps what fits, and never the table, which the index makes anew (resize.py).
 
 Names in /dev/shm can be taken by anybody on the host.  Files of others are passed over, and a
 number that somebody else has taken is followed by one that nobody can guess.
@@ -29,6 +29,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, UUID_BYTES, Header, Ledger, ledger_bytes
 from pegaflow.core.pool.scan import scan
+from pegaflow.core.pool.table import file_bytes
 from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.units import Bytes, Count
 
@@ -144,7 +145,7 @@ def make(
 def _create(stem: str, geometry: Geometry, above: int) -> tuple[SharedFile, SharedFile]:
     """Ledger and pool under a number that nobody has, claimed."""
     number = max([*numbers(stem), above]) + 1
-    size = ledger_bytes(geometry.extents, geometry.records_per_extent)
+    size = file_bytes(geometry.records)
     for _ in range(TRIES_MAX):
         made: list[SharedFile] = []
         try:
@@ -370,15 +371,13 @@ def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
     """
     pool, file, header = files.pool, files.file, files.header
     pool_bytes = wanted.size_of(header)
+    geometry = Geometry(pool_bytes, header.extent_bytes)
+    if pool_bytes != header.pool_bytes:
+        wanted.check(os.fstat(pool.fd).st_blocks * 512)
+    resize.fit(pool, file, geometry, TRAILER_BYTES)
     if pool_bytes == header.pool_bytes:
         _identify(pool, file, pool_bytes, wanted.run_dir)
-        return files
-    wanted.check(os.fstat(pool.fd).st_blocks * 512)
-    geometry = Geometry(pool_bytes, header.extent_bytes)
-    if pool_bytes > header.pool_bytes:
-        resize.grow(pool, file, geometry, TRAILER_BYTES)
-    else:
-        resize.shrink(pool, file, geometry)
+        return PoolFiles(pool, file, Ledger(file.map, file.read))
     _reserve(pool, pool_bytes, TRAILER_BYTES)
     pool.map[pool_bytes : pool_bytes + UUID_BYTES] = header.pool_uuid
     _identify(pool, file, pool_bytes, wanted.run_dir)

@@ -23,13 +23,15 @@ SIGBUS. What is behind the new end is given back to the system as a hole instead
 from __future__ import annotations
 
 import ctypes
+import errno
 from dataclasses import dataclass
 
 import numpy as np
 
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, ledger_bytes
+from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger
 from pegaflow.core.pool.scan import scan
+from pegaflow.core.pool.table import file_bytes, forget
 from pegaflow.wire.identities import PageId
 
 from .memory import SharedFile
@@ -48,28 +50,43 @@ class _Extent:
     pages: tuple[PageId, ...]  # sealed ones
 
 
-def grow(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -> None:
-    """Make room in both files for this geometry; nothing in them changes.
-
-    Args:
-        trailer: bytes of the pool's file behind the last extent.
-
-    Raises:
-        OSError: a file cannot be made so long.
-    """
-    pool.lengthen(geometry.pool_bytes + trailer)
-    file.lengthen(ledger_bytes(geometry.extents, geometry.records_per_extent))
-
-
-def shrink(pool: SharedFile, file: SharedFile, geometry: Geometry) -> None:
-    """Have every sealed record within this geometry; those that do not fit are voided.  The ledger
-    still has the header of the larger pool.
+def fit(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -> None:
+    """Have room in both files for this geometry and every sealed record within it, as far as they
+    fit.  The ledger still has the header of the pool as it was; there is no table in it, and room
+    for one, which ledgers of earlier versions lack.
 
     Args:
         pool: claimed, and mapped by nobody else for writing.
         file: the ledger's, likewise.
         geometry: the cut that the pool is to have.
+        trailer: bytes of the pool's file behind the last extent.
+
+    Raises:
+        OSError: a file cannot be made so long.
     """
+    forget(file.map)
+    before = Ledger(file.map).header.pool_bytes
+    if geometry.pool_bytes > before:
+        _grow(pool, file, geometry, trailer)
+        return
+    file.lengthen(file_bytes(geometry.records))
+    if geometry.pool_bytes < before:
+        _shrink(pool, file, geometry)
+
+
+def _grow(pool: SharedFile, file: SharedFile, geometry: Geometry, trailer: int) -> None:
+    """Make room in both files for this geometry.  Nothing in them changes, but that the table is
+    gone: its place becomes that of records, which are to be void."""
+    ledger = Ledger(file.map)
+    end = HEADER_BYTES + ledger.records * RECORD_BYTES
+    if not punch(file, end, file.length - end):
+        raise OSError(errno.EOPNOTSUPP, "no holes can be made in it", file.path)
+    pool.lengthen(geometry.pool_bytes + trailer)
+    file.lengthen(file_bytes(geometry.records))
+
+
+def _shrink(pool: SharedFile, file: SharedFile, geometry: Geometry) -> None:
+    """Have every sealed record within this geometry; those that do not fit are voided."""
     ledger = Ledger(file.map, file.read)
     extents = _extents(ledger, geometry.records_per_extent)
     last = geometry.extents
@@ -103,16 +120,17 @@ def _give_back(pool: SharedFile, geometry: Geometry, extent: int) -> None:
     punch(pool, extent * geometry.extent_bytes, geometry.extent_bytes)
 
 
-def punch(file: SharedFile, start: int, length: int) -> None:
-    """Give so much of the file's space back; its length stays.  Not to be had is no harm: the space
-    comes back with the file.
+def punch(file: SharedFile, start: int, length: int) -> bool:
+    """Give so much of the file's space back, which reads as zeros then; its length stays.
 
     Args:
         start: byte at which the hole begins.
         length: bytes; 0 or less: nothing is done.
+
+    Returns:
+        Whether that was to be had; if not, the space comes back with the file.
     """
-    if length > 0:
-        _libc.fallocate(file.fd, _PUNCH_HOLE, start, length)
+    return length <= 0 or _libc.fallocate(file.fd, _PUNCH_HOLE, start, length) == 0
 
 
 def _extents(ledger: Ledger, records: int) -> dict[int, _Extent]:
@@ -120,6 +138,9 @@ def _extents(ledger: Ledger, records: int) -> dict[int, _Extent]:
     found: dict[int, _Extent] = {}
     for number in range(ledger.records // records):
         chunk = scan(ledger, PageId(number * records), records)
+        if chunk.leaving:
+            ledger.stay(chunk.leaving)
+            chunk = scan(ledger, PageId(number * records), records)
         if len(chunk.pages) or chunk.quarantined:
             newest = int(chunk.rows["seal"].max()) if len(chunk.pages) else 0
             found[number] = _Extent(number, newest, tuple(chunk.pages.tolist()))

@@ -19,6 +19,7 @@ from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
 from pegaflow.device import poolfiles, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
 from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
+from tests.naming import as_pages
 
 from .test_locks import holder, living
 
@@ -313,6 +314,14 @@ def test_a_pool_that_shrinks_moves_the_newest_into_what_is_empty(stem: str) -> N
     assert taken <= 3 * EXTENT + poolfiles.TRAILER_BYTES
     files = sized(stem, 8)
     assert files.sealed()[0] == 12, "what was voided does not come back"
+
+
+def test_a_record_that_was_leaving_when_its_index_died_moves_as_a_sealed_one(stem: str) -> None:
+    files = poolfiles.make(stem, GEOMETRY, Incarnation(6))
+    keys = {sealed_at(files, extent, slot, extent) for extent in (0, 3) for slot in range(4)}
+    files.ledger.leave(as_pages(2, 3, 13))
+    files = sized(stem, 2)
+    assert found_in(files) == keys
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small file system")

@@ -5,8 +5,9 @@ block of one page becomes a *cold* entry of the prefix index (cold.py) until som
 A million of them take half a second; as objects they would take three.  Blocks of several pages are
 put together from the records of one seal.
 
-What means nothing is to be voided: a block that lacks a shard, a record that does not fit the cut
-of its extent, and all but one of several blocks with the same key.
+A page that is leaving is sealed again: whoever let it leave has died before it knew whether
+somebody uses it.  What means nothing is to be voided: a block that lacks a shard, a record that
+does not fit the cut of its extent, and all but one of several blocks with the same key.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
-from pegaflow.core.pool.ledger import MAX_KEY, Ledger, Record
-from pegaflow.core.pool.scan import Chunk, Sense, scan
-from pegaflow.wire.identities import Namespace, PageId
+from pegaflow.core.pool.ledger import Ledger, Record
+from pegaflow.core.pool.scan import Chunk, Sense, by_namespace, scan
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes
 
-from .cold import hashes_of
 from .table import Block, PrefixIndex
 
 CHUNK: Bytes = 32768
@@ -56,6 +56,9 @@ class Adoption:
         if count <= 0:
             return False
         chunk = scan(self._ledger, self._next, count)
+        if chunk.leaving:
+            self._ledger.stay(chunk.leaving)
+            chunk = scan(self._ledger, self._next, count)
         self._next = PageId(self._next + count)
         self.quarantined += chunk.quarantined
         fits, sizes = self._sense.look(chunk)
@@ -102,24 +105,11 @@ class Adoption:
         rows = chunk.rows
         if not len(rows):
             return
-        spaces = np.ascontiguousarray(rows["namespace"]).view(np.uint64).reshape(-1, 2)
-        keys = np.ascontiguousarray(rows["key"]).view(np.uint8).reshape(-1, MAX_KEY)
-        hashes = hashes_of(keys[:, : -(-int(rows["key_length"].max()) // 8) * 8])
-        for space in _distinct(spaces):
-            here = (spaces == space).all(axis=1)
-            self._blocks.add_cold(Namespace(space.tobytes()), hashes[here], chunk.pages[here])
+        for namespace, here, hashes in by_namespace(rows):
+            self._blocks.add_cold(namespace, hashes, chunk.pages[here])
         depths, seals = rows["depth"].astype(np.int64), rows["seal"].astype(np.int64)
         self._cold.append(np.stack([chunk.pages, sizes, depths, seals]))
         self.bytes_ += int(np.maximum(sizes, MIN_PAGE).sum())
-
-
-def _distinct(rows: npt.NDArray[np.uint64]) -> list[npt.NDArray[np.uint64]]:
-    """The different rows, of which there are few."""
-    found = []
-    while len(rows):
-        found.append(rows[0])
-        rows = rows[(rows != rows[0]).any(axis=1)]
-    return found
 
 
 def _block_of(parts: list[tuple[PageId, Record]]) -> Block | None:

@@ -1,51 +1,25 @@
 """The blocks of one namespace that a restart has found and nobody has asked for yet.
 
 A million keys in a dict cost half a second and a hundred bytes each. Here a cold block is a 64-bit
-hash of its key and its page, in two arrays sorted by hash; the key itself stays in the ledger, and
-whoever finds a hash compares the key that is there. Each 8-byte word of the key is mixed by itself
-and the results are added up modulo 2^64, so that numpy makes the hashes of a whole chunk at once,
-and bytes that are not there, which are 0, change nothing.
+hash of its key (core/pool/fingerprints.py) and its page, in two arrays sorted by hash; the key
+itself stays in the ledger, and whoever finds a hash compares the key that is there.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from struct import Struct
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pegaflow.core.pool.ledger import MAX_KEY, Record
+from pegaflow.core.pool.fingerprints import hash_of
+from pegaflow.core.pool.ledger import Record
 from pegaflow.wire.identities import Key, PageId
 
-_WORDS = [Struct(f"={n}Q") for n in range(MAX_KEY // 8 + 1)]
-_MASK = (1 << 64) - 1
-_FACTORS = tuple(0xD6E8_FEB8_6659_FD93 * (2 * n + 1) & _MASK for n in range(MAX_KEY // 8))
-_COLUMN = np.array(_FACTORS, np.uint64)
 _GONE = PageId(-1)
 
 Hashes = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
-
-
-def hash_of(key: Key) -> int:
-    """The hash of one key."""
-    count, total = -(-len(key) // 8), 0
-    words = _WORDS[count].unpack(key.ljust(8 * count, b"\0"))
-    for word, factor in zip(words, _FACTORS, strict=False):
-        word = (word ^ word >> 32) * factor & _MASK
-        total += (word ^ word >> 29) * factor & _MASK
-    return total & _MASK
-
-
-def hashes_of(keys: npt.NDArray[np.uint8]) -> Hashes:
-    """The hashes of many keys, one per row, filled up with zeros to a multiple of 8 bytes."""
-    words = np.ascontiguousarray(keys).view(np.uint64)
-    factors = _COLUMN[: words.shape[1]]
-    words = (words ^ words >> np.uint64(32)) * factors
-    words ^= words >> np.uint64(29)
-    found: Hashes = np.einsum("ij,j->i", words, factors)
-    return found
 
 
 class ColdTable:

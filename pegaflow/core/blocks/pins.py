@@ -28,6 +28,7 @@ class Pins:
         self._leases = leases
         self.most = _NO_BOUND  # bytes of one holder
         self.of_all = _NO_BOUND  # bytes of all together
+        self.beside = 0  # bytes that are kept by other means than leases
         self._cut: Counter[Hashable] = Counter()  # blocks that a holder was not given
         self._told: dict[Hashable, tuple[int, int]] = {}  # what `news` has said last
 
@@ -47,7 +48,7 @@ class Pins:
         Returns:
             The part that may be, and how many blocks that leaves out.
         """
-        count = self._leases.affordable(holder, run, self.most, self.of_all)
+        count = self._leases.affordable(holder, run, self.most, self.of_all - self.beside)
         left = len(run) - count
         if left and self._leases.affordable(holder, run, self.most, _NO_BOUND) == count:
             self._cut[holder] += left  # by its own bound; the others' pins are not its doing
@@ -62,7 +63,13 @@ class Pins:
         most = self.most - more
         if self._leases.pinned(holder) > most:
             return False
-        return self._leases.affordable(holder, run, most, self.of_all - more) == len(run)
+        of_all = self.of_all - self.beside - more
+        return self._leases.affordable(holder, run, most, of_all) == len(run)
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody may keep anything more."""
+        return self._leases.pinned_bytes + self.beside > self.of_all
 
     def news(self, holder: Hashable) -> tuple[int, int] | None:
         """Bytes that it pins, and blocks that its own bound has cut so far, if that has changed

@@ -43,6 +43,11 @@ class Geometry:
         """Page ids, and so ledger records, that each extent owns."""
         return self.extent_bytes // MIN_PAGE
 
+    @property
+    def records(self) -> int:
+        """Page ids of the pool."""
+        return self.extents * self.records_per_extent
+
     def pages_per_extent(self, page_size: int) -> int:
         """Pages of this size in one extent; 0 if it is larger than an extent."""
         return self.extent_bytes // slot_size(page_size)

@@ -7,6 +7,12 @@ is either void or whole: a word that does not fit its body is *torn* and reads a
 is only being filled has no record at all, hence can never be taken for a filled one. A third word
 says that a page is quarantined: it holds no block, and nobody may use it as long as the pool lives.
 
+A fourth word, with the same checksum, says that a page is *leaving*: nobody finds it any more, and
+its bytes are still the block's.  Between that and void the index learns who has found the page
+before (hazards.py); where somebody has, the page stays, which is to say that it is sealed as it
+was, since the body was never touched.  An index that dies in between has lost nothing: the next one
+lets all of them stay.
+
 The checksum is a sum of products, modulo 2^64, whose upper half is kept: numpy makes it for a
 whole chunk of records at once (scan.py), which is what lets a restart read a million in a second,
 and for all that one message names.
@@ -22,6 +28,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +40,7 @@ if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to sta
     import numpy as np
     import numpy.typing as npt
 
-    _Table = npt.NDArray[np.uint64]
+    U64 = npt.NDArray[np.uint64]
 
 HEADER_BYTES = 4096
 RECORD_BYTES = 128
@@ -57,7 +64,10 @@ MAX_BOOT_ID: Count = 36
 
 VOID = 0
 SEALED = 0x5EA1_ED01 << 32  # no byte of it is 0, so no part of the word over a void passes for it
+LEAVING = 0x1EA7_E502 << 32  # no byte of it is 0 or that of SEALED
 QUARANTINED = 0xBAD0_0BAD << 32  # whatever the other half is
+_SUM = (1 << 32) - 1  # of a state word: the body's checksum
+_TAG = _SUM << 32
 _MAGIC = int.from_bytes(b"PEGALDGR", "big")
 
 # The word at 0 is the magic, at 8 the incarnation; then the checksum of the facts, then the facts:
@@ -132,7 +142,7 @@ class Ledger:
             "Q"
         )  # the same, as aligned words
         self._read = read
-        self._rows: _Table | None = None  # the records as rows of words, once they are needed so
+        self._rows: U64 | None = None
         facts = self._header()
         self.records = facts.pool_bytes // facts.extent_bytes * facts.records_per_extent
 
@@ -195,28 +205,36 @@ class Ledger:
         self._words[1] = incarnation
 
     def read(self, page: PageId) -> Record | None:
-        """The record of a sealed page; None if it is void, torn or quarantined."""
+        """The record of a sealed page; None if it is void, torn, leaving or quarantined."""
         at = self._at(page)
         body = self._bytes[at + 8 : at + RECORD_BYTES]
         return _record(body) if self._words[at // 8] == SEALED | _sum(body) else None
 
     def is_quarantined(self, page: PageId) -> bool:
         """Whether nobody may use it any more."""
-        return self._words[self._at(page) // 8] >> 32 == QUARANTINED >> 32
+        return self._words[self._at(page) // 8] & _TAG == QUARANTINED
 
     def quarantine(self, page: PageId) -> None:
         """Ends the record; nobody may use the page as long as the pool lives."""
         self._words[self._at(page) // 8] = QUARANTINED
 
+    def rows(self) -> U64:
+        """The records as rows of words, the state word first: a view of the file."""
+        if self._rows is None:
+            import numpy as np
+
+            shape = (self.records, RECORD_BYTES // 8)
+            self._rows = np.ndarray(shape, np.uint64, self._bytes, HEADER_BYTES)
+        return self._rows
+
     def are_sealed(self, pages: Sequence[PageId]) -> list[bool]:
         """Of each page whether its record is whole."""
-        found: list[bool] = self._states(pages)[0].tolist()
+        found: list[bool] = (self._tags(pages) == SEALED).tolist()
         return found
 
     def are_void(self, pages: Sequence[PageId]) -> list[bool]:
         """Of each page whether it may be used anew: void, or torn."""
-        sealed, quarantined = self._states(pages)
-        found: list[bool] = (~(sealed | quarantined)).tolist()
+        found: list[bool] = (self._tags(pages) == VOID).tolist()
         return found
 
     def seal(self, pages: Sequence[PageId], records: Sequence[Record]) -> None:
@@ -230,16 +248,31 @@ class Ledger:
 
         assert len(set(pages)) == len(pages) and all(self.are_void(pages)), pages
         bodies = np.frombuffer(b"".join(map(_body, records)), np.uint64).reshape(-1, len(FACTORS))
-        sums = np.dot(bodies, np.array(FACTORS, np.uint64)) >> np.uint64(32) | np.uint64(SEALED)
-        self.void(pages)
-        self._table()[self._checked(pages), 1:] = bodies
-        for page, word in zip(pages, sums.tolist(), strict=True):
-            self._words[self._at(page) // 8] = word
+        sums = sums_of(bodies) | np.uint64(SEALED)
+        at = self._checked(pages)
+        self.rows()[at, 0] = VOID
+        self.rows()[at, 1:] = bodies
+        self.rows()[at, 0] = sums
 
     def void(self, pages: Sequence[PageId]) -> None:
         """End these records, sealed or not."""
-        for page in pages:
-            self._words[self._at(page) // 8] = VOID
+        self.rows()[self._checked(pages), 0] = VOID
+
+    def leave(self, pages: Sequence[PageId]) -> None:
+        """Nobody finds these pages from here on; void them, or let them `stay`.
+
+        Args:
+            pages: sealed ones.
+        """
+        self._turn(pages, SEALED, LEAVING)
+
+    def stay(self, pages: Sequence[PageId]) -> None:
+        """Somebody uses these pages: they are sealed as they were.
+
+        Args:
+            pages: leaving ones.
+        """
+        self._turn(pages, LEAVING, SEALED)
 
     def chunk(self, first: PageId, count: int) -> bytes:
         """The raw records of these pages.
@@ -265,24 +298,19 @@ class Ledger:
             if record is not None:
                 assert record.shard < record.shards and record.key, (page, record)
 
-    def _table(self) -> _Table:
-        if self._rows is None:
-            import numpy as np
+    def _tags(self, pages: Sequence[PageId]) -> U64:
+        """Of each page SEALED, LEAVING, QUARANTINED, or VOID, also where it is torn."""
+        rows = self.rows()[self._checked(pages)]
+        return tags_of(rows[:, 0], rows[:, 1:])
 
-            shape = (self.records, RECORD_BYTES // 8)
-            self._rows = np.ndarray(shape, np.uint64, self._bytes, HEADER_BYTES)
-        return self._rows
-
-    def _states(
-        self, pages: Sequence[PageId]
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which of them are sealed, and which are quarantined."""
+    def _turn(self, pages: Sequence[PageId], before: int, after: int) -> None:
+        """Each word becomes another in one store; what it says of the body stays."""
         import numpy as np
 
-        rows = self._table()[self._checked(pages)]
-        words, sums = rows[:, 0], np.dot(rows[:, 1:], np.array(FACTORS, np.uint64))
-        half = np.uint64(32)
-        return words == sums >> half | np.uint64(SEALED), words >> half == QUARANTINED >> 32
+        at = self._checked(pages)
+        words = self.rows()[at, 0]
+        assert (words & np.uint64(_TAG) == np.uint64(before)).all(), pages
+        self.rows()[at, 0] = words & np.uint64(_SUM) | np.uint64(after)
 
     def _checked(self, pages: Sequence[PageId]) -> npt.NDArray[np.int64]:
         import numpy as np
@@ -306,6 +334,42 @@ class Ledger:
             records_per_extent=per_extent,
             incarnation=Incarnation(self._words[1]),
         )
+
+
+def tags_of(words: U64, bodies: U64) -> U64:
+    """What state words say of their bodies.
+
+    Args:
+        words: the state word of each record.
+        bodies: a row for each, of its other words.
+
+    Returns:
+        SEALED, LEAVING or QUARANTINED; VOID also where a word does not fit its body.
+    """
+    import numpy as np
+
+    tags, sums = words & np.uint64(_TAG), words & np.uint64(_SUM)
+    tags[(tags != SEALED) & (tags != LEAVING) & (tags != QUARANTINED)] = VOID
+    torn = sums != sums_of(bodies)
+    torn &= tags != QUARANTINED
+    tags[torn] = VOID
+    return tags
+
+
+def sums_of(bodies: U64) -> U64:
+    """The checksums of these bodies, which are rows of words."""
+    import numpy as np
+
+    sums: U64 = np.dot(bodies, _column())
+    sums >>= np.uint64(32)
+    return sums
+
+
+@cache
+def _column() -> U64:
+    import numpy as np
+
+    return np.array(FACTORS, np.uint64)
 
 
 def _body(record: Record) -> bytes:

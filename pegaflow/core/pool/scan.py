@@ -3,63 +3,61 @@
 A chunk is an array of rows as they lie in the file; the checksums of all its rows are made at once.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 
+from .fingerprints import hashes_of
 from .geometry import MIN_PAGE, Geometry
-from .ledger import FACTORS, MAX_KEY, QUARANTINED, RECORD_BYTES, SEALED, Ledger
+from .ledger import LEAVING, MAX_KEY, QUARANTINED, RECORD_BYTES, SEALED, VOID, Ledger, tags_of
 
 U64 = npt.NDArray[np.uint64]
+Pages = npt.NDArray[np.int64]
 
 ROW = np.dtype(
     {
-        "names": ["seal", "shard", "shards", "length", "namespace", "key_length", "key", "depth"],
-        "formats": ["u8", "u2", "u2", "u4", "V16", "u1", "V64", "u4"],
-        "offsets": [16, 24, 26, 28, 32, 48, 49, 122],
+        "names": [
+            *("seal", "shard", "shards", "length", "namespace", "key_length", "key"),
+            *("has_checksum", "checksum", "depth"),
+        ],
+        "formats": ["u8", "u2", "u2", "u4", "V16", "u1", "V64", "u1", "u8", "u4"],
+        "offsets": [16, 24, 26, 28, 32, 48, 49, 113, 114, 122],
         "itemsize": RECORD_BYTES,
     }
 )
-"""The fields of a record that a restart looks at, where ledger.py puts them."""
-
-_FACTORS = np.array(FACTORS, np.uint64)
+"""The fields of a record that are looked at in many at once, where ledger.py puts them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The sealed records of a chunk, by page, and its quarantined pages."""
+    """The sealed records of a chunk, by page, and its quarantined and leaving pages."""
 
-    pages: npt.NDArray[np.int64]
+    pages: Pages
     rows: npt.NDArray[Any]  # of ROW, beside `pages`
     quarantined: list[PageId]
+    leaving: list[PageId] = field(default_factory=list)
 
 
 def scan(ledger: Ledger, first: PageId, count: int) -> Chunk:
     """The records of `count` pages from `first` on, void and torn ones left out."""
-    raw = ledger.chunk(first, count)
-    words: U64 = np.frombuffer(raw, np.uint64).reshape(count, RECORD_BYTES // 8)
-    state = words[:, 0]
-    used = np.flatnonzero(state)
-    if len(used) < count:
-        words, state = words[used], state[used]
-    sums = np.einsum("ij,j->i", words[:, 1:], _FACTORS) >> np.uint64(32)
-    sealed = state == (np.uint64(SEALED) | sums)
-    bad = state >> np.uint64(32) == np.uint64(QUARANTINED >> 32)
-    rows, good = np.frombuffer(raw, ROW), used[sealed]
+    raw, used, tags = _read(ledger, first, count)
+    rows, good = np.frombuffer(raw, ROW), used[tags == SEALED]
     if len(good) < count:
         rows = rows[good]
-    return Chunk(good + first, rows, (used[bad] + first).tolist())
+    quarantined, leaving = used[tags == QUARANTINED] + first, used[tags == LEAVING] + first
+    return Chunk(good + first, rows, quarantined.tolist(), leaving.tolist())
 
 
 def occupied(
     ledger: Ledger, first: PageId, count: int
 ) -> tuple[tuple[PageId, ...], tuple[int, ...]]:
-    """What of a chunk is not void, quarantined pages too.
+    """What of a chunk is not void, leaving and quarantined pages too.
 
     Args:
         first: page id of the first record.
@@ -68,14 +66,61 @@ def occupied(
     Returns:
         Page ids, ascending, and beside them the bytes of payload of each; 0 for a quarantined page.
     """
-    chunk = scan(ledger, first, count)
-    pages, lengths = chunk.pages, chunk.rows["length"].astype(np.int64)
-    if chunk.quarantined:
-        pages = np.append(pages, np.array(chunk.quarantined, np.int64))
-        order = np.argsort(pages)
-        pages = pages[order]
-        lengths = np.append(lengths, np.zeros(len(chunk.quarantined), np.int64))[order]
-    return tuple(pages.tolist()), tuple(lengths.tolist())
+    raw, used, tags = _read(ledger, first, count)
+    there = tags != VOID
+    used = used[there]
+    lengths = np.where(tags[there] == QUARANTINED, 0, np.frombuffer(raw, ROW)["length"][used])
+    return tuple((used + first).tolist()), tuple(lengths.tolist())
+
+
+def _read(ledger: Ledger, first: PageId, count: int) -> tuple[bytes, Pages, U64]:
+    """The raw records, those whose state word is not 0, and what each of these is: SEALED, LEAVING,
+    QUARANTINED, or VOID if it is torn."""
+    raw = ledger.chunk(first, count)
+    words: U64 = np.frombuffer(raw, np.uint64).reshape(count, RECORD_BYTES // 8)
+    state = words[:, 0]
+    used = np.flatnonzero(state)
+    if len(used) < count:
+        words, state = words[used], state[used]
+    return raw, used, tags_of(state, words[:, 1:])
+
+
+def by_namespace(rows: npt.NDArray[Any]) -> Iterator[tuple[Namespace, npt.NDArray[np.bool_], U64]]:
+    """Take rows apart by namespaces, of which there are few.
+
+    Args:
+        rows: of ROW.
+
+    Yields:
+        A namespace, which of the rows are of it, and the hashes of their keys.
+    """
+    if not len(rows):
+        return
+    spaces = np.ascontiguousarray(rows["namespace"]).view(np.uint64).reshape(-1, 2)
+    keys = np.ascontiguousarray(rows["key"]).view(np.uint8).reshape(-1, MAX_KEY)
+    hashes = hashes_of(keys[:, : -(-int(rows["key_length"].max()) // 8) * 8])
+    left = np.arange(len(rows))
+    while len(left):
+        space = spaces[left[0]]
+        here = (spaces == space).all(axis=1)
+        yield Namespace(space.tobytes()), here, hashes[here]
+        left = left[~here[left]]
+
+
+def slot_bytes(ledger: Ledger, pages: Pages) -> int:
+    """How much of the pool blocks take.
+
+    Args:
+        pages: one of each block; what is not sealed, or no page of the pool, takes nothing.
+
+    Returns:
+        Bytes in the slots of all of their pages.
+    """
+    words = ledger.rows()[pages[pages < ledger.records]]
+    tags = tags_of(words[:, 0], words[:, 1:])
+    rows = words[tags == SEALED].view(ROW)[:, 0]
+    sizes = -(-rows["length"].astype(np.int64) // PAGE_ALIGN) * PAGE_ALIGN
+    return int((np.maximum(sizes, MIN_PAGE) * rows["shards"]).sum())
 
 
 class Sense:

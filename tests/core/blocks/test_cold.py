@@ -1,26 +1,31 @@
 """Cold blocks: found by their key, whatever its hash, until they are taken."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.core.blocks import cold
-from pegaflow.core.blocks.cold import ColdTable, hash_of, hashes_of
+from pegaflow.core.blocks.cold import ColdTable
+from pegaflow.core.pool.fingerprints import hash_of, hashes_of
 from pegaflow.core.pool.ledger import MAX_KEY, Record
 from pegaflow.wire.identities import Key, Namespace, PageId, Stamp
 
 any_key = st.binary(min_size=1, max_size=MAX_KEY).map(Key)
 
 
-def table_of(keys: list[Key], parts: int = 2) -> tuple[ColdTable, list[PageId]]:
+def table_of(
+    keys: list[Key], parts: int = 2, hashed: Callable[[Key], int] = hash_of
+) -> tuple[ColdTable, list[PageId]]:
     """Key i in page i; the pages that were dropped."""
 
     def read(page: int) -> Record:
         return Record(Stamp(1), 1, 0, 1, 4096, Namespace(bytes(16)), keys[page], None, 0)
 
     table = ColdTable(read)
-    hashes = np.array([cold.hash_of(key) for key in keys], np.uint64)
+    hashes = np.array([hashed(key) for key in keys], np.uint64)
     pages = np.arange(len(keys))
     for part in range(parts):
         table.add(hashes[part::parts], pages[part::parts])
@@ -43,9 +48,9 @@ def test_keys_of_a_counter_have_different_hashes() -> None:
 @given(keys=st.lists(any_key, min_size=1, max_size=30), strangers=st.lists(any_key, max_size=3))
 def test_what_is_there_is_found(same: bool, keys: list[Key], strangers: list[Key]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        if same:
-            patch.setattr(cold, "hash_of", lambda key: 7)
-        table, dropped = table_of(keys, parts=1)
+        hashed = (lambda key: 7) if same else hash_of
+        patch.setattr(cold, "hash_of", hashed)
+        table, dropped = table_of(keys, 1, hashed)
         last = {key: page for page, key in enumerate(keys)}
         assert sorted(dropped) == sorted(set(range(len(keys))) - set(last.values()))
         assert len(table) == len(last) and sorted(table) == sorted(last.values())

@@ -1,5 +1,7 @@
 """The ledger codec: what was sealed is read, and what was torn is void."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from pegaflow.core.pool.ledger import (
     Record,
     ledger_bytes,
 )
-from pegaflow.core.pool.scan import occupied, scan
+from pegaflow.core.pool.scan import U64, occupied, scan
 from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
 from tests.naming import as_pages
 
@@ -112,34 +114,30 @@ def test_a_damaged_body_is_void_and_can_be_sealed_again(
 
 
 class _Watched:
-    """Stands in for the ledger's words, and notes the body as it is when a word is written."""
+    """Stands in for a ledger's rows, and notes a record as it is before each store."""
 
-    def __init__(self, ledger: Ledger, buffer: bytearray) -> None:
-        self._words = ledger._words
-        self._buffer = buffer
-        self.writes: list[tuple[int, bytes]] = []
+    def __init__(self, rows: U64, page: int) -> None:
+        self.rows, self.page = rows, page
+        self.before: list[bytes] = []
 
-    def __getitem__(self, at: int) -> int:
-        return self._words[at]
+    def __getitem__(self, at: Any) -> Any:
+        return self.rows[at]
 
-    def __setitem__(self, at: int, word: int) -> None:
-        self.writes.append((word, bytes(self._buffer[at * 8 + 8 : at * 8 + RECORD_BYTES])))
-        self._words[at] = word
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self.before.append(self.rows[self.page].tobytes())
+        self.rows[at] = value
 
 
 def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer, ledger = fresh()
-    watched = _Watched(ledger, buffer)
-    monkeypatch.setattr(ledger, "_words", watched)
-    at = HEADER_BYTES + 2 * RECORD_BYTES
-    before = bytes(buffer[at + 8 : at + RECORD_BYTES])
+    _, ledger = fresh()
+    watched = _Watched(ledger.rows(), 2)
+    old = watched.rows[2].tobytes()
+    monkeypatch.setattr(ledger, "rows", lambda: watched)
     ledger.seal(
         [PageId(2)], [Record(Stamp(1), 2, 0, 1, 99, Namespace(bytes(16)), Key(b"key"), None, 3)]
     )
-    assert watched.writes[0] == (0, before)
-    word, body = watched.writes[-1]
-    assert word != 0
-    assert body == bytes(buffer[at + 8 : at + RECORD_BYTES])
+    new = watched.rows[2].tobytes()
+    assert watched.before == [old, bytes(8) + old[8:], bytes(8) + new[8:]]
 
 
 def test_sealing_a_sealed_page_is_our_bug() -> None:
@@ -159,6 +157,49 @@ def test_sealing_a_sealed_page_is_our_bug() -> None:
             ledger.are_void([PageId(page)])
 
 
+@given(records(), st.integers(8, RECORD_BYTES - 1), st.integers(1, 255))
+def test_a_record_that_is_leaving_is_whole_or_void(record: Record, place: int, flip: int) -> None:
+    buffer, ledger = fresh()
+    ledger.seal(as_pages(5), [record])
+    sealed = bytes(buffer)
+    ledger.leave(as_pages(5))
+    assert ledger.read(PageId(5)) is None
+    assert ledger.are_void(as_pages(5)) == ledger.are_sealed(as_pages(5)) == [False]
+    assert occupied(ledger, PageId(4), 4) == ((5,), (record.length,))
+    again = Ledger(buffer)  # an index that comes up between leaving and void
+    assert scan(again, PageId(0), PAGES).leaving == [5]
+    again.stay(as_pages(5))
+    assert bytes(buffer) == sealed and again.read(PageId(5)) == record
+    again.leave(as_pages(5))
+    buffer[HEADER_BYTES + 5 * RECORD_BYTES + place] ^= flip
+    assert ledger.are_void(as_pages(5)) == [True]
+    assert scan(ledger, PageId(0), PAGES).leaving == []
+    assert occupied(ledger, PageId(0), PAGES) == ((), ())
+
+
+def test_only_what_is_sealed_leaves_and_only_what_leaves_stays() -> None:
+    _, ledger = fresh()
+    ledger.seal(
+        as_pages(0, 1),
+        [Record(Stamp(1), 2, n, 2, 99, Namespace(bytes(16)), Key(b"key"), 17, 3) for n in range(2)],
+    )
+    ledger.quarantine(PageId(2))
+    for pages in ([0, 2], [0, 3]):
+        with pytest.raises(AssertionError):
+            ledger.leave(as_pages(*pages))
+    with pytest.raises(AssertionError):
+        ledger.stay(as_pages(0))
+    ledger.leave(as_pages(0))
+    with pytest.raises(AssertionError):
+        ledger.leave(as_pages(0, 1))
+    with pytest.raises(AssertionError):
+        ledger.seal(
+            as_pages(0), [Record(Stamp(9), 9, 0, 1, 99, Namespace(bytes(16)), Key(b"other"), 17, 3)]
+        )
+    ledger.void(as_pages(0))
+    assert ledger.are_void(as_pages(0, 1)) == [True, False]
+
+
 class LedgerAgainstDict(RuleBasedStateMachine):
     """A ledger, closed and opened at will, beside a dict."""
 
@@ -167,6 +208,7 @@ class LedgerAgainstDict(RuleBasedStateMachine):
         self.buffer, self.ledger = fresh()
         self.model: dict[int, Record] = {}
         self.bad: set[int] = set()
+        self.leaving: set[int] = set()  # of `model`
 
     @rule(some=st.dictionaries(st.integers(0, PAGES - 1), records()))
     def seal(self, some: dict[int, Record]) -> None:
@@ -178,13 +220,27 @@ class LedgerAgainstDict(RuleBasedStateMachine):
     def void(self, pages: list[int]) -> None:
         self.ledger.void(as_pages(*pages))
         self.bad.difference_update(pages)
+        self.leaving.difference_update(pages)
         for page in pages:
             self.model.pop(page, None)
+
+    @rule(pages=st.sets(st.integers(0, PAGES - 1)))
+    def leave(self, pages: set[int]) -> None:
+        some = [page for page in pages if page in self.model and page not in self.leaving]
+        self.ledger.leave(as_pages(*some))
+        self.leaving.update(some)
+
+    @rule(pages=st.sets(st.integers(0, PAGES - 1)))
+    def stay(self, pages: set[int]) -> None:
+        some = list(pages & self.leaving)
+        self.ledger.stay(as_pages(*some))
+        self.leaving.difference_update(some)
 
     @rule(page=st.integers(0, PAGES - 1))
     def quarantine(self, page: int) -> None:
         self.ledger.quarantine(PageId(page))
         self.model.pop(page, None)
+        self.leaving.discard(page)
         self.bad.add(page)
 
     @rule()
@@ -193,8 +249,10 @@ class LedgerAgainstDict(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        assert scanned(self.ledger) == sorted(self.model)
+        here = {p: record for p, record in self.model.items() if p not in self.leaving}
+        assert scanned(self.ledger) == sorted(here)
         assert scan(self.ledger, PageId(0), PAGES).quarantined == sorted(self.bad)
+        assert scan(self.ledger, PageId(0), PAGES).leaving == sorted(self.leaving)
         lengths = {page: record.length for page, record in self.model.items()}
         there = sorted((lengths | dict.fromkeys(self.bad, 0)).items())
         assert occupied(self.ledger, PageId(0), PAGES) == (
@@ -202,11 +260,11 @@ class LedgerAgainstDict(RuleBasedStateMachine):
             tuple(length for _, length in there),
         )
         every = range(PAGES)
-        assert self.ledger.are_sealed(as_pages(*every)) == [page in self.model for page in every]
+        assert self.ledger.are_sealed(as_pages(*every)) == [page in here for page in every]
         void = [page not in self.model and page not in self.bad for page in every]
         assert self.ledger.are_void(as_pages(*every)) == void
         for page in every:
-            assert self.ledger.read(PageId(page)) == self.model.get(page)
+            assert self.ledger.read(PageId(page)) == here.get(PageId(page))
             assert self.ledger.is_quarantined(PageId(page)) == (page in self.bad)
         self.ledger.check()
 

@@ -1,0 +1,127 @@
+"""The resident blocks in the table in which readers look them up (core/pool/table.py).
+
+The table follows the ledger: what is sealed is added, what is void is removed.  A new index does
+not know what its predecessor's table lacks, so it makes another one out of the ledger, in steps,
+while blocks come and go; so it does later, when blocks have come that the table had no room for.  A
+step lists the blocks whose first page is among the next few; a block that comes meanwhile is listed
+at once if the steps are past its page, else when they get there.  Until all is listed readers look
+into the table that they have.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+from pegaflow.core.pool.fingerprints import fingerprints, fold
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.core.pool.scan import by_namespace, scan
+from pegaflow.core.pool.table import Table
+from pegaflow.wire.identities import Namespace, PageId
+from pegaflow.wire.units import Count
+
+from .table import Block, PrefixIndex
+
+LEAST_BLOCKS: Count = 16384
+"""A table has room for so many, and more: 786 KB.  Smaller ones would be made again and again while
+a pool fills."""
+
+
+class Listing:
+    """Keeps one table up to date.
+
+    Args:
+        blocks: those that are resident, to be asked for the other pages of one.
+    """
+
+    def __init__(self, ledger: Ledger, table: Table, blocks: PrefixIndex) -> None:
+        self._ledger, self._blocks = ledger, blocks
+        self.table = table
+        self._next = PageId(0)  # the blocks of the pages before this one are listed
+        self._began = False  # a table is being made, or is there
+        self._lacked = 0  # blocks that the last one had no places for, even when it was new
+
+    def begin(self) -> str:
+        """All resident blocks are known: make a table of them, in steps.
+
+        Returns:
+            '', or in one line why that cannot be.
+        """
+        why = self.table.begin(max(len(self._blocks), LEAST_BLOCKS))
+        if not why:
+            self._next, self._began = PageId(0), True
+        return why
+
+    @property
+    def wanted(self) -> bool:
+        """Whether another table should be made."""
+        return not self.running and (not self._began or self.lacks > 0)
+
+    @property
+    def running(self) -> bool:
+        """Whether one is being made."""
+        return self._began and not self._complete
+
+    @property
+    def lacks(self) -> int:
+        """Blocks that have found no place since the table was made."""
+        return self.table.lacks - self._lacked
+
+    @property
+    def _complete(self) -> bool:
+        return self._next == self._ledger.records
+
+    def step(self, pages: int) -> None:
+        """List the blocks of some pages more, while it is `running`.
+
+        Args:
+            pages: so many, whatever is in them.
+        """
+        assert self.running
+        if self.table.clear_step(pages):
+            return
+        first, count = self._next, min(pages, self._ledger.records - self._next)
+        chunk = scan(self._ledger, first, count)
+        self._next = PageId(first + count)
+        heads = chunk.rows["shard"] == 0
+        single = heads & (chunk.rows["shards"] == 1)
+        found, rows = chunk.pages[single], chunk.rows[single]
+        for namespace, here, hashes in by_namespace(rows):
+            self.table.add(fold(namespace, hashes), found[here])
+        self._add(filter(None, map(self._blocks.by_page, chunk.pages[heads & ~single].tolist())))
+        if self._complete:
+            self.table.publish()
+            self._lacked = self.table.lacks
+
+    def add(self, blocks: Sequence[Block]) -> None:
+        """These are resident now; their records say so already."""
+        self._add(blocks if self._complete else [b for b in blocks if b.pages[0] < self._next])
+
+    def remove(self, blocks: Sequence[Block]) -> None:
+        """These are not resident any more."""
+        for (namespace, _), some in _alike(blocks):
+            names = fingerprints(namespace, [block.key for block in some])
+            self.table.remove(names, [block.pages[0] for block in some])
+
+    def _add(self, blocks: Iterable[Block]) -> None:
+        for (namespace, shards), some in _alike(blocks):
+            names = fingerprints(namespace, [block.key for block in some])
+            pages = list(chain.from_iterable([block.pages for block in some]))
+            self.table.add(names, pages, shards)
+
+    def check(self) -> None:
+        """Readers find every block that is not cold, but for those that there was no room for."""
+        if not self._complete or self.table.lacks:
+            return
+        for (namespace, _), some in _alike(self._blocks):
+            names = fingerprints(namespace, [block.key for block in some])
+            found = self.table.find(names)
+            assert found is not None
+            heads = {(name, b.pages[0]) for name, b in zip(names.tolist(), some, strict=True)}
+            assert heads.issuperset(zip(names.tolist(), found.tolist(), strict=True))
+
+
+def _alike(blocks: Iterable[Block]) -> Iterable[tuple[tuple[Namespace, int], list[Block]]]:
+    """The blocks by namespace and number of pages."""
+    kinds: dict[tuple[Namespace, int], list[Block]] = {}
+    for block in blocks:
+        kinds.setdefault((block.namespace, len(block.pages)), []).append(block)
+    return kinds.items()

@@ -1,0 +1,29 @@
+"""Fingerprints: all at once or one by one, and of one namespace."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pegaflow.core.pool.fingerprints import fingerprints, fold, hash_of, hashes_of
+from pegaflow.core.pool.ledger import MAX_KEY
+from pegaflow.wire.identities import Key, Namespace
+
+spaces = st.binary(min_size=16, max_size=16).map(Namespace)
+many_keys = st.lists(st.binary(max_size=MAX_KEY).map(Key), max_size=20)
+
+
+@given(spaces, many_keys)
+def test_however_many_at_once_they_are_the_same(namespace: Namespace, keys: list[Key]) -> None:
+    every = fingerprints(namespace, keys)
+    assert every.tolist() == [fingerprints(namespace, [key]).item() for key in keys]
+    hashes = np.array([hash_of(key) for key in keys], np.uint64)
+    assert every.tolist() == fold(namespace, hashes).tolist()
+    rows = np.frombuffer(b"".join(key.ljust(MAX_KEY, b"\0") for key in keys), np.uint8)
+    assert hashes_of(rows.reshape(-1, MAX_KEY)).tolist() == hashes.tolist()
+    assert all(every > 1)
+
+
+def test_equal_keys_of_two_namespaces_differ() -> None:
+    keys = [Key(b"%032d" % n) for n in range(1000)]
+    spaces = [Namespace(bytes([n]) * 16) for n in range(20)]
+    assert len({f for space in spaces for f in fingerprints(space, keys).tolist()}) == 20_000
