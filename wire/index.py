@@ -8,6 +8,8 @@
     session → index   LeasesHeld             statement: up to these numbers I hold exactly these
     session → index   Corrupt                these pages are not what was sealed
     index → session   Pinned                 after a LeasesHeld: what the engine keeps from eviction
+    session → index   HazardFile → HazardsNoted   my hazards are here: read them before you free
+    session → index   Touched                these were used under hazards, which have ended
 
 Grants.  Leases and claims are numbered per holder by the index, from one up.  With each beat a
 session states what it holds: what is omitted up to the stated number is dropped, a lease granted
@@ -32,6 +34,7 @@ again; one that is sealed with another is refused and the session returns its pa
 A new index scans the ledger; what is whole there is resident, a block that lacks a shard is voided.
 Questions wait until it has.  To a new index a session first says all that it holds:
 
+    session → index   HazardFile             my hazards are here
     session → index   Held                   restated: the lease of this number holds these pages
     session → index   Claiming               the claim of this number covers these keys
     session → index   LeasesHeld             that was all; from now on with each beat
@@ -40,8 +43,36 @@ Questions wait until it has.  To a new index a session first says all that it ho
 and then repeats every Seal that was not answered: if it was carried out, the record has the same
 stamp and it is accepted again.  Numbers of leases and claims go on from those that the session
 stated.  Nothing is evicted until every session that Members names has said a LeasesHeld of which
-every lease is known, or is proven dead; a session that is told LeasesLost fails what it copies
-under that lease and states it no longer once no copy runs.
+every lease is known (and, if it says so, the hazards too), or is proven dead; a session that is
+told LeasesLost fails what it copies under that lease and states it no longer once no copy runs.
+
+Hazards.  A session finds a resident block by itself, in the table that the index keeps behind the
+ledger's records (core/pool/table.py), and keeps it by itself: it writes page and stamp into its
+hazard file (core/pool/hazards.py), and then compares the ledger's record.  So a lookup asks nobody,
+and hits go on while there is no index, which alone could evict.
+
+    to evict     the words of the victims say that they leave, hence are no hits; one memory barrier
+                 on all processors for all of them; every noted hazard file is read; what a hazard
+                 names under its stamp gets its word back and is the youngest, the rest is void and
+                 free.  A hazard names the first page of a block and keeps all of its pages.
+    HazardFile   asked of each index, repeated with each beat until one has noted it.  A session
+                 trusts its hazards from the first HazardsNoted(OK) on, of whichever index it knew
+                 to live; not OK: the file cannot be mapped or the barrier is refused, the session
+                 looks up by Find alone, and `note` says why
+    LeasesHeld   says with `hazards` that hazards of the session may stand.  Whoever says so to an
+                 index that has not noted its file is not heard out: nothing is evicted before it
+                 has been, or says that none stands any more, or is proven dead.  So a HazardFile
+                 that was lost costs a beat, and no block
+    Touched      sent in batches, after the fact.  It ages the blocks as the end of a lease does;
+                 one that is lost makes a block older than it is.  Pages that mean nothing any more
+                 are ignored.  What the session has answered by itself it counts itself
+
+A hazard ends by the store of the session that wrote it, or with that session's proven death, never
+by time; the index drops the file at Gone, and a later life of that name has another file.  The
+session killed after it wrote a hazard: the hazard is honoured until Gone.  The index killed while
+blocks leave: their records still say what they were, so the next index seals them again before it
+answers anybody.  A session killed while its HazardFile is under way: Gone comes behind it, or
+before it, and then it is not heard.
 
 The flusher (flusher.py) holds leases and seals blocks as a session does; the claim that its Seals
 quote is the number of the Fetch that they answer.
@@ -52,9 +83,10 @@ leave the pool.  A page that differs is Corrupt: its block is no hit from then o
 used for nothing as long as the pool lives.
 
 Who dies when: a session's death reaches the index as Gone from the supervisor; frames of the dead
-that are still queued are dropped by their incarnation; its claims and leases end, and Fenced goes
-to the allocator after the last ledger write for it.  The index's death ends no session: lookups
-miss and saves are refused until there is a new one; loads go on, since nobody else can evict.
+that are still queued are dropped by their incarnation; its claims, leases and hazards end, and
+Fenced goes to the allocator after the last ledger write for it.  The index's death ends no session:
+lookups that need it miss and saves are refused until there is a new one; lookups under hazards and
+loads go on, since nobody else can evict.
 """
 
 from .identities import ClaimId, LeaseId, Namespace, PageId, Stamp
@@ -157,6 +189,7 @@ class LeasesHeld(Message):
     leases: Numbers[LeaseId]
     claim_upto: ClaimId
     claims: Numbers[ClaimId]
+    hazards: bool = False  # of mine may stand
 
 
 @message(69)
@@ -189,3 +222,27 @@ class Pinned(Message):
     bytes: int
     most: int  # they may
     cut: int  # blocks so far that were there and were not leased, since that was too much
+
+
+@message(73)
+class HazardFile(Message):
+    """My hazards are in this file, which has room for so many."""
+
+    path: str
+    file: U64s  # its device and inode
+    rows: int
+
+
+@message(74)
+class HazardsNoted(Message):
+    """OK: they are read before anything is freed, as long as you live.  Else: why not."""
+
+    status: Status
+    note: str = ""
+
+
+@message(75)
+class Touched(Message):
+    """Blocks with these first pages were used under hazards, and are not any more."""
+
+    pages: Numbers[PageId]

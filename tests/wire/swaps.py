@@ -8,7 +8,10 @@ from pegaflow.core.blocks.claims import ClaimTable
 from pegaflow.core.blocks.leases import LeaseTable
 from pegaflow.core.blocks.table import PrefixIndex
 from pegaflow.core.grants import Grants
+from pegaflow.core.pool.finder import Finder, Run
+from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.hazards import HazardReader
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import PagesHeld, Reserved
 from pegaflow.wire.identities import (
@@ -22,7 +25,7 @@ from pegaflow.wire.identities import (
     PageId,
     Stamp,
 )
-from pegaflow.wire.index import Find, LeasesHeld, Release, Seal
+from pegaflow.wire.index import Find, LeasesHeld, Release, Seal, Touched
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
 
@@ -56,6 +59,15 @@ def pages_and_stamps(pages: tuple[PageId, ...], stamps: tuple[Stamp, ...], claim
 def pages(ledger: Ledger, geometry: Geometry, stamp: Stamp, offset: int) -> None:
     ledger.read(stamp)  # type: ignore[arg-type]
     geometry.offset(offset, 4096)  # type: ignore[arg-type]
+
+
+def what_is_found(finder: Finder, hazards: HazardReader, run: Run) -> None:
+    finder.sealed(run.stamps, run.stamps)  # type: ignore[arg-type]
+    finder.sealed(run.pages, run.pages)  # type: ignore[arg-type]
+    hazards.named(run.stamps, run.stamps)  # type: ignore[arg-type]
+    hazards.named(run.pages, run.pages)  # type: ignore[arg-type]
+    Touched(run.stamps)  # type: ignore[arg-type]
+    fingerprints(Key(b""), ())  # type: ignore[arg-type]
 
 
 def keys_and_namespaces(blocks: PrefixIndex, namespace: Namespace, key: Key) -> None:
