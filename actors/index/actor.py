@@ -3,6 +3,7 @@
 residency    which blocks are in memory, and the ledger     adoption    those of an earlier life
 leasing      who may use them                               claiming    who is to save which
 tiers        what lies below the pool                       statements  what holders say they have
+hazards      what sessions use without a lease              lookup_table  what they find unasked
 eviction     what goes when pages are needed                lookup      what is there, and waits
 publishing   blocks become visible                          integrity   blocks that are broken
 fencing      the allocator hears of the dead
@@ -13,8 +14,7 @@ from collections.abc import Callable
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Actor, Effect, Sender
 from pegaflow.actors.runtime.member import Member
-from pegaflow.core.pool.ledger import Ledger
-from pegaflow.wire.control import Hello, Welcome
+from pegaflow.wire.control import Hello
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, Address
 
@@ -22,9 +22,12 @@ from .adoption import PoolAdoption
 from .claiming import Claiming
 from .eviction import Eviction
 from .fencing import Fencing
+from .hazards import Hazards
 from .integrity import Integrity
 from .leasing import Leasing
 from .lookup import Lookup
+from .lookup_table import LookupTable
+from .memory import Memory
 from .publishing import Publishing
 from .residency import Residency
 from .ssd import SsdTier
@@ -43,20 +46,29 @@ class Index(Actor):
         address: Address,
         supervisor: Address,
         hello: Hello,
-        open_ledger: Callable[[Welcome], Ledger],
+        memory: Memory,
     ) -> None:
         super().__init__(address)
         counts = self.counts
         self.member = member = Member(address, supervisor, hello, (ALLOCATOR,), counts=counts)
         self.recovery = recovery = Recovery(address, counts)
-        self.residency = here = Residency(open_ledger, counts)
+        self.hazards = hazards = Hazards(memory, counts)
+        self.residency = here = Residency(memory, hazards, counts)
         self.leasing = leasing = Leasing(member, here, counts)
         self.claiming = claiming = Claiming(recovery, here, counts)
         adoption = PoolAdoption(member, recovery, here, counts)
         pool = Pool(member, recovery, here, leasing, counts)
         self.tiers = tiers = Tiers([tier(pool) for tier in TIERS])
         self.eviction = eviction = Eviction(
-            recovery=recovery, residency=here, adoption=adoption, leasing=leasing, tiers=tiers
+            recovery=recovery,
+            residency=here,
+            adoption=adoption,
+            leasing=leasing,
+            hazards=hazards,
+            tiers=tiers,
+        )
+        table = LookupTable(
+            recovery=recovery, residency=here, leasing=leasing, hazards=hazards, tiers=tiers
         )
         self.lookup = lookup = Lookup(
             address, residency=here, leasing=leasing, tiers=tiers, eviction=eviction, counts=counts
@@ -69,6 +81,7 @@ class Index(Actor):
             residency=here,
             leasing=leasing,
             claiming=claiming,
+            hazards=hazards,
             tiers=tiers,
             counts=counts,
         )
@@ -76,8 +89,10 @@ class Index(Actor):
         crew = (
             *(
                 recovery,
+                hazards,
                 here,
                 adoption,
+                table,
                 *tiers.parts,
                 lookup,
                 leasing,

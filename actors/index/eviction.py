@@ -3,20 +3,26 @@
 Usually the coldest blocks of the page size that is asked for, after the tiers have had a chance to
 write what they would lose.  If that size has nothing to give, or has no extent, a whole extent of
 another size is emptied.
+
+Leases are known here; hazards come to light when the victims are no hits any more (residency.py).
+What a hazard keeps is the youngest then, and so is all else that hazards name, however much that
+is: another search finds others.
 """
 
 from collections.abc import Iterable
-from itertools import takewhile
+from functools import partial
+from itertools import chain, takewhile
 
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.identities import numbered
-from pegaflow.wire.units import Nanoseconds
+from pegaflow.wire.identities import PageId, numbered
+from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import ALLOCATOR
 
 from .adoption import PoolAdoption
+from .hazards import Hazards
 from .leasing import Leasing
 from .residency import Residency, sayable
 from .tiers import Tiers
@@ -24,6 +30,9 @@ from .tiers import Tiers
 CLEARING_NS: Nanoseconds = 10_000 * MS
 """An extent is cleared for so long after somebody has asked for pages in vain: who still wants to
 save tries again sooner."""
+
+SEARCHES_MAX: Count = 4
+"""For one Pressure: another one meets hazards that have come since the last."""
 
 
 class Eviction(Part):
@@ -36,10 +45,11 @@ class Eviction(Part):
         residency: Residency,
         adoption: PoolAdoption,
         leasing: Leasing,
+        hazards: Hazards,
         tiers: Tiers,
     ) -> None:
         self._recovery, self._residency, self._adoption = recovery, residency, adoption
-        self._leasing, self._tiers = leasing, tiers
+        self._leasing, self._hazards, self._tiers = leasing, hazards, tiers
         self.clearing: tuple[int, int] | None = None  # an extent, and the page size it is to get
         self._clear_until = 0  # so long an extent stays closed to new leases
 
@@ -50,7 +60,7 @@ class Eviction(Part):
     def beat(self, now: int) -> list[Effect]:
         """Clear nothing for somebody who does not ask any more."""
         if now > self._clear_until:
-            self.clearing = None
+            self._clear(None)
         return []
 
     def outside(self, blocks: list[Block]) -> list[Block]:
@@ -65,39 +75,69 @@ class Eviction(Part):
         if not self._recovery.gathered():
             return [Reply(sender, Freed(()))]
         self._adoption.warm_coldest(msg.page_size, msg.count)
-        victims: list[Block] = []
+        pages: list[PageId] = []
         effects: list[Effect] = []
         if not msg.reassign:
+            pages, effects = self._evict_coldest(msg.page_size, msg.count, now)
+        if not pages:
+            pages = self._empty_extent(msg.page_size, now)
+        return [Reply(sender, Freed(tuple(pages))), *effects]
 
-            def coldest(count: int) -> list[Block]:
-                return self._residency.policy.victims(msg.page_size, count)
+    def _evict_coldest(
+        self, page_size: int, count: int, now: int
+    ) -> tuple[list[PageId], list[Effect]]:
+        """Evict up to so many blocks of this size; their pages, and what is written before others
+        go."""
+        pages: list[PageId] = []
+        effects: list[Effect] = []
+        coldest = partial(self._residency.policy.victims, page_size)
+        for _ in range(SEARCHES_MAX):
+            victims, written = self._tiers.before_eviction(coldest, count, now)
+            effects += written
+            victims = sayable(victims, len(pages))
+            gone = self._evict(victims, now)
+            pages += chain.from_iterable([block.pages for block in gone])
+            count -= len(gone)
+            if len(gone) == len(victims):
+                break
+            self._residency.policy.touch(self._named())
+            self._adoption.warm_coldest(page_size, count)
+        return pages, effects
 
-            victims, effects = self._tiers.before_eviction(coldest, msg.count, now)
-        if not victims:
-            victims = self._coldest_extent(msg.page_size, now)
-        victims = sayable(victims)
-        self._tiers.evicted(victims, now)
-        return [Reply(sender, Freed(self._residency.evict(victims, now))), *effects]
+    def _named(self) -> list[Block]:
+        """The blocks that hazards name, as far as one can see."""
+        found = map(self._residency.blocks.by_page, self._hazards.pages().tolist())
+        return [block for block in found if block is not None]
 
-    def _coldest_extent(self, page_size: int, now: int) -> list[Block]:
-        """Every evictable block of the extent that another page size has used longest ago and that
-        nobody has a lease in.  Without such a one an extent is cleared: nothing of it is leased any
-        more, so that it is empty once the leases that there are have ended."""
+    def _empty_extent(self, page_size: int, now: int) -> list[PageId]:
+        """Evict what can be evicted of the extent that another page size has used longest ago and
+        that nobody uses; the pages.  If there is none, a used one is closed to new leases and
+        hazards until it is empty."""
         here = self._residency
         extent_of = here.geometry.extent_of
-        leased = frozenset(map(extent_of, self._leasing.leases.pages()))
-        extent = here.policy.coldest_extent(page_size, extent_of, leased)
-        if extent is not None:
-            self.clearing = None
-        elif self.clearing is None:
-            extent = here.policy.coldest_extent(page_size, extent_of)
-        else:
+        used = chain(self._leasing.leases.pages(), self._hazards.pages().tolist())
+        extent = here.policy.coldest_extent(page_size, extent_of, frozenset(map(extent_of, used)))
+        if extent is None and self.clearing is not None:
             extent = self.clearing[0]
+        elif extent is None:
+            extent = here.policy.coldest_extent(page_size, extent_of)
         if extent is None:
             return []
         pages = numbered(here.geometry.page_id(extent, 0), here.geometry.records_per_extent)
         found = map(here.blocks.by_page, pages)
-        unique = {id(b): b for b in found if b is not None}
-        stays = any(block.leases for block in unique.values())
-        self.clearing, self._clear_until = (extent, page_size) if stays else None, now + CLEARING_NS
-        return [block for block in unique.values() if not block.leases]
+        blocks = list({id(b): b for b in found if b is not None}.values())
+        gone = self._evict(sayable([block for block in blocks if not block.leases]), now)
+        self._clear((extent, page_size) if len(gone) < len(blocks) else None)
+        self._clear_until = now + CLEARING_NS
+        return list(chain.from_iterable([block.pages for block in gone]))
+
+    def _clear(self, clearing: tuple[int, int] | None) -> None:
+        """Nobody gets a lease or a hazard in this extent, if he asks us or not."""
+        self.clearing = clearing
+        self._residency.listing.table.set_clearing(clearing[0] if clearing else None)
+
+    def _evict(self, victims: list[Block], now: int) -> list[Block]:
+        """Those of these that nobody uses go."""
+        gone = self._residency.evict(victims, now)
+        self._tiers.evicted(gone, now)
+        return gone

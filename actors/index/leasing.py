@@ -1,7 +1,7 @@
 """Who may use which blocks: leases, and how much of the pool they may keep from eviction."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
@@ -86,12 +86,17 @@ class Leasing(Part):
             Those leases again, and what it pins, if that has changed.
         """
         for lease in dropped:
-            self._released(lease, now)
+            self.used(lease.blocks, now)
         again: list[Effect] = [Send(session, self.held(lease)) for lease in resend]
         news = self.pins.news(session)
         if news:
             again.append(Send(session, Pinned(news[0], self.pins.most, news[1])))
         return again
+
+    def used(self, blocks: Sequence[Block], now: int) -> None:
+        """A session needs these no longer: they are the youngest now."""
+        self.loaded_at = now
+        self._residency.policy.touch(blocks)
 
     def check(self) -> None:
         """The leases' books."""
@@ -100,10 +105,5 @@ class Leasing(Part):
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
         lease = self.leases.release(sender.address, msg.number)
         if lease is not None:
-            self._released(lease, now)
+            self.used(lease.blocks, now)
         return []
-
-    def _released(self, lease: Lease, now: int) -> None:
-        """A session needs these no longer: they are the youngest now."""
-        self.loaded_at = now
-        self._residency.policy.touch(lease.blocks)

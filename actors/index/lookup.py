@@ -5,6 +5,8 @@ A Find whose run of keys is in memory is answered at once.  If it goes on in a t
 once, whoever else waits for it.  A block that comes, from a tier or from a session, is held too;
 one that does not come ends the run before it.  The answer is due when nothing is missing any more,
 or shortly before the question's deadline: then it is whatever run is in memory.
+
+What sessions find by themselves we hear of afterwards (Touched).
 """
 
 from collections import Counter
@@ -16,7 +18,7 @@ from typing import NamedTuple
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.identities import NO_LEASE, Key, LeaseId, Namespace
-from pegaflow.wire.index import Find, Held
+from pegaflow.wire.index import Find, Held, Touched
 from pegaflow.wire.units import Nanoseconds, Share
 from pegaflow.wire.values import LIST_MAX, SESSION, Address
 
@@ -86,8 +88,8 @@ class Lookup(Part):
         self._newest = 0  # number of a wait
 
     def handlers(self) -> Iterable[On]:
-        """Questions of sessions."""
-        return (on(Find, self._on_find, SESSION),)
+        """Questions of sessions, and what they did not need to ask."""
+        return on(Find, self._on_find, SESSION), on(Touched, self._on_touched, SESSION)
 
     def wake_at(self) -> int | None:
         """When the next wait is due."""
@@ -123,6 +125,16 @@ class Lookup(Part):
             if effects is not None:
                 return effects
         return [self._answer(sender, blocks, [], now)]
+
+    def _on_touched(self, sender: Sender, msg: Touched, now: int) -> list[Effect]:
+        """A session has used these; what is gone by now, or was never there, is passed over."""
+        here = self._residency
+        found = [here.blocks.by_page(page) for page in msg.pages if page < here.ledger.records]
+        blocks = list({id(block): block for block in found if block is not None}.values())
+        self._counts["blocks_touched"] += len(blocks)
+        self._leasing.used(blocks, now)
+        self._tiers.offer(blocks, asked=True)
+        return []
 
     def _answer(self, sender: Sender, blocks: list[Block], came: list[Missing], now: int) -> Effect:
         """Lease this run, if there is any, and if the session has room for it."""

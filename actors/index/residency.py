@@ -1,14 +1,16 @@
 """Which blocks are in memory, which of them go first, and what the ledger says of them.
 
 The index is the only writer of the ledger: a record is sealed when a block is published, and void
-before its page is named to anybody as free.  A leased block is never evicted.
+before its page is named to anybody as free.  A leased block is never evicted.  Whether a hazard
+names a block is known only once it is no hit any more: its records say first that they are leaving,
+then the hazards are read, and then the records are void or what they were.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from itertools import chain
 
 from pegaflow.actors.runtime.contract import MS, Effect, Part
+from pegaflow.core.blocks.listing import Listing
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
@@ -18,19 +20,22 @@ from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import PageId
 from pegaflow.wire.values import LIST_MAX
 
+from .hazards import Hazards
+from .memory import Memory
+
 
 class Residency(Part):
     """The blocks that are in memory, and the ledger that says so.
 
     Args:
-        open_ledger: maps the file that Welcome names.
+        memory: maps the file that Welcome names.
         counts: of the actor.
     """
 
-    def __init__(self, open_ledger: Callable[[Welcome], Ledger], counts: Counter[str]) -> None:
-        self._open_ledger = open_ledger
-        self._counts = counts
+    def __init__(self, memory: Memory, hazards: Hazards, counts: Counter[str]) -> None:
+        self._memory, self._hazards, self._counts = memory, hazards, counts
         self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
+        self._listing: Listing | None = None  # of the blocks, in the table behind the ledger
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex(lambda page: self.ledger.read(page), self._warmed)
         self.policy = Lru()  # exactly the resident blocks that are not cold
@@ -43,9 +48,16 @@ class Residency(Part):
         assert self._ledger is not None
         return self._ledger
 
+    @property
+    def listing(self) -> Listing:
+        """Where lookups without a message find the blocks; there from Welcome on."""
+        assert self._listing is not None
+        return self._listing
+
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """Map the ledger."""
-        self._ledger = self._open_ledger(welcome)
+        self._ledger, table = self._memory.open(welcome)
+        self._listing = Listing(self._ledger, table, self.blocks)
         self.geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
         return []
 
@@ -72,27 +84,39 @@ class Residency(Part):
                 facts = (stamp, b.seal, shard, len(b.pages), payload_bytes)
                 records.append(Record(*facts, b.namespace, b.key, sum_ or None, b.depth))
         self.ledger.seal(pages, records)
+        self.listing.add(blocks)
 
-    def evict(self, blocks: list[Block], now: int) -> tuple[PageId, ...]:
-        """End blocks that have no lease: their records are void when this returns.
+    def evict(self, blocks: list[Block], now: int) -> list[Block]:
+        """End blocks that have no lease, but for those that a hazard names, which are the youngest
+        then.
 
         Returns:
-            Their pages, to be named to the allocator.
+            Those that ended: their records are void now, and their pages to be named to the
+            allocator.
         """
         assert not any(block.leases for block in blocks)
-        pages = tuple(chain.from_iterable([block.pages for block in blocks]))
-        self.ledger.void(pages)
-        for block in blocks:
+        self.ledger.leave(_pages(blocks))
+        stays = self._hazards.standing(blocks).tolist()
+        kept = [block for block, stay in zip(blocks, stays, strict=True) if stay]
+        gone = [block for block, stay in zip(blocks, stays, strict=True) if not stay]
+        if kept:
+            self.ledger.stay(_pages(kept))
+            self.policy.touch(kept)
+            self._counts["evictions_turned_back"] += len(kept)
+        self.ledger.void(_pages(gone))
+        self.listing.remove(gone)
+        for block in gone:
             self._remove(block)
             self._counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)
-        self._counts["blocks_evicted"] += len(blocks)
-        self._count_stay(blocks, "pressure", now)
-        return pages
+        self._counts["blocks_evicted"] += len(gone)
+        self._count_stay(gone, "pressure", now)
+        return gone
 
     def quarantine(self, block: Block, now: int) -> None:
         """It is not what was sealed: no hit any more, its pages nobody's."""
         for page in block.pages:
             self.ledger.quarantine(page)
+        self.listing.remove([block])
         self._remove(block)
         self._count_stay([block], "cleanup", now)
         self.quarantined += len(block.pages)
@@ -157,6 +181,16 @@ class Residency(Part):
         self.resident_bytes -= len(block.pages) * slot_size(block.page_size)
 
 
-def sayable(blocks: list[Block]) -> list[Block]:
-    """So many that one message can name their pages."""
-    return blocks[: LIST_MAX // len(blocks[0].pages)] if blocks else blocks
+def sayable(blocks: list[Block], named: int = 0) -> list[Block]:
+    """So many of these that one message can name their pages.
+
+    Args:
+        blocks: with equally many pages each.
+        named: pages that it names already.
+    """
+    return blocks[: (LIST_MAX - named) // len(blocks[0].pages)] if blocks else blocks
+
+
+def _pages(blocks: list[Block]) -> list[PageId]:
+    """All of their pages."""
+    return list(chain.from_iterable([block.pages for block in blocks]))

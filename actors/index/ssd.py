@@ -37,10 +37,10 @@ class SsdTier(Tier):
     """The flusher's side of the index."""
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__(FLUSHER)
+        self.log = SsdLog()
+        super().__init__(FLUSHER, self.log)
         self._pool = pool
         self._counts = pool.counts
-        self.log = SsdLog()
         self.writes = WriteBack(pool, self.log)
         self.fetching: dict[tuple[Namespace, Key], ClaimId] = {}  # namespace, key -> Fetch
         self._fetches = NO_CLAIM  # newest number of a Fetch

@@ -2,7 +2,8 @@
 
 A holder restates its leases and claims (Held, Claiming) until it has said that this was all
 (LeasesHeld); from then on we know better.  Nothing is evicted before every holder of the membership
-has said a LeasesHeld of which every lease is known, or is proven dead.
+has said a LeasesHeld of which every lease is known, and the file of its hazards if any may stand,
+or is proven dead.
 """
 
 from collections import Counter
@@ -17,6 +18,7 @@ from pegaflow.wire.index import Held, LeasesHeld, LeasesLost
 from pegaflow.wire.values import NUMBER_MAX, SESSION, Address
 
 from .claiming import Claiming
+from .hazards import Hazards
 from .leasing import Leasing
 from .residency import Residency
 from .tiers import Tiers
@@ -32,10 +34,11 @@ class Statements(Part):
         residency: Residency,
         leasing: Leasing,
         claiming: Claiming,
+        hazards: Hazards,
         tiers: Tiers,
         counts: Counter[str],
     ) -> None:
-        self._recovery, self._residency = recovery, residency
+        self._recovery, self._residency, self._hazards = recovery, residency, hazards
         self._leasing, self._claiming, self._tiers = leasing, claiming, tiers
         self._counts = counts
         self._heard: set[Address] = set()  # living holders that have stated in this life
@@ -111,7 +114,9 @@ class Statements(Part):
         self._heard.add(holder)
         if lost:
             self._counts["leases_lost"] += len(lost)
-        else:
+        if msg.hazards and not self._hazards.noted(holder):
+            self._counts["hazards_unknown"] += 1
+        elif not lost:
             self._recovery.await_no_longer(holder)
         dropped, resend = leases.statement(holder, msg.lease_upto, msg.leases)
         tier = self._tiers.served_by(holder.name)

@@ -16,7 +16,7 @@ it.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 from pegaflow.actors.roles.recovery import Recovery
@@ -76,10 +76,12 @@ class Tier(Part, ABC):
 
     Args:
         actor: name of the process that serves it.
+        stored: the blocks that it has.
     """
 
-    def __init__(self, actor: str) -> None:
+    def __init__(self, actor: str, stored: Sized) -> None:
         self.actor = actor
+        self._stored = stored
         self.waits = 0  # lookups that wait for blocks of it; the lookup counts them
 
     def parts(self) -> tuple[Part, ...]:
@@ -91,6 +93,10 @@ class Tier(Part, ABC):
     @abstractmethod
     def space(self, namespace: Namespace) -> Space | None:
         """How the blocks of this namespace are cut; None: none can be fetched from here."""
+
+    def goes_on(self) -> bool:
+        """Whether a run of blocks that ends in memory may go on here."""
+        return self.most_awaited() > 0 and len(self._stored) > 0
 
     @abstractmethod
     def has(self, namespace: Namespace, key: Key) -> bool:
@@ -240,6 +246,10 @@ class Tiers:
         """Those from which blocks of this namespace can be fetched."""
         return [(t, space) for t in self._tiers if (space := t.space(namespace)) is not None]
 
+    def go_on(self) -> bool:
+        """Whether a run of blocks that ends in memory may go on in one of them."""
+        return any([tier.goes_on() for tier in self._tiers])
+
     def offer(self, blocks: Sequence[Block], asked: bool = False) -> None:
         """To all of them."""
         for tier in self._tiers:
@@ -271,7 +281,7 @@ class Tiers:
         return victims, []
 
     def evicted(self, blocks: list[Block], now: int) -> None:
-        """Said to all, before their records are void."""
+        """Said to all."""
         for tier in self._tiers:
             tier.evicted(blocks, now)
 

@@ -23,7 +23,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -96,10 +95,10 @@ def _allocator(birth: Birth) -> tuple[Actor, Device]:
 
 def _index(birth: Birth) -> tuple[Actor, Device]:
     from pegaflow.actors.index.actor import Index
-    from pegaflow.actors.index.device import IndexDevice, open_ledger
+    from pegaflow.actors.index.device import IndexDevice, IndexMemory
 
-    opened = partial(open_ledger, supervisor=birth.supervisor)
-    return Index(birth.address, birth.supervisor, birth.hello, opened), IndexDevice()
+    memory = IndexMemory(birth.supervisor)
+    return Index(birth.address, birth.supervisor, birth.hello, memory), IndexDevice()
 
 
 def _flusher(birth: Birth) -> tuple[Actor, Device]:

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.index.ssd import SsdTier
-from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
-from pegaflow.wire.control import Members, Neighbour, Welcome
+from pegaflow.wire.control import Members, Neighbour
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Flushed, Manifest, Noted, Tier
 from pegaflow.wire.identities import Incarnation, Key
 from pegaflow.wire.index import Find, Seal
 from pegaflow.wire.values import FLUSHER, Address
-from tests.actors.index.test_index import KEYS, NS, RECORDS, claim, seal_of
+from tests.actors.index.test_index import KEYS, NS, claim, seal_of
 from tests.naming import as_pages, as_stamps
 
+from .memory import IndexMemory, new_ledger
 from .rig import ALLOC, BOSS, EXTENT, HELLO, IDX, MS, PAGE, SESSION_4, WELCOME, Rig, said
 
 FLUSHER_6 = Address(FLUSHER, Incarnation(6))
@@ -24,9 +24,9 @@ EXTENTS = 16
 BIG = replace(WELCOME, pool_bytes=EXTENTS * EXTENT, ssd=True)  # a flush holds 8 blocks at most
 
 
-def big_ledger(welcome: Welcome) -> Ledger:
-    header = Header(bytes(16), b"boot", BIG.pool_bytes, EXTENT, RECORDS, Incarnation(1))
-    return Ledger.format(bytearray(ledger_bytes(EXTENTS, RECORDS)), header)
+def big() -> IndexMemory:
+    """The memory of such a host."""
+    return IndexMemory(new_ledger(BIG))
 
 
 def ssd_of(actor: Index) -> SsdTier:
@@ -38,7 +38,7 @@ def ssd_of(actor: Index) -> SsdTier:
 
 def index(tier: Tier | None = TIER, members: tuple[Address, ...] = ()) -> tuple[Rig, Index]:
     """An index of a host with an SSD tier."""
-    actor = Index(IDX, BOSS, HELLO, big_ledger)
+    actor = Index(IDX, BOSS, HELLO, big())
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, BIG)

@@ -1,7 +1,8 @@
 """The pool of the cages, and its ledger."""
 
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
+from pegaflow.core.pool.ledger import Header, Ledger
+from pegaflow.core.pool.table import file_bytes
 from pegaflow.wire.identities import Incarnation, Key
 
 from .cage import EXTENT, POOL
@@ -12,6 +13,6 @@ KEYS = tuple(Key(bytes((n,)) * 32) for n in range(4))
 
 
 def new_ledger() -> Ledger:
-    size = ledger_bytes(GEOMETRY.extents, GEOMETRY.records_per_extent)
+    size = file_bytes(RECORDS)
     header = Header(bytes(16), b"boot", POOL, EXTENT, GEOMETRY.records_per_extent, Incarnation(1))
     return Ledger.format(bytearray(size), header)

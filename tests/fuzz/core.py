@@ -1,5 +1,7 @@
 """Index and allocator among hostile sessions."""
 
+import numpy as np
+
 from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.pool.slab import Slab
@@ -21,6 +23,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
+from tests.actors.memory import IndexMemory, publish
 from tests.naming import as_claims, as_leases, as_pages, as_stamps
 
 from .books import GEOMETRY, KEYS, RECORDS, new_ledger
@@ -28,12 +31,15 @@ from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, WELCOME, Cage
 
 
 class IndexCage(Cage):
-    """An index: its sessions are hostile; the allocator presses, the supervisor buries sessions."""
+    """An index: its sessions are hostile, and share a hazard file; the allocator presses, the
+    supervisor buries sessions."""
 
     welcome = WELCOME
 
     def build(self) -> Index:
-        return Index(IDX, BOSS, HELLO, lambda path: new_ledger())
+        self.memory = IndexMemory(new_ledger())
+        self.hazards, self.rows = self.memory.hazards("hazards"), np.empty(0, np.int64)
+        return Index(IDX, BOSS, HELLO, self.memory)
 
     def settle(self) -> None:
         self.newest = 3
@@ -63,6 +69,8 @@ class IndexCage(Cage):
             ),
             index_words.Release(LeaseId(1)),
             index_words.LeasesHeld(LeaseId(1), as_leases(1), ClaimId(1), as_claims(1)),
+            index_words.HazardFile("hazards", (1, 1), 64),
+            index_words.Touched(as_pages(0, 1)),
         ):
             self.generator.learn(msg, sound=True)
 
@@ -79,6 +87,9 @@ class IndexCage(Cage):
             self.tell(BOSS, Gone(self.senders.pop(0)))
             self._session()
         else:
+            self.hazards.clear(self.rows)
+            pages = rng.sample(range(RECORDS), 3)
+            self.rows = publish(self.hazards, self.memory.ledger, *pages)
             page_size = rng.choice((PAGE, PAGE, 2 * PAGE, 4096))
             ask = Pressure(page_size, rng.randrange(1, 32), rng.random() < 0.2)
             self.tell(ALLOC, ask, question=5)

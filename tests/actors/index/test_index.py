@@ -4,14 +4,13 @@ from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.index.eviction import CLEARING_NS
-from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
+from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Neighbour, Welcome
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.identities import (
     NO_CLAIM,
     NO_LEASE,
     ClaimId,
-    Incarnation,
     Key,
     LeaseId,
     Namespace,
@@ -31,6 +30,7 @@ from pegaflow.wire.index import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
+from tests.actors.memory import IndexMemory, new_ledger
 from tests.actors.rig import (
     ALLOC,
     BOSS,
@@ -39,7 +39,6 @@ from tests.actors.rig import (
     IDX,
     NOBODY_ELSE,
     PAGE,
-    POOL,
     SESSION_4,
     SESSION_5,
     WELCOME,
@@ -55,12 +54,6 @@ ROOT = Key(bytes(32))
 RECORDS = EXTENT // PAGE
 
 
-def new_ledger(welcome: Welcome) -> Ledger:
-    assert welcome == WELCOME
-    header = Header(bytes(16), b"boot", POOL, EXTENT, RECORDS, Incarnation(1))
-    return Ledger.format(bytearray(ledger_bytes(POOL // EXTENT, RECORDS)), header)
-
-
 def index() -> tuple[Rig, Index]:
     """An index that has dialled its allocator."""
     return index_of(new_ledger(WELCOME))
@@ -68,11 +61,18 @@ def index() -> tuple[Rig, Index]:
 
 def index_of(ledger: Ledger) -> tuple[Rig, Index]:
     """The same, with what an earlier one has left."""
-    actor = Index(IDX, BOSS, HELLO, lambda welcome: ledger)
+    return index_in(IndexMemory(ledger))
+
+
+def index_in(
+    memory: IndexMemory, members: Members = NOBODY_ELSE, address: Address = IDX
+) -> tuple[Rig, Index]:
+    """The same, in this memory and among these holders."""
+    actor = Index(address, BOSS, HELLO, memory)
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, WELCOME)
-    rig.tell(BOSS, NOBODY_ELSE)
+    rig.tell(BOSS, members)
     assert said(rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1)), Freed, ALLOC) == Freed(())
     rig.wait(0)
     return rig, actor

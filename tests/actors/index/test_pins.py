@@ -9,6 +9,7 @@ from pegaflow.wire.flusher import Fetch
 from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, Incarnation, LeaseId
 from pegaflow.wire.index import Find, Held, LeasesHeld, Pinned, Release
 from pegaflow.wire.values import SESSION, Address
+from tests.actors.memory import IndexMemory, new_ledger
 from tests.actors.rig import (
     ALLOC,
     BOSS,
@@ -23,10 +24,10 @@ from tests.actors.rig import (
     Rig,
     said,
 )
-from tests.actors.tier import BIG, FLUSHER_6, PATIENCE, TIER, big_ledger, in_log
+from tests.actors.tier import BIG, FLUSHER_6, PATIENCE, TIER, big, in_log
 from tests.naming import as_leases, as_pages
 
-from .test_index import KEYS, NS, find, new_ledger, press, save
+from .test_index import KEYS, NS, find, press, save
 
 SESSION_6 = Address(SESSION, Incarnation(6))
 HALF = 4 * PAGE  # of a pool of eight pages
@@ -34,7 +35,7 @@ MOST = int(POOL * PINNED_SHARE) // PAGE
 
 
 def bounded(most: int = HALF) -> tuple[Rig, Index]:
-    actor = Index(IDX, BOSS, HELLO, lambda welcome: new_ledger(WELCOME))
+    actor = Index(IDX, BOSS, HELLO, IndexMemory(new_ledger(WELCOME)))
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, replace(WELCOME, max_pinned_bytes=most))
@@ -113,7 +114,7 @@ def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
     old, _ = bounded(POOL)
     save(old, KEYS)
     ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
-    actor = Index(IDX, BOSS, HELLO, lambda welcome: ledger)
+    actor = Index(IDX, BOSS, HELLO, IndexMemory(ledger))
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, replace(WELCOME, max_pinned_bytes=PAGE))
@@ -130,7 +131,7 @@ def test_leases_of_an_earlier_index_stand_whatever_they_pin() -> None:
 
 
 def test_what_is_awaited_from_the_log_counts_too() -> None:
-    actor = Index(IDX, BOSS, HELLO, big_ledger)
+    actor = Index(IDX, BOSS, HELLO, big())
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, replace(BIG, max_pinned_bytes=2 * PAGE))

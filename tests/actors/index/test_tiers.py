@@ -39,8 +39,8 @@ class PeerTier(Tier):
     """Memory of another host.  For lack of words of its own it asks with the flusher's."""
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__(PEER)
         self.there: set[bytes] = set()
+        super().__init__(PEER, self.there)
         self.fetching: set[bytes] = set()
         self.calls: list[str] = []
         self.offered: list[tuple[bytes, bool]] = []

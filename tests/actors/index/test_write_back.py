@@ -9,6 +9,7 @@ from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.flusher import Flush, Forget, Manifest, Noted, WriteAll, Written
 from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, NO_NAMESPACE, LeaseId
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
+from tests.actors.memory import IndexMemory
 from tests.actors.rig import ALLOC, BOSS, HELLO, IDX, PAGE, SESSION_4, Rig, pick, said
 from tests.actors.tier import (
     BIG,
@@ -16,7 +17,7 @@ from tests.actors.tier import (
     FLUSHER_9,
     PATIENCE,
     TIER,
-    big_ledger,
+    big,
     flushed,
     in_log,
     index,
@@ -63,7 +64,7 @@ def test_without_a_tier_or_a_writable_one_nothing_is_flushed() -> None:
     assert not pick(saving(rig, KEYS[:1]), Flush)
     assert not pick(rig.tell(FLUSHER_6, replace(TIER, writable=False)), Flush)
     assert said(rig.tell(FLUSHER_6, TIER), Flush).keys == KEYS[:1]
-    plain = Rig(Index(IDX, BOSS, HELLO, big_ledger))
+    plain = Rig(Index(IDX, BOSS, HELLO, big()))
     plain.start()
     for msg in (replace(BIG, ssd=False), Members((), ())):
         plain.tell(BOSS, msg)
@@ -226,7 +227,7 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
     old, _ = index()
     save(old, KEYS[:2])
     ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
-    actor = Index(IDX, BOSS, HELLO, lambda path: ledger)
+    actor = Index(IDX, BOSS, HELLO, IndexMemory(ledger))
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, BIG)
@@ -256,7 +257,7 @@ def test_what_an_earlier_life_saved_and_did_not_write_is_written_once_the_log_is
     old, _ = index()
     save(old, KEYS[:4])
     ledger = old.host.actor.residency.ledger  # type: ignore[attr-defined]
-    rig = Rig(Index(IDX, BOSS, HELLO, lambda path: ledger))
+    rig = Rig(Index(IDX, BOSS, HELLO, IndexMemory(ledger)))
     rig.start()
     for msg in (BIG, Members((), ())):
         rig.tell(BOSS, msg)

@@ -34,6 +34,7 @@ from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScan
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 from tests.actors.index.test_index import KEYS, NS, OTHER_NS, ROOT, index, save, seal_of
+from tests.actors.memory import IndexMemory
 from tests.actors.rig import (
     ALLOC,
     BOSS,
@@ -60,7 +61,7 @@ BOTH = Members((SESSION_4, SESSION_5), ())
 
 def heir(ledger: Ledger, members: Members = BOTH) -> tuple[Rig, Index]:
     """A later index on this ledger."""
-    rig = Rig(Index(IDX_9, BOSS, HELLO, lambda path: ledger))
+    rig = Rig(Index(IDX_9, BOSS, HELLO, IndexMemory(ledger)))
     rig.start()
     rig.tell(BOSS, WELCOME)
     rig.tell(BOSS, members)
