@@ -112,10 +112,17 @@ def _flusher(birth: Birth) -> tuple[Actor, Device]:
 
 def _session(birth: Birth) -> tuple[Actor, Device]:
     from pegaflow.actors.session.actor import Session
-    from pegaflow.actors.session.device import SessionDevice
+    from pegaflow.actors.session.device import Reader, SessionDevice
 
-    actor = Session(birth.address, birth.supervisor, birth.hello)
-    return actor, SessionDevice(member_of(actor))
+    reader = Reader(birth.address, birth.supervisor)
+    actor = Session(
+        birth.address,
+        birth.supervisor,
+        birth.hello,
+        open_hazards=reader.open_hazards,
+        open_finder=reader.open_finder,
+    )
+    return actor, SessionDevice(member_of(actor), reader)
 
 
 def _gateway(birth: Birth) -> tuple[Actor, Device]:

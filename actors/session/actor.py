@@ -1,7 +1,10 @@
 """The session: one engine's process.  See wire/session.py.
 
     engine.py        the engine: who it is, its clients, its ranks, and the end with it
-    leases.py        what the index keeps in place for the engine's requests
+    hazards.py       what keeps in place what we find ourselves
+    pins.py          how much stays in place for the engine, and how much may
+    touches.py       what was used, for the index
+    leases.py        what stays in place for the engine's requests
     lookup.py        what the engine finds
     loads.py         what it gets
     orders.py        what it saves: orders, shares, claims
@@ -15,8 +18,9 @@
 Each of them uses those above it, and none those below; plain records are ranks.py (one rank),
 space.py (what the pages mean) and records.py (orders and their parts).
 
-It outlives index and allocator.  Without an index a lookup misses and a save is refused, while
-loads go on; a new one is told all leases and claims, a new allocator all pages.
+It outlives index and allocator.  Without an index a lookup finds what is in memory, loads go on,
+and a save is refused; a new one is told of all hazards, leases and claims, a new allocator of all
+pages.
 """
 
 from pegaflow.actors.roles.holder import Holder
@@ -28,26 +32,42 @@ from pegaflow.wire.values import ALLOCATOR, INDEX, Address
 from .attach import Attachment
 from .batches import Batches
 from .engine import Engine
+from .hazards import HazardBook, OpenFinder, OpenHazards
 from .holdings import LeasesAndClaims
 from .leases import Leases
 from .loads import Loads
 from .lookup import Lookups
 from .orders import Orders
+from .pins import Pins
 from .publish import Publishing
 from .reservation import Reservation
 from .saves import Saves
+from .touches import Touches
 
 
 class Session(Actor):
     """Moves one engine's blocks."""
 
-    def __init__(self, address: Address, supervisor: Address, hello: Hello) -> None:
+    def __init__(
+        self,
+        address: Address,
+        supervisor: Address,
+        hello: Hello,
+        *,
+        open_hazards: OpenHazards,
+        open_finder: OpenFinder,
+    ) -> None:
         super().__init__(address)
         counts = self.counts
         member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts=counts)
         self.engine = engine = Engine(member)
-        self.leases = leases = Leases(member, engine, counts)
-        lookups = Lookups(member, engine, leases, counts)
+        self.hazards = hazards = HazardBook(member, engine, open_hazards, open_finder)
+        self.pins = pins = Pins(engine, counts)
+        touches = Touches(member, counts)
+        self.leases = leases = Leases(
+            member, engine, hazards=hazards, pins=pins, touches=touches, counts=counts
+        )
+        lookups = Lookups(member, engine, hazards=hazards, pins=pins, leases=leases, counts=counts)
         self.loads = loads = Loads(member, engine, leases, counts)
         self.orders = orders = Orders(member)
         self.reservation = reservation = Reservation(member, engine)
@@ -60,12 +80,20 @@ class Session(Actor):
         reservation.feeds(batches)
         saves = Saves(member, engine, orders=orders, batches=batches, counts=counts)
         attachment = Attachment(
-            member, engine, leases=leases, loads=loads, saves=saves, reservation=reservation
+            member,
+            engine,
+            hazards=hazards,
+            leases=leases,
+            loads=loads,
+            saves=saves,
+            reservation=reservation,
         )
         claimed = LeasesAndClaims(
-            member, engine, leases=leases, orders=orders, publishing=publishing
+            member, engine, hazards=hazards, leases=leases, orders=orders, publishing=publishing
         )
         holder = Holder(member, {INDEX: claimed, ALLOCATOR: reservation})
-        crew = (engine, leases, lookups, loads, orders, reservation, publishing, batches, saves)
-        member.lead(*crew, attachment, holder)
-        self.compose(member, *crew, attachment, holder)
+        found = (engine, hazards, pins, leases, touches, lookups, loads)
+        saved = (orders, reservation, publishing, batches, saves)
+        crew = (*found, *saved, attachment, holder)
+        member.lead(*crew)
+        self.compose(member, *crew)

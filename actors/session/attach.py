@@ -28,6 +28,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, U64s
 
 from .engine import CLIENTS_MAX, Engine
+from .hazards import HazardBook
 from .leases import Leases
 from .loads import Loads
 from .ranks import (
@@ -52,12 +53,13 @@ class Attachment(Part):
         member: Member,
         engine: Engine,
         *,
+        hazards: HazardBook,
         leases: Leases,
         loads: Loads,
         saves: Saves,
         reservation: Reservation,
     ) -> None:
-        self._member, self._engine = member, engine
+        self._member, self._engine, self._hazards = member, engine, hazards
         self._leases, self._loads, self._saves = leases, loads, saves
         self._reservation = reservation
         self._mapping = 0  # newest mapping number
@@ -258,4 +260,4 @@ class Attachment(Part):
                 effects = self._reservation.forget() + self._leases.end_all()
                 self._saves.start_anew()
             engine.space = space
-        return effects + self._reservation.refill(now)
+        return effects + self._reservation.refill(now) + self._hazards.begin(now)

@@ -1,4 +1,5 @@
 """The device of a session: bounce files, engines' memory, and both with the pool; client processes.
+And the shared memory in which the session finds and keeps blocks by itself (hazards.py).
 
 Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
 A copy is cut into as many parts as there are threads, so that a single large load is moved by all
@@ -11,13 +12,21 @@ from collections.abc import Callable
 from xxhash import xxh3_64_intdigest
 
 from pegaflow.actors.runtime.loop import Loop
-from pegaflow.actors.runtime.mapped import Mapped
+from pegaflow.actors.runtime.mapped import Mapped, ledger_file
 from pegaflow.actors.runtime.member import Member
 from pegaflow.actors.runtime.workers import Part, Workers
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.finder import Finder
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, hazard_bytes
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.core.pool.table import TableReader
+from pegaflow.device import locks, membarrier
 from pegaflow.device.engine.process_vm import ForeignMemory
 from pegaflow.device.engine.staged import Bounce
 from pegaflow.device.memory import SharedFile
 from pegaflow.device.procs import open_pidfd
+from pegaflow.wire.control import Welcome
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
@@ -39,7 +48,9 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes
-from pegaflow.wire.values import U64s
+from pegaflow.wire.values import Address, U64s
+
+from .hazards import Opened
 
 PART_BYTES: Bytes = 1 << 20
 """Least bytes of a part: to wake another thread costs as much as copying some hundred KiB."""
@@ -152,11 +163,60 @@ class Copies:
             bounce.file.unlink()
 
 
+class Reader:
+    """What the session looks up by itself in: the ledger, and a hazard file of its own."""
+
+    def __init__(self, address: Address, supervisor: Address) -> None:
+        self._address, self._supervisor = address, supervisor
+        self._file: SharedFile | None = None  # with hazards
+
+    def open_finder(self, welcome: Welcome) -> Finder:
+        """The ledger, and the index's table in it.
+
+        Raises:
+            UserError: it cannot be mapped.
+        """
+        try:
+            file = ledger_file(welcome, self._supervisor)
+        except OSError as err:
+            raise UserError(f"cannot map {err.filename}: {err.strerror}") from None
+        geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
+        ledger = Ledger(file.map, file.read)
+        return Finder(ledger, TableReader(file.map, ledger.records), geometry)
+
+    def open_hazards(self, welcome: Welcome) -> Opened:
+        """A hazard file, for an index that makes our stores visible by a barrier.
+
+        Raises:
+            UserError: there is no room, or no barrier.
+        """
+        why = membarrier.register()
+        if why:
+            raise UserError(f"there is no memory barrier: {why}")
+        path = f"{welcome.pool_path.removesuffix('.pool')}.{self._address}.hazards"
+        try:
+            file = SharedFile.create(path, hazard_bytes(ROWS_MOST))
+        except FileExistsError:
+            raise UserError(f"{path} is somebody else's") from None
+        self._file = file
+        locks.take(file.fd)
+        why = file.reserve(0, file.length)
+        if why:
+            self.close()
+            raise UserError(f"no room for hazards in /dev/shm: {why}")
+        return Opened(Hazards(file.map), path, file.id)
+
+    def close(self) -> None:
+        """Remove the hazard file's name; an index that knows it goes on honouring it."""
+        if self._file is not None:
+            self._file.unlink()
+
+
 class SessionDevice:
     """The jobs of a session, carried out."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, member: Member, reader: Reader) -> None:
+        self._member, self._reader = member, reader
         self._files = Mapped(member)
         self._loop: Loop | None = None
         self._copies: Copies | None = None  # from the first job that needs the pool
@@ -218,5 +278,6 @@ class SessionDevice:
 
     def close(self) -> None:
         """Remove what only this process used."""
+        self._reader.close()
         if self._copies is not None:
             self._copies.close()

@@ -1,6 +1,7 @@
 """What a session holds of the index: leases and claims, a book of the index's (roles/holder.py).
 
-A new index is told all of both; then the Seals that its predecessor has not answered follow.
+A new index is told all of both, after hazards.py has told it where our hazards are; then the Seals
+that its predecessor has not answered follow.
 """
 
 from pegaflow.actors.runtime.contract import Effect
@@ -10,6 +11,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.values import INDEX
 
 from .engine import Engine
+from .hazards import HazardBook
 from .leases import Leases
 from .orders import Orders
 from .publish import Publishing
@@ -23,11 +25,12 @@ class LeasesAndClaims:
         member: Member,
         engine: Engine,
         *,
+        hazards: HazardBook,
         leases: Leases,
         orders: Orders,
         publishing: Publishing,
     ) -> None:
-        self._member, self._engine = member, engine
+        self._member, self._engine, self._hazards = member, engine, hazards
         self._leases, self._orders, self._publishing = leases, orders, publishing
 
     def restate(self, now: int) -> list[Effect]:
@@ -44,9 +47,10 @@ class LeasesAndClaims:
         return [effect for msg in told for effect in self._member.tell(INDEX, msg)]
 
     def statement(self) -> LeasesHeld:
-        """All leases and claims by number."""
-        leases, claims = self._leases.held, self._orders.claims
-        return LeasesHeld(leases.upto, leases.numbers(), claims.upto, claims.numbers())
+        """All leases and claims by number, and whether there are others that hazards keep."""
+        leases, claims, hazards = self._leases.held, self._orders.claims, self._hazards.trusted
+        held = leases.upto, leases.numbers()
+        return LeasesHeld(*held, claims.upto, claims.numbers(), hazards)
 
     def go_on(self, now: int) -> list[Effect]:
         """What its predecessor was asked to publish."""

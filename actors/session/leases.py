@@ -1,31 +1,49 @@
 """The leases that a session holds for the requests of its engine.
 
-A lease is passed on to the index's Release only when every rank has loaded from it, or it is not
-wanted any more, and no copy of it runs, whoever asked for it.  One that nobody loads from for
-LEASE_IDLE_NS is given back, and so are all that begin with its first block, if none of these was
-loaded from for so long: to ask again and again renews nothing.
+Those of the index have its numbers; they are stated to it, and passed on to its Release at their
+end.  Those of our own are blocks that we have found by ourselves and keep by hazards (hazards.py):
+nobody else knows of them, and at their end the hazards are cleared.  A client sees no difference.
 
-How much the engine keeps from eviction, and how much it may, the index knows (core/blocks/pins.py)
-and says in Pinned; here it gets the engine's name.
+A lease ends only when every rank has loaded from it, or it is not wanted any more, and no copy of
+it runs, whoever asked for it.  One that nobody loads from for LEASE_IDLE_NS ends, and so do all
+that begin with its first block, if none of these was loaded from for so long: to ask again and
+again renews nothing.
+
+How much the engine keeps from eviction, and how much it may, is in pins.py.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Sender, on
+from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
+from pegaflow.core.pool.finder import Run as Found
+from pegaflow.core.pool.hazards import Pages, Rows
 from pegaflow.wire import index as to_index
-from pegaflow.wire.control import LogLevel
-from pegaflow.wire.identities import LeaseId, PageId
-from pegaflow.wire.index import Held, LeasesLost, Pinned
+from pegaflow.wire.identities import LeaseId, PageId, Stamp
+from pegaflow.wire.index import Held, LeasesLost
 from pegaflow.wire.session import LEASE_IDLE_NS, Release
+from pegaflow.wire.units import Count, Nanoseconds, Share
 from pegaflow.wire.values import CLIENT, INDEX, Numbers, U64s
 
 from .engine import Engine
+from .hazards import HazardBook
+from .pins import Pins
+from .space import Space
+from .touches import Touches
 
-ADVICE = "its lookups end early; it should load or release what it looks up (see --max-pinned)"
+OWN_FIRST: Count = 1 << 62
+"""Numbers of our own leases begin here; the index counts from 1 and will never come so far."""
+
+LASTING_NS: Nanoseconds = 30_000 * MS
+"""A lease that is so old is shown: a request that is not loaded by then waits in a long queue, or
+its engine is stopped."""
+
+LASTING_SHARE: Share = 1 / 16
+"""Of the pool: less than that in old leases costs nobody a hit."""
 
 
 @dataclass(slots=True)
@@ -36,33 +54,61 @@ class Run:
     leases: int = 0
 
 
+class Own(NamedTuple):
+    """What a lease of our own has beside its pages."""
+
+    stamps: tuple[Stamp, ...]  # beside the pages
+    rows: Rows  # its hazards
+    firsts: Pages  # of its blocks, each once: see pins.py
+
+
 @dataclass(slots=True)
 class Lease:
     """Blocks that stay in place for a request."""
 
-    pages: Numbers[PageId]  # `world` per block, block-major
+    pages: Numbers[PageId]  # `shards` per block, block-major
     checksums: U64s  # beside `pages`; empty: nothing is checked
     waiting: set[int]  # ranks that have not loaded from it yet
     used: int  # when it was last asked for
     run: Run
+    since: int  # when it was found
+    shards: int  # pages per block
+    block_bytes: int  # of the pool
+    own: Own | None = None  # kept by hazards of ours; None: the index keeps it
     copies: int = 0  # loads of it that run now
     ended: bool = False  # release it as soon as no copy runs
-    lost: bool = False  # the index does not honour it: no copy of it may succeed
+    lost: bool = False  # what it names is not what it was: no copy of it may succeed
 
     def use(self, now: int) -> None:
         """Somebody loads from it."""
         self.used = self.run.used = now
 
+    @property
+    def firsts(self) -> tuple[PageId, ...]:
+        """The first page of each block."""
+        return self.pages[:: self.shards]
+
 
 class Leases(Part):
     """All leases of the engine."""
 
-    def __init__(self, member: Member, engine: Engine, counts: Counter[str]) -> None:
+    def __init__(
+        self,
+        member: Member,
+        engine: Engine,
+        *,
+        hazards: HazardBook,
+        pins: Pins,
+        touches: Touches,
+        counts: Counter[str],
+    ) -> None:
         self._member, self._engine, self._counts = member, engine, counts
-        self.held: Holdings[LeaseId, Lease] = Holdings(LeaseId)  # by the index's number
+        self._hazards, self._pins, self._touches = hazards, pins, touches
+        self.held: Holdings[LeaseId, Lease] = Holdings(LeaseId)  # the index's, by its number
+        self.own: dict[LeaseId, Lease] = {}  # kept by hazards, by a number of ours
+        self._next = LeaseId(OWN_FIRST)  # number of the next of our own
         self.runs: dict[PageId, Run] = {}  # leases by their first page
-        self.pins = Pinned(0, 0, 0)  # the index's last word
-        self.greedy = False  # the engine was said to want more than it may
+        self._lasting = (0, 0)  # bytes in old leases, and the age of the oldest, as of the beat
 
     def handlers(self) -> Iterable[On]:
         """What clients and index say of leases."""
@@ -70,54 +116,126 @@ class Leases(Part):
             on(Release, self._on_release, CLIENT),
             on(Held, self._on_held_again, INDEX),
             on(LeasesLost, self._on_leases_lost, INDEX),
-            on(Pinned, self._on_pinned, INDEX),
         )
 
     def gauges(self) -> dict[str, int]:
-        """What is kept from eviction."""
-        return {
-            "session_leases": len(self.held),
-            "session_pinned_bytes": self.pins.bytes,
-            "session_greedy": int(self.greedy),
-        }
+        """How many there are, and how many of them the index does not know."""
+        return {"session_leases": len(self.items()), "session_leases_own": len(self.own)}
 
     def check(self) -> None:
         """Leases that have ended are gone unless copies run; runs count their leases."""
-        assert all(lease.copies or not lease.ended for lease in self.held.values())
-        runs = Counter(lease.pages[0] for lease in self.held.values())
+        leases = [lease for _, lease in self.items()]
+        assert all(lease.copies or not lease.ended for lease in leases)
+        runs = Counter(lease.pages[0] for lease in leases)
         assert runs == {page: run.leases for page, run in self.runs.items()}
+        assert all(number < OWN_FIRST for number in self.held.numbers())
+        own = self.own.values()
+        assert sum(len(lease.own.rows) for lease in own if lease.own) == self._hazards.standing
+        kept = {first: lease.block_bytes for lease in own for first in lease.firsts}
+        assert sum(kept.values()) == self._pins.kept
 
     def remarks(self) -> tuple[str, ...]:
-        """An engine that keeps as much of the pool from eviction as one may."""
-        if not self.greedy:
+        """An engine that keeps much from eviction, and has done so for long."""
+        bytes_, age = self._lasting
+        if not bytes_:
             return ()
-        held = f"holds {self.pins.bytes >> 20} of the {self.pins.most >> 20} MiB that it may hold"
-        return (f"engine {self._engine.name} {held} by leases, and asks for more: {ADVICE}",)
+        kept = f"has kept {bytes_ >> 20} MiB of the pool from eviction for {age // (1000 * MS)} s"
+        return (f"engine {self._engine.name} {kept}: it is stopped, or its requests wait",)
 
-    def hold(self, answer: Held, world: int, now: int) -> Lease:
+    def get(self, number: LeaseId) -> Lease | None:
+        """The lease that a client means by this number."""
+        return self.own.get(number) if number >= OWN_FIRST else self.held.get(number)
+
+    def items(self) -> list[tuple[LeaseId, Lease]]:
+        """All of them by number, the index's first."""
+        return [*self.held.items(), *self.own.items()]
+
+    def hold(self, answer: Held, space: Space, now: int) -> Lease:
         """Enter a lease that the index has granted.
 
         Args:
-            world: ranks, each of which may load from it once.
+            space: of the engine that asked: each of its ranks may load from it once.
         """
-        run = self.runs.setdefault(answer.pages[0], Run(now))
-        run.leases += 1
-        lease = Lease(answer.pages, answer.checksums, set(range(world)), now, run)
+        lease = self._lease(answer.pages, answer.checksums, space, now, shards=answer.shards)
         self.held.hold(answer.number, lease)
         return lease
+
+    def keep(self, run: Found, blocks: int, space: Space, now: int) -> LeaseId:
+        """Enter a lease of our own, whose hazards are cleared when it ends.
+
+        Args:
+            blocks: from the first of the run on; the hazards of the others are the caller's.
+
+        Returns:
+            Its number, which the client uses like one of the index's.
+        """
+        end = blocks * space.world
+        sums = run.checksums[:end] if space.verify else ()
+        lease = self._lease(run.pages[:end], sums, space, now, shards=space.world)
+        firsts = self._pins.keep(lease.firsts, lease.block_bytes)
+        lease.own = Own(run.stamps[:end], run.rows[:blocks], firsts)
+        number, self._next = self._next, LeaseId(self._next + 1)
+        self.own[number] = lease
+        return number
+
+    def _lease(
+        self,
+        pages: Numbers[PageId],
+        sums: U64s,
+        space: Space,
+        now: int,
+        *,
+        shards: int,
+    ) -> Lease:
+        run = self.runs.setdefault(pages[0], Run(now))
+        run.leases += 1
+        return Lease(
+            pages=pages,
+            checksums=sums,
+            waiting=set(range(space.world)),
+            used=now,
+            run=run,
+            since=now,
+            shards=shards,
+            block_bytes=space.block_bytes,
+        )
+
+    def stands(self, lease: Lease, part: slice) -> bool:
+        """Whether pages hold now what they were found to hold; if not, the lease is lost.
+
+        Args:
+            part: of the lease's pages: those that are copied.
+        """
+        own = lease.own
+        if own is not None and not lease.lost:
+            if not self._hazards.sealed(lease.pages[part], own.stamps[part]):
+                lease.lost = True
+                self._counts["leases_lost"] += 1
+        return not lease.lost
 
     def beat(self, now: int) -> list[Effect]:
         """Give back what nobody loads from."""
         effects: list[Effect] = []
-        for number, lease in self.held.items():
+        for number, lease in self.items():
             if not lease.copies and now - min(lease.used, lease.run.used) > LEASE_IDLE_NS:
                 self._counts["leases_idle"] += 1
                 effects += self.end_lease(number)
+        self._lasting = self._look_at_old(now)
         return effects
+
+    def _look_at_old(self, now: int) -> tuple[int, int]:
+        """Bytes of the pool in old leases, and the age of the oldest, if they are many."""
+        old = [lease for _, lease in self.items() if now - lease.since > LASTING_NS]
+        welcome = self._member.welcome
+        if not old or welcome is None:
+            return 0, 0
+        bytes_ = len({first for lease in old for first in lease.firsts}) * old[0].block_bytes
+        much = bytes_ >= welcome.pool_bytes * LASTING_SHARE
+        return (bytes_, now - min(lease.since for lease in old)) if much else (0, 0)
 
     def end_all(self) -> list[Effect]:
         """The engine has other blocks now: these are never loaded into them."""
-        return [effect for number in self.held.numbers() for effect in self.end_lease(number)]
+        return [effect for number, _ in self.items() for effect in self.end_lease(number)]
 
     def give_back(self, msg: Held) -> list[Effect]:
         """A lease that nobody waits for any more."""
@@ -125,20 +243,25 @@ class Leases(Part):
         return self._member.tell(INDEX, to_index.Release(msg.number)) if msg.number else []
 
     def end_lease(self, number: LeaseId) -> list[Effect]:
-        """Release a lease, or mark it so while a copy of it runs."""
-        lease = self.held.get(number)
+        """End a lease, or mark it so while a copy of it runs."""
+        lease = self.get(number)
         assert lease is not None
         lease.ended = True
         if lease.copies:
             return []
-        self.held.end(number)
         lease.run.leases -= 1
         if not lease.run.leases:
             del self.runs[lease.pages[0]]
-        return self._member.tell(INDEX, to_index.Release(number))
+        if lease.own is None:
+            self.held.end(number)
+            return self._member.tell(INDEX, to_index.Release(number))
+        del self.own[number]
+        self._hazards.clear(lease.own.rows)
+        self._pins.let_go(lease.own.firsts, lease.block_bytes)
+        return self._touches.add(lease.firsts)
 
     def _on_release(self, sender: Sender, msg: Release, now: int) -> list[Effect]:
-        return self.end_lease(msg.lease) if msg.lease in self.held else []
+        return self.end_lease(msg.lease) if self.get(msg.lease) is not None else []
 
     def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
         """A lease sent again: ours already, or one that we never heard of and hand back."""
@@ -156,13 +279,3 @@ class Leases(Part):
                 self._counts["leases_lost"] += 1
                 effects += self.end_lease(number)
         return effects
-
-    def _on_pinned(self, sender: Sender, msg: Pinned, now: int) -> list[Effect]:
-        """Say who it is that wants more than it may; once, until it holds much less."""
-        more = msg.cut not in (0, self.pins.cut)  # a new index counts from 0
-        said, self.pins = self.greedy, msg
-        self.greedy = more or (said and 2 * msg.bytes >= msg.most)
-        if said or not more:
-            return []
-        facts = (("engine", self._engine.name), ("pinned_bytes", msg.bytes), ("of", msg.most))
-        return [Note("engine_pins_too_much", (*facts, ("advice", ADVICE)), LogLevel.WARNING)]

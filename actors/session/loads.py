@@ -4,6 +4,9 @@ A rank that is served by process_vm says Load and gets Loaded once its blocks ar
 one gets Pages, copies them itself, and says Copied, which is Confirmed unless the lease was lost
 meanwhile: then what it copied is worth nothing.
 
+A lease of our own (leases.py) is compared with the ledger before a copy and after it: what its
+hazards should have kept and is not there any more makes the load fail, and never gives other bytes.
+
 With checksums nothing leaves the pool that is not what was sealed.
 """
 
@@ -44,6 +47,7 @@ class _Copy:
     lease_number: LeaseId
     lease: Lease
     begun: int  # when
+    part: slice  # of the lease's pages
     pages: tuple[PageId, ...]
     offsets: tuple[int, ...]  # beside `pages`: in the pool
     sums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
@@ -71,7 +75,7 @@ class Loads(Part):
     def check(self) -> None:
         """Copies belong to leases."""
         running = Counter(copy.lease_number for copy in self.copies.values())
-        for number, lease in self._leases.held.items():
+        for number, lease in self._leases.items():
             assert lease.copies == running.pop(number, 0)
         assert not running, "a copy of a lease that has ended"
 
@@ -85,7 +89,7 @@ class Loads(Part):
 
     def _on_load(self, sender: Sender, msg: Load, now: int) -> list[Effect]:
         rank, space = self._engine.rank(sender.address, msg.rank), self._engine.space
-        lease = self._leases.held.get(msg.lease)
+        lease = self._leases.get(msg.lease)
         refusal = Status.OK
         if rank is None or space is None:
             refusal = Status.NOT_ATTACHED
@@ -95,13 +99,16 @@ class Loads(Part):
             refusal = Status.BAD_REQUEST
         elif len(self.copies) >= COPIES_MAX:
             refusal = Status.BUSY
+        elif not self._leases.stands(lease, _part(msg, space.world)):
+            refusal = Status.NO_SUCH_LEASE
         if rank is None or space is None or lease is None or refusal is not Status.OK:
             self._counts["loads_refused"] += 1
             direct = rank is not None and rank.loads is Way.PROCESS_VM
-            return [Reply(sender, Loaded(refusal) if direct else Pages(refusal, 0, ()))]
-        world = space.world
-        mine = slice(msg.first * world + msg.rank, (msg.first + msg.count) * world, world)
-        pages, sums = lease.pages[mine], lease.checksums[mine]
+            answer = Loaded(refusal) if direct else Pages(refusal, 0, ())
+            lost = lease is not None and lease.lost and not lease.ended
+            return [Reply(sender, answer), *(self._leases.end_lease(msg.lease) if lost else ())]
+        part = _part(msg, space.world)
+        pages, sums = lease.pages[part], lease.checksums[part]
         self._number += 1
         copy = _Copy(
             number=self._number,
@@ -109,6 +116,7 @@ class Loads(Part):
             lease_number=msg.lease,
             lease=lease,
             begun=now,
+            part=part,
             pages=pages,
             offsets=space.offsets(pages),
             sums=sums,
@@ -130,7 +138,7 @@ class Loads(Part):
         def written(result: Done | PagesDiffer, now: int) -> list[Effect]:
             rank.running -= 1
             ended = Status.CORRUPT if isinstance(result, PagesDiffer) else result.status
-            status = Status.NO_SUCH_LEASE if lease.lost else ended
+            status = ended if self._leases.stands(lease, copy.part) else Status.NO_SUCH_LEASE
             self._count(copy, status is Status.OK, now)
             effects: list[Effect] = []
             if isinstance(result, PagesDiffer) and not lease.lost:
@@ -158,6 +166,8 @@ class Loads(Part):
                 if not bad:
                     return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
             status = result.status if isinstance(result, Done) else Status.CORRUPT
+            if not self._leases.stands(copy.lease, copy.part):
+                status, bad = Status.NO_SUCH_LEASE, []
             self._count(copy, False, now)
             refused = Reply(sender, Pages(status, 0, ()))
             return [refused, *self._corrupt(bad), *self._end_copy(copy.number)]
@@ -177,8 +187,9 @@ class Loads(Part):
             return [Reply(sender, Confirmed(Status.NO_SUCH_LEASE))]
         lease = copy.lease
         lease.use(now)
-        self._count(copy, msg.ok and not lease.lost, now)
-        status = Status.NO_SUCH_LEASE if lease.lost else Status.OK
+        stands = self._leases.stands(lease, copy.part)
+        self._count(copy, msg.ok and stands, now)
+        status = Status.OK if stands else Status.NO_SUCH_LEASE
         return [Reply(sender, Confirmed(status)), *self._end_copy(msg.copy)]
 
     def _count(self, copy: _Copy, ok: bool, now: int) -> None:
@@ -196,8 +207,13 @@ class Loads(Part):
         lease = copy.lease
         lease.copies -= 1
         lease.waiting.discard(copy.rank.number)
-        ends = lease.ended or not lease.waiting
+        ends = lease.ended or lease.lost or not lease.waiting
         return self._leases.end_lease(copy.lease_number) if ends else []
+
+
+def _part(msg: Load, world: int) -> slice:
+    """The rank's pages of these blocks, in a lease."""
+    return slice(msg.first * world + msg.rank, (msg.first + msg.count) * world, world)
 
 
 def _in_range(rank: Rank, lease: Lease, msg: Load, space: Space) -> bool:

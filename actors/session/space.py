@@ -7,7 +7,7 @@ lease and no order of the one before is theirs.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.geometry import Geometry, slot_size
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
 from pegaflow.wire.identities import Namespace, PageId
@@ -31,6 +31,11 @@ class Space:
     verify: bool  # a checksum is made of each page
     used_bytes_max: int  # of the pages of open saves; 0: any number
     geometry: Geometry  # the pool's
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the pool that a block takes."""
+        return slot_size(self.page_size) * self.world
 
     def offsets(self, pages: Iterable[PageId]) -> tuple[int, ...]:
         """Where these pages are in the pool."""

@@ -35,6 +35,11 @@ def _saves(view: View) -> dict[tuple[str, ...], Buckets]:
     return {(): found or RPC.empty()}
 
 
+def _lookups(view: View) -> Iterator[Sample]:
+    yield ("session",), view.total(SESSION, "lookups_local")
+    yield ("index",), view.total(SESSION, "lookups_by_message")
+
+
 def _dropped(view: View) -> Iterator[Sample]:
     found = {reason.label: 0 for reason in REASONS}
     for (reason,), blocks in view.labelled(SESSION, "save_blocks_dropped").items():
@@ -59,6 +64,14 @@ ENGINE_METRICS = (
         _rpc,
         labels=("method", "status"),
         histogram=True,
+    ),
+    Shown(
+        "pegaflow_lookups_total",
+        SESSION,
+        "Lookups of engines by who has answered them: the engine's session by itself, from shared "
+        "memory, or the index, which it has asked.",
+        _lookups,
+        ("by",),
     ),
     Shown(
         "pegaflow_save_duration_seconds",
@@ -90,9 +103,9 @@ ENGINE_METRICS = (
     ),
     Shown(
         "pegaflow_leases",
-        INDEX,
+        "index, session",
         "Leases on blocks that engines hold.",
-        lambda v: v.gauge(INDEX, "leases"),
+        lambda v: v.gauge(INDEX, "leases") + v.gauge(SESSION, "session_leases_own"),
     ),
     Shown(
         "pegaflow_engines",
@@ -131,14 +144,28 @@ ENGINE_METRICS = (
     Shown(
         "pegaflow_pinned_bytes",
         INDEX,
-        "Bytes of the pool that leases keep from eviction, each block counted once.",
-        lambda v: v.gauge(INDEX, "pinned_bytes"),
+        "Bytes of the pool that leases keep from eviction: those of the index, each block counted "
+        "once, and those that sessions keep by hazards, each block counted once.",
+        lambda v: v.gauge(INDEX, "pinned_bytes", "hazard_pinned_bytes"),
     ),
     Shown(
         "pegaflow_unpinned_blocks_total",
-        INDEX,
+        "index, session",
         "Blocks that lookups found and did not get: the engine, or all together, held too much.",
-        lambda v: v.total(INDEX, "blocks_unpinned"),
+        lambda v: v.total(INDEX, "blocks_unpinned") + v.total(SESSION, "blocks_unpinned"),
+    ),
+    Shown(
+        "pegaflow_hazard_files",
+        INDEX,
+        "Sessions whose hazards are read before anything is evicted: they find what is in memory "
+        "without asking the index.",
+        lambda v: v.gauge(INDEX, "hazard_files"),
+    ),
+    Shown(
+        "pegaflow_evictions_turned_back_total",
+        INDEX,
+        "Blocks that were to be evicted and stayed, since a session was using them.",
+        lambda v: v.total(INDEX, "evictions_turned_back"),
     ),
     Shown(
         "pegaflow_engine_inflight_bytes",

@@ -53,11 +53,11 @@ def _build_info(view: View) -> Iterator[Sample]:
 
 
 def _tiers(view: View) -> Iterator[Sample]:
-    hit, ssd = view.total(INDEX, "blocks_hit"), view.total(INDEX, "blocks_hit_ssd")
+    hit, ssd = view.blocks_hit, view.total(INDEX, "blocks_hit_ssd")
     yield ("ram",), hit - ssd
     yield ("rdma",), 0
     yield ("ssd",), ssd
-    yield ("miss",), view.total(INDEX, "blocks_asked") - hit
+    yield ("miss",), view.blocks_asked - hit
 
 
 def _parts(view: View) -> Iterator[Sample]:
@@ -129,19 +129,19 @@ METRICS = (
     ),
     Shown(
         "pegaflow_cache_block_hits_total",
-        INDEX,
+        "index, session",
         "Blocks that lookups asked for and got.",
-        lambda v: v.total(INDEX, "blocks_hit"),
+        lambda v: v.blocks_hit,
     ),
     Shown(
         "pegaflow_cache_block_misses_total",
-        INDEX,
+        "index, session",
         "Blocks that lookups asked for and did not get.",
-        lambda v: v.total(INDEX, "blocks_asked") - v.total(INDEX, "blocks_hit"),
+        lambda v: v.blocks_asked - v.blocks_hit,
     ),
     Shown(
         "pegaflow_cache_tier_block_requests_total",
-        INDEX,
+        "index, session",
         "Blocks that lookups asked for, by where they were found: ram, rdma, ssd or miss.  The sum "
         "over the tiers is the number of blocks asked for.",
         _tiers,

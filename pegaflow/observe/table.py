@@ -46,7 +46,7 @@ def _processes(report: Report) -> Table:
 
 
 def _lines(view: View, report: Report) -> list[str]:
-    asked, hit = view.total(INDEX, "blocks_asked"), view.total(INDEX, "blocks_hit")
+    asked, hit = view.blocks_asked, view.blocks_hit
     used = view.gauge(ALLOCATOR, "pool_sealed_bytes", "pool_held_bytes")
     rate = f"hit rate {100 * hit / asked:.1f} % of {asked:.0f} blocks" if asked else "nothing asked"
     engines = sum(bool(row.engine) for row in report.processes)

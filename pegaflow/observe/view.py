@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pegaflow.core.series import SEPARATOR, Buckets, Histogram, labels_of
 from pegaflow.wire.control import KindRow, ProcessRow, Report
+from pegaflow.wire.values import INDEX, SESSION
 
 _S = 1_000_000_000
 
@@ -35,6 +36,16 @@ class View:
     def total(self, kind: str, *names: str) -> float:
         """Counters of a kind of actor, summed over all its lives."""
         return sum(self._sums.get(kind, {}).get(name, 0) for name in names)
+
+    @property
+    def blocks_asked(self) -> float:
+        """Blocks of all lookups: each was answered by the index or by a session itself."""
+        return self.total(INDEX, "blocks_asked") + self.total(SESSION, "blocks_asked_local")
+
+    @property
+    def blocks_hit(self) -> float:
+        """Those of them that were found."""
+        return self.total(INDEX, "blocks_hit") + self.total(SESSION, "blocks_hit_local")
 
     def totals(self) -> Iterator[tuple[str, Mapping[str, int]]]:
         """Every kind with all its counters that have no labels."""

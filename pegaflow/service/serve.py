@@ -204,7 +204,7 @@ class _House:
             self._sockets.pop(address, None)
             self._silences.pop(address, None)
             pool = Path(self.files.pool.path).stem
-            for path in SHM.glob(f"{pool}.{address}.*.bounce"):
+            for path in SHM.glob(f"{pool}.{address}.*"):
                 path.unlink(missing_ok=True)
             self._lock.remove(f"{rundir.ACTORS}/{address}.sock")
             number = code if code >= 0 else 256 - code

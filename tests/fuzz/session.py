@@ -7,7 +7,7 @@ from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import NO_GRANT, NO_KEY, ClaimId, GrantId, Incarnation, LeaseId
-from pegaflow.wire.index import Claim, Claimed, Find, Held, Seal, Sealed
+from pegaflow.wire.index import Claim, Claimed, Find, HazardFile, HazardsNoted, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
@@ -38,9 +38,10 @@ from pegaflow.wire.session import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, Address
+from tests.actors.shared import Shared
 from tests.naming import as_pages, as_stamps
 
-from .books import KEYS, RECORDS
+from .books import GEOMETRY, KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, POOL, WELCOME, Cage
 
 LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
@@ -57,7 +58,12 @@ class SessionCage(Cage):
         self.number = 0
         self.granted: dict[int, Reserved] = {}  # grants not stated yet
         self.honest: list[tuple[Address, Message]] = []  # what a sound neighbour would say next
-        return Session(Address(SESSION, Incarnation(4)), BOSS, HELLO)
+        self.shared = Shared(geometry=GEOMETRY)
+        shared = self.shared
+        address = Address(SESSION, Incarnation(4))
+        return Session(
+            address, BOSS, HELLO, open_hazards=shared.open_hazards, open_finder=shared.open_finder
+        )
 
     def settle(self) -> None:
         self.senders = [Address(CLIENT, Incarnation(n)) for n in (7, 7, 7, 7, 8, 9)]
@@ -97,6 +103,19 @@ class SessionCage(Cage):
             self.tell(self.senders[0], ATTACH, question=1)
         if self.rng.random() < 0.1:
             self.senders[-1] = Address(CLIENT, Incarnation(self.rng.randrange(10, 1 << 62)))
+        if self.rng.random() < 0.5 and self.actor.engine.space is not None:
+            self._write()
+
+    def _write(self) -> None:
+        """The index seals the keys in pages of its choice, and has evicted what was there, whoever
+        uses it: worse than any index."""
+        rng, shared, space = self.rng, self.shared, self.actor.engine.space
+        assert space is not None
+        pages = as_pages(*rng.sample(range(RECORDS), len(KEYS) * space.world))
+        shared.evict(*pages)
+        shared.seal(self.actor, KEYS, pages)
+        shared.table.set_tiers(rng.random() < 0.2)
+        shared.table.set_closed(rng.random() < 0.05)
 
     def answer(self, question: Envelope) -> Message | None:
         rng, msg = self.rng, question.message
@@ -105,6 +124,8 @@ class SessionCage(Cage):
             self.number += bool(count)
             pages = tuple(self._page() for _ in range(count))
             return Held(LeaseId(self.number if count else 0), min(count, 1), as_pages(*pages))
+        if isinstance(msg, HazardFile):
+            return HazardsNoted(Status.OK if rng.random() < 0.97 else Status.NO_SPACE)
         if isinstance(msg, Claim):
             new = tuple(i for i in range(len(msg.keys)) if rng.random() < 0.7)
             self.number += bool(new)
@@ -188,7 +209,7 @@ class SessionCage(Cage):
         return {
             "clients": len(actor.engine.clients),
             "watched": len(actor.engine.watched),
-            "leases": len(actor.leases.held),
+            "leases": len(actor.leases.items()),
             "copies": len(actor.loads.copies),
             "saves": len(actor.orders.shares),
             "pages": len(actor.reservation.free) + len(actor.reservation.used),

@@ -21,8 +21,8 @@ PATIENCE = 10
 every message that is declared; that it gets there does not."""
 
 DEEP = {
-    "session": {"blocks_loaded": 20, "blocks_filled": 20, "answers": 1000},
-    "index": {"blocks_sealed": 200, "blocks_evicted": 200, "answers": 1000},
+    "session": {"blocks_loaded": 20, "blocks_filled": 20, "answers": 1000, "blocks_hit_local": 20},
+    "index": {"blocks_sealed": 200, "blocks_evicted": 200, "evictions_turned_back": 20},
     "index-ssd": {"blocks_evicted": 50, "blocks_hit_ssd": 50, "ssd_waits_cut": 10},
     "flusher": {"blocks_written": 100, "ssd_prefetch_success": 50, "ssd_blocks_corrupt": 10},
     "allocator": {"pages_granted": 1000, "answers": 500},
@@ -77,7 +77,7 @@ def test_an_assertion_that_an_outsider_triggers_is_found(monkeypatch: pytest.Mon
         "pegaflow.actors.index.publishing.Publishing._makes_sense", lambda self, msg: True
     )
     cage: Cage = CAGES["index"](seed=7)
-    with pytest.raises((AssertionError, IndexError, ValueError)):
+    with pytest.raises((AssertionError, IndexError, OverflowError, ValueError)):
         cage.run(PATIENCE * FRAMES)
 
 

@@ -9,9 +9,9 @@ from pegaflow.core.series import LOAD, RPC
 from pegaflow.observe import metrics
 from pegaflow.observe.engines import REASONS
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import SESSION, SUPERVISOR
+from pegaflow.wire.values import INDEX, SESSION, SUPERVISOR
 
-from .test_metrics import counted, counts, report, row, samples
+from .test_metrics import counted, counts, kind, report, row, samples
 
 
 def test_saves_and_calls_are_counted_and_timed() -> None:
@@ -40,6 +40,29 @@ def test_saves_and_calls_are_counted_and_timed() -> None:
     assert samples(None)["pegaflow_save_duration_seconds_count", ()] == 0
 
 
+def test_what_sessions_find_by_themselves_is_in_memory() -> None:
+    """Each lookup is counted by the index or by a session, and its blocks under one tier each."""
+    asked = kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_hit_ssd=25, blocks_unpinned=3)
+    local = kind(
+        SESSION,
+        blocks_asked=100,
+        blocks_asked_local=50,
+        blocks_hit_local=45,
+        lookups_local=6,
+        lookups_by_message=7,
+        blocks_unpinned=2,
+    )
+    found = samples(report("up", asked, local))
+    tier = "pegaflow_cache_tier_block_requests_total"
+    tiers = {labels[0]: value for (name, labels), value in found.items() if name == tier}
+    assert tiers == {"ram": 80, "rdma": 0, "ssd": 25, "miss": 45} and sum(tiers.values()) == 150
+    assert found["pegaflow_cache_block_hits_total", ()] == 105
+    assert found["pegaflow_cache_block_misses_total", ()] == 45
+    assert found["pegaflow_unpinned_blocks_total", ()] == 5
+    by = "pegaflow_lookups_total"
+    assert [found[by, (who,)] for who in ("session", "index")] == [6, 7]
+
+
 def test_engines_are_told_apart_by_their_seats() -> None:
     found = samples(report())
     assert found["pegaflow_engine_leases", ("1",)] == 3
@@ -56,7 +79,18 @@ def test_nothing_is_labelled_with_a_life_or_an_engine() -> None:
         return set(samples(report(more=more)))
 
     assert labels(70, "one") == labels(71, "two")
-    allowed = {"version", "part", "class", "tier", "reason", "method", "status", "seat", "state"}
+    allowed = {
+        "version",
+        "part",
+        "class",
+        "tier",
+        "reason",
+        "method",
+        "status",
+        "seat",
+        "state",
+        "by",
+    }
     allowed |= {"directory", "actor", "event"}
     assert {label for m in metrics.METRICS for label in m.labels} <= allowed
 

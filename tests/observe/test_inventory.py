@@ -25,7 +25,7 @@ from tests.test_tidy import python_sources
 
 NO_LIMITS = {
     *("KIB", "MIB", "GIB", "MS"),  # units
-    "MAJOR", "MINOR", "VERSION", "VOID", "SEALED", "QUARANTINED",  # formats
+    "MAJOR", "MINOR", "VERSION", "VOID", "SEALED", "LEAVING", "QUARANTINED",  # formats
     "HEADER_BYTES", "RECORD_BYTES", "UUID_BYTES", "WORD", "NONE",
 }  # fmt: skip
 

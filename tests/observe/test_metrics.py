@@ -110,7 +110,8 @@ pegaflow_ssd_write_throughput_bytes_per_second_per_second
 pegaflow_ssd_prefetch_throughput_bytes_per_second_per_second pegaflow_ssd_prefetch_queue_full_total
 pegaflow_prefetch_stale_gc_total pegaflow_ssd_lookups_waiting pegaflow_ssd_lookups_cut_total
 pegaflow_ssd_carried_bytes_total pegaflow_ssd_recycled_blocks_total
-pegaflow_ssd_drain_left_blocks_total
+pegaflow_ssd_drain_left_blocks_total pegaflow_lookups_total pegaflow_hazard_files
+pegaflow_evictions_turned_back_total
 """.split()
 """What dashboards are built on: only ever added to."""
 

@@ -93,7 +93,7 @@ def test_a_killed_engine_leaves_its_blocks_and_nothing_else(service: Service) ->
         "the victim's session is gone",
         lambda: session.address not in {r.address for r in service.processes()},
     )
-    eventually("its leases are gone", lambda: service.counter("leases") == 0)
+    eventually("its leases are gone", lambda: service.counter("session_leases") == 0)
     with Engine(service, "victim") as successor:
         found = successor.client.lookup(hashes)
         assert found.blocks == 10 and found.lease is not None
@@ -133,14 +133,14 @@ def test_an_engine_of_another_pid_namespace_is_served_and_seen_to_die(service: S
             assert contained.stdout is not None
             assert contained.stdout.readline() == b"1 staged staged\n"
             session = service.session_of("contained")
-            eventually("its lease is there", lambda: service.counter("leases") == 1)
+            eventually("its lease is there", lambda: service.counter("session_leases") == 1)
         finally:
             contained.kill()
     eventually(
         "its session is gone",
         lambda: session.address not in {r.address for r in service.processes()},
     )
-    eventually("its lease is gone", lambda: service.counter("leases") == 0)
+    eventually("its lease is gone", lambda: service.counter("session_leases") == 0)
     with Engine(service, "contained") as successor:
         assert successor.client.lookup(keys(10, seed=6)).blocks == 10
 

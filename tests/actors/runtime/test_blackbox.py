@@ -16,8 +16,10 @@ from pegaflow.wire.identities import NO_KEY, ClaimId
 from pegaflow.wire.index import Claim, Claimed, Seal
 from pegaflow.wire.jobs import FillPages, OpenPool, PoolOpened, Stopping
 from pegaflow.wire.session import CopyBatch, Keep, Save
+from pegaflow.wire.values import Address
 from tests.actors.rig import BOSS, CLIENT_7, HELLO, SESSION_4, Rig, one, said
 from tests.actors.sessions import KEYS, SERVE, attached, grant
+from tests.actors.shared import Shared
 
 
 def busy() -> tuple[Rig, Session]:
@@ -30,6 +32,13 @@ def busy() -> tuple[Rig, Session]:
     rig.tell(CLIENT_7, Keep(1, take.batch))
     one(rig.done(FillPages), Seal)
     return rig, actor
+
+
+def anew(address: Address, boss: Address) -> Session:
+    shared = Shared()
+    return Session(
+        address, boss, HELLO, open_hazards=shared.open_hazards, open_finder=shared.open_finder
+    )
 
 
 def state(actor: Actor) -> dict[str, Any]:
@@ -46,7 +55,7 @@ def test_a_replayed_actor_is_in_the_same_state(tmp_path: Path) -> None:
     address, boss, complete, inputs = blackbox.read(path)
     assert (address, boss, complete) == (SESSION_4, BOSS, True)
     assert {kind for _, kind, _, _ in inputs} == {"start", "frame", "done", "wake"}
-    host = blackbox.replay(inputs, lambda: Session(address, boss, HELLO))
+    host = blackbox.replay(inputs, lambda: anew(address, boss))
     assert state(host.actor) == state(actor)
     assert host.outstanding() == rig.host.outstanding()
     assert host.inputs == rig.host.inputs
@@ -59,7 +68,7 @@ def test_what_killed_the_first_kills_the_second(tmp_path: Path) -> None:
         rig.ask(BOSS, other)
     address, boss, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     with pytest.raises(AssertionError, match="serves one engine"):
-        blackbox.replay(inputs, lambda: Session(address, boss, HELLO))
+        blackbox.replay(inputs, lambda: anew(address, boss))
 
 
 def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:

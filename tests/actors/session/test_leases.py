@@ -75,6 +75,6 @@ def test_a_new_index_counts_from_nothing() -> None:
     rig, actor, _ = attached()
     rig.tell(IDX, Pinned(HALF, HALF, 9))
     rig.tell(IDX, Pinned(PAGE, HALF, 0))
-    assert not actor.leases.greedy
+    assert not actor.pins.greedy
     rig.tell(IDX, Pinned(HALF, HALF, 2))
-    assert actor.leases.greedy
+    assert actor.pins.greedy

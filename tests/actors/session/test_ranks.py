@@ -55,6 +55,7 @@ PROOF = bytes(range(32))
 DIRECT = replace(ATTACH, way=Way.PROCESS_VM, bases=(1 << 40,), scratch=1 << 41)
 RANKS = (CLIENT_7, CLIENT_8)
 BLOCKS = (20, 21, 22)
+Begun = tuple[Rig, Session]
 
 
 def attach(rig: Rig, client: Address, msg: Attach) -> Attached:
@@ -69,17 +70,17 @@ def attach(rig: Rig, client: Address, msg: Attach) -> Attached:
     return said(sent, Attached, client)
 
 
-def direct(way: Way = Way.PROCESS_VM) -> tuple[Rig, Session]:
+def direct(way: Way = Way.PROCESS_VM, begun: Begun | None = None) -> Begun:
     """One rank by process_vm, with eight pages ready."""
-    rig, actor = serving()
+    rig, actor = begun or serving()
     attach(rig, CLIENT_7, replace(DIRECT, way=way))
     rig.tell(ALLOC, grant(1, 8))
     return rig, actor
 
 
-def pair(base: Attach = ATTACH) -> tuple[Rig, Session]:
+def pair(base: Attach = ATTACH, begun: Begun | None = None) -> Begun:
     """Two ranks, with eight pages ready."""
-    rig, actor = serving()
+    rig, actor = begun or serving()
     for number, client in enumerate(RANKS):
         attach(rig, client, replace(base, rank=number, world=2))
     rig.tell(ALLOC, grant(1, 8))

@@ -1,0 +1,175 @@
+"""What the session finds and keeps by itself: the index's table, and its own hazards.
+
+A hazard is a word of ours in our hazard file that keeps a block where it is (wire/index.py,
+core/pool/hazards.py).  The file is made when the engine is complete for the first time.  It is
+announced to each index that we meet, before anything else is stated, and again with each beat until
+that index has answered.  Hazards are trusted from the first index on that has noted the file, and
+go on being trusted while there is none, since nobody else evicts.
+
+Where that does not work (no room, no memory barrier, an index that cannot map the file) lookups go
+to the index, one line of the log and of `status` says why, and hazards that stand are worth what a
+look at the ledger before and after each copy finds them to be.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pegaflow.actors.runtime.contract import Ask, Effect, Note, Part
+from pegaflow.actors.runtime.member import Member
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.finder import Finder, Run
+from pegaflow.core.pool.hazards import Hazards, Rows
+from pegaflow.wire.control import BEAT_NS, LogLevel, Welcome
+from pegaflow.wire.identities import PageId, Stamp
+from pegaflow.wire.index import HazardFile, HazardsNoted
+from pegaflow.wire.message import Message
+from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Nanoseconds
+from pegaflow.wire.values import INDEX, NOBODY, Address, Keys
+
+from .engine import Engine
+from .space import Space
+
+NOTED_NS: Nanoseconds = 2 * BEAT_NS
+"""Patience with an index that is told of our hazards; then it is told again."""
+
+NO_BOUND: Bytes = 1 << 62
+"""Of a run: pins.py says how much of it the engine may keep."""
+
+
+class Opened(NamedTuple):
+    """A hazard file of ours, and how others find it."""
+
+    hazards: Hazards
+    path: str
+    file: tuple[int, int]  # device and inode
+
+
+OpenHazards = Callable[[Welcome], Opened]
+"""Makes the session's hazard file; raises UserError if hazards cannot be had."""
+
+OpenFinder = Callable[[Welcome], Finder]
+"""Maps the ledger; raises UserError if it cannot."""
+
+
+class HazardBook(Part):
+    """Our hazards, and who has noted them."""
+
+    def __init__(
+        self, member: Member, engine: Engine, open_hazards: OpenHazards, open_finder: OpenFinder
+    ) -> None:
+        self._member, self._engine = member, engine
+        self._open_hazards, self._open_finder = open_hazards, open_finder
+        self._opened: Opened | None = None
+        self._finder: Finder | None = None  # with `_opened`
+        self._asked = NOBODY  # the index that was told of the file and has not answered
+        self._answered = NOBODY  # the index that has
+        self.trusted = False  # our hazards are read before anything is freed
+        self._why = ""  # not, in one line
+
+    def gauges(self) -> dict[str, int]:
+        """Hazards that stand."""
+        return {"session_hazards": self.standing}
+
+    def remarks(self) -> tuple[str, ...]:
+        """Why each lookup costs a message."""
+        return (f"engine {self._engine.name} looks up by message: {self._why}",) * bool(self._why)
+
+    def begin(self, now: int) -> list[Effect]:
+        """The engine is complete: have hazards, unless that was tried before."""
+        welcome = self._member.welcome
+        assert welcome is not None
+        if self._opened is not None or self._why:
+            return []
+        try:
+            self._finder = self._open_finder(welcome)
+            self._opened = self._open_hazards(welcome)
+        except UserError as err:
+            return self._refused(str(err))
+        return self._announce(now)
+
+    def met(self, neighbour: Address, now: int) -> list[Effect]:
+        """An index in a new life."""
+        return self._announce(now) if neighbour.name == INDEX else []
+
+    def beat(self, now: int) -> list[Effect]:
+        """Who has not answered is told again."""
+        return self._announce(now)
+
+    def late(self, sender: Address, msg: Message, now: int) -> list[Effect]:
+        """The index has noted the file after all."""
+        known = isinstance(msg, HazardsNoted) and sender == self._member.peer(INDEX)
+        return self._heard(sender, msg) if known else []
+
+    @property
+    def standing(self) -> int:
+        """Hazards that are not cleared."""
+        return len(self._opened.hazards) if self._opened is not None else 0
+
+    # what it is good for
+
+    def find(self, space: Space, keys: Keys) -> Run | None:
+        """Find the leading blocks that are in memory, and keep them by hazards.
+
+        Returns:
+            The run, whose rows are the caller's to clear; it may have no block.  None: the index
+            has to be asked.
+        """
+        if not self.trusted:
+            return None
+        assert self._opened is not None and self._finder is not None
+        hazards = self._opened.hazards
+        run = self._finder.find(
+            space.namespace, keys, hazards, shards=space.world, most_bytes=NO_BOUND
+        )
+        return run
+
+    def clear(self, rows: Rows) -> None:
+        """These hazards stand no longer."""
+        assert self._opened is not None
+        self._opened.hazards.clear(rows)
+
+    def sealed(self, pages: Sequence[PageId], stamps: Sequence[Stamp]) -> bool:
+        """Whether these pages still hold what they held when the hazards were written."""
+        assert self._finder is not None
+        return self._finder.sealed(pages, stamps)
+
+    @property
+    def tiers(self) -> bool:
+        """Whether a run that ends here may go on in a tier."""
+        assert self._finder is not None
+        return self._finder.tiers
+
+    # the index
+
+    def _announce(self, now: int) -> list[Effect]:
+        """Tell the living index where our hazards are."""
+        index, opened = self._member.peer(INDEX), self._opened
+        if opened is None or index in (NOBODY, self._asked, self._answered):
+            return []
+        self._asked = index
+
+        def heard(answer: Message, now: int) -> list[Effect]:
+            if self._asked == index:
+                self._asked = NOBODY
+            return self._heard(index, answer)
+
+        ask = HazardFile(opened.path, opened.file, opened.hazards.most)
+        return [Ask(index, ask, now + NOTED_NS, heard)]
+
+    def _heard(self, index: Address, answer: Message) -> list[Effect]:
+        if not isinstance(answer, HazardsNoted):
+            return []
+        self._answered = index
+        if answer.status is not Status.OK:
+            return self._refused(answer.note or answer.status.label)
+        self.trusted, self._why = True, ""
+        return []
+
+    def _refused(self, why: str) -> list[Effect]:
+        """Each lookup is the index's from now on."""
+        said, self.trusted, self._why = self._why, False, why
+        if said == why:
+            return []
+        facts = (("engine", self._engine.name), ("why", why))
+        return [Note("lookups_by_message", facts, LogLevel.WARNING)]

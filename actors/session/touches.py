@@ -1,0 +1,55 @@
+"""What was used under hazards, told to the index after the fact.
+
+It ages blocks as the end of a lease of its own does.  A word that is lost makes a block older than
+it is, so what is too much while there is no index is forgotten, the oldest first.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pegaflow.actors.runtime.contract import Effect, Part
+from pegaflow.actors.runtime.member import Member
+from pegaflow.wire.identities import PageId
+from pegaflow.wire.index import Touched
+from pegaflow.wire.units import Count
+from pegaflow.wire.values import INDEX, NOBODY
+
+TOUCHED_BATCH: Count = 4096
+"""Blocks that are told without waiting for the beat: half a dozen long requests."""
+
+TOUCHED_MAX: Count = 1 << 16
+"""Blocks remembered while there is no index: more than it would keep apart by age."""
+
+
+class Touches(Part):
+    """Blocks that the index has not been told of."""
+
+    def __init__(self, member: Member, counts: Counter[str]) -> None:
+        self._member, self._counts = member, counts
+        self._waiting: list[PageId] = []  # first pages, in the order in which their leases ended
+
+    def beat(self, now: int) -> list[Effect]:
+        """Tell the index."""
+        return self._tell()
+
+    def add(self, firsts: Sequence[PageId]) -> list[Effect]:
+        """A lease of our own has ended.
+
+        Args:
+            firsts: the first page of each block, in chain order.
+        """
+        self._waiting += firsts
+        return self._tell() if len(self._waiting) >= TOUCHED_BATCH else []
+
+    def _tell(self) -> list[Effect]:
+        if self._member.peer(INDEX) == NOBODY:
+            forgotten = len(self._waiting) - TOUCHED_MAX
+            if forgotten > 0:
+                self._counts["touches_forgotten"] += forgotten
+                del self._waiting[:forgotten]
+            return []
+        pages, self._waiting = self._waiting, []
+        batches = [
+            tuple(pages[at : at + TOUCHED_BATCH]) for at in range(0, len(pages), TOUCHED_BATCH)
+        ]
+        return [e for batch in batches for e in self._member.tell(INDEX, Touched(batch))]
