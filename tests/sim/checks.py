@@ -21,7 +21,7 @@ from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.supervisor.stage import Stage
-from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Ledger, Record
+from pegaflow.core.pool.ledger import HEADER_BYTES, LEAVING, RECORD_BYTES, Ledger, Record
 from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
 from pegaflow.wire.identities import Namespace, PageId
@@ -130,14 +130,17 @@ class Checks:
     # pool and ledger
 
     def _read_ledger(self) -> None:
-        """Which pages have been sealed or voided since the last look?"""
+        """Which pages have been sealed or voided since the last look?  One that is leaving stays
+        what it is until then."""
         every = memoryview(self._raw)[HEADER_BYTES:].cast("Q")[:: RECORD_BYTES // 8]
         words = every.tolist()[: len(self._words)]
         if words == self._words:
             return
         fresh: list[int] = []
         for page, (now, before) in enumerate(zip(words, self._words, strict=True)):
-            if now != before:
+            if now >> 32 == LEAVING >> 32:
+                words[page] = before
+            elif now != before:
                 if page in self.sealed:
                     self._void(page)
                 if self._ledger.read(PageId(page)) is not None:
@@ -247,7 +250,7 @@ class Checks:
     def _leases(self) -> None:
         """What a session holds under a lease stays what it is, whatever the index knows."""
         for session in self.sessions().values():
-            for lease in session.leases.held.values():
+            for _, lease in session.leases.items():
                 for page in () if lease.lost else lease.pages:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
@@ -309,7 +312,7 @@ class Checks:
     def _at_rest(self, session: Session) -> None:
         assert not session.loads.copies, f"{session.address} waits for the end of a copy for ever"
         orders, engine = session.orders, session.engine
-        books = (session.leases.held.items(), engine.leaving, orders.open, orders.shares)
+        books = (session.leases.items(), engine.leaving, orders.open, orders.shares)
         assert not any(books), f"{session.address} still has {books}"
         for rank in engine.ranks.values():
             assert len(rank.free_slots) == rank.slots, "a slot is lost"

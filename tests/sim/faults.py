@@ -179,12 +179,12 @@ class Faults:
     def _tear(self, fault: str) -> None:
         """The index dies between two words of the ledger, or between two pages of a block."""
         for proc in self.world.living(INDEX):
-            if isinstance(proc, ChildProc) and proc.ledger is not None:
+            if isinstance(proc, ChildProc) and proc.memory.ledger is not None:
                 self.world.counts[fault] += 1
                 if fault == "block is halved":
-                    proc.ledger.halves = True
+                    proc.memory.ledger.halves = True
                 else:
-                    proc.ledger.fuse = self.world.rng.randrange(10)
+                    proc.memory.ledger.fuse = self.world.rng.randrange(10)
 
     def _fill_link(self) -> None:
         """A link between two of the group takes nothing for a while, but for the supervisor's:
@@ -199,9 +199,7 @@ class Faults:
     def _turn_bit(self) -> None:
         """In a sealed page of which nobody has a lease: whoever has one has looked already."""
         checks, rng = self.checks, self.world.rng
-        held = {
-            p for s in checks.sessions().values() for x in s.leases.held.values() for p in x.pages
-        }
+        held = {p for s in checks.sessions().values() for _, x in s.leases.items() for p in x.pages}
         index = checks.index()
         pages = sorted(checks.sealed.keys() - held)
         if index is None or not pages:

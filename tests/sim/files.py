@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
+from pegaflow.actors.session.hazards import Opened
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.finder import Finder
+from pegaflow.core.pool.geometry import Geometry
+from pegaflow.core.pool.hazards import Hazards, hazard_bytes
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.core.pool.table import TableReader
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.ssdfolder import Known
+from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -29,12 +37,16 @@ from pegaflow.wire.jobs import (
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import Address
 
-from .world import Call, Proc
+from .world import Call, Proc, World
 
 if TYPE_CHECKING:
     from .client import Client
     from .disk import Medium
+
+HAZARDS = 24
+"""Blocks that one engine may name."""
 
 PIECES = 2
 """Pieces in which a page is copied."""
@@ -68,6 +80,33 @@ class Files:
         """Remove all names that contain one of these."""
         for path in [p for p in self.named if any(end in p for end in ends)]:
             del self.named[path]
+
+
+class Reader:
+    """What a session looks up by itself in, and its hazard file: device.Reader of a simulated one.
+
+    Its file stays when its process is dead, as it does for whoever has it mapped; the next service
+    removes the name.
+    """
+
+    def __init__(self, owner: Address, world: World, files: Files) -> None:
+        self._owner, self._world, self._files = owner, world, files
+
+    def open_finder(self, welcome: Welcome) -> Finder:
+        """The ledger, and the table behind it."""
+        buffer = self._files.named[welcome.ledger_path]
+        ledger = Ledger(buffer)
+        geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
+        return Finder(ledger, TableReader(buffer, ledger.records), geometry)
+
+    def open_hazards(self, welcome: Welcome) -> Opened:
+        """For a few blocks, so that there are too few rows now and then; seldom none."""
+        if self._world.rough and self._world.rng.random() < 0.1:
+            self._world.counts["no room for hazards"] += 1
+            raise UserError("no room for hazards")
+        path = f"{self._owner}.hazards"
+        file = self._files.create(path, hazard_bytes(HAZARDS))
+        return Opened(Hazards(file), path, (0, self._owner.incarnation))
 
 
 def copy_pieces(

@@ -8,7 +8,6 @@ adopts the pool.  An index may die between any two words that it writes into the
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pegaflow.actors.allocator.actor import Allocator
@@ -24,9 +23,10 @@ from pegaflow.actors.supervisor.children import ChildState
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.watchdog import SERVE_NS
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
+from pegaflow.core.pool.ledger import Header, Ledger
 from pegaflow.core.pool.scan import occupied
-from pegaflow.wire.control import SILENT_NS, Fenced, Hello, Report, Welcome
+from pegaflow.core.pool.table import file_bytes
+from pegaflow.wire.control import SILENT_NS, Fenced, Hello, Report
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.jobs import (
@@ -66,8 +66,9 @@ from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SU
 from tests.naming import as_pages
 
 from .disk import FlushWork
-from .files import Device, Files, Work, at_once
-from .world import CLEAN_END, MS, US, Died, Proc, S, World
+from .files import Device, Files, Reader, Work, at_once
+from .fragile import IndexMemory
+from .world import CLEAN_END, MS, US, Proc, S, World
 
 EXTENTS_SURE = 3
 """Extents for which there always is room."""
@@ -89,51 +90,6 @@ class _Job:
     number: int
     left: int  # parts of it that are not over
     result: Result = Done(Status.OK)  # of the first that failed, or of the last
-
-
-class FragileLedger(Ledger):
-    """A ledger whose writer may die at any of its words."""
-
-    fuse: int | None = None  # words until then; None: it does not
-    halves = False  # it dies between the pages of the next block that has several
-
-    def _burn(self) -> None:
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse < 0:
-                raise Died("crashes while it writes the ledger")
-
-    def seal(self, pages: Sequence[PageId], records: Sequence[Record]) -> None:
-        """With a death before a page, or between its body and its state word."""
-        second = next((n for n, r in enumerate(records) if r.shard), None) if self.halves else None
-        if second is not None:
-            super().seal(pages[:second], records[:second])
-            raise Died("crashes between two pages of a block")
-        if self._lasts(2 * len(pages)):
-            super().seal(pages, records)
-            return
-        for page, record in zip(pages, records, strict=True):
-            self._burn()
-            super().seal([page], [record])
-            if self.fuse == 0:
-                self._words[self._at(page) // 8] = 0
-            self._burn()
-
-    def void(self, pages: Sequence[PageId]) -> None:
-        """With a death before a page."""
-        if self._lasts(len(pages)):
-            super().void(pages)
-            return
-        for page in pages:
-            self._burn()
-            super().void([page])
-
-    def _lasts(self, words: int) -> bool:
-        """Whether it lives to write so many words."""
-        if self.fuse is None or self.fuse < words:
-            return self.fuse is None
-        self.fuse -= words
-        return True
 
 
 class HostProc(Proc):
@@ -246,25 +202,30 @@ class ChildProc(HostProc):
         super().__init__(world, files, address)
         hello = Hello(self.pid, self.started_ticks, str(address))
         self.actor: Actor
-        self.ledger: FragileLedger | None = None
+        self.memory = IndexMemory(world, files)
         self._disk: FlushWork | None = None
         if address.name == INDEX:
-            self.actor = Index(address, boss, hello, self._open_ledger)
+            self.actor = Index(address, boss, hello, self.memory)
         elif address.name == FLUSHER:
             assert files.plan is not None
             self.actor = Flusher(address, boss, hello, files.plan)
             self._idle = DISK_THREADS
+        elif address.name == SESSION:
+            reader = Reader(address, world, files)
+            self.actor = Session(
+                address,
+                boss,
+                hello,
+                open_hazards=reader.open_hazards,
+                open_finder=reader.open_finder,
+            )
         else:
-            kinds = {ALLOCATOR: Allocator, SESSION: Session, GATEWAY: Gateway}
+            kinds = {ALLOCATOR: Allocator, GATEWAY: Gateway}
             self.actor = kinds[address.name](address, boss, hello)
         self.boss = world.procs[boss]
         self.shown: Report | None = None  # what HTTP answers from
         self._device: Device | None = None
         self.dial(boss)
-
-    def _open_ledger(self, welcome: Welcome) -> Ledger:
-        self.ledger = FragileLedger(self.files.named[welcome.ledger_path])
-        return self.ledger
 
     def _read(self, job: ReadRecords, path: str) -> RecordsRead:
         void = Ledger(self.files.named[path]).are_void(job.pages)
@@ -356,7 +317,7 @@ class House(HostProc):
         self.incarnation = Incarnation(self.ledger.header.incarnation + 1)
         self.ledger.set_incarnation(self.incarnation)
         super().__init__(world, files, Address(SUPERVISOR, self.incarnation))
-        files.unlink(".bounce")
+        files.unlink(".bounce", ".hazards")
         self.plan = plan
         self.supervisor = Supervisor(self.address, plan)
         self.begin(Host(self.supervisor))
@@ -424,7 +385,7 @@ class House(HostProc):
         g = self.geometry
         files.paths = ("1.pool", "1.ledger")
         files.create(files.paths[0], g.pool_bytes)
-        ledger = files.create(files.paths[1], ledger_bytes(g.extents, g.records_per_extent))
+        ledger = files.create(files.paths[1], file_bytes(g.records))
         header = Header(
             bytes(16),
             b"boot",

@@ -90,8 +90,8 @@ BAITS = {
 }
 """What makes a rare message likely, and how often it is done."""
 
-OF_INDEX = ("blocks_fetched", "blocks_hit_ssd", "fetches_stale")
-"""Counters of the index that tell of the SSD tier."""
+OF_INDEX = ("blocks_fetched", "blocks_hit_ssd", "fetches_stale", "evictions_turned_back")
+"""Counters of the index that tell of the SSD tier, and of hazards."""
 
 ON_DISKS = "on disks"
 """Said among the faults: every run has SSDs."""
