@@ -106,6 +106,12 @@ class HazardBook(Part):
         """Hazards that are not cleared."""
         return len(self._opened.hazards) if self._opened is not None else 0
 
+    @property
+    def may_stand(self) -> bool:
+        """Whether an index must know the file before it frees anything: also one that has refused
+        it, as long as hazards are left that an earlier one has noted."""
+        return self.trusted or self.standing > 0
+
     # what it is good for
 
     def find(self, space: Space, keys: Keys) -> Run | None:

@@ -48,9 +48,9 @@ class LeasesAndClaims:
 
     def statement(self) -> LeasesHeld:
         """All leases and claims by number, and whether there are others that hazards keep."""
-        leases, claims, hazards = self._leases.held, self._orders.claims, self._hazards.trusted
+        leases, claims = self._leases.held, self._orders.claims
         held = leases.upto, leases.numbers()
-        return LeasesHeld(*held, claims.upto, claims.numbers(), hazards)
+        return LeasesHeld(*held, claims.upto, claims.numbers(), self._hazards.may_stand)
 
     def go_on(self, now: int) -> list[Effect]:
         """What its predecessor was asked to publish."""
