@@ -1,4 +1,4 @@
-"""Pool and ledger as a child maps them, for writing: the very files that Welcome means."""
+"""Pool and ledger as a child maps them: the very files that Welcome means."""
 
 import threading
 
@@ -20,19 +20,23 @@ def pool_file(welcome: Welcome, supervisor: Address) -> SharedFile:
     return SharedFile.open(welcome.pool_path, (device, inode), supervisor.incarnation)
 
 
-def ledger_file(welcome: Welcome, supervisor: Address) -> SharedFile:
-    """The ledger that this supervisor means, for writing.
+def ledger_file(welcome: Welcome, supervisor: Address, *, write: bool = True) -> SharedFile:
+    """The ledger that this supervisor means.
+
+    Args:
+        write: map it for writing too.
 
     Raises:
         OSError, UserError: as of SharedFile.open.
     """
     device, inode = welcome.ledger_file
-    return SharedFile.open(welcome.ledger_path, (device, inode), supervisor.incarnation)
+    known, service = (device, inode), supervisor.incarnation
+    return SharedFile.open(welcome.ledger_path, known, service, write=write)
 
 
 class Mapped:
-    """Both files of one child, each opened when it is used first, by whichever thread, and once:
-    see locks.py."""
+    """Both files of one child, for writing, each opened when it is used first, by whichever thread,
+    and once: see locks.py."""
 
     def __init__(self, member: Member) -> None:
         self._member = member

@@ -171,13 +171,13 @@ class Reader:
         self._file: SharedFile | None = None  # with hazards
 
     def open_finder(self, welcome: Welcome) -> Finder:
-        """The ledger, and the index's table in it.
+        """The ledger, and the index's table in it, for reading alone.
 
         Raises:
             UserError: it cannot be mapped.
         """
         try:
-            file = ledger_file(welcome, self._supervisor)
+            file = ledger_file(welcome, self._supervisor, write=False)
         except OSError as err:
             raise UserError(f"cannot map {err.filename}: {err.strerror}") from None
         geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)

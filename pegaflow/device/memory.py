@@ -79,12 +79,16 @@ class SharedFile:
         return cls(path, length, fd, write=True)
 
     @classmethod
-    def open(cls, path: str, known: FileId, service: Incarnation) -> "SharedFile":
-        """A file of the service whose child we are, for writing.
+    def open(
+        cls, path: str, known: FileId, service: Incarnation, *, write: bool = True
+    ) -> "SharedFile":
+        """A file of the service whose child we are, locked as by a writer: whoever only reads is to
+        end, too, before another service adopts it.
 
         Args:
             known: which file it has to be.
             service: the supervisor's incarnation.
+            write: map it for writing too.
 
         Raises:
             OSError: it cannot be opened.
@@ -96,7 +100,7 @@ class SharedFile:
         except locks.InUse as err:
             os.close(fd)
             raise UserError(f"{path} is in use by another service ({err})") from None
-        return cls(path, os.fstat(fd).st_size, fd, write=True)
+        return cls(path, os.fstat(fd).st_size, fd, write=write)
 
     @classmethod
     def adopt(cls, path: str) -> "SharedFile":

@@ -12,7 +12,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import ROWS_MOST, HazardReader, hazard_bytes
 from pegaflow.device import membarrier, poolfiles
-from pegaflow.device.memory import SharedFile
+from pegaflow.device.memory import FileId, SharedFile
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.values import SESSION, SUPERVISOR, Address
@@ -28,6 +28,12 @@ def welcome(tmp_path: Path) -> Welcome:
     sizes = (GEOMETRY.pool_bytes, GEOMETRY.extent_bytes)
     paths = (files.pool.path, files.file.path)
     return Welcome(*paths, *sizes, "run", pool_file=files.pool.id, ledger_file=files.file.id)
+
+
+@pytest.fixture(autouse=True)
+def barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This kernel has one, whatever a seccomp filter says."""
+    monkeypatch.setattr(membarrier, "register", lambda: "")
 
 
 def hazard_files(tmp_path: Path) -> list[str]:
@@ -76,6 +82,26 @@ def test_a_name_that_somebody_has_taken_is_left_alone(welcome: Welcome, tmp_path
         reader.open_hazards(welcome)
     reader.close()
     assert theirs.exists()
+
+
+def test_a_session_cannot_write_the_ledger(
+    welcome: Welcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped: list[SharedFile] = []
+    opened = SharedFile.open
+
+    def watched(
+        path: str, known: FileId, service: Incarnation, *, write: bool = True
+    ) -> SharedFile:
+        mapped.append(opened(path, known, service, write=write))
+        return mapped[-1]
+
+    monkeypatch.setattr(SharedFile, "open", watched)
+    finder = Reader(Address(SESSION, Incarnation(4)), BOSS).open_finder(welcome)
+    assert finder.sealed((), ())
+    (file,) = mapped
+    with pytest.raises(TypeError, match="read-only|readonly"):
+        file.map[:1] = b"x"
 
 
 def test_a_ledger_that_cannot_be_mapped_is_a_line(welcome: Welcome) -> None:
