@@ -58,7 +58,8 @@ class Wanted:
     extent_bytes: int | None  # likewise
     fresh: bool  # whatever there is, it is not adopted
     run_dir: str = ""  # of the service, for people
-    #: Told the bytes that an old pool has, raises UserError if the wanted size does not fit.
+    #: Told the bytes that an old pool has with its ledger; raises UserError if the wanted size
+    #: does not fit.
     check: Callable[[int], object] = bool
 
     def size_of(self, header: Header) -> int:
@@ -373,7 +374,7 @@ def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
     pool_bytes = wanted.size_of(header)
     geometry = Geometry(pool_bytes, header.extent_bytes)
     if pool_bytes != header.pool_bytes:
-        wanted.check(os.fstat(pool.fd).st_blocks * 512)
+        wanted.check((os.fstat(pool.fd).st_blocks + os.fstat(file.fd).st_blocks) * 512)
     resize.fit(pool, file, geometry, TRAILER_BYTES)
     if pool_bytes == header.pool_bytes:
         _identify(pool, file, pool_bytes, wanted.run_dir)

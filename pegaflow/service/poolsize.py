@@ -4,7 +4,8 @@ With no size given the pool takes a quarter of the machine, less where less is f
 is available now, the room below the memory limit of our cgroup (version 2 or 1), and the free part
 of /dev/shm, whichever is smallest.  The answer carries the sentence that is printed at start, so
 nobody has to guess why the pool is as it is.  A size that was asked for is taken, in whole extents,
-or refused; nobody gets much less than they named.
+or refused; nobody gets much less than they named.  The file beside the pool, which has a record per
+page and the table of what is in memory, takes some 1.1 % of the pool more, and has to fit as well.
 
 `choose` is pure: it is given a `Memory`; `look` reads one from the system.
 """
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.limits import GIB, MIB
+from pegaflow.core.pool.geometry import MIN_PAGE
+from pegaflow.core.pool.table import file_bytes
 from pegaflow.wire.units import Bytes, Share
 
 from .sizes import show
@@ -83,8 +86,8 @@ def _default(memory: Memory, extent: int) -> PoolSize:
     bounds = [
         (int(memory.total * SHARE_OF_RAM), f"a quarter of {show(memory.total)} of memory"),
         (
-            memory.available - MARGIN,
-            f"{show(memory.available)} of available memory less {show(MARGIN)}",
+            _without_ledger(memory.available - MARGIN),
+            f"{show(memory.available)} of available memory less {show(MARGIN)} and the ledger",
         ),
         (
             int(memory.shm_free * SHARE_OF_SHM),
@@ -93,7 +96,8 @@ def _default(memory: Memory, extent: int) -> PoolSize:
     ]
     if memory.cgroup_room is not None:
         room = memory.cgroup_room
-        bounds.append((room - MARGIN, f"{show(room)} left of the cgroup limit less {show(MARGIN)}"))
+        why = f"{show(room)} left of the cgroup limit less {show(MARGIN)} and the ledger"
+        bounds.append((_without_ledger(room - MARGIN), why))
     bound, why = min(bounds)
     size = bound // extent * extent
     if size < max(SMALLEST_DEFAULT, extent):
@@ -112,12 +116,23 @@ def _explicit(asked: int, memory: Memory, extent: int) -> PoolSize:
     if memory.cgroup_room is not None:
         rooms.append((memory.cgroup_room, "is left of the cgroup's memory limit"))
     room, where = min(rooms)
-    if asked > room:
-        hint = "; enlarge it (docker run --shm-size 8g), or name less" if "shm" in where else ""
-        raise UserError(f"a pool of {show(asked)} does not fit: {show(room)} {where}{hint}")
     size = asked // extent * extent
+    if max(asked, size + _ledger(size)) > room:
+        hint = "; enlarge it (docker run --shm-size 8g), or name less" if "shm" in where else ""
+        beside = "" if asked > room else f" with its ledger of {show(_ledger(size))}"
+        raise UserError(f"a pool of {show(asked)}{beside} does not fit: {show(room)} {where}{hint}")
     rounded = "" if size == asked else f", rounded down to whole extents of {show(extent)}"
     return PoolSize(size, f"pool of {show(size)}: as asked{rounded}")
+
+
+def _ledger(size: int) -> int:
+    """Bytes of the file beside a pool of this size, once all of it is real."""
+    return file_bytes(size // MIN_PAGE)
+
+
+def _without_ledger(room: int) -> int:
+    """So much of this room a pool may take whose ledger is to fit too."""
+    return room - _ledger(max(0, room))
 
 
 def pin_note(size: int) -> str | None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.limits import GIB, MIB
+from pegaflow.core.pool.geometry import MIN_PAGE
+from pegaflow.core.pool.table import file_bytes
 from pegaflow.service.poolsize import Memory, choose, look, pin_note
 
 EXTENT = 32 * MIB
@@ -22,8 +24,16 @@ ROOMY = Memory(total=64 * GIB, available=60 * GIB, cgroup_room=None, shm_free=32
     ("change", "size", "reason"),
     [
         ({}, 16 * GIB, "a quarter of 64 GiB of memory"),
-        ({"available": 5 * GIB}, 4 * GIB, "5 GiB of available memory less 1 GiB"),
-        ({"cgroup_room": 3 * GIB}, 2 * GIB, "3 GiB left of the cgroup limit less 1 GiB"),
+        (
+            {"available": 5 * GIB},
+            4 * GIB - 2 * EXTENT,
+            "5 GiB of available memory less 1 GiB and the ledger",
+        ),
+        (
+            {"cgroup_room": 3 * GIB},
+            2 * GIB - EXTENT,
+            "3 GiB left of the cgroup limit less 1 GiB and the ledger",
+        ),
         ({"shm_free": 10 * GIB}, 8 * GIB, "80% of 10 GiB free in /dev/shm"),
     ],
 )
@@ -41,7 +51,7 @@ def test_a_small_shm_says_how_to_enlarge_it() -> None:
 
 
 def test_no_memory_says_so() -> None:
-    with pytest.raises(UserError, match="available memory less 1 GiB; free some"):
+    with pytest.raises(UserError, match="available memory less 1 GiB and the ledger; free some"):
         choose(None, replace(ROOMY, available=GIB), EXTENT)
 
 
@@ -57,6 +67,9 @@ def test_a_default_is_whole_extents_and_always_fits(
     assert size % EXTENT == 0 < size < min(total, shm)
     assert cgroup is None or size < cgroup
     assert choose(size, memory, EXTENT).size == size
+    beside = file_bytes(size // MIN_PAGE)
+    assert size + beside <= min(total, shm) and (cgroup is None or size + beside <= cgroup)
+    assert size // 100 < beside < size // 70 + EXTENT
 
 
 def test_an_explicit_size_is_kept_in_whole_extents() -> None:
@@ -73,6 +86,11 @@ def test_an_explicit_size_is_kept_in_whole_extents() -> None:
         (9 * GIB, {"available": 8 * GIB}, "8 GiB of memory is available"),
         (9 * GIB, {"cgroup_room": 7 * GIB}, "7 GiB is left of the cgroup's memory limit"),
         (MIB, {}, "smaller than one extent"),
+        (
+            8 * GIB,
+            {"shm_free": 8 * GIB},
+            r"of 8 GiB with its ledger of \d.* MiB does not fit: 8 GiB is free in /dev/shm",
+        ),
     ],
 )
 def test_an_explicit_size_that_cannot_be(asked: int, change: dict[str, int], why: str) -> None:

@@ -13,7 +13,8 @@ from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes
 
 MIN_PAGE: Bytes = 16 * 1024
-"""The smallest slot: one 128-byte ledger record per slot is then under 1 % of the pool."""
+"""The smallest slot: one 128-byte ledger record per slot is then under 1 % of the pool, and
+its share of the table (table.py) another half of one at most."""
 
 
 def slot_size(page_size: int) -> int:
