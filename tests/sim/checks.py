@@ -251,6 +251,9 @@ class Checks:
         """What a session holds under a lease stays what it is, whatever the index knows."""
         for session in self.sessions().values():
             for _, lease in session.leases.items():
+                bad = any(map(self._ledger.is_quarantined, lease.pages))
+                lost = f"a lease that {session.address} keeps by hazards is lost"
+                assert bad or not (lease.lost and lease.own), lost
                 for page in () if lease.lost else lease.pages:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
@@ -276,6 +279,8 @@ class Checks:
             held = index.leasing.leases.held(address)
             assert not held or address not in proc.host._gone, f"{address} is dead and has leases"
             if address.name == SESSION:
+                noted = index.hazards.noted(address) and address in proc.host._gone
+                assert not noted, f"{address} is dead and its hazards are honoured"
                 pinned = index.leasing.leases.pinned(address)
                 assert pinned <= index.leasing.pins.most, f"{address} keeps too much from eviction"
             for lease in held:

@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from pegaflow.actors.session.hazards import Opened
 from pegaflow.core.errors import UserError
-from pegaflow.core.pool.finder import Finder
+from pegaflow.core.pool.finder import Finder, Run
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import Hazards, hazard_bytes
 from pegaflow.core.pool.ledger import Ledger
@@ -20,7 +20,7 @@ from pegaflow.core.pool.table import TableReader
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.ssdfolder import Known
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import Incarnation, Key, Namespace
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
@@ -82,6 +82,36 @@ class Files:
             del self.named[path]
 
 
+class Interrupted(Finder):
+    """A lookup in the middle of which other processes run."""
+
+    def __init__(
+        self, world: World, ledger: Ledger, table: TableReader, geometry: Geometry
+    ) -> None:
+        super().__init__(ledger, table, geometry)
+        self._world = world
+
+    def find(
+        self,
+        namespace: Namespace,
+        keys: Sequence[Key],
+        hazards: Hazards,
+        *,
+        shards: int,
+        most_bytes: int,
+        between: Callable[[str], object] = bool,
+    ) -> Run | None:
+        """With others between its steps."""
+        return super().find(
+            namespace,
+            keys,
+            hazards,
+            shards=shards,
+            most_bytes=most_bytes,
+            between=lambda step: self._world.meanwhile(),
+        )
+
+
 class Reader:
     """What a session looks up by itself in, and its hazard file: device.Reader of a simulated one.
 
@@ -97,7 +127,8 @@ class Reader:
         buffer = self._files.named[welcome.ledger_path]
         ledger = Ledger(buffer)
         geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
-        return Finder(ledger, TableReader(buffer, ledger.records), geometry)
+        table = TableReader(buffer, ledger.records)
+        return Interrupted(self._world, ledger, table, geometry)
 
     def open_hazards(self, welcome: Welcome) -> Opened:
         """For a few blocks, so that there are too few rows now and then; seldom none."""

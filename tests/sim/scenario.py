@@ -4,8 +4,9 @@ Time of faults: engines crash, leave, stop for a while; every kind of child cras
 for a while, stops for less and for more than the watchdog's patience; the supervisor crashes or is
 told to stop, and another one starts on what is left; links are full; an extent or a bounce file
 finds no room; where pages are verified, bits turn; with SSDs, they fail for a while or rot, and the
-host goes down and comes up with an empty pool.  Besides, every run has its share of traps
-(traps.py): faults that wait for one message to one kind of process.
+host goes down and comes up with an empty pool.  Now and then an index that is about to evict does
+so in the middle of a session's lookup.  Besides, every run has its share of traps (traps.py):
+faults that wait for one message to one kind of process.
 """
 
 import traceback
@@ -79,6 +80,7 @@ BAITS = {
     "Pressure": ("engine saves", 60),
     "Release": ("engine releases", 30),
     "Load": ("engine loads", 60),
+    "Touched": ("engine loads", 60),
     "Loaded": ("engine loads", 60),
     "Bye": ("engine leaves", 5),
     "WriteAll": ("supervisor is told to stop", 2),
@@ -139,6 +141,7 @@ class Scenario(Faults):
         self.files = files
         self.books = Books()
         self.engines = {}
+        self._poised: Proc | None = None  # an index that is about to evict
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
         alone = NOTHING_ELSE in bait
         traps = [only] if only is not None else [] if alone else traps_of(seed)
@@ -182,6 +185,7 @@ class Scenario(Faults):
         self.house = self._open_house()
         self.checks = Checks(self.world, self.house)
         self.world.about = self._about
+        self.world.meanwhile = self._meanwhile
         files.copying = self._copying
         for kind in KINDS[seed % len(KINDS)]:
             self._start_engine(kind)
@@ -313,6 +317,10 @@ class Scenario(Faults):
             proc.pause(self.world.rng.choice((300 * MS, 1200 * MS)))
             self.world.procs[envelope.sender].die("crashes with a Seal on its way")
             return "stops"
+        if (name, kind) == (INDEX, "Pressure") and self.world.rng.random() < 0.2:
+            self._poised = proc
+            proc.pause(self.world.rng.choice((10 * MS, 100 * MS)))
+            return "stops"
         if self._orphan and isinstance(said, Fetch):
             self._orphan = False
             self.world.counts["session dies in a wait"] += 1
@@ -331,6 +339,14 @@ class Scenario(Faults):
             del self._traps[trap]
             return self._spring(trap, proc, envelope)
         return ""
+
+    def _meanwhile(self) -> None:
+        """A session is in the middle of a lookup: an index that is about to evict does so now."""
+        index = self._poised
+        if index is not None and index.alive and index.paused and self.world.rng.random() < 0.5:
+            self._poised = None
+            self.world.counts["evicts within a lookup"] += 1
+            index.resume()
 
     def _spring(self, trap: Trap, proc: Proc, envelope: Envelope) -> str:
         self.met[trap] += 1

@@ -30,7 +30,10 @@ SSD_MET = (
 )
 """What all seeds together must have met of the SSD tier."""
 
-HAZARDS_MET = ("index: evictions_turned_back", "no room for a table")
+HAZARDS_MET = (
+    *("index: evictions_turned_back", "no room for a table", "no room for hazards"),
+    "evicts within a lookup",
+)
 """And of lookups without a message."""
 
 WATCHED = ("a starved child is waited for", "a hung child is killed")

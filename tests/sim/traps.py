@@ -27,11 +27,12 @@ MESSAGES: dict[str, tuple[str, ...]] = {
         "EndClaim",
         *("Seal", "LeasesHeld", "Held", "Claiming", "Pressure", "Fence", "Corrupt"),
         *("Tier", "Manifest", "Forget", "Flushed", "Fetched", "WriteAll"),
+        *("HazardFile", "Touched"),
     ),
     SESSION: (
         *("Welcome", "Neighbour", "Gone", "Drain", "Serve", "Attach", "Proven", "Leave", "Lookup"),
         *("Load", "Copied", "Save", "Keep", "Drop", "Skip", "Release"),
-        *("Held", "Claimed", "Sealed", "Reserved"),
+        *("Held", "Claimed", "Sealed", "Reserved", "HazardsNoted"),
     ),
     FLUSHER: (
         *("Welcome", "Neighbour", "Gone", "Drain", "Flush", "Fetch", "Reserved", "Sealed", "Noted"),
@@ -70,7 +71,8 @@ CELLS = tuple(
 
 RARE = frozenset(
     "Bye Drain Return Gone Release Held Claiming Fence Corrupt Load Copied Skip Pages Loaded"
-    " Confirmed Left EndClaim Pressure Serving Forget WriteAll Written Tier Manifest Noted".split()
+    " Confirmed Left EndClaim Pressure Serving Forget WriteAll Written Tier Manifest Noted"
+    " HazardFile HazardsNoted Touched".split()
 )
 """Messages that a run may see only a few times: their traps spring at the first."""
 

@@ -79,6 +79,7 @@ class World:
         self.openers: dict[bytes, tuple[int, int]] = {}  # generation -> its opener's pid and start
         self.stepped: list[Proc] = []  # processes that did something in this event
         self.about: Callable[[Proc, Envelope], str] = lambda proc, envelope: ""  # see Proc.frames
+        self.meanwhile: Call = lambda: None  # others may run in the middle of a lookup
         self.steps = 0  # inputs that processes have had
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Call]] = []
