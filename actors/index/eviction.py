@@ -59,7 +59,7 @@ class Eviction(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Clear nothing for somebody who does not ask any more."""
-        if now > self._clear_until:
+        if self.clearing is not None and now > self._clear_until:
             self._clear(None)
         return []
 

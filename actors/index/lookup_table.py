@@ -83,6 +83,8 @@ class LookupTable(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Look at what is pinned; say why the table is not what it should be."""
+        if not self._recovery.ready:
+            return []
         table, pins = self._residency.listing.table, self._leasing.pins
         pins.beside = slot_bytes(self._residency.ledger, self._hazards.pages())
         table.set_closed(pins.full)
@@ -94,10 +96,8 @@ class LookupTable(Part):
 
     def gauges(self) -> dict[str, int]:
         """What hazards pin, and what lookups do not find by themselves."""
-        return {
-            "hazard_pinned_bytes": self._leasing.pins.beside,
-            "blocks_unlisted": self._residency.listing.lacks,
-        }
+        lacks = self._residency.listing.lacks if self._recovery.ready else 0
+        return {"hazard_pinned_bytes": self._leasing.pins.beside, "blocks_unlisted": lacks}
 
     def remarks(self) -> tuple[str, ...]:
         """Lookups are slower than they could be."""

@@ -15,7 +15,7 @@ from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import Hazards, hazard_bytes
 from pegaflow.core.pool.table import TableReader
-from pegaflow.wire.control import BEAT_NS, Gone, Neighbour, Welcome
+from pegaflow.wire.control import BEAT_NS, Beat, Gone, Neighbour, Welcome
 from pegaflow.wire.identities import NO_LEASE, ClaimId, Incarnation, Key, Namespace, PageId
 from pegaflow.wire.index import (
     Claim,
@@ -46,6 +46,7 @@ from tests.actors.rig import (
     SESSION_5,
     WELCOME,
     Rig,
+    pick,
     said,
 )
 from tests.actors.tier import FLUSHER_6, TIER, in_log, saving, ssd_of
@@ -59,6 +60,15 @@ def index() -> tuple[Rig, Index, IndexMemory]:
     """An index, and what it maps."""
     memory = IndexMemory(new_ledger(WELCOME))
     return *index_in(memory), memory
+
+
+def test_who_waits_for_a_slow_supervisor_beats_before_it_knows_the_pool() -> None:
+    rig = Rig(Index(IDX, BOSS, HELLO, IndexMemory(new_ledger(WELCOME))))
+    rig.start()
+    beats = pick(rig.wait(5 * BEAT_NS), Beat)
+    assert len(beats) == 5
+    rig.tell(BOSS, WELCOME)
+    assert said(rig.wait(BEAT_NS), Beat)
 
 
 def seen(

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.hazards import NOTED_NS
 from pegaflow.actors.session.leases import OWN_FIRST
 from pegaflow.wire import index as to_index
-from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
+from pegaflow.wire.control import BEAT_NS, Beat, Gone, Neighbour
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import NO_CLAIM, NO_KEY, NO_LEASE, ClaimId, Incarnation, LeaseId
 from pegaflow.wire.index import (
@@ -48,8 +49,10 @@ from tests.actors.rig import (
     CLIENT_7,
     CLIENT_8,
     EXTENT,
+    HELLO,
     IDX,
     PAGE,
+    SESSION_4,
     WELCOME,
     Rig,
     one,
@@ -342,6 +345,21 @@ def test_leases_of_our_own_end_with_the_layout_that_they_were_found_under() -> N
 
 
 # the index
+
+
+def test_who_waits_for_a_slow_supervisor_beats_before_it_knows_the_pool() -> None:
+    shared = Shared()
+    rig = Rig(
+        Session(
+            SESSION_4,
+            BOSS,
+            HELLO,
+            open_hazards=shared.open_hazards,
+            open_finder=shared.open_finder,
+        )
+    )
+    rig.start()
+    assert len(pick(rig.wait(5 * BEAT_NS), Beat)) == 5
 
 
 def test_a_new_index_hears_of_our_hazards_before_all_else() -> None:
