@@ -54,7 +54,7 @@ class Index(Actor):
         self.recovery = recovery = Recovery(address, counts)
         self.hazards = hazards = Hazards(memory, counts)
         self.residency = here = Residency(memory, hazards, counts)
-        self.leasing = leasing = Leasing(member, here, counts)
+        self.leasing = leasing = Leasing(member, here, hazards, counts)
         self.claiming = claiming = Claiming(recovery, here, counts)
         adoption = PoolAdoption(member, recovery, here, counts)
         pool = Pool(member, recovery, here, leasing, counts)
@@ -67,9 +67,7 @@ class Index(Actor):
             hazards=hazards,
             tiers=tiers,
         )
-        table = LookupTable(
-            recovery=recovery, residency=here, leasing=leasing, hazards=hazards, tiers=tiers
-        )
+        table = LookupTable(recovery=recovery, residency=here, leasing=leasing, tiers=tiers)
         self.lookup = lookup = Lookup(
             address, residency=here, leasing=leasing, tiers=tiers, eviction=eviction, counts=counts
         )

@@ -9,11 +9,13 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.core.blocks.leases import Lease, LeaseTable
 from pegaflow.core.blocks.pins import Pins
 from pegaflow.core.blocks.table import Block
+from pegaflow.core.pool.scan import slot_bytes
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.index import Held, Pinned, Release
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, Address
 
+from .hazards import Hazards
 from .residency import Residency
 
 LEASES_MAX: Count = 16384
@@ -26,10 +28,12 @@ LEASED_MAX: Count = 1 << 22
 class Leasing(Part):
     """The leases of everybody: sessions, tiers, and our own."""
 
-    def __init__(self, member: Member, residency: Residency, counts: Counter[str]) -> None:
+    def __init__(
+        self, member: Member, residency: Residency, hazards: Hazards, counts: Counter[str]
+    ) -> None:
         self._member, self._residency, self._counts = member, residency, counts
         self.leases = LeaseTable()
-        self.pins = Pins(self.leases)
+        self.pins = Pins(self.leases, measure=lambda: slot_bytes(residency.ledger, hazards.pages()))
         self.loaded_at: int | None = None  # when a lease of a session ended last; None: none has
 
     def handlers(self) -> Iterable[On]:

@@ -9,11 +9,9 @@ memory may go on in a tier, so that the index has to be asked.
 
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, Note, Part
-from pegaflow.core.pool.scan import slot_bytes
 from pegaflow.wire.control import LogLevel, Welcome
 from pegaflow.wire.units import Count, Nanoseconds
 
-from .hazards import Hazards
 from .leasing import Leasing
 from .residency import Residency
 from .tiers import Tiers
@@ -36,11 +34,10 @@ class LookupTable(Part):
         recovery: Recovery,
         residency: Residency,
         leasing: Leasing,
-        hazards: Hazards,
         tiers: Tiers,
     ) -> None:
         self._recovery, self._residency, self._leasing = recovery, residency, leasing
-        self._hazards, self._tiers = hazards, tiers
+        self._tiers = tiers
         self._begin_at = 0  # when to begin a table
         self._tells_tiers = False  # what the table says of them
         self._fault = ""  # of the table, as it was said
@@ -86,7 +83,7 @@ class LookupTable(Part):
         if not self._recovery.ready:
             return []
         table, pins = self._residency.listing.table, self._leasing.pins
-        pins.beside = slot_bytes(self._residency.ledger, self._hazards.pages())
+        pins.look()
         table.set_closed(pins.full)
         if table.fault == self._fault:
             return []

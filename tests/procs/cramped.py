@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
 
@@ -46,6 +47,14 @@ def refused(folder: Path, *flags: str) -> str:
     return lines[0]
 
 
+def take_room(size: int) -> None:
+    """Fill up so much of /dev/shm as soon as a pool is there, and before its service has any child
+    that makes it real."""
+    eventually("a pool is made", lambda: any(Path("/dev/shm").glob("*.pool")))
+    with open("/dev/shm/waste", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
 def no_room_in_shm(folder: Path) -> None:
     """A pool that cannot fit is refused, whoever chose its size."""
     mount("/dev/shm", f"size={SHM_BYTES},mode=1777")
@@ -62,10 +71,14 @@ def shm_read_only(folder: Path) -> None:
 
 
 def shm_fills_up(folder: Path) -> None:
-    """The pool grows until /dev/shm is full and serves with what it has; nobody touches a hole."""
-    mount("/dev/shm", f"size={SHM_BYTES},mode=1777")
+    """Somebody takes what there was room for: the pool grows until /dev/shm is full and serves with
+    what it has; nobody touches a hole."""
+    mount("/dev/shm", f"size={SHM_BYTES + (1 << 20)},mode=1777")
     size = str(SHM_BYTES)
+    taker = Thread(target=take_room, args=(4 << 20,))
+    taker.start()
     with Service(folder / "run", pool_size=size, extra=("--extent-size", "1MiB")) as service:
+        taker.join()
         eventually("the pool is short", lambda: "pool_short" in service.log())
         assert service.log().count("No space left on device") == 1
         first = Engine(service, "first")

@@ -7,7 +7,7 @@ holder has already is never taken from it.
 """
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from pegaflow.wire.units import Share
 
@@ -22,13 +22,18 @@ _NO_BOUND = 1 << 63
 
 
 class Pins:
-    """Bounds on a table of leases; none until `bound`."""
+    """Bounds on a table of leases; none until `bound`.
 
-    def __init__(self, leases: LeaseTable) -> None:
-        self._leases = leases
+    Args:
+        measure: what is kept by other means than leases, in bytes; it costs something, so it is
+            asked only by `look` and before its last word stands in somebody's way.
+    """
+
+    def __init__(self, leases: LeaseTable, measure: Callable[[], int] = int) -> None:
+        self._leases, self._measure = leases, measure
         self.most = _NO_BOUND  # bytes of one holder
         self.of_all = _NO_BOUND  # bytes of all together
-        self.beside = 0  # bytes that are kept by other means than leases
+        self.beside = 0  # bytes that are kept by other means than leases, as of the last look
         self._cut: Counter[Hashable] = Counter()  # blocks that a holder was not given
         self._told: dict[Hashable, tuple[int, int]] = {}  # what `news` has said last
 
@@ -48,7 +53,7 @@ class Pins:
         Returns:
             The part that may be, and how many blocks that leaves out.
         """
-        count = self._leases.affordable(holder, run, self.most, self.of_all - self.beside)
+        count = self._fitting(holder, run, self.most, 0)
         left = len(run) - count
         if left and self._leases.affordable(holder, run, self.most, _NO_BOUND) == count:
             self._cut[holder] += left  # by its own bound; the others' pins are not its doing
@@ -63,8 +68,11 @@ class Pins:
         most = self.most - more
         if self._leases.pinned(holder) > most:
             return False
-        of_all = self.of_all - self.beside - more
-        return self._leases.affordable(holder, run, most, of_all) == len(run)
+        return self._fitting(holder, run, most, more) == len(run)
+
+    def look(self) -> None:
+        """See what is kept by other means."""
+        self.beside = self._measure()
 
     @property
     def full(self) -> bool:
@@ -84,3 +92,13 @@ class Pins:
         """It is dead."""
         self._told.pop(holder, None)
         del self._cut[holder]
+
+    def _fitting(self, holder: Hashable, run: list[Block], most: int, more: int) -> int:
+        """Blocks of a run that may be leased, with so many bytes still to come."""
+        before = self.beside
+        count = self._leases.affordable(holder, run, most, self.of_all - before - more)
+        if count < len(run) and before:
+            self.look()
+        if self.beside < before:
+            count = self._leases.affordable(holder, run, most, self.of_all - self.beside - more)
+        return count

@@ -303,6 +303,32 @@ def test_nothing_more_is_begun_while_too_much_is_pinned() -> None:
     assert actor.gauges()["hazard_pinned_bytes"] == PAGE
 
 
+@pytest.mark.parametrize("end", ["cleared", "dead"])
+def test_hazards_that_have_ended_cut_no_lease(end: str) -> None:
+    """At once: to wait for the beat would be a miss."""
+    memory = IndexMemory(new_ledger(WELCOME))
+    rig = Rig(Index(IDX, BOSS, HELLO, memory))
+    rig.start()
+    rig.tell(BOSS, replace(WELCOME, max_pinned_bytes=POOL))
+    rig.tell(BOSS, NOBODY_ELSE)
+    rig.wait(0)
+    save(rig, KEYS)
+    hazards = memory.hazards("5.hazards")
+    file = HazardFile("5.hazards", (1, 5), 64)
+    assert said(rig.ask(SESSION_5, file), HazardsNoted).status is Status.OK
+    most = int(POOL * PINNED_SHARE) // PAGE
+    rows = publish(hazards, memory.ledger, *range(most))
+    memory.barrier()
+    rig.wait(BEAT_NS)
+    assert find(rig, KEYS[:2]) == Held(NO_LEASE, 0, ())
+    if end == "dead":
+        rig.tell(BOSS, Gone(SESSION_5))
+    else:
+        hazards.clear(rows)
+        memory.barrier()
+    assert find(rig, KEYS[:2]).pages == (0, 1)
+
+
 def test_readers_know_whether_a_tier_may_go_on() -> None:
     rig, actor = tiered_index()
     table = actor.residency.listing.table
