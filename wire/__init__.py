@@ -13,6 +13,7 @@
     session    → client       CopyBatch, BatchCopied
     session    → index        Find → Held, Claim → Claimed, Seal → Sealed             index.py
     session    → index        Release, EndClaim, LeasesHeld, Held, Claiming, Corrupt
+    session    → index        HazardFile → HazardsNoted, Touched
     index      → session      LeasesLost, Pinned
     session    → allocator    Reserve → Reserved, Return, PagesHeld                   allocator.py
     allocator  → index        Pressure → Freed, Fence
