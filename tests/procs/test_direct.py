@@ -31,17 +31,27 @@ def engine(service: Service, request: pytest.FixtureRequest) -> Iterator[Engine]
         yield made
 
 
-def loading(engine: Engine) -> int:
-    """A load that has begun to write: its ticket."""
+def loading(engine: Engine) -> tuple[int, list[LoadDone]]:
+    """A load that has begun to write: its ticket, and its end if that has come already."""
     engine.fill(list(range(COUNT)), seed=1)
     hashes = keys(COUNT, seed=1)
     assert engine.client.save(hashes, list(range(COUNT))).status is Status.OK
     lease = engine.client.lookup(hashes).lease
     assert lease is not None
     ticket = engine.client.start_load(lease, list(range(COUNT, 2 * COUNT)), timeout=1.0)
-    first = engine.view[0, COUNT]
-    eventually("the first block changes", lambda: bool(engine.client.poll(0)) or first.any())
-    return ticket
+    first, done = engine.view[0, COUNT], list[LoadDone]()
+
+    def begun() -> bool:
+        done.extend(ended(engine, 0))
+        return bool(done) or bool(first.any())
+
+    eventually("the first block changes", begun)
+    return ticket, done
+
+
+def ended(engine: Engine, timeout: float) -> list[LoadDone]:
+    """Loads that have ended meanwhile."""
+    return [done for done in engine.client.poll(timeout) if isinstance(done, LoadDone)]
 
 
 def untouched(engine: Engine, service: Service) -> None:
@@ -57,15 +67,14 @@ def test_a_load_ends_with_the_death_of_its_session(
     service: Service, engine: Engine, number: int
 ) -> None:
     session = service.session_of(engine.client._machine.me.engine).pid
-    ticket = loading(engine)
+    ticket, done = loading(engine)
     os.kill(session, number)
-    done: list[LoadDone] = []
 
-    def ended() -> bool:
-        done.extend(d for d in engine.client.poll(0.1) if isinstance(d, LoadDone))
+    def over() -> bool:
+        done.extend(ended(engine, 0.1))
         return bool(done) or ticket not in engine.client._machine.operations.open
 
-    eventually("the load has ended", ended)
+    eventually("the load has ended", over)
     if done and done[0].status is Status.OK:
         assert engine.holds(list(range(COUNT, 2 * COUNT)), seed=1)
     else:
