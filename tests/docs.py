@@ -214,14 +214,16 @@ def parts() -> str:
     out = []
     for actor in ACTORS:
         rows = []
-        for path in sorted((ROOT / "actors" / actor).glob("*.py")):
+        folder = ROOT / "actors" / actor
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder)
             for node in ast.parse(path.read_text()).body:
                 bases = (
                     [ast.unparse(b) for b in node.bases] if isinstance(node, ast.ClassDef) else []
                 )
                 if isinstance(node, ast.ClassDef) and {"Part", "Actor", "Tier"} & set(bases):
                     said = (ast.get_docstring(node) or "").split("\n\n")[0]
-                    rows.append(f"| `{path.stem}.py` | `{node.name}` | {' '.join(said.split())} |")
+                    rows.append(f"| `{name}` | `{node.name}` | {' '.join(said.split())} |")
         out += [f"**{actor}**\n", "| file | part | |", "|---|---|---|", *rows, ""]
     return "\n".join(out) + "\n"
 

@@ -30,7 +30,7 @@ from .lookup_table import LookupTable
 from .memory import Memory
 from .publishing import Publishing
 from .residency import Residency
-from .ssd import SsdTier
+from .ssd.tier import SsdTier
 from .statements import Statements
 from .tiers import Pool, Tier, Tiers
 

@@ -71,11 +71,7 @@ class PoolAdoption(Part):
         """The ledger is read: from here on we answer."""
         self._reading, self._adopted = None, adoption
         here = self._residency
-        for block in reversed(adoption.finish()):
-            here.policy.insert_oldest(block)
-        here.ledger.void(adoption.nonsense)
-        here.resident_bytes += adoption.bytes_
-        here.quarantined = len(adoption.quarantined)
+        here.adopt(adoption)
         self._counts["blocks_adopted"] += len(here.blocks)
         self._counts["records_voided"] += len(adoption.nonsense)
         facts = (("blocks", len(here.blocks)), ("records_voided", len(adoption.nonsense)))

@@ -56,7 +56,7 @@ class Wait:
     number: int
     answer_at: int
     missing: dict[Key, Missing]
-    tiers: tuple[Tier, ...]  # those that are asked
+    tiers: frozenset[Tier]  # those that are asked
     leases: list[LeaseId] = field(default_factory=list)  # our own, on what is in memory
     came: list[Missing] = field(default_factory=list)  # what was missing and has come
     over: bool = False
@@ -90,6 +90,11 @@ class Lookup(Part):
     def handlers(self) -> Iterable[On]:
         """Questions of sessions, and what they did not need to ask."""
         return on(Find, self._on_find, SESSION), on(Touched, self._on_touched, SESSION)
+
+    def gauges(self) -> dict[str, int]:
+        """Lookups that wait for blocks of each tier."""
+        waits = [wait for some in self.waits.values() for wait in some.values()]
+        return {f"{t.name}_waits": sum(t in wait.tiers for wait in waits) for t in self._tiers}
 
     def wake_at(self) -> int | None:
         """When the next wait is due."""
@@ -147,7 +152,9 @@ class Lookup(Part):
         held = self._leasing.held(self._leasing.leases.grant(sender.address, blocks, now))
         for tier in self._tiers:
             places = tuple(sorted(c.at for c in came if c.tier is tier and c.at < len(blocks)))
-            held = tier.delivered(held, places)
+            if places:
+                self._counts[f"blocks_hit_{tier.name}"] += len(places)
+                held = tier.delivered(held, places)
         return Reply(sender, held)
 
     # waiting
@@ -177,7 +184,6 @@ class Lookup(Part):
         keys = msg.keys[: len(blocks) + len(missing) + len(found)]
         self._newest += 1
         answer_at = sender.deadline - margin
-        asked = tuple(dict.fromkeys(place.tier for place in missing.values()))
         wait = Wait(
             sender=sender,
             namespace=msg.namespace,
@@ -185,10 +191,8 @@ class Lookup(Part):
             number=self._newest,
             answer_at=answer_at,
             missing=missing,
-            tiers=asked,
+            tiers=frozenset(place.tier for place in missing.values()),
         )
-        for tier in asked:
-            tier.waits += 1
         self.waits.setdefault(sender.address, {})[wait.number] = wait
         heappush(self._due, (answer_at, wait.number, wait))
         self._hold(wait, blocks + found, now)
@@ -292,8 +296,6 @@ class Lookup(Part):
     def _end(self, wait: Wait) -> None:
         """Nobody waits any more."""
         wait.over = True
-        for tier in wait.tiers:
-            tier.waits -= 1
         waits = self.waits[wait.sender.address]
         del waits[wait.number]
         if not waits:
@@ -312,8 +314,6 @@ class Lookup(Part):
             for key, missing in wait.missing.items():
                 assert wait.keys[missing.at] == key
                 assert wait in self.awaited[wait.namespace, key]
-        for tier in self._tiers:
-            assert tier.waits == sum(tier in wait.tiers for wait in waits)
         own = {lease.number for lease in self._leasing.leases.held(self._own)}
         assert own == {number for wait in waits for number in wait.leases}
         assert all(self.waits.values())

@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import chain
 
 from pegaflow.actors.runtime.contract import MS, Effect, Part
+from pegaflow.core.blocks.adoption import Adoption
 from pegaflow.core.blocks.listing import Listing
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
@@ -68,6 +69,15 @@ class Residency(Part):
             "resident_bytes": self.resident_bytes,
             "quarantined_pages": self.quarantined,
         }
+
+    def adopt(self, adoption: Adoption) -> None:
+        """The ledger is read: the blocks of an earlier life are here, and what made no sense is
+        void."""
+        for block in reversed(adoption.finish()):
+            self.policy.insert_oldest(block)
+        self.ledger.void(adoption.nonsense)
+        self.resident_bytes += adoption.bytes_
+        self.quarantined = len(adoption.quarantined)
 
     def seal(self, blocks: list[Block], payload_bytes: int) -> None:
         """Write the records of new blocks.

@@ -75,14 +75,14 @@ class Tier(Part, ABC):
     """A tier below the pool: what the index asks of each of them.
 
     Args:
+        name: of the tier, by which the lookup counts what comes from it (`blocks_hit_NAME`).
         actor: name of the process that serves it.
         stored: the blocks that it has.
     """
 
-    def __init__(self, actor: str, stored: Sized) -> None:
-        self.actor = actor
+    def __init__(self, name: str, actor: str, stored: Sized) -> None:
+        self.name, self.actor = name, actor
         self._stored = stored
-        self.waits = 0  # lookups that wait for blocks of it; the lookup counts them
 
     def parts(self) -> tuple[Part, ...]:
         """The parts of the index that it brings."""
@@ -173,7 +173,7 @@ class Tier(Part, ABC):
 
         Args:
             held: the answer so far.
-            places: in the run, of the blocks that were fetched from here for it.
+            places: in the run, of the blocks that were fetched from here for it; at least one.
         """
         return held
 

@@ -56,7 +56,7 @@ INNER = frozenset(
     actors.allocator.returns.SCAN_PAGES actors.flusher.device actors.flusher.inventory
     actors.flusher.pages actors.flusher.reading actors.flusher.shutdown actors.flusher.tier
     actors.flusher.volumes.SEGMENTS actors.flusher.write_back
-    actors.index.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
+    actors.index.ssd.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
     actors.session.batches.BATCH_BLOCKS actors.session.orders.EARLY_MAX actors.session.publish
     actors.session.reservation actors.session.space actors.supervisor.reporting client.curve

@@ -53,10 +53,10 @@ def _build_info(view: View) -> Iterator[Sample]:
 
 
 def _tiers(view: View) -> Iterator[Sample]:
-    hit, ssd = view.blocks_hit, view.total(INDEX, "blocks_hit_ssd")
-    yield ("ram",), hit - ssd
-    yield ("rdma",), 0
-    yield ("ssd",), ssd
+    hit, below = view.blocks_hit, {"rdma": 0, "ssd": 0, **view.hits_below}
+    yield ("ram",), hit - sum(below.values())
+    for tier, blocks in below.items():
+        yield (tier,), blocks
     yield ("miss",), view.blocks_asked - hit
 
 

@@ -47,6 +47,12 @@ class View:
         """Those of them that were found."""
         return self.total(INDEX, "blocks_hit") + self.total(SESSION, "blocks_hit_local")
 
+    @property
+    def hits_below(self) -> dict[str, int]:
+        """Of the blocks that were found, those that a tier below the pool had to bring, by tier."""
+        counted, before = self._sums.get(INDEX, {}).items(), "blocks_hit_"
+        return {n.removeprefix(before): value for n, value in counted if n.startswith(before)}
+
     def totals(self) -> Iterator[tuple[str, Mapping[str, int]]]:
         """Every kind with all its counters that have no labels."""
         for kind, counters in self._sums.items():

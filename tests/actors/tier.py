@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
-from pegaflow.actors.index.ssd import SsdTier
+from pegaflow.actors.index.ssd.tier import SsdTier
 from pegaflow.wire.control import Members, Neighbour
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Flush, Flushed, Manifest, Noted, Tier
@@ -36,9 +36,13 @@ def ssd_of(actor: Index) -> SsdTier:
     return tier
 
 
-def index(tier: Tier | None = TIER, members: tuple[Address, ...] = ()) -> tuple[Rig, Index]:
-    """An index of a host with an SSD tier."""
-    actor = Index(IDX, BOSS, HELLO, big())
+def index(
+    tier: Tier | None = TIER,
+    members: tuple[Address, ...] = (),
+    memory: IndexMemory | None = None,
+) -> tuple[Rig, Index]:
+    """An index of a host with an SSD tier, perhaps with what an earlier one has left."""
+    actor = Index(IDX, BOSS, HELLO, memory or big())
     rig = Rig(actor)
     rig.start()
     rig.tell(BOSS, BIG)

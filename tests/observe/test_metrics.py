@@ -313,12 +313,12 @@ def test_without_a_flusher_the_line_says_why_and_readiness_is_no_worse() -> None
     assert found["pegaflow_actor_broken", (FLUSHER,)] == found["pegaflow_ready", ()] == 1
 
 
-def test_blocks_from_ssd_are_a_tier_of_their_own() -> None:
-    asked = kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_hit_ssd=25, blocks_fetched=30)
+def test_blocks_from_a_tier_below_the_pool_are_a_tier_of_their_own() -> None:
+    asked = kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_hit_ssd=25, blocks_hit_far=5)
     found = samples(report("up", asked))
     tier = "pegaflow_cache_tier_block_requests_total"
     tiers = {labels[0]: value for (name, labels), value in found.items() if name == tier}
-    assert tiers == {"ram": 35, "rdma": 0, "ssd": 25, "miss": 40}
+    assert tiers == {"ram": 30, "rdma": 0, "ssd": 25, "far": 5, "miss": 40}, "it names itself"
     assert found["pegaflow_cache_block_hits_total", ()] == 60
 
 
@@ -424,6 +424,7 @@ def test_what_is_shown_is_what_some_actor_counts() -> None:
         list(found) if isinstance(found, Iterable) else None
     source = "".join(path.read_text() for path in sorted((ROOT / "actors").rglob("*.py")))
     made = {f"reserve_{status.name.lower()}" for status in Status}  # by the allocator, of a Status
+    made |= {"ssd_waits"}  # by the lookup, of a tier's name
     assert len(view.asked) > 60
     unknown = {name for name in view.asked - made if f'"{name}"' not in source}
     assert unknown == set(), "no actor counts these"

@@ -1,12 +1,14 @@
 """A second tier is a class of its own and an entry in the list: nothing else knows of it."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from pegaflow.actors.index import actor as index_actor
 from pegaflow.actors.index.actor import Index
-from pegaflow.actors.index.ssd import SsdTier
+from pegaflow.actors.index.ssd.tier import SsdTier
 from pegaflow.actors.index.tiers import Ended, Pool, Space, Tier, Wanted
 from pegaflow.actors.runtime.contract import Ask, Effect
 from pegaflow.core.blocks.table import Block
@@ -40,7 +42,7 @@ class PeerTier(Tier):
 
     def __init__(self, pool: Pool) -> None:
         self.there: set[bytes] = set()
-        super().__init__(PEER, self.there)
+        super().__init__("far", PEER, self.there)
         self.fetching: set[bytes] = set()
         self.calls: list[str] = []
         self.offered: list[tuple[bytes, bool]] = []
@@ -100,6 +102,12 @@ def index(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Index, PeerTier]:
     return rig, actor, peer
 
 
+def waits(actor: Index) -> tuple[int, int]:
+    """Lookups that wait for blocks of the SSD tier, and of the peer."""
+    gauges = actor.gauges()
+    return gauges["ssd_waits"], gauges["far_waits"]
+
+
 def test_a_block_that_only_the_second_tier_has_is_fetched_from_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,11 +116,12 @@ def test_a_block_that_only_the_second_tier_has_is_fetched_from_there(
     question = one(look_up(rig, KEYS[:3]), Fetch, PEER_7)
     fetch = question.message
     assert isinstance(fetch, Fetch) and fetch.keys == KEYS[:2] and fetch.parents == (ROOT, KEYS[0])
-    assert peer.waits == 1 and actor.gauges()["ssd_waits"] == 0
+    assert waits(actor) == (0, 1)
     sent = rig.tell(PEER_7, fetched_seal(fetch, 4))
     assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(4, 5))
-    assert peer.calls.count("delivered") == 2 and peer.waits == 0
-    assert rig.count("blocks_hit") == 2 and rig.count("blocks_hit_ssd") == 0
+    assert peer.calls.count("delivered") == 2 and waits(actor) == (0, 0)
+    assert rig.count("blocks_hit") == rig.count("blocks_hit_far") == 2
+    assert rig.count("blocks_hit_ssd") == 0
     assert rig.count("blocks_fetched") == 2
     rig.answer(question, Fetched(Status.OK, ()))
     assert not actor.lookup.awaited and not peer.fetching
@@ -124,7 +133,7 @@ def test_what_the_second_tier_does_not_bring_ends_the_run(monkeypatch: pytest.Mo
     peer.there = set(KEYS[:2])
     question = one(look_up(rig, KEYS[:2]), Fetch, PEER_7)
     assert said(rig.answer(question, Fetched(Status.OK, (0, 1))), Held).number == 0
-    assert not actor.lookup.waits and peer.waits == 0
+    assert not actor.lookup.waits
 
 
 def test_a_run_is_put_together_from_both_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +145,14 @@ def test_a_run_is_put_together_from_both_tiers(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(ssd.message, Fetch) and isinstance(far.message, Fetch)
     assert ssd.message.keys == KEYS[:2], "the first in the list that has it"
     assert far.message.keys == KEYS[2:3], "one engine awaits three blocks at most"
-    assert peer.waits == 1 == actor.gauges()["ssd_waits"]
+    assert waits(actor) == (1, 1)
     stray = rig.ask(PEER_7, fetched_seal(ssd.message, 0))
     assert said(stray, Sealed).positions == (), "it is not asked for these"
     rig.tell(FLUSHER_6, fetched_seal(ssd.message, 0))
     sent = rig.tell(PEER_7, fetched_seal(far.message, 2))
     assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(0, 1, 2), (), (0, 1))
-    assert rig.count("blocks_hit_ssd") == 2 and peer.calls.count("delivered") == 1
+    assert rig.count("blocks_hit_ssd") == 2 and rig.count("blocks_hit_far") == 1
+    assert peer.calls.count("delivered") == 1
 
 
 def test_both_are_offered_what_is_saved_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +180,22 @@ def test_a_process_of_a_tier_is_believed_what_is_its_own(monkeypatch: pytest.Mon
     peer.there = set(KEYS[:1])
     look_up(rig, KEYS[:1])
     rig.tell(BOSS, Gone(PEER_7))
-    assert not actor.lookup.waits and peer.waits == 0, "its answer is that it is dead"
+    assert not actor.lookup.waits, "its answer is that it is dead"
 
 
 def test_all_tiers_end_with_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     rig, _, peer = index(monkeypatch)
     rig.tell(BOSS, Drain())
     assert peer.calls == ["stop"] and rig.stop == ""
+
+
+def test_the_index_knows_no_tier_but_where_they_are_listed() -> None:
+    home = Path(index_actor.__file__).parent
+    folders = sorted(path.parent.name for path in home.glob("*/__init__.py"))
+    words = re.compile("|".join(rf"from \.{name}\b|\b{name}_|_{name}\b" for name in folders))
+    lines = [line for path in home.glob("*.py") for line in path.read_text().splitlines()]
+    found = sorted(line for line in lines if words.search(line))
+    assert [line.split(".")[1] for line in found] == folders, found
 
 
 def test_without_the_entry_nobody_asks_a_peer() -> None:

@@ -1,6 +1,6 @@
 """The SSD tier: what the flusher tells and is asked.  See wire/flusher.py.
 
-What the log has is known by the word of the flusher that lives (ssd_log.py).  Blocks are brought by
+What the log has is known by the word of the flusher that lives (log.py).  Blocks are brought by
 Fetch, each of which quotes a number; the flusher's Seals quote it as their claim.  Blocks are
 written by Flush (write_back.py).
 """
@@ -8,6 +8,7 @@ written by Flush (write_back.py).
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from pegaflow.actors.index.tiers import Ended, Pool, Space, Tier, Wanted
 from pegaflow.actors.runtime.contract import Ask, Effect, NoAnswer, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
@@ -28,8 +29,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import FLUSHER, Address
 
-from .ssd_log import SsdLog
-from .tiers import Ended, Pool, Space, Tier, Wanted
+from .log import SsdLog
 from .write_back import WriteBack
 
 
@@ -38,7 +38,7 @@ class SsdTier(Tier):
 
     def __init__(self, pool: Pool) -> None:
         self.log = SsdLog()
-        super().__init__(FLUSHER, self.log)
+        super().__init__("ssd", FLUSHER, self.log)
         self._pool = pool
         self._counts = pool.counts
         self.writes = WriteBack(pool, self.log)
@@ -61,7 +61,6 @@ class SsdTier(Tier):
             "ssd_stored_blocks": len(self.log),
             "ssd_backlog_blocks": len(self.writes.backlog),
             "ssd_in_flight_blocks": len(self.writes.in_flight),
-            "ssd_waits": self.waits,
         }
 
     def parts(self) -> tuple[Part, ...]:
@@ -139,9 +138,8 @@ class SsdTier(Tier):
         return self.fetching.get((namespace, key)) == number
 
     def delivered(self, held: Held, places: tuple[int, ...]) -> Held:
-        """Say so, and count it."""
-        self._counts["blocks_hit_ssd"] += len(places)
-        return replace(held, disk=places) if places else held
+        """Say which they were."""
+        return replace(held, disk=places)
 
     def held_up(self, namespace: Namespace, keys: Sequence[Key]) -> None:
         """Counted."""

@@ -3,12 +3,18 @@
 from dataclasses import replace
 
 from pegaflow.actors.index.actor import Index
-from pegaflow.actors.index.write_back import GENTLE_SHARE, PRESSED_NS, PRESSED_SHARE, WRITTEN_NS
+from pegaflow.actors.index.ssd.write_back import (
+    GENTLE_SHARE,
+    PRESSED_NS,
+    PRESSED_SHARE,
+    WRITTEN_NS,
+)
 from pegaflow.wire.allocator import Freed, Pressure
 from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
 from pegaflow.wire.flusher import Flush, Forget, Manifest, Noted, WriteAll, Written
 from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, NO_NAMESPACE, LeaseId
 from pegaflow.wire.index import Corrupt, Held, LeasesHeld, LeasesLost
+from tests.actors.index.test_index import KEYS, NS, find, press, save
 from tests.actors.memory import IndexMemory
 from tests.actors.rig import ALLOC, BOSS, HELLO, IDX, PAGE, SESSION_4, Rig, pick, said
 from tests.actors.tier import (
@@ -25,8 +31,6 @@ from tests.actors.tier import (
     ssd_of,
 )
 from tests.naming import as_leases, as_pages
-
-from .test_index import KEYS, NS, find, press, save
 
 GENTLE, PRESSED = (round(100 * share) for share in (GENTLE_SHARE, PRESSED_SHARE))  # as in Flush
 

@@ -12,6 +12,7 @@ earlier life saved and did not write is written too.
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from pegaflow.actors.index.tiers import Pool
 from pegaflow.actors.runtime.contract import MS, Effect, Part, Reply, Send, Sender
 from pegaflow.core.blocks.backlog import Backlog
 from pegaflow.core.blocks.leases import Lease
@@ -22,8 +23,7 @@ from pegaflow.wire.flusher import Flush, Written
 from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.units import Bytes, Count, Nanoseconds, Share
 
-from .ssd_log import SsdLog
-from .tiers import Pool
+from .log import SsdLog
 
 POOL_SHARE: Share = 1 / 8
 """The Flushes that are open hold at most this share of the pool: it cannot be evicted."""

@@ -5,11 +5,10 @@ When that flusher dies, nothing is known until the next one has said its Manifes
 
 from collections.abc import Iterable
 
+from pegaflow.actors.index.tiers import Space
 from pegaflow.wire.flusher import Flushed, Manifest, Tier
 from pegaflow.wire.identities import Key, Namespace
 from pegaflow.wire.values import NOBODY
-
-from .tiers import Space
 
 NOT_SAID = Tier(
     writable=False,
