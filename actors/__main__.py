@@ -8,10 +8,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from pegaflow.core.errors import UserError
-from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.wire.identities import Incarnation
 
 from .roster import SPECS
@@ -26,7 +24,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, required=True, help="its pid")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--tcp", type=json.loads, help="TcpPlan of a session, as JSON")
-    parser.add_argument("--flush", type=json.loads, help="FlushPlan of a flusher, as JSON")
+    parser.add_argument("--plan", type=json.loads, default={}, help="of its kind, as JSON")
     given = parser.parse_args()
 
     # structlog imports rich to draw what goes wrong; that takes 70 ms.
@@ -49,16 +47,12 @@ def main() -> int:
         supervisor=given.supervisor,
         parent=given.parent,
         tcp=tcp,
-        flush=None if given.flush is None else _plan(given.flush),
+        plan=given.plan,
     )
 
 
 def _incarnation(text: str) -> Incarnation:
     return Incarnation(int(text))
-
-
-def _plan(given: dict[str, Any]) -> FlushPlan:
-    return FlushPlan(tuple(given.pop("paths")), **given)
 
 
 if __name__ == "__main__":

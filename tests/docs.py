@@ -16,7 +16,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from pegaflow.actors.roster import SPECS
 from pegaflow.observe.metrics import table
+from pegaflow.wire.values import SUPERVISOR
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -35,7 +37,7 @@ FORMATS = (
     ("A segment of the SSD log", "pegaflow/core/segments/codec.py"),
     ("The marker of an SSD directory", "pegaflow/core/segments/marker.py"),
 )
-ACTORS = ("supervisor", "allocator", "index", "session", "flusher", "gateway")
+ACTORS = (SUPERVISOR, *SPECS)
 MADE = "<!-- Made from the code by `python -m tests.docs`; edit the docstrings there. -->\n"
 
 

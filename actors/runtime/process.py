@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.segments.plan import FlushPlan
@@ -82,7 +82,7 @@ class Birth(NamedTuple):
     address: Address
     supervisor: Address
     hello: Hello
-    flush: FlushPlan | None  # of a flusher
+    plan: dict[str, Any]  # the fields of `Kind.plan`, as JSON has them
 
 
 def _allocator(birth: Birth) -> tuple[Actor, Device]:
@@ -105,9 +105,9 @@ def _flusher(birth: Birth) -> tuple[Actor, Device]:
     from pegaflow.actors.flusher.actor import Flusher
     from pegaflow.actors.flusher.device import FlushDevice
 
-    assert birth.flush is not None
-    actor = Flusher(birth.address, birth.supervisor, birth.hello, birth.flush)
-    return actor, FlushDevice(member_of(actor), birth.flush)
+    plan = FlushPlan(**{**birth.plan, "paths": tuple(birth.plan["paths"])})
+    actor = Flusher(birth.address, birth.supervisor, birth.hello, plan)
+    return actor, FlushDevice(member_of(actor), plan)
 
 
 def _session(birth: Birth) -> tuple[Actor, Device]:
@@ -132,15 +132,24 @@ def _gateway(birth: Birth) -> tuple[Actor, Device]:
     return Gateway(birth.address, birth.supervisor, birth.hello), HttpDevice()
 
 
-KINDS: dict[str, Callable[[Birth], tuple[Actor, Device]]] = {
-    ALLOCATOR: _allocator,
-    INDEX: _index,
-    FLUSHER: _flusher,
-    SESSION: _session,
-    GATEWAY: _gateway,
+class Kind(NamedTuple):
+    """How the process of a kind of child begins."""
+
+    born: Callable[[Birth], tuple[Actor, Device]]  # imports what that kind needs, and makes it
+    plan: type | None = None  # which settings its command line tells it: the fields of this
+    on_tcp: bool = False  # clients dial it: it listens on TCP where the front desk does
+    many_objects: bool = False  # too many for a garbage collector to look at all of them
+
+
+KINDS = {
+    ALLOCATOR: Kind(_allocator),
+    INDEX: Kind(_index, many_objects=True),
+    FLUSHER: Kind(_flusher, plan=FlushPlan),
+    SESSION: Kind(_session, on_tcp=True),
+    GATEWAY: Kind(_gateway),
 }
-"""An actor and its device, by the name in roster.py.  A process imports those of its own kind, and
-them at once: no engine waits for the imports of a session that it is given."""
+"""By the name in roster.py.  A process imports the actor and the device of its own kind, and them
+at once: no engine waits for the imports of a session that it is given."""
 
 
 def run_child(
@@ -151,7 +160,7 @@ def run_child(
     supervisor: Incarnation,
     parent: int,
     tcp: Tcp | None,
-    flush: FlushPlan | None,
+    plan: dict[str, Any],
 ) -> int:
     """The main function of `pegaflow.actors`.
 
@@ -161,7 +170,7 @@ def run_child(
         supervisor: the supervisor's incarnation.
         parent: pid of the supervisor: with its death we die.
         tcp: where a session is heard by clients besides; None: nowhere.
-        flush: of a flusher.
+        plan: what its kind is told of the settings.
 
     Returns:
         The exit status.
@@ -178,7 +187,8 @@ def run_child(
     endpoint = str(run_dir / "actors" / f"{address}.sock")
     boss = Address(SUPERVISOR, supervisor)
     hello = Hello(os.getpid(), start_ticks(os.getpid()), endpoint)
-    actor, device = KINDS[name](Birth(address, boss, hello, flush))
+    kind = KINDS[name]
+    actor, device = kind.born(Birth(address, boss, hello, plan))
     member = member_of(actor)
     host = Host(actor)
 
@@ -195,7 +205,7 @@ def run_child(
             member.hello = dataclasses.replace(member.hello, port=loop.bind_tcp(tcp))
         loop.dial(boss, str(run_dir / "pegaflow.sock"))
         log.debug("actor_started")
-        if name == INDEX:
+        if kind.many_objects:
             collect_young_only()
         reason = loop.run()
     except UserError as err:
@@ -237,7 +247,7 @@ def _last_words(host: Host, run_dir: Path) -> str:
 
 
 def child_command(address: Address, settings: Settings, supervisor: Incarnation) -> list[str]:
-    """The command line of a child.  A session listens on TCP where the front desk does.
+    """The command line of a child.
 
     Args:
         address: of the life that is to be started.
@@ -257,11 +267,12 @@ def child_command(address: Address, settings: Settings, supervisor: Incarnation)
         "--run-dir",
         str(settings.run_dir),
     ]
-    if address.name == SESSION and settings.addr is not None:
+    kind = KINDS[address.name]
+    if kind.on_tcp and settings.addr is not None:
         from .tcp import TcpPlan  # and all that guards that door: few services have one
 
         anywhere = {"addr": settings.addr.rpartition(":")[0] + ":0"}
         command += ["--tcp", json.dumps({**settings.told(TcpPlan), **anywhere})]
-    if address.name == FLUSHER:
-        command += ["--flush", json.dumps(settings.told(FlushPlan))]
+    if kind.plan is not None:
+        command += ["--plan", json.dumps(settings.told(kind.plan))]
     return command

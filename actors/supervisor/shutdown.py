@@ -1,8 +1,8 @@
 """The end of the service, in order.
 
-Drain: sessions first, then the flusher, which writes what is left, then the core, then the gateway.
-Whoever is left after DRAIN_NS, and the flusher's own time, is killed; so is everybody if we are
-told a second time to stop, or to do it at once.
+Drain: sessions first, then the other holders (the flusher writes what is left), then the core, then
+the rest.  Whoever is left after DRAIN_NS, and the time to write, is killed; so is everybody if we
+are told a second time to stop, or to do it at once.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class Shutdown(Part):
         self._lifecycle = lifecycle
         self._opens = opens
         self._manager = manager
-        self._flush_ns = flush_ns  # the flusher's own time
+        self._flush_ns = flush_ns  # for what is still to be written
         self._until = 0  # when whoever is left is killed
 
     def handlers(self) -> Iterable[On]:

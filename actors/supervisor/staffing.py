@@ -7,7 +7,7 @@ that nobody wants any more drain one by one.
 
 from typing import Protocol
 
-from pegaflow.actors.roster import ROSTER
+from pegaflow.actors.roster import ROSTER, SPECS
 from pegaflow.actors.runtime.contract import Do, Effect, Part, Send, Stop
 from pegaflow.wire.control import Drain
 from pegaflow.wire.jobs import (
@@ -19,7 +19,7 @@ from pegaflow.wire.jobs import (
     Spawn,
     Spawned,
 )
-from pegaflow.wire.values import FLUSHER, GATEWAY, SESSION, Address
+from pegaflow.wire.values import SESSION, Address
 
 from .children import ChildRecord, Children, ChildState
 from .opens import Opens
@@ -102,8 +102,7 @@ class Staffing(Part):
         """Children of a kind; of sessions, those without an engine."""
         if name == SESSION:
             return self._plan.spares + self._opens.openers()
-        unwanted = {GATEWAY: not self._plan.http_addr, FLUSHER: not self._plan.ssd}
-        return 0 if unwanted.get(name) else 1
+        return 1 if SPECS[name].wanted(self._plan) else 0
 
     def _spawn(self, name: str) -> list[Effect]:
         self._spawning = True

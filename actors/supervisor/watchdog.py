@@ -17,7 +17,8 @@ wait for nobody beyond their deadlines, and the kernel gives each waiting thread
 Our own threads count as its do, for what it has said may lie with one of them.  A supervisor that
 wakes late as a whole was stopped too: then all silences begin anew.
 
-In a drain the flusher's beats count, as those of no other that drains do: it has work to do.
+Of a child that drains beats count for nothing: it has to go.  Of one that has work to do in a drain
+(roster.py) they count as ever.
 
 The same measure serves all three clocks: of a child that starts (START_NS to its Hello), of a spare
 that was given an engine (SERVE_NS to its Serving) and of every other (SILENT_NS to its next Beat).
@@ -31,7 +32,6 @@ from pegaflow.actors.runtime.contract import MS, Do, Effect, Note, On, Part, Sen
 from pegaflow.wire.control import SILENT_NS, Beat, Bye, LogLevel
 from pegaflow.wire.jobs import Look, Looked
 from pegaflow.wire.units import Count, Nanoseconds
-from pegaflow.wire.values import FLUSHER
 
 from .children import ChildRecord, Children, ChildState, who
 from .stage import Lifecycle, Stage
@@ -102,9 +102,9 @@ class Watchdog(Part):
         child = self._children.get(sender.address)
         if child is not None:
             child.beat = msg
-            draining = self._lifecycle.stage is Stage.DRAINING
-            flushing = draining and child.address.name == FLUSHER
-            if child.state is not ChildState.DRAINING or flushing:
+            works = SPECS[child.address.name].works_in_drain
+            works = works and self._lifecycle.stage is Stage.DRAINING
+            if child.state is not ChildState.DRAINING or works:
                 child.heard = now  # the others said Bye, or were told to: now they have to go
         return []
 

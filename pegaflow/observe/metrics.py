@@ -24,10 +24,11 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from pegaflow.actors.roster import SPECS
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import KindState, ProcessState, Report
 from pegaflow.wire.units import Nanoseconds
-from pegaflow.wire.values import ALLOCATOR, FLUSHER, INDEX, SESSION, SUPERVISOR
+from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
 
 from .engines import ENGINE_METRICS
 from .processes import ACTOR_METRICS
@@ -269,7 +270,8 @@ def reasons(view: View) -> tuple[str, ...]:
     if state != ProcessState.UP:
         found.append(f"the service is {state}")
     for kind in view.kinds:
-        if kind.state == KindState.BROKEN and kind.name != FLUSHER:
+        spec = SPECS.get(kind.name)  # None: of another version
+        if kind.state == KindState.BROKEN and (spec is None or spec.missed):
             rest = max(0, kind.retry_at_ns - view.now) / _S
             found.append(f"{kind.name} fails again and again; it is tried again in {rest:.0f} s")
     return tuple(found)

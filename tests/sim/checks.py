@@ -17,7 +17,7 @@ from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.actors.flusher.actor import Flusher
 from pegaflow.actors.flusher.volumes import State
 from pegaflow.actors.index.actor import Index
-from pegaflow.actors.roster import HOLDERS
+from pegaflow.actors.roster import HOLDERS, SPECS
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.supervisor.stage import Stage
@@ -37,6 +37,9 @@ from .world import S, World
 
 SELDOM = 16
 """Steps of a process from one `check` of its actor to the next."""
+
+ALONE = (SUPERVISOR, *(name for name in SPECS if name != SESSION))
+"""Of each of these one process lives at most."""
 
 
 class Checks:
@@ -72,7 +75,7 @@ class Checks:
         """After each event."""
         children: set[str] = set()
         self._looks += 1
-        for name in (SUPERVISOR, ALLOCATOR, INDEX, FLUSHER, GATEWAY):
+        for name in ALONE:
             assert len(self.world.living(name)) <= 1, f"two living processes are {name}"
         for proc in self.world.stepped:
             if isinstance(proc, Client):

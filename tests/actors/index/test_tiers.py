@@ -33,7 +33,7 @@ from tests.actors.tier import FLUSHER_6, PATIENCE, TIER, fetched_seal, in_log, l
 from tests.actors.tier import index as tiered_index
 from tests.naming import as_pages, as_stamps
 
-PEER = "peer"
+PEER = "far"
 PEER_7 = Address(PEER, Incarnation(7))
 
 
