@@ -95,6 +95,7 @@ class Orders(Part):
         awaited = len(order.shares) < order.world and order.name not in self._ended
         if not awaited and all(share.ended for share in order.shares.values()):
             del self.open[order.name]
+            order.shares = {}  # they know their order: no cycle is left to a collector
             self.remember(order.name)
             if self.claims.end(order.claim):
                 effects += self._member.tell(INDEX, EndClaim(order.claim))

@@ -49,7 +49,7 @@ class Order:
     claim: ClaimId | None = None  # None: the index has not answered yet
     new: tuple[int, ...] = ()  # positions that are ours to save
     known: int = 0  # blocks that are saved already, or by somebody else
-    shares: dict[int, "Share"] = field(default_factory=dict)  # by rank
+    shares: dict[int, "Share"] = field(default_factory=dict)  # by rank; none once all have ended
     shards: dict[int, dict[int, tuple[PageId, Stamp]]] = field(default_factory=dict)
     """By position, then by rank."""
     seals: Seals = field(default_factory=Seals)
