@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES = 450  # a file is read in one sitting; 400 is the goal
 FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
 ATTRIBUTES, METHODS = 15, 30  # a part can be kept in mind
+REPEATED = 4  # so many statements in a row stand in one place
 CONTRACTS = set(
     "Actor Part Holder Message Protocol NamedTuple Exception Generic Enum IntEnum StrEnum".split()
     + ["Tier", "ABC", "Server", "H11Protocol"]
@@ -165,6 +167,31 @@ def is_message(node: ast.ClassDef) -> bool:
     return any(ast.unparse(decorator).startswith("message(") for decorator in node.decorator_list)
 
 
+def nothing_twice(sources: Iterable[Source]) -> Complaints:
+    """What several actors do alike is in roles/ or core/: no two functions have the same run of
+    statements."""
+    found: dict[tuple[str, ...], str] = {}
+    for source in sources:
+        if not source.path.startswith("actors/"):
+            continue
+        classes = [node.body for node in source.tree.body if isinstance(node, ast.ClassDef)]
+        for node in chain(source.tree.body, *classes):
+            if not isinstance(node, ast.FunctionDef) or node.name == "__init__":
+                continue  # what parts are given may be alike
+            where = f"{source.path}:{node.lineno}: {node.name}"
+            lines = statements(node)
+            for at in range(len(lines) - REPEATED + 1):
+                first = found.setdefault(tuple(lines[at : at + REPEATED]), where)
+                if first != where:
+                    yield f"{where} repeats {first}: {lines[at]}"
+
+
+def statements(function: ast.FunctionDef) -> list[str]:
+    """A line each, without the docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return [line.strip() for stmt in body for line in ast.unparse(stmt).splitlines()]
+
+
 PER_FILE: list[Callable[[Source], Complaints]] = [is_short, no_sleep_in_tests, is_composed]
 
 
@@ -203,6 +230,17 @@ def test_every_source(rule: Callable[[Source], Complaints]) -> None:
 
 def test_no_dead_module() -> None:
     assert list(every_module_is_used(python_sources())) == []
+
+
+def test_nothing_is_written_twice() -> None:
+    assert list(nothing_twice(python_sources())) == []
+
+
+def test_what_is_written_twice_is_found() -> None:
+    body = "".join(f"    x = f(x, {n})\n" for n in range(REPEATED))
+    one, other = f'def a(x):\n    "One."\n{body}', f"def b(x):\n    g()\n{body}"
+    assert list(nothing_twice([Source("actors/a.py", one), Source("actors/b.py", other)])) != []
+    assert list(nothing_twice([Source("actors/a.py", one), Source("tests/b.py", other)])) == []
 
 
 def test_every_text_is_finished_and_at_home_anywhere() -> None:
