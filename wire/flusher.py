@@ -1,7 +1,7 @@
 """Flusher: the SSD tier below the pool.  It dials the index and the allocator, as a session does.
 
-    flusher → index   Tier                   what the tier is and can take; first of all, and again
-                                             whenever that changes
+    flusher → index   Tier                   what the tier is and can take; once its leases are
+                                             stated, and again whenever that changes
     flusher → index   Manifest  → Noted      these blocks are in the log; one at a time
     flusher → index   Forget                 these are not in it any more
     index → flusher   Flush                  write these blocks, under the lease of this number

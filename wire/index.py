@@ -42,9 +42,11 @@ Questions wait until it has.  To a new index a session first says all that it ho
 
 and then repeats every Seal that was not answered: if it was carried out, the record has the same
 stamp and it is accepted again.  Numbers of leases and claims go on from those that the session
-stated.  Nothing is evicted until every session that Members names has said a LeasesHeld of which
-every lease is known (and, if it says so, the hazards too), or is proven dead; a session that is
-told LeasesLost fails what it copies under that lease and states it no longer once no copy runs.
+stated; so nothing is leased to one that Members names before it has stated, lest a number mean two
+things: a Find gets no block.  Nothing is evicted until every session that Members names has said a
+LeasesHeld of which every lease is known (and, if it says so, the hazards too), or is proven dead; a
+session that is told LeasesLost fails what it copies under that lease and states it no longer once
+no copy runs.
 
 Hazards.  A session finds a resident block by itself, in the table that the index keeps behind the
 ledger's records (core/pool/table.py), and keeps it by itself: it writes page and stamp into its

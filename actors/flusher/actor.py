@@ -76,13 +76,13 @@ class Flusher(Actor):
             counts=counts,
         )
         crew = (
+            Holder(member, {INDEX: self.write_back, ALLOCATOR: self.pages}),  # states first
             self.volumes,
             self.segments,
             directories,
             self.tier,
             self.write_back,
             self.pages,
-            Holder(member, {INDEX: self.write_back, ALLOCATOR: self.pages}),
             self.reading,
             self.inventory,
             Watch(self.volumes, directories),

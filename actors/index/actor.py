@@ -69,7 +69,13 @@ class Index(Actor):
         )
         table = LookupTable(recovery=recovery, residency=here, leasing=leasing, tiers=tiers)
         self.lookup = lookup = Lookup(
-            address, residency=here, leasing=leasing, tiers=tiers, eviction=eviction, counts=counts
+            address,
+            recovery=recovery,
+            residency=here,
+            leasing=leasing,
+            tiers=tiers,
+            eviction=eviction,
+            counts=counts,
         )
         publishing = Publishing(
             address, residency=here, claiming=claiming, tiers=tiers, lookup=lookup, counts=counts

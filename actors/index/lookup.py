@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.identities import NO_LEASE, Key, LeaseId, Namespace
@@ -73,13 +74,14 @@ class Lookup(Part):
         self,
         own: Address,
         *,
+        recovery: Recovery,
         residency: Residency,
         leasing: Leasing,
         tiers: Tiers,
         eviction: Eviction,
         counts: Counter[str],
     ) -> None:
-        self._own = own
+        self._own, self._recovery = own, recovery
         self._residency, self._leasing = residency, leasing
         self._tiers, self._eviction, self._counts = tiers, eviction, counts
         self.awaited: dict[_Name, list[Wait]] = {}  # what is being fetched, and for whom
@@ -142,10 +144,11 @@ class Lookup(Part):
         return []
 
     def _answer(self, sender: Sender, blocks: list[Block], came: list[Missing], now: int) -> Effect:
-        """Lease this run, if there is any, and if the session has room for it."""
+        """Lease this run, if there is any, and if the session may have it."""
         blocks = self._eviction.outside(blocks)
         blocks = self._leasing.afford(sender.address, blocks)
-        if not blocks or not self._leasing.has_room(sender.address, blocks):
+        room = self._leasing.has_room(sender.address, blocks)
+        if not blocks or not room or not self._recovery.may_grant(sender.address):
             return Reply(sender, Held(NO_LEASE, 0, ()))
         self._counts["blocks_hit"] += len(blocks)
         self._tiers.offer(blocks, asked=True)

@@ -41,7 +41,6 @@ class Statements(Part):
         self._recovery, self._residency, self._hazards = recovery, residency, hazards
         self._leasing, self._claiming, self._tiers = leasing, claiming, tiers
         self._counts = counts
-        self._heard: set[Address] = set()  # living holders that have stated in this life
 
     def handlers(self) -> Iterable[On]:
         """Statements, and what comes before the first one."""
@@ -58,7 +57,6 @@ class Statements(Part):
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """It has nothing to state any more."""
-        self._heard.discard(dead)
         self._recovery.await_no_longer(dead)
         return []
 
@@ -69,7 +67,7 @@ class Statements(Part):
         tier = self._tiers.served_by(holder.name)
         if tier is not None and not tier.hears(holder, now):
             return []
-        if holder in self._heard or leases.get(holder, msg.number) is not None:
+        if holder in self._recovery.stated or leases.get(holder, msg.number) is not None:
             return []
         blocks = self._named(msg)
         stray = not leases.last(holder) < msg.number <= NUMBER_MAX
@@ -98,7 +96,7 @@ class Statements(Part):
         it does not know, and seals again."""
         holder = sender.address
         full = not self._claiming.has_room(holder)
-        if holder in self._heard or full or msg.number > NUMBER_MAX:
+        if holder in self._recovery.stated or full or msg.number > NUMBER_MAX:
             return []
         self._claiming.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now=now)
         return []
@@ -107,11 +105,11 @@ class Statements(Part):
         """Mend lost releases and lost grants of a holder."""
         holder = sender.address
         leases, claims = self._leasing.leases, self._claiming.claims
-        if holder not in self._heard:
+        if holder not in self._recovery.stated:
             leases.go_on_from(holder, LeaseId(min(msg.lease_upto, NUMBER_MAX)))
             claims.go_on_from(holder, ClaimId(min(msg.claim_upto, NUMBER_MAX)))
         lost = tuple(n for n in msg.leases if leases.get(holder, n) is None)
-        self._heard.add(holder)
+        self._recovery.stated.add(holder)
         if lost:
             self._counts["leases_lost"] += len(lost)
         if msg.hazards and not self._hazards.noted(holder):

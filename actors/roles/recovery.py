@@ -50,6 +50,7 @@ class Recovery(Part):
     ) -> None:
         self.ready = False  # the pool is known
         self.awaited: set[Address] | None = None  # holders still to state; None: no membership yet
+        self.stated: set[Address] = set()  # living holders that have, in this life
         self.dead: OrderedDict[Address, None] = OrderedDict()  # holders, the newest last
         self.listener: MembershipListener | None = None  # set once, by the actor's constructor
         self._never_wait = (SUPERVISOR, address.name)
@@ -62,7 +63,8 @@ class Recovery(Part):
         return (on(Members, self._on_members, SUPERVISOR),)
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
-        """What it has asked needs no answer."""
+        """What it has asked needs no answer, and it has nothing to state any more."""
+        self.stated.discard(dead)
         kept = [entry for entry in self._deferred if entry[0].address != dead]
         self._deferred = deque(kept)
         if dead.name in HOLDERS:
@@ -93,6 +95,12 @@ class Recovery(Part):
     def gathered(self) -> bool:
         """Whether every holder that may have something has stated or is gone."""
         return self.awaited is not None and not self.awaited
+
+    def may_grant(self, holder: Address) -> bool:
+        """Whether this holder may be granted anything: not before it has stated what it holds by
+        the numbers of an earlier life, or a number would mean two things."""
+        awaited = self.awaited is None or holder in self.awaited
+        return holder in self.stated or not awaited
 
     def await_no_longer(self, *holders: Address) -> None:
         """These have stated, or are proven dead."""

@@ -148,6 +148,7 @@ class WriteBack(Part):
         """For one Flush more."""
         if (
             not self._log.tier.writable
+            or not self._recovery.may_grant(self._log.flusher)
             or self._leasing.leases.load(self._log.flusher)[0] >= self._log.tier.depth
         ):
             return False

@@ -348,7 +348,7 @@ def test_a_new_index_is_told_what_we_hold_and_all_that_is_in_the_log() -> None:
     disks.rig.tell(BOSS, Gone(IDX))
     sent = disks.rig.tell(BOSS, Neighbour(INDEX_8, "ipc://j", 2))
     kinds = [type(e.message) for e in sent if e.receiver == INDEX_8]
-    assert kinds == [Tier, Held, LeasesHeld, Manifest]
+    assert kinds == [Held, LeasesHeld, Tier, Manifest]
     assert said(sent, Held).pages == (4, 5) and said(sent, LeasesHeld).leases == (2,)
     assert said(sent, Manifest).keys == KEYS[:2]
     assert said(disks.work(), Flushed, INDEX_8).number == 2

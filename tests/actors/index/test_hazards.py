@@ -322,5 +322,5 @@ def test_an_index_that_dies_while_blocks_leave_loses_none(
             press(old, 3)
     assert memory.ledger.are_sealed(as_pages(*range(4))).count(True) < 4
     rig, _ = heir(memory, SESSION_4)
-    assert find(rig, KEYS[:4], SESSION_4).pages == (0, 1, 2, 3)
+    assert find(rig, KEYS[:4], SESSION_5).pages == (0, 1, 2, 3)
     assert rig.count("records_voided") == 0

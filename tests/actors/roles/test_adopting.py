@@ -33,7 +33,7 @@ from pegaflow.wire.index import (
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
-from tests.actors.index.test_index import KEYS, NS, OTHER_NS, ROOT, index, save, seal_of
+from tests.actors.index.test_index import KEYS, NS, OTHER_NS, ROOT, find, index, save, seal_of
 from tests.actors.memory import IndexMemory
 from tests.actors.rig import (
     ALLOC,
@@ -84,10 +84,21 @@ def press(rig: Rig, count: int = 9) -> tuple[int, ...]:
 
 def test_what_was_sealed_is_a_hit_and_questions_wait_until_it_is_known() -> None:
     rig, _ = heir(left())
+    assert rig.tell(SESSION_4, LeasesHeld(NO_LEASE, (), NO_CLAIM, ())) == []
     assert rig.ask(SESSION_4, Find(NS, KEYS)) == []
     answers = rig.wait(0)
     assert said(answers, Held) == Held(LeaseId(1), 1, as_pages(0, 1, 2, 3))
     assert rig.count("blocks_adopted") == 4
+
+
+def test_nothing_is_leased_to_a_holder_before_it_has_stated() -> None:
+    rig, actor = heir(left())
+    rig.wait(0)
+    assert find(rig, KEYS[:1]) == Held(NO_LEASE, 0, ()), "1 may be the number of another lease"
+    assert find(rig, KEYS[:1], Address("session", Incarnation(9))).number == 1, "it has come since"
+    rig.tell(SESSION_4, Held(LeaseId(1), 1, as_pages(1, 2)))
+    rig.tell(SESSION_4, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ()))
+    assert find(rig, KEYS[:1]) == Held(LeaseId(2), 1, as_pages(0))
 
 
 def test_it_beats_while_it_reads() -> None:

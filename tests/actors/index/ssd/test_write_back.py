@@ -248,6 +248,21 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
     assert press(rig, 9) == (0,)
 
 
+def test_nothing_is_flushed_before_the_flusher_has_stated() -> None:
+    old, before = index()
+    save(old, KEYS[:2])
+    memory = IndexMemory(before.residency.ledger)
+    rig, actor = index(None, (FLUSHER_6,), memory)
+    save(rig, KEYS[4:5], 4)
+    assert not rig.tell(FLUSHER_6, TIER), "1 is the number of a lease that it has"
+    rig.tell(FLUSHER_6, Held(LeaseId(1), 1, as_pages(0, 1)))
+    rig.tell(FLUSHER_6, LeasesHeld(LeaseId(1), as_leases(1), NO_CLAIM, ()))
+    assert said(rig.tell(FLUSHER_6, TIER), Flush).number == 2
+    held = actor.leasing.leases.held(FLUSHER_6)
+    assert [block.pages for lease in held for block in lease.blocks] == [(0,), (1,), (4,)]
+    assert press(rig, 9) == ()
+
+
 def test_a_lease_that_was_not_restated_is_unheld() -> None:
     rig, _ = index(members=(FLUSHER_6,))
     save(rig, KEYS[:1])
