@@ -67,14 +67,18 @@ QUICK = Shape(8, 2, 16 << 10)
 
 
 class Engine:
-    """A client that saves and loads all blocks of a shape."""
+    """A client that saves and loads all blocks of a shape.
 
-    def __init__(self, endpoint: str, shape: Shape, way: str) -> None:
+    Args:
+        turn: how often engines of this shape have saved; another one loads what the last has saved.
+    """
+
+    def __init__(self, endpoint: str, shape: Shape, way: str, turn: int = 0) -> None:
         self.shape = shape
         self.memory = machine.memory(2 * shape.total)
         self.memory[:] = np.random.default_rng(1).integers(0, 256, 2 * shape.total, np.uint8)
         self.written = 0  # bytes saved so far
-        self._turn = 0
+        self.turn = turn
         self._client = Client(f"perf-{shape}", b"perf" * 4, endpoint=endpoint, way=way)
         self._client.register(shape.layout, [self.memory])
         if not self._client.connect(20.0):
@@ -83,7 +87,7 @@ class Engine:
 
     def save(self) -> float:
         """Seconds; under keys that are new."""
-        self._turn += 1
+        self.turn += 1
         keys = self._keys()
         blocks = range(self.shape.blocks)
         seconds, done = timed(lambda: self._client.save(keys, blocks, timeout=TIMEOUT_S))
@@ -112,7 +116,7 @@ class Engine:
         self._client.close()
 
     def _keys(self) -> list[bytes]:
-        return [b"%016x%016x" % (self._turn, block) for block in range(self.shape.blocks)]
+        return [b"%016x%016x" % (self.turn, block) for block in range(self.shape.blocks)]
 
 
 class Memcpy:

@@ -124,6 +124,22 @@ class ScanRecords(Job[RecordsScanned | Done]):
     count: int
 
 
+@message(321)
+class PagesEntered(Result):
+    """How far our page tables go now."""
+
+    length: int  # from `offset` on; less than asked for if the next page is not in memory
+
+
+@message(221)
+class EnterPages(Job[PagesEntered | Done]):
+    """Enter pages of the pool into our page tables, from this byte on, up to the first that is not
+    in memory.  COPY_FAILED: the kernel does not do that."""
+
+    offset: int
+    length: int
+
+
 @message(303)
 class BounceOpened(Result):
     """The bounce file is there."""

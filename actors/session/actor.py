@@ -1,5 +1,6 @@
 """The session: one engine's process.  See wire/session.py.
 
+    pagetables.py    the pool in our page tables, ahead of need
     engine.py        the engine: who it is, its clients, its ranks, and the end with it
     hazards.py       what keeps in place what we find ourselves
     pins.py          how much stays in place for the engine, and how much may
@@ -38,6 +39,7 @@ from .leases import Leases
 from .loads import Loads
 from .lookup import Lookups
 from .orders import Orders
+from .pagetables import PageTables
 from .pins import Pins
 from .publish import Publishing
 from .reservation import Reservation
@@ -60,6 +62,7 @@ class Session(Actor):
         super().__init__(address)
         counts = self.counts
         member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts=counts)
+        self.tables = tables = PageTables()
         self.engine = engine = Engine(member)
         self.hazards = hazards = HazardBook(member, engine, open_hazards, open_finder)
         self.pins = pins = Pins(engine, counts)
@@ -92,7 +95,7 @@ class Session(Actor):
             member, engine, hazards=hazards, leases=leases, orders=orders, publishing=publishing
         )
         holder = Holder(member, {INDEX: claimed, ALLOCATOR: reservation})
-        found = (engine, hazards, pins, leases, touches, lookups, loads)
+        found = (tables, engine, hazards, pins, leases, touches, lookups, loads)
         saved = (orders, reservation, publishing, batches, saves)
         crew = (*found, *saved, attachment, holder)
         member.lead(*crew)

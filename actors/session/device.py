@@ -21,7 +21,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, hazard_bytes
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.table import TableReader
-from pegaflow.device import locks, membarrier
+from pegaflow.device import locks, membarrier, pagetables
 from pegaflow.device.engine.process_vm import ForeignMemory
 from pegaflow.device.engine.staged import Bounce
 from pegaflow.device.memory import SharedFile
@@ -31,10 +31,12 @@ from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
     DrawProof,
+    EnterPages,
     FillPages,
     MapEngine,
     OpenBounce,
     PagesDiffer,
+    PagesEntered,
     PagesSummed,
     ProofDrawn,
     ReadBlocks,
@@ -101,6 +103,8 @@ class Copies:
                 return Done(*move(address, blocks, offsets, job.deadline))
 
             return self._cut(len(job.blocks), engine.payload_bytes, move_part)
+        if isinstance(job, EnterPages):
+            return [lambda: PagesEntered(pagetables.enter(self._pool, job.offset, job.length))]
         if isinstance(job, OpenBounce):
             return [lambda: self._open_bounce(job)]
         assert isinstance(job, MapEngine), job
@@ -244,8 +248,8 @@ class SessionDevice:
             path = self._files.welcome.pool_path
             gone = f"cannot map {path}: {err.strerror}; restart the service"
             return Done(Status.COPY_FAILED, gone)
-        save = isinstance(job, FillPages | ReadBlocks | SumPages)
-        workers = self._savers if save and self._savers is not None else self._workers
+        patient = isinstance(job, EnterPages | FillPages | ReadBlocks | SumPages)
+        workers = self._savers if patient and self._savers is not None else self._workers
         workers.put(number, *copies.parts(job))
         return None
 

@@ -12,9 +12,11 @@ from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
     DrawProof,
+    EnterPages,
     FillPages,
     MapEngine,
     OpenBounce,
+    PagesEntered,
     ProofDrawn,
     ReadBlocks,
     Result,
@@ -157,6 +159,8 @@ class SessionCage(Cage):
                 return Done(Status.NO_SPACE, "full")
             self.bounces[job.mapping] = job.slots
             return BounceOpened("bounce", ())
+        if isinstance(job, EnterPages):
+            return PagesEntered(self.rng.randrange(job.length + 1))
         if isinstance(job, DrawProof):
             return ProofDrawn(self.rng.randbytes(32))
         if isinstance(job, MapEngine):

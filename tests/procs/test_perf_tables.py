@@ -25,6 +25,7 @@ TABLES = {
     "latency": "/echo",
     "copies": "save/out",
     "attach": "spare",
+    "fresh": "first/later",
     "step": "half",
     "recovery": "10,240",
 }

@@ -34,6 +34,7 @@ from pegaflow.wire.jobs import (
     CheckFiles,
     Done,
     DrawProof,
+    EnterPages,
     Exited,
     FilesChecked,
     GrowExtent,
@@ -45,6 +46,7 @@ from pegaflow.wire.jobs import (
     Looked,
     NextIncarnation,
     OpenPool,
+    PagesEntered,
     PoolOpened,
     ProofDrawn,
     Publish,
@@ -292,6 +294,8 @@ class ChildProc(HostProc):
                 world.counts["no room for an extent"] += 1
             self.slowly(number, [at_once(Done(Status.OK if there else Status.NO_SPACE))])
             return None
+        if isinstance(job, EnterPages):
+            return PagesEntered(job.length)
         if isinstance(job, DrawProof):
             return ProofDrawn(world.rng.randbytes(PROOF_BYTES))
         if self._device is None:

@@ -1,0 +1,68 @@
+"""The pool in our page tables, before an engine needs it there.
+
+A session copies into pages of the pool and out of them.  Whichever of them its process has never
+touched, the kernel has to enter into its page tables first, in the middle of the copy, so that the
+first saves and loads of an engine would take half as long again as later ones.  So a session has
+the pages entered in advance, from its first moment on, slice by slice, in a thread that gives way
+to engines: while it is a spare, and if it is taken before that is over, while it serves.  Only what
+is in memory already is entered; the pool grows, low extents first, and what is not there yet is
+looked for with each beat.
+
+Where the kernel refuses, the first touch enters a page, as before.
+"""
+
+from pegaflow.actors.runtime.contract import Do, Effect, Note, Part
+from pegaflow.wire.control import LogLevel, Welcome
+from pegaflow.wire.jobs import Done, EnterPages, PagesEntered
+from pegaflow.wire.units import Bytes
+
+SLICE_BYTES: Bytes = 16 << 20
+"""Entered at a time: about a millisecond, for which a copy of this session may have to wait."""
+
+ADVANCE_MAX: Bytes = 64 << 30
+"""Of the pool, at most: each GiB costs 2 MiB of page tables, and a killed process is proven dead
+only when they are taken apart, 45 to 50 ms for each GiB.  Who adopts a pool waits 5 s for an orphan
+(device/locks.py).  The rest comes with its use."""
+
+
+class PageTables(Part):
+    """Has the pool entered into our page tables."""
+
+    def __init__(self) -> None:
+        self._entered = 0  # bytes, from the beginning of the pool
+        self._until = 0  # so many at most; 0: not told yet
+        self._entering = False  # a slice is
+
+    def gauges(self) -> dict[str, int]:
+        """How far that has come."""
+        return {"session_entered_bytes": self._entered}
+
+    def up(self, welcome: Welcome, now: int) -> list[Effect]:
+        """It is known which pool."""
+        self._until = min(welcome.pool_bytes, ADVANCE_MAX)
+        return self._go_on()
+
+    def beat(self, now: int) -> list[Effect]:
+        """There may be more of it now."""
+        return self._go_on()
+
+    def check(self) -> None:
+        """Nothing is entered twice."""
+        assert self._entered <= self._until
+
+    def _go_on(self) -> list[Effect]:
+        length = min(SLICE_BYTES, self._until - self._entered)
+        if self._entering or not length:
+            return []
+
+        def entered(result: PagesEntered | Done, now: int) -> list[Effect]:
+            self._entering = False
+            if isinstance(result, Done):
+                self._until = self._entered
+                facts = (("bytes", self._entered), ("why", result.note))
+                return [Note("pages_not_entered", facts, LogLevel.DEBUG)]
+            self._entered += result.length
+            return self._go_on() if result.length == length else []
+
+        self._entering = True
+        return [Do(EnterPages(self._entered, length), entered)]
