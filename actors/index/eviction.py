@@ -90,7 +90,7 @@ class Eviction(Part):
         go."""
         pages: list[PageId] = []
         effects: list[Effect] = []
-        coldest = partial(self._residency.policy.victims, page_size)
+        coldest = partial(self._residency.victims, page_size)
         for _ in range(SEARCHES_MAX):
             victims, written = self._tiers.before_eviction(coldest, count, now)
             effects += written

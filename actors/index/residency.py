@@ -4,10 +4,17 @@ The index is the only writer of the ledger: a record is sealed when a block is p
 before its page is named to anybody as free.  A leased block is never evicted.  Whether a hazard
 names a block is known only once it is no hit any more: its records say first that they are leaving,
 then the hazards are read, and then the records are void or what they were.
+
+Of a chain the tail goes before the head, so whoever adds to one makes all of it young again.  A
+save adds to its chain piece by piece, and a request that is being computed block by block: to walk
+the whole chain for each would cost more than all the rest.  So a chain that grows is walked once,
+when it begins to, and what is added after that is the youngest alone.  The chain is put in order
+with the next beat, or before somebody looks for victims among what is as young as it.
 """
 
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 from pegaflow.actors.runtime.contract import MS, Effect, Part
 from pegaflow.core.blocks.adoption import Adoption
@@ -23,6 +30,13 @@ from pegaflow.wire.values import LIST_MAX
 
 from .hazards import Hazards
 from .memory import Memory
+
+
+class _Growth(NamedTuple):
+    """What is known of a chain that may grow on."""
+
+    since: int  # the policy's tick before it was walked
+    grown: bool  # something was added since then
 
 
 class Residency(Part):
@@ -42,6 +56,7 @@ class Residency(Part):
         self.policy = Lru()  # exactly the resident blocks that are not cold
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
+        self._growing: dict[Block, _Growth] = {}  # by the last block of each such chain
 
     @property
     def ledger(self) -> Ledger:
@@ -131,12 +146,31 @@ class Residency(Part):
         self._count_stay([block], "cleanup", now)
         self.quarantined += len(block.pages)
 
+    def beat(self, now: int) -> list[Effect]:
+        """Chains that grew are in order again; what is added from here on is another growth."""
+        self._settle()
+        return []
+
     def make_young(self, blocks: list[Block]) -> None:
-        """These, and the resident chain that ends in the last of them, are the youngest now."""
-        young = self._chain(blocks[-1])
-        known = set(young)
-        self.policy.insert_chain([block for block in blocks if block not in known])
-        self.policy.insert_chain(young)
+        """These, and the resident chain that ends in the last of them, are the youngest now; of a
+        chain that grows, soon."""
+        before = self._before(blocks)
+        growth = self._growing.pop(before, None) if before is not None else None
+        if growth is None:
+            self._growing[blocks[-1]] = _Growth(self.policy.tick, grown=False)
+            self._make_chain_young(blocks)
+        else:
+            self._growing[blocks[-1]] = _Growth(growth.since, grown=True)
+            self.policy.insert_chain(blocks)
+
+    def victims(self, page_size: int, count: int) -> list[Block]:
+        """As of the policy: blocks without a lease, the oldest first, of a chain its tail."""
+        found = self.policy.victims(page_size, count)
+        since = [growth.since for growth in self._growing.values() if growth.grown]
+        if found and since and self.policy.last_use(found[-1]) > min(since):
+            self._settle()
+            found = self.policy.victims(page_size, count)
+        return found
 
     def make_oldest(self, block: Block) -> None:
         """It goes first."""
@@ -166,6 +200,24 @@ class Residency(Part):
     def _warmed(self, block: Block) -> None:
         """A cold block is asked for: nobody has used it in this life so far."""
         self.policy.insert_oldest(block)
+
+    def _settle(self) -> None:
+        growing, self._growing = self._growing, {}
+        for last, growth in growing.items():
+            if growth.grown and self.blocks.get(last.namespace, last.key) is last:
+                self._make_chain_young([last])
+
+    def _make_chain_young(self, blocks: list[Block]) -> None:
+        young = self._chain(blocks[-1])
+        known = set(young)
+        self.policy.insert_chain([block for block in blocks if block not in known])
+        self.policy.insert_chain(young)
+
+    def _before(self, blocks: list[Block]) -> Block | None:
+        """The resident block that these go on from, if they are one chain."""
+        if any(block.parent != before.key for before, block in pairwise(blocks)):
+            return None
+        return self.blocks.get(blocks[0].namespace, blocks[0].parent)
 
     def _chain(self, last: Block) -> list[Block]:
         """The resident chain that ends in this block, head first: its tail must go before its head,

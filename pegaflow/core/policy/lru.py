@@ -76,6 +76,15 @@ class Lru:
             self._enter(block)
         return found
 
+    @property
+    def tick(self) -> int:
+        """Of the newest use."""
+        return self._tick
+
+    def last_use(self, block: Block) -> int:
+        """The tick of its last use: blocks used later have a higher one."""
+        return self._lists[block.page_size][block]
+
     def remove(self, block: Block) -> None:
         """The block is gone."""
         own = self._lists[block.page_size]

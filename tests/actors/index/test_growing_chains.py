@@ -1,0 +1,128 @@
+"""A chain that grows piece by piece is not walked for each, and goes from its tail all the same."""
+
+import pytest
+
+from pegaflow.actors.index.actor import Index
+from pegaflow.core.blocks.table import Block
+from pegaflow.wire.control import BEAT_NS
+from pegaflow.wire.identities import ClaimId, Key
+from pegaflow.wire.index import EndClaim, Seal, Sealed
+from pegaflow.wire.status import Status
+from tests.actors.rig import PAGE, SESSION_4, SESSION_5, Rig, said
+from tests.naming import as_pages, as_stamps
+
+from .test_index import KEYS, NS, ROOT, claim, find, index, press, save
+
+OTHERS = tuple(Key(bytes([n]) * 32) for n in range(101, 109))
+
+
+def piece(rig: Rig, number: ClaimId, keys: tuple[Key, ...], part: range, page: int = 0) -> None:
+    """Seal a part of a chain, in pages from `page` on."""
+    pages = [page + at for at in part]
+    parents = tuple(keys[at - 1] if at else ROOT for at in part)
+    stamps = as_stamps(*(900 + p for p in pages))
+    new = tuple(keys[at] for at in part)
+    msg = Seal(number, NS, PAGE, PAGE, 1, new, parents, as_pages(*pages), stamps)
+    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+
+
+def walks(actor: Index, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the chains that are walked from now on."""
+    lengths: list[int] = []
+    walk = actor.residency._chain
+
+    def counted(last: Block) -> list[Block]:
+        found = walk(last)
+        lengths.append(len(found))
+        return found
+
+    monkeypatch.setattr(actor.residency, "_chain", counted)
+    return lengths
+
+
+def test_a_chain_that_grows_is_walked_once_and_once_more_with_the_beat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig, actor = index()
+    walked = walks(actor, monkeypatch)
+    number = claim(rig, KEYS).number
+    for at in range(8):
+        piece(rig, number, KEYS, range(at, at + 1))
+    assert walked == [1]
+    rig.wait(BEAT_NS)
+    assert walked == [1, 8]
+    rig.wait(2 * BEAT_NS)
+    assert walked == [1, 8], "it has not grown since"
+
+
+def test_what_is_saved_in_one_piece_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, actor = index()
+    walked = walks(actor, monkeypatch)
+    save(rig, KEYS)
+    rig.wait(2 * BEAT_NS)
+    assert walked == [8]
+
+
+@pytest.mark.parametrize("beats", [0, 1])
+def test_its_tail_goes_first(beats: int) -> None:
+    rig, _ = index()
+    number = claim(rig, KEYS).number
+    for part in (range(3), range(3, 4), range(4, 8)):
+        piece(rig, number, KEYS, part)
+    rig.tell(SESSION_4, EndClaim(number))
+    rig.wait(beats * BEAT_NS)
+    assert press(rig, 3) == (7, 6, 5)
+    assert press(rig, 8) == (4, 3, 2, 1, 0)
+
+
+def test_what_it_grows_from_is_as_young() -> None:
+    """Its first pieces are the oldest blocks there are, until it grows."""
+    rig, _ = index()
+    first = claim(rig, KEYS[:2]).number
+    piece(rig, first, KEYS, range(2))
+    rig.wait(BEAT_NS)
+    save(rig, OTHERS[:3], first_page=5)
+    second = claim(rig, KEYS).number
+    piece(rig, second, KEYS, range(2, 3))
+    piece(rig, second, KEYS, range(3, 5))
+    assert press(rig, 3) == (7, 6, 5)
+    assert press(rig, 8) == (4, 3, 2, 1, 0)
+
+
+def test_victims_older_than_its_growth_put_nothing_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig, actor = index()
+    save(rig, OTHERS[:3], first_page=5)
+    walked = walks(actor, monkeypatch)
+    number = claim(rig, KEYS[:5]).number
+    piece(rig, number, KEYS, range(2))
+    piece(rig, number, KEYS, range(2, 5))
+    assert press(rig, 2) == (7, 6)
+    assert walked == [2]
+
+
+def test_its_end_may_be_gone_when_it_is_put_in_order() -> None:
+    rig, actor = index()
+    number = claim(rig, KEYS[:3]).number
+    for at in range(3):
+        piece(rig, number, KEYS, range(at, at + 1))
+    rig.tell(SESSION_4, EndClaim(number))
+    assert press(rig, 3) == (2, 1, 0)
+    piece(rig, claim(rig, KEYS[:2]).number, KEYS, range(2))
+    rig.wait(BEAT_NS)
+    assert find(rig, KEYS[:3], SESSION_5).pages == (0, 1)
+    actor.check()
+
+
+def test_a_run_with_a_hole_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, actor = index()
+    walked = walks(actor, monkeypatch)
+    number = claim(rig, KEYS[:5]).number
+    piece(rig, number, KEYS, range(2))
+    msg = Seal(
+        number, NS, PAGE, PAGE, 1, (KEYS[2], KEYS[4]), (KEYS[1], KEYS[3]),
+        as_pages(2, 4), as_stamps(902, 904),
+    )  # fmt: skip
+    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+    assert walked == [2, 1]
