@@ -1,7 +1,7 @@
 """The index: which block is where, who may use it, who may publish it.  See wire/index.py.
 
 residency    which blocks are in memory, and the ledger     adoption    those of an earlier life
-leasing      who may use them                               claiming    who is to save which
+leasing      who may use them                               claims      who is to save which
 tiers        what lies below the pool                       statements  what holders say they have
 hazards      what sessions use without a lease              lookup_table  what they find unasked
 eviction     what goes when pages are needed                lookup      what is there, and waits
@@ -19,7 +19,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, Address
 
 from .adoption import PoolAdoption
-from .claiming import Claiming
+from .claims import Claims
 from .eviction import Eviction
 from .fencing import Fencing
 from .hazards import Hazards
@@ -55,9 +55,9 @@ class Index(Actor):
         self.hazards = hazards = Hazards(memory, counts)
         self.residency = here = Residency(memory, hazards, counts)
         self.leasing = leasing = Leasing(member, here, hazards, counts)
-        self.claiming = claiming = Claiming(recovery, here, counts)
+        self.claims = claims = Claims(recovery, here, counts)
         adoption = PoolAdoption(member, recovery, here, counts)
-        pool = Pool(member, recovery, here, leasing, counts)
+        pool = Pool(member, recovery, here, leasing, counts=counts)
         self.tiers = tiers = Tiers([tier(pool) for tier in TIERS])
         self.eviction = eviction = Eviction(
             recovery=recovery,
@@ -78,13 +78,13 @@ class Index(Actor):
             counts=counts,
         )
         publishing = Publishing(
-            address, residency=here, claiming=claiming, tiers=tiers, lookup=lookup, counts=counts
+            address, residency=here, claims=claims, tiers=tiers, lookup=lookup, counts=counts
         )
         statements = Statements(
             recovery=recovery,
             residency=here,
             leasing=leasing,
-            claiming=claiming,
+            claims=claims,
             hazards=hazards,
             tiers=tiers,
             counts=counts,
@@ -100,7 +100,7 @@ class Index(Actor):
                 *tiers.parts,
                 lookup,
                 leasing,
-                claiming,
+                claims,
                 eviction,
                 statements,
             ),
@@ -108,7 +108,7 @@ class Index(Actor):
         )
         member.lead(*crew)
         member.drained = lambda now: [*tiers.stop(now), *member.farewell()]
-        first = (claiming, adoption, member)  # woken before the others
+        first = (claims, adoption, member)  # woken before the others
         rest = tuple(part for part in (*crew, publishing, integrity) if part not in first)
         self.compose(*first, *rest)
 

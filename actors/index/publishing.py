@@ -9,13 +9,13 @@ from functools import partial
 
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
-from pegaflow.core.pool.ledger import MAX_LENGTH, MAX_SHARDS, NAMESPACE_BYTES
+from pegaflow.core.pool.ledger import MAX_SHARDS, NAMESPACE_BYTES, PAYLOAD_BYTES_MAX
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address
 
-from .claiming import Claiming
+from .claims import Claims
 from .lookup import Lookup
 from .residency import Residency
 from .tiers import Tier, Tiers
@@ -29,13 +29,13 @@ class Publishing(Part):
         address: Address,
         *,
         residency: Residency,
-        claiming: Claiming,
+        claims: Claims,
         tiers: Tiers,
         lookup: Lookup,
         counts: Counter[str],
     ) -> None:
         self._first_seal = address.incarnation << 40  # of this life; the next one's are later
-        self._residency, self._claiming = residency, claiming
+        self._residency, self._claims = residency, claims
         self._tiers, self._lookup, self._counts = tiers, lookup, counts
         self._seals = 0  # given in this life
 
@@ -78,7 +78,7 @@ class Publishing(Part):
             and len(msg.pages) == len(msg.stamps) == count * msg.shards
             and len(set(msg.pages)) == len(msg.pages)
             and len(msg.namespace) == NAMESPACE_BYTES
-            and 0 < msg.payload_bytes <= min(size, MAX_LENGTH)
+            and 0 < msg.payload_bytes <= min(size, PAYLOAD_BYTES_MAX)
             and size == -(-msg.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN
             and len(msg.checksums) in (0, len(msg.pages))
             and len(msg.depths) in (0, count)
@@ -87,7 +87,7 @@ class Publishing(Part):
 
     def _publish(self, holder: Address, tier: Tier | None, msg: Seal, now: int) -> dict[int, Block]:
         """Publish what the claim still covers.  What of this Seal is published now, by position."""
-        owns = partial(self._claiming.claims.owns, holder) if tier is None else tier.owns
+        owns = partial(self._claims.table.owns, holder) if tier is None else tier.owns
         here, namespace, shards = self._residency, msg.namespace, msg.shards
         void = here.ledger.are_void(msg.pages)
         found: dict[int, Block] = {}

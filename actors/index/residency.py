@@ -106,8 +106,10 @@ class Residency(Part):
             self.resident_bytes += len(b.pages) * slot_size(b.page_size)
             pages += b.pages
             for shard, (stamp, sum_) in enumerate(zip(b.stamps, b.checksums, strict=True)):
-                facts = (stamp, b.seal, shard, len(b.pages), payload_bytes)
-                records.append(Record(*facts, b.namespace, b.key, sum_ or None, b.depth))
+                # With names it takes twice as long, for each page that is ever sealed.
+                place = (stamp, b.seal, shard, len(b.pages), payload_bytes)
+                block = (b.namespace, b.key, sum_ or None, b.depth)
+                records.append(Record._make(place + block))
         self.ledger.seal(pages, records)
         self.listing.add(blocks)
 

@@ -13,11 +13,10 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.identities import ClaimId, LeaseId
-from pegaflow.wire.index import Claiming as ClaimRestated
-from pegaflow.wire.index import Held, LeasesHeld, LeasesLost
+from pegaflow.wire.index import Claiming, Held, LeasesHeld, LeasesLost
 from pegaflow.wire.values import NUMBER_MAX, SESSION, Address
 
-from .claiming import Claiming
+from .claims import Claims
 from .hazards import Hazards
 from .leasing import Leasing
 from .residency import Residency
@@ -33,13 +32,13 @@ class Statements(Part):
         recovery: Recovery,
         residency: Residency,
         leasing: Leasing,
-        claiming: Claiming,
+        claims: Claims,
         hazards: Hazards,
         tiers: Tiers,
         counts: Counter[str],
     ) -> None:
         self._recovery, self._residency, self._hazards = recovery, residency, hazards
-        self._leasing, self._claiming, self._tiers = leasing, claiming, tiers
+        self._leasing, self._claims, self._tiers = leasing, claims, tiers
         self._counts = counts
 
     def handlers(self) -> Iterable[On]:
@@ -47,7 +46,7 @@ class Statements(Part):
         holders = (SESSION, *self._tiers.actors)
         return (
             on(Held, self._on_held, *holders),
-            on(ClaimRestated, self._on_claiming, SESSION),
+            on(Claiming, self._on_claiming, SESSION),
             on(LeasesHeld, self._on_leases_held, *holders),
         )
 
@@ -91,20 +90,20 @@ class Statements(Part):
         alike = len({(b.namespace, b.page_size) for b in blocks}) == 1
         return blocks if alike and len(blocks) == len(parts) else []
 
-    def _on_claiming(self, sender: Sender, msg: ClaimRestated, now: int) -> list[Effect]:
+    def _on_claiming(self, sender: Sender, msg: Claiming, now: int) -> list[Effect]:
         """A session restates a claim that an earlier index has given, be it sealed by now or not:
         it does not know, and seals again."""
         holder = sender.address
-        full = not self._claiming.has_room(holder)
+        full = not self._claims.has_room(holder)
         if holder in self._recovery.stated or full or msg.number > NUMBER_MAX:
             return []
-        self._claiming.claims.adopt(holder, msg.number, msg.namespace, msg.keys, now=now)
+        self._claims.table.adopt(holder, msg.number, msg.namespace, msg.keys, now=now)
         return []
 
     def _on_leases_held(self, sender: Sender, msg: LeasesHeld, now: int) -> list[Effect]:
         """Mend lost releases and lost grants of a holder."""
         holder = sender.address
-        leases, claims = self._leasing.leases, self._claiming.claims
+        leases, claims = self._leasing.leases, self._claims.table
         if holder not in self._recovery.stated:
             leases.go_on_from(holder, LeaseId(min(msg.lease_upto, NUMBER_MAX)))
             claims.go_on_from(holder, ClaimId(min(msg.claim_upto, NUMBER_MAX)))

@@ -119,16 +119,16 @@ class Copies:
             for first, last in zip(edges, edges[1:], strict=False)
         ]
 
-    def _sums(self, offsets: U64s, length: int) -> tuple[int, ...]:
+    def _sums(self, offsets: U64s, payload_bytes: int) -> tuple[int, ...]:
         """Checksums of the pool's bytes; never 0, which means that there is none."""
         with memoryview(self._pool.map) as pool:
-            return tuple(xxh3_64_intdigest(pool[at : at + length]) or 1 for at in offsets)
+            return tuple(xxh3_64_intdigest(pool[at : at + payload_bytes]) or 1 for at in offsets)
 
     def _differing(
-        self, offsets: tuple[int, ...], sums: tuple[int, ...], length: int
+        self, offsets: tuple[int, ...], sums: tuple[int, ...], payload_bytes: int
     ) -> tuple[int, ...]:
         """The offsets where the pool does not hold what was sealed."""
-        triples = zip(offsets, sums, self._sums(offsets, length), strict=True)
+        triples = zip(offsets, sums, self._sums(offsets, payload_bytes), strict=True)
         return tuple(at for at, sealed, found in triples if sealed not in (0, found))
 
     def _open_bounce(self, job: OpenBounce) -> BounceOpened | Done:

@@ -49,8 +49,13 @@ class LeasesAndClaims:
     def statement(self) -> LeasesHeld:
         """All leases and claims by number, and whether there are others that hazards keep."""
         leases, claims = self._leases.held, self._orders.claims
-        held = leases.upto, leases.numbers()
-        return LeasesHeld(*held, claims.upto, claims.numbers(), self._hazards.may_stand)
+        return LeasesHeld(
+            lease_upto=leases.upto,
+            leases=leases.numbers(),
+            claim_upto=claims.upto,
+            claims=claims.numbers(),
+            hazards=self._hazards.may_stand,
+        )
 
     def go_on(self, now: int) -> list[Effect]:
         """What its predecessor was asked to publish."""

@@ -150,7 +150,7 @@ class Loads(Part):
 
         rank.running += 1
         deadline = sender.deadline or now + LOAD_NS
-        job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, copy.sums)
+        job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, checksums=copy.sums)
         return [Do(job, written)]
 
     def _check(self, sender: Sender, copy: _Copy, payload_bytes: int) -> list[Effect]:

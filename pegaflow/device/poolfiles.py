@@ -87,7 +87,7 @@ class PoolFiles:
         for first in range(0, self.ledger.records, _SCAN):
             chunk = scan(self.ledger, PageId(first), min(_SCAN, self.ledger.records - first))
             pages += len(chunk.pages)
-            bytes_ += int(chunk.rows["length"].sum(dtype="u8"))
+            bytes_ += int(chunk.rows["payload_bytes"].sum(dtype="u8"))
         return pages, bytes_
 
     def share(self, service: Incarnation) -> None:

@@ -71,7 +71,7 @@ ENGINE_METRICS = (
         "Lookups of engines by who has answered them: the engine's session by itself, from shared "
         "memory, or the index, which it has asked.",
         _lookups,
-        ("by",),
+        labels=("by",),
     ),
     Shown(
         "pegaflow_save_duration_seconds",

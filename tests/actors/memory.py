@@ -74,9 +74,16 @@ class IndexMemory:
 def new_ledger(welcome: Welcome) -> Ledger:
     """An empty one for this pool, with room for a table."""
     extents, records = welcome.pool_bytes // welcome.extent_bytes, welcome.extent_bytes // PAGE
-    facts = (welcome.pool_bytes, welcome.extent_bytes, records)
+    header = Header(
+        pool_uuid=bytes(16),
+        boot_id=b"boot",
+        pool_bytes=welcome.pool_bytes,
+        extent_bytes=welcome.extent_bytes,
+        records_per_extent=records,
+        incarnation=Incarnation(1),
+    )
     buffer = bytearray(file_bytes(extents * records))
-    return Ledger.format(buffer, Header(bytes(16), b"boot", *facts, Incarnation(1)))
+    return Ledger.format(buffer, header)
 
 
 def publish(hazards: Hazards, ledger: Ledger, *pages: int, stamp: int | None = None) -> Rows:

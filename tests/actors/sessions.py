@@ -27,9 +27,9 @@ from .rig import (
 )
 from .shared import Shared
 
-SERVE = Serve("engine", bytes(16), 4242, 99, bytes(16))
+SERVE = Serve("engine", bytes(16), 4242, 99, namespace=bytes(16))
 LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
-ATTACH = Attach(4242, 99, 0, 1, LAYOUT, (64 * PAGE,))
+ATTACH = Attach(4242, 99, 0, 1, layout=LAYOUT, region_bytes=(64 * PAGE,))
 KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 9))
 
 

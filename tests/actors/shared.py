@@ -35,7 +35,15 @@ class Shared:
         self.records = geometry.extents * each
         self.buffer = bytearray(file_bytes(self.records))
         self.ledger = Ledger.format(
-            self.buffer, Header(bytes(16), b"boot", pool, extent, each, Incarnation(1))
+            self.buffer,
+            Header(
+                bytes(16),
+                b"boot",
+                pool,
+                extent,
+                records_per_extent=each,
+                incarnation=Incarnation(1),
+            ),
         )
         self.table = Table(self.buffer, self.records, lambda at, length: "")
         assert self.table.begin(0) == ""
@@ -76,7 +84,7 @@ class Shared:
                 seal=self._stamp - shard,
                 shard=shard,
                 shards=space.world,
-                length=space.payload_bytes,
+                payload_bytes=space.payload_bytes,
                 namespace=space.namespace,
                 key=keys[block],
                 checksum=sums[n] if sums else None,

@@ -18,7 +18,7 @@ from .rig import ALLOC, BOSS, EXTENT, HELLO, IDX, MS, PAGE, SESSION_4, WELCOME, 
 
 FLUSHER_6 = Address(FLUSHER, Incarnation(6))
 FLUSHER_9 = Address(FLUSHER, Incarnation(9))
-TIER = Tier(True, 2, 1 << 20, 4, 4 * PAGE, 1 << 20, 100)
+TIER = Tier(True, 2, 1 << 20, 4, batch_bytes=4 * PAGE, block_bytes=1 << 20, prefetch=100)
 PATIENCE = 1000 * MS
 EXTENTS = 16
 BIG = replace(WELCOME, pool_bytes=EXTENTS * EXTENT, ssd=True)  # a flush holds 8 blocks at most
@@ -62,7 +62,7 @@ def saving(rig: Rig, keys: tuple[Key, ...], first_page: int = 0) -> list[Envelop
 def flushed(rig: Rig, flush: Flush, count: int | None = None) -> list[Envelope]:
     """The flusher has written the first few blocks of a Flush."""
     keys = flush.keys[:count]
-    return rig.tell(FLUSHER_6, Flushed(flush.number, NS, PAGE, 1, keys))
+    return rig.tell(FLUSHER_6, Flushed(flush.number, NS, PAGE, 1, keys=keys))
 
 
 def in_log(rig: Rig, keys: tuple[Key, ...]) -> None:
@@ -88,10 +88,10 @@ def fetched_seal(
         NS,
         PAGE,
         PAGE,
-        1,
-        keys,
-        parents,
-        as_pages(*pages),
-        as_stamps(*stamps),
+        shards=1,
+        keys=keys,
+        parents=parents,
+        pages=as_pages(*pages),
+        stamps=as_stamps(*stamps),
         depths=places,
     )

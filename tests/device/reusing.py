@@ -52,11 +52,16 @@ class Index:
     """Evicts and seals, a few blocks at a time."""
 
     def __init__(self, shared: Shared) -> None:
-        facts = GEOMETRY.pool_bytes, GEOMETRY.extent_bytes, GEOMETRY.records_per_extent
-        self.shared = shared
-        self.ledger = Ledger.format(
-            shared.ledger, Header(bytes(16), b"boot", *facts, Incarnation(1))
+        header = Header(
+            pool_uuid=bytes(16),
+            boot_id=b"boot",
+            pool_bytes=GEOMETRY.pool_bytes,
+            extent_bytes=GEOMETRY.extent_bytes,
+            records_per_extent=GEOMETRY.records_per_extent,
+            incarnation=Incarnation(1),
         )
+        self.shared = shared
+        self.ledger = Ledger.format(shared.ledger, header)
         self.table = Table(shared.ledger, PAGES, lambda offset, length: "")
         self.table.begin(PAGES)
         self.table.publish()
@@ -72,7 +77,19 @@ class Index:
             at = GEOMETRY.offset(page, LENGTH)
             self.shared.pool[at : at + LENGTH] = key * (LENGTH // len(key))
             self.stamp += 1
-            records.append(Record(Stamp(self.stamp), self.stamp, 0, 1, LENGTH, SPACE, key, None, 0))
+            records.append(
+                Record(
+                    Stamp(self.stamp),
+                    self.stamp,
+                    0,
+                    1,
+                    payload_bytes=LENGTH,
+                    namespace=SPACE,
+                    key=key,
+                    checksum=None,
+                    depth=0,
+                )
+            )
             self.keys[page] = key
         self.ledger.seal(pages, records)
         self.table.add(fingerprints(SPACE, keys), pages)

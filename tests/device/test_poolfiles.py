@@ -27,7 +27,17 @@ EXTENT = 64 << 10
 POOL = 4 * EXTENT
 GEOMETRY = Geometry(POOL, EXTENT)
 AS_IT_IS = Wanted(None, None, False)
-RECORD = Record(Stamp(1), 1, 0, 1, 16384, Namespace(bytes(16)), Key(b"k" * 32), None, 0)
+RECORD = Record(
+    Stamp(1),
+    1,
+    0,
+    1,
+    payload_bytes=16384,
+    namespace=Namespace(bytes(16)),
+    key=Key(b"k" * 32),
+    checksum=None,
+    depth=0,
+)
 
 
 @pytest.fixture
@@ -415,6 +425,6 @@ def test_a_size_that_does_not_fit_is_one_line_and_costs_nothing(stem: str) -> No
         raise UserError("it does not fit")
 
     with pytest.raises(UserError, match="does not fit"):
-        poolfiles.adopt(stem, Wanted(2 * POOL, None, False, "", check))
+        poolfiles.adopt(stem, Wanted(2 * POOL, None, False, "", check=check))
     found = poolfiles.adopt(stem, AS_IT_IS)
     assert found.files is not None and found.files.sealed() == (1, 16384)

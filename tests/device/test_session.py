@@ -25,9 +25,15 @@ GEOMETRY = Geometry(1 << 20, 1 << 18)
 def welcome(tmp_path: Path) -> Welcome:
     files = poolfiles.make(f"{tmp_path}/pool", GEOMETRY, Incarnation(2))
     files.share(BOSS.incarnation)
-    sizes = (GEOMETRY.pool_bytes, GEOMETRY.extent_bytes)
-    paths = (files.pool.path, files.file.path)
-    return Welcome(*paths, *sizes, "run", pool_file=files.pool.id, ledger_file=files.file.id)
+    return Welcome(
+        pool_path=files.pool.path,
+        ledger_path=files.file.path,
+        pool_bytes=GEOMETRY.pool_bytes,
+        extent_bytes=GEOMETRY.extent_bytes,
+        run_dir="run",
+        pool_file=files.pool.id,
+        ledger_file=files.file.id,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -14,5 +14,12 @@ KEYS = tuple(Key(bytes((n,)) * 32) for n in range(4))
 
 def new_ledger() -> Ledger:
     size = file_bytes(RECORDS)
-    header = Header(bytes(16), b"boot", POOL, EXTENT, GEOMETRY.records_per_extent, Incarnation(1))
+    header = Header(
+        bytes(16),
+        b"boot",
+        POOL,
+        EXTENT,
+        records_per_extent=GEOMETRY.records_per_extent,
+        incarnation=Incarnation(1),
+    )
     return Ledger.format(bytearray(size), header)

@@ -61,11 +61,11 @@ class IndexCage(Cage):
                 space,
                 PAGE,
                 PAGE,
-                1,
-                KEYS,
-                parents,
-                as_pages(0, 1, 2, 3),
-                as_stamps(1, 2, 3, 4),
+                shards=1,
+                keys=KEYS,
+                parents=parents,
+                pages=as_pages(0, 1, 2, 3),
+                stamps=as_stamps(1, 2, 3, 4),
             ),
             index_words.Release(LeaseId(1)),
             index_words.LeasesHeld(LeaseId(1), as_leases(1), ClaimId(1), as_claims(1)),
@@ -114,11 +114,11 @@ class IndexCage(Cage):
             Namespace(bytes(16)),
             PAGE,
             PAGE,
-            1,
-            keys,
-            parents,
-            as_pages(*pages),
-            as_stamps(*stamps),
+            shards=1,
+            keys=keys,
+            parents=parents,
+            pages=as_pages(*pages),
+            stamps=as_stamps(*stamps),
         )
         self.generator.learn(msg, sound=True)
         self.tell(sender, self.generator.message(Seal), question=9)
@@ -145,7 +145,7 @@ class IndexCage(Cage):
         return {
             "blocks": len(actor.residency.blocks),
             "leases": len(actor.leasing.leases),
-            "claims": len(actor.claiming.claims),
+            "claims": len(actor.claims.table),
         }
 
 

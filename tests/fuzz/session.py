@@ -47,7 +47,7 @@ from .books import GEOMETRY, KEYS, RECORDS
 from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, POOL, WELCOME, Cage
 
 LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
-ATTACH = Attach(4242, 99, 0, 1, LAYOUT, (64 * PAGE,))
+ATTACH = Attach(4242, 99, 0, 1, layout=LAYOUT, region_bytes=(64 * PAGE,))
 
 
 class SessionCage(Cage):
@@ -83,7 +83,7 @@ class SessionCage(Cage):
         self.tell(BOSS, WELCOME)
         self.tell(BOSS, Neighbour(ALLOC, "a", 1))
         self.tell(BOSS, Neighbour(IDX, "i", 2))
-        self.tell(BOSS, Serve("engine", bytes(16), 4242, 99, bytes(16)), question=1)
+        self.tell(BOSS, Serve("engine", bytes(16), 4242, 99, namespace=bytes(16)), question=1)
         self.tell(self.senders[0], ATTACH, question=1)
 
     @property

@@ -23,12 +23,6 @@ from pegaflow.service.logs import LogFormat
 from pegaflow.wire.control import LogLevel
 from tests.test_tidy import python_sources
 
-NO_LIMITS = {
-    *("KIB", "MIB", "GIB", "MS"),  # units
-    "MAJOR", "MINOR", "VERSION", "VOID", "SEALED", "LEAVING", "QUARANTINED",  # formats
-    "HEADER_BYTES", "RECORD_BYTES", "UUID_BYTES", "WORD", "NONE",
-}  # fmt: skip
-
 
 def test_every_number_of_the_code_is_shown_with_its_reason() -> None:
     shown = {(limit.module, limit.name) for limit in inventory.all_limits()}
@@ -37,7 +31,7 @@ def test_every_number_of_the_code_is_shown_with_its_reason() -> None:
         for source in python_sources()
         if source.is_shipped
         for name in numbers_of(source.tree)
-        if name not in NO_LIMITS and (source.module, name) not in shown
+        if (source.module, name) not in shown
     ]
     assert missing == []
 
@@ -91,13 +85,31 @@ def test_a_number_without_a_reason_is_found() -> None:
     ],
 )
 def test_a_limit_is_shown_in_its_unit(kind: str, value: float, shown: str) -> None:
-    assert Limit("NAME", "m", value, kind, "why").shown() == shown
+    assert Limit("NAME", "m", value, kind, reason="why").shown() == shown
 
 
 def test_every_limit_declares_its_unit_and_its_reason() -> None:
     limits = inventory.all_limits()
     assert len(limits) > 200 and not [limit for limit in limits if not limit.reason]
     assert {limit.kind for limit in limits} == set(inventory._UNITS)
+
+
+NAMED = {
+    "_NS": "Nanoseconds", "_MS": "Milliseconds", "_S": "Seconds", "_SECONDS": "Seconds",
+    "_BYTES": "Bytes", "_BYTES_MAX": "Bytes", "_SHARE": "Share",
+}  # fmt: skip
+"""What a name says of its unit."""
+
+
+def test_a_limit_is_declared_in_the_unit_of_its_name_and_of_its_reason() -> None:
+    wrong = [
+        f"{limit.full_name} is declared as {limit.kind}"
+        for limit in inventory.all_limits()
+        if any(limit.name.endswith(end) and limit.kind != kind for end, kind in NAMED.items())
+        or limit.reason.startswith("Bytes ")
+        and limit.kind != "Bytes"
+    ]
+    assert wrong == []
 
 
 def test_limits_are_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +132,7 @@ def test_no_two_limits_have_one_name_and_those_of_nobodys_affair_are_asked_for(
     shown = {row["name"] for row in json.loads(capsys.readouterr().out)}
     inventory.show_limits(as_json=True, inner=True)
     assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(names)
-    assert "core.pool.ledger.FACTORS" in names and "core.pool.ledger.FACTORS" not in shown
+    assert "core.pool.ledger.MAX_SHARDS" in names and "core.pool.ledger.MAX_SHARDS" not in shown
     assert {
         "actors.supervisor.restarts.ENGINES_MAX",
         "actors.supervisor.attach.ENGINES_MAX",

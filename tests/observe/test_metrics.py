@@ -30,12 +30,17 @@ AT = 100 * S
 
 def row(name: str, incarnation: int, state: str, engine: str = "", **numbers: int) -> ProcessRow:
     return ProcessRow(
-        Address(name, Incarnation(incarnation)), incarnation, state, 0, engine, listed(numbers)
+        Address(name, Incarnation(incarnation)),
+        incarnation,
+        state,
+        0,
+        engine=engine,
+        counters=listed(numbers),
     )
 
 
 def kind(name: str, state: str = "ok", retry_at_ns: int = 0, **sums: int) -> KindRow:
-    return KindRow(name, state, retry_at_ns, 2, listed(sums))
+    return KindRow(name, state, retry_at_ns, 2, counters=listed(sums))
 
 
 ENGINE_A = {"engine_seat": 1, "session_loads_open": 2, "session_leases": 3}
@@ -43,7 +48,7 @@ ENGINE_B = {"engine_seat": 3, "session_loads_open": 3, "session_pinned_bytes": 4
 
 
 def counted(name: str, numbers: Mapping[str, int]) -> KindRow:
-    return KindRow(name, "ok", 0, 2, listed(numbers))
+    return KindRow(name, "ok", 0, 2, counters=listed(numbers))
 
 
 def report(
@@ -60,7 +65,16 @@ def report(
     default = (kind(SUPERVISOR), kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_sealed=9))
     rows = processes + more
     return Report(
-        "p", "l", 60, 32, AT - 50 * S, "1.2", rows, "127.0.0.1:9091", at, kinds or default
+        "p",
+        "l",
+        60,
+        32,
+        started_ns=AT - 50 * S,
+        version="1.2",
+        processes=rows,
+        http_addr="127.0.0.1:9091",
+        at=at,
+        kinds=kinds or default,
     )
 
 
@@ -226,7 +240,7 @@ def test_status_is_json_that_a_person_can_read() -> None:
 
 
 def test_a_counter_of_an_unknown_actor_is_shown_too() -> None:
-    shown = report("up", KindRow("flusher", "ok", 0, 0, (Counter("bytes", 3),)))
+    shown = report("up", KindRow("flusher", "ok", 0, 0, counters=(Counter("bytes", 3),)))
     assert samples(shown)["pegaflow_actor_events_total", ("flusher", "bytes")] == 3
 
 
@@ -235,7 +249,7 @@ def test_a_counter_of_an_unknown_actor_is_shown_too() -> None:
 
 def flusher(**gauges: int) -> ProcessRow:
     numbers = listed({f"ssd_{name}": value for name, value in gauges.items()})
-    return ProcessRow(Address(FLUSHER, Incarnation(7)), 1007, "up", 0, "", numbers)
+    return ProcessRow(Address(FLUSHER, Incarnation(7)), 1007, "up", 0, engine="", counters=numbers)
 
 
 def ssd(process: ProcessRow | None, *kinds: KindRow, now: int = AT) -> str:
@@ -303,7 +317,7 @@ def test_the_ssd_tier_says_the_reason_in_the_flushers_own_words() -> None:
 
 
 def test_without_a_flusher_the_line_says_why_and_readiness_is_no_worse() -> None:
-    never = KindRow(FLUSHER, "ok", 0, 0, ())
+    never = KindRow(FLUSHER, "ok", 0, 0, counters=())
     assert ssd(None) == ssd(None, never) == "", "there is no SSD tier"
     assert metrics.readiness(None, AT)["ssd"] == "", "nobody knows yet"
     assert ssd(None, kind(FLUSHER, "waiting", AT + S)) == "ssd: off, its process is being replaced"

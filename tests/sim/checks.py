@@ -168,7 +168,7 @@ class Checks:
         assert record is not None, f"page {page} has a torn record"
         self.sealed[page] = record
         size, shards = self.kinds[record.namespace]
-        assert (size, shards) == (record.length, record.shards)
+        assert (size, shards) == (record.payload_bytes, record.shards)
         first = self._offset(page) // PAGE_ALIGN
         for place in range(first, first + -(-size // PAGE_ALIGN)):
             assert place not in self._places, f"pages {page} and {self._places[place]} overlap"
@@ -192,14 +192,14 @@ class Checks:
         record = self.sealed[page]
         if page in self.house.files.flipped:
             return
-        offset, size = self._offset(page), record.length
+        offset, size = self._offset(page), record.payload_bytes
         right = self._pool[offset : offset + size] == content(size, record.key, record.shard)
         assert right, f"page {page} is sealed with wrong bytes"
 
     def turn_bit(self, page: int) -> None:
         """The memory does what it should not."""
         record = self.sealed[page]
-        at = self._offset(page) + self.world.between(0, record.length)
+        at = self._offset(page) + self.world.between(0, record.payload_bytes)
         self._pool[at] ^= 1 << self.world.between(0, 8)
         self.house.files.flipped.add(page)
         self.world.note("--", f"a bit of page {page} turns")
@@ -310,7 +310,7 @@ class Checks:
         self._no_page_lost(slab, sessions)
         self._ssd_at_rest(index)
         assert len(index.leasing.leases) == 0, "a lease is held by nobody"
-        assert len(index.claiming.claims) == 0, "a claim is held by nobody"
+        assert len(index.claims.table) == 0, "a claim is held by nobody"
         for session in sessions.values():
             self._at_rest(session)
         for page in self.sealed:

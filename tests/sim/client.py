@@ -101,7 +101,9 @@ class Client(Proc):
         way, scratch = self.role.way, self.base - 64
         sizes = (len(self.memory),)
         self._run(
-            self.machine.register(Memory(self.role.rank, layout, sizes, way, (self.base,), scratch))
+            self.machine.register(
+                Memory(self.role.rank, layout, sizes, way, bases=(self.base,), scratch=scratch)
+            )
         )
 
     def unregister(self) -> None:

@@ -92,7 +92,9 @@ class Engine:
             return
         way = self.world.rng.choice(self.world.ways)
         kind, rank, opens = self.kind, part if part >= 0 else None, part == self.chief
-        role = Role(kind.name, self.generation, kind.size, kind.ranks, rank, opens, way)
+        role = Role(
+            kind.name, self.generation, kind.size, kind.ranks, rank=rank, opens=opens, way=way
+        )
         client = self.procs[part] = Client(self.world, self.files, self.books, role)
         self.world.note(client.address, f"is {kind.name}, part {part} of {kind.ranks}, {way.name}")
         if opens:

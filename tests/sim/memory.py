@@ -344,8 +344,8 @@ class House(HostProc):
         if isinstance(job, OpenPool):
             assert self.files.paths is not None
             pool, ledger = self.files.paths
-            cut = (self.geometry.pool_bytes, self.geometry.extent_bytes)
-            return PoolOpened(pool, ledger, *cut, pool_file=(), ledger_file=())
+            size, extent = self.geometry.pool_bytes, self.geometry.extent_bytes
+            return PoolOpened(pool, ledger, size, extent, pool_file=(), ledger_file=())
         if isinstance(job, NextIncarnation):
             self.incarnation = Incarnation(self.incarnation + 1)
             self.ledger.set_incarnation(self.incarnation)
@@ -395,8 +395,8 @@ class House(HostProc):
             b"boot",
             g.pool_bytes,
             g.extent_bytes,
-            g.records_per_extent,
-            files.incarnation,
+            records_per_extent=g.records_per_extent,
+            incarnation=files.incarnation,
         )
         Ledger.format(ledger, header)
 

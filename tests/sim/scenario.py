@@ -235,7 +235,7 @@ class Scenario(Faults):
         engines = len(self.engines)
         self._add_up(self.house)
         counts = dict(world.counts)
-        return Result(world.trace, world.steps, self.books, counts, engines, self.met)
+        return Result(world.trace, world.steps, self.books, counts, engines=engines, met=self.met)
 
     def _longest_rest(self) -> int:
         """Until the last engine whose sessions have failed too often is served again."""

@@ -52,8 +52,8 @@ def grants(book: Grants[GrantId, Reserved], lease: LeaseId) -> None:
 def pages_and_stamps(pages: tuple[PageId, ...], stamps: tuple[Stamp, ...], claim: ClaimId) -> None:
     Reserved(Status.OK, GrantId(1), stamps, ())  # type: ignore[arg-type]
     Reserved(Status.OK, GrantId(1), (), pages)  # type: ignore[arg-type]
-    Seal(claim, NO_NAMESPACE, 1, 1, 1, (), (), stamps, ())  # type: ignore[arg-type]
-    Seal(claim, NO_NAMESPACE, 1, 1, 1, (), (), (), pages)  # type: ignore[arg-type]
+    Seal(claim, NO_NAMESPACE, 1, 1, shards=1, keys=(), parents=(), pages=stamps, stamps=())  # type: ignore[arg-type]
+    Seal(claim, NO_NAMESPACE, 1, 1, shards=1, keys=(), parents=(), pages=(), stamps=pages)  # type: ignore[arg-type]
 
 
 def pages(ledger: Ledger, geometry: Geometry, stamp: Stamp, offset: int) -> None:

@@ -130,7 +130,7 @@ class SsdTier(Tier):
                 del self.fetching[namespace, key]
             return [effect for key in wanted.keys for effect in ended(namespace, key, now)]
 
-        fetch = Fetch(number, namespace, wanted.keys, wanted.parents, wanted.engine)
+        fetch = Fetch(number, namespace, wanted.keys, wanted.parents, engine=wanted.engine)
         return [Ask(self.log.flusher, fetch, now + FETCH_NS, fetched)]
 
     def owns(self, number: ClaimId, namespace: Namespace, key: Key) -> bool:

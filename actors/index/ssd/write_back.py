@@ -198,7 +198,7 @@ class WriteBack(Part):
             number=lease.number,
             namespace=first.namespace,
             page_size=blocks[0].page_size,
-            payload_bytes=first.length,
+            payload_bytes=first.payload_bytes,
             shards=len(blocks[0].pages),
             keys=tuple([block.key for block in blocks]),
             pages=tuple(chain.from_iterable([block.pages for block in blocks])),

@@ -77,7 +77,7 @@ class Adoption:
             record = self._ledger.read(page)
             assert record is not None
             self.nonsense.append(page)
-            self.bytes_ -= slot_size(-(-record.length // PAGE_ALIGN) * PAGE_ALIGN)
+            self.bytes_ -= slot_size(-(-record.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN)
         made: list[Block] = []
         for parts in self._parts.values():
             block = _block_of(parts)
@@ -118,13 +118,13 @@ def _block_of(parts: list[tuple[PageId, Record]]) -> Block | None:
     first = parts[0][1]
     if [record.shard for _, record in parts] != list(range(first.shards)):
         return None
-    same = {(r.namespace, r.key, r.length, r.shards, r.depth) for _, r in parts}
+    same = {(r.namespace, r.key, r.payload_bytes, r.shards, r.depth) for _, r in parts}
     if len(same) > 1:
         return None
     return Block(
         namespace=first.namespace,
         key=first.key,
-        page_size=-(-first.length // PAGE_ALIGN) * PAGE_ALIGN,
+        page_size=-(-first.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN,
         pages=tuple(page for page, _ in parts),
         stamps=tuple(record.stamp for _, record in parts),
         seal=first.seal,

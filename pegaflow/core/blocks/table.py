@@ -142,7 +142,7 @@ class PrefixIndex:
         block = Block(
             namespace=record.namespace,
             key=record.key,
-            page_size=-(-record.length // PAGE_ALIGN) * PAGE_ALIGN,
+            page_size=-(-record.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN,
             pages=(here,),
             stamps=(record.stamp,),
             seal=record.seal,

@@ -34,7 +34,7 @@ Mask = npt.NDArray[np.bool_]
 
 # Words of a record, and bytes of it, where ledger.py puts them.
 _STATE, _STAMP, _SEAL = 0, 1, 2
-_LENGTH = 7  # half a word
+_PAYLOAD_BYTES = 7  # half a word
 _SHARD_AT = 24
 _SHARD = Struct("=HHI")  # which, of how many, bytes of payload
 
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     """Blocks that are in place, and stay there until their hazards are cleared."""
 
     blocks: int
-    length: int  # bytes of payload in each page
+    payload_bytes: int  # in each page
     pages: tuple[PageId, ...]  # `shards` per block, block-major
     stamps: tuple[Stamp, ...]  # beside `pages`
     checksums: tuple[int, ...]  # beside `pages`; 0 where it was never computed
@@ -149,7 +149,7 @@ class Finder:
         good = _are_sealed(first)
         good &= first[:, _STAMP] == stamps
         all_records, all_pages = [first], [pages]
-        length = _length(first)
+        payload_bytes = _payload_bytes(first)
         shards = wanted.shards
         for shard in range(shards):
             if shard:
@@ -158,7 +158,7 @@ class Finder:
                 all_pages.append(pages)
                 good &= _are_sealed(all_records[-1])
                 good &= all_records[-1][:, _SEAL] == all_records[0][:, _SEAL]
-            says = _SHARD.pack(shard, shards, length) + wanted.namespace
+            says = _SHARD.pack(shard, shards, payload_bytes) + wanted.namespace
             said = _say(all_records[-1], says, wanted)
             if said is not None:
                 good &= said
@@ -206,9 +206,9 @@ def _say(records: U64, says: bytes, wanted: _Wanted) -> Mask | None:
     return same
 
 
-def _length(records: U64) -> int:
+def _payload_bytes(records: U64) -> int:
     """Bytes of payload that the first of them says; 0 without one."""
-    return int(records.view(np.uint32).flat[_LENGTH]) if len(records) else 0
+    return int(records.view(np.uint32).flat[_PAYLOAD_BYTES]) if len(records) else 0
 
 
 def _leading(good: Mask) -> int:
@@ -220,19 +220,19 @@ def _leading(good: Mask) -> int:
 def _run(records: U64, pages: Pages, rows: Rows, *, most_bytes: int, cut: bool) -> Run:
     """The run of these blocks, as far as it fits."""
     count, shards = pages.shape
-    length = _length(records)
-    size = slot_size(-(-length // PAGE_ALIGN) * PAGE_ALIGN) * shards if length else 1
+    payload_bytes = _payload_bytes(records)
+    size = slot_size(-(-payload_bytes // PAGE_ALIGN) * PAGE_ALIGN) * shards if payload_bytes else 1
     fits = min(count, most_bytes // size)
     used = records[:fits].reshape(-1, RECORD_BYTES // 8)
     named: list[Any] = pages[:fits].reshape(-1).tolist()
     checksums = used.view(ROW)["checksum"].reshape(-1)  # 0 where it was never computed
     return Run(
-        fits,
-        length,
-        tuple(named),
-        tuple(used[:, _STAMP].tolist()),
-        tuple(checksums.tolist()),
-        fits * size,
-        rows[:fits],
-        fits < count or (cut and count == len(rows)),
+        blocks=fits,
+        payload_bytes=payload_bytes,
+        pages=tuple(named),
+        stamps=tuple(used[:, _STAMP].tolist()),
+        checksums=tuple(checksums.tolist()),
+        bytes_=fits * size,
+        rows=rows[:fits],
+        cut=fits < count or (cut and count == len(rows)),
     )

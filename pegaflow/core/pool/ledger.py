@@ -34,7 +34,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp, numbered
-from pegaflow.wire.units import Bytes, Count
+from pegaflow.wire.units import Bytes, Constant, Count
 
 if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to start
     import numpy as np
@@ -42,30 +42,32 @@ if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to sta
 
     U64 = npt.NDArray[np.uint64]
 
-HEADER_BYTES = 4096
-RECORD_BYTES = 128
-VERSION = 2
+HEADER_BYTES: Constant = 4096
+RECORD_BYTES: Constant = 128
+VERSION: Constant = 2
 
-MAX_KEY: Count = 64
+MAX_KEY: Bytes = 64
 """Bytes of a block key: engines hash with 16 to 32 bytes; the record has room for a SHA-512."""
 
 NAMESPACE_BYTES: Bytes = 16
 """What a session hashes an engine's namespace and layout to."""
 
-UUID_BYTES = 16
+UUID_BYTES: Constant = 16
 MAX_SHARDS: Count = (1 << 16) - 1
 """Pages of one block: the largest that the record has room for."""
 
-MAX_LENGTH: Count = (1 << 32) - 1
+PAYLOAD_BYTES_MAX: Bytes = (1 << 32) - 1
 """The largest that the record has room for."""
 
-MAX_BOOT_ID: Count = 36
+MAX_BOOT_ID: Bytes = 36
 """Bytes of a boot id: Linux's is a UUID in text."""
 
-VOID = 0
-SEALED = 0x5EA1_ED01 << 32  # no byte of it is 0, so no part of the word over a void passes for it
-LEAVING = 0x1EA7_E502 << 32  # no byte of it is 0 or that of SEALED
-QUARANTINED = 0xBAD0_0BAD << 32  # whatever the other half is
+VOID: Constant = 0
+SEALED: Constant = (
+    0x5EA1_ED01 << 32
+)  # no byte of it is 0, so no part of the word over a void passes for it
+LEAVING: Constant = 0x1EA7_E502 << 32  # no byte of it is 0 or that of SEALED
+QUARANTINED: Constant = 0xBAD0_0BAD << 32  # whatever the other half is
 _SUM = (1 << 32) - 1  # of a state word: the body's checksum
 _TAG = _SUM << 32
 _MAGIC = int.from_bytes(b"PEGALDGR", "big")
@@ -82,7 +84,9 @@ _BODY = Struct("=QQHHI16sB64sBQI2x")
 _WORDS = Struct("=15Q")  # the body again
 assert _BODY.size == _WORDS.size == RECORD_BYTES - 8
 
-FACTORS: tuple[Count, ...] = tuple(0x9E3779B97F4A7C15 * (2 * n + 1) % (1 << 64) for n in range(15))
+FACTORS: tuple[Constant, ...] = tuple(
+    0x9E3779B97F4A7C15 * (2 * n + 1) % (1 << 64) for n in range(15)
+)
 """What the words of a body are multiplied with: odd, so that no flipped bit is lost."""
 
 
@@ -97,7 +101,7 @@ class Record(NamedTuple):
     seal: int  # one number for all pages of a block that were sealed together
     shard: int  # which of the block's pages this is, 0..shards-1
     shards: int  # pages of the block
-    length: int  # bytes of payload in the page
+    payload_bytes: int  # in the page
     namespace: Namespace  # NAMESPACE_BYTES
     key: Key  # 1..MAX_KEY bytes
     checksum: int | None  # of the payload, 64 bits; None where it was never computed
@@ -381,7 +385,7 @@ def _body(record: Record) -> bytes:
         record.seal,
         record.shard,
         record.shards,
-        record.length,
+        record.payload_bytes,
         record.namespace,
         len(record.key),
         record.key,

@@ -23,7 +23,7 @@ Pages = npt.NDArray[np.int64]
 ROW = np.dtype(
     {
         "names": [
-            *("seal", "shard", "shards", "length", "namespace", "key_length", "key"),
+            *("seal", "shard", "shards", "payload_bytes", "namespace", "key_length", "key"),
             *("has_checksum", "checksum", "depth"),
         ],
         "formats": ["u8", "u2", "u2", "u4", "V16", "u1", "V64", "u1", "u8", "u4"],
@@ -69,7 +69,9 @@ def occupied(
     raw, used, tags = _read(ledger, first, count)
     there = tags != VOID
     used = used[there]
-    lengths = np.where(tags[there] == QUARANTINED, 0, np.frombuffer(raw, ROW)["length"][used])
+    lengths = np.where(
+        tags[there] == QUARANTINED, 0, np.frombuffer(raw, ROW)["payload_bytes"][used]
+    )
     return tuple((used + first).tolist()), tuple(lengths.tolist())
 
 
@@ -119,7 +121,7 @@ def slot_bytes(ledger: Ledger, pages: Pages) -> int:
     words = ledger.rows()[pages[pages < ledger.records]]
     tags = tags_of(words[:, 0], words[:, 1:])
     rows = words[tags == SEALED].view(ROW)[:, 0]
-    sizes = -(-rows["length"].astype(np.int64) // PAGE_ALIGN) * PAGE_ALIGN
+    sizes = -(-rows["payload_bytes"].astype(np.int64) // PAGE_ALIGN) * PAGE_ALIGN
     return int((np.maximum(sizes, MIN_PAGE) * rows["shards"]).sum())
 
 
@@ -142,10 +144,10 @@ class Sense:
             length asks for.
         """
         g, rows = self._geometry, chunk.rows
-        sizes = np.maximum(1, -(-rows["length"].astype(np.int64) // PAGE_ALIGN)) * PAGE_ALIGN
+        sizes = np.maximum(1, -(-rows["payload_bytes"].astype(np.int64) // PAGE_ALIGN)) * PAGE_ALIGN
         extents, slots = np.divmod(chunk.pages, g.records_per_extent)
         fits = slots < g.extent_bytes // np.maximum(sizes, MIN_PAGE)
-        fits &= (rows["length"] > 0) & (rows["shard"] < rows["shards"])
+        fits &= (rows["payload_bytes"] > 0) & (rows["shard"] < rows["shards"])
         fits &= (rows["key_length"] > 0) & (rows["key_length"] <= MAX_KEY)
         there = np.flatnonzero(fits)
         met, at = np.unique(extents[there], return_index=True)

@@ -276,7 +276,7 @@ def test_the_inventory_is_told_from_the_newest_segment_on_and_then_that_it_was_a
     parts = [e.message for e in pick(sent, Manifest)]
     keys = [part.keys for part in parts if isinstance(part, Manifest)]
     assert keys == [KEYS[1:3], KEYS[:1], ()]
-    assert parts[-1] == Manifest(NO_NAMESPACE, 0, 0, (), True)
+    assert parts[-1] == Manifest(NO_NAMESPACE, 0, 0, (), last=True)
     loads = [job.segment for job in disks.did if isinstance(job, LoadSegment)]
     assert loads == [3, 2, 1]
     assert [job.segment for job in disks.did if isinstance(job, DropSegment)] == [1]

@@ -127,9 +127,17 @@ def test_a_hazard_under_another_stamp_keeps_nothing() -> None:
 def test_all_pages_of_a_block_stay_or_none() -> None:
     rig, _, memory = index()
     hazards = note(rig, memory)
-    stamps = (11, 12, 13, 14)
-    facts = (PAGE, PAGE, 2, KEYS[:2], (ROOT, KEYS[0]))
-    msg = Seal(claim(rig, KEYS[:2]).number, NS, *facts, as_pages(0, 1, 2, 3), as_stamps(*stamps))
+    msg = Seal(
+        claim=claim(rig, KEYS[:2]).number,
+        namespace=NS,
+        page_size=PAGE,
+        payload_bytes=PAGE,
+        shards=2,
+        keys=KEYS[:2],
+        parents=(ROOT, KEYS[0]),
+        pages=as_pages(0, 1, 2, 3),
+        stamps=as_stamps(11, 12, 13, 14),
+    )
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
     publish(hazards, memory.ledger, 2)
     assert press(rig, 9) == (0, 1)

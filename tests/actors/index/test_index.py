@@ -91,11 +91,11 @@ def seal_of(number: int, keys: tuple[Key, ...], first_page: int = 0, page: int =
         NS,
         page,
         PAGE,
-        1,
-        keys,
-        (ROOT, *keys[:-1]),
-        as_pages(*pages),
-        as_stamps(*stamps),
+        shards=1,
+        keys=keys,
+        parents=(ROOT, *keys[:-1]),
+        pages=as_pages(*pages),
+        stamps=as_stamps(*stamps),
     )
 
 
@@ -185,15 +185,14 @@ def test_malformed_seals() -> None:
     rig, actor = index()
     number = claim(rig, KEYS[:2]).number
     good = seal_of(number, KEYS[:2])
-    parts = (number, NS, PAGE, PAGE)
     for bad in (
-        Seal(*parts, 0, good.keys, good.parents, (), ()),
-        Seal(*parts, 1, good.keys, good.parents[:1], good.pages, good.stamps),
-        Seal(*parts, 1, good.keys, good.parents, good.pages[:1], good.stamps[:1]),
-        Seal(*parts, 1, good.keys, good.parents, as_pages(3, 3), good.stamps),
+        replace(good, shards=0, pages=(), stamps=()),
+        replace(good, parents=good.parents[:1]),
+        replace(good, pages=good.pages[:1], stamps=good.stamps[:1]),
+        replace(good, pages=as_pages(3, 3)),
     ):
         assert said(rig.ask(SESSION_4, bad), Sealed) == Sealed(Status.BAD_REQUEST, ())
-    beyond = Seal(*parts, 1, good.keys, good.parents, as_pages(2 * RECORDS, 1 << 50), good.stamps)
+    beyond = replace(good, pages=as_pages(2 * RECORDS, 1 << 50))
     assert said(rig.ask(SESSION_4, beyond), Sealed).positions == ()
     assert len(actor.residency.blocks) == 0
 

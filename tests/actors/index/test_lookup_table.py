@@ -118,7 +118,9 @@ def test_what_a_hazard_has_kept_is_still_seen() -> None:
 def sharded(number: ClaimId, keys: tuple[Key, ...], pages: tuple[PageId, ...]) -> Seal:
     """A Seal of blocks of two pages each."""
     parents, stamps = (ROOT, *keys[:-1]), as_stamps(*[700 + page for page in pages])
-    return Seal(number, NS, PAGE, PAGE, 2, keys, parents, pages, stamps)
+    return Seal(
+        number, NS, PAGE, PAGE, shards=2, keys=keys, parents=parents, pages=pages, stamps=stamps
+    )
 
 
 def test_all_pages_of_a_block_are_seen() -> None:

@@ -77,7 +77,11 @@ class PeerTier(Tier):
             return [e for key in wanted.keys for e in ended(wanted.namespace, key, now)]
 
         ask = Fetch(
-            ClaimId(1), wanted.namespace, wanted.keys, wanted.parents, Incarnation(wanted.engine)
+            ClaimId(1),
+            wanted.namespace,
+            wanted.keys,
+            wanted.parents,
+            engine=Incarnation(wanted.engine),
         )
         return [Ask(PEER_7, ask, now + PATIENCE, over)]
 
@@ -150,7 +154,7 @@ def test_a_run_is_put_together_from_both_tiers(monkeypatch: pytest.MonkeyPatch) 
     assert said(stray, Sealed).positions == (), "it is not asked for these"
     rig.tell(FLUSHER_6, fetched_seal(ssd.message, 0))
     sent = rig.tell(PEER_7, fetched_seal(far.message, 2))
-    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(0, 1, 2), (), (0, 1))
+    assert said(sent, Held, SESSION_4) == Held(LeaseId(1), 1, as_pages(0, 1, 2), (), disk=(0, 1))
     assert rig.count("blocks_hit_ssd") == 2 and rig.count("blocks_hit_far") == 1
     assert peer.calls.count("delivered") == 1
 
@@ -173,7 +177,17 @@ def test_the_second_tier_hears_what_is_evicted(monkeypatch: pytest.MonkeyPatch) 
 def test_a_process_of_a_tier_is_believed_what_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rig, actor, peer = index(monkeypatch)
     rig.tell(PEER_7, LeasesHeld(NO_LEASE, (), NO_CLAIM, ()))
-    seal = Seal(ClaimId(1), NS, PAGE, PAGE, 1, KEYS[:1], (ROOT,), as_pages(0), as_stamps(9))
+    seal = Seal(
+        ClaimId(1),
+        NS,
+        PAGE,
+        PAGE,
+        shards=1,
+        keys=KEYS[:1],
+        parents=(ROOT,),
+        pages=as_pages(0),
+        stamps=as_stamps(9),
+    )
     assert said(rig.ask(PEER_7, seal), Sealed) == Sealed(Status.STALE_CLAIM, ())
     assert not rig.tell(PEER_7, Forget(NS, KEYS[:1])), "these are the flusher's words"
     assert rig.count("frames_unwanted") == 1

@@ -193,7 +193,15 @@ def test_half_a_seal_is_voided_and_sealed_again() -> None:
     rig, actor = index()
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[:1])), Claimed)
     whole = Seal(
-        claimed.number, NS, PAGE, PAGE, 2, KEYS[:1], (ROOT,), as_pages(0, 1), as_stamps(900, 901)
+        claimed.number,
+        NS,
+        PAGE,
+        PAGE,
+        shards=2,
+        keys=KEYS[:1],
+        parents=(ROOT,),
+        pages=as_pages(0, 1),
+        stamps=as_stamps(900, 901),
     )
     rig.ask(SESSION_4, whole)
     actor.residency.ledger.void([PageId(1)])
@@ -213,7 +221,7 @@ def test_what_the_dead_had_asked_is_forgotten() -> None:
     rig.ask(SESSION_4, seal_of(1, KEYS[:1]))
     rig.tell(BOSS, Gone(SESSION_4))
     rig.wait(0)
-    assert len(actor.residency.blocks) == 0 and len(actor.claiming.claims) == 0
+    assert len(actor.residency.blocks) == 0 and len(actor.claims.table) == 0
 
 
 def test_a_new_allocator_hears_of_all_the_dead() -> None:
@@ -235,7 +243,15 @@ def test_the_lookup_of_a_chain_makes_adopted_blocks_young_as_a_whole() -> None:
         rig.tell(SESSION_4, LeasesHeld(number, (), NO_CLAIM, ()))
     claimed = said(rig.ask(SESSION_4, Claim(NS, KEYS[4:5])), Claimed)
     seal = Seal(
-        claimed.number, NS, PAGE, PAGE, 1, KEYS[4:5], KEYS[3:4], as_pages(4), as_stamps(904)
+        claimed.number,
+        NS,
+        PAGE,
+        PAGE,
+        shards=1,
+        keys=KEYS[4:5],
+        parents=KEYS[3:4],
+        pages=as_pages(4),
+        stamps=as_stamps(904),
     )
     assert said(rig.ask(SESSION_4, seal), Sealed).status is Status.OK
     assert press(rig, 2) == (4, 3)

@@ -76,7 +76,7 @@ def test_what_the_shell_says_is_replayed_too(tmp_path: Path) -> None:
     rig = Rig(Supervisor(BOSS, plan))
     rig.start()
     rig.inform(Stopping())
-    rig.done(OpenPool, PoolOpened("pool", "ledger", 1 << 20, 1 << 16, (), ()))
+    rig.done(OpenPool, PoolOpened("pool", "ledger", 1 << 20, 1 << 16, pool_file=(), ledger_file=()))
     _, _, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))
     host = blackbox.replay(inputs, lambda: Supervisor(BOSS, plan))
     assert isinstance(host.actor, Supervisor) and host.actor.lifecycle.stage is Stage.DRAINING

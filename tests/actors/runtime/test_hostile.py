@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors.allocator import reservations
-from pegaflow.actors.index import claiming, leasing, residency
+from pegaflow.actors.index import claims, leasing, residency
 from pegaflow.actors.runtime import host as asks
 from pegaflow.actors.runtime.contract import Sender
 from pegaflow.actors.session import engine, lookup, orders
@@ -17,7 +17,7 @@ from pegaflow.actors.supervisor.attach import ENGINE_MAX
 from pegaflow.actors.supervisor.children import ChildState
 from pegaflow.actors.supervisor.opens import Open
 from pegaflow.actors.supervisor.stage import Stage
-from pegaflow.core.pool.ledger import MAX_LENGTH, MAX_SHARDS
+from pegaflow.core.pool.ledger import MAX_SHARDS, PAYLOAD_BYTES_MAX
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import (
@@ -136,7 +136,7 @@ def test_a_seal_that_no_ledger_or_pool_can_hold_is_a_bad_request() -> None:
         replace(good, page_size=EXTENT, pages=as_pages(1)),
         replace(good, payload_bytes=0),
         replace(good, payload_bytes=PAGE + 1),
-        replace(good, page_size=2 * PAGE, payload_bytes=MAX_LENGTH + 1),
+        replace(good, page_size=2 * PAGE, payload_bytes=PAYLOAD_BYTES_MAX + 1),
         replace(good, shards=MAX_SHARDS + 1, pages=as_pages(*many), stamps=as_stamps(*many)),
         replace(good, pages=as_pages(U64_MAX)),
     ):
@@ -178,7 +178,7 @@ def test_a_chain_that_bites_its_tail_is_walked_once() -> None:
 
 
 def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "CLAIMS_MAX", 2)
+    monkeypatch.setattr(claims, "CLAIMS_MAX", 2)
     monkeypatch.setattr(leasing, "LEASED_MAX", 4)
     rig, _ = index()
     save(rig, KEYS[:2])

@@ -108,7 +108,7 @@ def test_a_run_in_memory_is_found_kept_loaded_and_let_go_without_a_message() -> 
     assert shared.named == [] and not actor.leases.own
     sent = rig.wait(BEAT_NS)
     assert said(sent, to_index.Touched, IDX).pages == (0, 1, 2)
-    assert said(sent, LeasesHeld, IDX) == LeasesHeld(NO_LEASE, (), NO_CLAIM, (), True)
+    assert said(sent, LeasesHeld, IDX) == LeasesHeld(NO_LEASE, (), NO_CLAIM, (), hazards=True)
     counted = ("lookups_local", "blocks_asked_local", "blocks_hit_local", "lookups_by_message")
     assert [actor.counts[name] for name in counted] == [1, 3, 3, 0]
 
@@ -163,7 +163,7 @@ def test_a_run_that_may_go_on_in_a_tier_is_the_indexs() -> None:
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:6])), Find, IDX)
     assert shared.named == standing, "what the index will lease needs no hazard"
     found = said(
-        rig.answer(find, Held(LeaseId(1), 1, as_pages(0, 1, 2, 3, 4, 5), (), (4, 5))), Found
+        rig.answer(find, Held(LeaseId(1), 1, as_pages(0, 1, 2, 3, 4, 5), (), disk=(4, 5))), Found
     )
     assert (found.lease, found.blocks, found.disk) == (1, 6, (4, 5))
     assert actor.counts["blocks_asked_local"] == 10, "the index has counted this one"
@@ -236,7 +236,7 @@ def test_a_write_of_a_page_that_changed_hands_is_worth_nothing(ended: Status | P
     note_late(rig)
     shared.seal(actor, KEYS[:3], (0, 1, 2), (7, 8, 9))
     found = look(rig, 3)
-    assert rig.ask(CLIENT_7, Load(found.lease, 0, 0, 3, (9, 8, 7))) == []
+    assert rig.ask(CLIENT_7, Load(found.lease, 0, 0, 3, blocks=(9, 8, 7))) == []
     assert rig.wanted(WriteBlocks)[0].checksums == (7, 8, 9)
     shared.evict(1)
     shared.seal(actor, KEYS[1:2], (1,))
@@ -293,7 +293,7 @@ def test_hazards_stand_until_the_last_rank_has_loaded() -> None:
     assert found.blocks == 2 and shared.named == [0, 4], "a block's first page stands for all"
     for rank, offsets in ((1, (PAGE, 5 * PAGE)), (0, (0, 4 * PAGE))):
         assert shared.named == [0, 4]
-        rig.ask(RANKS[rank], Load(found.lease, rank, 0, 2, (3, 4)))
+        rig.ask(RANKS[rank], Load(found.lease, rank, 0, 2, blocks=(3, 4)))
         assert rig.wanted(WriteBlocks)[0].offsets == offsets
         assert said(rig.done(WriteBlocks), Loaded, RANKS[rank]).status is Status.OK
     assert shared.named == [] and not actor.leases.own
@@ -375,7 +375,9 @@ def test_a_new_index_hears_of_our_hazards_before_all_else() -> None:
     gone(rig)
     sent = [e for e in rig.tell(BOSS, Neighbour(NEXT, "ipc://n", 3)) if e.receiver == NEXT]
     assert [type(e.message) for e in sent[:4]] == [HazardFile, Claiming, Held, LeasesHeld]
-    assert sent[3].message == LeasesHeld(LeaseId(7), as_leases(7), ClaimId(3), as_claims(3), True)
+    assert sent[3].message == LeasesHeld(
+        LeaseId(7), as_leases(7), ClaimId(3), as_claims(3), hazards=True
+    )
     assert look(rig, 3).blocks == 3, "nobody evicts before we have stated"
     rig.answer(sent[0], HazardsNoted(Status.OK))
     assert not pick(rig.wait(9 * BEAT_NS), HazardFile)

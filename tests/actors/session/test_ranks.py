@@ -90,7 +90,7 @@ def pair(base: Attach = ATTACH, begun: Begun | None = None) -> Begun:
 def begin(rig: Rig, rank: int, order: int = 1, keys: tuple[Key, ...] = KEYS[:3]) -> list[Envelope]:
     """A rank's save, numbered like its order."""
     blocks = BLOCKS[: len(keys)]
-    return rig.ask(RANKS[rank], Save(order, rank, keys, NO_KEY, order, blocks))
+    return rig.ask(RANKS[rank], Save(order, rank, keys, NO_KEY, order=order, blocks=blocks))
 
 
 def idle(actor: Session) -> bool:
@@ -153,7 +153,7 @@ def test_a_load_is_written_by_the_session() -> None:
     rig, actor = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
     lease = said(rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4))), Found).lease
-    assert rig.ask(CLIENT_7, Load(lease, 0, 1, 2, (9, 8)), deadline=rig.now + 7 * MS) == []
+    assert rig.ask(CLIENT_7, Load(lease, 0, 1, 2, blocks=(9, 8)), deadline=rig.now + 7 * MS) == []
     (job,) = rig.wanted(WriteBlocks)
     assert (job.blocks, job.offsets) == ((9, 8), (PAGE, 4 * PAGE))
     assert job.deadline == rig.now + 7 * MS
@@ -166,7 +166,7 @@ def test_pages_that_are_not_what_was_sealed_are_told_and_the_load_fails() -> Non
     rig, actor = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
     rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4), (7, 8, 9)))
-    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 1, 2, (9, 8)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 1, 2, blocks=(9, 8)))
     assert rig.wanted(WriteBlocks)[0].checksums == (8, 9)
     sent = rig.done(WriteBlocks, PagesDiffer((4 * PAGE,)))
     assert said(sent, Loaded, CLIENT_7).status is Status.CORRUPT
@@ -179,9 +179,9 @@ def test_impossible_blocks(blocks: tuple[int, ...]) -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:3])), Find)
     rig.answer(find, Held(LeaseId(5), 1, as_pages(0, 1, 4)))
-    load = rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 2, blocks))
+    load = rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 2, blocks=blocks))
     assert said(load, Loaded).status is Status.BAD_REQUEST
-    save = rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, 0, blocks))
+    save = rig.ask(CLIENT_7, Save(1, 0, KEYS[:2], NO_KEY, blocks=blocks))
     assert said(save, Saved).status is Status.BAD_REQUEST
 
 
@@ -236,7 +236,7 @@ def test_left_is_said_when_nothing_runs_any_more() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
     rig.answer(find, Held(LeaseId(5), 1, as_pages(0)))
-    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, blocks=(3,)))
     sent = rig.ask(CLIENT_7, Leave())
     assert rig.wanted(UnmapEngine) and not pick(sent, Left) and rig.stop is None
     sent = rig.done(WriteBlocks, Status.COPY_FAILED)
@@ -250,7 +250,7 @@ def test_a_rank_is_not_copied_over_while_its_memory_is_written() -> None:
     rig, _ = direct()
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:1])), Find)
     rig.answer(find, Held(LeaseId(5), 1, as_pages(0)))
-    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, blocks=(3,)))
     assert said(rig.ask(CLIENT_8, ATTACH), Refused).status is Status.NOT_READY
     rig.done(WriteBlocks, Status.COPY_FAILED)
     attach(rig, CLIENT_8, ATTACH)
@@ -395,12 +395,12 @@ def test_a_lease_is_consumed_when_every_rank_has_loaded() -> None:
     found = said(rig.answer(find, Held(LeaseId(5), 2, as_pages(0, 1, 4, 5))), Found)
     assert found.blocks == 2
     for rank, offsets in ((1, (PAGE, 5 * PAGE)), (0, (0, 4 * PAGE))):
-        rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, (3, 4)))
+        rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, blocks=(3, 4)))
         assert rig.wanted(WriteBlocks)[0].offsets == offsets
         sent = rig.done(WriteBlocks)
         assert said(sent, Loaded, RANKS[rank]).status is Status.OK
         assert bool(pick(sent, Release)) == (rank == 0)
-        again = rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, (3, 4)))
+        again = rig.ask(RANKS[rank], Load(LeaseId(5), rank, 0, 2, blocks=(3, 4)))
         assert said(again, Loaded).status is Status.NO_SUCH_LEASE
     assert not actor.leases.held
 
@@ -409,10 +409,10 @@ def test_a_scheduler_that_releases_does_not_cut_a_ranks_load() -> None:
     rig, actor = pair(DIRECT)
     find = one(rig.ask(BOSS_CLIENT, Lookup(KEYS[:1])), Find)
     rig.answer(find, Held(LeaseId(5), 2, as_pages(0, 1)))
-    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, (3,)))
+    rig.ask(CLIENT_7, Load(LeaseId(5), 0, 0, 1, blocks=(3,)))
     assert not pick(rig.tell(BOSS_CLIENT, to_session.Release(LeaseId(5))), Release)
     assert (
-        said(rig.ask(CLIENT_8, Load(LeaseId(5), 1, 0, 1, (3,))), Loaded).status
+        said(rig.ask(CLIENT_8, Load(LeaseId(5), 1, 0, 1, blocks=(3,))), Loaded).status
         is Status.NO_SUCH_LEASE
     )
     one(rig.done(WriteBlocks), Release)

@@ -312,7 +312,7 @@ class FakeClient:
             self.store.leases[ticket] = held
         lease = Lease(Incarnation(1), LeaseId(ticket), len(held)) if held else None
         disk = tuple(i for i, key in enumerate(keys[: len(held)]) if key in self.store.on_disk)
-        self.done.append(LookupDone(ticket, Status.OK, lease, len(held), disk))
+        self.done.append(LookupDone(ticket, Status.OK, lease, len(held), disk=disk))
         return ticket
 
     def start_load(
@@ -352,7 +352,7 @@ class FakeClient:
         """Copied by `poll`."""
         assert order and commits
         ticket = self._ticket()
-        self.saves.append(_Save(ticket, (self.generation, order), keys, blocks, valid))
+        self.saves.append(_Save(ticket, (self.generation, order), keys, blocks, valid=valid))
         return ticket
 
     def skip_save(self, order: int) -> None:

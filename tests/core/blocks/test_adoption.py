@@ -42,7 +42,7 @@ def record(
         seal or page,
         shard,
         shards,
-        length=length,
+        payload_bytes=length,
         namespace=SPACES[space],
         key=key,
         checksum=None,
@@ -133,7 +133,7 @@ def test_shards_of_two_seals_are_no_block() -> None:
 def test_an_extent_has_one_page_size() -> None:
     ledger = fresh()
     ledger.seal([PageId(0)], [record(0, Key(b"first"))])
-    ledger.seal([PageId(1)], [record(1, Key(b"other"))._replace(length=9000)])
+    ledger.seal([PageId(1)], [record(1, Key(b"other"))._replace(payload_bytes=9000)])
     blocks, work, _ = adopt(ledger)
     assert (blocks.pages(), work.nonsense) == ({0}, [1])
     plan = Plan(GEOMETRY)

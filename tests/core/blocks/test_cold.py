@@ -22,7 +22,17 @@ def table_of(
     """Key i in page i; the pages that were dropped."""
 
     def read(page: int) -> Record:
-        return Record(Stamp(1), 1, 0, 1, 4096, Namespace(bytes(16)), keys[page], None, 0)
+        return Record(
+            Stamp(1),
+            1,
+            0,
+            1,
+            payload_bytes=4096,
+            namespace=Namespace(bytes(16)),
+            key=keys[page],
+            checksum=None,
+            depth=0,
+        )
 
     table = ColdTable(read)
     hashes = np.array([hashed(key) for key in keys], np.uint64)

@@ -27,9 +27,16 @@ class Pool:
     """What is shared, and an index and a session that use it."""
 
     def __init__(self, rows: int = 64) -> None:
-        facts = GEOMETRY.pool_bytes, GEOMETRY.extent_bytes, GEOMETRY.records_per_extent
+        header = Header(
+            pool_uuid=bytes(16),
+            boot_id=b"boot",
+            pool_bytes=GEOMETRY.pool_bytes,
+            extent_bytes=GEOMETRY.extent_bytes,
+            records_per_extent=GEOMETRY.records_per_extent,
+            incarnation=Incarnation(1),
+        )
         self.raw = bytearray(file_bytes(PAGES))
-        self.ledger = Ledger.format(self.raw, Header(bytes(16), b"boot", *facts, Incarnation(1)))
+        self.ledger = Ledger.format(self.raw, header)
         self.table = Table(self.raw, PAGES, lambda offset, length: "")
         self.table.begin(PAGES)
         self.table.publish()
@@ -53,8 +60,18 @@ class Pool:
         for n in range(len(pages)):
             self.stamp += 1
             key, seal = keys[n // shards], self.stamp - n % shards
-            facts = (n % shards, shards, length, space, key, self.stamp * 7 if n % 2 else None, 3)
-            records.append(Record(Stamp(self.stamp), seal, *facts))
+            record = Record(
+                stamp=Stamp(self.stamp),
+                seal=seal,
+                shard=n % shards,
+                shards=shards,
+                payload_bytes=length,
+                namespace=space,
+                key=key,
+                checksum=self.stamp * 7 if n % 2 else None,
+                depth=3,
+            )
+            records.append(record)
         self.ledger.seal(pages, records)
         self.table.add(fingerprints(space, keys), pages, shards)
         return tuple(record.stamp for record in records)
@@ -96,7 +113,7 @@ def test_what_is_there_is_found_and_stays() -> None:
     pool = Pool()
     stamps = pool.put(KEYS[:5], [9, 3, 200, 77, 255])
     run = pool.find()
-    assert (run.blocks, run.length, run.bytes_, run.cut) == (5, 5000, 5 * 16384, False)
+    assert (run.blocks, run.payload_bytes, run.bytes_, run.cut) == (5, 5000, 5 * 16384, False)
     assert (run.pages, run.stamps) == ((9, 3, 200, 77, 255), tuple(stamps))
     assert run.checksums == tuple(s * 7 if n % 2 else 0 for n, s in enumerate(stamps))
     assert pool.evict([3, 9]) == [3, 9]
@@ -247,7 +264,22 @@ def test_shards_of_two_seals_are_no_block() -> None:
     pool = Pool()
     pool.put(KEYS[:1], [10, 20], shards=2)
     pool.ledger.void(as_pages(20))
-    pool.ledger.seal(as_pages(20), [Record(Stamp(1), 999, 1, 2, 5000, SPACE, KEYS[0], None, 3)])
+    pool.ledger.seal(
+        as_pages(20),
+        [
+            Record(
+                Stamp(1),
+                999,
+                1,
+                2,
+                payload_bytes=5000,
+                namespace=SPACE,
+                key=KEYS[0],
+                checksum=None,
+                depth=3,
+            )
+        ],
+    )
     assert pool.find(shards=2).blocks == 0
 
 

@@ -21,7 +21,14 @@ from tests.naming import as_pages
 
 EXTENTS, PER_EXTENT = 3, 4
 PAGES = EXTENTS * PER_EXTENT
-HEADER = Header(bytes(range(16)), b"boot" * 9, EXTENTS * 65536, 65536, PER_EXTENT, Incarnation(7))
+HEADER = Header(
+    bytes(range(16)),
+    b"boot" * 9,
+    EXTENTS * 65536,
+    65536,
+    records_per_extent=PER_EXTENT,
+    incarnation=Incarnation(7),
+)
 
 u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
@@ -35,7 +42,7 @@ def records(draw: st.DrawFn) -> Record:
         seal=draw(u64),
         shard=draw(st.integers(0, shards - 1)),
         shards=shards,
-        length=draw(u32),
+        payload_bytes=draw(u32),
         namespace=Namespace(draw(st.binary(min_size=16, max_size=16))),
         key=Key(draw(st.binary(min_size=1, max_size=64))),
         checksum=draw(st.none() | u64),
@@ -134,7 +141,20 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
     old = watched.rows[2].tobytes()
     monkeypatch.setattr(ledger, "rows", lambda: watched)
     ledger.seal(
-        [PageId(2)], [Record(Stamp(1), 2, 0, 1, 99, Namespace(bytes(16)), Key(b"key"), None, 3)]
+        [PageId(2)],
+        [
+            Record(
+                Stamp(1),
+                2,
+                0,
+                1,
+                payload_bytes=99,
+                namespace=Namespace(bytes(16)),
+                key=Key(b"key"),
+                checksum=None,
+                depth=3,
+            )
+        ],
     )
     new = watched.rows[2].tobytes()
     assert watched.before == [old, bytes(8) + old[8:], bytes(8) + new[8:]]
@@ -142,7 +162,17 @@ def test_the_state_word_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_sealing_a_sealed_page_is_our_bug() -> None:
     _, ledger = fresh()
-    record = Record(Stamp(1), 2, 0, 1, 99, Namespace(bytes(16)), Key(b"key"), 17, 3)
+    record = Record(
+        Stamp(1),
+        2,
+        0,
+        1,
+        payload_bytes=99,
+        namespace=Namespace(bytes(16)),
+        key=Key(b"key"),
+        checksum=17,
+        depth=3,
+    )
     ledger.seal([PageId(0)], [record])
     with pytest.raises(AssertionError):
         ledger.seal([PageId(0)], [record])
@@ -165,7 +195,7 @@ def test_a_record_that_is_leaving_is_whole_or_void(record: Record, place: int, f
     ledger.leave(as_pages(5))
     assert ledger.read(PageId(5)) is None
     assert ledger.are_void(as_pages(5)) == ledger.are_sealed(as_pages(5)) == [False]
-    assert occupied(ledger, PageId(4), 4) == ((5,), (record.length,))
+    assert occupied(ledger, PageId(4), 4) == ((5,), (record.payload_bytes,))
     again = Ledger(buffer)  # an index that comes up between leaving and void
     assert scan(again, PageId(0), PAGES).leaving == [5]
     again.stay(as_pages(5))
@@ -181,7 +211,20 @@ def test_only_what_is_sealed_leaves_and_only_what_leaves_stays() -> None:
     _, ledger = fresh()
     ledger.seal(
         as_pages(0, 1),
-        [Record(Stamp(1), 2, n, 2, 99, Namespace(bytes(16)), Key(b"key"), 17, 3) for n in range(2)],
+        [
+            Record(
+                Stamp(1),
+                2,
+                n,
+                2,
+                payload_bytes=99,
+                namespace=Namespace(bytes(16)),
+                key=Key(b"key"),
+                checksum=17,
+                depth=3,
+            )
+            for n in range(2)
+        ],
     )
     ledger.quarantine(PageId(2))
     for pages in ([0, 2], [0, 3]):
@@ -194,7 +237,20 @@ def test_only_what_is_sealed_leaves_and_only_what_leaves_stays() -> None:
         ledger.leave(as_pages(0, 1))
     with pytest.raises(AssertionError):
         ledger.seal(
-            as_pages(0), [Record(Stamp(9), 9, 0, 1, 99, Namespace(bytes(16)), Key(b"other"), 17, 3)]
+            as_pages(0),
+            [
+                Record(
+                    Stamp(9),
+                    9,
+                    0,
+                    1,
+                    payload_bytes=99,
+                    namespace=Namespace(bytes(16)),
+                    key=Key(b"other"),
+                    checksum=17,
+                    depth=3,
+                )
+            ],
         )
     ledger.void(as_pages(0))
     assert ledger.are_void(as_pages(0, 1)) == [True, False]
@@ -253,7 +309,7 @@ class LedgerAgainstDict(RuleBasedStateMachine):
         assert scanned(self.ledger) == sorted(here)
         assert scan(self.ledger, PageId(0), PAGES).quarantined == sorted(self.bad)
         assert scan(self.ledger, PageId(0), PAGES).leaving == sorted(self.leaving)
-        lengths = {page: record.length for page, record in self.model.items()}
+        lengths = {page: record.payload_bytes for page, record in self.model.items()}
         there = sorted((lengths | dict.fromkeys(self.bad, 0)).items())
         assert occupied(self.ledger, PageId(0), PAGES) == (
             tuple(page for page, _ in there),

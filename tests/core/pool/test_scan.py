@@ -13,12 +13,27 @@ RECORDS = 8
 
 def test_what_blocks_take_of_the_pool() -> None:
     header = Header(
-        bytes(16), b"boot", RECORDS * MIN_PAGE, RECORDS * MIN_PAGE, RECORDS, Incarnation(1)
+        bytes(16),
+        b"boot",
+        RECORDS * MIN_PAGE,
+        RECORDS * MIN_PAGE,
+        records_per_extent=RECORDS,
+        incarnation=Incarnation(1),
     )
     ledger = Ledger.format(bytearray(ledger_bytes(1, RECORDS)), header)
 
     def seal(page: int, shards: int, length: int) -> None:
-        record = Record(Stamp(1), 1, 0, shards, length, Namespace(bytes(16)), Key(b"key"), None, 0)
+        record = Record(
+            Stamp(1),
+            1,
+            0,
+            shards,
+            payload_bytes=length,
+            namespace=Namespace(bytes(16)),
+            key=Key(b"key"),
+            checksum=None,
+            depth=0,
+        )
         ledger.seal(as_pages(page), [record])
 
     seal(0, 1, 100)

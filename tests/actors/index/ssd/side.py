@@ -37,7 +37,7 @@ class Flusher:
         fetch = asked.question.message
         assert isinstance(fetch, Fetch)
         parents = tuple(KEYS[KEYS.index(key) - 1] if key != KEYS[0] else ROOT for key in keys)
-        quoted = Fetch(fetch.number, fetch.namespace, keys, parents, fetch.engine)
+        quoted = Fetch(fetch.number, fetch.namespace, keys, parents, engine=fetch.engine)
         return fetched_seal(quoted, first_page)
 
     def end(self, rig: Rig, asked: Asked) -> list[Envelope]:

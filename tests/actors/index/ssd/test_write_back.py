@@ -243,7 +243,9 @@ def test_a_new_index_takes_the_flushers_leases_and_waits_for_its_statement() -> 
     rig.tell(FLUSHER_6, Held(LeaseId(7), 1, as_pages(0)))
     assert rig.tell(FLUSHER_6, LeasesHeld(LeaseId(7), as_leases(7), NO_CLAIM, ())) == []
     assert press(rig, 9) == (1,)
-    flush = Flush(LeaseId(7), NS, PAGE, PAGE, 1, KEYS[:1], as_pages(0), (0,))
+    flush = Flush(
+        LeaseId(7), NS, PAGE, PAGE, shards=1, keys=KEYS[:1], pages=as_pages(0), depths=(0,)
+    )
     flushed(rig, flush)
     assert press(rig, 9) == (0,)
 
@@ -284,7 +286,7 @@ def test_what_an_earlier_life_saved_and_did_not_write_is_written_once_the_log_is
     rig.tell(FLUSHER_6, TIER)
     in_log(rig, KEYS[:2])
     assert not pick(rig.wait(BEAT_NS), Flush)
-    said(rig.ask(FLUSHER_6, Manifest(NO_NAMESPACE, 0, 0, (), True)), Noted)
+    said(rig.ask(FLUSHER_6, Manifest(NO_NAMESPACE, 0, 0, (), last=True)), Noted)
     assert set(said(rig.wait(BEAT_NS), Flush).keys) == set(KEYS[2:4])
 
 

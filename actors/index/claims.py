@@ -17,12 +17,12 @@ CLAIMS_MAX: Count = 8192
 """Claims of one session: twice the saves that it may have open."""
 
 
-class Claiming(Part):
+class Claims(Part):
     """The claims of all sessions."""
 
     def __init__(self, recovery: Recovery, residency: Residency, counts: Counter[str]) -> None:
         self._recovery, self._residency, self._counts = recovery, residency, counts
-        self.claims = ClaimTable(CLAIM_NS)
+        self.table = ClaimTable(CLAIM_NS)
 
     def handlers(self) -> Iterable[On]:
         """Claims begin and end."""
@@ -33,25 +33,25 @@ class Claiming(Part):
 
     def wake_at(self) -> int | None:
         """When the next one expires."""
-        return self.claims.wake_at()
+        return self.table.wake_at()
 
     def wake(self, now: int) -> list[Effect]:
         """Claims expire: they own no memory."""
-        self.claims.expire(now)
+        self.table.expire(now)
         return []
 
     def gone(self, dead: Address, now: int) -> list[Effect]:
         """Its claims end."""
-        self.claims.fence(dead)
+        self.table.fence(dead)
         return []
 
     def has_room(self, holder: Address) -> bool:
         """Whether the holder may have one more."""
-        return self.claims.held(holder) < CLAIMS_MAX
+        return self.table.held(holder) < CLAIMS_MAX
 
     def check(self) -> None:
         """The claims' books."""
-        self.claims.check()
+        self.table.check()
 
     def _on_claim(self, sender: Sender, msg: Claim, now: int) -> list[Effect]:
         if not self.has_room(sender.address):
@@ -62,10 +62,10 @@ class Claiming(Part):
         get = self._residency.blocks.get
         absent = [i for i, key in enumerate(msg.keys) if get(msg.namespace, key) is None]
         keys = [msg.keys[i] for i in absent]
-        claim = self.claims.claim(sender.address, msg.namespace, keys, now)
+        claim = self.table.claim(sender.address, msg.namespace, keys, now)
         positions = tuple(absent[i] for i in claim.new)
         return [Reply(sender, Claimed(claim.number if positions else NO_CLAIM, positions))]
 
     def _on_end_claim(self, sender: Sender, msg: EndClaim, now: int) -> list[Effect]:
-        self.claims.end(sender.address, msg.number)
+        self.table.end(sender.address, msg.number)
         return []
