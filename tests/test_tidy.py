@@ -28,10 +28,14 @@ FILE_LINES = 450  # a file is read in one sitting; 400 is the goal
 FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
 ATTRIBUTES, METHODS = 15, 30  # a part can be kept in mind
 REPEATED = 4  # so many statements in a row stand in one place
+POSITIONAL = 4  # arguments without a name; ruff has the same for functions
+UNKNOWN = 3  # so many are counted for a star of which nobody sees how many it is
 CONTRACTS = set(
     "Actor Part Holder Message Protocol NamedTuple Exception Generic Enum IntEnum StrEnum".split()
     + ["Tier", "ABC", "Server", "H11Protocol"]
 )
+
+OURS = {"pegaflow", "tests", "perf"}
 
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
 MACHINE_PATH = re.compile(
@@ -80,6 +84,18 @@ class Source:
                 found |= {(node.lineno, name)}
                 found |= {(node.lineno, f"{name}.{alias.name}") for alias in node.names}
         return found
+
+    @cached_property
+    def foreign(self) -> set[str]:
+        """Names that are imported from somebody else."""
+        return {
+            (alias.asname or alias.name).partition(".")[0]
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+            if not (isinstance(node, ast.ImportFrom) and node.level)
+            and getattr(node, "module", alias.name).partition(".")[0] not in OURS
+        }
 
 
 Complaints = Iterator[str]
@@ -192,7 +208,33 @@ def statements(function: ast.FunctionDef) -> list[str]:
     return [line.strip() for stmt in body for line in ast.unparse(stmt).splitlines()]
 
 
-PER_FILE: list[Callable[[Source], Complaints]] = [is_short, no_sleep_in_tests, is_composed]
+def says_what_it_passes(source: Source) -> Complaints:
+    """What a class of ours is made of is named after the fourth argument.  Of functions, ruff sees
+    that in the definition; a dataclass, a message or a tuple has none."""
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).partition("[")[0]
+        first, last = name.partition(".")[0], name.rpartition(".")[2].lstrip("_")
+        if first in source.foreign or not (last == "cls" or last[:1].isupper()):
+            continue
+        count = sum(map(positional, node.args))
+        if count > POSITIONAL and len(node.args) > 1:
+            yield f"{source.path}:{node.lineno}: {name} gets {count} arguments without a name"
+
+
+def positional(argument: ast.expr) -> int:
+    """How many arguments this one is."""
+    if not isinstance(argument, ast.Starred):
+        return 1
+    several = argument.value
+    return len(several.elts) if isinstance(several, ast.Tuple | ast.List) else UNKNOWN
+
+
+PER_FILE: list[Callable[[Source], Complaints]] = [
+    *(is_short, no_sleep_in_tests, is_composed),
+    says_what_it_passes,
+]
 
 
 @cache
@@ -261,10 +303,19 @@ BAD: list[tuple[Callable[[Source], Complaints], str, str]] = [
     (is_composed, "actors/x.py", "class A(Writing):\n    pass"),
     (is_composed, "actors/x.py", "class A:\n" + "    def f(self): ...\n" * (METHODS + 1)),
     (is_composed, "actors/x.py", "class A:\n" + "".join(f"    a{n}: int\n" for n in range(16))),
+    (says_what_it_passes, "wire/x.py", "A(1, 2, 3, 4, 5)"),
+    (says_what_it_passes, "wire/x.py", "A[int](1, 2, 3, 4, 5)"),
+    (says_what_it_passes, "wire/x.py", "from pegaflow.wire import a\na.A(1, 2, 3, 4, 5)"),
+    (says_what_it_passes, "wire/x.py", "from .a import A as B\nB(1, *(2, 3, 4, 5))"),
+    (says_what_it_passes, "wire/x.py", "A(1, 2, *rest)"),
+    (says_what_it_passes, "wire/x.py", "cls(1, 2, 3, 4, 5)"),
 ]
 GOOD: list[tuple[Callable[[Source], Complaints], str, str]] = [
     (is_short, "wire/x.py", "def f():\n    x = 1\n"),
     (no_sleep_in_tests, "perf/x.py", "import time\ntime.sleep(1)"),
+    (says_what_it_passes, "wire/x.py", "A(1, 2, 3, 4, e=5)\nA(*all_of_them)\nA(1, *rest)"),
+    (says_what_it_passes, "wire/x.py", "import a.b\na.A(1, 2, 3, 4, 5)\nf(1, 2, 3, 4, 5)"),
+    (says_what_it_passes, "wire/x.py", "from rich.table import Table\nTable(1, 2, 3, 4, 5)"),
 ]
 
 
