@@ -168,6 +168,8 @@ class Folder:
             if self._ops.mode(self.fd) & (stat.S_IWGRP | stat.S_IWOTH):
                 notes.append(f"other users may write to {self.path}; chmod 700 it")
             self._log = self._claim(data, known, notes)
+            if known is None and self._marker >= 0:
+                self._ops.sync_all(self.fd)  # who has written the marker may have died before that
         except (UnusableError, OSError):
             self.close()
             raise

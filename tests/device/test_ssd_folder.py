@@ -337,3 +337,20 @@ def test_a_removed_or_replaced_marker_is_written_anew(bench: Bench) -> None:
     (bench.folder / MARKER).write_text("not ours")
     assert "written anew" in bench.mended()
     assert marker_of(bench.folder) == log and bench.mended() == ""
+
+
+def test_a_marker_of_an_earlier_life_is_durable_before_it_is_remembered(tmp_path: Path) -> None:
+    """Who wrote it may have died before it synced the directory, and then the host."""
+    synced: list[str | None] = []
+    known = Known()
+
+    class Watched(Ops):
+        def sync_all(self, fd: int) -> None:
+            synced.append(known.get(str(tmp_path)))
+            super().sync_all(fd)
+
+    for ops, seen in ((Ops(), Known()), (Watched(), known)):
+        folder = Folder(str(tmp_path), ops, seen)
+        folder.open()
+        folder.close()
+    assert synced == [None] and known.get(str(tmp_path))
