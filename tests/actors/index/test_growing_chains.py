@@ -22,7 +22,17 @@ def piece(rig: Rig, number: ClaimId, keys: tuple[Key, ...], part: range, page: i
     parents = tuple(keys[at - 1] if at else ROOT for at in part)
     stamps = as_stamps(*(900 + p for p in pages))
     new = tuple(keys[at] for at in part)
-    msg = Seal(number, NS, PAGE, PAGE, 1, new, parents, as_pages(*pages), stamps)
+    msg = Seal(
+        number,
+        NS,
+        PAGE,
+        PAGE,
+        shards=1,
+        keys=new,
+        parents=parents,
+        pages=as_pages(*pages),
+        stamps=stamps,
+    )
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
 
 
@@ -121,8 +131,8 @@ def test_a_run_with_a_hole_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None
     number = claim(rig, KEYS[:5]).number
     piece(rig, number, KEYS, range(2))
     msg = Seal(
-        number, NS, PAGE, PAGE, 1, (KEYS[2], KEYS[4]), (KEYS[1], KEYS[3]),
-        as_pages(2, 4), as_stamps(902, 904),
+        number, NS, PAGE, PAGE, shards=1, keys=(KEYS[2], KEYS[4]), parents=(KEYS[1], KEYS[3]),
+        pages=as_pages(2, 4), stamps=as_stamps(902, 904),
     )  # fmt: skip
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
     assert walked == [2, 1]
