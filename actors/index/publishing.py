@@ -5,7 +5,6 @@ A session publishes what it has claimed, the process of a tier what it was asked
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
@@ -87,18 +86,22 @@ class Publishing(Part):
 
     def _publish(self, holder: Address, tier: Tier | None, msg: Seal, now: int) -> dict[int, Block]:
         """Publish what the claim still covers.  What of this Seal is published now, by position."""
-        owns = partial(self._claims.table.owns, holder) if tier is None else tier.owns
         here, namespace, shards = self._residency, msg.namespace, msg.shards
+        keys, stamps = tuple(msg.keys), tuple(msg.stamps)
+        if tier is None:
+            owned = self._claims.table.owns(holder, msg.claim, namespace, keys)
+        else:
+            owned = [tier.owns(msg.claim, namespace, key) for key in keys]
         void = here.ledger.are_void(msg.pages)
         found: dict[int, Block] = {}
         made: list[Block] = []
-        for at, key in enumerate(msg.keys):
+        for at, key in enumerate(keys):
             first, end = at * shards, (at + 1) * shards
             resident = here.blocks.get(namespace, key)
             if resident is not None:
-                if resident.stamps == msg.stamps[first:end]:
+                if resident.stamps == stamps[first:end]:
                     found[at] = resident
-            elif not owns(msg.claim, namespace, key):
+            elif not owned[at]:
                 self._counts["seals_stale" if tier is None else "fetches_stale"] += 1
             elif not all(void[first:end]):
                 self._counts["seals_malformed"] += 1
@@ -106,7 +109,8 @@ class Publishing(Part):
                 found[at] = block = self._new_block(msg, at, now)
                 here.blocks.add(block)
                 made.append(block)
-        here.seal(made, msg.payload_bytes)
+        if made:
+            here.seal(made, msg.payload_bytes)
         if tier is not None:
             self._counts["blocks_fetched"] += len(made)
         else:

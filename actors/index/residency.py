@@ -22,7 +22,8 @@ from pegaflow.core.blocks.listing import Listing
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
-from pegaflow.core.pool.ledger import Ledger, Record
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.core.pool.records import bodies_of
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import PageId
@@ -98,19 +99,23 @@ class Residency(Part):
         """Write the records of new blocks.
 
         Args:
+            blocks: at least one, of one namespace and with equally many pages each.
             payload_bytes: of each page, what means something; the same in all.
         """
-        pages: list[PageId] = []
-        records: list[Record] = []
-        for b in blocks:
-            self.resident_bytes += len(b.pages) * slot_size(b.page_size)
-            pages += b.pages
-            for shard, (stamp, sum_) in enumerate(zip(b.stamps, b.checksums, strict=True)):
-                # With names it takes twice as long, for each page that is ever sealed.
-                place = (stamp, b.seal, shard, len(b.pages), payload_bytes)
-                block = (b.namespace, b.key, sum_ or None, b.depth)
-                records.append(Record._make(place + block))
-        self.ledger.seal(pages, records)
+        pages = _pages(blocks)
+        namespace, shards = blocks[0].namespace, len(blocks[0].pages)
+        bodies = bodies_of(
+            namespace,
+            payload_bytes,
+            shards,
+            stamps=list(chain.from_iterable([block.stamps for block in blocks])),
+            checksums=list(chain.from_iterable([block.checksums for block in blocks])),
+            seals=[block.seal for block in blocks],
+            keys=[block.key for block in blocks],
+            depths=[block.depth for block in blocks],
+        )
+        self.ledger.seal_bodies(pages, bodies)
+        self.resident_bytes += len(pages) * slot_size(blocks[0].page_size)
         self.listing.add(blocks)
 
     def evict(self, blocks: list[Block], now: int) -> list[Block]:

@@ -3,8 +3,11 @@ of sessions, of which it sees what was written before its last barrier."""
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from pegaflow.core.pool.hazards import HazardReader
-from pegaflow.core.pool.ledger import Ledger, Record
+from pegaflow.core.pool.ledger import Ledger
+from pegaflow.core.pool.records import BODY, U64
 from pegaflow.core.pool.table import Table
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import PageId
@@ -26,18 +29,18 @@ class FragileLedger(Ledger):
             if self.fuse < 0:
                 raise Died("crashes while it writes the ledger")
 
-    def seal(self, pages: Sequence[PageId], records: Sequence[Record]) -> None:
+    def seal_bodies(self, pages: Sequence[PageId], bodies: U64) -> None:
         """With a death before a page, or between its body and its state word."""
-        second = next((n for n, r in enumerate(records) if r.shard), None) if self.halves else None
-        if second is not None:
-            super().seal(pages[:second], records[:second])
+        seconds = np.flatnonzero(bodies.view(BODY)["shard"]).tolist() if self.halves else []
+        if seconds:
+            super().seal_bodies(pages[: seconds[0]], bodies[: seconds[0]])
             raise Died("crashes between two pages of a block")
         if self._lasts(2 * len(pages)):
-            super().seal(pages, records)
+            super().seal_bodies(pages, bodies)
             return
-        for page, record in zip(pages, records, strict=True):
+        for at, page in enumerate(pages):
             self._burn()
-            super().seal([page], [record])
+            super().seal_bodies([page], bodies[at : at + 1])
             if self.fuse == 0:
                 self._words[self._at(page) // 8] = 0
             self._burn()

@@ -102,10 +102,12 @@ class ClaimTable:
             self._due[due] = taken
         return Claim(number, tuple(new.values()))
 
-    def owns(self, holder: Hashable, number: ClaimId, namespace: Namespace, key: Key) -> bool:
-        """Whether this claim is open and has this key. Anything else must not be sealed."""
-        owner = self._owner.get(namespace, {}).get(key)
-        return owner is not None and (owner.holder, owner.number) == (holder, number)
+    def owns(
+        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: Sequence[Key]
+    ) -> list[bool]:
+        """Of each key whether this claim is open and has it. Anything else must not be sealed."""
+        claim, owners = self._open.get(holder, number), self._owner.get(namespace, {})
+        return [claim is not None and owners.get(key) is claim for key in keys]
 
     def expire(self, now: int) -> int:
         """Ends the claims that are due; returns how many."""

@@ -250,8 +250,19 @@ class Ledger:
         """
         import numpy as np
 
+        bodies = np.frombuffer(b"".join(map(_body, records)), np.uint64)
+        self.seal_bodies(pages, bodies.reshape(-1, len(FACTORS)))
+
+    def seal_bodies(self, pages: Sequence[PageId], bodies: U64) -> None:
+        """The same of bodies that are made already.
+
+        Args:
+            pages: different ones, and all void.
+            bodies: a row of words for each page.
+        """
+        import numpy as np
+
         assert len(set(pages)) == len(pages) and all(self.are_void(pages)), pages
-        bodies = np.frombuffer(b"".join(map(_body, records)), np.uint64).reshape(-1, len(FACTORS))
         sums = sums_of(bodies) | np.uint64(SEALED)
         at = self._checked(pages)
         self.rows()[at, 0] = VOID

@@ -66,9 +66,8 @@ class ClaimsAgainstList(RuleBasedStateMachine):
         for holder in HOLDERS:
             for number in range(self.last[holder] + 2):
                 for namespace in NAMESPACES:
-                    for key in KEYS:
-                        expected = (holder, number, namespace, key) in owners
-                        assert self.table.owns(holder, ClaimId(number), namespace, key) == expected
+                    expected = [(holder, number, namespace, key) in owners for key in KEYS]
+                    assert self.table.owns(holder, ClaimId(number), namespace, KEYS) == expected
 
 
 TestClaimsAgainstList = ClaimsAgainstList.TestCase
