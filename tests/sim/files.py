@@ -108,7 +108,7 @@ class Interrupted(Finder):
             hazards,
             shards=shards,
             most_bytes=most_bytes,
-            between=lambda step: self._world.meanwhile(),
+            between=lambda step: self._world.meanwhile(keys),
         )
 
 

@@ -11,6 +11,7 @@ faults that wait for one message to one kind of process.
 
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,17 @@ from pathlib import Path
 from unittest.mock import patch
 
 from pegaflow.actors.flusher import inventory, segments, volumes
+from pegaflow.actors.index.actor import Index
 from pegaflow.actors.session import batches, ranks, reservation, saves
 from pegaflow.actors.session import leases as leasing
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.core.blocks import adoption
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.segments.plan import Admission, FlushPlan
+from pegaflow.wire.allocator import Pressure
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch
+from pegaflow.wire.identities import Key
 from pegaflow.wire.session import Way
 from pegaflow.wire.values import FLUSHER, INDEX, SESSION, Address
 
@@ -36,7 +40,7 @@ from .disk import Medium
 from .engine import Engine, Kind
 from .faults import GRANTS, Faults
 from .files import Files
-from .memory import COPY_THREADS, House
+from .memory import COPY_THREADS, ChildProc, House
 from .traps import RARE, Trap, is_of_ssd, traps_of
 from .world import MS, Proc, S, World
 
@@ -102,6 +106,10 @@ NOTHING_ELSE = "nothing else"
 """And: no trap, no fault but those asked for.  Among traps and faults of all kinds engines hardly
 ever hold leases, and hardly ever press on the pool, before the faults are over."""
 
+WITHIN_LOOKUPS = "evictions within lookups"
+"""And: whenever pages are wanted, the index waits for a lookup of what it is going to evict, and
+does so in the middle of it."""
+
 BAIT_TIMES = 12
 """How often a run does what it was asked to do besides."""
 
@@ -141,7 +149,8 @@ class Scenario(Faults):
         self.files = files
         self.books = Books()
         self.engines = {}
-        self._poised: Proc | None = None  # an index that is about to evict
+        self._poised: tuple[Proc, Pressure] | None = None  # an index that is about to evict
+        self._lurks = WITHIN_LOOKUPS in bait
         self._ending: set[str] = set()  # have been told to end, and are not started again yet
         alone = NOTHING_ELSE in bait
         traps = [only] if only is not None else [] if alone else traps_of(seed)
@@ -193,7 +202,7 @@ class Scenario(Faults):
         if not alone:
             self.world.at(self.world.now + S, self._fault)
         faults = [BAITS[message] for message in sorted(baits & BAITS.keys())]
-        words = ("", ON_DISKS, NOTHING_ELSE)
+        words = ("", ON_DISKS, NOTHING_ELSE, WITHIN_LOOKUPS)
         faults += [(fault, BAIT_TIMES) for fault in bait.split(", ") if fault not in words]
         for fault, times in faults:
             for _ in range(times):
@@ -317,8 +326,8 @@ class Scenario(Faults):
             proc.pause(self.world.rng.choice((300 * MS, 1200 * MS)))
             self.world.procs[envelope.sender].die("crashes with a Seal on its way")
             return "stops"
-        if (name, kind) == (INDEX, "Pressure") and self.world.rng.random() < 0.2:
-            self._poised = proc
+        if isinstance(said, Pressure) and (self._lurks or self.world.rng.random() < 0.2):
+            self._poised = proc, said
             proc.pause(self.world.rng.choice((10 * MS, 100 * MS)))
             return "stops"
         if self._orphan and isinstance(said, Fetch):
@@ -340,10 +349,19 @@ class Scenario(Faults):
             return self._spring(trap, proc, envelope)
         return ""
 
-    def _meanwhile(self) -> None:
+    def _meanwhile(self, keys: Sequence[Key]) -> None:
         """A session is in the middle of a lookup: an index that is about to evict does so now."""
-        index = self._poised
-        if index is not None and index.alive and index.paused and self.world.rng.random() < 0.5:
+        index, pressure = self._poised or (None, None)
+        if index is None or pressure is None or not (index.alive and index.paused):
+            return
+        if self._lurks:
+            assert isinstance(index, ChildProc) and isinstance(index.actor, Index)
+            policy = index.actor.residency.policy
+            going = policy.victims(pressure.page_size, pressure.count)
+            now = not {block.key for block in going}.isdisjoint(keys)
+        else:
+            now = self.world.rng.random() < 0.5
+        if now:
             self._poised = None
             self.world.counts["evicts within a lookup"] += 1
             index.resume()

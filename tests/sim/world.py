@@ -15,12 +15,12 @@ story.
 import heapq
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from hashlib import blake2b
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import WHOEVER
+from pegaflow.wire.identities import WHOEVER, Key
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Way
 from pegaflow.wire.values import FRONT_DESK, SUPERVISOR, Address, Packed
@@ -79,7 +79,8 @@ class World:
         self.openers: dict[bytes, tuple[int, int]] = {}  # generation -> its opener's pid and start
         self.stepped: list[Proc] = []  # processes that did something in this event
         self.about: Callable[[Proc, Envelope], str] = lambda proc, envelope: ""  # see Proc.frames
-        self.meanwhile: Call = lambda: None  # others may run in the middle of a lookup
+        # Others may run in the middle of a lookup of these keys.
+        self.meanwhile: Callable[[Sequence[Key]], None] = lambda keys: None
         self.steps = 0  # inputs that processes have had
         self.counts: Counter[str] = Counter()
         self._events: list[tuple[int, int, Call]] = []
