@@ -13,8 +13,23 @@ from pegaflow.wire.values import GATEWAY, SUPERVISOR, Address
 
 BOSS, ME = Address(SUPERVISOR, Incarnation(1)), Address(GATEWAY, Incarnation(2))
 NOW = 1_000_000_000
-WELCOME = Welcome("", "", 0, 1 << 25, "run", "127.0.0.1:9091")
-REPORT = Report("", "", 0, 1 << 25, 0, "0.2", ())
+WELCOME = Welcome(
+    pool_path="",
+    ledger_path="",
+    pool_bytes=0,
+    extent_bytes=1 << 25,
+    run_dir="run",
+    http_addr="127.0.0.1:9091",
+)
+REPORT = Report(
+    pool_path="",
+    ledger_path="",
+    pool_bytes=0,
+    extent_bytes=1 << 25,
+    started_ns=0,
+    version="0.2",
+    processes=(),
+)
 
 
 def test_the_gateway_listens_asks_and_publishes() -> None:

@@ -241,7 +241,7 @@ PER_FILE: list[Callable[[Source], Complaints]] = [
 def python_sources() -> list[Source]:
     paths = [
         path
-        for top in ("pegaflow", "actors", "wire", "tests", "perf")
+        for top in ("pegaflow", "actors", "wire", "tests", "perf", "examples")
         for path in sorted((ROOT / top).rglob("*.py"))
         if not path.is_relative_to(ROOT / "pegaflow" / "actors")
         and not path.is_relative_to(ROOT / "pegaflow" / "wire")

@@ -113,9 +113,8 @@ class Find(Message):
 class Held(Message):
     """Lease `number` holds these blocks: `shards` pages each, block-major.  0 blocks: no lease.
 
-    From the index it is a grant: the answer to a Find, or told, when an earlier one may be lost.
-    To a new index it is a restatement: the sender has this lease of an earlier one, and says its
-    number, shards and pages alone.
+    So says whoever knows: the index to the holder, as its answer to a Find, or again when that may
+    be lost; the holder to a new index, which has not granted it, by number, shards and pages alone.
     """
 
     number: LeaseId

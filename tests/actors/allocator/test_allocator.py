@@ -200,7 +200,7 @@ def test_a_stranger_cannot_return_pages() -> None:
     assert rig.count("pages_not_held") == 1
 
 
-def test_stock_takes_back_what_it_omits() -> None:
+def test_pages_that_a_holder_omits_come_back() -> None:
     rig, actor = allocator()
     first = granted(rig.ask(SESSION_4, Reserve(PAGE, 3)))
     kept, void, sealed = first.pages

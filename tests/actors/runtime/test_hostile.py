@@ -12,7 +12,7 @@ from pegaflow.actors.index import claims, leasing, residency
 from pegaflow.actors.runtime import host as asks
 from pegaflow.actors.runtime.contract import Sender
 from pegaflow.actors.session import engine, lookup, orders
-from pegaflow.actors.supervisor import attach as frontdesk
+from pegaflow.actors.supervisor import attach as front_desk
 from pegaflow.actors.supervisor.attach import ENGINE_MAX
 from pegaflow.actors.supervisor.children import ChildState
 from pegaflow.actors.supervisor.opens import Open
@@ -284,7 +284,7 @@ def test_opens_that_make_no_sense(bad: OpenSession) -> None:
 
 
 def test_engines_of_one_service_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontdesk, "ENGINES_MAX", 2)
+    monkeypatch.setattr(front_desk, "ENGINES_MAX", 2)
     group = Group()
     group.serve()
     one(group.open(replace(OPEN, engine="second")), Serve)

@@ -15,14 +15,14 @@ from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, Rig, one, pick,
 from tests.actors.sessions import KEYS
 
 from .test_orders import RANKS, pair
-from .test_saves import idle, stocked
+from .test_saves import idle, with_pages
 
 SCHEDULER = CLIENT_8
 
 
 def served() -> tuple[Rig, Session]:
     """An attached rank with eight pages, and the scheduler's client beside it."""
-    rig, actor = stocked()
+    rig, actor = with_pages()
     rig.ask(SCHEDULER, Ping())
     return rig, actor
 
@@ -100,7 +100,7 @@ def test_a_word_on_what_has_ended_is_forgotten() -> None:
 
 
 def test_a_stranger_has_no_say() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     copied(rig, 7)
     rig.tell(SCHEDULER, Commit((7,)))
     rig.tell(SCHEDULER, Skip(7))

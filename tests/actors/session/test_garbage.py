@@ -19,7 +19,7 @@ from tests.actors.sessions import KEYS, reading
 from tests.actors.shared import Shared
 
 from .test_hazards import load, look
-from .test_saves import begin, fill, idle, stocked
+from .test_saves import begin, fill, idle, with_pages
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def alive(*kinds: type) -> list[object]:
 
 
 def test_a_save_leaves_nothing() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     rig.answer(fill(rig, begin(rig, 1)), Sealed(Status.OK, (0, 1, 2)))
     begin(rig, 2)
     assert alive(Order) and alive(Share) and alive(Batch)

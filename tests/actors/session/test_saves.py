@@ -19,7 +19,7 @@ from tests.actors.sessions import KEYS, attached, grant
 NO_SPACE = Reserved(Status.NO_SPACE, NO_GRANT, (), ())
 
 
-def stocked() -> tuple[Rig, Session]:
+def with_pages() -> tuple[Rig, Session]:
     """An attached session with eight pages ready."""
     rig, actor, reserve = attached()
     rig.answer(reserve, grant(1, 8))
@@ -48,7 +48,7 @@ def idle(actor: Session) -> bool:
 
 
 def test_a_save() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     take = begin(rig)
     seal = fill(rig, take)
     msg = seal.message
@@ -64,7 +64,7 @@ def test_a_save() -> None:
 
 
 def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
-    rig, _ = stocked()
+    rig, _ = with_pages()
     take = begin(rig)
     assert not rig.wanted(FillPages)
     rig.tell(CLIENT_7, Keep(1, take.batch))
@@ -73,7 +73,7 @@ def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
 
 
 def test_known_keys_are_not_copied() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     sent = rig.answer(claim, Claimed(NO_CLAIM, ()))
     assert said(sent, Saved) == Saved(Status.OK, 0, 3)
@@ -81,7 +81,7 @@ def test_known_keys_are_not_copied() -> None:
 
 
 def test_bad_saves() -> None:
-    rig, _ = stocked()
+    rig, _ = with_pages()
     begin(rig, 1)
     bad = Saved(Status.BAD_REQUEST, 0, 0)
     assert said(rig.ask(CLIENT_7, Save(1, 0, KEYS, NO_KEY)), Saved) == bad
@@ -91,7 +91,7 @@ def test_bad_saves() -> None:
 
 
 def test_drop_before_keep_frees_the_slots_and_publishes_nothing() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     take = begin(rig)
     sent = rig.tell(CLIENT_7, Drop(1))
     assert said(sent, Saved) == Saved(Status.DROPPED, 0, 0)
@@ -102,7 +102,7 @@ def test_drop_before_keep_frees_the_slots_and_publishes_nothing() -> None:
 
 
 def test_drop_before_the_claim_is_answered() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     assert rig.tell(CLIENT_7, Drop(1)) == []
     sent = rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2)))
@@ -112,7 +112,7 @@ def test_drop_before_the_claim_is_answered() -> None:
 
 
 def test_drop_after_keep_is_too_late_and_harmless() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     take = begin(rig)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     assert rig.tell(CLIENT_7, Drop(1)) == []
@@ -123,7 +123,7 @@ def test_drop_after_keep_is_too_late_and_harmless() -> None:
 
 
 def test_keep_and_drop_of_somebody_else_are_ignored() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     take = begin(rig)
     assert rig.tell(CLIENT_8, Keep(1, take.batch)) == []
     assert rig.tell(CLIENT_8, Drop(1)) == []
@@ -131,7 +131,7 @@ def test_keep_and_drop_of_somebody_else_are_ignored() -> None:
 
 
 def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     first = fill(rig, begin(rig))
     again = one(rig.wait(INDEX_NS + MS), Seal, IDX)
     assert again.message == first.message and again.question != first.question
@@ -143,7 +143,7 @@ def test_an_unanswered_seal_is_asked_again_and_its_pages_stay_ours() -> None:
 
 
 def test_refused_blocks_give_their_pages_back() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     seal = fill(rig, begin(rig))
     sent = rig.answer(seal, Sealed(Status.STALE_CLAIM, (0,)))
     assert said(sent, Saved) == Saved(Status.STALE_CLAIM, 1, 0)
@@ -152,7 +152,7 @@ def test_refused_blocks_give_their_pages_back() -> None:
 
 
 def test_a_failed_fill_seals_nothing() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     take = begin(rig)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.done(FillPages, Status.COPY_FAILED)
@@ -187,7 +187,7 @@ def test_a_silent_allocator_ends_the_save_too() -> None:
 
 
 def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
     assert said(rig.wait(INDEX_NS), Saved).status is Status.EXPIRED
     assert said(rig.answer(claim, Claimed(ClaimId(9), (0,))), EndClaim, IDX).number == 9
@@ -195,7 +195,7 @@ def test_a_silent_index_ends_the_save_and_a_late_claim_is_ended() -> None:
 
 
 def test_more_blocks_than_slots_take_turns() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:3], NO_KEY)), Claim)
@@ -213,7 +213,7 @@ def test_more_blocks_than_slots_take_turns() -> None:
 
 
 def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
     claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], NO_KEY)), Claim)
@@ -233,7 +233,7 @@ def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
     assert idle(actor)
 
 
-def test_a_stock_that_the_pool_cannot_give_does_not_end_a_small_save() -> None:
+def test_pages_ahead_that_the_pool_cannot_give_do_not_end_a_small_save() -> None:
     rig, _, reserve = attached()
     take = begin(rig, 1, KEYS[:1])
     rig.tell(CLIENT_7, Keep(1, take.batch))
@@ -260,7 +260,7 @@ def bound(actor: Session, bytes_: int) -> None:
 
 
 def test_pages_of_open_saves_are_bounded_and_the_next_save_waits_for_them() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     bound(actor, 4 * PAGE)
     first = fill(rig, begin(rig, 1, KEYS[:3]))
     second = begin(rig, 2, KEYS[3:6])
@@ -272,14 +272,14 @@ def test_pages_of_open_saves_are_bounded_and_the_next_save_waits_for_them() -> N
 
 
 def test_a_save_larger_than_the_bound_is_served_alone() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     bound(actor, PAGE)
     seal = fill(rig, begin(rig, 1, KEYS[:6]))
     assert said(rig.answer(seal, Sealed(Status.OK, tuple(range(6)))), Saved).saved == 6
 
 
 def test_a_save_that_its_engine_never_ends_is_given_up() -> None:
-    rig, actor = stocked()
+    rig, actor = with_pages()
     take = begin(rig)
     rig.wait(SAVE_NS)
     assert take.batch and actor.orders.open

@@ -120,7 +120,7 @@ def test_the_death_of_a_core_child_takes_nobody_down() -> None:
     assert group.report().processes[0].state == "up"
 
 
-def test_a_roll_names_the_dead_too() -> None:
+def test_members_names_the_dead_too() -> None:
     group = Group()
     dead = group.serve()
     group.settle()

@@ -136,10 +136,10 @@ def test_a_victim_that_is_not_in_the_log_is_written_first_if_another_can_go() ->
     waiting = next(iter(actor.leasing.leases.held(FLUSHER_6)))
     flushed(rig, replace(first, number=waiting.number, keys=KEYS[4:8]), 4)
     sent = rig.ask(ALLOC, Pressure(PAGE, 1, False))
-    rescued = said(sent, Flush)
+    written = said(sent, Flush)
     assert said(sent, Freed).pages == (1,), "the next one, which is in the log"
-    assert rescued.keys == (KEYS[3], KEYS[2])
-    flushed(rig, rescued)
+    assert written.keys == (KEYS[3], KEYS[2])
+    flushed(rig, written)
     assert press(rig, 2) == (3, 2)
     assert rig.count("ssd_blocks_dropped") == 0
 
@@ -166,7 +166,7 @@ def test_the_share_of_the_log_while_somebody_loads_is_larger_while_blocks_are_lo
     assert said(flushed(rig, flush), Flush).share_percent == GENTLE
 
 
-def test_a_victim_that_nothing_can_replace_is_not_rescued() -> None:
+def test_a_victim_that_nothing_can_replace_is_not_written_first() -> None:
     rig, _ = index()
     flush = said(saving(rig, KEYS[:2]), Flush)
     flushed(rig, flush, 0)
@@ -265,7 +265,7 @@ def test_nothing_is_flushed_before_the_flusher_has_stated() -> None:
     assert press(rig, 9) == ()
 
 
-def test_a_lease_that_was_not_restated_is_unheld() -> None:
+def test_a_lease_that_was_not_restated_is_lost() -> None:
     rig, _ = index(members=(FLUSHER_6,))
     save(rig, KEYS[:1])
     assert said(
