@@ -99,7 +99,7 @@ def test_the_front_desk_is_timed_too() -> None:
 
 
 def test_dropped_blocks_are_counted_by_reason() -> None:
-    rig, _ = test_saves.stocked()
+    rig, _ = test_saves.with_pages()
     take = test_saves.begin(rig, 1, KEYS[:3])
     rig.tell(CLIENT_7, Drop(1))
     assert dropped(rig) == {"dropped": 3}
@@ -145,7 +145,7 @@ def test_a_block_of_several_ranks_is_dropped_once() -> None:
 
 
 def test_a_save_that_ends_well_drops_nothing() -> None:
-    rig, _ = test_saves.stocked()
+    rig, _ = test_saves.with_pages()
     take = test_saves.begin(rig)
     rig.wait(30 * MS)
     rig.answer(test_saves.fill(rig, take), Sealed(Status.OK, (0, 1, 2)))
