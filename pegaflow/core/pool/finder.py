@@ -27,7 +27,7 @@ from .fingerprints import U64, fingerprints
 from .geometry import Geometry, slot_size
 from .hazards import Hazards, Pages, Rows
 from .ledger import LEAVING, MAX_KEY, RECORD_BYTES, SEALED, Ledger, sums_of, tags_of
-from .scan import ROW
+from .records import ROW
 from .table import TableReader
 
 Mask = npt.NDArray[np.bool_]

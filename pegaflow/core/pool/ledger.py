@@ -63,10 +63,9 @@ MAX_BOOT_ID: Bytes = 36
 """Bytes of a boot id: Linux's is a UUID in text."""
 
 VOID: Constant = 0
-SEALED: Constant = (
-    0x5EA1_ED01 << 32
-)  # no byte of it is 0, so no part of the word over a void passes for it
-LEAVING: Constant = 0x1EA7_E502 << 32  # no byte of it is 0 or that of SEALED
+# No byte of these is 0, so no part of such a word over a void passes for it.
+SEALED: Constant = 0x5EA1_ED01 << 32
+LEAVING: Constant = 0x1EA7_E502 << 32  # and no byte is that of SEALED
 QUARANTINED: Constant = 0xBAD0_0BAD << 32  # whatever the other half is
 _SUM = (1 << 32) - 1  # of a state word: the body's checksum
 _TAG = _SUM << 32

@@ -11,22 +11,31 @@ import numpy.typing as npt
 
 from pegaflow.wire.identities import Key, Namespace, Stamp
 
-from .ledger import FACTORS, NAMESPACE_BYTES
+from .ledger import FACTORS, NAMESPACE_BYTES, RECORD_BYTES
 
 U64 = npt.NDArray[np.uint64]
 
-BODY = np.dtype(
-    {
-        "names": [
-            *("stamp", "seal", "shard", "shards", "length", "namespace", "key_length", "key"),
-            *("has_checksum", "checksum", "depth"),
-        ],
-        "formats": ["u8", "u8", "u2", "u2", "u4", "S16", "u1", "S64", "u1", "u8", "u4"],
-        "offsets": [0, 8, 16, 18, 20, 24, 40, 41, 105, 106, 114],
-        "itemsize": 8 * len(FACTORS),
-    }
-)
-"""A record without its state word, field by field, where ledger.py puts them."""
+
+def _fields(at: int, size: int) -> np.dtype[np.void]:
+    """A record field by field, from this byte on, where ledger.py puts them."""
+    return np.dtype(
+        {
+            "names": [
+                *("stamp", "seal", "shard", "shards", "payload_bytes", "namespace", "key_length"),
+                *("key", "has_checksum", "checksum", "depth"),
+            ],
+            "formats": ["u8", "u8", "u2", "u2", "u4", "S16", "u1", "S64", "u1", "u8", "u4"],
+            "offsets": [at + n for n in (0, 8, 16, 18, 20, 24, 40, 41, 105, 106, 114)],
+            "itemsize": size,
+        }
+    )
+
+
+BODY = _fields(0, 8 * len(FACTORS))
+"""A record without its state word."""
+
+ROW = _fields(8, RECORD_BYTES)
+"""A record."""
 
 
 def bodies_of(
@@ -60,7 +69,7 @@ def bodies_of(
     rows["stamp"] = np.array(stamps, np.uint64)
     rows["seal"] = np.repeat(np.array(seals, np.uint64), shards)
     rows["shard"] = np.tile(np.arange(shards, dtype=np.uint16), len(keys))
-    rows["shards"], rows["length"], rows["namespace"] = shards, payload_bytes, namespace
+    rows["shards"], rows["payload_bytes"], rows["namespace"] = shards, payload_bytes, namespace
     rows["key_length"] = len(keys[0])
     rows["key"] = np.repeat(np.array(keys, "S64"), shards)
     rows["checksum"] = sums = np.array(checksums, np.uint64)

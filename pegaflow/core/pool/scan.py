@@ -16,22 +16,10 @@ from pegaflow.wire.layout import PAGE_ALIGN
 from .fingerprints import hashes_of
 from .geometry import MIN_PAGE, Geometry
 from .ledger import LEAVING, MAX_KEY, QUARANTINED, RECORD_BYTES, SEALED, VOID, Ledger, tags_of
+from .records import ROW
 
 U64 = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
-
-ROW = np.dtype(
-    {
-        "names": [
-            *("seal", "shard", "shards", "payload_bytes", "namespace", "key_length", "key"),
-            *("has_checksum", "checksum", "depth"),
-        ],
-        "formats": ["u8", "u2", "u2", "u4", "V16", "u1", "V64", "u1", "u8", "u4"],
-        "offsets": [16, 24, 26, 28, 32, 48, 49, 113, 114, 122],
-        "itemsize": RECORD_BYTES,
-    }
-)
-"""The fields of a record that are looked at in many at once, where ledger.py puts them."""
 
 
 @dataclass(frozen=True, slots=True)
