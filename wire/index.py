@@ -227,11 +227,10 @@ class Pinned(Message):
 
 @message(73)
 class HazardFile(Message):
-    """My hazards are in this file, which has room for so many."""
+    """My hazards are in this file, which says how many there may be."""
 
     path: str
     file: U64s  # its device and inode
-    rows: int
 
 
 @message(74)

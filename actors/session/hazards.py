@@ -160,7 +160,7 @@ class HazardBook(Part):
                 self._asked = NOBODY
             return self._heard(index, answer)
 
-        ask = HazardFile(opened.path, opened.file, opened.hazards.most)
+        ask = HazardFile(opened.path, opened.file)
         return [Ask(index, ask, now + NOTED_NS, heard)]
 
     def _heard(self, index: Address, answer: Message) -> list[Effect]:

@@ -69,7 +69,7 @@ class IndexCage(Cage):
             ),
             index_words.Release(LeaseId(1)),
             index_words.LeasesHeld(LeaseId(1), as_leases(1), ClaimId(1), as_claims(1)),
-            index_words.HazardFile("hazards", (1, 1), 64),
+            index_words.HazardFile("hazards", (1, 1)),
             index_words.Touched(as_pages(0, 1)),
         ):
             self.generator.learn(msg, sound=True)

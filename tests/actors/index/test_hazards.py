@@ -29,8 +29,8 @@ from tests.naming import as_pages, as_stamps
 
 from .test_index import KEYS, NS, RECORDS, ROOT, claim, find, index_in, press, save
 
-FIRST = HazardFile("4.hazards", (1, 4), 64)
-SECOND = HazardFile("5.hazards", (1, 5), 64)
+FIRST = HazardFile("4.hazards", (1, 4))
+SECOND = HazardFile("5.hazards", (1, 5))
 SESSION_9 = Address(SESSION, Incarnation(9))
 OK = HazardsNoted(Status.OK)
 NOBODY_HOLDS = LeasesHeld(NO_LEASE, (), NO_CLAIM, ())

@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> SharedFile:
 
 
 def announced(file: SharedFile) -> HazardFile:
-    return HazardFile(file.path, file.id, ROWS)
+    return HazardFile(file.path, file.id)
 
 
 def test_hazards_are_seen_as_they_are_written(file: SharedFile) -> None:
@@ -57,9 +57,9 @@ def test_what_is_no_such_file_is_refused(file: SharedFile, tmp_path: Path) -> No
     other = SharedFile.create(file.path, file.length)
     Hazards(other.map)
     assert memory.open_hazards(told) == f"{file.path} is another file by now"
-    assert memory.open_hazards(HazardFile("a\0b", file.id, ROWS)) == "its path is none"
+    assert memory.open_hazards(HazardFile("a\0b", file.id)) == "its path is none"
     os.symlink(file.path, tmp_path / "link")
-    assert "link" in str(memory.open_hazards(HazardFile(str(tmp_path / "link"), file.id, ROWS)))
+    assert "link" in str(memory.open_hazards(HazardFile(str(tmp_path / "link"), file.id)))
 
 
 def test_a_file_with_holes_is_not_touched(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_what_a_hazard_has_kept_is_still_seen() -> None:
     rig, _, memory = index()
     save(rig, KEYS[:2])
     hazards = memory.hazards("4.hazards")
-    file = HazardFile("4.hazards", (1, 4), 64)
+    file = HazardFile("4.hazards", (1, 4))
     assert said(rig.ask(SESSION_4, file), HazardsNoted).status is Status.OK
     publish(hazards, memory.ledger, 1)
     assert press(rig, 2) == (0,)
@@ -285,7 +285,7 @@ def test_nothing_more_is_begun_while_too_much_is_pinned() -> None:
     rig.wait(0)
     save(rig, KEYS)
     hazards = memory.hazards("5.hazards")
-    file = HazardFile("5.hazards", (1, 5), 64)
+    file = HazardFile("5.hazards", (1, 5))
     assert said(rig.ask(SESSION_5, file), HazardsNoted).status is Status.OK
     most = int(POOL * PINNED_SHARE) // PAGE
     rows = publish(hazards, memory.ledger, *range(most - 1))
@@ -316,7 +316,7 @@ def test_hazards_that_have_ended_cut_no_lease(end: str) -> None:
     rig.wait(0)
     save(rig, KEYS)
     hazards = memory.hazards("5.hazards")
-    file = HazardFile("5.hazards", (1, 5), 64)
+    file = HazardFile("5.hazards", (1, 5))
     assert said(rig.ask(SESSION_5, file), HazardsNoted).status is Status.OK
     most = int(POOL * PINNED_SHARE) // PAGE
     rows = publish(hazards, memory.ledger, *range(most))
