@@ -8,7 +8,7 @@
     leases.py        what stays in place for the engine's requests
     lookup.py        what the engine finds
     loads.py         what it gets
-    orders.py        what it saves: orders, shares, claims
+    orders.py        what it saves: orders, each rank's save, claims
     reservation.py   pages of the allocator, to save into
     publish.py       blocks in place, to the index
     batches.py       how blocks get there

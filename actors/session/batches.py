@@ -1,4 +1,4 @@
-"""How the blocks of a share move into the pool: in batches, through slots or straight into pages.
+"""How the blocks of a rank's save move into the pool: in batches, by slots or straight into pages.
 
     staged       CopyBatch ──→ handed out ── Keep ──→ kept ── pages ──→ filling ──→ in place
     process_vm   pages ──→ reading ── BatchCopied ──→ read ── Keep ──→ in place
@@ -25,7 +25,7 @@ from .engine import Engine
 from .orders import Orders, count_dropped
 from .publish import Publishing
 from .ranks import Rank
-from .records import Batch, Order, Share
+from .records import Batch, Order, RankSave
 from .reservation import Reservation
 
 BATCH_BLOCKS: Count = 128
@@ -51,7 +51,7 @@ class Batches(Part):
         self._reservation, self._publishing = reservation, publishing
         self._counts = counts
         self._batch = 0  # newest batch number
-        self._waiting: deque[tuple[Share, int]] = deque()  # batches without pages
+        self._waiting: deque[tuple[RankSave, int]] = deque()  # batches without pages
 
     def check(self) -> None:
         """Pages add up: each used one belongs to one batch or one shard."""
@@ -59,10 +59,10 @@ class Batches(Part):
         used = [p for o in orders for by in o.shards.values() for p, _ in by.values()]
         for order in orders:
             assert not order.seals.whole & order.dead
-            for share in order.shares.values():
-                used += [page for b in share.batches.values() for page, _ in b.pages]
-                here = [by for by in order.shards.values() if share.rank.number in by]
-                assert share.placed == len(here) and not (share.ended and share.batches)
+            for save in order.saves.values():
+                used += [page for b in save.batches.values() for page, _ in b.pages]
+                here = [by for by in order.shards.values() if save.rank.number in by]
+                assert save.placed == len(here) and not (save.ended and save.batches)
         right = sorted(self._reservation.used)
         assert sorted(used) == right, "a page is used twice or by nobody"
         for rank in [*self._engine.ranks.values(), *self._engine.leaving]:
@@ -74,56 +74,56 @@ class Batches(Part):
         assert not self._waiting
         self._batch = 0
 
-    # what shares want
+    # what ranks save
 
-    def begin(self, share: Share, now: int) -> list[Effect]:
-        """Move what the share has to do, by its rank's way."""
-        if share.rank.saves is Way.STAGED:
-            return self._hand_out(share.rank)
-        return self._read(share, now)
+    def begin(self, save: RankSave, now: int) -> list[Effect]:
+        """Move what the save has to do, by its rank's way."""
+        if save.rank.saves is Way.STAGED:
+            return self._hand_out(save.rank)
+        return self._read(save, now)
 
-    def keep(self, share: Share, number: int, now: int) -> list[Effect]:
+    def keep(self, save: RankSave, number: int, now: int) -> list[Effect]:
         """A client has said Keep: the copy of a batch is complete, and the blocks were the keys'
         until its end.
 
         Args:
             number: of the batch; a client may name any, so an unknown one is passed over.
         """
-        batch = share.batches.get(number)
+        batch = save.batches.get(number)
         if batch is None or batch.kept:
             return []
         if not batch.slots and not batch.copied:
             return []  # nobody has told it BatchCopied
         batch.kept = True
         if batch.copied:
-            return self._place(share, number, now)
-        if share.order.dead.issuperset(batch.positions):
-            return self.forget(share, number)
-        self._waiting.append((share, number))
+            return self._place(save, number, now)
+        if save.order.dead.issuperset(batch.positions):
+            return self.forget(save, number)
+        self._waiting.append((save, number))
         return self.feed(now)
 
-    def _read(self, share: Share, now: int) -> list[Effect]:
+    def _read(self, save: RankSave, now: int) -> list[Effect]:
         """Let batches wait for pages; they are read as soon as they have them."""
-        while share.todo:
-            positions = _next(share.todo, BATCH_BLOCKS)
-            self._waiting.append((share, self._new_batch(share, Batch(positions))))
+        while save.todo:
+            positions = _next(save.todo, BATCH_BLOCKS)
+            self._waiting.append((save, self._new_batch(save, Batch(positions))))
         return self.feed(now)
 
-    def _new_batch(self, share: Share, batch: Batch) -> int:
+    def _new_batch(self, save: RankSave, batch: Batch) -> int:
         self._batch += 1
-        share.batches[self._batch] = batch
+        save.batches[self._batch] = batch
         return self._batch
 
     def _hand_out(self, rank: Rank) -> list[Effect]:
         """Hand out the free slots of a rank, oldest save first."""
         effects: list[Effect] = []
-        for share in self._orders.shares.values():
-            while share.rank is rank and share.todo and rank.free_slots:
-                positions = _next(share.todo, min(len(rank.free_slots), BATCH_BLOCKS))
+        for save in self._orders.saves.values():
+            while save.rank is rank and save.todo and rank.free_slots:
+                positions = _next(save.todo, min(len(rank.free_slots), BATCH_BLOCKS))
                 slots = tuple(rank.free_slots.pop() for _ in positions)
-                number = self._new_batch(share, Batch(positions, slots))
-                batch = CopyBatch(share.msg.save, number, positions, slots)
-                effects.append(Send(share.sender.address, batch))
+                number = self._new_batch(save, Batch(positions, slots))
+                batch = CopyBatch(save.msg.save, number, positions, slots)
+                effects.append(Send(save.sender.address, batch))
         return effects
 
     # pages
@@ -138,26 +138,26 @@ class Batches(Part):
         Returns:
             Pages that all want who may have some now, and that the first of them wants.
         """
-        sizes = [len(share.batches[number].positions) for share, number in self._waiting]
+        sizes = [len(save.batches[number].positions) for save, number in self._waiting]
         if not sizes or self._reservation.is_full(sizes[0]):
             return 0, 0
         return sum(sizes), sizes[0]
 
-    def waiting_of(self, share: Share) -> list[int]:
+    def waiting_of(self, save: RankSave) -> list[int]:
         """Positions of its batches that have no pages yet."""
-        return [p for s, n in self._waiting if s is share for p in s.batches[n].positions]
+        return [p for s, n in self._waiting if s is save for p in s.batches[n].positions]
 
     def feed(self, now: int) -> list[Effect]:
         """Give pages to waiting batches, in the order in which they came."""
         effects: list[Effect] = []
         while self._waiting:
-            share, number = self._waiting[0]
-            batch = share.batches[number]
+            save, number = self._waiting[0]
+            batch = save.batches[number]
             batch.pages = self._reservation.take(len(batch.positions))
             if not batch.pages:
                 break
             self._waiting.popleft()
-            effects += self._fill(share, number, now)
+            effects += self._fill(save, number, now)
         return effects + self._reservation.refill(now)
 
     def no_space(self, status: Status, now: int) -> list[Effect]:
@@ -168,15 +168,15 @@ class Batches(Part):
         Args:
             status: what the Saved of those saves says.
         """
-        lost: dict[int, tuple[Share, list[int]]] = {}
-        for share, number in self._waiting:
-            positions = lost.setdefault(id(share), (share, list(share.todo)))[1]
-            positions += share.batches[number].positions
-        return [e for share, ps in lost.values() for e in self.kill(share.order, ps, status)]
+        lost: dict[int, tuple[RankSave, list[int]]] = {}
+        for save, number in self._waiting:
+            positions = lost.setdefault(id(save), (save, list(save.todo)))[1]
+            positions += save.batches[number].positions
+        return [e for save, ps in lost.values() for e in self.kill(save.order, ps, status)]
 
-    def _fill(self, share: Share, number: int, now: int) -> list[Effect]:
+    def _fill(self, save: RankSave, number: int, now: int) -> list[Effect]:
         """Copy a batch into its pages."""
-        batch, rank, space = share.batches[number], share.rank, self._engine.space
+        batch, rank, space = save.batches[number], save.rank, self._engine.space
         assert space is not None
         offsets = space.offsets(page for page, _ in batch.pages)
         job: Job[Done]
@@ -185,7 +185,7 @@ class Batches(Part):
                 batch.slots, offsets, space.payload_bytes, space.page_size, mapping=rank.mapping
             )
         else:
-            blocks = tuple(share.msg.blocks[p] for p in batch.positions)
+            blocks = tuple(save.msg.blocks[p] for p in batch.positions)
             job = ReadBlocks(rank.mapping, blocks, offsets, now + READ_NS)
         rank.running += 1
 
@@ -203,29 +203,29 @@ class Batches(Part):
             if isinstance(result, Done):
                 return over(result.status, now)
             pages = (page for page, _ in batch.pages)
-            share.order.sums.update(zip(pages, result.checksums, strict=True))
+            save.order.sums.update(zip(pages, result.checksums, strict=True))
             return over(Status.OK, now)
 
         def over(status: Status, now: int) -> list[Effect]:
             batch.copied = True
-            return self._filled(share, number, status, now)
+            return self._filled(save, number, status, now)
 
         return [Do(job, filled)]
 
-    def _filled(self, share: Share, number: int, status: Status, now: int) -> list[Effect]:
-        batch = share.batches[number]
+    def _filled(self, save: RankSave, number: int, status: Status, now: int) -> list[Effect]:
+        batch = save.batches[number]
         if status is not Status.OK:
-            return self.kill(share.order, batch.positions, status)
+            return self.kill(save.order, batch.positions, status)
         if batch.kept:
-            return self._place(share, number, now)
-        if share.cut or share.order.dead.issuperset(batch.positions):
-            return self.forget(share, number)
-        copied = BatchCopied(share.msg.save, number, batch.positions)
-        return [Send(share.sender.address, copied)]
+            return self._place(save, number, now)
+        if save.cut or save.order.dead.issuperset(batch.positions):
+            return self.forget(save, number)
+        copied = BatchCopied(save.msg.save, number, batch.positions)
+        return [Send(save.sender.address, copied)]
 
-    def _place(self, share: Share, number: int, now: int) -> list[Effect]:
+    def _place(self, save: RankSave, number: int, now: int) -> list[Effect]:
         """A batch is in place; seal what is in place at every rank now."""
-        order, batch = share.order, share.batches.pop(number)
+        order, batch = save.order, save.batches.pop(number)
         whole: list[int] = []
         back: list[PageId] = []
         for position, page in zip(batch.positions, batch.pages, strict=True):
@@ -233,8 +233,8 @@ class Batches(Part):
                 back.append(page[0])
                 continue
             shards = order.shards.setdefault(position, {})
-            shards[share.rank.number] = page
-            share.placed += 1
+            shards[save.rank.number] = page
+            save.placed += 1
             if len(shards) == order.world:
                 whole.append(position)
         effects = self._reservation.give_back(back)
@@ -257,24 +257,24 @@ class Batches(Part):
         back: list[PageId] = []
         for position in lost:
             for rank, (page, _) in order.shards.pop(position, {}).items():
-                order.shares[rank].placed -= 1
+                order.saves[rank].placed -= 1
                 back.append(page)
         effects = self._reservation.give_back(back)
-        for share in order.shares.values():
-            share.todo = deque(p for p in share.todo if p not in order.dead)
-            for number, batch in list(share.batches.items()):
+        for save in order.saves.values():
+            save.todo = deque(p for p in save.todo if p not in order.dead)
+            for number, batch in list(save.batches.items()):
                 waits = not batch.pages and (batch.kept or not batch.slots)  # waiting
                 if (batch.copied or waits) and order.dead.issuperset(batch.positions):
-                    effects += self.forget(share, number)
+                    effects += self.forget(save, number)
         return effects + self._orders.finish(order)
 
-    def forget(self, share: Share, number: int) -> list[Effect]:
+    def forget(self, save: RankSave, number: int) -> list[Effect]:
         """A batch on which neither a job nor the client works is given up."""
-        batch = share.batches.pop(number)
+        batch = save.batches.pop(number)
         self._waiting = deque(entry for entry in self._waiting if entry[1] != number)
-        share.rank.free_slots.extend(batch.slots)
+        save.rank.free_slots.extend(batch.slots)
         effects = self._reservation.give_back(page for page, _ in batch.pages)
-        return effects + self._hand_out(share.rank) + self._orders.finish(share.order)
+        return effects + self._hand_out(save.rank) + self._orders.finish(save.order)
 
 
 def _next(todo: deque[int], count: int) -> tuple[int, ...]:

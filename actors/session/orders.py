@@ -1,6 +1,6 @@
-"""The open orders of a session, their shares, and the claims under which they are saved.
+"""The open orders of a session, the saves of their ranks, and the claims they are saved under.
 
-An order ends with its last share, and is remembered, so that a rank that comes too late does not
+An order ends with its last save, and is remembered, so that a rank that comes too late does not
 start it anew.  The engine's word that it stands by an order (Commit) may come before the order: it
 is remembered too.
 """
@@ -20,13 +20,13 @@ from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX, Address
 
 from .ranks import Rank
-from .records import Order, Share
+from .records import Order, RankSave
 
 SAVES_MAX: Count = 4096
 """Open saves of one session: an engine step has at most one per running request and rank."""
 
 KEYS_MAX: Count = 1 << 20
-"""Keys of all open shares: more blocks than an engine has, and some 100 MB of our memory."""
+"""Keys of all open saves: more blocks than an engine has, and some 100 MB of our memory."""
 
 ENDED_MAX: Count = 4096
 """Orders remembered as ended: a rank is never so many steps behind."""
@@ -41,61 +41,61 @@ class Orders(Part):
     def __init__(self, member: Member) -> None:
         self._member = member
         self.open: dict[Hashable, Order] = {}  # by name
-        self.shares: dict[tuple[Address, int], Share] = {}  # open, by client and its number
+        self.saves: dict[tuple[Address, int], RankSave] = {}  # open, by client and its number
         self.claims: Holdings[ClaimId, Order] = Holdings(ClaimId)  # by the index's number
-        self._keys = 0  # of all open shares together
+        self._keys = 0  # of all open saves together
         self._ended: OrderedDict[Hashable, None] = OrderedDict()  # names of ended orders
         self._early: OrderedDict[int, None] = OrderedDict()  # committed, and not begun yet
 
     def gauges(self) -> dict[str, int]:
         """How much is being saved."""
-        return {"session_saves_open": len(self.shares)}
+        return {"session_saves_open": len(self.saves)}
 
     def check(self) -> None:
         """Keys add up; what is claimed is open."""
-        assert self._keys == sum(len(share.msg.keys) for share in self.shares.values())
+        assert self._keys == sum(len(save.msg.keys) for save in self.saves.values())
         claimed = sorted(order.claim for order in self.open.values() if order.claim)
         assert claimed == sorted(self.claims.numbers()), "a claim of no open order"
 
     def start_anew(self) -> None:
         """The engine has other blocks now: its orders have nothing to do with those before."""
-        assert not self.open and not self.shares
+        assert not self.open and not self.saves
         self._ended.clear()
         self._early.clear()
 
     def used_slots(self, rank: Rank) -> list[int]:
         """Slots of a rank's bounce file that are in use."""
-        mine = [s for s in self.shares.values() if s.rank is rank]
+        mine = [s for s in self.saves.values() if s.rank is rank]
         return [slot for s in mine for b in s.batches.values() for slot in b.slots]
 
     def is_full(self, keys: int, opens: bool) -> bool:
-        """Whether a share of so many keys, which may open an order, is one too many."""
-        full = len(self.shares) >= SAVES_MAX or self._keys + keys > KEYS_MAX
+        """Whether a save of so many keys, which may open an order, is one too many."""
+        full = len(self.saves) >= SAVES_MAX or self._keys + keys > KEYS_MAX
         return full or (opens and len(self.open) >= SAVES_MAX)
 
-    def add(self, order: Order, share: Share) -> None:
+    def add(self, order: Order, save: RankSave) -> None:
         """A rank's part in an order, which may be new."""
         self.open[order.name] = order
-        self.shares[share.sender.address, share.msg.save] = share
-        order.shares[share.rank.number] = share
-        self._keys += len(share.msg.keys)
+        self.saves[save.sender.address, save.msg.save] = save
+        order.saves[save.rank.number] = save
+        self._keys += len(save.msg.keys)
 
     def finish(self, order: Order) -> list[Effect]:
-        """Say Saved to every share of which nothing is open; end the order with its last one."""
+        """Answer every save of which nothing is open; end the order with its last one."""
         if order.claim is None or self.open.get(order.name) is not order:
             return []
         effects: list[Effect] = []
-        for share in order.shares.values():
-            if not (share.ended or share.todo or share.batches or share.placed):
-                share.ended = True
+        for save in order.saves.values():
+            if not (save.ended or save.todo or save.batches or save.placed):
+                save.ended = True
                 self._keys -= len(order.keys)
-                del self.shares[share.sender.address, share.msg.save]
-                saved = Saved(order.status, share.saved, order.known)
-                effects.append(Reply(share.sender, saved))
-        awaited = len(order.shares) < order.world and order.name not in self._ended
-        if not awaited and all(share.ended for share in order.shares.values()):
+                del self.saves[save.sender.address, save.msg.save]
+                saved = Saved(order.status, save.saved, order.known)
+                effects.append(Reply(save.sender, saved))
+        awaited = len(order.saves) < order.world and order.name not in self._ended
+        if not awaited and all(save.ended for save in order.saves.values()):
             del self.open[order.name]
-            order.shares = {}  # they know their order: no cycle is left to a collector
+            order.saves = {}  # they know their order: no cycle is left to a collector
             self.remember(order.name)
             if self.claims.end(order.claim):
                 effects += self._member.tell(INDEX, EndClaim(order.claim))

@@ -112,9 +112,9 @@ class Publishing(Part):
         pages: list[PageId] = []
         for at, position in enumerate(whole):
             pages += [page for page, _ in order.shards.pop(position).values()]
-            for share in order.shares.values():
-                share.placed -= 1
-                share.saved += at in accepted
+            for save in order.saves.values():
+                save.placed -= 1
+                save.saved += at in accepted
         count_dropped(self._counts, Status.STALE_CLAIM, len(whole) - len(accepted))
         if len(accepted) < len(whole) and order.status is Status.OK:
             order.status = Status.STALE_CLAIM

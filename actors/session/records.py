@@ -1,4 +1,4 @@
-"""The records of a save: an order, each rank's share in it, and the batches that it moves."""
+"""The records of a save: the order, what each rank saves of it, and the batches that this makes."""
 
 from collections import deque
 from collections.abc import Hashable
@@ -18,7 +18,7 @@ Pages = tuple[tuple[PageId, Stamp], ...]
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Some blocks of a share that move together."""
+    """Some blocks of a rank's save that move together."""
 
     positions: tuple[int, ...]  # in the save's keys
     slots: tuple[int, ...] = ()  # staged: of the bounce file, one per position, until filled
@@ -43,13 +43,13 @@ class Order:
     name: Hashable
     keys: Keys
     parent: Key
-    born: int
-    world: int  # ranks, so shares
+    born_ns: int
+    world: int  # ranks, each with one RankSave
     committed: bool = True  # the engine stands by it: what is whole may be sealed
     claim: ClaimId | None = None  # None: the index has not answered yet
     new: tuple[int, ...] = ()  # positions that are ours to save
     known: int = 0  # blocks that are saved already, or by somebody else
-    shares: dict[int, "Share"] = field(default_factory=dict)  # by rank; none once all have ended
+    saves: dict[int, "RankSave"] = field(default_factory=dict)  # by rank; none once all have ended
     shards: dict[int, dict[int, tuple[PageId, Stamp]]] = field(default_factory=dict)
     """By position, then by rank."""
     seals: Seals = field(default_factory=Seals)
@@ -63,7 +63,7 @@ class Order:
 
 
 @dataclass(slots=True, eq=False)
-class Share:
+class RankSave:
     """One rank's part in an order."""
 
     order: Order

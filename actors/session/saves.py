@@ -3,7 +3,7 @@
     claimed ──→ in batches into the pool (batches.py) ──→ in place at every rank ──→ published
             ── Drop ──→ what has no Keep is given up, and nothing of it is published
 
-An *order* is what the ranks save together; a *share* is one rank's part in it.  The first share
+An *order* is what the ranks save together; a *save* is one rank's part in it.  The first save
 asks the index which keys are new, and the others join its claim.  Without an index a save is
 refused.
 
@@ -40,7 +40,7 @@ from .engine import Engine
 from .orders import Orders, count_dropped
 from .publish import INDEX_NS
 from .ranks import Rank
-from .records import Order, Share
+from .records import Order, RankSave
 from .space import Space
 
 SAVE_NS: Nanoseconds = 120_000 * MS
@@ -80,7 +80,7 @@ class Saves(Part):
         effects: list[Effect] = []
         for order in list(self._orders.open.values()):
             patience = SAVE_NS if order.world == 1 and order.committed else ORDER_NS
-            if now - order.born > patience:
+            if now - order.born_ns > patience:
                 effects += self._end(order, Status.EXPIRED)
         return effects + self._batches.feed(now)
 
@@ -97,12 +97,12 @@ class Saves(Part):
         """The rank's client goes: as if it had dropped all its saves, and what it has kept but no
         page was found for yet goes with its bounce file.  What is not in place at every other rank
         will never be published."""
-        shares = self._orders.shares.items()
-        mine = [share for (client, _), share in shares if client == rank.client]
-        effects = [e for share in mine for e in self._cut(share)]
-        for share in mine:
-            waiting = self._batches.waiting_of(share)
-            effects += self._kill(share.order, waiting) if waiting else []
+        saves = self._orders.saves.items()
+        mine = [save for (client, _), save in saves if client == rank.client]
+        effects = [e for save in mine for e in self._cut(save)]
+        for save in mine:
+            waiting = self._batches.waiting_of(save)
+            effects += self._kill(save.order, waiting) if waiting else []
         for order in list(self._orders.open.values()):
             if order.world > 1:
                 effects += self._end(order, Status.DROPPED)
@@ -123,13 +123,13 @@ class Saves(Part):
     def _begin(
         self, space: Space, rank: Rank, sender: Sender, msg: Save, *, now: int
     ) -> list[Effect]:
-        """A rank's save: a new order, or its share in one."""
+        """A rank's save: of a new order, or of one that is open."""
         key, world = (sender.address, msg.save), space.world
         name: Hashable = msg.order if world > 1 or msg.commits else key
         if self._orders.is_over(name):
             return self._refuse(rank, sender, msg, Status.DROPPED)
         order = self._orders.open.get(name)
-        if not _sound(order, world, rank, msg) or key in self._orders.shares:
+        if not _sound(order, world, rank, msg) or key in self._orders.saves:
             return self._refuse(rank, sender, msg, Status.BAD_REQUEST)
         if self._orders.is_full(len(msg.keys), order is None):
             return self._refuse(rank, sender, msg, Status.BUSY)
@@ -140,14 +140,14 @@ class Saves(Part):
                 name=name,
                 keys=msg.keys,
                 parent=msg.parent,
-                born=now,
+                born_ns=now,
                 world=world,
                 committed=not msg.commits or early,
             )
-        share = Share(order, rank, sender, msg)
-        self._orders.add(order, share)
+        save = RankSave(order, rank, sender, msg)
+        self._orders.add(order, save)
         if joins:
-            return self._start(order, [share], now) if order.claim is not None else []
+            return self._start(order, [save], now) if order.claim is not None else []
         index, new = self._member.peer(INDEX), order
         if index == NOBODY:
             return self._claimed(new, NoAnswer(Status.PEER_GONE), now)
@@ -173,31 +173,31 @@ class Saves(Part):
         order.known = len(order.keys) - len(order.new)
         if self._orders.is_over(order.name):
             return self._kill(order, order.new)
-        return self._start(order, list(order.shares.values()), now)
+        return self._start(order, list(order.saves.values()), now)
 
-    def _start(self, order: Order, shares: list[Share], now: int) -> list[Effect]:
-        """Begin shares, once it is known what is new; no share may end before all have their part
+    def _start(self, order: Order, saves: list[RankSave], now: int) -> list[Effect]:
+        """Begin saves, once it is known what is new; none may end before all have their part
         of it to do."""
-        for share in shares:
-            share.todo.extend(p for p in order.new if p not in order.dead)
+        for save in saves:
+            save.todo.extend(p for p in order.new if p not in order.dead)
         effects: list[Effect] = []
-        for share in shares:
-            if share.cut:
+        for save in saves:
+            if save.cut:
                 effects += self._kill(order, order.new)
             else:
-                effects += self._batches.begin(share, now)
+                effects += self._batches.begin(save, now)
         return effects + self._orders.finish(order)
 
     # what becomes of it
 
     def _on_keep(self, sender: Sender, msg: Keep, now: int) -> list[Effect]:
-        share = self._orders.shares.get((sender.address, msg.save))
-        return self._batches.keep(share, msg.batch, now) if share else []
+        save = self._orders.saves.get((sender.address, msg.save))
+        return self._batches.keep(save, msg.batch, now) if save else []
 
     def _on_drop(self, sender: Sender, msg: Drop, now: int) -> list[Effect]:
         """The engine takes its blocks back: whatever has no Keep is not saved."""
-        share = self._orders.shares.get((sender.address, msg.save))
-        return self._cut(share) if share else []
+        save = self._orders.saves.get((sender.address, msg.save))
+        return self._cut(save) if save else []
 
     def _on_skip(self, sender: Sender, msg: Skip, now: int) -> list[Effect]:
         """A rank will not save this order, or the engine does not stand by it."""
@@ -207,17 +207,17 @@ class Saves(Part):
         order = self._orders.open.get(msg.order)
         return self._kill(order, order.new) if order else []
 
-    def _cut(self, share: Share) -> list[Effect]:
+    def _cut(self, save: RankSave) -> list[Effect]:
         """Give up what has no Keep, by the client's word that it copies nothing of it any more."""
-        share.cut = True
-        if share.order.claim is None:
+        save.cut = True
+        if save.order.claim is None:
             return []
-        open_ = [(n, b) for n, b in share.batches.items() if not b.kept]
-        lost = [*share.todo, *(p for _, batch in open_ for p in batch.positions)]
-        effects = self._kill(share.order, lost)
+        open_ = [(n, b) for n, b in save.batches.items() if not b.kept]
+        lost = [*save.todo, *(p for _, batch in open_ for p in batch.positions)]
+        effects = self._kill(save.order, lost)
         for number, batch in open_:
-            if batch.slots and number in share.batches:
-                effects += self._batches.forget(share, number)
+            if batch.slots and number in save.batches:
+                effects += self._batches.forget(save, number)
         return effects
 
     def _end(self, order: Order, why: Status) -> list[Effect]:
@@ -239,4 +239,4 @@ def _sound(order: Order | None, world: int, rank: Rank, msg: Save) -> bool:
     if order is None:
         return True
     same = (order.keys, order.parent) == (msg.keys, msg.parent)
-    return same and rank.number not in order.shares
+    return same and rank.number not in order.saves

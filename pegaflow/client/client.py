@@ -197,7 +197,7 @@ class Client(Shell):
     def start_load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float
     ) -> int:
-        """Write blocks of a lease into the engine's memory; consumes this rank's share of it.
+        """Write blocks of a lease into the engine's memory; consumes this rank's part of it.
 
         Args:
             lease: of a LookupDone of any client of this engine.

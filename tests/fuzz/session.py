@@ -215,6 +215,6 @@ class SessionCage(Cage):
             "watched": len(actor.engine.watched),
             "leases": len(actor.leases.items()),
             "copies": len(actor.loads.copies),
-            "saves": len(actor.orders.shares),
+            "saves": len(actor.orders.saves),
             "pages": len(actor.reservation.free) + len(actor.reservation.used),
         }

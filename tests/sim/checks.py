@@ -320,7 +320,7 @@ class Checks:
     def _at_rest(self, session: Session) -> None:
         assert not session.loads.copies, f"{session.address} waits for the end of a copy for ever"
         orders, engine = session.orders, session.engine
-        books = (session.leases.items(), engine.leaving, orders.open, orders.shares)
+        books = (session.leases.items(), engine.leaving, orders.open, orders.saves)
         assert not any(books), f"{session.address} still has {books}"
         for rank in engine.ranks.values():
             assert len(rank.free_slots) == rank.slots, "a slot is lost"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pegaflow.actors.session.leases import Lease
-from pegaflow.actors.session.records import Batch, Order, Share
+from pegaflow.actors.session.records import Batch, Order, RankSave
 from pegaflow.wire.identities import NO_CLAIM, NO_KEY
 from pegaflow.wire.index import Claim, Claimed, Sealed
 from pegaflow.wire.session import Copied, Drop, Save
@@ -38,12 +38,12 @@ def test_a_save_leaves_nothing() -> None:
     rig, actor = with_pages()
     rig.answer(fill(rig, begin(rig, 1)), Sealed(Status.OK, (0, 1, 2)))
     begin(rig, 2)
-    assert alive(Order) and alive(Share) and alive(Batch)
+    assert alive(Order) and alive(RankSave) and alive(Batch)
     rig.tell(CLIENT_7, Drop(2))
     claim = one(rig.ask(CLIENT_7, Save(3, 0, KEYS[:3], NO_KEY)), Claim, IDX)
     rig.answer(claim, Claimed(NO_CLAIM, ()))
     del claim
-    assert idle(actor) and alive(Order, Share, Batch) == []
+    assert idle(actor) and alive(Order, RankSave, Batch) == []
 
 
 def test_a_load_leaves_nothing() -> None:

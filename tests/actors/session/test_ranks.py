@@ -95,7 +95,7 @@ def begin(rig: Rig, rank: int, order: int = 1, keys: tuple[Key, ...] = KEYS[:3])
 
 def idle(actor: Session) -> bool:
     orders = actor.orders
-    return not orders.open and not orders.shares and not actor.reservation.used
+    return not orders.open and not orders.saves and not actor.reservation.used
 
 
 # process_vm: attach
