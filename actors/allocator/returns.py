@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
-from pegaflow.core.grants import Grants
+from pegaflow.core.grants import Grants, omitted
 from pegaflow.wire.allocator import Fence, Freed, PagesHeld, Reserved, Return
 from pegaflow.wire.control import Fenced
 from pegaflow.wire.identities import GrantId, PageId
@@ -94,7 +94,6 @@ class Returns(Part):
         holder, slab = sender.address, self._pages.slab
         if slab is None:
             return self._adoption.state(holder, msg, now)
-        named = set(msg.pages)
         held = slab.held_by(holder)
         again: list[Effect] = []
         for number, grant in self._grants.statement(holder, msg.upto, ()).resend:
@@ -102,8 +101,8 @@ class Returns(Part):
                 self._grants.end(holder, number)  # a page that came back was heard of too
             else:
                 again.append(Send(holder, grant))
-        omitted = tuple(p for p, n in held.items() if n <= msg.upto and p not in named)
-        return again + self._reclaim.from_holder(holder, omitted, self._reservations.serve)
+        gone = tuple(omitted(held, msg.upto, msg.pages))
+        return again + self._reclaim.from_holder(holder, gone, self._reservations.serve)
 
     def _on_fenced(self, sender: Sender, msg: Fenced, now: int) -> list[Effect]:
         dead, slab = msg.address, self._pages.slab

@@ -60,8 +60,11 @@ class Pages(Part):
         return []
 
     def too_late(self, msg: Message, now: int) -> list[Effect]:
-        """Pages that nobody waits for go back."""
-        return self._return_unless_known(msg) if isinstance(msg, Reserved) else []
+        """Pages that nobody waits for go back, once."""
+        if not isinstance(msg, Reserved) or msg.status is not Status.OK:
+            return []
+        again = not self._grants.hear(msg.number)
+        return [] if again else self._member.tell(ALLOCATOR, Return(msg.pages))
 
     @property
     def reachable(self) -> bool:
@@ -108,9 +111,4 @@ class Pages(Part):
         return self._member.tell(ALLOCATOR, Return(grant.pages))
 
     def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
-        return self._return_unless_known(msg)
-
-    def _return_unless_known(self, msg: Reserved) -> list[Effect]:
-        if msg.status is not Status.OK or not self._grants.hear(msg.number):
-            return []
-        return self._member.tell(ALLOCATOR, Return(msg.pages))
+        return self.too_late(msg, now)

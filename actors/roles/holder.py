@@ -14,7 +14,9 @@ held after they have heard of the beat.
 
 A book keeps its grants in `Holdings`, by number.  Pages are named one by one in a statement, and
 not by their grant, so a book of pages keeps them as it likes, and of their grants the newest number
-(`Heard`).
+(`Heard`).  A grant that is sent again is told by its number from one that was lost (`Heard.hear`),
+and is then like one that comes late; what follows is the book's own affair: the flusher has no use
+for pages that nobody waits for, a session fills them, a Flush is written.
 """
 
 from typing import Protocol

@@ -9,14 +9,32 @@ may have been lost, so it is sent again.  Time ends nothing.
 the holders restate what they have (`adopt`), and numbers go on from the newest that each has heard
 of (`go_on_from`), so that no number ever means two things.
 
-`Holdings` is the holder's; `Heard` is that of a holder which keeps what it holds elsewhere.
+`Holdings` is the holder's; `Heard` is that of a holder which keeps what it holds elsewhere: by the
+number it knows whether a grant is new or was sent again.  `omitted` is the rule of a statement by
+itself, for a granter whose holders name pages and not the grants that they came by.
+
+This is a floor below the actors, like the tables of leases and claims (blocks/), which are made of
+it and know no actor either: a book sends nothing.  When a holder speaks of its books is in
+actors/roles/holder.py; the granters share no more than the book.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 N = TypeVar("N", bound=int)
 T = TypeVar("T")
+
+
+def omitted(granted: Mapping[T, N], upto: N, stated: Collection[T]) -> list[T]:
+    """What its holder has given back, and the word was lost.
+
+    Args:
+        granted: what the holder has by our book -> the number under which it was granted.
+        upto: the holder has heard of all grants up to this number.
+        stated: what the holder says that it has.
+    """
+    kept = set(stated)
+    return [one for one, number in granted.items() if number <= upto and one not in kept]
 
 
 class Statement(NamedTuple, Generic[N, T]):
@@ -82,12 +100,12 @@ class Grants(Generic[N, T]):
         Returns:
             What it has given back unheard, which has ended now; and what it may not have got.
         """
-        stated = set(numbers)
-        held = self.held(holder)
-        omitted = [entry for entry in held if entry[0] <= upto and entry[0] not in stated]
-        for number, _ in omitted:
+        held = dict(self.held(holder))
+        ended = omitted({number: number for number in held}, upto, numbers)
+        for number in ended:
             self.end(holder, number)
-        return Statement(omitted, [entry for entry in held if entry[0] > upto])
+        resend = [entry for entry in held.items() if entry[0] > upto]
+        return Statement([(number, held[number]) for number in ended], resend)
 
     def fence(self, holder: Hashable) -> list[tuple[N, T]]:
         """The holder is proven dead: end all it had.  Its name is never heard again."""

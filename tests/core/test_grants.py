@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.core.grants import Grants, Holdings
+from pegaflow.core.grants import Grants, Holdings, omitted
 
 
 def test_a_statement_mends_what_was_lost() -> None:
@@ -14,6 +14,12 @@ def test_a_statement_mends_what_was_lost() -> None:
     assert found == ([(1, "a")], [(3, "c")])
     assert book.held("h") == [(2, "b"), (3, "c")]
     book.check()
+
+
+def test_what_a_statement_omits_was_given_back_up_to_the_number_that_was_heard() -> None:
+    granted = {"a": 1, "b": 1, "c": 2, "d": 3}
+    assert omitted(granted, 2, ["b", "of nobody"]) == ["a", "c"]
+    assert omitted(granted, 0, ()) == []
 
 
 def test_numbers_are_never_used_again_while_the_holder_lives() -> None:
