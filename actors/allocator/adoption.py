@@ -17,7 +17,7 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Stop
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.slab import Plan
+from pegaflow.core.pool.plan import Plan
 from pegaflow.wire.allocator import Freed, PagesHeld, Reserved
 from pegaflow.wire.control import Fenced, Welcome
 from pegaflow.wire.identities import GrantId, PageId

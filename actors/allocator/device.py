@@ -8,7 +8,9 @@ from pegaflow.actors.runtime.loop import Loop
 from pegaflow.actors.runtime.mapped import Mapped
 from pegaflow.actors.runtime.member import Member
 from pegaflow.actors.runtime.workers import Workers
+from pegaflow.core.pool.columns import column, said
 from pegaflow.core.pool.ledger import Ledger
+from pegaflow.core.pool.scan import occupied
 from pegaflow.device.memory import Extents
 from pegaflow.wire.jobs import (
     Done,
@@ -54,12 +56,10 @@ class AllocatorDevice:
         return self._records
 
     def _read(self, job: ReadRecords) -> RecordsRead:
-        void = self._ledger().are_void(job.pages)
-        return RecordsRead(tuple(p for p, v in zip(job.pages, void, strict=True) if not v))
+        pages = column(job.pages)
+        return RecordsRead(said(pages[~self._ledger().void_among(pages)]))
 
     def _scan(self, job: ScanRecords) -> RecordsScanned:
-        from pegaflow.core.pool.scan import occupied  # and numpy: not before the process is up
-
         return RecordsScanned(*occupied(self._ledger(), job.first, job.count))
 
     def _grow(self, job: GrowExtent) -> Done:

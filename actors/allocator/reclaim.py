@@ -8,7 +8,10 @@ the page by then is looked at once more.
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
 from pegaflow.actors.runtime.contract import Do, Effect, Part
+from pegaflow.core.pool.columns import U64, column, said
 from pegaflow.wire.identities import PageId
 from pegaflow.wire.jobs import ReadRecords, RecordsRead
 from pegaflow.wire.values import Address, Numbers
@@ -25,7 +28,9 @@ class Reclaim(Part):
         self._pages = pages
         self._counts = counts
 
-    def from_holder(self, holder: Address, pages: Numbers[PageId], then: Then) -> list[Effect]:
+    def from_holder(
+        self, holder: Address, pages: Numbers[PageId] | U64, then: Then
+    ) -> list[Effect]:
         """A holder has given its word, or is dead: sealed pages are the index's, void ones free.
 
         Args:
@@ -33,26 +38,22 @@ class Reclaim(Part):
             then: what follows once the records are read; not called if there is no page to look at.
         """
         slab = self._pages.slab
-        if slab is None or not pages:
+        if slab is None or not len(pages):
             return []
-        grants = {p: g for p in pages if (g := slab.grant_of(p)) is not None and g[0] == holder}
-        if len(grants) < len(pages):
-            self._counts["pages_not_held"] += len(pages) - len(grants)
+        held = slab.owners.held_of(slab.owners.known(column(pages)), holder)
+        self._count(len(pages) - len(held.pages))
 
         def read(records: RecordsRead, now: int) -> list[Effect]:
-            sealed = set(records.sealed)
-            for page, grant in grants.items():
-                if slab.grant_of(page) != grant:
-                    self._counts["pages_not_held"] += 1
-                elif page in sealed:
-                    slab.leave(page)
-                else:
-                    slab.hand_back(page, holder)
+            mine = held.pages[slab.owners.are_granted(*held, holder)]
+            self._count(len(held.pages) - len(mine))
+            sealed = np.isin(mine, column(records.sealed))
+            slab.leave(mine[sealed], holder)
+            slab.hand_back(mine[~sealed], holder)
             return then(now)
 
-        return [Do(ReadRecords(tuple(grants)), read)] if grants else []
+        return [Do(ReadRecords(said(held.pages)), read)] if len(held.pages) else []
 
-    def from_index(self, pages: Numbers[PageId], then: Then) -> list[Effect]:
+    def from_index(self, pages: Numbers[PageId] | U64, then: Then) -> list[Effect]:
         """The index may have voided pages: those are free.
 
         Args:
@@ -61,12 +62,16 @@ class Reclaim(Part):
         """
         slab = self._pages.slab
         assert slab is not None
+        named = slab.owners.known(column(pages))
 
         def read(records: RecordsRead, now: int) -> list[Effect]:
-            sealed = set(records.sealed)
-            for page in pages:
-                if page not in sealed and slab.is_left(page):
-                    slab.free(page)
+            void = named[~np.isin(named, column(records.sealed))]
+            slab.free(void[slab.owners.are_left(void)])
             return then(now)
 
-        return [Do(ReadRecords(pages), read)] if pages else []
+        return [Do(ReadRecords(said(named)), read)] if len(named) else []
+
+    def _count(self, pages: int) -> None:
+        """So many were named by somebody who did not have them, or not any more."""
+        if pages:
+            self._counts["pages_not_held"] += pages

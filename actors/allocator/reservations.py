@@ -10,11 +10,14 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.grants import Grants
+from pegaflow.core.pool.columns import said
 from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
-from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp, numbered
+from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Constant, Count, Nanoseconds
@@ -132,9 +135,9 @@ class Reservations(Part):
         pages = self._pages.slab.take(waiting.page_size, waiting.count, holder, number)
         if pages is None:
             return None
-        stamps = tuple(numbered(Stamp(self._stamp + 1), len(pages)))
+        stamps = np.arange(len(pages), dtype=np.uint64) + np.uint64(self._stamp + 1)
         self._stamp = Stamp(self._stamp + len(pages))
-        reserved = Reserved(Status.OK, number, tuple(pages), stamps)
+        reserved = Reserved(Status.OK, number, said(pages), said(stamps))
         self._grants.add(holder, number, reserved)
         self._counts["pages_granted"] += len(pages)
         return reserved

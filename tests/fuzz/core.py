@@ -189,7 +189,9 @@ class AllocatorCage(Cage):
             self.newest += 1
             self.senders.append(Address(SESSION, Incarnation(self.newest)))
         elif rng.random() < 0.5:
-            self.sealed |= {p for p in range(RECORDS) if slab.is_granted(PageId(p)) and p % 3 == 0}
+            self.sealed |= {
+                p for p in range(RECORDS) if slab.owners.is_granted(PageId(p)) and p % 3 == 0
+            }
         else:
             self.tell(IDX, Freed(as_pages(*self._evict(8))))
 
@@ -221,9 +223,9 @@ class AllocatorCage(Cage):
     def sizes(self) -> dict[str, int]:
         actor, slab = self.host.actor, self.slab
         assert isinstance(actor, Allocator) and slab is not None
-        assert all(slab.is_granted(PageId(p)) or slab.is_left(PageId(p)) for p in self.sealed), (
-            "sealed and free"
-        )
+        assert all(
+            slab.owners.is_granted(PageId(p)) or slab.owners.is_left(PageId(p)) for p in self.sealed
+        ), "sealed and free"
         return {
             "waiting": actor.reservations.waiting(),
             "unstated": len(actor.grants),

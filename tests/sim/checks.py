@@ -222,7 +222,7 @@ class Checks:
         if slab is None:
             return
         for page in self.sealed:
-            assert slab.is_left(PageId(page)) or slab.is_granted(PageId(page)), (
+            assert slab.owners.is_left(PageId(page)) or slab.owners.is_granted(PageId(page)), (
                 f"page {page}: free but sealed"
             )
         for session in self.sessions().values() if allocated else ():
@@ -232,7 +232,7 @@ class Checks:
         for dead, index in proc.fenced.items() if idle else ():
             if dead not in proc.host._gone or index in proc.host._gone:
                 continue  # what a dead index has said may be lost, and is asked for again
-            assert not slab.held_by(dead), f"pages of {dead}, which is dead"
+            assert not len(slab.owners.held_by(dead).pages), f"pages of {dead}, which is dead"
 
     def _session(self, session: Session) -> None:
         """What it holds is its own; it is there for an opener."""
@@ -244,7 +244,7 @@ class Checks:
         if slab is None:
             return
         for page in (*free, *used):
-            assert slab.holder_of(page) == session.address, (
+            assert slab.owners.holder_of(page) == session.address, (
                 f"page {page} is not {session.address}'s"
             )
         for page in free:
@@ -335,7 +335,10 @@ class Checks:
             for page in range(self._ledger.records)
             if self._ledger.is_quarantined(PageId(page))
         }
-        left, sealed = set(slab.left_pages()), self.sealed.keys() | bad
+        left, sealed = (
+            set(slab.owners.left_from(PageId(0), 1 << 20)[0].tolist()),
+            self.sealed.keys() | bad,
+        )
         assert left == sealed, f"left {sorted(left ^ sealed)} neither sealed nor free"
         flusher = self.flusher()
         for address in self.world.procs:
@@ -344,7 +347,8 @@ class Checks:
             stated = {*pages.free, *pages.used} if pages else set()
             if address.name == FLUSHER and flusher is not None and flusher.address == address:
                 stated = set(flusher.pages.held())
-            assert slab.held_by(address).keys() == stated, f"{address}'s pages are not all stated"
+            held = slab.owners.held_by(address).pages.tolist()
+            assert set(held) == stated, f"{address}'s pages are not all stated"
 
     def _ssd_at_rest(self, index: Index) -> None:
         """Everything that is worth it is in the log, and the log agrees with what is said of it."""

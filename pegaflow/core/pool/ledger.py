@@ -237,8 +237,13 @@ class Ledger:
 
     def are_void(self, pages: Sequence[PageId]) -> list[bool]:
         """Of each page whether it may be used anew: void, or torn."""
-        found: list[bool] = (self._tags(pages) == VOID).tolist()
+        found: list[bool] = self.void_among(pages).tolist()
         return found
+
+    def void_among(self, pages: Sequence[PageId] | U64) -> npt.NDArray[np.bool_]:
+        """The same as an array."""
+        void: npt.NDArray[np.bool_] = self._tags(pages) == VOID
+        return void
 
     def seal(self, pages: Sequence[PageId], records: Sequence[Record]) -> None:
         """Write the bodies, then the state words.
@@ -312,7 +317,7 @@ class Ledger:
             if record is not None:
                 assert record.shard < record.shards and record.key, (page, record)
 
-    def _tags(self, pages: Sequence[PageId]) -> U64:
+    def _tags(self, pages: Sequence[PageId] | U64) -> U64:
         """Of each page SEALED, LEAVING, QUARANTINED, or VOID, also where it is torn."""
         rows = self.rows()[self._checked(pages)]
         return tags_of(rows[:, 0], rows[:, 1:])
@@ -326,7 +331,7 @@ class Ledger:
         assert (words & np.uint64(_TAG) == np.uint64(before)).all(), pages
         self.rows()[at, 0] = words & np.uint64(_SUM) | np.uint64(after)
 
-    def _checked(self, pages: Sequence[PageId]) -> npt.NDArray[np.int64]:
+    def _checked(self, pages: Sequence[PageId] | U64) -> npt.NDArray[np.int64]:
         import numpy as np
 
         at = np.array(pages, np.int64)

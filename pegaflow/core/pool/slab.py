@@ -7,23 +7,26 @@ extent, and may be cut for another size. A page of a cut extent is free, granted
 number, or *left*: nobody holds it, and it stays what it is for as long as its ledger record is
 sealed. The book knows nothing of the ledger; the allocator looks there before it frees anything.
 
-Low extents are given away first, so that a pool in light use keeps whole extents free. Every verb
-costs O(1) per page, plus O(log extents) where a class gains or loses an extent with room.
+Low extents are given away first, so that a pool in light use keeps whole extents free.
+
+Every verb takes many pages at once and costs some array operations for each extent that they lie
+in, plus O(log extents) where a class gains or loses an extent with room.
 """
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 from sortedcontainers import SortedSet
 
 from pegaflow.wire.identities import GrantId, PageId
-from pegaflow.wire.layout import PAGE_ALIGN
 
-from .geometry import MIN_PAGE, Geometry
+from .columns import U64, column, grouped
+from .geometry import Geometry
 from .geometry import slot_size as slot_size
+from .owners import Owners
 
-_Grant = tuple[Hashable, GrantId]
+Grant = tuple[Hashable, GrantId]
 """Who fills a page, and the number that it was granted under."""
 
 
@@ -71,9 +74,7 @@ class Slab:
         self._free: SortedSet = SortedSet()  # extents with file space that no class has
         self._cuts: dict[int, _Cut] = {}  # all other extents
         self._classes: dict[int, _Class] = {}  # page size -> its extents; none without an extent
-        self._granted: dict[PageId, _Grant] = {}  # page -> (holder, number)
-        self._held: dict[Hashable, dict[PageId, GrantId]] = {}  # the same by holder; no empty ones
-        self._left: set[PageId] = set()  # pages; disjoint from the granted ones
+        self.owners = Owners(geometry)
         self._granted_bytes = 0  # slots of the granted pages
         self._left_bytes = 0  # slots of the left pages
         self._waste_bytes = 0  # tails of the cut extents
@@ -92,7 +93,7 @@ class Slab:
         extent: int,
         page_size: int,
         left: set[PageId],
-        granted: dict[PageId, _Grant],
+        granted: dict[PageId, Grant],
     ) -> None:
         """absent -> cut: an earlier life has left it so.
 
@@ -113,10 +114,12 @@ class Slab:
         size_class.free += cut.free
         if cut.free:
             size_class.roomy.add(extent)
-        for page, (holder, number) in granted.items():
-            self._granted[page] = (holder, number)
-            self._held.setdefault(holder, {})[page] = number
-        self._left |= left
+        by_grant: dict[Grant, list[PageId]] = {}
+        for page, grant in granted.items():
+            by_grant.setdefault(grant, []).append(page)
+        for (holder, number), pages in by_grant.items():
+            self.owners.give(holder, number, extent, column(pages))
+        self.owners.leave(column(sorted(left)))
         size = slot_size(page_size)
         self._granted_bytes += len(granted) * size
         self._left_bytes += len(left) * size
@@ -151,9 +154,7 @@ class Slab:
             used = slots - size_class.free
         return missing, missing > used
 
-    def take(
-        self, page_size: int, count: int, holder: Hashable, number: GrantId
-    ) -> list[PageId] | None:
+    def take(self, page_size: int, count: int, holder: Hashable, number: GrantId) -> U64 | None:
         """Grant so many pages, or none at all.
 
         Args:
@@ -164,66 +165,52 @@ class Slab:
         """
         if count > self.free_pages(page_size):
             return None
-        pages: list[PageId] = []
-        held = self._held.setdefault(holder, {}) if count else {}
-        while len(pages) < count:
+        taken: list[U64] = [column(())]
+        missing = count
+        while missing:
             extent = self._extent_with_room(page_size)
-            for page in self._take_from(extent, count - len(pages)):
-                self._granted[page] = (holder, number)
-                held[page] = number
-                pages.append(page)
+            pages = self._take_from(extent, missing)
+            self.owners.give(holder, number, extent, pages)
+            missing -= len(pages)
+            taken.append(pages)
         self._granted_bytes += count * slot_size(page_size)
-        return pages
+        return np.concatenate(taken)
 
-    def hand_back(self, page: PageId, holder: Hashable) -> None:
-        """Granted -> free. The caller has seen the page's ledger record void.
+    def hand_back(self, pages: U64, holder: Hashable) -> None:
+        """Granted -> free. The caller has seen the pages' ledger records void.
 
         Args:
-            holder: who has it; anybody else's word is a bug.
+            pages: different ones.
+            holder: who has them; anybody else's word is a bug.
         """
-        self._end_grant(page, holder)
-        self._put_back(page)
+        for extent, some in grouped(pages, self.geometry.records_per_extent):
+            self.owners.take_back(extent, some, holder)
+            self._granted_bytes -= self._bytes(extent, some)
+            self._put_back(extent, some)
 
-    def leave(self, page: PageId) -> None:
-        """Granted -> left: its ledger record is sealed, so the index has it."""
-        holder, _ = self._granted[page]
-        self._left_bytes += self._end_grant(page, holder)
-        self._left.add(page)
+    def leave(self, pages: U64, holder: Hashable) -> None:
+        """Granted -> left: their ledger records are sealed, so the index has them.
 
-    def free(self, page: PageId) -> None:
-        """Left -> free. The caller has seen the page's ledger record void."""
-        self._left.remove(page)
-        self._left_bytes -= slot_size(self.page_size_of(page))
-        self._put_back(page)
+        Args:
+            pages: different ones.
+            holder: who has them.
+        """
+        for extent, some in grouped(pages, self.geometry.records_per_extent):
+            self.owners.take_back(extent, some, holder)
+            self._granted_bytes -= self._bytes(extent, some)
+            self._left_bytes += self._bytes(extent, some)
+        self.owners.leave(pages)
 
-    def held_by(self, holder: Hashable) -> dict[PageId, GrantId]:
-        """A copy of what the holder has: page -> the number it was granted under."""
-        return dict(self._held.get(holder, {}))
+    def free(self, pages: U64) -> None:
+        """Left -> free. The caller has seen the pages' ledger records void.
 
-    def holders(self) -> set[Hashable]:
-        """Everyone who has a page."""
-        return set(self._held)
-
-    def holder_of(self, page: PageId) -> Hashable | None:
-        """Who fills the page; None: nobody."""
-        granted = self._granted.get(page)
-        return granted[0] if granted else None
-
-    def grant_of(self, page: PageId) -> _Grant | None:
-        """Holder and number of the page's present grant; None: nobody fills it."""
-        return self._granted.get(page)
-
-    def is_granted(self, page: PageId) -> bool:
-        """Whether somebody fills it."""
-        return page in self._granted
-
-    def is_left(self, page: PageId) -> bool:
-        """Whether it is the index's."""
-        return page in self._left
-
-    def left_pages(self) -> list[PageId]:
-        """A copy, to free pages while walking over it."""
-        return list(self._left)
+        Args:
+            pages: different ones.
+        """
+        self.owners.free(pages)
+        for extent, some in grouped(pages, self.geometry.records_per_extent):
+            self._left_bytes -= self._bytes(extent, some)
+            self._put_back(extent, some)
 
     def page_size_of(self, page: PageId) -> int:
         """Page size of the cut extent that the page lies in."""
@@ -243,6 +230,10 @@ class Slab:
             waste_bytes=self._waste_bytes,
         )
 
+    def _bytes(self, extent: int, pages: U64) -> int:
+        """Bytes of the slots of pages of one extent."""
+        return len(pages) * slot_size(self._cuts[extent].page_size)
+
     def _extent_with_room(self, page_size: int) -> int:
         """The lowest extent of the class with a free page; a free extent is cut if it has none."""
         size_class = self._classes.get(page_size)
@@ -259,41 +250,29 @@ class Slab:
         size_class.roomy.add(extent)
         return extent
 
-    def _take_from(self, extent: int, most: int) -> list[PageId]:
+    def _take_from(self, extent: int, most: int) -> U64:
         cut = self._cuts[extent]
         count = min(most, cut.free)
         reused = min(count, len(cut.returned))
-        slots = [cut.returned.pop() for _ in range(reused)]
+        slots = cut.returned[len(cut.returned) - reused :]
+        del cut.returned[len(cut.returned) - reused :]
         slots += range(cut.fresh, cut.fresh + count - reused)
         cut.fresh += count - reused
         size_class = self._classes[cut.page_size]
         size_class.free -= count
         if not cut.free:
             size_class.roomy.remove(extent)
-        first = extent * self.geometry.records_per_extent
-        pages: list[Any] = [first + slot for slot in slots]
-        return pages
+        return column(slots) + np.uint64(extent * self.geometry.records_per_extent)
 
-    def _end_grant(self, page: PageId, holder: Hashable) -> int:
-        """Takes the page from its holder's book; returns the bytes of its slot."""
-        assert self.holder_of(page) == holder, (page, holder)
-        del self._granted[page]
-        held = self._held[holder]
-        del held[page]
-        if not held:
-            del self._held[holder]
-        size = slot_size(self.page_size_of(page))
-        self._granted_bytes -= size
-        return size
-
-    def _put_back(self, page: PageId) -> None:
-        extent, slot = divmod(page, self.geometry.records_per_extent)
+    def _put_back(self, extent: int, pages: U64) -> None:
+        """There is room again for these pages of one extent."""
         cut = self._cuts[extent]
         size_class = self._classes[cut.page_size]
         if not cut.free:
             size_class.roomy.add(extent)
-        cut.returned.append(slot)
-        size_class.free += 1
+        first = np.uint64(extent * self.geometry.records_per_extent)
+        cut.returned.extend((pages - first).tolist())
+        size_class.free += len(pages)
         if cut.free == cut.slots:
             self._uncut(extent, cut, size_class)
 
@@ -313,21 +292,17 @@ class Slab:
         geometry = self.geometry
         extents = sorted([*self._absent, *self._free, *self._cuts])
         assert extents == list(range(geometry.extents)), "an extent is missing or in two states"
-        assert self._left.isdisjoint(self._granted)
-        by_holder: dict[Hashable, dict[PageId, GrantId]] = {}
-        for page, (holder, number) in self._granted.items():
-            by_holder.setdefault(holder, {})[page] = number
-        assert by_holder == self._held
-        used: dict[int, set[int]] = {}
-        for page in (*self._granted, *self._left):
-            extent, slot = divmod(page, geometry.records_per_extent)
-            used.setdefault(extent, set()).add(slot)
-        assert used.keys() == self._cuts.keys(), "a cut extent without a used page, or the reverse"
-        for extent, cut in self._cuts.items():
-            assert cut.slots == geometry.pages_per_extent(cut.page_size)
-            assert len(set(cut.returned)) == len(cut.returned)
-            assert used[extent].isdisjoint(cut.returned)
-            assert used[extent] | set(cut.returned) == set(range(cut.fresh))
+        self.owners.check()
+        for extent in range(geometry.extents):
+            used, _ = self.owners.used(extent)
+            here = self._cuts.get(extent)
+            assert bool(used) == bool(here), "a cut extent without a used page, or the reverse"
+            if here is None:
+                continue
+            assert here.slots == geometry.pages_per_extent(here.page_size)
+            assert len(set(here.returned)) == len(here.returned)
+            assert used.isdisjoint(here.returned)
+            assert used | set(here.returned) == set(range(here.fresh))
         self._check_classes()
         self._check_bytes()
 
@@ -341,7 +316,11 @@ class Slab:
 
     def _check_bytes(self) -> None:
         extent_bytes = self.geometry.extent_bytes
-        size = {page: slot_size(self.page_size_of(page)) for page in (*self._granted, *self._left)}
+        left = granted = 0
+        for extent, cut in self._cuts.items():
+            used, filled = self.owners.used(extent)
+            left += (len(used) - filled) * slot_size(cut.page_size)
+            granted += filled * slot_size(cut.page_size)
         free = len(self._free) * extent_bytes
         waste = 0
         for cut in self._cuts.values():
@@ -350,68 +329,8 @@ class Slab:
         assert self.totals() == Totals(
             total_bytes=self.geometry.pool_bytes,
             free_bytes=free,
-            granted_bytes=sum(size[page] for page in self._granted),
-            left_bytes=sum(size[page] for page in self._left),
+            granted_bytes=granted,
+            left_bytes=left,
             absent_bytes=len(self._absent) * extent_bytes,
             waste_bytes=waste,
         )
-
-
-class Plan:
-    """How an earlier life has left the pool, page by page; then a slab that goes on from there."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
-        self._sizes: dict[int, int] = {}  # extent -> page size
-        self._granted: dict[int, dict[PageId, _Grant]] = {}  # extent -> page -> grant
-        self._left: dict[int, set[PageId]] = {}  # extent -> pages
-        self._bare: set[PageId] = set()  # pages that are not free, of a size that nobody knows
-
-    def grant(self, page: PageId, page_size: int, holder: Hashable, number: GrantId) -> bool:
-        """A holder states this page.
-
-        Args:
-            number: the newest grant that the holder has heard of.
-
-        Returns:
-            False if it cannot be his: another has stated it, or it does not fit the cut of its
-            extent.
-        """
-        granted = self._granted.setdefault(self._geometry.extent_of(page), {})
-        if page in granted or not self._fits(page, page_size):
-            return False
-        granted[page] = (holder, number)
-        return True
-
-    def leave(self, page: PageId, length: int) -> None:
-        """The ledger has this page. A record that does not fit the cut of its extent is about to be
-        voided, and no page.
-
-        Args:
-            length: bytes of payload; 0: the page is quarantined, and its size not known.
-        """
-        if not length:
-            self._bare.add(page)
-        elif self._fits(page, -(-length // PAGE_ALIGN) * PAGE_ALIGN):
-            self._left.setdefault(self._geometry.extent_of(page), set()).add(page)
-
-    def slab(self) -> Slab:
-        """The book."""
-        for page in self._bare:
-            extent = self._geometry.extent_of(page)
-            if self._fits(page, self._sizes.get(extent, MIN_PAGE)):
-                self._left.setdefault(extent, set()).add(page)
-        slab = Slab(self._geometry)
-        for extent in sorted(self._sizes):
-            granted = self._granted.get(extent, {})
-            left = self._left.get(extent, set()) - granted.keys()
-            if left or granted:
-                slab.adopt(extent, self._sizes[extent], left, granted)
-        return slab
-
-    def _fits(self, page: PageId, page_size: int) -> bool:
-        sound = 0 < page_size and page_size % PAGE_ALIGN == 0
-        if not sound or not self._geometry.holds(page, page_size):
-            return False
-        size = self._sizes.setdefault(self._geometry.extent_of(page), page_size)
-        return size == page_size

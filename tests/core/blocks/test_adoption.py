@@ -9,7 +9,7 @@ from pegaflow.core.blocks.adoption import Adoption
 from pegaflow.core.blocks.table import Block, PrefixIndex
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import Header, Ledger, Record, ledger_bytes
-from pegaflow.core.pool.slab import Plan
+from pegaflow.core.pool.plan import Plan
 from pegaflow.wire.identities import GrantId, Incarnation, Key, Namespace, PageId, Stamp
 
 PAGE = 16 * 1024
@@ -140,7 +140,7 @@ def test_an_extent_has_one_page_size() -> None:
     plan.leave(PageId(0), 1000)
     plan.leave(PageId(1), 9000)
     slab = plan.slab()
-    assert slab.is_left(PageId(0)) and not slab.is_left(PageId(1))
+    assert slab.owners.is_left(PageId(0)) and not slab.owners.is_left(PageId(1))
 
 
 def test_of_two_blocks_with_one_key_one_stays() -> None:
@@ -176,8 +176,9 @@ def test_a_plan_makes_the_slab_that_was_left() -> None:
     plan.leave(PageId(4 * PER + 2), 0)
     slab = plan.slab()
     slab.check()
-    assert slab.held_by("holder") == {3: 7}
-    assert sorted(slab.left_pages()) == [1, 2 * PER, 4 * PER + 2], (
+    held = slab.owners.held_by("holder")
+    assert (held.pages.tolist(), held.numbers.tolist()) == ([3], [7])
+    assert slab.owners.left_from(PageId(0), 9)[0].tolist() == [1, 2 * PER, 4 * PER + 2], (
         "sealed, but still in his hands: his"
     )
     assert [slab.is_absent(e) for e in range(6)] == [False, True, False, True, False, True]

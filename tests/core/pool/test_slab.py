@@ -1,8 +1,12 @@
 """The slab against a dict of pages and a byte map of the pool."""
 
+from collections.abc import Iterable
+
+import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pegaflow.core.pool.columns import column
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry
 from pegaflow.core.pool.slab import Slab, slot_size
 from pegaflow.wire.identities import GrantId, PageId
@@ -61,13 +65,15 @@ class SlabAgainstDict(RuleBasedStateMachine):
             assert pages is None
             return
         assert pages is not None and len(pages) == count
-        for page in pages:
+        for page in pages.tolist():
             assert page not in self.pages
             extent = self.geometry.extent_of(page)
             assert extent in self.grown and cuts[extent] in (page_size, None)
             self.pages[page] = (page_size, holder, self.number)
         opened = {
-            self.geometry.extent_of(p) for p in pages if cuts[self.geometry.extent_of(p)] is None
+            self.geometry.extent_of(p)
+            for p in pages.tolist()
+            if cuts[self.geometry.extent_of(p)] is None
         }
         if opened:
             free = sorted(e for e in self.grown if cuts[e] is None)
@@ -77,48 +83,57 @@ class SlabAgainstDict(RuleBasedStateMachine):
     @rule(data=st.data(), sealed=st.booleans())
     def end_grant(self, data: st.DataObject, sealed: bool) -> None:
         granted = [page for page, (_, holder, _) in self.pages.items() if holder]
-        page = data.draw(st.sampled_from(granted))
-        page_size, holder, number = self.pages[page]
+        _, holder, _ = self.pages[data.draw(st.sampled_from(granted))]
+        mine = [page for page in granted if self.pages[page][1] == holder]
+        pages = data.draw(st.lists(st.sampled_from(mine), min_size=1, unique=True))
+        ended = [(page, self.pages[page][0], self.pages[page][2]) for page in pages]
         if sealed:
-            self.slab.leave(PageId(page))
-            self.pages[page] = (page_size, None, number)
+            self.slab.leave(column(pages), holder)
+            self.pages.update((page, (size, None, number)) for page, size, number in ended)
         else:
-            self.slab.hand_back(PageId(page), holder)
-            del self.pages[page]
+            self.slab.hand_back(column(pages), holder)
+            self.drop(pages)
 
     @precondition(lambda self: any(holder is None for _, holder, _ in self.pages.values()))
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
         left = [page for page, (_, holder, _) in self.pages.items() if holder is None]
-        page = data.draw(st.sampled_from(left))
-        self.slab.free(PageId(page))
-        del self.pages[page]
+        pages = data.draw(st.lists(st.sampled_from(left), min_size=1, unique=True))
+        self.slab.free(column(pages))
+        self.drop(pages)
 
     @rule(holder=holders)
     def fence(self, holder: tuple[str, int]) -> None:
         mine = {p: number for p, (_, h, number) in self.pages.items() if h == holder}
-        held = self.slab.held_by(holder)
-        assert held == mine
-        for page in held:
-            self.slab.hand_back(page, holder)
+        held = self.slab.owners.held_by(holder)
+        assert dict(zip(held.pages.tolist(), held.numbers.tolist(), strict=True)) == mine
+        assert self.slab.owners.are_granted(*held, holder).all()
+        others = held.numbers + np.uint64(1)
+        assert not self.slab.owners.are_granted(held.pages, others, holder).any()
+        self.slab.hand_back(held.pages, holder)
+        self.drop(mine)
+        assert not len(self.slab.owners.held_by(holder).pages)
+
+    def drop(self, pages: Iterable[int]) -> None:
+        for page in list(pages):
             del self.pages[page]
-        assert self.slab.held_by(holder) == {}
 
     @invariant()
     def same(self) -> None:
         self.slab.check()
         bytes_used: set[int] = set()
         for page, (page_size, holder, _) in self.pages.items():
-            assert self.slab.holder_of(PageId(page)) == holder
-            assert self.slab.is_granted(PageId(page)) == (holder is not None)
-            assert self.slab.is_left(PageId(page)) == (holder is None)
+            assert self.slab.owners.holder_of(PageId(page)) == holder
+            assert self.slab.owners.is_granted(PageId(page)) == (holder is not None)
+            assert self.slab.owners.is_left(PageId(page)) == (holder is None)
             assert self.slab.page_size_of(PageId(page)) == page_size
             start = self.geometry.offset(PageId(page), page_size)
             span = set(range(start, start + slot_size(page_size), 4096))
             assert bytes_used.isdisjoint(span), "two pages share bytes"
             bytes_used |= span
         left = sorted(page for page, (_, holder, _) in self.pages.items() if holder is None)
-        assert sorted(self.slab.left_pages()) == left
+        found, at = self.slab.owners.left_from(PageId(0), len(left) + 1)
+        assert (found.tolist(), at) == (left, 0)
         totals = self.slab.totals()
         assert (
             totals.total_bytes
@@ -141,11 +156,35 @@ def test_an_emptied_extent_changes_its_page_size() -> None:
     slab = Slab(Geometry(2 * MIN_PAGE, 2 * MIN_PAGE))
     slab.grow(0)
     pages = slab.take(MIN_PAGE, 2, "a", GrantId(1))
-    assert pages == [0, 1]
+    assert pages is not None and pages.tolist() == [0, 1]
     assert slab.take(2 * MIN_PAGE, 1, "b", GrantId(1)) is None
     assert slab.shortage(2 * MIN_PAGE, 1) == (1, True)
     assert slab.shortage(MIN_PAGE, 1) == (1, False)
-    for page in pages:
-        slab.hand_back(page, "a")
-    assert slab.take(2 * MIN_PAGE, 1, "b", GrantId(1)) == [0]
+    slab.hand_back(pages, "a")
+    again = slab.take(2 * MIN_PAGE, 1, "b", GrantId(1))
+    assert again is not None and again.tolist() == [0]
     slab.check()
+
+
+def test_numbers_that_are_no_pages_and_pages_of_others_are_nobodys() -> None:
+    slab = Slab(Geometry(2 * MIN_PAGE, 2 * MIN_PAGE))
+    slab.grow(0)
+    assert slab.take(MIN_PAGE, 1, "a", GrantId(3)) is not None
+    pages = slab.owners.known(column((1, 0, 0, 2, 1 << 63)))
+    assert pages.tolist() == [0, 1]
+    held = slab.owners.held_of(pages, "a")
+    assert (held.pages.tolist(), held.numbers.tolist()) == ([0], [3])
+    assert not len(slab.owners.held_of(pages, "b").pages)
+
+
+def test_the_pages_of_the_index_are_seen_by_and_by() -> None:
+    slab = Slab(Geometry(8 * MIN_PAGE, 2 * MIN_PAGE))
+    for extent in range(4):
+        slab.grow(extent)
+    pages = slab.take(MIN_PAGE, 7, "a", GrantId(1))
+    assert pages is not None
+    slab.leave(pages[[1, 2, 4, 6]], "a")
+    first, at = slab.owners.left_from(PageId(0), 3)
+    assert (first.tolist(), at) == ([1, 2, 4], 5)
+    rest, at = slab.owners.left_from(at, 3)
+    assert (rest.tolist(), at) == ([6], 0)
