@@ -7,6 +7,9 @@ moves the same pieces to a shared mapping and back, on one thread: the client's 
 that mapping all begin with a page, so that neither side copies between addresses for which the
 processor is several times slower than for an engine's (perf/machine.py says which).
 
+With `--against` a checkout of another version, both take turns instead: saves into a fresh and into
+a full pool, and loads, each by its default way, in the table of perf/peers/copies.py without peers.
+
 Goals: 0.8 x memcpy where a block has pieces of 256 KiB and more, 0.7 x where they have 64 KiB.
 """
 
@@ -14,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import mmap
-from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -24,46 +25,18 @@ from rich.table import Table
 from pegaflow.client import Client
 from pegaflow.core.errors import UserError
 from pegaflow.replay import service
-from pegaflow.service import sizes
-from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from perf import command, machine
-from perf.machine import Bytes, Copy, timed, verdict
+from perf.machine import Copy, timed, verdict
+from perf.peers import copies
+from perf.peers.contestants import entries
+from perf.shapes import QUICK, QUICK_BLOCKS, REAL, SHAPES, Memcpy, Shape
 
 WAYS = (("staged", 1), ("staged", 2), ("process_vm", 1), ("process_vm", 2))
 COLUMNS = "way threads layout save load out in save/out load/in machine".split()
 LARGE, LARGE_GOAL, SMALL_GOAL = 256 << 10, 0.8, 0.7
 EXTENT = 32 << 20
 TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """So many blocks of so many pieces of so many bytes, each layer a plane of its own."""
-
-    blocks: int
-    layers: int
-    piece: int
-
-    @property
-    def total(self) -> int:
-        return self.blocks * self.layers * self.piece
-
-    @property
-    def layout(self) -> Layout:
-        """Twice the blocks: the first half is saved, the second loaded."""
-        stride = 2 * self.blocks * self.piece
-        layers = [LayerLayout(0, i * stride, self.piece, self.piece) for i in range(self.layers)]
-        return Layout(2 * self.blocks, tuple(layers), "uint8")
-
-    def __str__(self) -> str:
-        layers = f"{self.layers} layers x " if self.layers > 1 else ""
-        return f"{layers}{self.blocks} x {sizes.show(self.piece)}"
-
-
-SHAPES = (Shape(64, 1, 1 << 20), Shape(256, 1, 256 << 10), Shape(1024, 1, 64 << 10))
-REAL = Shape(256, 32, 16 << 10)
-QUICK = Shape(8, 2, 16 << 10)
 
 
 class Engine:
@@ -119,34 +92,6 @@ class Engine:
         return [b"%016x%016x" % (self.turn, block) for block in range(self.shape.blocks)]
 
 
-class Memcpy:
-    """The C loop over the pieces of a shape: out to a shared mapping, and in again."""
-
-    def __init__(self, copy: Copy, shape: Shape, memory: Bytes) -> None:
-        self._copy, self._memory = copy, memory
-        self._file = np.frombuffer(mmap.mmap(-1, shape.total), np.uint8)
-        self._file[:] = 1
-        layer, block = np.meshgrid(np.arange(shape.layers), np.arange(shape.blocks))
-        here = (layer * 2 * shape.blocks + block) * shape.piece
-        there = (block * shape.layers + layer) * shape.piece
-        self._size = shape.piece
-        self._out = here.ravel().astype(np.uint64)
-        self._in = self._out + np.uint64(shape.blocks * shape.piece)
-        self._at = there.ravel().astype(np.uint64)
-
-    def out(self) -> float:
-        """Seconds to copy all blocks out of the engine's memory."""
-        return timed(lambda: self._copy(self._file, self._memory, self._at, self._out, self._size))[
-            0
-        ]
-
-    def back(self) -> float:
-        """Seconds to copy them in."""
-        return timed(lambda: self._copy(self._memory, self._file, self._in, self._at, self._size))[
-            0
-        ]
-
-
 def measure(
     shape: Shape, way: str, threads: int, copy: Copy, turns: int
 ) -> tuple[float, float, float, float]:
@@ -171,7 +116,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small layout, two turns")
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--against", help="a checkout of another version")
     given = parser.parse_args()
+    if given.against:
+        pieces = (QUICK_BLOCKS,) if given.quick else SHAPES
+        copies.compare(entries(given.against), pieces, 2 if given.quick else given.turns)
+        return
     shapes, turns = ((QUICK,), 2) if given.quick else ((*SHAPES, REAL), given.turns)
     ways = WAYS[-1:] if given.quick else WAYS
     with machine.memcpy_loop() as (copy, name):

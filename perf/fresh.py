@@ -29,8 +29,9 @@ from pegaflow.core.errors import UserError
 from pegaflow.replay import service
 from pegaflow.wire.values import SESSION
 from perf import command, machine
-from perf.copies import EXTENT, QUICK, SHAPES, Engine, Shape
+from perf.copies import EXTENT, Engine
 from perf.machine import verdict
+from perf.shapes import QUICK, SHAPES, Shape
 
 COLUMNS = ("layout", "what", "first", "later", "first/later", "faults", "later", "load")
 WAY = "process_vm"

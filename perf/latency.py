@@ -8,6 +8,9 @@ time of each is its own; with one, the index is at rest again before the next.
 Goals: the median of 128 keys under 3 x the echo and its p99 under 2 x that median, at rest; and a
 p99 no more than 2 x that of rest while another process burns a core.
 
+With `--against` a checkout of another version, both take turns instead, in real pools and at rest:
+the table of perf/peers/lookups.py without peers.
+
 The service has the bounds that every service has.  So the index must be so large that the leases of
 all lookups under way are no more than one engine may hold: fewer blocks are refused beforehand.
 """
@@ -35,6 +38,8 @@ from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from perf import command, echo, house, machine
 from perf.machine import microseconds, percentile, verdict
+from perf.peers import lookups as peers
+from perf.peers.contestants import entries
 
 NAME = "perf"
 KEYS = (16, 128, 1024)
@@ -191,7 +196,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few blocks, few lookups")
     parser.add_argument("--blocks", type=int, default=1_000_000)
     parser.add_argument("--lookups", type=int, default=2000, help="of each row")
+    parser.add_argument("--against", help="a checkout of another version")
     given = parser.parse_args()
+    if given.against:
+        chains = peers.QUICK_CHAINS if given.quick else peers.CHAINS
+        peers.compare(entries(given.against), chains, 50 if given.quick else given.lookups)
+        return
     blocks, lookups = (4 * house.CHAIN, 50) if given.quick else (given.blocks, given.lookups)
     cases = [(k, n) for k in KEYS for n in OUTSTANDING]
     if given.quick:

@@ -41,6 +41,8 @@ Copy = Callable[[Bytes, Bytes, npt.NDArray[np.uint64], npt.NDArray[np.uint64], i
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).absolute().parents[1])}
 """For `python -m perf...` as a child, from any folder."""
 
+WIDTH = 180  # of a table: a row is one line
+
 COMPILERS = ("cc", "gcc", "clang")
 
 C_LOOP = """
@@ -86,10 +88,12 @@ def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.0f}"
 
 
-def show(table: Table) -> None:
-    """Print a table, as wide as it is, with the machine under it."""
-    console = Console(width=160, highlight=False)
+def show(table: Table, *lines: str) -> None:
+    """Print a table, as wide as it is, with these lines and the machine under it."""
+    console = Console(width=WIDTH, highlight=False)
     console.print(table)
+    for line in lines:
+        console.print(line, soft_wrap=True)
     console.print(describe())
 
 

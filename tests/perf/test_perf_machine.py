@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from perf import machine
-from perf.copies import Memcpy, Shape
+from perf.shapes import Memcpy, Shape
 
 
 def test_percentiles_are_values_that_occurred() -> None:

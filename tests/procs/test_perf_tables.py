@@ -28,9 +28,12 @@ TABLES = {
     "fresh": "first/later",
     "step": "half",
     "recovery": "10,240",
+    "peers.lookups": "zmq echo",
+    "peers.copies": "process_vm",
 }
-COMMANDS = ("latency", "copies")
-"""One with the service that has no memory, one with the real one."""
+COMMANDS = ("latency", "copies", "peers.copies")
+"""One with the service that has no memory, one with the real one, and one whose contestants have
+services of their own."""
 
 
 @pytest.fixture
@@ -58,14 +61,15 @@ def pools(folder: Path) -> list[str]:
 
 
 def processes(folder: Path) -> dict[int, str]:
-    """The command lines that name something in there."""
+    """The command lines of those that name something in there, or work in there."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_text().replace("\0", " ")
+            place = path.with_name("cwd").readlink()
         except OSError:
             continue
-        if str(folder) in line:
+        if str(folder) in line or place.is_relative_to(folder):
             found[int(path.parent.name)] = line
     return found
 
