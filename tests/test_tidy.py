@@ -28,6 +28,7 @@ FILE_LINES = 450  # a file is read in one sitting; 400 is the goal
 FUNCTION_LINES = 80  # a function fits a screen; 70 is the goal
 ATTRIBUTES, METHODS = 15, 30  # a part can be kept in mind
 REPEATED = 4  # so many statements in a row stand in one place
+OWN_CONSTANTS = {"VERSION"}  # each format counts its own
 POSITIONAL = 4  # arguments without a name; ruff has the same for functions
 UNKNOWN = 3  # so many are counted for a star of which nobody sees how many it is
 CONTRACTS = set(
@@ -202,6 +203,35 @@ def nothing_twice(sources: Iterable[Source]) -> Complaints:
                     yield f"{where} repeats {first}: {lines[at]}"
 
 
+def no_constant_twice(sources: Iterable[Source]) -> Complaints:
+    """Whoever needs a public constant of another module imports it; two that mean different things
+    have different names."""
+    found: dict[tuple[str, str], str] = {}
+    for source in sources:
+        for name, value in constants(source) if source.is_shipped else ():
+            first = found.setdefault((name, value), source.path)
+            if first != source.path:
+                yield f"{source.path}: {name} = {value} is declared in {first} too"
+
+
+def constants(source: Source) -> Iterator[tuple[str, str]]:
+    """Name and value of each public one; what numbers alone make is compared as the number."""
+    for node in source.tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id.isupper():
+                if target.id[0] != "_" and target.id not in OWN_CONSTANTS:
+                    yield target.id, plain(node.value)
+
+
+def plain(value: ast.expr) -> str:
+    """`1 << 20` and `1048576` are one value."""
+    reckoned = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
+    if all(isinstance(node, reckoned) for node in ast.walk(value)):
+        return repr(eval(compile(ast.Expression(value), "constant", "eval")))
+    return ast.unparse(value)
+
+
 def statements(function: ast.FunctionDef) -> list[str]:
     """A line each, without the docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
@@ -283,6 +313,27 @@ def test_what_is_written_twice_is_found() -> None:
     one, other = f'def a(x):\n    "One."\n{body}', f"def b(x):\n    g()\n{body}"
     assert list(nothing_twice([Source("actors/a.py", one), Source("actors/b.py", other)])) != []
     assert list(nothing_twice([Source("actors/a.py", one), Source("tests/b.py", other)])) == []
+
+
+def test_no_constant_is_declared_twice() -> None:
+    assert list(no_constant_twice(python_sources())) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "twice"),
+    [
+        ("A: Count = 1 << 10", "A: Bytes = 1024", True),
+        ("A = ('a', 'b')", "A = ('a', 'b')", True),
+        ("A = 5 * MS", "A = 5 * MS", True),
+        ("A = 1", "A = 2", False),
+        ("A = 1", "B = 1", False),
+        ("_A = 1", "_A = 1", False),
+        ("A = 1", "from .a import A", False),
+    ],
+)
+def test_a_constant_that_is_declared_twice_is_found(one: str, other: str, twice: bool) -> None:
+    sources = [Source("wire/a.py", one), Source("pegaflow/b.py", other)]
+    assert bool(list(no_constant_twice(sources))) is twice
 
 
 def test_every_text_is_finished_and_at_home_anywhere() -> None:

@@ -76,7 +76,7 @@ from collections.abc import Mapping
 
 from .message import Message, message
 from .status import Status
-from .units import Nanoseconds
+from .units import Count, Nanoseconds
 from .values import Address, U64s
 
 BEAT_NS: Nanoseconds = 500_000_000
@@ -122,6 +122,11 @@ class Welcome(Message):
 @message(22)
 class BindAgain(Message):
     """The file of your socket is gone: listen at the same path again."""
+
+
+DEAD_MAX: Count = 1024
+"""Dead holders that Members names, and who hears of them remembers: hours of an engine that
+crashes again and again.  A new index lacks those of its predecessor's last seconds."""
 
 
 @message(21)

@@ -14,16 +14,14 @@ from typing import Protocol
 
 from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import Effect, On, Part, Redeliver, Sender, on
-from pegaflow.wire.control import Members
+from pegaflow.wire.control import DEAD_MAX, Members
+from pegaflow.wire.links import QUEUE_MAX
 from pegaflow.wire.message import Message
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import SUPERVISOR, Address
 
-LATER_MAX: Count = 10_000
+LATER_MAX: Count = QUEUE_MAX
 """Messages that wait until the pool is known: a link's queue holds as many."""
-
-DEAD_MAX: Count = 1024
-"""Dead holders remembered: hours of an engine that crashes again and again."""
 
 
 class MembershipListener(Protocol):

@@ -24,8 +24,8 @@ import zmq
 from pegaflow.service.logs import get_logger
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.jobs import Result, Unreachable
+from pegaflow.wire.links import DRAIN_MAX, QUEUE_MAX
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
-from pegaflow.wire.units import Count
 from pegaflow.wire.values import CLIENT, Address
 
 from .contract import Dial, Hangup
@@ -35,12 +35,6 @@ from .inbox import Inbox
 
 if TYPE_CHECKING:  # with what they need, the time of a spare to start; most services have no TCP
     from .tcp import Tcp
-
-QUEUE_MAX: Count = 10_000
-"""Messages queued per link and direction; a neighbour that far behind is about to be killed."""
-
-DRAIN_MAX: Count = 256
-"""Messages taken from one socket per turn, so that no neighbour starves the others."""
 
 Readable = int | zmq.Socket[bytes]
 """A file descriptor, or a socket of ZeroMQ."""

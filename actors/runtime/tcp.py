@@ -15,13 +15,8 @@ from zmq.auth.base import Authenticator
 from pegaflow.core.errors import UserError
 from pegaflow.service.keys import ServerKeys
 from pegaflow.service.logs import get_logger
+from pegaflow.wire.links import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
 from pegaflow.wire.units import Milliseconds
-
-HEARTBEAT_MS: Milliseconds = 500
-"""How often a link is tried when nothing is said on it."""
-
-HEARTBEAT_TIMEOUT_MS: Milliseconds = 3000
-"""A link that is silent so long is closed: as patient as the watchdog is with a process."""
 
 HANDSHAKE_MS: Milliseconds = 5000
 """Who has not said who it is by then is disconnected, so that its descriptor comes back."""

@@ -12,9 +12,8 @@ from collections.abc import Iterable
 
 from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Send, Sender, on
-from pegaflow.wire.control import Drain, Gone, Hello, LogLevel, Members
+from pegaflow.wire.control import DEAD_MAX, Drain, Gone, Hello, LogLevel, Members
 from pegaflow.wire.jobs import Exited
-from pegaflow.wire.units import Count
 from pegaflow.wire.values import SESSION, SUPERVISOR, Address
 
 from .attach import Attach
@@ -25,9 +24,6 @@ from .reporting import Totals
 from .restarts import Restarts
 from .shutdown import Shutdown
 from .stage import Lifecycle, Stage
-
-DEAD_MAX: Count = 1024
-"""Dead holders that a new index is told of; it lacks those of its predecessor's last seconds."""
 
 
 class Membership(Part):

@@ -41,7 +41,7 @@ CLOSE_S: Seconds = 3.0
 """A close waits no longer: a second for the session's word, the rest for its death."""
 
 WAYS = {"auto": Way.AUTO, "staged": Way.STAGED, "process_vm": Way.PROCESS_VM}
-"""What a client may wish."""
+"""How blocks may move, by the words in which a client may wish it; the default first."""
 
 _T = TypeVar("_T", LookupDone, LoadDone, SaveDone)
 

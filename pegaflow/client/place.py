@@ -15,8 +15,8 @@ import zmq
 from pegaflow.wire.control import SAME_HOST, Inspect, Report
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.links import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, QUEUE_MAX
 from pegaflow.wire.message import BODY_BYTES_MAX
-from pegaflow.wire.units import Count, Milliseconds
 from pegaflow.wire.values import CLIENT, FRONT_DESK, Address
 
 from .curve import ClientKeys, load
@@ -25,18 +25,9 @@ from .presence import trusted, uid_of
 TCP = "tcp://"
 IPC = "ipc://"
 
-HEARTBEAT_MS: Milliseconds = 500
-"""How often a TCP link is tried when nothing is said on it."""
-
-HEARTBEAT_TIMEOUT_MS: Milliseconds = 3000
-"""A TCP link that is silent so long is closed: as patient as the watchdog is with a process."""
-
 _PR_SET_PTRACER = 0x59616D61
 _PF_EXITING = 0x4
 _libc = ctypes.CDLL(None)
-
-QUEUE_MAX: Count = 10_000
-"""Messages queued per link: far above what one engine has under way."""
 
 _GENERATION = (os.getpid(), secrets.token_bytes(16))
 """Pid that drew it, and the generation of all clients of this process."""

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import zmq
 
 from pegaflow.wire.envelope import Envelope, VersionMismatch, pack, unpack
+from pegaflow.wire.links import DRAIN_MAX, QUEUE_MAX
 from pegaflow.wire.message import WireError
 from pegaflow.wire.session import PROOF_BYTES, Attached, Way
-from pegaflow.wire.units import Count, Nanoseconds
+from pegaflow.wire.units import Nanoseconds
 
 from . import place
 from .buffers import EngineMemory, FileView
@@ -40,9 +41,6 @@ from .handshake import Monitor
 from .machine import Machine, State
 from .presence import look
 from .results import Done
-
-DRAIN_MAX: Count = 256
-"""Messages taken from one socket per look: whoever floods us does not keep the engine's thread."""
 
 LOOK_NS: Nanoseconds = 50_000_000
 """Longest wait of one look at the sockets where nothing has a deadline."""
@@ -360,7 +358,7 @@ class Shell:
         try:
             socket.send_multipart(pack(envelope), zmq.NOBLOCK)
         except zmq.Again:
-            if len(self._unsent) < place.QUEUE_MAX:
+            if len(self._unsent) < QUEUE_MAX:
                 self._unsent.append((socket, envelope))
                 self._poller.modify(socket, zmq.POLLIN | zmq.POLLOUT)
 

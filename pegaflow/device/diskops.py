@@ -13,14 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pegaflow.wire.units import Count
+from pegaflow.core.limits import IOV_MAX
 
 from .mounts import missing_mount
 
 _Mover = Callable[[Sequence[memoryview], int], int]  # some of the parts, at an offset
-
-IOV_MAX: Count = 1024
-"""Pieces of memory of one call: Linux takes no more."""
 
 ADVICE = {
     errno.ENOSPC: "free some space, or set --ssd-cache-capacity",

@@ -57,16 +57,16 @@ INNER = frozenset(
     actors.flusher.pages actors.flusher.reading actors.flusher.shutdown actors.flusher.tier
     actors.flusher.volumes.SEGMENTS actors.flusher.write_back
     actors.index.ssd.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
-    actors.runtime.host actors.runtime.loop actors.runtime.vitals actors.session.device
+    actors.runtime.host actors.runtime.vitals actors.session.device
     actors.session.batches.BATCH_BLOCKS actors.session.orders.EARLY_MAX actors.session.publish
     actors.session.reservation actors.session.space actors.supervisor.reporting client.curve
-    client.place.QUEUE_MAX client.shell connectors.vllm.compat
-    connectors.vllm.layout connectors.vllm.namespace core.blocks.adoption core.blocks.backlog
+    client.shell connectors.vllm.compat connectors.vllm.layout connectors.vllm.namespace
+    core.blocks.adoption core.blocks.backlog core.limits.IOV_MAX
     core.policy.lru core.pool.ledger core.segments.codec device.disk.SCAN_BYTES
-    device.diskops device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
+    device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
     service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX wire.envelope
-    wire.flusher.MANIFEST_KEYS wire.layout wire.message.ITEMS_MAX wire.session.PROOF_BYTES
-    wire.values.NUMBER_MAX
+    wire.flusher.MANIFEST_KEYS wire.layout wire.links.DRAIN_MAX wire.links.QUEUE_MAX
+    wire.message.ITEMS_MAX wire.session.PROOF_BYTES wire.values.NUMBER_MAX
     """.split()
 )
 """Modules, with all below them, and single numbers that nobody outside the code runs into."""

@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 
 from pegaflow.wire import units
 
+from .splitmix import GOLDEN, Words, mixed
+
 Bytes = NDArray[np.uint8]
-Words = NDArray[np.uint64]
 
 WORD: units.Constant = 8  # bytes
 CHUNK: units.Bytes = 32 * 1024
 """Bytes per layer and pass: the table and some layers stay in the L2 cache."""
 
 _CHUNK_WORDS = CHUNK // WORD
-_GOLDEN = 0x9E3779B97F4A7C15  # odd, so its multiples visit every 64-bit value
 _MASK = 2**64 - 1
 
 
@@ -85,14 +85,7 @@ def mismatch(
     return first
 
 
-def _mix(x: Words) -> Words:
-    """splitmix64's finisher: a bijection of 64-bit words."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-_TABLE = _mix(np.arange(1, _CHUNK_WORDS + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+_TABLE = mixed(np.arange(1, _CHUNK_WORDS + 1, dtype=np.uint64) * np.uint64(GOLDEN))
 
 
 @lru_cache(maxsize=64)
@@ -100,8 +93,8 @@ def _layer_numbers(layer: int, count: int) -> tuple[Words, Words]:
     """Two numbers per layer as columns, different from the offset table's and from each other."""
     layers = np.arange(layer, layer + count, dtype=np.uint64).reshape(count, 1)
     first = np.uint64(_CHUNK_WORDS + 1)
-    even = (np.uint64(2) * layers + first) * np.uint64(_GOLDEN)
-    return _mix(even), _mix(even + np.uint64(_GOLDEN))
+    even = (np.uint64(2) * layers + first) * np.uint64(GOLDEN)
+    return mixed(even), mixed(even + np.uint64(GOLDEN))
 
 
 def _seeds(
@@ -125,7 +118,7 @@ def _pieces(length: int, offset: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _words(out: Words, seeds: Words, factors: Words, chunk: int, *, first: int) -> None:
-    moved = seeds + np.uint64((chunk * _GOLDEN) & _MASK)
+    moved = seeds + np.uint64((chunk * GOLDEN) & _MASK)
     np.bitwise_xor(_TABLE[first : first + out.shape[1]], moved, out=out)
     np.multiply(out, factors, out=out)
 

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from pegaflow.wire.units import Bytes, Constant
 
+from .splitmix import GOLDEN, mixed
+
 Keys = NDArray[np.uint64]
 Nodes = NDArray[np.int32]
 Numbers = NDArray[np.int64]
@@ -35,17 +37,9 @@ TREE_BYTES_PER_BLOCK: Bytes = 140
 """What one different block may cost while a trace is read, all arrays and their growth together."""
 
 _MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _FIRST_SLOTS = 1 << 12
 _FULL = 0.6  # of the slots: above it searches get long
 _MOVED = 1 << 18  # entries moved at a time when a table grows
-
-
-def mixed(x: Keys) -> Keys:
-    """splitmix64's finisher: a bijection that leaves no pattern of its input."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def salt(*names: str) -> int:
@@ -97,7 +91,7 @@ class Table:
             slots = (slots[~won] + 1) & (len(self._keys) - 1)
 
     def _slots(self, keys: Keys) -> NDArray[np.int64]:
-        return ((keys * np.uint64(_GOLDEN)) >> self._shift).astype(np.int64)
+        return ((keys * np.uint64(GOLDEN)) >> self._shift).astype(np.int64)
 
     def _grow(self) -> None:
         keys, values = self._keys, self._values
@@ -191,7 +185,7 @@ class Tree:
         """For each id the sum over its prompt up to it, which is the key of its node."""
         depths = np.array([one.depth for one in prompts])
         positions = (np.arange(len(ids)) + (depths - starts).repeat(lengths)).astype(np.uint64)
-        sums = np.cumsum(mixed(mixed(ids) + positions * np.uint64(_GOLDEN)), dtype=np.uint64)
+        sums = np.cumsum(mixed(mixed(ids) + positions * np.uint64(GOLDEN)), dtype=np.uint64)
         begin = [one.scope if one.after == NONE else self.keys[one.after] for one in prompts]
         passed = np.concatenate(([np.uint64(0)], sums))[starts]
         return sums + (np.array(begin, dtype=np.uint64) - passed).repeat(lengths)

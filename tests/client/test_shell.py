@@ -13,8 +13,9 @@ from pegaflow.client.effects import DialSession, MapFiles
 from pegaflow.client.machine import State
 from pegaflow.client.operations import Kind, Operation
 from pegaflow.client.results import Lease
-from pegaflow.client.shell import _HELD, DRAIN_MAX
+from pegaflow.client.shell import _HELD
 from pegaflow.wire.identities import Incarnation, Namespace
+from pegaflow.wire.links import DRAIN_MAX
 from pegaflow.wire.session import Attached
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, Address

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.hazards import HazardReader
 from pegaflow.core.pool.ledger import Ledger
-from pegaflow.core.pool.records import BODY, U64
+from pegaflow.core.pool.records import BODY
 from pegaflow.core.pool.table import Table
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import PageId

@@ -59,7 +59,7 @@ SCALE = (
     (reservation, "READY_PAGES_MAX", 6),
     (ranks, "SLOTS_MAX", 10),
     (leasing, "LEASE_IDLE_NS", 7 * S),
-    (adoption, "CHUNK", 8),
+    (adoption, "CHUNK_RECORDS", 8),
     (volumes, "SEGMENT_SMALLEST", 160 * 1024),
     (inventory, "MANIFEST_KEYS", 8),
     (segments, "CARRY_BYTES", 32 * 1024),

@@ -22,14 +22,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from pegaflow.wire.units import Seconds
-
-from .digests import Digests
+from .digests import SETTLED_S, Digests
 from .files import Unestablished, fingerprint, listed, locate
-
-SETTLED_S: Seconds = 2.0
-"""Files changed so shortly before the scheduler was made may have been changed after, by the coarse
-clock of a file system or of its server."""
 
 
 class SaltedHashes(Sequence[bytes]):

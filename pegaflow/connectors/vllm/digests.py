@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pegaflow.wire.units import Count, Seconds
 
 SETTLED_S: Seconds = 2.0
-"""Coarser than the clock of any file system in use."""
+"""Coarser than the clock of any file system in use, or of its server: what was changed so
+shortly before it was looked at may have been changed after."""
 
 KNOWN_MAX: Count = 4096
 """Digests remembered: the files of dozens of models; the oldest go first."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pegaflow.client.client import WAYS
 from pegaflow.wire.units import Milliseconds
 
 from . import compat
@@ -20,9 +21,6 @@ from .identity import adapter_settings, facts
 from .namespace import Namespace, namespace
 
 PREFIX = "pegaflow."
-WAYS = ("auto", "staged", "process_vm")
-"""How blocks may move: the words of pegaflow.client, the default first."""
-
 DEFAULT_TIMEOUT_MS: Milliseconds = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
 long."""
@@ -105,7 +103,7 @@ def settings(
         warnings.append(f"{PREFIX}{name} {chosen!r} is none of {listed}; using {values[0]}")
         return values[0]
 
-    mode, way = Mode(one_of("mode", tuple(Mode))), one_of("way", WAYS)
+    mode, way = Mode(one_of("mode", tuple(Mode))), one_of("way", tuple(WAYS))
     raw = extra.get(f"{PREFIX}timeout_ms", DEFAULT_TIMEOUT_MS)
     try:
         timeout = float(raw)

@@ -20,11 +20,11 @@ from pegaflow.core.pool.ledger import Ledger, Record
 from pegaflow.core.pool.scan import Chunk, Sense, by_namespace, scan
 from pegaflow.wire.identities import PageId
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Count
 
 from .table import Block, PrefixIndex
 
-CHUNK: Bytes = 32768
+CHUNK_RECORDS: Count = 32768
 """Records read at a time: some 30 ms, in which nothing else is answered."""
 
 
@@ -52,7 +52,7 @@ class Adoption:
 
     def step(self) -> bool:
         """Read one chunk more; False if there is none."""
-        count = min(CHUNK, self._ledger.records - self._next)
+        count = min(CHUNK_RECORDS, self._ledger.records - self._next)
         if count <= 0:
             return False
         chunk = scan(self._ledger, self._next, count)

@@ -7,13 +7,11 @@ the rest is a column each.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from pegaflow.wire.identities import Key, Namespace, Stamp
 
+from .fingerprints import U64
 from .ledger import FACTORS, NAMESPACE_BYTES, RECORD_BYTES
-
-U64 = npt.NDArray[np.uint64]
 
 
 def _fields(at: int, size: int) -> np.dtype[np.void]:

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 
-from .fingerprints import hashes_of
+from .fingerprints import U64, hashes_of
 from .geometry import MIN_PAGE, Geometry
 from .ledger import LEAVING, MAX_KEY, QUARANTINED, RECORD_BYTES, SEALED, VOID, Ledger, tags_of
 from .records import ROW
 
-U64 = npt.NDArray[np.uint64]
 Pages = npt.NDArray[np.int64]
 
 

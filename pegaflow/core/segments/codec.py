@@ -32,7 +32,6 @@ from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes, Constant, Count
 
 VERSION: Constant = 1
-UUID_BYTES: Constant = 16
 
 HEAD_BYTES: Bytes = PAGE_ALIGN
 """Before the first group."""
@@ -142,7 +141,7 @@ def head(uuid: bytes, number: int, size: int) -> bytes:
     """The first page of a segment.
 
     Args:
-        uuid: UUID_BYTES, drawn for this file.
+        uuid: 16 bytes, drawn for this file.
         size: bytes that the file is made with.
     """
     return _page(_HEAD.pack(_HEAD_MAGIC, VERSION, uuid, number, size))

@@ -16,13 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.core.errors import UserError
+from pegaflow.core.limits import IOV_MAX
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Bytes, Count
-
-IOV_MAX: Count = 1024
-"""Pieces of one call: the kernel's limit."""
+from pegaflow.wire.units import Bytes
 
 CHUNK_BYTES: Bytes = 4 << 20
 """Bytes of one call, about a millisecond: the longest copy that goes on after a death."""

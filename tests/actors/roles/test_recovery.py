@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from pegaflow.actors.roles.recovery import DEAD_MAX, LATER_MAX, Recovery
+from pegaflow.actors.roles.recovery import LATER_MAX, Recovery
 from pegaflow.actors.runtime.contract import Effect, Redeliver, Sender
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import Members
+from pegaflow.wire.control import DEAD_MAX, Members
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.rig import ALLOC, BOSS, IDX, SESSION_4, SESSION_5

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.ledger import (
     HEADER_BYTES,
     RECORD_BYTES,
@@ -15,7 +16,7 @@ from pegaflow.core.pool.ledger import (
     Record,
     ledger_bytes,
 )
-from pegaflow.core.pool.scan import U64, occupied, scan
+from pegaflow.core.pool.scan import occupied, scan
 from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
 from tests.naming import as_pages
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pegaflow.connectors.vllm.adapters import SETTLED_S
+from pegaflow.connectors.vllm.digests import SETTLED_S
 from tests.connectors.vllm.engine import METRICS, Options, build, prompts
 from tests.connectors.vllm.engine import say as print_line
 from tests.connectors.vllm.model import make
