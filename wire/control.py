@@ -74,6 +74,7 @@ the ProcessRow of its session has both, the seat among its numbers (engine_seat)
 import enum
 from collections.abc import Mapping
 
+from .identities import EngineNamespace
 from .message import Message, message
 from .status import Status
 from .units import Count, Nanoseconds
@@ -217,7 +218,7 @@ class OpenSession(Message):
     generation: bytes  # 16 bytes, drawn anew for each life of the engine
     pid: int
     started_ticks: int
-    namespace: bytes  # what changes the meaning of bytes, layout excepted
+    namespace: EngineNamespace
     probe: bytes = b""  # the engine's hash of a fixed block; differs if its hash seed differs
     opens: bool = True  # False: join the generation once its opener has opened it
     pid_namespace: int = 0  # inode of the one that `pid` is of; 0: not said
@@ -231,7 +232,7 @@ class Serve(Message):
     generation: bytes
     pid: int
     started_ticks: int
-    namespace: bytes
+    namespace: EngineNamespace
     probe: bytes = b""
     remote: bool = False  # its pid means nothing here: it came over TCP, or is `foreign`
     foreign: bool = False  # it is in another pid namespace of this host, with all its clients

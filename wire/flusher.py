@@ -131,7 +131,11 @@ class Flush(Message):
 
     @property
     def share(self) -> Fraction:
-        """Of the time: the part in which to write."""
+        """Of the time: the part in which to write.
+
+        There are no fractions on the wire (message.py), so the message says it in percent; whoever
+        writes goes by this.
+        """
         return Fraction(max(1, self.share_percent), 100)
 
 

@@ -39,6 +39,9 @@ Key = NewType("Key", bytes)
 NO_KEY = Key(b"")
 """Before the first block of a chain, or where nobody knows."""
 
+EngineNamespace = NewType("EngineNamespace", bytes)
+"""What an engine says that changes the meaning of its blocks' bytes, their layout excepted."""
+
 Namespace = NewType("Namespace", bytes)
 """What a session makes of its engine's own namespace and of the layouts of its ranks: blocks of two
 namespaces have nothing to do with each other, whatever their keys."""

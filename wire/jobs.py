@@ -23,6 +23,7 @@ The shell remembers its first Look for each silence (a child and the time since 
 so it asks the kernel only about a child that is late.  What cannot be seen has not waited.
 """
 
+import enum
 from types import UnionType
 from typing import ClassVar, Generic, TypeVar, get_args
 
@@ -208,6 +209,23 @@ class Kill(Job[Done]):
     address: Address
 
 
+class ThreadState(enum.IntEnum):
+    """What a thread does, by the kernel's word; a kernel may know more of them than we do."""
+
+    UNKNOWN = 0
+    RUNNING = 1  # or ready to run
+    SLEEPING = 2
+    BLOCKED_IN_KERNEL = 3
+    STOPPED = 4
+    TRACED = 5
+    DEAD = 6
+
+    @property
+    def label(self) -> str:
+        """It in words."""
+        return self.name.lower().replace("_", " ")
+
+
 @message(339)
 class Looked(Result):
     """What a silent child has done since the first Look of this silence."""
@@ -215,7 +233,7 @@ class Looked(Result):
     waited_ns: int  # a thread of the child's or of ours was ready to run and had no core
     ran_ns: int
     at_ns: int  # when that was: we may hear of it much later
-    state: str  # the child's now, in a word
+    state: ThreadState  # of the child's main thread now
 
 
 @message(239)

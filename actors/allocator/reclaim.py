@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pegaflow.actors.runtime.contract import Do, Effect, Part
-from pegaflow.core.pool.columns import U64, column, said
+from pegaflow.core.pool.columns import column, said
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.wire.identities import PageId
 from pegaflow.wire.jobs import ReadRecords, RecordsRead
 from pegaflow.wire.values import Address, Numbers

@@ -128,7 +128,8 @@ class Watchdog(Part):
                 facts = (*who(child), *times, *then)
                 return [Note("child_starved", facts, LogLevel.WARNING, repeats="starved")]
             self._counts["silent_killed"] += 1
-            facts = (*who(child), *times, ("ran_ms", seen.ran_ns // MS), ("state", seen.state))
+            did = (("ran_ms", seen.ran_ns // MS), ("state", seen.state.label))
+            facts = (*who(child), *times, *did)
             return [Note("child_silent", facts, LogLevel.WARNING), *self._children.kill(child)]
 
         return Do(Look(child.address, since), looked)

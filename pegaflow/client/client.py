@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import zmq
 
-from pegaflow.wire.identities import Key
+from pegaflow.wire.identities import EngineNamespace, Key
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Way
 from pegaflow.wire.units import Seconds
@@ -91,7 +91,7 @@ class Client(Shell):
         super().__init__(
             Who(
                 engine=engine.encode(errors="backslashreplace").decode(),
-                namespace=namespace,
+                namespace=EngineNamespace(namespace),
                 probe=probe,
                 world=world,
                 opens=opens,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.identities import EngineNamespace
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Attach, Attached, Way
 from pegaflow.wire.values import Address, U64s
@@ -30,7 +31,7 @@ class Identity:
     address: Address
     engine: str
     generation: bytes
-    namespace: bytes
+    namespace: EngineNamespace
     probe: bytes
     world: int
     pid: int

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import zmq
 
 from pegaflow.wire.envelope import Envelope, VersionMismatch, pack, unpack
+from pegaflow.wire.identities import EngineNamespace
 from pegaflow.wire.links import DRAIN_MAX, QUEUE_MAX
 from pegaflow.wire.message import WireError
 from pegaflow.wire.session import PROOF_BYTES, Attached, Way
@@ -59,7 +60,7 @@ class Who:
     """What every life of a client has in common; see `Client`."""
 
     engine: str
-    namespace: bytes
+    namespace: EngineNamespace
     probe: bytes
     world: int
     opens: bool

@@ -11,7 +11,8 @@ of (`go_on_from`), so that no number ever means two things.
 
 `Holdings` is the holder's; `Heard` is that of a holder which keeps what it holds elsewhere: by the
 number it knows whether a grant is new or was sent again.  `omitted` is the rule of a statement by
-itself, for a granter whose holders name pages and not the grants that they came by.
+itself; the allocator, whose holders name pages and not the grants that they came by, has it once
+more, of arrays, since a holder may have ten thousand (pool/owners.py).
 
 This is a floor below the actors, like the tables of leases and claims (blocks/), which are made of
 it and know no actor either: a book sends nothing.  When a holder speaks of its books is in

@@ -15,40 +15,27 @@ waits of all of them count, for as much time as there was.  Where the kernel cou
 
 from __future__ import annotations
 
-import enum
 import os
 from dataclasses import dataclass
 
+from pegaflow.wire.jobs import ThreadState
 
-class Letter(enum.StrEnum):
-    """The state of a thread, as `stat` has it; kernels may have more of them."""
-
-    RUNNING = "R"  # or ready to run
-    SLEEPING = "S"
-    BLOCKED = "D"
-    STOPPED = "T"
-    TRACED = "t"
-    ZOMBIE = "Z"
-    DEAD = "X"
-
-
-STATES: dict[str, str] = {
-    Letter.RUNNING: "running",
-    Letter.SLEEPING: "sleeping",
-    Letter.BLOCKED: "blocked in the kernel",
-    Letter.STOPPED: "stopped",
-    Letter.TRACED: "traced",
-    Letter.ZOMBIE: "dead",
-    Letter.DEAD: "dead",
-}
-"""What a letter means."""
+_STATES = {
+    b"R": ThreadState.RUNNING,
+    b"S": ThreadState.SLEEPING,
+    b"D": ThreadState.BLOCKED_IN_KERNEL,
+    b"T": ThreadState.STOPPED,
+    b"t": ThreadState.TRACED,
+    b"Z": ThreadState.DEAD,
+    b"X": ThreadState.DEAD,
+}  # by the letter that `stat` has
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
     """One thread at one look."""
 
-    state: str  # a Letter
+    state: ThreadState
     ticks: int  # clock ticks that it ran
     ran_ns: int  # the same; 0 if the kernel does not count it
     waited_ns: int  # without a wait that goes on
@@ -57,7 +44,7 @@ class Thread:
     def stood_still(self, before: Thread) -> bool:
         """Whether it has waited for a core ever since that look."""
         counted = (self.ticks, self.ran_ns, self.slices)
-        ready = self.state == before.state == Letter.RUNNING
+        ready = self.state == before.state == ThreadState.RUNNING
         return ready and counted == (before.ticks, before.ran_ns, before.slices)
 
 
@@ -67,7 +54,7 @@ class Wait:
 
     waited_ns: int  # in which some thread waited for a core
     ran_ns: int  # of all threads of the process together
-    state: str  # of its main thread, in a word
+    state: ThreadState  # of its main thread
 
 
 class Waits:
@@ -76,7 +63,7 @@ class Waits:
     def __init__(self, pid: int, *listeners: int) -> None:
         self._pid = pid
         self._listeners = listeners
-        self._total = Wait(0, 0, "")
+        self._total = Wait(0, 0, ThreadState.UNKNOWN)
         self._looked: int | None = None  # when the last look was
         self._seen: dict[int, Thread] = {}  # each living thread at the last look
         self._still: dict[int, int] = {}  # since when those wait that did so then
@@ -103,7 +90,7 @@ class Waits:
         self._total = Wait(
             self._total.waited_ns + min(waited_ns, now - then),
             self._total.ran_ns + max(ran_ns, 0),
-            STATES.get(main.state, main.state) if main is not None else STATES[Letter.DEAD],
+            main.state if main is not None else ThreadState.DEAD,
         )
         return self._total
 
@@ -126,7 +113,7 @@ def _thread(folder: str) -> Thread | None:
     fields = stat[stat.rindex(b")") + 2 :].split()
     counts = [int(word) for word in _read(f"{folder}/schedstat").split()] or [0, 0, 0]
     return Thread(
-        state=fields[0].decode(),
+        state=_STATES.get(fields[0], ThreadState.UNKNOWN),
         ticks=int(fields[11]) + int(fields[12]),
         ran_ns=counts[0],
         waited_ns=counts[1],

@@ -14,7 +14,7 @@ from pegaflow.wire.control import (
     SessionAt,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import EngineNamespace, Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -29,6 +29,7 @@ from pegaflow.wire.jobs import (
     PoolOpened,
     Spawn,
     Spawned,
+    ThreadState,
 )
 from pegaflow.wire.values import FRONT_DESK, Address
 
@@ -36,7 +37,7 @@ from .rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, said
 
 PLAN = Plan(1, "run", "0.1")
 OPENED = PoolOpened("pool", "ledger", POOL, EXTENT, pool_file=(), ledger_file=())
-OPEN = OpenSession("engine", bytes(16), 4242, 99, namespace=bytes(16))
+OPEN = OpenSession("engine", bytes(16), 4242, 99, namespace=EngineNamespace(bytes(16)))
 
 
 class Group(Rig):
@@ -81,7 +82,7 @@ class Group(Rig):
                 sent += self.tell(job.address, Hello(1, 1, f"ipc://{job.address}"))
             elif isinstance(job, Look):
                 waited = self.waited.get(job.address, 0)
-                sent += self.done(Look, Looked(waited, 0, self.now, "sleeping"))
+                sent += self.done(Look, Looked(waited, 0, self.now, ThreadState.SLEEPING))
             elif isinstance(job, Announce):
                 self.announced.append(job.lines)
                 sent += self.done(Announce)

@@ -4,7 +4,7 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import Reserve, Reserved
 from pegaflow.wire.control import Neighbour, Serve, Serving, Welcome
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import GrantId, Key, Stamp
+from pegaflow.wire.identities import EngineNamespace, GrantId, Key, Stamp
 from pegaflow.wire.index import HazardFile, HazardsNoted
 from pegaflow.wire.jobs import BounceOpened, OpenBounce
 from pegaflow.wire.layout import LayerLayout, Layout
@@ -27,7 +27,7 @@ from .rig import (
 )
 from .shared import Shared
 
-SERVE = Serve("engine", bytes(16), 4242, 99, namespace=bytes(16))
+SERVE = Serve("engine", bytes(16), 4242, 99, namespace=EngineNamespace(bytes(16)))
 LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
 ATTACH = Attach(4242, 99, 0, 1, layout=LAYOUT, region_bytes=(64 * PAGE,))
 KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 9))

@@ -13,7 +13,11 @@ import pytest
 
 from pegaflow.client.place import is_past_running, is_ready
 from pegaflow.device.waits import Thread, Wait, Waits, threads
+from pegaflow.wire.jobs import ThreadState
 from tests.procs.service import eventually
+
+READY, ASLEEP = ThreadState.RUNNING, ThreadState.SLEEPING
+STOPPED, BLOCKED = ThreadState.STOPPED, ThreadState.BLOCKED_IN_KERNEL
 
 BURNERS = 4
 """Processes of full weight on one core: an idle-class one beside them gets nothing for seconds."""
@@ -63,20 +67,20 @@ def test_who_gets_no_core_waits_all_the_time() -> None:
         for _ in range(BURNERS):
             stack.enter_context(process(SPIN))
         wait = watched(pid, 500_000_000)
-        assert wait.state == "running" and wait.waited_ns > 9 * wait.ran_ns
+        assert wait.state is READY and wait.waited_ns > 9 * wait.ran_ns
 
 
 def test_who_sleeps_waits_for_nothing() -> None:
     with process(SLEEP) as pid:
         wait = watched(pid, 50_000_000)
-        assert wait.state in ("sleeping", "running") and wait.waited_ns < 500_000_000
+        assert wait.state in (ASLEEP, READY) and wait.waited_ns < 500_000_000
 
 
 def test_who_is_stopped_waits_for_nothing() -> None:
     with process(SPIN) as pid:
         os.kill(pid, signal.SIGSTOP)
         os.waitid(os.P_PID, pid, os.WSTOPPED)
-        assert watched(pid, 20_000_000) == Wait(0, 0, "stopped")
+        assert watched(pid, 20_000_000) == Wait(0, 0, STOPPED)
 
 
 def test_who_is_gone_has_not_waited() -> None:
@@ -84,7 +88,7 @@ def test_who_is_gone_has_not_waited() -> None:
         waits = Waits(pid)
         waits.look(time.monotonic_ns())
     assert threads(pid) == {}
-    assert waits.look(time.monotonic_ns()) == Wait(0, 0, "dead")
+    assert waits.look(time.monotonic_ns()) == Wait(0, 0, ThreadState.DEAD)
 
 
 def test_a_client_sees_whether_a_process_would_run() -> None:
@@ -135,28 +139,28 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, Thread]:
 
 def test_a_wait_that_goes_on_counts_once(seen: dict[int, Thread]) -> None:
     waits = Waits(7)
-    seen[7] = Thread("R", 5, 1000, 40, slices=3)
-    assert waits.look(100) == Wait(0, 0, "running")
-    assert waits.look(200) == Wait(100, 0, "running")
-    assert waits.look(350) == Wait(250, 0, "running")
-    seen[7] = Thread("R", 5, 1010, 315, slices=4)
-    assert waits.look(400) == Wait(275, 10, "running"), "275 is what the kernel counts, at last"
-    assert waits.look(500) == Wait(375, 10, "running")
+    seen[7] = Thread(READY, 5, 1000, 40, slices=3)
+    assert waits.look(100) == Wait(0, 0, READY)
+    assert waits.look(200) == Wait(100, 0, READY)
+    assert waits.look(350) == Wait(250, 0, READY)
+    seen[7] = Thread(READY, 5, 1010, 315, slices=4)
+    assert waits.look(400) == Wait(275, 10, READY), "275 is what the kernel counts, at last"
+    assert waits.look(500) == Wait(375, 10, READY)
 
 
 @pytest.mark.parametrize(
     "after",
     [
-        Thread("R", 6, 1000, 40, slices=3),  # it ran on a core without a tick: only `stat` is right
-        Thread("R", 5, 1001, 40, slices=3),
-        Thread("S", 5, 1000, 40, slices=3),
-        Thread("T", 5, 1000, 40, slices=3),
-        Thread("D", 5, 1000, 40, slices=3),
+        Thread(READY, 6, 1000, 40, slices=3),  # on a core without a tick only `stat` is right
+        Thread(READY, 5, 1001, 40, slices=3),
+        Thread(ASLEEP, 5, 1000, 40, slices=3),
+        Thread(STOPPED, 5, 1000, 40, slices=3),
+        Thread(BLOCKED, 5, 1000, 40, slices=3),
     ],
 )
 def test_who_ran_or_is_not_ready_does_not_wait(seen: dict[int, Thread], after: Thread) -> None:
     waits = Waits(7)
-    seen[7] = Thread("R", 5, 1000, 40, slices=3)
+    seen[7] = Thread(READY, 5, 1000, 40, slices=3)
     waits.look(100)
     seen[7] = after
     assert waits.look(200).waited_ns == 0
@@ -164,14 +168,14 @@ def test_who_ran_or_is_not_ready_does_not_wait(seen: dict[int, Thread], after: T
 
 def test_waits_one_after_the_other_add_up_and_those_at_once_do_not(seen: dict[int, Thread]) -> None:
     waits = Waits(7)
-    ready, asleep = Thread("R", 1, 1, 0, slices=1), Thread("S", 1, 1, 0, slices=1)
+    ready, asleep = Thread(READY, 1, 1, 0, slices=1), Thread(ASLEEP, 1, 1, 0, slices=1)
     seen.update({7: ready, 8: ready})
     waits.look(100)
     assert waits.look(200).waited_ns == 100
     seen[8] = asleep
     assert waits.look(300).waited_ns == 200, "7 alone"
     seen.update(
-        {7: Thread("S", 1, 2, 210, slices=2), 8: ready, 9: Thread("S", 1, 1, 10**9, slices=1)}
+        {7: Thread(ASLEEP, 1, 2, 210, slices=2), 8: ready, 9: Thread(ASLEEP, 1, 1, 10**9, slices=1)}
     )
     assert waits.look(400).waited_ns == 210, "9 has waited before we saw it"
     assert waits.look(500).waited_ns == 310, "8, which 7 has woken"
@@ -179,16 +183,16 @@ def test_waits_one_after_the_other_add_up_and_those_at_once_do_not(seen: dict[in
 
 def test_whoever_listens_may_be_the_one_that_waits(seen: dict[int, Thread]) -> None:
     waits = Waits(7, 70)
-    seen.update({7: Thread("S", 1, 5, 0, slices=1), 70: Thread("R", 1, 1, 0, slices=1)})
+    seen.update({7: Thread(ASLEEP, 1, 5, 0, slices=1), 70: Thread(READY, 1, 1, 0, slices=1)})
     waits.look(100)
-    seen[70] = Thread("S", 1, 9, 60, slices=2)
-    assert waits.look(200) == Wait(60, 0, "sleeping")
+    seen[70] = Thread(ASLEEP, 1, 9, 60, slices=2)
+    assert waits.look(200) == Wait(60, 0, ASLEEP)
 
 
 def test_without_the_kernels_counts_long_waits_are_seen(seen: dict[int, Thread]) -> None:
     waits = Waits(7)
-    seen[7] = Thread("R", 5, 0, 0, slices=0)
+    seen[7] = Thread(READY, 5, 0, 0, slices=0)
     waits.look(100)
     assert waits.look(300).waited_ns == 200
-    seen[7] = Thread("R", 6, 0, 0, slices=0)
+    seen[7] = Thread(READY, 6, 0, 0, slices=0)
     assert waits.look(400).waited_ns == 200

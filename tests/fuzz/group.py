@@ -10,7 +10,7 @@ from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.observe import metrics
 from pegaflow.wire.control import Beat, Hello, OpenSession, ProcessRow, Report, Serving, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import EngineNamespace, Incarnation
 from pegaflow.wire.jobs import (
     Announce,
     CheckFiles,
@@ -30,6 +30,7 @@ from pegaflow.wire.jobs import (
     Result,
     Spawn,
     Spawned,
+    ThreadState,
 )
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -50,7 +51,7 @@ class SupervisorCage(Cage):
     def settle(self) -> None:
         self.senders = [Address(CLIENT, Incarnation(n)) for n in (7, 7, 8, 9)]
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX]
-        sound = OpenSession("engine", bytes(16), 4242, 99, namespace=bytes(16))
+        sound = OpenSession("engine", bytes(16), 4242, 99, namespace=EngineNamespace(bytes(16)))
         self.generator.learn(sound, sound=True)
 
     def work(self, job: Message) -> Result:
@@ -67,7 +68,7 @@ class SupervisorCage(Cage):
         if isinstance(job, CheckFiles):
             return FilesChecked((), ())
         if isinstance(job, Look):
-            return Looked(0, 0, self.now, "sleeping")
+            return Looked(0, 0, self.now, ThreadState.SLEEPING)
         assert isinstance(job, Kill)
         if job.address in self.living:
             self.exit(job.address)

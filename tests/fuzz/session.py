@@ -6,7 +6,15 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_GRANT, NO_KEY, ClaimId, GrantId, Incarnation, LeaseId
+from pegaflow.wire.identities import (
+    NO_GRANT,
+    NO_KEY,
+    ClaimId,
+    EngineNamespace,
+    GrantId,
+    Incarnation,
+    LeaseId,
+)
 from pegaflow.wire.index import Claim, Claimed, Find, HazardFile, HazardsNoted, Held, Seal, Sealed
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -83,7 +91,11 @@ class SessionCage(Cage):
         self.tell(BOSS, WELCOME)
         self.tell(BOSS, Neighbour(ALLOC, "a", 1))
         self.tell(BOSS, Neighbour(IDX, "i", 2))
-        self.tell(BOSS, Serve("engine", bytes(16), 4242, 99, namespace=bytes(16)), question=1)
+        self.tell(
+            BOSS,
+            Serve("engine", bytes(16), 4242, 99, namespace=EngineNamespace(bytes(16))),
+            question=1,
+        )
         self.tell(self.senders[0], ATTACH, question=1)
 
     @property

@@ -25,7 +25,7 @@ from pegaflow.client.effects import (
 from pegaflow.client.machine import Machine, State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_NAMESPACE, Incarnation
+from pegaflow.wire.identities import NO_NAMESPACE, EngineNamespace, Incarnation
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attached, Way
 from pegaflow.wire.status import Status
@@ -53,7 +53,7 @@ class Client(Proc):
                 address=self.address,
                 engine=role.engine,
                 generation=role.generation,
-                namespace=b"model".ljust(16),
+                namespace=EngineNamespace(b"model".ljust(16)),
                 probe=b"",
                 world=role.world,
                 pid=self.pid,

@@ -58,6 +58,7 @@ from pegaflow.wire.jobs import (
     Spawn,
     Spawned,
     Stopping,
+    ThreadState,
     UnmapEngine,
     WatchProcess,
 )
@@ -360,7 +361,7 @@ class House(HostProc):
         child = self.world.procs.get(job.address)
         if isinstance(job, Look):
             waited = child.waited(job.since) if child is not None else 0
-            return Looked(waited, 0, self.world.now, "")
+            return Looked(waited, 0, self.world.now, ThreadState.UNKNOWN)
         if child is not None:
             self.world.at(self.world.now + self.world.delay(), lambda: child.die("killed"))
         return Done(Status.OK)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 from hypothesis import strategies as st
 
 from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.jobs import ThreadState
 from pegaflow.wire.message import Message, declared
 from pegaflow.wire.session import Way
 from pegaflow.wire.status import Status
@@ -60,8 +61,8 @@ def _sample(hint: Any, at: int) -> Any:
         return Address("session", Incarnation((1 << 40) + at))
     if hint is Status:
         return Status.NO_SPACE
-    if hint is Way:
-        return Way.PROCESS_VM
+    if hint in (Way, ThreadState):
+        return hint(1)
     if hint is bool:
         return True
     if hint is int:
@@ -89,7 +90,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
     if hint is Address:
         return st.builds(Address, st.text(max_size=20), numbers)
-    if hint in (Status, Way):
+    if hint in (Status, Way, ThreadState):
         return st.sampled_from(hint)
     plain = {int: numbers, bool: st.booleans(), str: st.text(), bytes: st.binary(max_size=99)}
     return plain[hint] if hint in plain else messages(hint)

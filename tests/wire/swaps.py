@@ -14,9 +14,11 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import HazardReader
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import PagesHeld, Reserved
+from pegaflow.wire.control import OpenSession
 from pegaflow.wire.identities import (
     NO_NAMESPACE,
     ClaimId,
+    EngineNamespace,
     GrantId,
     Incarnation,
     Key,
@@ -75,6 +77,11 @@ def keys_and_namespaces(blocks: PrefixIndex, namespace: Namespace, key: Key) -> 
     Find(namespace, (namespace,))  # type: ignore[arg-type]
     blocks.get(key, key)  # type: ignore[arg-type]
     blocks.get(namespace, namespace)  # type: ignore[arg-type]
+
+
+def an_engines_own_namespace_and_ours(own: EngineNamespace, ours: Namespace) -> None:
+    Find(own, ())  # type: ignore[arg-type]
+    OpenSession("engine", b"", 1, 1, namespace=ours)  # type: ignore[arg-type]
 
 
 def numbers(count: int) -> None:

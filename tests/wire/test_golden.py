@@ -16,7 +16,7 @@ import pytest
 
 from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import EngineNamespace, Incarnation
 from pegaflow.wire.message import Message, decode, encode
 from pegaflow.wire.session import Confirmed, Lookup
 from pegaflow.wire.status import Status
@@ -32,7 +32,7 @@ GOLDEN: dict[str, list[list[Any]]] = json.loads(
 ON_A_SOCKET = [cls for cls in MESSAGES if cls.TAG < 200]
 
 CLIENT_7, SESSION_3 = Address(CLIENT, Incarnation(7)), Address(SESSION, Incarnation(3))
-OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, namespace=bytes(16))
+OPEN = OpenSession("engine", bytes(range(16)), 4242, 99, namespace=EngineNamespace(bytes(16)))
 
 QUESTION = Envelope(
     CLIENT_7,

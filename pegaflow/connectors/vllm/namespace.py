@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from pegaflow.wire.identities import EngineNamespace
 from pegaflow.wire.units import Bytes
 
 NAMESPACE_BYTES: Bytes = 32
@@ -34,7 +35,7 @@ class Namespace:
 
     base: bytes  # equal for engines that differ in nothing but their hash seed
     probe: bytes  # a fixed block's hash as this engine computes it
-    final: bytes  # what the service is told
+    final: EngineNamespace  # what the service is told
     facts: tuple[tuple[str, str], ...]  # sorted (name, value) pairs behind `base`
 
     def describe(self) -> str:
@@ -55,4 +56,4 @@ def namespace(facts: Mapping[str, str], probe: bytes) -> Namespace:
     """
     listed = tuple(sorted(facts.items()))
     base = _digest([json.dumps(listed).encode()])
-    return Namespace(base, probe, _digest([base, probe]), listed)
+    return Namespace(base, probe, EngineNamespace(_digest([base, probe])), listed)

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pegaflow.wire.values import Packed, PackedU64s
 
-U64 = npt.NDArray[np.uint64]
+from .fingerprints import U64
 
 
 def column(numbers: Sequence[int] | U64) -> U64:

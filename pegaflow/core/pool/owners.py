@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pegaflow.wire.identities import GrantId, PageId
 from pegaflow.wire.units import Count
 
-from .columns import U64, column
+from .columns import column
+from .fingerprints import U64
 from .geometry import Geometry
 
 Mask = npt.NDArray[np.bool_]

@@ -21,7 +21,8 @@ from sortedcontainers import SortedSet
 
 from pegaflow.wire.identities import GrantId, PageId
 
-from .columns import U64, column, grouped
+from .columns import column, grouped
+from .fingerprints import U64
 from .geometry import Geometry
 from .geometry import slot_size as slot_size
 from .owners import Owners

@@ -63,7 +63,7 @@ def test_a_replayed_actor_is_in_the_same_state(tmp_path: Path) -> None:
 
 def test_what_killed_the_first_kills_the_second(tmp_path: Path) -> None:
     rig, _ = busy()
-    other = type(SERVE)("another", bytes(16), 1, 1, bytes(16))
+    other = type(SERVE)("another", bytes(16), 1, 1, SERVE.namespace)
     with pytest.raises(AssertionError, match="serves one engine"):
         rig.ask(BOSS, other)
     address, boss, _, inputs = blackbox.read(blackbox.write(rig.host, tmp_path))

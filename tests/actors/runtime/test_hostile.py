@@ -37,6 +37,7 @@ from pegaflow.wire.identities import (
     NO_GRANT,
     NO_KEY,
     NO_LEASE,
+    EngineNamespace,
     GrantId,
     Incarnation,
     Key,
@@ -274,7 +275,7 @@ def test_keys_of_open_saves_are_limited(monkeypatch: pytest.MonkeyPatch) -> None
         replace(OPEN, engine="x" * (ENGINE_MAX + 1)),
         replace(OPEN, engine="two\nlines"),
         replace(OPEN, probe=bytes(65)),
-        replace(OPEN, namespace=bytes(15)),
+        replace(OPEN, namespace=EngineNamespace(bytes(15))),
         replace(OPEN, generation=b""),
     ],
 )

@@ -14,7 +14,7 @@ from pegaflow.actors.supervisor.restarts import (
     Restarts,
 )
 from pegaflow.wire.control import OpenSession
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import EngineNamespace, Incarnation
 from pegaflow.wire.values import INDEX, SESSION, Address
 
 S = 1_000_000_000
@@ -23,7 +23,7 @@ START = 100 * S
 
 def served(number: int, engine: str) -> ChildRecord:
     """A session of this engine."""
-    opener = OpenSession(engine, bytes(16), 1, 1, namespace=bytes(16))
+    opener = OpenSession(engine, bytes(16), 1, 1, namespace=EngineNamespace(bytes(16)))
     assignment = Assignment(opener, 1, False, START)
     return ChildRecord(Address(SESSION, Incarnation(number)), born=START, assignment=assignment)
 

@@ -25,7 +25,7 @@ from pegaflow.wire.control import (
     Welcome,
 )
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.identities import EngineNamespace, Incarnation
 from pegaflow.wire.jobs import Exited, OpenPool, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -146,7 +146,9 @@ def test_an_engine_gets_a_spare_and_a_new_spare_is_made() -> None:
     spare = group.now_living(SESSION)
     sent = group.open()
     serve = one(sent, Serve, spare)
-    assert serve.message == Serve("engine", bytes(16), 4242, 99, namespace=bytes(16))
+    assert serve.message == Serve(
+        "engine", bytes(16), 4242, 99, namespace=EngineNamespace(bytes(16))
+    )
     at = said(group.answer(serve, Serving()), SessionAt, CLIENT_7)
     assert (at.address, at.endpoint) == (spare, f"ipc://{spare}")
     group.settle()
@@ -202,7 +204,8 @@ def test_asked_again_before_serving_costs_no_second_spare() -> None:
 def test_another_life_while_the_first_lives_is_a_duplicate() -> None:
     group = Group()
     group.serve()
-    for other in (replace(OPEN, generation=b"x" * 16), replace(OPEN, namespace=b"n" * 16)):
+    another = EngineNamespace(b"n" * 16)
+    for other in (replace(OPEN, generation=b"x" * 16), replace(OPEN, namespace=another)):
         assert said(group.open(other, CLIENT_8), Refused).status is Status.DUPLICATE
 
 
@@ -223,8 +226,8 @@ def test_bad_opens() -> None:
     for bad in (
         replace(OPEN, generation=b"short"),
         replace(OPEN, engine=""),
-        replace(OPEN, namespace=bytes(15)),
-        replace(OPEN, namespace=bytes(65)),
+        replace(OPEN, namespace=EngineNamespace(bytes(15))),
+        replace(OPEN, namespace=EngineNamespace(bytes(65))),
     ):
         assert said(group.open(bad), Refused).status is Status.BAD_REQUEST
 

@@ -20,6 +20,7 @@ from pegaflow.wire.jobs import (
     PoolOpened,
     Spawn,
     Spawned,
+    ThreadState,
 )
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
 from tests.actors.group import OPEN, PLAN, Group
@@ -111,7 +112,7 @@ def test_what_is_heard_late_of_a_look_was_true_then() -> None:
     group.wait(TICK_NS)
     (job,) = {job for job in group.wanted(Look) if job.address == silent}
     looked_at, group.now = group.now, group.now + SILENT_NS
-    group.done(Look, Looked(0, 0, looked_at, ""))
+    group.done(Look, Looked(0, 0, looked_at, ThreadState.SLEEPING))
     group.settle()
     assert group.killed == [], f"{job} was asked before its time"
 
@@ -129,14 +130,14 @@ def starting() -> Rig:
 def test_a_child_that_never_says_hello_is_killed() -> None:
     rig = starting()
     rig.wait(START_NS + 2 * TICK_NS)
-    rig.done(Look, Looked(0, 0, rig.now, ""))
+    rig.done(Look, Looked(0, 0, rig.now, ThreadState.SLEEPING))
     assert rig.wanted(Kill) == [Kill(Address(ALLOCATOR, Incarnation(2)))]
 
 
 def test_a_child_that_gets_no_core_to_start_is_waited_for() -> None:
     rig = starting()
     rig.wait(4 * START_NS)
-    rig.done(Look, Looked(3 * START_NS + 2 * TICK_NS, 0, rig.now, ""))
+    rig.done(Look, Looked(3 * START_NS + 2 * TICK_NS, 0, rig.now, ThreadState.SLEEPING))
     assert rig.wanted(Kill) == []
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pegaflow.core.grants import omitted
 from pegaflow.core.pool.columns import column
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry
 from pegaflow.core.pool.slab import Slab, slot_size
@@ -47,6 +48,14 @@ class SlabAgainstDict(RuleBasedStateMachine):
         if extent not in self.grown:
             self.slab.grow(extent)
             self.grown.add(extent)
+
+    @rule(holder=holders, newer=counts, every=st.integers(1, 4))
+    def state(self, holder: tuple[str, int], newer: int, every: int) -> None:
+        """What a statement omits is what it is by the rule for grants of any kind."""
+        granted = {p: GrantId(n) for p, (_, by, n) in self.pages.items() if by == holder}
+        stated, upto = list(granted)[::every], GrantId(max(0, self.number - newer))
+        gone = self.slab.owners.omitted(holder, upto, column(stated))
+        assert sorted(gone.tolist()) == sorted(omitted(granted, upto, stated))
 
     @rule(page_size=sizes, count=counts, holder=holders)
     def take(self, page_size: int, count: int, holder: tuple[str, int]) -> None:
