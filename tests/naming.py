@@ -1,6 +1,8 @@
 """What names a thing, from plain numbers and bytes: as_leases(7, 8)."""
 
-from pegaflow.wire.identities import ClaimId, Key, LeaseId, PageId, Stamp
+from pegaflow.wire.identities import ClaimId, EngineNamespace, Key, LeaseId, PageId, Stamp
+
+MODEL = EngineNamespace(bytes(16))
 
 
 def as_leases(*numbers: int) -> tuple[LeaseId, ...]:

@@ -22,15 +22,7 @@ from pegaflow.client.patience import PING_NS, RETRY_NS
 from pegaflow.client.results import Done, Lease, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import (
-    NO_KEY,
-    NO_LEASE,
-    EngineNamespace,
-    Incarnation,
-    Key,
-    LeaseId,
-    Namespace,
-)
+from pegaflow.wire.identities import NO_KEY, NO_LEASE, Incarnation, Key, LeaseId, Namespace
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import (
@@ -54,6 +46,7 @@ from pegaflow.wire.session import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
+from tests.naming import MODEL
 
 MS = 1_000_000
 ME, BOSS, PEER = (
@@ -62,7 +55,6 @@ ME, BOSS, PEER = (
     Address(SESSION, Incarnation(4)),
 )
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "bfloat16")
-OWN = EngineNamespace(bytes(16))
 MEMORY = Memory(0, LAYOUT, (64 * 64,))
 KEYS = tuple(Key(bytes([n]) * 32) for n in range(1, 4))
 BLOCKS = (10, 11, 12)
@@ -77,7 +69,7 @@ class Client:
     ) -> None:
         self.visible = visible  # whether the session's process can be watched
         self.m = Machine(
-            Identity(ME, "engine", bytes(16), OWN, probe=b"", world=1, pid=4242, started_ticks=99)
+            Identity(ME, "engine", bytes(16), MODEL, probe=b"", world=1, pid=4242, started_ticks=99)
         )
         self.now = 1000 * MS
         self.sent: list[Envelope] = []  # since the last look

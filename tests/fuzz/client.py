@@ -29,7 +29,7 @@ from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import NO_KEY, EngineNamespace, Incarnation, LeaseId, Namespace
+from pegaflow.wire.identities import NO_KEY, Incarnation, LeaseId, Namespace
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.session import (
@@ -56,12 +56,11 @@ from pegaflow.wire.session import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, SUPERVISOR, Address
-from tests.naming import as_keys
+from tests.naming import MODEL, as_keys
 
 from .hostile import EVERY_KIND, Generator, spoiled
 
 MS = 1_000_000
-SPACE = EngineNamespace(bytes(16))
 ME, DESK = Address(CLIENT, Incarnation(7)), Address(SUPERVISOR, Incarnation(1))
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "uint8")
 TOLD = (Found, Pages, Confirmed, Loaded, Saved, CopyBatch, Attached, Prove, Pong, Left, SessionAt)
@@ -81,7 +80,7 @@ class ClientCage:
         self.now = 10_000 * MS
         self.way = self.rng.choice((Way.STAGED, Way.PROCESS_VM))
         self.machine = Machine(
-            Identity(ME, "engine", bytes(16), SPACE, probe=b"", world=1, pid=4242, started_ticks=99)
+            Identity(ME, "engine", bytes(16), MODEL, probe=b"", world=1, pid=4242, started_ticks=99)
         )
         self.open: dict[int, tuple[Any, int]] = {}  # ticket -> what was asked, deadline
         self.questions: list[Envelope] = []  # that the machine asked, newest last
