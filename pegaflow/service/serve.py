@@ -17,6 +17,7 @@ import resource
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pegaflow import version
 from pegaflow.actors.runtime.host import Host
@@ -83,6 +84,15 @@ class _House:
         self._unreachable = ""  # why children would find no way to us, or not to us
         self._silences: dict[Address, tuple[int, Waits]] = {}  # since when, and what was seen
         self.manager = sdnotify.Notifier()
+        self._jobs: dict[type[Message], Callable[[Any], Result]] = {
+            OpenPool: self._open_pool,
+            CheckFiles: self._check,
+            NextIncarnation: self._draw,
+            Spawn: self._spawn,
+            Look: self._look,
+            Kill: self._kill,
+            Announce: self._announce,
+        }
         self._stem = str(SHM / shm_stem(settings.run_dir))
         self.reason = ""  # why the pool is as it is
         given = poolfiles.incarnation_of(self._stem)
@@ -145,28 +155,27 @@ class _House:
 
     def work(self, number: int, job: Message) -> Result:
         """Carry out one job."""
-        if isinstance(job, OpenPool):
-            header, pool, ledger = self.files.header, self.files.pool, self.files.file
-            return PoolOpened(
-                pool_path=pool.path,
-                ledger_path=ledger.path,
-                pool_bytes=header.pool_bytes,
-                extent_bytes=header.extent_bytes,
-                pool_file=pool.id,
-                ledger_file=ledger.id,
-            )
-        if isinstance(job, CheckFiles):
-            return self._check()
-        if isinstance(job, NextIncarnation):
-            return IncarnationDrawn(self._next())
-        if isinstance(job, Spawn):
-            return self._spawn(job.address)
-        if isinstance(job, Look):
-            return self._look(job)
-        if isinstance(job, Announce):
-            self.manager.say(job.lines)
-            return Done(Status.OK)
-        assert isinstance(job, Kill)
+        return self._jobs[type(job)](job)
+
+    def _open_pool(self, job: OpenPool) -> PoolOpened:
+        header, pool, ledger = self.files.header, self.files.pool, self.files.file
+        return PoolOpened(
+            pool_path=pool.path,
+            ledger_path=ledger.path,
+            pool_bytes=header.pool_bytes,
+            extent_bytes=header.extent_bytes,
+            pool_file=pool.id,
+            ledger_file=ledger.id,
+        )
+
+    def _draw(self, job: NextIncarnation) -> IncarnationDrawn:
+        return IncarnationDrawn(self._next())
+
+    def _announce(self, job: Announce) -> Done:
+        self.manager.say(job.lines)
+        return Done(Status.OK)
+
+    def _kill(self, job: Kill) -> Done:
         child = self._children.get(job.address)
         if child is not None:
             child.kill()
@@ -182,7 +191,8 @@ class _House:
         wait = waits.look(now)
         return Looked(waited_ns=wait.waited_ns, ran_ns=wait.ran_ns, at_ns=now, state=wait.state)
 
-    def _spawn(self, address: Address) -> Spawned | Done:
+    def _spawn(self, job: Spawn) -> Spawned | Done:
+        address = job.address
         if self._unreachable:
             return Done(Status.NO_SPACE, f"cannot start {address}: {self._unreachable}")
         command = child_command(address, self.settings, self.supervisor)
@@ -213,7 +223,7 @@ class _House:
         loop.watch(fd, dead)
         return Spawned(child.pid, started)
 
-    def _check(self) -> FilesChecked:
+    def _check(self, job: CheckFiles) -> FilesChecked:
         """Whether others still find us; what can be made anew is."""
         assert self.loop is not None
         self._reap()
