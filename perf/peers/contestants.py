@@ -39,11 +39,19 @@ class Peer:
 
     module: str
     requirements: tuple[str, ...]  # exact versions; nothing that these depend on comes with them
+    over: str = ""  # what the environment must have that it is laid over, if it is
 
 
 PEERS = {
     "original": Peer("perf.peers.original", ("pegaflow-llm==0.25.1",)),
+    "lmcache": Peer(
+        "perf.peers.lmcache",
+        ("lmcache==0.5.6", "opentelemetry-exporter-prometheus==0.66b2"),
+        over="vLLM for the CPU, as tests/connectors/vllm/install.sh makes it",
+    ),
 }
+"""Mooncake Store is not among them: the wheel of 0.3.13.post1 that needs no CUDA,
+mooncake-transfer-engine-non-cuda, cannot be imported where there is no libibverbs.so.1."""
 
 
 def default_folder() -> Path:

@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -141,6 +142,13 @@ def in_threads(lookup: Callable[[], float], count: int, at_once: int) -> list[fl
     for thread in threads:
         thread.join()
     return [seconds for own in found for seconds in own]
+
+
+def free_port() -> int:
+    """A TCP port that nobody had a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

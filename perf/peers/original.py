@@ -20,7 +20,6 @@ import mmap
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from perf.peers.obey import Contestant, Failed, Size, in_threads, main, timed
+from perf.peers.obey import Contestant, Failed, Size, free_port, in_threads, main, timed
 
 INSTANCE, LAYER = "perf", "layer"
 START_S, FIND_S, LOAD_S, STOP_S = 60.0, 5.0, 60.0, 10.0
@@ -150,12 +149,6 @@ def stand_in(folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.copy(library, folder / "libcudart.so")
     (folder / "torch.py").write_text("from perf.peers.host import cuda, empty\n")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make(size: Size, stack: ExitStack) -> Original:

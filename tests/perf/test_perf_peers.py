@@ -18,7 +18,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from perf import bare
-from perf.peers import contestants, copies, lookups, obey, original
+from perf.peers import contestants, copies, install, lookups, obey, original
 from perf.peers.copies import Times
 from perf.peers.host import Shared
 from perf.shapes import Shape
@@ -148,6 +148,15 @@ def test_the_other_version_is_a_checkout(tmp_path: Path) -> None:
 def test_every_peer_is_pinned() -> None:
     for peer in contestants.PEERS.values():
         assert all("==" in wanted for wanted in peer.requirements)
+
+
+def test_a_peer_that_needs_another_environment_says_which(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^lmcache needs --over PYTHON: an environment with vLLM"):
+        install.install(tmp_path, "lmcache", None)
+    with pytest.raises(UserError, match="is no Python"):
+        install.site(tmp_path / "python")
+    assert install.site(Path(sys.executable)).endswith("site-packages")
+    assert not list(tmp_path.iterdir())
 
 
 def test_goals_of_lookups_beside_the_original() -> None:
