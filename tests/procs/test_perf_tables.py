@@ -31,6 +31,7 @@ TABLES = {
     "peers.lookups": "zmq echo",
     "peers.copies": "process_vm",
 }
+WITHOUT_SERVICE = "codec"
 COMMANDS = ("latency", "copies", "peers.copies")
 """One with the service that has no memory, one with the real one, and one whose contestants have
 services of their own."""
@@ -96,8 +97,13 @@ def test_a_table_is_printed(table: str, folder: Path) -> None:
     nothing_is_left(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("table", COMMANDS)
+@pytest.mark.parametrize(
+    ("table", "number"),
+    [
+        *((table, signal.SIGINT) for table in COMMANDS),
+        *((table, signal.SIGTERM) for table in TABLES if table != WITHOUT_SERVICE),
+    ],
+)
 def test_after_a_signal(table: str, number: int, folder: Path) -> None:
     command = start(table, folder)
     eventually("the service is there", lambda: bool(serving(folder)))
@@ -114,3 +120,13 @@ def test_after_its_service_was_killed(folder: Path) -> None:
     said = command.communicate(timeout=TIMEOUT_S)[1]
     assert command.returncode == 1 and said.startswith("perf.copies: ") and said.count("\n") == 1
     nothing_is_left(folder)
+
+
+def test_contestants_end_when_their_table_was_killed(folder: Path) -> None:
+    """Their folders are left, which nobody else knows."""
+    command = start("peers.copies", folder)
+    eventually("the service is there", lambda: bool(serving(folder)))
+    os.kill(command.pid, signal.SIGKILL)
+    command.communicate(timeout=TIMEOUT_S)
+    eventually("no process is left", lambda: not processes(folder), patience=TIMEOUT_S)
+    assert pools(folder) == []
