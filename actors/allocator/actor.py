@@ -1,6 +1,6 @@
 """The allocator: grants pages to those who fill them, and takes them back.  See wire/allocator.py.
 
-Its parts, each of which uses those above it:
+Its parts, each of which is made of those above it:
 
     Member        its place in the group
     Recovery      who is to state what it holds, and which messages wait until the pool is known
@@ -11,6 +11,9 @@ Its parts, each of which uses those above it:
     Reservations  who asks for pages gets them, waits, or is refused
     Adoption      how the slab comes to be
     Returns       what leaves its holder
+
+Two tell a later part something, their listener: Growth tells Reservations that there is room,
+Recovery tells Adoption that it is known who has to state.
 """
 
 from pegaflow.actors.roles.recovery import Recovery

@@ -1,6 +1,6 @@
 """The flusher: the SSD tier's process.  See wire/flusher.py.
 
-Its parts, each of which uses those above it only:
+Its parts, each of which is made of those above it:
 
     Volumes      what is known of the directories, and the catalog of the blocks in them
     TierState    what the index is told of the tier: Tier
@@ -12,6 +12,9 @@ Its parts, each of which uses those above it only:
     Holder       states leases and pages, as every holder does
     Reading      from the log to the pool: Fetch, Seal, Fetched
     Shutdown     what becomes of it all when we have to end
+
+SegmentLog tells a later part something: WriteBack, which listens to it, hears where it may write on
+and where it no longer can.
 
 To an index, perhaps a new one, it says first what the tier is, then which leases it holds, then
 what it has read meanwhile, then all that is in the log: the parts hear of everything in this order.

@@ -16,8 +16,9 @@
     attach.py        how ranks come and go
     holdings.py      leases and claims, as the index is told of them
 
-Each of them uses those above it, and none those below; plain records are ranks.py (one rank),
-space.py (what the pages mean) and records.py (orders and their parts).
+Each of them is made of those above it.  One tells a later part something: reservation.py feeds
+batches.py, which waits for pages.  Plain records are ranks.py (one rank), space.py (what the pages
+mean) and records.py (orders and what ranks save of them).
 
 It outlives index and allocator.  Without an index a lookup finds what is in memory, loads go on,
 and a save is refused; a new one is told of all hazards, leases and claims, a new allocator of all

@@ -1,7 +1,7 @@
 """The supervisor: spawns, watches, restarts.
 
 A pure actor like the others: processes are started and killed by jobs, their deaths come as Exited
-(their pidfd fired) and signals as Stopping.  Its parts, each of which uses those above it:
+(their pidfd fired) and signals as Stopping.  Its parts, each of which is made of those above it:
 
     Children     a record for each life that is not proven dead
     Lifecycle    starting, up, draining, killing
@@ -18,7 +18,8 @@ A pure actor like the others: processes are started and killed by jobs, their de
     Attach       where an engine finds its session
     Membership   who hears of whom, and of which death
 
-Time comes from Ticks, which has each of them do what is due.
+Staffing tells a later part something: Attach, its listener, hears that a spawn is over.  Time comes
+from Ticks, which has each of them do what is due.
 """
 
 from pegaflow.actors.roster import SPECS
