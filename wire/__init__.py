@@ -8,6 +8,7 @@
     supervisor → index, allocator   Members
     client     → session      Attach → Attached | Prove | Refused, Proven             session.py
     client     → session      Lookup → Found, Load → Pages | Loaded, Copied → Confirmed, Release
+    client     → session      Borrow → Lent, Took, Looked
     client     → session      Save → Saved, Keep, Drop, Skip, Commit
     client     → session      Leave → Left, Ping → Pong
     session    → client       CopyBatch, BatchCopied

@@ -76,6 +76,9 @@ blocks leave: their records still say what they were, so the next index seals th
 answers anybody.  A session killed while its HazardFile is under way: Gone comes behind it, or
 before it, and then it is not heard.
 
+A file has sections, all of which are read: the session's own, and one that it lends to a client of
+its engine, which writes hazards by itself (session.py).  Both end with the session.
+
 The flusher (flusher.py) holds leases and seals blocks as a session does; the claim that its Seals
 quote is the number of the Fetch that they answer.
 

@@ -17,6 +17,9 @@ Every client of one engine (scheduler, ranks) dials the session that the front d
     client → session   Commit                            the engine stands by those orders
     client → session   Leave     → Left                  nothing of ours is touched any more
     client → session   Release
+    client → session   Borrow    → Lent                  rows of your hazards, to look up by myself
+    client → session   Took                              a lease that I found is yours now
+    client → session   Looked                            what I have looked up by myself so far
     client → session   Ping      → Pong
 
 Joining.  One client of an engine *opens* its generation at the front desk (OpenSession.opens, in
@@ -63,6 +66,39 @@ the session stops.  A foreign client (OpenSession.pid_namespace is not ours) is 
 session either: one of the same number may be somebody else's where it lives.  All clients of an
 engine are foreign with it; a foreign one of a local engine is refused at the front desk.
 
+Lookups without a message.  What is in memory a client finds by itself, in the index's table and
+ledger, mapped read-only, exactly as the session does (wire/index.py): it writes hazards, and then
+compares the records.  Its hazards lie in the session's hazard file, in a section of its own, which
+the index has noted with the rest before the session lends it.  So they live as long as the session:
+a client that dies takes its session with it, and a session that is proven dead (Gone) has no
+hazards any more, and no copies that would need them.
+
+    Borrow   asked when a lookup could have been answered so, and again now and then until it is
+             Lent(OK).  One client at a time has the section, of those whose process the session
+             watches; everybody else, and whoever cannot map the files, looks up by message, and
+             `status` says why
+    section  `allowed` (core/pool/hazards.py) is a word of the session's: bytes of the pool that
+             the section may keep; 0 while a rank is missing, while hazards are not trusted, or
+             when another client has the section.  A lookup that needs more goes by message, and
+             so does one whose run may go on in a tier
+    lease    its number is the client's, from Lent.first on, and nobody else knows of it.  Released
+             by the client that found it, it ends with one store, and no message
+    Took     before it is loaded from: the pages, their stamps and the *rows* of its hazards.  The
+             rows are the session's from then on: the client never writes them again before it has
+             seen a 0 there.  So the hazards of a lease never have a gap and never an owner too
+             many: it ends in the session like any other, when every rank has loaded from it or it
+             was released, and no copy of it runs.  Lease, idle rule, pins, Touched: as for leases
+             that the session has found.  A Took that is no lease (another namespace, pages that
+             are not sealed so) ends at once, and its rows are cleared
+    Load     may overtake the Took, since ranks have their own connections: one that names a number
+             that was lent waits for it, TOOK_NS at most
+    Looked   sent now and then: lookups, keys and hits for the metrics, and what was used under
+             hazards that the client has cleared itself, for Touched
+
+A lease that the client has not passed on within SHARE_NS is passed on when it next looks at its
+sockets.  Before and after each copy the session compares the pages with the ledger, so a hazard
+that failed costs a load and never gives other bytes.
+
 Ranks.  A block has one page per rank.  A lease is consumed when every rank has loaded from it (or
 it is released, and no copy of it runs).  The ranks' saves of one scheduler order carry its number;
 a block is sealed when every rank has said Keep for it under the same order, so that shards of two
@@ -94,18 +130,24 @@ Who dies when:
 * client stopped: nothing of the session's memory depends on it but its slots and leases; a lease
   nobody used for LEASE_IDLE_NS is released unless a copy of it runs, an order it does not save is
   given up after ORDER_NS.
+* client with hazards of its own: its session stops, and the index forgets the file at Gone.
+* session while a client has such hazards: the client is told by its pidfd, at the latest when it
+  looks up; until it knows, what it finds is of a session that is dead, and no load will take it.
+* session stopped: lookups go on; leases that are to be loaded wait for it as Loads do.
+* index: lookups go on, nobody evicts; the next one evicts nothing before the session has stated
+  the file, with all of its sections.
 * Drop crossing Keep: the session has the word that came first; a Drop after Keep is too late and
   harmless, for Keep was said only when the bytes were already out.
 """
 
 import enum
 
-from .identities import Key, LeaseId, Namespace
+from .identities import NO_LEASE, NO_NAMESPACE, Key, LeaseId, Namespace, PageId, Stamp
 from .layout import Layout
 from .message import Message, message
 from .status import Status
 from .units import Bytes, Nanoseconds
-from .values import Keys, U64s
+from .values import Keys, Numbers, U64s
 
 LEASE_IDLE_NS: Nanoseconds = 120_000_000_000
 """A lease that nobody loads for so long is released: a request waits in a queue for less."""
@@ -113,6 +155,14 @@ LEASE_IDLE_NS: Nanoseconds = 120_000_000_000
 ORDER_NS: Nanoseconds = 5_000_000_000
 """An order that not every rank saves, or nobody commits, within this time is given up: ranks
 compute in step, and the engine knows at the step's end whether it stands."""
+
+TOOK_NS: Nanoseconds = 1_000_000_000
+"""A Load waits so long for the Took that it has overtaken: that was sent before, by a thread that
+may lack a core."""
+
+SHARE_NS: Nanoseconds = 1_000_000_000
+"""A lease that a client has found and neither loaded nor released is known to the session after so
+long: there the idle rule holds, and `status` shows it."""
 
 PROOF_BYTES: Bytes = 32
 """Bytes of Prove: nobody holds them by chance."""
@@ -328,3 +378,50 @@ class Commit(Message):
     """The steps that computed these orders stand: their blocks may be sealed."""
 
     orders: U64s
+
+
+@message(54)
+class Borrow(Message):
+    """Lend me a section of your hazards."""
+
+    note: str = ""  # why the last one was of no use to me
+
+
+@message(55)
+class Lent(Message):
+    """OK: it is yours until you leave.  Else why not; ask again later."""
+
+    status: Status
+    note: str = ""
+    ledger_path: str = ""
+    ledger_file: U64s = ()  # its device and inode
+    pool_bytes: int = 0
+    extent_bytes: int = 0
+    hazard_path: str = ""
+    hazard_file: U64s = ()  # its device and inode
+    section: int = 0  # of the hazard file
+    namespace: Namespace = NO_NAMESPACE
+    world: int = 0  # pages of a block
+    block_bytes: int = 0  # of the pool, that a block takes
+    first: LeaseId = NO_LEASE  # number of the first lease
+
+
+@message(56)
+class Took(Message):
+    """This lease is yours: blocks of `world` pages each, block-major, a row per block."""
+
+    lease: LeaseId
+    namespace: Namespace
+    pages: Numbers[PageId]
+    stamps: Numbers[Stamp]  # beside `pages`
+    rows: U64s
+
+
+@message(57)
+class Looked(Message):
+    """Since the last one: so many lookups, asking for so many blocks, finding so many."""
+
+    lookups: int
+    asked: int
+    hit: int
+    pages: Numbers[PageId] = ()  # first pages of blocks that were used, and are not any more

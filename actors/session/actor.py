@@ -7,6 +7,7 @@
     touches.py       what was used, for the index
     leases.py        what stays in place for the engine's requests
     lookup.py        what the engine finds
+    lending.py       what it finds by itself
     loads.py         what it gets
     orders.py        what it saves: orders, each rank's save, claims
     reservation.py   pages of the allocator, to save into
@@ -37,6 +38,7 @@ from .engine import Engine
 from .hazards import HazardBook, OpenFinder, OpenHazards
 from .holdings import LeasesAndClaims
 from .leases import Leases
+from .lending import Lending
 from .loads import Loads
 from .lookup import Lookups
 from .orders import Orders
@@ -66,13 +68,16 @@ class Session(Actor):
         self.tables = tables = PageTables()
         self.engine = engine = Engine(member)
         self.hazards = hazards = HazardBook(member, engine, open_hazards, open_finder)
-        self.pins = pins = Pins(engine, counts)
+        self.pins = pins = Pins(engine, hazards, counts)
         touches = Touches(member, counts)
         self.leases = leases = Leases(
             member, engine, hazards=hazards, pins=pins, touches=touches, counts=counts
         )
         lookups = Lookups(member, engine, hazards=hazards, pins=pins, leases=leases, counts=counts)
-        self.loads = loads = Loads(member, engine, leases, counts)
+        lending = Lending(
+            member, engine, hazards=hazards, leases=leases, touches=touches, counts=counts
+        )
+        self.loads = loads = Loads(member, engine, leases=leases, lending=lending, counts=counts)
         self.orders = orders = Orders(member)
         self.reservation = reservation = Reservation(member, engine)
         publishing = Publishing(
@@ -96,7 +101,7 @@ class Session(Actor):
             member, engine, hazards=hazards, leases=leases, orders=orders, publishing=publishing
         )
         holder = Holder(member, {INDEX: claimed, ALLOCATOR: reservation})
-        found = (tables, engine, hazards, pins, leases, touches, lookups, loads)
+        found = (tables, engine, hazards, pins, leases, touches, lookups, lending, loads)
         saved = (orders, reservation, publishing, batches, saves)
         crew = (*found, *saved, attachment, holder)
         member.lead(*crew)

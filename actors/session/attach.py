@@ -221,6 +221,7 @@ class Attachment(Part):
         engine = self._engine
         rank.gone = True
         engine.complete = False
+        self._hazards.pause()
         del engine.ranks[rank.number]
         engine.leaving.append(rank)
         effects: list[Effect] = [Do(UnmapEngine(rank.mapping), lambda done, now: [])]
@@ -233,6 +234,8 @@ class Attachment(Part):
             return [Reply(sender, Left())]
         self._engine.clients.remove(client)
         self._engine.remote.discard(client)
+        if client == self._hazards.borrower:
+            self._hazards.lend(NOBODY)
         mine = [rank for rank in self._engine.ranks.values() if rank.client == client]
         if not mine:
             return [Reply(sender, Left()), *self._engine.end_if_alone()]
@@ -259,5 +262,6 @@ class Attachment(Part):
             if old is not None:
                 effects = self._reservation.forget() + self._leases.end_all()
                 self._saves.start_anew()
+                self._hazards.recall()
             engine.space = space
         return effects + self._reservation.refill(now) + self._hazards.begin(now)

@@ -18,7 +18,7 @@ from pegaflow.actors.runtime.workers import Part, Workers
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, hazard_bytes
+from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, LentRows, cut, hazard_bytes
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.table import TableReader
 from pegaflow.device import locks, membarrier, pagetables
@@ -199,7 +199,7 @@ class Reader:
             raise UserError(f"there is no memory barrier: {why}")
         path = f"{welcome.pool_path.removesuffix('.pool')}.{self._address}.hazards"
         try:
-            file = SharedFile.create(path, hazard_bytes(ROWS_MOST))
+            file = SharedFile.create(path, hazard_bytes(ROWS_MOST, sections=2))
         except FileExistsError:
             raise UserError(f"{path} is somebody else's") from None
         self._file = file
@@ -208,7 +208,8 @@ class Reader:
         if why:
             self.close()
             raise UserError(f"no room for hazards in /dev/shm: {why}")
-        return Opened(Hazards(file.map), path, file.id)
+        own, lent = cut(file.map, 2)
+        return Opened(Hazards(own), LentRows(lent), path, file.id)
 
     def close(self) -> None:
         """Remove the hazard file's name; an index that knows it goes on honouring it."""

@@ -6,6 +6,9 @@ announced to each index that we meet, before anything else is stated, and again 
 that index has answered.  Hazards are trusted from the first index on that has noted the file, and
 go on being trusted while there is none, since nobody else evicts.
 
+One section of the file is lent to a client of the engine, so that it looks up by itself too
+(lending.py): it may as long as we may, and while the engine is complete.
+
 Where that does not work (no room, no memory barrier, an index that cannot map the file) lookups go
 to the index, one line of the log and of `status` says why, and hazards that stand are worth what a
 look at the ledger before and after each copy finds them to be.
@@ -18,7 +21,7 @@ from pegaflow.actors.runtime.contract import Ask, Effect, Note, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder, Run
-from pegaflow.core.pool.hazards import Hazards, Rows
+from pegaflow.core.pool.hazards import Hazards, LentRows, Rows
 from pegaflow.wire.control import BEAT_NS, LogLevel, Welcome
 from pegaflow.wire.identities import PageId, Stamp
 from pegaflow.wire.index import HazardFile, HazardsNoted
@@ -41,6 +44,7 @@ class Opened(NamedTuple):
     """A hazard file of ours, and how others find it."""
 
     hazards: Hazards
+    lent: LentRows
     path: str
     file: tuple[int, int]  # device and inode
 
@@ -66,10 +70,14 @@ class HazardBook(Part):
         self._answered = NOBODY  # the index that has
         self.trusted = False  # our hazards are read before anything is freed
         self._why = ""  # not, in one line
+        self.borrower = NOBODY  # the client that has the section which we lend
+        self._recalled = False  # it has to ask for it again
+        self._allowed = 0  # bytes that it may keep, if it may keep any
 
     def gauges(self) -> dict[str, int]:
         """Hazards that stand."""
-        return {"session_hazards": self.standing}
+        lent = self._opened.lent.standing if self._opened is not None else 0
+        return {"session_hazards": self.standing + lent, "session_hazards_lent": lent}
 
     def remarks(self) -> tuple[str, ...]:
         """Why each lookup costs a message."""
@@ -79,6 +87,7 @@ class HazardBook(Part):
         """The engine is complete: have hazards, unless that was tried before."""
         welcome = self._member.welcome
         assert welcome is not None
+        self._settle()
         if self._opened is not None or self._why:
             return []
         try:
@@ -103,14 +112,67 @@ class HazardBook(Part):
 
     @property
     def standing(self) -> int:
-        """Hazards that are not cleared."""
+        """Hazards of our own that are not cleared."""
         return len(self._opened.hazards) if self._opened is not None else 0
 
     @property
     def may_stand(self) -> bool:
         """Whether an index must know the file before it frees anything: also one that has refused
         it, as long as hazards are left that an earlier one has noted."""
-        return self.trusted or self.standing > 0
+        lent = self._opened.lent.standing if self._opened is not None else 0
+        return self.trusted or self.standing + lent > 0
+
+    # what a client has of it
+
+    @property
+    def opened(self) -> Opened | None:
+        """The file, if it is trusted."""
+        return self._opened if self.trusted else None
+
+    @property
+    def lent(self) -> LentRows:
+        """The section that is lent; there is one if there is a file."""
+        assert self._opened is not None
+        return self._opened.lent
+
+    @property
+    def finder(self) -> Finder:
+        """What both look into; there is one if there is a file."""
+        assert self._finder is not None
+        return self._finder
+
+    @property
+    def why(self) -> str:
+        """Why nobody looks up without a message; '' if that is not known."""
+        return self._why
+
+    def lend(self, client: Address) -> None:
+        """The section is this client's, or nobody's."""
+        assert self._opened is not None
+        if client != self.borrower:
+            self._opened.lent.forget()
+        self.borrower, self._recalled = client, False
+        self._settle()
+
+    def recall(self) -> None:
+        """The engine has other blocks now: the client has to hear of them."""
+        self._recalled = True
+        self._settle()
+
+    def pause(self) -> None:
+        """The engine is not complete any more."""
+        self._settle()
+
+    def allow(self, bytes_: Bytes) -> None:
+        """So much of the pool the lent section may keep."""
+        self._allowed = bytes_
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._opened is not None:
+            lends = self.trusted and self._engine.complete and not self._recalled
+            some = lends and self.borrower != NOBODY
+            self._opened.lent.allow(self._allowed if some else 0)
 
     # what it is good for
 
@@ -130,10 +192,17 @@ class HazardBook(Part):
         )
         return run
 
-    def clear(self, rows: Rows) -> None:
-        """These hazards stand no longer."""
+    def clear(self, rows: Rows, *, lent: bool = False) -> None:
+        """These hazards stand no longer.
+
+        Args:
+            lent: they are rows of the section that is lent, and were given to us.
+        """
         assert self._opened is not None
-        self._opened.hazards.clear(rows)
+        if lent:
+            self._opened.lent.clear(rows)
+        else:
+            self._opened.hazards.clear(rows)
 
     def sealed(self, pages: Sequence[PageId], stamps: Sequence[Stamp]) -> bool:
         """Whether these pages still hold what they held when the hazards were written."""
@@ -170,11 +239,13 @@ class HazardBook(Part):
         if answer.status is not Status.OK:
             return self._refused(answer.note or answer.status.label)
         self.trusted, self._why = True, ""
+        self._settle()
         return []
 
     def _refused(self, why: str) -> list[Effect]:
         """Each lookup is the index's from now on."""
         said, self.trusted, self._why = self._why, False, why
+        self._settle()
         if said == why:
             return []
         facts = (("engine", self._engine.name), ("why", why))

@@ -3,6 +3,8 @@
 Those of the index have its numbers; they are stated to it, and passed on to its Release at their
 end.  Those of our own are blocks that we have found by ourselves and keep by hazards (hazards.py):
 nobody else knows of them, and at their end the hazards are cleared.  A client sees no difference.
+And some a client has found by itself, and passed on with their hazards (lending.py): these have a
+number of the client's.
 
 A lease ends only when every rank has loaded from it, or it is not wanted any more, and no copy of
 it runs, whoever asked for it.  One that nobody loads from for LEASE_IDLE_NS ends, and so do all
@@ -25,7 +27,7 @@ from pegaflow.core.pool.hazards import Pages, Rows
 from pegaflow.wire import index as to_index
 from pegaflow.wire.identities import LeaseId, PageId, Stamp
 from pegaflow.wire.index import Held, LeasesLost
-from pegaflow.wire.session import LEASE_IDLE_NS, Release
+from pegaflow.wire.session import LEASE_IDLE_NS, Release, Took
 from pegaflow.wire.units import Count, Nanoseconds, Share
 from pegaflow.wire.values import CLIENT, INDEX, Numbers, U64s
 
@@ -55,11 +57,12 @@ class Run:
 
 
 class Own(NamedTuple):
-    """What a lease of our own has beside its pages."""
+    """What a lease that hazards keep has beside its pages."""
 
     stamps: tuple[Stamp, ...]  # beside the pages
     rows: Rows  # its hazards
     firsts: Pages  # of its blocks, each once: see pins.py
+    lent: bool = False  # its hazards are in the section that is lent
 
 
 @dataclass(slots=True)
@@ -105,7 +108,7 @@ class Leases(Part):
         self._member, self._engine, self._counts = member, engine, counts
         self._hazards, self._pins, self._touches = hazards, pins, touches
         self.held: Holdings[LeaseId, Lease] = Holdings(LeaseId)  # the index's, by its number
-        self.own: dict[LeaseId, Lease] = {}  # kept by hazards, by a number of ours
+        self.own: dict[LeaseId, Lease] = {}  # kept by hazards, by a number that is not the index's
         self._next = LeaseId(OWN_FIRST)  # number of the next of our own
         self.runs: dict[PageId, Run] = {}  # leases by their first page
         self._lasting = (0, 0)  # bytes in old leases, and the age of the oldest, as of the beat
@@ -130,7 +133,10 @@ class Leases(Part):
         assert runs == {page: run.leases for page, run in self.runs.items()}
         assert all(number < OWN_FIRST for number in self.held.numbers())
         own = self.own.values()
-        assert sum(len(lease.own.rows) for lease in own if lease.own) == self._hazards.standing
+        rows = [lease.own.rows for lease in own if lease.own and not lease.own.lent]
+        assert sum(map(len, rows)) == self._hazards.standing
+        lent = [lease for lease in own if lease.own and lease.own.lent]
+        assert sum(len(lease.firsts) * lease.block_bytes for lease in lent) == self._pins.lent
         kept = {first: lease.block_bytes for lease in own for first in lease.firsts}
         assert sum(kept.values()) == self._pins.kept
 
@@ -177,6 +183,20 @@ class Leases(Part):
         number, self._next = self._next, LeaseId(self._next + 1)
         self.own[number] = lease
         return number
+
+    def take(self, msg: Took, rows: Rows, sums: U64s, space: Space, *, now: int) -> None:
+        """Enter a lease that a client has found, whose hazards are ours from now on.
+
+        Args:
+            rows: of its hazards, in the section that is lent.
+            sums: the checksums of its pages.
+        """
+        sums = sums if space.verify else ()
+        lease = self._lease(msg.pages[:], sums, space, now, shards=space.world)
+        self._pins.lent += len(lease.firsts) * lease.block_bytes
+        firsts = self._pins.keep(lease.firsts, lease.block_bytes)
+        lease.own = Own(msg.stamps[:], rows, firsts, lent=True)
+        self.own[msg.lease] = lease
 
     def _lease(
         self,
@@ -256,7 +276,9 @@ class Leases(Part):
             self.held.end(number)
             return self._member.tell(INDEX, to_index.Release(number))
         del self.own[number]
-        self._hazards.clear(lease.own.rows)
+        self._hazards.clear(lease.own.rows, lent=lease.own.lent)
+        if lease.own.lent:
+            self._pins.lent -= len(lease.firsts) * lease.block_bytes
         self._pins.let_go(lease.own.firsts, lease.block_bytes)
         return self._touches.add(lease.firsts)
 

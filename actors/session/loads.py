@@ -28,6 +28,7 @@ from pegaflow.wire.values import CLIENT, INDEX
 
 from .engine import Engine
 from .leases import Lease, Leases
+from .lending import Lending
 from .ranks import Rank
 from .space import Space
 
@@ -57,10 +58,16 @@ class Loads(Part):
     """Loads under way."""
 
     def __init__(
-        self, member: Member, engine: Engine, leases: Leases, counts: Counter[str]
+        self,
+        member: Member,
+        engine: Engine,
+        *,
+        leases: Leases,
+        lending: Lending,
+        counts: Counter[str],
     ) -> None:
         self._member, self._engine, self._leases = member, engine, leases
-        self._counts = counts
+        self._lending, self._counts = lending, counts
         self.copies: dict[int, _Copy] = {}
         self._number = 0  # of the newest copy
 
@@ -90,6 +97,8 @@ class Loads(Part):
     def _on_load(self, sender: Sender, msg: Load, now: int) -> list[Effect]:
         rank, space = self._engine.rank(sender.address, msg.rank), self._engine.space
         lease = self._leases.get(msg.lease)
+        if lease is None and self._lending.awaits(sender, msg, now):
+            return []
         refusal = Status.OK
         if rank is None or space is None:
             refusal = Status.NOT_ATTACHED

@@ -1,7 +1,8 @@
 """How much of the pool the engine keeps from eviction, and how much it may (--max-pinned).
 
 What the index has leased it counts itself (core/blocks/pins.py) and says in Pinned.  What we keep
-by hazards is counted here, each block once, however many leases name it.  Both are bounded in sum:
+by hazards is counted here, each block once, however many leases name it, and so are the leases that
+a client has found by itself and passed on.  Both are bounded in sum:
 a lookup that would go beyond ends early, as if the rest of its run were not there.  Who wants more
 than it may is named once, until it holds much less; here it gets the engine's name.
 """
@@ -22,6 +23,7 @@ from pegaflow.wire.index import Pinned
 from pegaflow.wire.values import INDEX
 
 from .engine import Engine
+from .hazards import NO_BOUND, HazardBook
 from .space import Space
 
 ADVICE = "its lookups end early; it should load or release what it looks up (see --max-pinned)"
@@ -32,11 +34,12 @@ U32 = npt.NDArray[np.uint32]
 class Pins(Part):
     """Bytes that the engine keeps from eviction."""
 
-    def __init__(self, engine: Engine, counts: Counter[str]) -> None:
-        self._engine, self._counts = engine, counts
+    def __init__(self, engine: Engine, hazards: HazardBook, counts: Counter[str]) -> None:
+        self._engine, self._hazards, self._counts = engine, hazards, counts
         self._leased = Pinned(0, 0, 0)  # the index's last word
         self._most = 0  # bytes that the engine may keep; 0: any number
-        self.kept = 0  # bytes that hazards of ours keep
+        self.kept = 0  # bytes that hazards of leases keep
+        self.lent = 0  # bytes of leases that a client has found, each counted by itself
         self._times: U32 = np.zeros(0, np.uint32)  # by page: leases with a block that begins there
         self._place: U32 = np.zeros(0, np.uint32)  # by page: see `_distinct`
         self.greedy = False  # the engine was said to want more than it may
@@ -52,6 +55,7 @@ class Pins(Part):
             (2, geometry.extents * geometry.records_per_extent), np.uint32
         )
         self._most = welcome.max_pinned_bytes
+        self._allow()
         return []
 
     def gauges(self) -> dict[str, int]:
@@ -75,6 +79,12 @@ class Pins(Part):
     def bytes(self) -> int:
         """Of the index's leases, and of our own."""
         return self._leased.bytes + self.kept
+
+    def _allow(self) -> None:
+        """A client that looks up by itself keeps no more in its section than is left, beside what
+        it has there already."""
+        room = max(0, self._most - self.bytes + self.lent) if self._most else NO_BOUND
+        self._hazards.allow(room)
 
     def afford(self, run: Run, space: Space) -> int:
         """How much of a run may be kept.
@@ -108,6 +118,7 @@ class Pins(Part):
         times = self._times[firsts]
         self.kept += (len(times) - int(np.count_nonzero(times))) * block_bytes
         self._times[firsts] = times + 1
+        self._allow()
         return firsts
 
     def let_go(self, firsts: Pages, block_bytes: int) -> None:
@@ -120,6 +131,7 @@ class Pins(Part):
         times = self._times[firsts] - 1
         self._times[firsts] = times
         self.kept -= (len(times) - int(np.count_nonzero(times))) * block_bytes
+        self._allow()
 
     def _distinct(self, pages: Sequence[PageId]) -> Pages:
         """Each of these pages once: a client may have named a key twice."""
@@ -132,6 +144,7 @@ class Pins(Part):
     def _on_pinned(self, sender: Sender, msg: Pinned, now: int) -> list[Effect]:
         more = msg.cut not in (0, self._leased.cut)  # a new index counts from 0
         self._leased = msg
+        self._allow()
         if more:
             return self._say(msg.most)
         self._calm(msg.most)

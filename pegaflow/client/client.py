@@ -167,6 +167,7 @@ class Client(Shell):
         memory must not be freed.
         """
         until = self._deadline(timeout)
+        self._apply(self._search.leave(time.monotonic_ns()))
         self._apply(self._own.leave(time.monotonic_ns(), for_good=False))
         while self._machine.state.is_going and time.monotonic_ns() < until:
             self._turn(until)
@@ -175,14 +176,52 @@ class Client(Shell):
         self._memory = None
         return True
 
+    @property
+    def by_message(self) -> str:
+        """Why each lookup costs a message, in one line; empty if what is in memory is found by this
+        client itself, as of the last lookup."""
+        return self._finding.why
+
+    # without a message
+
+    def find(self, keys: Sequence[bytes]) -> LookupDone | None:
+        """The longest prefix hit of these block hashes, at once and without a message.
+
+        Its lease is known to nobody else.  Whoever lets another client load from it says `share`
+        before; to load from it here, or to `release` it, needs nothing.
+
+        Args:
+            keys: as for `start_lookup`.
+
+        Returns:
+            How the lookup ended; None: the service has to be asked, see `start_lookup`.
+
+        Raises:
+            ValueError: the keys are not like that.
+        """
+        names, search, now = _keys(keys), self._search, time.monotonic_ns()
+        if self._death.poll(0):
+            self._apply(self._machine.session_died(now))
+        found = search.find(names, now)
+        if found is None:
+            self._apply(search.wish(now))
+        return found
+
+    def share(self, lease: Lease) -> None:
+        """Let other clients of the engine load from a lease of `find`."""
+        self._apply(self._search.share(lease))
+
     # poll style
 
-    def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int:
+    def start_lookup(
+        self, keys: Sequence[bytes], *, timeout: float, first_find: bool = True
+    ) -> int:
         """Ask for the longest prefix hit of these block hashes.
 
         Args:
             keys: in chain order, 8..64 bytes each, all of one length.
             timeout: seconds; then the lookup ends without a lease.
+            first_find: whether what `find` says is an answer; it was asked before otherwise.
 
         Returns:
             A ticket; `poll` returns its LookupDone once, within `timeout` seconds.
@@ -190,6 +229,12 @@ class Client(Shell):
         Raises:
             ValueError: the keys are not like that.
         """
+        found = self.find(keys) if first_find else None
+        if found is not None:
+            if found.lease is not None and (self._memory is None or self._who.world > 1):
+                self.share(found.lease)  # somebody else will load from it
+            self._done.append(found)
+            return found.ticket
         ticket, effects = self._own.operations.lookup(_keys(keys), self._deadline(timeout))
         self._apply(effects)
         return ticket
@@ -215,6 +260,7 @@ class Client(Shell):
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
         ids = self._blocks(blocks)
         now, deadline = time.monotonic_ns(), self._deadline(timeout)
+        self.share(lease)
         ticket, effects = self._own.operations.load(lease, ids, first, deadline, now=now)
         self._apply(effects)
         return ticket
@@ -282,7 +328,8 @@ class Client(Shell):
 
     def release(self, lease: Lease) -> None:
         """Give a lease back unused; unknown ones are ignored."""
-        self._apply(self._own.operations.release(lease))
+        if not self._search.release(lease, time.monotonic_ns()):
+            self._apply(self._own.operations.release(lease))
 
     def poll(self, timeout: float = 0.0) -> list[Done]:
         """Do all I/O and copying that is due.
@@ -350,6 +397,7 @@ class Client(Shell):
     def _end(self, patience: float) -> None:
         if self._closed or os.getpid() != self._pid:
             return
+        self._apply(self._finding.leave(time.monotonic_ns()))
         self._apply(self._machine.leave(time.monotonic_ns()))
         until = self._deadline(patience)
         while self._machine.state.is_going and time.monotonic_ns() < until:

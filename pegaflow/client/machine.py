@@ -74,7 +74,8 @@ class Machine:
         self._retry_at = 0
         self._pinging = False
         self._mapped = False  # the session has had what it needs to reach our memory
-        self._visible = False  # we hold a pidfd of the session
+        self.visible = False  # we hold a pidfd of the session
+        self.lives = 0  # times that a session began to serve us
 
     # the engine's calls
 
@@ -114,7 +115,7 @@ class Machine:
 
     def dialled(self, visible: bool, now: int) -> list[Effect]:
         """The link is open; whether we hold a pidfd of the session, which is its proof of death."""
-        self._visible, self._mapped = visible, False
+        self.visible, self._mapped = visible, False
         memory, me = self.operations.memory, self.me
         if memory is None:
             return self._ping(now)
@@ -211,6 +212,7 @@ class Machine:
 
     def _ready(self) -> None:
         self.state, self.refusal, self._tries = State.READY, "", 0
+        self.lives += 1
 
     def _lose(self, now: int, proven: bool = False, most: int = RETRY_NS[-1]) -> list[Effect]:
         """No session: everything open ends, and the front desk is asked again, later and later."""
@@ -227,7 +229,7 @@ class Machine:
     def _kill(self, now: int) -> list[Effect]:
         """The session does not answer.  If it can reach our memory it has to die first: only then
         do the loads that it carries out end."""
-        if not (self._mapped and self._visible):
+        if not (self._mapped and self.visible):
             return self._lose(now, proven=True)
         self.state, self._pinging = State.DYING, False
         self.link.forget_all()

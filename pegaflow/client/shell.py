@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import signal
 import time
 from dataclasses import dataclass
@@ -38,7 +39,9 @@ from .effects import (
     ToDesk,
     WriteProof,
 )
+from .finding import Finding
 from .handshake import Monitor
+from .lent import open_lent
 from .machine import Machine, State
 from .presence import look
 from .results import Done
@@ -101,6 +104,7 @@ class Shell:
             ),
             busy=lambda: place.is_ready(self._session_pid),
         )
+        self._finding = Finding(self._machine, open_lent)
         self._context = who.context or zmq.Context()
         if who.context is None:
             _HELD.add(self._context)
@@ -112,6 +116,7 @@ class Shell:
         self._monitors: dict[zmq.Socket[bytes], Monitor] = {}  # of links over TCP
         self._unsent: list[tuple[zmq.Socket[bytes], Envelope]] = []  # waits for its connection
         self._pidfd = -1
+        self._death = select.poll()  # of the process behind it
         self._session_pid = 0  # of the process behind it
         self._killed = False  # we have sent it SIGKILL
         self._pool: FileView | None = None
@@ -135,7 +140,8 @@ class Shell:
     def _turn(self, until: int | None) -> None:
         """One look at sockets and time; waits until then (None: as long as it may)."""
         now = time.monotonic_ns()
-        times = [t for t in (until, self._machine.wake_at()) if t is not None]
+        wakes = self._machine.wake_at(), self._finding.wake_at()
+        times = [t for t in (until, *wakes) if t is not None]
         wait = max(0, min(times, default=now + LOOK_NS) - now)
         if self._machine.state is State.DYING:
             wait = min(wait, DYING_LOOK_NS)
@@ -154,6 +160,7 @@ class Shell:
         if dying and place.is_past_running(self._session_pid):
             self._apply(self._machine.session_died(time.monotonic_ns()))
         self._apply(self._machine.wake(time.monotonic_ns()))
+        self._apply(self._finding.wake(time.monotonic_ns()))
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
         for _ in range(DRAIN_MAX):
@@ -262,6 +269,7 @@ class Shell:
             self._pidfd = os.pidfd_open(effect.pid)
             self._session_pid, self._killed = effect.pid, False
             self._poller.register(self._pidfd, zmq.POLLIN)
+            self._death.register(self._pidfd, select.POLLIN)
             place.permit_tracer(effect.pid)
         except (OSError, OverflowError):
             self._pidfd = -1  # another pid namespace, or dead already: its silence will tell
@@ -278,6 +286,7 @@ class Shell:
         self._link = None
         if self._pidfd >= 0:
             self._poller.unregister(self._pidfd)
+            self._death.unregister(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
 
@@ -383,6 +392,12 @@ class Shell:
         if os.getpid() != self._pid:
             self._setup()
         return self._machine
+
+    @property
+    def _search(self) -> Finding:
+        """What this process looks up by itself."""
+        assert self._own is self._machine
+        return self._finding
 
     def _deadline(self, timeout: float) -> int:
         return time.monotonic_ns() + int(timeout * 1e9)

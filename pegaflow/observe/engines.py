@@ -36,6 +36,7 @@ def _saves(view: View) -> dict[tuple[str, ...], Buckets]:
 
 
 def _lookups(view: View) -> Iterator[Sample]:
+    yield ("client",), view.total(SESSION, "lookups_client")
     yield ("session",), view.total(SESSION, "lookups_local")
     yield ("index",), view.total(SESSION, "lookups_by_message")
 
@@ -68,8 +69,8 @@ ENGINE_METRICS = (
     Shown(
         "pegaflow_lookups_total",
         SESSION,
-        "Lookups of engines by who has answered them: the engine's session by itself, from shared "
-        "memory, or the index, which it has asked.",
+        "Lookups of engines by who has answered them: the engine's client by itself, from shared "
+        "memory, its session likewise, or the index, which that has asked.",
         _lookups,
         labels=("by",),
     ),

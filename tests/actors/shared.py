@@ -8,7 +8,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder
 from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.hazards import HazardReader, Hazards, hazard_bytes
+from pegaflow.core.pool.hazards import HazardReader, Hazards, LentRows, cut, hazard_bytes
 from pegaflow.core.pool.ledger import Header, Ledger, Record
 from pegaflow.core.pool.table import Table, TableReader, file_bytes
 from pegaflow.wire.control import Welcome
@@ -48,7 +48,7 @@ class Shared:
         self.table = Table(self.buffer, self.records, lambda at, length: "")
         assert self.table.begin(0) == ""
         self.table.publish()
-        self.file = bytearray(hazard_bytes(rows))
+        self.file = bytearray(hazard_bytes(rows, sections=2))
         self.refusal = refusal
         self.opened = 0  # hazard files so far
         self._stamp = 1000  # of the newest seal
@@ -59,7 +59,8 @@ class Shared:
         if self.refusal:
             raise UserError(self.refusal)
         self.opened += 1
-        return Opened(Hazards(self.file), "hazards", (7, 8))
+        own, lent = cut(self.file, 2)
+        return Opened(Hazards(own), LentRows(lent), "hazards", (7, 8))
 
     def open_finder(self, welcome: Welcome) -> Finder:
         """What the device does."""

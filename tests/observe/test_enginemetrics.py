@@ -48,6 +48,7 @@ def test_what_sessions_find_by_themselves_is_in_memory() -> None:
         blocks_asked=100,
         blocks_asked_local=50,
         blocks_hit_local=45,
+        lookups_client=5,
         lookups_local=6,
         lookups_by_message=7,
         blocks_unpinned=2,
@@ -60,7 +61,7 @@ def test_what_sessions_find_by_themselves_is_in_memory() -> None:
     assert found["pegaflow_cache_block_misses_total", ()] == 45
     assert found["pegaflow_unpinned_blocks_total", ()] == 5
     by = "pegaflow_lookups_total"
-    assert [found[by, (who,)] for who in ("session", "index")] == [6, 7]
+    assert [found[by, (who,)] for who in ("client", "session", "index")] == [5, 6, 7]
 
 
 def test_engines_are_told_apart_by_their_seats() -> None:

@@ -26,7 +26,16 @@ from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
 from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
-from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    CLIENT,
+    FLUSHER,
+    GATEWAY,
+    INDEX,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 from tests.actors.tier import ssd_of
 
 from .books import content
@@ -260,11 +269,24 @@ class Checks:
                 for page in () if lease.lost else lease.pages:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
+        for client in [proc for proc in self.world.living(CLIENT) if isinstance(proc, Client)]:
+            self._found(client)
         flusher = self.flusher()
         for flush in flusher.write_back.flushes.values() if flusher else ():
             for page in flush.pages:
                 kept = page in self.sealed or self._ledger.is_quarantined(page)
                 assert kept, f"page {page}, which {flusher} writes, is void"
+
+    def _found(self, client: Client) -> None:
+        """And so does what a client has found by itself, as long as its session lives."""
+        session = self.world.procs.get(client.machine.link.session)
+        if session is None or not session.alive or not client.finding._current:
+            return
+        for own in client.finding._own.values():
+            for page, stamp in zip(own.run.pages, own.run.stamps, strict=True):
+                kept = page in self.sealed and self.sealed[page].stamp == stamp
+                kept = kept or self._ledger.is_quarantined(page)
+                assert kept, f"page {page}, which {client.address} holds, is void"
 
     def _index(self) -> None:
         index, proc = self.index(), self.actor(INDEX)
@@ -320,7 +342,9 @@ class Checks:
     def _at_rest(self, session: Session) -> None:
         assert not session.loads.copies, f"{session.address} waits for the end of a copy for ever"
         orders, engine = session.orders, session.engine
-        books = (session.leases.items(), engine.leaving, orders.open, orders.saves)
+        opened = session.hazards.opened
+        standing = opened.lent.standing if opened is not None else 0
+        books = (session.leases.items(), engine.leaving, orders.open, orders.saves, standing)
         assert not any(books), f"{session.address} still has {books}"
         for rank in engine.ranks.values():
             assert len(rank.free_slots) == rank.slots, "a slot is lost"

@@ -22,6 +22,7 @@ from pegaflow.client.effects import (
     ToDesk,
     WriteProof,
 )
+from pegaflow.client.finding import Finding
 from pegaflow.client.machine import Machine, State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
@@ -32,7 +33,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, Address
 
 from .books import Books, Operation, Role, content
-from .files import Files, copy_pieces
+from .files import Files, Lender, copy_pieces
 from .world import US, Call, Link, Proc, World
 
 BLOCKS = 28
@@ -62,6 +63,7 @@ class Client(Proc):
             ),
             busy=lambda: self._pidfd is not None and self._pidfd.has_no_core,
         )
+        self.finding = Finding(self.machine, Lender(world, files).lend)
         self.open: dict[int, Operation] = {}  # by ticket
         self.memory = bytearray()
         self.base = 0  # address of `memory`; 0: none is registered
@@ -193,6 +195,7 @@ class Client(Proc):
 
     def _say_goodbye(self, for_good: bool, then: Call) -> None:
         self._goodbye = then
+        self._run(self.finding.leave(self.world.now))
         self._run(self.machine.leave(self.world.now, for_good))
 
     @property
@@ -204,12 +207,14 @@ class Client(Proc):
         self.quietly(lambda: self._run(self.machine.receive(envelope, self.world.now)))
 
     def wake_at(self) -> int | None:
-        """The machine's, once it looks."""
-        return None if self._busy else self.machine.wake_at()
+        """The machine's and the finding's, once it looks."""
+        times = (self.machine.wake_at(), self.finding.wake_at())
+        return None if self._busy else min((t for t in times if t is not None), default=None)
 
     def wake(self) -> None:
-        """The machine's."""
+        """Theirs."""
         self.quietly(lambda: self._run(self.machine.wake(self.world.now)))
+        self.quietly(lambda: self._run(self.finding.wake(self.world.now)))
 
     def die(self, why: str) -> None:
         """Whatever is open has no end any more, and needs none."""

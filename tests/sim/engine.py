@@ -175,6 +175,13 @@ class Engine:
             if isinstance(done, LookupDone) and done.lease is not None:
                 self.leases.append((done.lease, keys))
 
+        known = chief.finding.find(keys, self.world.now)
+        if known is not None:
+            self.world.counts["client: lookups"] += 1
+            if known.lease is not None:
+                self.leases.append((known.lease, keys))
+            return
+        chief.run(chief.finding.wish(self.world.now))
         self.tasks += 1
         ticket, effects = chief.machine.operations.lookup(keys, self._deadline())
         chief.start(ticket, Operation("lookup", keys, found), effects)
@@ -241,6 +248,10 @@ class Engine:
         task = self._allocate(len(keys))
         if task is None:
             return
+        chief = self.procs[self.chief]
+        passed_on = chief.finding.share(lease)
+        self.world.counts["client: leases passed on"] += len(passed_on)
+        chief.run(passed_on)
         if rng.random() < 0.75:
             self.leases = [held for held in self.leases if held[0] != lease]
         for rank in range(self.kind.ranks):
@@ -254,7 +265,8 @@ class Engine:
     def _give_back(self, at: int) -> None:
         lease, _ = self.leases.pop(at)
         chief = self.procs[self.chief]
-        chief.run(chief.machine.operations.release(lease))
+        if not chief.finding.release(lease, self.world.now):
+            chief.run(chief.machine.operations.release(lease))
 
     # what a rank does
 

@@ -14,7 +14,7 @@ from pegaflow.actors.session.hazards import Opened
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder, Run
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.core.pool.hazards import Hazards, hazard_bytes
+from pegaflow.core.pool.hazards import Hazards, LentRows, cut, hazard_bytes, section_of
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.table import TableReader
 from pegaflow.core.segments.plan import FlushPlan
@@ -36,6 +36,7 @@ from pegaflow.wire.jobs import (
     WriteBlocks,
 )
 from pegaflow.wire.message import Message
+from pegaflow.wire.session import Lent
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 
@@ -136,8 +137,27 @@ class Reader:
             self._world.counts["no room for hazards"] += 1
             raise UserError("no room for hazards")
         path = f"{self._owner}.hazards"
-        file = self._files.create(path, hazard_bytes(HAZARDS))
-        return Opened(Hazards(file), path, (0, self._owner.incarnation))
+        own, lent = cut(self._files.create(path, hazard_bytes(HAZARDS, sections=2)), 2)
+        return Opened(Hazards(own), LentRows(lent), path, (0, self._owner.incarnation))
+
+
+class Lender:
+    """What a client maps of that: pegaflow/client/lent.py of a simulated one."""
+
+    def __init__(self, world: World, files: Files) -> None:
+        self._world, self._files = world, files
+
+    def lend(self, lent: Lent) -> tuple[Finder, Hazards]:
+        """The ledger, and the section."""
+        named = self._files.named
+        buffer, file = named.get(lent.ledger_path), named.get(lent.hazard_path)
+        if buffer is None or file is None:
+            raise UserError("no such file")
+        ledger = Ledger(buffer)
+        table = TableReader(buffer, ledger.records)
+        geometry = Geometry(lent.pool_bytes, lent.extent_bytes)
+        finder = Interrupted(self._world, ledger, table, geometry)
+        return finder, Hazards(section_of(file, lent.section))
 
 
 def copy_pieces(

@@ -32,7 +32,7 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     SESSION: (
         *("Welcome", "Neighbour", "Gone", "Drain", "Serve", "Attach", "Proven", "Leave", "Lookup"),
         *("Load", "Copied", "Save", "Keep", "Drop", "Skip", "Release"),
-        *("Held", "Claimed", "Sealed", "Reserved", "HazardsNoted"),
+        *("Held", "Claimed", "Sealed", "Reserved", "HazardsNoted", "Borrow", "Took", "Looked"),
     ),
     FLUSHER: (
         *("Welcome", "Neighbour", "Gone", "Drain", "Flush", "Fetch", "Reserved", "Sealed", "Noted"),
@@ -41,7 +41,7 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     GATEWAY: ("Welcome", "Gone", "Report", "Drain"),
     CLIENT: (
         *("SessionAt", "Refused", "Attached", "Prove", "Found", "Pages", "Loaded", "Confirmed"),
-        *("CopyBatch", "BatchCopied", "Saved", "Left"),
+        *("CopyBatch", "BatchCopied", "Saved", "Left", "Lent"),
     ),
 }
 """What each kind of process is told or answered.  Not here: LeasesLost, which needs a lost

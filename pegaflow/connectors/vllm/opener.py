@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pegaflow.client import Client, Done, Lease
+from pegaflow.client import Client, Done, Lease, LookupDone
 from pegaflow.wire.units import Count, Seconds
 
 OPEN_S: Seconds = 5.0
@@ -71,13 +71,32 @@ class Opener:
         return client is None or not (client.attached or client.refusal)
 
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int | None:
-        """Ask about a request's blocks, as `Client.start_lookup`.
+        """Ask about a request's blocks that `find` cannot say, as `Client.start_lookup`.
 
         Returns:
             A ticket; None if there is nobody to ask: the next session is not open yet.
         """
         client = self._present()
-        return None if client is None else client.start_lookup(keys, timeout=timeout)
+        if client is None:
+            return None
+        return client.start_lookup(keys, timeout=timeout, first_find=False)
+
+    def find(self, keys: Sequence[bytes]) -> LookupDone | None:
+        """A request's blocks that are in memory, as `Client.find`; None: ask by `start_lookup`."""
+        client = self._present()
+        return None if client is None else client.find(keys)
+
+    @property
+    def by_message(self) -> str | None:
+        """Why each lookup costs a message, '' if it does not; None: there is no client now."""
+        client = self._present()
+        return None if client is None else client.by_message
+
+    def share(self, lease: Lease) -> None:
+        """The workers are about to load from a lease."""
+        client = self._present()
+        if client is not None:
+            client.share(lease)
 
     def poll(self, timeout: float) -> list[Done]:
         """What has ended; waits so long for something to end."""

@@ -1,12 +1,13 @@
 """The scheduler half: asks the cache about requests, and orders loads and saves.
 
-It runs in the engine's scheduling loop, so it never waits: lookups are sent when a request arrives
-and collected when it is scheduled, within one small budget for all requests of a step; what is not
-there yet is asked for again in the next step. The first requests of an engine may come before all
-of its ranks have joined the session: they are held back like any whose answer is not there, for as
-long as a lookup may take. The half owns one Client, without registered memory, which opens the
-engine's session (opener.py), and another session in each epoch (watch.py); the workers' clients
-join that session.
+It runs in the engine's scheduling loop, so it never waits. What is in memory its client finds at
+once, without a message: the step that asks has the answer. What only the session can say is asked
+when a request arrives and collected when it is scheduled, within one small budget for all requests
+of a step; what is not there yet is asked for again in the next step. The first requests of an
+engine may come before all of its ranks have joined the session: they are held back like any whose
+answer is not there, for as long as a lookup may take. The half owns one Client, without registered
+memory, which opens the engine's session (opener.py), and another session in each epoch (watch.py);
+the workers' clients join that session.
 
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
@@ -90,6 +91,7 @@ class Scheduler:
             compat.logger().warning("pegaflow: no service: %s", why)
         # So long a session of which a rank is missing is waited for: from its first such answer on.
         self._early_until = FOR_EVER
+        self._by_message: str | None = ""  # why lookups cost a message, as it was last logged
         self._spent = 0.0  # of STEP_BUDGET_S, in this step
         self._polled = 0.0  # when the client was last given the time to do its I/O
         # Loads promised to vLLM that no worker has been told of: request -> order or block ids.
@@ -171,7 +173,11 @@ class Scheduler:
         if getattr(request, "skip_reading_prefix_cache", False):
             return
         keys = self._requests.wants(request.request_id)
-        if keys:
+        found = self._client.find(keys) if keys else None
+        if found is not None:
+            self._requests.asked(request.request_id, found.ticket, time.monotonic())
+            self._answer(found, time.monotonic())
+        elif keys:
             timeout = self._engine.settings.timeout_s
             ticket = self._client.start_lookup(keys, timeout=timeout)
             if ticket is not None:
@@ -185,16 +191,26 @@ class Scheduler:
             if self._is_early(done.status, start):
                 self._requests.early(done.ticket)
                 continue
-            if done.status is Status.OK:
-                self._early_until = 0.0  # all have been there
-            in_time = done.status is not Status.EXPIRED
-            answer = (done.ticket, done.lease, in_time, start)
-            unwanted = self._requests.answered(*answer, disk=done.disk)
-            self._release([unwanted] if unwanted else [])
+            self._answer(done, start)
         now = time.monotonic()
         self._spent += now - start
         self._polled = now
         self._requests.give_up(now - self._engine.settings.timeout_s)
+
+    def _report(self) -> None:
+        """One line for each change of how lookups go."""
+        before, self._by_message = self._by_message, self._client.by_message
+        if self._by_message and self._by_message != before:
+            compat.logger().info("pegaflow: each lookup costs a message: %s", self._by_message)
+        elif before and not self._by_message:
+            compat.logger().info("pegaflow: lookups of what is in memory cost no message")
+
+    def _answer(self, done: LookupDone, now: float) -> None:
+        if done.status is Status.OK:
+            self._early_until = 0.0  # all have been there
+        in_time = done.status is not Status.EXPIRED
+        unwanted = self._requests.answered(done.ticket, done.lease, in_time, now, disk=done.disk)
+        self._release([unwanted] if unwanted else [])
 
     def _is_early(self, status: Status, now: float) -> bool:
         """Whether the session, or a rank of it, may still be on its way."""
@@ -241,6 +257,7 @@ class Scheduler:
         self._release(self._requests.allocated(name, ids, tokens))
         order = tracked.loading
         if tokens and order is not None:
+            self._client.share(order.lease)
             self._loads[name] = order
 
     def sources(self, name: str, tokens: int) -> dict[Any, int]:
@@ -269,6 +286,7 @@ class Scheduler:
         if time.monotonic() - self._polled > POLL_EVERY_S:
             self._spent = STEP_BUDGET_S
             self._collect()
+            self._report()
         self._spent = 0.0
         preempted = tuple(getattr(output, "preempted_req_ids", None) or ())
         for name in preempted:

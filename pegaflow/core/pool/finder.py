@@ -44,12 +44,33 @@ class Run(NamedTuple):
 
     blocks: int
     payload_bytes: int  # in each page
-    pages: tuple[PageId, ...]  # `shards` per block, block-major
-    stamps: tuple[Stamp, ...]  # beside `pages`
-    checksums: tuple[int, ...]  # beside `pages`; 0 where it was never computed
+    places: Pages  # the pages, `shards` per block, block-major
+    records: U64  # of the ledger, as they were read; beside `places`
     bytes_: int  # of the pool, in their slots
     rows: Rows  # their hazards, one per block
     cut: bool  # more is here, beyond `most_bytes` or the hazards that are left
+
+    @property
+    def pages(self) -> tuple[PageId, ...]:
+        """The pages, one by one."""
+        named: list[Any] = self.places.tolist()
+        return tuple(named)
+
+    @property
+    def stamp_words(self) -> U64:
+        """The stamps, beside `places`."""
+        return self.records[:, _STAMP]
+
+    @property
+    def stamps(self) -> tuple[Stamp, ...]:
+        """Beside `pages`."""
+        named: list[Any] = self.records[:, _STAMP].tolist()
+        return tuple(named)
+
+    @property
+    def checksums(self) -> tuple[int, ...]:
+        """Beside `pages`; 0 where it was never computed."""
+        return tuple(self.records.view(ROW)["checksum"].reshape(-1).tolist())
 
 
 class _Wanted(NamedTuple):
@@ -133,6 +154,30 @@ class Finder:
         there = (tags == SEALED) | (tags == LEAVING)
         there &= records[:, _STAMP] == np.array(stamps, np.uint64)
         return bool(there.all())
+
+    def kept(
+        self, namespace: Namespace, pages: Pages, stamps: U64, shards: int
+    ) -> tuple[int, ...] | None:
+        """Look at blocks that somebody else has found.
+
+        Args:
+            namespace: that all of them are to be of.
+            pages: of the blocks, `shards` each, block-major; any numbers.
+            stamps: beside `pages`.
+
+        Returns:
+            Their checksums, beside `pages`; None if these are no such blocks.
+        """
+        if len(pages) % shards or (pages < 0).any() or (pages >= len(self._records)).any():
+            return None
+        records = self._records.take(pages, axis=0)
+        tags, rows = tags_of(records[:, _STATE], records[:, 1:]), records.view(ROW)[:, 0]
+        good = (tags == SEALED) | (tags == LEAVING)
+        good &= (records[:, _STAMP] == stamps) & (rows["shards"] == shards)
+        good &= rows["shard"] == np.arange(len(pages)) % shards
+        good &= rows["namespace"] == np.void(namespace)
+        good &= rows["seal"] == np.repeat(rows["seal"][::shards], shards)
+        return tuple(rows["checksum"].tolist()) if good.all() else None
 
     def _candidates(self, found: Pages) -> Pages:
         """The leading run of pages, out of the extent that is being cleared."""
@@ -224,14 +269,11 @@ def _run(records: U64, pages: Pages, rows: Rows, *, most_bytes: int, cut: bool) 
     size = slot_size(-(-payload_bytes // PAGE_ALIGN) * PAGE_ALIGN) * shards if payload_bytes else 1
     fits = min(count, most_bytes // size)
     used = records[:fits].reshape(-1, RECORD_BYTES // 8)
-    named: list[Any] = pages[:fits].reshape(-1).tolist()
-    checksums = used.view(ROW)["checksum"].reshape(-1)  # 0 where it was never computed
     return Run(
         blocks=fits,
         payload_bytes=payload_bytes,
-        pages=tuple(named),
-        stamps=tuple(used[:, _STAMP].tolist()),
-        checksums=tuple(checksums.tolist()),
+        places=pages[:fits].reshape(-1),
+        records=used,
         bytes_=fits * size,
         rows=rows[:fits],
         cut=fits < count or (cut and count == len(rows)),

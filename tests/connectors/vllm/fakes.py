@@ -8,6 +8,7 @@ opens a generation, who joins it, and when a block of several ranks is published
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,6 +186,8 @@ class Store:
     given_up: set[Order] = field(default_factory=set)
     committed: set[Order] = field(default_factory=set)
     on_disk: Collection[bytes] = ()  # hashes that a lookup has to read from SSD
+    finds: bool = False  # clients look into it by themselves
+    private: set[int] = field(default_factory=set)  # leases that nobody else may load from
     holding: bool = False  # answers are kept back
     failing: int = 0  # of each load, so many last blocks fail
     failing_ranks: Collection[int] = (0,)  # where they do
@@ -255,7 +258,7 @@ class FakeClient:
         self.opens = opens
         self.rank: int | None = None  # of the registered memory
         self.refusal = ""
-        self.advice = ""
+        self.advice = self.by_message = ""
         self.ways = ("staged", "staged", "")
         self.closed = False
         self.woken = threading.Event()
@@ -296,31 +299,42 @@ class FakeClient:
         """There it is."""
         return True
 
-    def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int:
+    def find(self, keys: Sequence[bytes]) -> LookupDone | None:
+        """The longest prefix at once, where the store is one that a client looks into."""
+        if not (self.store.finds and self.attached and self.complete):
+            return None
+        done = self._look_up(keys, self._ticket())
+        self.store.private |= {done.lease.number} if done.lease else set()
+        return done
+
+    def share(self, lease: Lease) -> None:
+        """Others may load from it."""
+        self.store.private.discard(lease.number)
+
+    def start_lookup(self, keys: Sequence[bytes], *, timeout: float, first_find: bool) -> int:
         """The longest prefix."""
+        assert not first_find, "it was tried"
         ticket = self._ticket()
-        if not (self.attached and self.complete):
-            why = Status.NOT_ATTACHED if self.attached else Status.DISCONNECTED
-            self.done.append(LookupDone(ticket, why, None, 0))
-            return ticket
-        held = []
-        for key in self._named(keys):
-            if key not in self.store.pages:
-                break
-            held.append(key)
+        ready = self.attached and self.complete
+        why = Status.NOT_ATTACHED if self.attached else Status.DISCONNECTED
+        missed = LookupDone(ticket, why, None, 0)
+        self.done.append(self._look_up(keys, ticket) if ready else missed)
+        return ticket
+
+    def _look_up(self, keys: Sequence[bytes], ticket: int) -> LookupDone:
+        held = list(takewhile(self.store.pages.__contains__, self._named(keys)))
         if held:
             self.store.leases[ticket] = held
         lease = Lease(Incarnation(1), LeaseId(ticket), len(held)) if held else None
-        disk = tuple(i for i, key in enumerate(keys[: len(held)]) if key in self.store.on_disk)
-        self.done.append(LookupDone(ticket, Status.OK, lease, len(held), disk=disk))
-        return ticket
+        disk = (i for i, key in enumerate(keys[: len(held)]) if key in self.store.on_disk)
+        return LookupDone(ticket, Status.OK, lease, len(held), disk=tuple(disk))
 
     def start_load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float
     ) -> int:
         """Copies at once; the last `failing` blocks fail. The last rank uses the lease up."""
         ticket = self._ticket()
-        assert self.rank is not None
+        assert self.rank is not None and lease.number not in self.store.private
         with self.store.lock:
             keys = self.store.leases[lease.number][first : first + len(blocks)]
             ranks = self.store.loaded.setdefault(lease.number, set())

@@ -8,7 +8,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pegaflow.core.pool.hazards import HazardReader, Hazards, Rows, hazard_bytes
+from pegaflow.core.pool.hazards import (
+    HazardReader,
+    Hazards,
+    LentRows,
+    Rows,
+    cut,
+    hazard_bytes,
+    section_of,
+)
 from tests.naming import as_pages, as_stamps
 
 ROWS = 12
@@ -120,22 +128,17 @@ def test_the_index_reads_pages_before_their_stamps(monkeypatch: pytest.MonkeyPat
     reader = HazardReader(buffer)
     looked: list[object] = []
 
+    (used,) = reader._used()
+
     class Slowly:
-        def __getitem__(self, at: slice) -> Any:
-            mine = reader_rows[at]
+        def __getitem__(self, at: Any) -> Any:
+            if looked:
+                hazards.clear(rows)
+                publish(hazards, [(3, 9)])
+            looked.append(at)
+            return used[at]
 
-            class Columns:
-                def __getitem__(self, at: Any) -> Any:
-                    if looked:
-                        hazards.clear(rows)
-                        publish(hazards, [(3, 9)])
-                    looked.append(at)
-                    return mine[at]
-
-            return Columns()
-
-    reader_rows = reader._rows
-    monkeypatch.setattr(reader, "_rows", Slowly())
+    monkeypatch.setattr(reader, "_used", lambda: [Slowly()])
     assert reader.named(as_pages(3), as_stamps(7)).tolist() == [False]
     assert looked[0] == (slice(None), 0) and len(looked) == 2
 
@@ -154,3 +157,83 @@ def test_a_file_that_is_cut_is_refused(length: int) -> None:
     assert HazardReader.fault(buffer) == ""
     assert HazardReader.fault(buffer[:length])
     assert HazardReader.fault(bytearray(len(buffer)))
+
+
+# sections
+
+
+def two(rows: int = 8) -> tuple[bytearray, Hazards, Hazards, LentRows]:
+    """A file, the session's own part, and the other as its borrower and as the session see it."""
+    buffer = bytearray(hazard_bytes(rows, sections=2))
+    own, other = cut(buffer, 2)
+    return buffer, Hazards(own), Hazards(section_of(buffer, 1)), LentRows(other)
+
+
+def test_the_hazards_of_every_section_are_read() -> None:
+    buffer, own, borrowed, _ = two()
+    assert HazardReader.fault(buffer) == ""
+    assert HazardReader.fault(buffer[: len(buffer) - 1]), "a section is missing"
+    reader = HazardReader(buffer)
+    publish(own, [(3, 7)])
+    rows = publish(borrowed, [(4, 8), (3, 9)])
+    assert reader.named(as_pages(3, 4, 5), as_stamps(7, 8, 9)).tolist() == [True, True, False]
+    assert sorted(reader.pages().tolist()) == [3, 3, 4]
+    borrowed.clear(rows)
+    assert reader.pages().tolist() == [3]
+
+
+def test_a_borrower_that_lies_of_its_rows_harms_nobody_else() -> None:
+    buffer, own, borrowed, _ = two()
+    reader = HazardReader(buffer)
+    publish(own, [(3, 7)])
+    borrowed._words[1] = borrowed._words[2] = (1 << 64) - 1
+    assert reader.named(as_pages(3), as_stamps(7)).all() and reader.pages().tolist() == [3]
+
+
+def test_a_row_that_is_given_ends_by_the_other_side() -> None:
+    buffer, _, borrowed, lent = two(4)
+    rows = publish(borrowed, [(3, 7), (4, 8), (5, 9)])
+    borrowed.give(rows[:2])
+    assert lent.take(rows[:2], np.array([3, 4]), np.array([7, 8], np.uint64))
+    assert len(publish(borrowed, [(6, 1), (7, 1)])) == 1, "there is no other row"
+    lent.clear(rows[:1])
+    assert len(publish(borrowed, [(7, 1)])) == 1, "it came back"
+    assert sorted(HazardReader(buffer).pages().tolist()) == [4, 5, 6, 7]
+    borrowed.check()
+
+
+def test_rows_are_taken_once_and_as_they_are() -> None:
+    _, _, borrowed, lent = two()
+    rows = publish(borrowed, [(3, 7), (4, 8)])
+    pages, stamps = np.array([3, 4]), np.array([7, 8], np.uint64)
+    for wrong in (
+        (rows[:0], pages[:0], stamps[:0]),
+        (rows[[0, 0]], pages, stamps),
+        (rows + 8, pages, stamps),
+        (rows - 8, pages, stamps),
+        (rows, pages + 1, stamps),
+        (rows, pages, stamps + np.uint64(1)),
+    ):
+        assert not lent.take(*wrong) and not lent.owned.any()
+    assert lent.take(rows, pages, stamps) and not lent.take(rows, pages, stamps)
+
+
+def test_what_was_not_given_ends_when_nobody_has_the_section() -> None:
+    buffer, _, borrowed, lent = two()
+    rows = publish(borrowed, [(3, 7), (4, 8)])
+    assert lent.take(rows[:1], np.array([3]), np.array([7], np.uint64))
+    lent.forget()
+    assert HazardReader(buffer).pages().tolist() == [3] and lent.standing == 1
+    later = Hazards(section_of(buffer, 1))
+    assert len(later) == 1, "the row that stands is not free"
+    assert len(publish(later, [(9, 1)] * 8)) == 7
+    lent.clear(rows[:1])
+    assert len(publish(later, [(9, 1)])) == 1
+    later.check()
+
+
+def test_what_is_allowed_is_the_sessions_word() -> None:
+    _, own, borrowed, lent = two()
+    assert borrowed.allowed == 0
+    lent.allow(123)
+    assert borrowed.allowed == 123 and own.allowed == 0

@@ -1,0 +1,250 @@
+"""What a client looks up by itself, in shared memory: see wire/session.py.
+
+    asked      the session is asked for a section of its hazards (Borrow), once somebody looks up
+    lent       the files are mapped; lookups are answered here, as long as the section allows it
+    a lease    is ours alone until it is passed on (Took), and ends by our own store until then
+
+It begins anew with each session, and with each time that the machine has lost it: what was lent is
+forgotten, and what stands in it ends first.
+
+Pure, but for the memory: `lend` maps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pegaflow.core.errors import UserError
+from pegaflow.core.pool.finder import Finder, Run
+from pegaflow.core.pool.hazards import Hazards, Pages
+from pegaflow.wire.identities import Key, LeaseId
+from pegaflow.wire.message import Message
+from pegaflow.wire.session import SHARE_NS, Borrow, Lent, Looked, Took
+from pegaflow.wire.status import Status
+from pegaflow.wire.units import Count, Nanoseconds
+from pegaflow.wire.values import PackedU64s
+
+from .effects import Effect
+from .machine import Machine, State
+from .patience import OPEN_NS
+from .results import Lease, LookupDone
+
+AGAIN_NS: tuple[Nanoseconds, ...] = (20_000_000, 100_000_000, 500_000_000, 5_000_000_000)
+"""From one Borrow to the next, longer each time: the index notes hazards within milliseconds, and
+what else is in the way may be so for long."""
+
+LOOKED_NS: Nanoseconds = 500_000_000
+"""From one Looked to the next: metrics are read every few seconds."""
+
+USED_MAX: Count = 4096
+"""Used blocks that are told of at once; more would make them no older."""
+
+OpenLent = Callable[[Lent], tuple[Finder, Hazards]]
+"""Maps what was lent; raises UserError if it cannot."""
+
+
+class _Section(NamedTuple):
+    """What the session has lent us."""
+
+    lent: Lent
+    finder: Finder
+    hazards: Hazards
+
+
+class _Own(NamedTuple):
+    """A lease that nobody else knows of."""
+
+    run: Run
+    since: int  # when it was found
+
+
+class Finding:
+    """Looks up without a message, where it can."""
+
+    def __init__(self, machine: Machine, lend: OpenLent) -> None:
+        self._machine, self._lend = machine, lend
+        self._life = 0  # of the machine's, in which a section was asked for
+        self._section: _Section | None = None
+        self._own: dict[int, _Own] = {}  # leases by number, the oldest first
+        self._next = 0  # number of the next lease
+        self.why = "nobody has looked up yet"  # each lookup costs a message; '': it does not
+        self._fault = ""  # why what was lent is of no use to us
+        self._asked = False  # a Borrow has no answer yet
+        self._tries, self._ask_at = 0, 0
+        self._looked = [0, 0, 0]  # lookups, blocks asked and hit, not told of
+        self._used: list[Pages] = []  # first pages, not told of
+        self._tell_at = 0  # when they will be, if there are any
+
+    # lookups
+
+    def find(self, keys: Sequence[Key], now: int) -> LookupDone | None:
+        """Find the leading blocks that are in memory, and keep them.
+
+        Args:
+            keys: of blocks, in chain order.
+            now: CLOCK_MONOTONIC in nanoseconds, here and everywhere.
+
+        Returns:
+            None: the session has to be asked.
+        """
+        section = self._section
+        if section is None or not self._current:
+            return None
+        lent, finder, hazards = section
+        room = hazards.allowed - len(hazards) * lent.block_bytes
+        if room < len(keys) * lent.block_bytes:
+            hazards.take_back()
+            room = hazards.allowed - len(hazards) * lent.block_bytes
+        if room <= 0:
+            return None
+        run = finder.find(lent.namespace, keys, hazards, shards=lent.world, most_bytes=room)
+        if run is None:
+            return None
+        blocks = run.blocks
+        if blocks < len(keys) and (run.cut or finder.tiers):
+            hazards.clear(run.rows)
+            return None
+        self._count((1, len(keys), blocks), now)
+        ticket = self._machine.link.number()
+        if not blocks:
+            return LookupDone(ticket, Status.OK, None, 0)
+        number, self._next = self._next, self._next + 1
+        self._own[number] = _Own(run, now)
+        lease = Lease(self._machine.link.session.incarnation, number, blocks)
+        return LookupDone(ticket, Status.OK, lease, blocks)
+
+    def share(self, lease: Lease) -> list[Effect]:
+        """Pass a lease on to the session; nothing if it has it."""
+        return self._pass_on(lease.number) if self._is_own(lease) else []
+
+    def release(self, lease: Lease, now: int) -> bool:
+        """End a lease that nobody else knows of; whether it was one."""
+        if not self._is_own(lease):
+            return False
+        self._end(lease.number, now)
+        return True
+
+    # the section
+
+    def wish(self, now: int) -> list[Effect]:
+        """Somebody has to look up by message: have a section lent, if it is time to ask."""
+        machine = self._machine
+        if machine.state is not State.READY:
+            return []
+        if not self._current:
+            self._forget(now)
+            self._life, self._asked, self._tries, self._ask_at = machine.lives, False, 0, 0
+        if not machine.visible:
+            self.why = "the session is on TCP or in another pid namespace"
+            return []
+        useful = self._section is not None and self._section.hazards.allowed
+        if useful or self._asked or now < self._ask_at:
+            return []
+        self._asked = True
+        life = self._life
+
+        def answered(answer: Message | None, now: int) -> list[Effect]:
+            return self._answered(answer, now) if life == self._life else []
+
+        return [machine.link.ask(Borrow(self._fault), now + OPEN_NS, answered)]
+
+    def leave(self, now: int) -> list[Effect]:
+        """The session is about to be left: nothing of ours stands there any more."""
+        self._forget(now)
+        told = self._tell() if self._machine.state is State.READY else []
+        self._life = 0
+        return told
+
+    def wake_at(self) -> int | None:
+        """When `wake` wants to be called."""
+        if not self._current:
+            return None
+        times = [own.since + SHARE_NS for own in [*self._own.values()][:1]]
+        if self._looked[0] or self._used:
+            times.append(self._tell_at)
+        return min(times, default=None)
+
+    def wake(self, now: int) -> list[Effect]:
+        """Pass on what has waited for long, and say what was looked up."""
+        if not self._current:
+            return []
+        old = [number for number, own in self._own.items() if own.since + SHARE_NS <= now]
+        effects = [effect for number in old for effect in self._pass_on(number)]
+        due = (self._looked[0] or self._used) and now >= self._tell_at
+        return effects + (self._tell() if due else [])
+
+    # inside
+
+    @property
+    def _current(self) -> bool:
+        """Whether the session is the one that was asked, and we have not been without it since."""
+        machine = self._machine
+        return machine.state is State.READY and machine.lives == self._life
+
+    def _is_own(self, lease: Lease) -> bool:
+        mine = lease.session == self._machine.link.session.incarnation
+        return mine and lease.number in self._own and self._current
+
+    def _pass_on(self, number: int) -> list[Effect]:
+        assert self._section is not None
+        run, lent = self._own.pop(number).run, self._section.lent
+        self._section.hazards.give(run.rows)
+        stamps, rows = _packed(run.stamp_words), _packed(run.rows)
+        pages = _packed(run.places)
+        return [self._machine.link.tell(Took(LeaseId(number), lent.namespace, pages, stamps, rows=rows))]
+
+    def _end(self, number: int, now: int) -> None:
+        assert self._section is not None
+        run, world = self._own.pop(number).run, self._section.lent.world
+        self._section.hazards.clear(run.rows)
+        self._used.append(run.places[::world])
+        del self._used[:-USED_MAX]
+        self._count((0, 0, 0), now)
+
+    def _forget(self, now: int) -> None:
+        for number in [*self._own]:
+            self._end(number, now)
+        self._section = None
+
+    def _answered(self, answer: Message | None, now: int) -> list[Effect]:
+        """The session lends us a section, or not."""
+        self._asked = False
+        self._ask_at = now + AGAIN_NS[min(self._tries, len(AGAIN_NS) - 1)]
+        self._tries += 1
+        if not isinstance(answer, Lent):
+            return []
+        if answer.status is not Status.OK:
+            self.why = answer.note or answer.status.words
+            return []
+        self._forget(now)
+        try:
+            self._section = _Section(answer, *self._lend(answer))
+        except UserError as err:
+            self.why = self._fault = str(err)
+            return []
+        self.why = self._fault = ""
+        self._next, self._tries = answer.first, 0
+        return []
+
+    def _count(self, more: tuple[int, int, int], now: int) -> None:
+        if not (self._looked[0] or self._used):
+            self._tell_at = now + LOOKED_NS
+        for at, count in enumerate(more):
+            self._looked[at] += count
+
+    def _tell(self) -> list[Effect]:
+        lookups, asked, hit = self._looked
+        used = np.concatenate([*self._used, np.zeros(0, np.int64)])[-USED_MAX:]
+        self._looked, self._used = [0, 0, 0], []
+        if not (lookups or len(used)):
+            return []
+        return [self._machine.link.tell(Looked(lookups, asked, hit, _packed(used)))]
+
+
+def _packed(numbers: npt.NDArray[Any]) -> Any:
+    """A list of the wire, of whatever these are the numbers of."""
+    return PackedU64s(numbers.astype("<u8").tobytes()) if len(numbers) else ()
