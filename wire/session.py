@@ -83,13 +83,16 @@ hazards any more, and no copies that would need them.
              so does one whose run may go on in a tier
     lease    its number is the client's, from Lent.first on, and nobody else knows of it.  Released
              by the client that found it, it ends with one store, and no message
-    Took     before it is loaded from: the pages, their stamps and the *rows* of its hazards.  The
-             rows are the session's from then on: the client never writes them again before it has
-             seen a 0 there.  So the hazards of a lease never have a gap and never an owner too
-             many: it ends in the session like any other, when every rank has loaded from it or it
-             was released, and no copy of it runs.  Lease, idle rule, pins, Touched: as for leases
-             that the session has found.  A Took that is no lease (another namespace, pages that
-             are not sealed so) ends at once, and its rows are cleared
+    staged   an engine of one rank whose loads are staged copies from such a lease by itself, with
+             no message: its hazards are the client's until the copy is over, and the client
+             compares pages and stamps with the ledger afterwards
+    Took     before anybody else loads from it: the pages, their stamps and the *rows* of its
+             hazards.  The rows are the session's from then on: the client never writes them again
+             before it has seen a 0 there.  So the hazards of a lease never have a gap and never an
+             owner too many: it ends in the session like any other, when every rank has loaded from
+             it or it was released, and no copy of it runs.  Lease, idle rule, pins, Touched: as
+             for leases that the session has found.  A Took that is no lease (another namespace,
+             pages that are not sealed so) ends at once, and its rows are cleared
     Load     may overtake the Took, since ranks have their own connections: one that names a number
              that was lent waits for it, TOOK_NS at most
     Looked   sent now and then: lookups, keys and hits for the metrics, and what was used under
@@ -403,6 +406,8 @@ class Lent(Message):
     namespace: Namespace = NO_NAMESPACE
     world: int = 0  # pages of a block
     block_bytes: int = 0  # of the pool, that a block takes
+    page_size: int = 0
+    verify: bool = False  # what is loaded has to be compared, so the session does that
     first: LeaseId = NO_LEASE  # number of the first lease
 
 

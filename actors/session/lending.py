@@ -147,6 +147,8 @@ class Lending(Part):
             namespace=space.namespace,
             world=space.world,
             block_bytes=space.block_bytes,
+            page_size=space.page_size,
+            verify=space.verify,
             first=LeaseId(first),
         )
         return [Reply(sender, lent)]

@@ -260,6 +260,13 @@ class Client(Shell):
             raise ValueError(f"blocks {first}..{first + len(blocks)} of a lease of {lease.blocks}")
         ids = self._blocks(blocks)
         now, deadline = time.monotonic_ns(), self._deadline(timeout)
+        operations = self._own.operations
+        itself = self.attached and operations.loads is Way.STAGED and self._pool is not None
+        found = self._search.copy(lease, first, len(ids)) if itself else None
+        if found is not None:
+            ticket, copy = operations.copy(ids, *found, deadline=deadline)
+            self._later.append(copy)
+            return ticket
         self.share(lease)
         ticket, effects = self._own.operations.load(lease, ids, first, deadline, now=now)
         self._apply(effects)
@@ -328,7 +335,7 @@ class Client(Shell):
 
     def release(self, lease: Lease) -> None:
         """Give a lease back unused; unknown ones are ignored."""
-        if not self._search.release(lease, time.monotonic_ns()):
+        if not self._search.release(lease):
             self._apply(self._own.operations.release(lease))
 
     def poll(self, timeout: float = 0.0) -> list[Done]:

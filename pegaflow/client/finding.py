@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder, Run
+from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import Hazards, Pages
 from pegaflow.wire.identities import Key, LeaseId
 from pegaflow.wire.message import Message
@@ -70,14 +71,15 @@ class Finding:
         self._life = 0  # of the machine's, in which a section was asked for
         self._section: _Section | None = None
         self._own: dict[int, _Own] = {}  # leases by number, the oldest first
+        self._copying: dict[int, Run] = {}  # leases that are copied from, by number
         self._next = 0  # number of the next lease
         self.why = "nobody has looked up yet"  # each lookup costs a message; '': it does not
         self._fault = ""  # why what was lent is of no use to us
         self._asked = False  # a Borrow has no answer yet
         self._tries, self._ask_at = 0, 0
-        self._looked = [0, 0, 0]  # lookups, blocks asked and hit, not told of
+        self._looked = 0, 0, 0  # lookups, blocks asked and hit, not told of
         self._used: list[Pages] = []  # first pages, not told of
-        self._tell_at = 0  # when they will be, if there are any
+        self._told = 0  # when it was told last
 
     # lookups
 
@@ -108,7 +110,8 @@ class Finding:
         if blocks < len(keys) and (run.cut or finder.tiers):
             hazards.clear(run.rows)
             return None
-        self._count((1, len(keys), blocks), now)
+        lookups, asked, hit = self._looked
+        self._looked = lookups + 1, asked + len(keys), hit + blocks
         ticket = self._machine.link.number()
         if not blocks:
             return LookupDone(ticket, Status.OK, None, 0)
@@ -121,12 +124,41 @@ class Finding:
         """Pass a lease on to the session; nothing if it has it."""
         return self._pass_on(lease.number) if self._is_own(lease) else []
 
-    def release(self, lease: Lease, now: int) -> bool:
+    def release(self, lease: Lease) -> bool:
         """End a lease that nobody else knows of; whether it was one."""
         if not self._is_own(lease):
             return False
-        self._end(lease.number, now)
+        self._end(self._own.pop(lease.number).run)
         return True
+
+    def copy(
+        self, lease: Lease, first: int, count: int
+    ) -> tuple[tuple[int, ...], Callable[[], bool]] | None:
+        """Copy these blocks of a lease that nobody else knows of.
+
+        Returns:
+            Where they are in the pool, and what to ask once they are copied: whether they were
+            there all the while; that ends the lease.  None: the session has to do it.
+        """
+        section = self._section
+        if section is None or not self._is_own(lease):
+            return None
+        lent, finder, _ = section
+        if lent.world > 1 or lent.verify:
+            return None
+        number, part = lease.number, slice(first, first + count)
+        run = self._copying[number] = self._own.pop(number).run
+        pages, stamps = run.pages[part], run.stamps[part]
+        geometry = Geometry(lent.pool_bytes, lent.extent_bytes)
+
+        def stands() -> bool:
+            if self._copying.pop(number, None) is not run:
+                return False
+            good = finder.sealed(pages, stamps)
+            self._end(run)
+            return good
+
+        return tuple(geometry.offset(page, lent.page_size) for page in pages), stands
 
     # the section
 
@@ -136,7 +168,7 @@ class Finding:
         if machine.state is not State.READY:
             return []
         if not self._current:
-            self._forget(now)
+            self._forget()
             self._life, self._asked, self._tries, self._ask_at = machine.lives, False, 0, 0
         if not machine.visible:
             self.why = "the session is on TCP or in another pid namespace"
@@ -154,8 +186,8 @@ class Finding:
 
     def leave(self, now: int) -> list[Effect]:
         """The session is about to be left: nothing of ours stands there any more."""
-        self._forget(now)
-        told = self._tell() if self._machine.state is State.READY else []
+        self._forget()
+        told = self._tell(now) if self._machine.state is State.READY else []
         self._life = 0
         return told
 
@@ -165,7 +197,7 @@ class Finding:
             return None
         times = [own.since + SHARE_NS for own in [*self._own.values()][:1]]
         if self._looked[0] or self._used:
-            times.append(self._tell_at)
+            times.append(self._told + LOOKED_NS)
         return min(times, default=None)
 
     def wake(self, now: int) -> list[Effect]:
@@ -174,8 +206,7 @@ class Finding:
             return []
         old = [number for number, own in self._own.items() if own.since + SHARE_NS <= now]
         effects = [effect for number in old for effect in self._pass_on(number)]
-        due = (self._looked[0] or self._used) and now >= self._tell_at
-        return effects + (self._tell() if due else [])
+        return effects + (self._tell(now) if now >= self._told + LOOKED_NS else [])
 
     # inside
 
@@ -195,20 +226,20 @@ class Finding:
         self._section.hazards.give(run.rows)
         stamps, rows = _packed(run.stamp_words), _packed(run.rows)
         pages = _packed(run.places)
-        return [self._machine.link.tell(Took(LeaseId(number), lent.namespace, pages, stamps, rows=rows))]
+        return [
+            self._machine.link.tell(Took(LeaseId(number), lent.namespace, pages, stamps, rows=rows))
+        ]
 
-    def _end(self, number: int, now: int) -> None:
+    def _end(self, run: Run) -> None:
         assert self._section is not None
-        run, world = self._own.pop(number).run, self._section.lent.world
         self._section.hazards.clear(run.rows)
-        self._used.append(run.places[::world])
+        self._used.append(run.places[:: self._section.lent.world])
         del self._used[:-USED_MAX]
-        self._count((0, 0, 0), now)
 
-    def _forget(self, now: int) -> None:
-        for number in [*self._own]:
-            self._end(number, now)
-        self._section = None
+    def _forget(self) -> None:
+        for run in [*(own.run for own in self._own.values()), *self._copying.values()]:
+            self._end(run)
+        self._own, self._copying, self._section = {}, {}, None
 
     def _answered(self, answer: Message | None, now: int) -> list[Effect]:
         """The session lends us a section, or not."""
@@ -220,7 +251,7 @@ class Finding:
         if answer.status is not Status.OK:
             self.why = answer.note or answer.status.words
             return []
-        self._forget(now)
+        self._forget()
         try:
             self._section = _Section(answer, *self._lend(answer))
         except UserError as err:
@@ -230,16 +261,10 @@ class Finding:
         self._next, self._tries = answer.first, 0
         return []
 
-    def _count(self, more: tuple[int, int, int], now: int) -> None:
-        if not (self._looked[0] or self._used):
-            self._tell_at = now + LOOKED_NS
-        for at, count in enumerate(more):
-            self._looked[at] += count
-
-    def _tell(self) -> list[Effect]:
-        lookups, asked, hit = self._looked
+    def _tell(self, now: int) -> list[Effect]:
+        self._told, (lookups, asked, hit) = now, self._looked
         used = np.concatenate([*self._used, np.zeros(0, np.int64)])[-USED_MAX:]
-        self._looked, self._used = [0, 0, 0], []
+        self._looked, self._used = (0, 0, 0), []
         if not (lookups or len(used)):
             return []
         return [self._machine.link.tell(Looked(lookups, asked, hit, _packed(used)))]

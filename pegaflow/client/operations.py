@@ -63,6 +63,7 @@ class Operation:
     copy: int = 0  # staged load: the session's number for it
     direct: bool = False  # load: the session may write into our blocks
     valid: Callable[[], bool] = lambda: True  # save: the engine's blocks still hold these keys
+    stands: Callable[[], bool] | None = None  # load without the session: what was copied was right
 
     def failed(self, ticket: int, status: Status) -> Done:
         """Its end without success."""
@@ -152,11 +153,35 @@ class Operations:
         told = self._ask(ticket, ask, deadline - grace, loaded, grace=grace, fatal=True)
         return ticket, [told]
 
+    def copy(
+        self,
+        blocks: tuple[int, ...],
+        offsets: tuple[int, ...],
+        stands: Callable[[], bool],
+        *,
+        deadline: int,
+    ) -> tuple[int, CopyIn]:
+        """Start a load of pages that we have found ourselves, without the session.
+
+        Args:
+            stands: asked after the copy: whether these were the pages all the while.
+
+        Returns:
+            Its ticket, and what is to be done at the next look.
+        """
+        ticket = self._begin(Operation(Kind.LOAD, deadline, blocks, stands=stands))
+        return ticket, CopyIn(ticket, blocks, offsets, deadline)
+
     def copied_in(self, ticket: int, ok: bool, now: int) -> list[Effect]:
         """The copy of a load has stopped."""
         operation = self.open.get(ticket)
         if operation is None:
             return []
+        if operation.stands is not None:
+            if not operation.stands():
+                return self._end(ticket, Status.NO_SUCH_LEASE)
+            failed = LoadDone(ticket, Status.COPY_FAILED, operation.blocks)
+            return self._finish(ticket, LoadDone(ticket, Status.OK, ()) if ok else failed)
 
         def confirmed(answer: Message | None, now: int) -> list[Effect]:
             if not isinstance(answer, Confirmed):

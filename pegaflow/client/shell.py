@@ -123,6 +123,7 @@ class Shell:
         self._bounce: FileView | None = None
         self._slot_bytes = 0
         self._done: list[Done] = []
+        self._later: list[CopyIn] = []  # copies that need no message, and wait for a look
         self._scratch = (ctypes.c_char * PROOF_BYTES)()
         if self._memory is not None:
             self._machine.register(self._described(self._memory))
@@ -139,6 +140,9 @@ class Shell:
 
     def _turn(self, until: int | None) -> None:
         """One look at sockets and time; waits until then (None: as long as it may)."""
+        if self._later:
+            later, self._later, until = self._later, [], 0
+            self._apply([e for e in later if e.ticket in self._machine.operations.open])
         now = time.monotonic_ns()
         wakes = self._machine.wake_at(), self._finding.wake_at()
         times = [t for t in (until, *wakes) if t is not None]

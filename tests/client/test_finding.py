@@ -1,10 +1,14 @@
 """What a client looks up by itself: asked for, found, passed on, ended, and told of."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from pegaflow.client.effects import CopyIn
 from pegaflow.client.finding import AGAIN_NS, LOOKED_NS, USED_MAX, Finding
-from pegaflow.client.results import Lease
+from pegaflow.client.results import Lease, LoadDone
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder
 from pegaflow.core.pool.hazards import Hazards, LentRows, cut, hazard_bytes, section_of
@@ -14,12 +18,21 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import SHARE_NS, Borrow, Lent, Looked, Took
 from pegaflow.wire.status import Status
 from tests.client.test_machine import MS, PEER, Client, joined, ready
-from tests.core.pool.test_finder import KEYS, PLENTY, SPACE, Pool
+from tests.core.pool.test_finder import GEOMETRY, KEYS, PLENTY, SPACE, Pool
 from tests.naming import as_pages
 
 BLOCK = 16384
 FIRST = LeaseId(1 << 61)
-LENT = Lent(Status.OK, namespace=SPACE, world=1, block_bytes=BLOCK, first=FIRST)
+LENT = Lent(
+    Status.OK,
+    pool_bytes=GEOMETRY.pool_bytes,
+    extent_bytes=GEOMETRY.extent_bytes,
+    namespace=SPACE,
+    world=1,
+    block_bytes=BLOCK,
+    page_size=BLOCK,
+    first=FIRST,
+)
 
 
 class Searcher:
@@ -99,14 +112,14 @@ def test_what_may_not_be_kept_is_asked_for() -> None:
     first = s.held(2)
     assert s.f.find(KEYS[:2], s.c.now) is None and s.rows.standing == 2
     assert s.held(1).blocks == 1
-    assert s.f.release(first, s.c.now)
+    assert s.f.release(first)
     assert s.held(2).blocks == 2
 
 
 def test_a_lease_that_is_released_costs_no_message() -> None:
     s = Searcher().borrow()
     lease = s.held(3)
-    assert s.f.release(lease, s.c.now) and not s.f.release(lease, s.c.now)
+    assert s.f.release(lease) and not s.f.release(lease)
     assert s.rows.standing == 0 and s.c.look() == []
     assert s.wait(LOOKED_NS) == [Looked(1, 3, 3, as_pages(5, 6, 7))]
     assert s.wait(LOOKED_NS) == [] and s.f.wake_at() is None
@@ -120,8 +133,58 @@ def test_a_lease_that_is_passed_on_is_the_sessions() -> None:
     assert isinstance(took, Took)
     assert (took.lease, took.namespace) == (FIRST, SPACE)
     assert (took.pages, took.stamps) == ((5, 6, 7), s.stamps[:3])
-    assert s.f.share(lease) == [] and not s.f.release(lease, s.c.now)
+    assert s.f.share(lease) == [] and not s.f.release(lease)
     assert s.rows.standing == 3, "the session's now"
+
+
+def test_a_lease_is_copied_from_without_the_session() -> None:
+    s = Searcher().borrow()
+    lease = s.held(3)
+    found = s.f.copy(lease, 1, 2)
+    assert found is not None
+    offsets, stands = found
+    assert offsets == (6 * BLOCK, 7 * BLOCK) and s.rows.standing == 3
+    assert s.f.share(lease) == [] and not s.f.release(lease), "it is used up"
+    ticket, copy = s.c.m.operations.copy((1, 2), offsets, stands, deadline=s.c.at())
+    assert copy == CopyIn(ticket, (1, 2), offsets, s.c.at())
+    s.c.do(s.c.m.operations.copied_in(ticket, True, s.c.now))
+    assert s.c.done == [LoadDone(ticket, Status.OK, ())]
+    assert s.rows.standing == 0 and s.c.look() == []
+
+
+@pytest.mark.parametrize("moment", ["evicted", "too late", "the session has died"])
+def test_a_copy_that_was_not_of_those_blocks_fails(moment: str) -> None:
+    s = Searcher().borrow()
+    found = s.f.copy(s.held(2), 0, 2)
+    assert found is not None
+    ticket, _ = s.c.m.operations.copy((1, 2), *found, deadline=s.c.at())
+    if moment == "evicted":
+        s.pool.ledger.void(as_pages(6))
+    elif moment == "the session has died":
+        s.c.do(s.c.m.session_died(s.c.now))
+    s.c.do(s.c.m.operations.copied_in(ticket, moment != "too late", s.c.now))
+    status = {
+        "evicted": Status.NO_SUCH_LEASE,
+        "too late": Status.COPY_FAILED,
+        "the session has died": Status.PEER_GONE,
+    }[moment]
+    assert s.c.done == [LoadDone(ticket, status, (1, 2))]
+    s.c.do(s.f.leave(s.c.now))
+    assert s.rows.standing == 0
+
+
+@pytest.mark.parametrize("what", ["verify", "ranks", "passed on"])
+def test_what_the_session_has_to_copy_is_not_copied(what: str) -> None:
+    kinds: dict[str, Any] = {"verify": {"verify": True}, "ranks": {"world": 2}}
+    s = Searcher()
+    if what == "ranks":
+        s.pool.put(KEYS[9:11], (10, 11, 12, 13), shards=2)
+    s.borrow(replace(LENT, **kinds.get(what, {})))
+    done = s.f.find(KEYS[9:11] if what == "ranks" else KEYS[:2], s.c.now)
+    assert done is not None and done.lease is not None
+    if what == "passed on":
+        s.c.do(s.f.share(done.lease))
+    assert s.f.copy(done.lease, 0, 2) is None
 
 
 def test_rows_come_back_when_the_session_has_cleared_them() -> None:
@@ -147,7 +210,7 @@ def test_another_session_has_other_hazards() -> None:
     lease = s.held(2)
     s.c.do(s.c.m.session_died(s.c.now))
     assert s.f.find(KEYS[:2], s.c.now) is None
-    assert s.f.share(lease) == [] and not s.f.release(lease, s.c.now)
+    assert s.f.share(lease) == [] and not s.f.release(lease)
     assert s.f.wake(s.c.now) == [] and s.f.wake_at() is None
 
 
@@ -222,7 +285,7 @@ def test_nothing_is_asked_of_a_session_that_could_die_unseen(moment: str) -> Non
 def test_what_was_used_is_told_of_as_far_as_it_matters() -> None:
     s = Searcher().borrow()
     for _ in range(USED_MAX // 4 + 5):
-        s.f.release(s.held(4), s.c.now)
+        s.f.release(s.held(4))
     (told,) = s.wait(LOOKED_NS)
     assert isinstance(told, Looked)
     assert (told.lookups, len(told.pages)) == (USED_MAX // 4 + 5, USED_MAX)

@@ -265,7 +265,7 @@ class Engine:
     def _give_back(self, at: int) -> None:
         lease, _ = self.leases.pop(at)
         chief = self.procs[self.chief]
-        if not chief.finding.release(lease, self.world.now):
+        if not chief.finding.release(lease):
             chief.run(chief.machine.operations.release(lease))
 
     # what a rank does
