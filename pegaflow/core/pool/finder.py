@@ -175,7 +175,7 @@ class Finder:
         good = (tags == SEALED) | (tags == LEAVING)
         good &= (records[:, _STAMP] == stamps) & (rows["shards"] == shards)
         good &= rows["shard"] == np.arange(len(pages)) % shards
-        good &= rows["namespace"] == np.void(namespace)
+        good &= rows["namespace"] == namespace
         good &= rows["seal"] == np.repeat(rows["seal"][::shards], shards)
         return tuple(rows["checksum"].tolist()) if good.all() else None
 
