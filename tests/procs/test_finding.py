@@ -180,12 +180,12 @@ def test_a_killed_client_keeps_nothing(service: Service) -> None:
 
 
 def test_what_was_found_is_counted(service: Service, engine: Engine) -> None:
-    before = service.counter("lookups_client")
     for _ in range(10):
         engine.client.release(find(engine))
 
     def counted() -> bool:
         engine.client.poll(0.01)
-        return service.counter("lookups_client") >= before + 10
+        session = service.session_of(engine.client._machine.me.engine)
+        return {c.name: c.value for c in session.counters}.get("lookups_client", 0) > 10
 
     eventually("lookups are counted", counted)
