@@ -9,9 +9,10 @@ hazards.  Loads of ranks that have heard of it before us wait here.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Redeliver, Reply, Sender, on
 from pegaflow.actors.runtime.member import Member
@@ -161,9 +162,8 @@ class Lending(Part):
     def _take(self, msg: Took, now: int) -> None:
         """Have the lease, or end it at once."""
         hazards, space = self._hazards, self._engine.space
-        lent, pages = hazards.lent, np.array(msg.pages, np.int64)
-        rows, stamps = np.array(msg.rows, np.int64), np.array(msg.stamps, np.uint64)
-        world = space.world if space is not None else 0
+        lent, pages, rows = hazards.lent, _signed(msg.pages), _signed(msg.rows)
+        stamps, world = np.array(msg.stamps, np.uint64), space.world if space is not None else 0
         fits = len(pages) == len(stamps) == len(rows) * world
         if not fits or not lent.take(rows, pages[::world], stamps[::world]):
             self._counts["leases_refused"] += 1
@@ -181,3 +181,8 @@ class Lending(Part):
         self._counts["blocks_asked_local"] += msg.asked
         self._counts["blocks_hit_local"] += msg.hit
         return self._touches.add(msg.pages) if msg.pages else []
+
+
+def _signed(numbers: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Numbers of the wire; one that is too large for any page or row becomes a negative one."""
+    return np.array(numbers, np.uint64).astype(np.int64)

@@ -150,7 +150,11 @@ def test_a_load_in_a_hurry_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["namespace", "stamps", "pages", "rows", "a row twice", "no rows", "beyond", "number"]
+    "wrong",
+    [
+        *("namespace", "stamps", "pages", "rows", "a row twice", "no rows", "number"),
+        *("a row beyond", "the last row there can be", "the last page there can be"),
+    ],
 )
 def test_what_is_no_lease_is_none(wrong: str) -> None:
     client, rig, shared = borrowing()
@@ -163,7 +167,9 @@ def test_what_is_no_lease_is_none(wrong: str) -> None:
         "rows": replace(msg, rows=rows[::-1]),
         "a row twice": replace(msg, rows=(rows[0], rows[0])),
         "no rows": replace(msg, rows=(), pages=(), stamps=()),
-        "beyond": replace(msg, rows=(rows[0], 1 << 40)),
+        "a row beyond": replace(msg, rows=(rows[0], 1 << 40)),
+        "the last row there can be": replace(msg, rows=(rows[0], (1 << 64) - 1)),
+        "the last page there can be": replace(msg, pages=as_pages(0, (1 << 64) - 1)),
         "number": replace(msg, lease=LeaseId(1)),
     }[wrong]
     rig.tell(CLIENT_7, bad)
