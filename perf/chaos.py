@@ -16,8 +16,10 @@ new ones; then every block that any lookup has ever returned is looked up again.
 
 Recovery is from the signal (of supervisor and group stopped: from the waking) to that point, the
 back-off of a child that was hit again and again included.  The longest wait is that of any call of
-any engine, beside the deadline that it gave.  The exit status is 1 if a byte was wrong, an
-exception came, a sealed block was lost, something was evicted, or a call came back late.
+any engine, beside the deadline that it gave.  From before the end of an index or an allocator until
+all is well again an engine looks up what is in memory, again and again, and counts what it misses.
+The exit status is 1 if a byte was wrong, an exception came, a sealed block was lost, something was
+evicted, something in memory was missed, or a call came back late.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class Chaos:
         self.recoveries: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.lost = 0
         self.evicted = 0
+        self.looked = self.missed = 0  # lookups in memory without an index; blocks missed in them
 
     def sealed(self) -> dict[int, int]:
         """Chain -> most blocks that any lookup of any engine has returned."""
@@ -105,11 +108,16 @@ class Chaos:
         if (how, who) in chaosfiles.FILE_FAULTS:
             return chaosfiles.do(how, who, self.group, self.eye.serves)
         row = self._victim(who)
+        without = who in (INDEX, ALLOCATOR)
+        if without:
+            wait("the eye finds by itself", self.eye.finds)
         began = time.monotonic()
         os.kill(row.pid, signal.SIGKILL if how == KILLED else signal.SIGSTOP)
         name = row.address.name
 
         def replaced() -> bool:
+            if without:
+                self._look()
             rows = self.group.rows()
             others = [r for r in rows if r.address.name == name]
             if not rows or row.address in {r.address for r in others}:
@@ -123,6 +131,11 @@ class Chaos:
         wait(f"another {who}, {how}", replaced)
         wait(f"all is well after a {who} was {how}", self.eye.serves)
         return time.monotonic() - began
+
+    def _look(self) -> None:
+        """What is in memory is found, whoever is dead."""
+        self.looked += 1
+        self.missed += self.eye.missing()
 
     def _victim(self, who: str) -> ProcessRow:
         name = SESSION if who == SPARE else who
@@ -210,6 +223,7 @@ class Chaos:
         sums["lost"] = self.lost + self.eye.lost(sealed)
         sums["wrong_bytes"] += self.eye.wrong(sealed)
         sums["evicted"] = self.evicted
+        sums["looked_without"], sums["missed_without"] = self.looked, self.missed
         self.eye.engine.client.close()
         return dict(sums)
 
@@ -236,7 +250,7 @@ def failures(sums: dict[str, int], waits: dict[str, float]) -> list[str]:
     return wrong + late + idle
 
 
-BAD = ("wrong_bytes", "exceptions", "lost", "evicted")
+BAD = ("wrong_bytes", "exceptions", "lost", "evicted", "missed_without")
 
 
 def main() -> None:

@@ -49,8 +49,9 @@ def wait(what: str, check: Callable[[], bool]) -> None:
 class Group:
     """`pegaflow serve`, started again whenever it has died."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pool: str = POOL, *, ssd: bool = True) -> None:
         self.run_dir = folder / "run"
+        self._pool, self._has_ssd = pool, ssd
         self.endpoint = front_desk(self.run_dir)
         self.ssd = folder / "ssd"
         self._log = folder / "log"
@@ -65,8 +66,9 @@ class Group:
     def command(self) -> list[str]:
         """The command line of the service."""
         command = [sys.executable, "-m", "pegaflow", "serve", "--run-dir", str(self.run_dir)]
-        command += ["--pool-size", POOL, "--http-addr", "127.0.0.1:0", "--log-format", "json"]
-        return [*command, "--ssd-cache-path", str(self.ssd)]
+        command += ["--pool-size", self._pool, "--http-addr", "127.0.0.1:0"]
+        command += ["--log-format", "json"]
+        return [*command, "--ssd-cache-path", str(self.ssd)] if self._has_ssd else command
 
     def start(self) -> None:
         """Start it, in a process group of its own."""
@@ -120,15 +122,18 @@ class Group:
 class Worker:
     """An engine process, and what it has said so far."""
 
-    def __init__(self, group: Group, name: str, seed: int) -> None:
-        self.name = name
+    def __init__(self, group: Group, name: str, seed: int, chains: int = CHAINS) -> None:
+        self.name, self.chains = name, chains
         self.sums: Counter[str] = Counter()
         self.waits: dict[str, float] = {}
         self.exceptions: list[str] = []
         self.sealed: dict[int, int] = {}
-        command = [sys.executable, "-m", "perf.chaosload", group.endpoint, name, str(seed)]
+        command = [sys.executable, "-m", "perf.chaosload", group.endpoint, name]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
+            [*command, str(seed), str(chains)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=ENVIRONMENT,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -187,9 +192,17 @@ class Eye:
             self.engine.client.release(found.lease)
         return found.blocks
 
+    def missing(self) -> int:
+        """How many blocks of our first chain a lookup does not find."""
+        return len(keys(CHAINS)) - self.lookup(CHAINS)
+
+    def finds(self) -> bool:
+        """Whether we find that chain without a message."""
+        return not self.missing() and not self.engine.client.by_message
+
     def serves(self) -> bool:
         """Whether old blocks are found and new ones are taken."""
-        if self.lookup(CHAINS) < len(keys(CHAINS)):
+        if self.missing():
             return False
         key = keys(self._saves + 1)[0]
         self.engine.compute(0, key)
@@ -230,10 +243,10 @@ class Eye:
 
 
 @contextmanager
-def home() -> Iterator[Group]:
+def home(pool: str = POOL, *, ssd: bool = True) -> Iterator[Group]:
     """A group that is not started yet, in a folder of its own; nothing of both is left."""
     with tempfile.TemporaryDirectory(prefix="pegaflow-chaos-") as folder:
-        group = Group(Path(folder))
+        group = Group(Path(folder), pool, ssd=ssd)
         group.run_dir.mkdir(mode=0o700)
         try:
             yield group

@@ -1,9 +1,9 @@
 """One engine under chaos: it looks up, loads, computes and saves, and believes no byte.
 
-`python -m perf.chaosload ENDPOINT NAME SEED` runs until its standard input ends and writes what
-happened to its standard output, one JSON object a line: `sealed` whenever a lookup has returned
-more of a chain than any before, `sums` four times a second and at the end.  It may be killed at any
-time: what it has written counts.
+`python -m perf.chaosload ENDPOINT NAME SEED [CHAINS]` runs until its standard input ends and writes
+what happened to its standard output, one JSON object a line: `sealed` whenever a lookup has
+returned more of a chain than any before, `sums` four times a second and at the end.  It may be
+killed at any time: what it has written counts.
 
 The bytes of a block follow from its key, so that every engine knows what any other has saved.
 """
@@ -28,7 +28,7 @@ from pegaflow.wire.status import Status
 
 LAYERS = 2
 PIECE = 16 << 10  # bytes of one block in one layer
-CHAINS = 64
+CHAINS = 64  # if the command line says no other number
 CHAIN = 12  # blocks of one chain
 BLOCKS = 48  # of one engine: few, so that all are written again and again
 SUMS_S = 0.25
@@ -78,8 +78,8 @@ class Engine:
 class Load:
     """What an engine does, and what it finds."""
 
-    def __init__(self, engine: Engine, seed: int) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, seed: int, chains: int) -> None:
+        self.engine, self.chains = engine, chains
         self.rng = random.Random(seed)
         self.sums: Counter[str] = Counter()
         self.waits: dict[str, float] = {}  # longest of each call
@@ -89,7 +89,7 @@ class Load:
     def turn(self) -> None:
         """One prompt."""
         engine, client = self.engine, self.engine.client
-        chain = min(self.rng.randrange(CHAINS), self.rng.randrange(CHAINS))
+        chain = min(self.rng.randrange(self.chains), self.rng.randrange(self.chains))
         names = keys(chain)[: self.rng.randrange(1, CHAIN + 1)]
         blocks = self.rng.sample(range(BLOCKS), len(names))
         for block in blocks:
@@ -114,6 +114,7 @@ class Load:
             client.release(found.lease)
             failed = set(loaded.failed) if loaded.status is Status.OK else set(blocks)
             self.sums["loads_failed"] += loaded.status is not Status.OK
+            self.sums[f"loads_{loaded.status.label}"] += 1
             for block, key in zip(blocks[: found.blocks], names, strict=False):
                 if block not in failed:
                     self.sums["blocks_loaded"] += 1
@@ -129,6 +130,7 @@ class Load:
         self._waited("save", began)
         self.sums["blocks_saved"] += saved.saved
         self.sums["saves_failed"] += saved.status is not Status.OK
+        self.sums[f"saves_{saved.status.label}"] += 1
 
     def _waited(self, call: str, began: float) -> None:
         self.waits[call] = max(self.waits.get(call, 0.0), time.monotonic() - began)
@@ -159,9 +161,9 @@ def say(said: dict[str, object]) -> None:
 
 def main() -> None:
     """One engine."""
-    endpoint, name, seed = sys.argv[1:]
+    endpoint, name, seed, *chains = sys.argv[1:]
     engine = Engine(endpoint, name)
-    Load(engine, int(seed)).run()
+    Load(engine, int(seed), int(chains[0]) if chains else CHAINS).run()
     engine.client.close()
 
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from pegaflow.actors.roster import ROSTER
 from pegaflow.wire.values import SUPERVISOR
-from perf.chaos import FAULTS, KILLED, STOPPED, failures
+from perf.chaos import BAD, FAULTS, KILLED, STOPPED, failures
 from perf.chaosfiles import FILE_FAULTS
 from perf.chaosload import CHAIN, TIMEOUTS, Engine, content, keys
 
-CALM = {"blocks_loaded": 5, "sealed": 5, "wrong_bytes": 0, "exceptions": 0, "lost": 0, "evicted": 0}
+CALM = {"blocks_loaded": 5, "sealed": 5, **dict.fromkeys(BAD, 0)}
 IN_TIME = dict(TIMEOUTS)
 
 
