@@ -30,6 +30,7 @@ FORMATS = (
     ("How the pool is cut", "pegaflow/core/pool/geometry.py"),
     ("The ledger", "pegaflow/core/pool/ledger.py"),
     ("The table", "pegaflow/core/pool/table.py"),
+    ("What the tiers have", "pegaflow/core/pool/tierfilter.py"),
     ("Buckets of the table", "pegaflow/core/pool/buckets.py"),
     ("Fingerprints", "pegaflow/core/pool/fingerprints.py"),
     ("Hazards", "pegaflow/core/pool/hazards.py"),

@@ -80,7 +80,7 @@ hazards any more, and no copies that would need them.
     section  `allowed` (core/pool/hazards.py) is a word of the session's: bytes of the pool that
              the section may keep; 0 while a rank is missing, while hazards are not trusted, or
              when another client has the section.  A lookup that needs more goes by message, and
-             so does one whose run may go on in a tier
+             so does one whose run may go on in a tier, as the filter beside the table says
     lease    its number is the client's, from Lent.first on, and nobody else knows of it.  Released
              by the client that found it, it ends with one store, and no message
     staged   an engine of one rank whose loads are staged copies from such a lease by itself, with

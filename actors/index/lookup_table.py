@@ -4,11 +4,13 @@ The table names the blocks that are resident (core/blocks/listing.py): it is mad
 is known, and again, a little at a time, when it has become too small.  Beside it stand three words
 that a lookup keeps to: which extent is to become empty (eviction.py says that), whether so much is
 kept from eviction by leases and hazards that nothing more may be, and whether a run that ends in
-memory may go on in a tier, so that the index has to be asked.
+memory may go on in a tier, so that the index has to be asked: about any block, or about those only
+that a filter names (core/pool/tierfilter.py).
 """
 
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, Note, Part
+from pegaflow.core.pool.table import TierWord
 from pegaflow.wire.control import LogLevel, Welcome
 from pegaflow.wire.units import Count, Nanoseconds
 
@@ -39,7 +41,7 @@ class LookupTable(Part):
         self._recovery, self._residency, self._leasing = recovery, residency, leasing
         self._tiers = tiers
         self._begin_at = 0  # when to begin a table
-        self._tells_tiers = False  # what the table says of them
+        self._told = TierWord.NONE  # what the table says of the tiers
         self._fault = ""  # of the table, as it was said
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
@@ -47,7 +49,7 @@ class LookupTable(Part):
         table = self._residency.listing.table
         table.set_clearing(None)
         table.set_closed(False)
-        table.set_tiers(False)
+        table.set_tiers(TierWord.NONE)
         return []
 
     def wake_at(self) -> int | None:
@@ -56,7 +58,7 @@ class LookupTable(Part):
             return None
         listing = self._residency.listing
         busy = listing.running or listing.table.wants_rebuild
-        if busy or self._tiers.go_on() != self._tells_tiers:
+        if busy or self._word() != self._told:
             return 0
         return self._begin_at if listing.wanted else None
 
@@ -66,9 +68,10 @@ class LookupTable(Part):
             return []
         listing = self._residency.listing
         table = listing.table
-        if self._tiers.go_on() != self._tells_tiers:
-            self._tells_tiers = not self._tells_tiers
-            table.set_tiers(self._tells_tiers)
+        word = self._word()
+        if word != self._told:
+            self._told = word
+            table.set_tiers(word)
         if listing.running:
             listing.step(STEP_PAGES)
         elif listing.wanted and now >= self._begin_at:
@@ -77,6 +80,15 @@ class LookupTable(Part):
         elif table.wants_rebuild:
             table.rebuild_step(STEP_PAGES)
         return []
+
+    def _word(self) -> TierWord:
+        """What the table is to say of the tiers."""
+        going_on = self._tiers.going_on()
+        if not going_on:
+            return TierWord.NONE
+        counted = self._residency.listing.table.filter.counts
+        all_counted = counted and all([tier.counted for tier in going_on])
+        return TierWord.FILTER if all_counted else TierWord.ASK
 
     def beat(self, now: int) -> list[Effect]:
         """Look at what is pinned; say why the table is not what it should be."""

@@ -80,6 +80,8 @@ class Tier(Part, ABC):
         stored: the blocks that it has.
     """
 
+    counted = False  # the listing is told of each block that it has, and has no more
+
     def __init__(self, name: str, actor: str, stored: Sized) -> None:
         self.name, self.actor = name, actor
         self._stored = stored
@@ -246,9 +248,9 @@ class Tiers:
         """Those from which blocks of this namespace can be fetched."""
         return [(t, space) for t in self._tiers if (space := t.space(namespace)) is not None]
 
-    def go_on(self) -> bool:
-        """Whether a run of blocks that ends in memory may go on in one of them."""
-        return any([tier.goes_on() for tier in self._tiers])
+    def going_on(self) -> list[Tier]:
+        """Those in which a run of blocks that ends in memory may go on."""
+        return [tier for tier in self._tiers if tier.goes_on()]
 
     def offer(self, blocks: Sequence[Block], asked: bool = False) -> None:
         """To all of them."""

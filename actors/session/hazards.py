@@ -209,12 +209,6 @@ class HazardBook(Part):
         assert self._finder is not None
         return self._finder.sealed(pages, stamps)
 
-    @property
-    def tiers(self) -> bool:
-        """Whether a run that ends here may go on in a tier."""
-        assert self._finder is not None
-        return self._finder.tiers
-
     # the index
 
     def _announce(self, now: int) -> list[Effect]:

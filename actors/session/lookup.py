@@ -73,7 +73,7 @@ class Lookups(Part):
             return None
         lives = self._member.peer(INDEX) != NOBODY
         blocks = run.blocks
-        goes_on = blocks < len(keys) and (run.cut or self._hazards.tiers)
+        goes_on = blocks < len(keys) and (run.cut or run.goes_on)
         if (lives and goes_on) or not (lives or blocks):
             self._hazards.clear(run.rows)
             return None

@@ -107,7 +107,7 @@ class Finding:
         if run is None:
             return None
         blocks = run.blocks
-        if blocks < len(keys) and (run.cut or finder.tiers):
+        if blocks < len(keys) and (run.cut or run.goes_on):
             hazards.clear(run.rows)
             return None
         lookups, asked, hit = self._looked

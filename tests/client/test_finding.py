@@ -11,7 +11,9 @@ from pegaflow.client.finding import AGAIN_NS, LOOKED_NS, USED_MAX, Finding
 from pegaflow.client.results import Lease, LoadDone
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder
+from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.hazards import Hazards, LentRows, cut, hazard_bytes, section_of
+from pegaflow.core.pool.table import TierWord
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.message import Message
@@ -101,9 +103,20 @@ def test_a_miss_is_an_answer() -> None:
 
 def test_a_run_that_may_go_on_in_a_tier_is_asked_for() -> None:
     s = Searcher().borrow()
-    s.pool.table.set_tiers(True)
+    s.pool.table.set_tiers(TierWord.ASK)
     assert s.f.find(KEYS[:9], s.c.now) is None and s.rows.standing == 0
     assert s.held(4).blocks == 4
+
+
+def test_a_run_that_ends_where_no_tier_goes_on_is_the_answer() -> None:
+    s = Searcher().borrow()
+    table, names = s.pool.table, fingerprints(SPACE, KEYS)
+    table.filter.add(names[9:])
+    table.set_tiers(TierWord.FILTER)
+    whole = s.f.find(KEYS, s.c.now)
+    assert whole is not None
+    table.filter.add(names[whole.blocks : whole.blocks + 1])
+    assert s.f.find(KEYS, s.c.now) is None, "the next one may be there"
 
 
 def test_what_may_not_be_kept_is_asked_for() -> None:

@@ -114,4 +114,4 @@ def test_a_ledger_that_cannot_be_mapped_is_a_line(welcome: Welcome) -> None:
     reader = Reader(Address(SESSION, Incarnation(4)), BOSS)
     with pytest.raises(UserError, match="cannot map"):
         reader.open_finder(replace(welcome, ledger_path="nowhere", ledger_file=(1, 2)))
-    assert reader.open_finder(welcome).tiers is False
+    assert reader.open_finder(welcome).sealed((), ())

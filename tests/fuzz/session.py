@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pegaflow.actors.session.actor import Session
+from pegaflow.core.pool.table import TierWord
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
@@ -128,7 +129,7 @@ class SessionCage(Cage):
         pages = as_pages(*rng.sample(range(RECORDS), len(KEYS) * space.world))
         shared.evict(*pages)
         shared.seal(self.actor, KEYS, pages)
-        shared.table.set_tiers(rng.random() < 0.2)
+        shared.table.set_tiers(rng.choice((*TierWord, TierWord.NONE, TierWord.NONE)))
         shared.table.set_closed(rng.random() < 0.05)
 
     def answer(self, question: Envelope) -> Message | None:

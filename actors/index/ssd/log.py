@@ -1,10 +1,12 @@
 """What is in the log of the SSD tier, by the word of the flusher that lives.
 
-When that flusher dies, nothing is known until the next one has said its Manifest.
+When that flusher dies, nothing is known until the next one has said its Manifest.  Of each block
+that comes and goes the listing is told, so that readers know whether anybody need be asked.
 """
 
 from collections.abc import Iterable
 
+from pegaflow.actors.index.residency import Residency
 from pegaflow.actors.index.tiers import Space
 from pegaflow.wire.flusher import Flushed, Manifest, Tier
 from pegaflow.wire.identities import Key, Namespace
@@ -25,7 +27,8 @@ NOT_SAID = Tier(
 class SsdLog:
     """What one flusher has said."""
 
-    def __init__(self) -> None:
+    def __init__(self, residency: Residency) -> None:
+        self._residency = residency
         self.flusher = NOBODY  # whose word this is
         self.tier = NOT_SAID
         self.stored: dict[Namespace, set[Key]] = {}  # namespace -> keys in the log; none empty
@@ -38,21 +41,27 @@ class SsdLog:
     def store(self, msg: Manifest | Flushed) -> None:
         """These are in it."""
         if msg.keys:
-            self.stored.setdefault(msg.namespace, set()).update(msg.keys)
+            stored = self.stored.setdefault(msg.namespace, set())
+            new = set(msg.keys) - stored
+            stored |= new
             self.spaces[msg.namespace] = Space(msg.payload_bytes, msg.shards)
+            self._residency.listing.tier_has(msg.namespace, new)
 
     def forget(self, namespace: Namespace, keys: Iterable[Key]) -> None:
         """These are not in it."""
         stored = self.stored.get(namespace)
         if stored is None:
             return
-        stored.difference_update(keys)
+        gone = stored.intersection(keys)
+        stored -= gone
+        self._residency.listing.tier_lost(namespace, gone)
         if not stored:
             del self.stored[namespace], self.spaces[namespace]
 
     def clear(self) -> None:
         """The flusher is dead."""
         self.flusher, self.tier = NOBODY, NOT_SAID
+        self._residency.listing.tier_forgot()
         self.stored.clear()
         self.spaces.clear()
 
@@ -63,3 +72,5 @@ class SsdLog:
     def check(self) -> None:
         """Of what is in it we know how it is cut."""
         assert all(self.stored.values()) and self.spaces.keys() == self.stored.keys()
+        for namespace, keys in self.stored.items():
+            self._residency.listing.check_tier(namespace, keys)

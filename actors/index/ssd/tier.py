@@ -36,8 +36,10 @@ from .write_back import WriteBack
 class SsdTier(Tier):
     """The flusher's side of the index."""
 
+    counted = True
+
     def __init__(self, pool: Pool) -> None:
-        self.log = SsdLog()
+        self.log = SsdLog(pool.residency)
         super().__init__("ssd", FLUSHER, self.log)
         self._pool = pool
         self._counts = pool.counts

@@ -6,16 +6,19 @@ while blocks come and go; so it does later, when blocks have come that the table
 step lists the blocks whose first page is among the next few; a block that comes meanwhile is listed
 at once if the steps are past its page, else when they get there.  Until all is listed readers look
 into the table that they have.
+
+Beside it stands what a tier has, for a reader who wonders whether a run goes on there
+(core/pool/tierfilter.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
 from pegaflow.core.pool.fingerprints import fingerprints, fold
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.scan import by_namespace, scan
 from pegaflow.core.pool.table import Table
-from pegaflow.wire.identities import Namespace, PageId
+from pegaflow.wire.identities import Key, Namespace, PageId
 from pegaflow.wire.units import Count
 
 from .table import Block, PrefixIndex
@@ -100,6 +103,25 @@ class Listing:
         for (namespace, _), some in _alike(blocks):
             names = fingerprints(namespace, [block.key for block in some])
             self.table.remove(names, [block.pages[0] for block in some])
+
+    def tier_has(self, namespace: Namespace, keys: Collection[Key]) -> None:
+        """A tier has these blocks, and had none of them before."""
+        self.table.filter.add(fingerprints(namespace, list(keys)))
+
+    def tier_lost(self, namespace: Namespace, keys: Collection[Key]) -> None:
+        """A tier has these blocks no more."""
+        self.table.filter.remove(fingerprints(namespace, list(keys)))
+
+    def tier_forgot(self) -> None:
+        """The tier that tells us what it has, of which there is one, is not known to have anything
+        any more."""
+        self.table.filter.clear()
+
+    def check_tier(self, namespace: Namespace, keys: Collection[Key]) -> None:
+        """No reader is told that the tier has not these."""
+        filter_ = self.table.filter
+        names = fingerprints(namespace, list(keys)).tolist()
+        assert not filter_.counts or all(map(filter_.may_have, names))
 
     def _add(self, blocks: Iterable[Block]) -> None:
         for (namespace, shards), some in _alike(blocks):

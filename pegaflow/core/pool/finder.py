@@ -49,6 +49,7 @@ class Run(NamedTuple):
     bytes_: int  # of the pool, in their slots
     rows: Rows  # their hazards, one per block
     cut: bool  # more is here, beyond `most_bytes` or the hazards that are left
+    goes_on: bool = False  # a tier may have the next block
 
     @property
     def pages(self) -> tuple[PageId, ...]:
@@ -118,7 +119,8 @@ class Finder:
         wanted = _Wanted(namespace, keys, max(map(len, keys)), shards)
         if wanted.longest > MAX_KEY:
             return None
-        found = self._table.find(fingerprints(namespace, keys, wanted.longest))
+        names = fingerprints(namespace, keys, wanted.longest)
+        found = self._table.find(names)
         if found is None:
             return None
         between("probed")
@@ -134,12 +136,9 @@ class Finder:
         run = _run(*every, rows, most_bytes=most_bytes, cut=count < len(pages))
         if run.blocks < count:
             hazards.clear(rows[run.blocks :])
+        if run.blocks < len(keys) and self._table.may_go_on(int(names[run.blocks])):
+            return run._replace(goes_on=True)
         return run
-
-    @property
-    def tiers(self) -> bool:
-        """Whether a tier has blocks, so that a run that ends here may go on there."""
-        return self._table.tiers
 
     def sealed(self, pages: Sequence[PageId], stamps: Sequence[Stamp]) -> bool:
         """Whether all of these pages hold now what was sealed in them under these stamps.  One that

@@ -8,6 +8,7 @@ hold other blocks by now, and be read while it changes.
     behind the records, in whole 4 KiB:
     next shard                        u32 per page: the page of the block's next shard + 1; 0: last
     half 0, half 1                    buckets: 8 fingerprints, u64, then 8 pages, u32
+    filter                            what the tiers have (tierfilter.py)
 
 `live` says which half is read and how many buckets it has, with a generation that never comes back;
 0: there is no table.  The index builds another table in the other half when the live one is nearly
@@ -22,7 +23,8 @@ has left.  A service that starts removes that (`forget`), since the pool may hav
 Space is made real before it is touched; where there is none, the table stays as it is.
 """
 
-from collections.abc import Callable, Sequence
+import enum
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,7 @@ from pegaflow.wire.units import Share
 from .buckets import BUCKET_BYTES, SLOTS, Half
 from .fingerprints import U64
 from .ledger import HEADER_BYTES, RECORD_BYTES, WritableBuffer
+from .tierfilter import Reserve, TierFilter, TierFilterReader, cells_log2
 
 FULL: Share = 5 / 8
 """Of a half's slots are in use, and another half is built."""
@@ -46,8 +49,6 @@ REMOVED: Share = 1 / 8
 
 Mask = npt.NDArray[np.bool_]
 Pages = npt.NDArray[np.int64]
-Reserve = Callable[[int, int], str]
-"""(offset, length) -> '', with these bytes of the file really there; or why not."""
 
 _WORDS_AT = 2048  # in the ledger's header, which is one page and always there
 _LIVE, _CLEARING, _CLOSED, _TIERS = 1, 2, 3, 4
@@ -55,6 +56,14 @@ _WORDS = 5
 _MAGIC = int.from_bytes(b"PEGATBL\1", "big")
 _GRAIN = 4096
 _LEAST_LOG2 = 3
+
+
+class TierWord(enum.IntEnum):
+    """What a lookup is told of the tiers."""
+
+    NONE = 0  # none has anything
+    ASK = 1  # any of them may have anything
+    FILTER = 2  # the filter says what they have
 
 
 def file_bytes(records: int) -> int:
@@ -70,7 +79,8 @@ class _Area:
         self.next_at = _rounded(HEADER_BYTES + records * RECORD_BYTES)
         self.halves_at = self.next_at + _rounded(records * 4)
         self.half_bytes = _rounded(BUCKET_BYTES << self.most_log2)
-        self.end = self.halves_at + 2 * self.half_bytes
+        self.filter_at = self.halves_at + 2 * self.half_bytes
+        self.end = self.filter_at + _rounded(1 << cells_log2(records))
 
 
 class TableReader:
@@ -87,8 +97,10 @@ class TableReader:
         self._area = _Area(records)
         end = _WORDS_AT + _WORDS * 8
         self._words = self._bytes[_WORDS_AT:end].cast("Q")
-        self._there = len(self._bytes) >= self._area.end  # files of earlier versions end before
+        # Files of earlier versions end before.
+        self._there = len(self._bytes) >= self._area.filter_at
         self._seen: Half | None = None
+        self._filter = TierFilterReader(self._bytes, self._area.filter_at, records)
 
     @property
     def clearing(self) -> int | None:
@@ -101,9 +113,16 @@ class TableReader:
         return self._words[_CLOSED] != 0
 
     @property
-    def tiers(self) -> bool:
-        """Whether a tier has blocks, so that a run that ends here may go on there."""
-        return self._words[_TIERS] != 0
+    def tiers(self) -> int:
+        """A TierWord, or what a later version says instead."""
+        return self._words[_TIERS]
+
+    def may_go_on(self, fingerprint: int) -> bool:
+        """Whether a tier may have this block; if not, none has it as far as the index knows."""
+        word = self._words[_TIERS]
+        if word != TierWord.FILTER:
+            return word != TierWord.NONE
+        return not self._filter.there or self._filter.may_have(fingerprint)
 
     def find(self, fingerprints: U64) -> Pages | None:
         """Where blocks may be.
@@ -158,6 +177,7 @@ class Table(TableReader):
     def __init__(self, buffer: WritableBuffer, records: int, reserve: Reserve) -> None:
         super().__init__(buffer, records)
         self._reserve = reserve
+        self.filter = TierFilter(self._bytes, self._area.filter_at, records, reserve)
         self._own: Half | None = None  # the live one, once it is ours
         self._next: Half | None = None  # the one that is being built
         self._cleared = 0  # buckets of `_next` that are empty or were filled
@@ -177,9 +197,9 @@ class Table(TableReader):
         """Readers begin to use nothing."""
         self._words[_CLOSED] = closed
 
-    def set_tiers(self, tiers: bool) -> None:
-        """Whether a tier has blocks."""
-        self._words[_TIERS] = tiers
+    def set_tiers(self, word: TierWord) -> None:
+        """What to do where a run ends in memory."""
+        self._words[_TIERS] = word
 
     # building
 

@@ -14,8 +14,9 @@ from pegaflow.core.pool.finder import Finder
 from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import Hazards, hazard_bytes
-from pegaflow.core.pool.table import TableReader
+from pegaflow.core.pool.table import TableReader, TierWord
 from pegaflow.wire.control import BEAT_NS, Beat, Gone, Neighbour, Welcome
+from pegaflow.wire.flusher import Forget
 from pegaflow.wire.identities import NO_LEASE, ClaimId, Incarnation, Key, Namespace, PageId
 from pegaflow.wire.index import (
     Claim,
@@ -203,9 +204,9 @@ def test_what_the_last_index_has_said_to_readers_ends_with_it() -> None:
     table = actor.residency.listing.table
     table.set_clearing(1)
     table.set_closed(True)
-    table.set_tiers(True)
+    table.set_tiers(TierWord.ASK)
     restarted(memory)
-    assert (table.clearing, table.closed, table.tiers) == (None, False, False)
+    assert (table.clearing, table.closed, table.tiers) == (None, False, TierWord.NONE)
 
 
 # room
@@ -334,19 +335,47 @@ def test_hazards_that_have_ended_cut_no_lease(end: str) -> None:
 def test_readers_know_whether_a_tier_may_go_on() -> None:
     rig, actor = tiered_index()
     table = actor.residency.listing.table
-    assert not table.tiers
+    assert table.tiers == TierWord.NONE
     in_log(rig, KEYS[:1])
     rig.wait(0)
-    assert table.tiers
+    assert table.tiers == TierWord.FILTER
     rig.tell(FLUSHER_6, replace(TIER, prefetch=0))
     rig.wait(0)
-    assert not table.tiers, "nothing is fetched from it"
+    assert table.tiers == TierWord.NONE, "nothing is fetched from it"
     rig.tell(FLUSHER_6, TIER)
     rig.wait(0)
-    assert table.tiers
+    assert table.tiers == TierWord.FILTER
     rig.tell(BOSS, Gone(FLUSHER_6))
     rig.wait(0)
-    assert not table.tiers
+    assert table.tiers == TierWord.NONE
+
+
+def test_readers_know_of_which_blocks_a_tier_may_have_them() -> None:
+    rig, actor = tiered_index()
+    table = actor.residency.listing.table
+
+    def asked_for() -> list[bool]:
+        rig.wait(0)
+        return [table.may_go_on(name) for name in fingerprints(NS, KEYS[:4]).tolist()]
+
+    in_log(rig, KEYS[:3])
+    in_log(rig, KEYS[1:3])  # said again
+    assert asked_for() == [True, True, True, False]
+    rig.tell(FLUSHER_6, Forget(NS, KEYS[1:2]))
+    rig.tell(FLUSHER_6, Forget(NS, KEYS[1:2]))  # not there any more
+    assert asked_for() == [True, False, True, False]
+    rig.tell(BOSS, Gone(FLUSHER_6))
+    assert asked_for() == [False, False, False, False]
+    rig.host.check()
+
+
+def test_without_room_for_what_it_has_a_tier_is_asked_for_anything() -> None:
+    rig, actor = tiered_index()
+    table = actor.residency.listing.table
+    table.filter._reserve = lambda at, length: "no room"
+    in_log(rig, KEYS[:1])
+    rig.wait(0)
+    assert table.tiers == TierWord.ASK
 
 
 # Touched

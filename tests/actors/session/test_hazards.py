@@ -7,6 +7,7 @@ import pytest
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.hazards import NOTED_NS
 from pegaflow.actors.session.leases import OWN_FIRST
+from pegaflow.core.pool.table import TierWord
 from pegaflow.wire import index as to_index
 from pegaflow.wire.control import BEAT_NS, Beat, Gone, Neighbour
 from pegaflow.wire.envelope import Envelope
@@ -157,7 +158,7 @@ def test_a_run_that_may_go_on_in_a_tier_is_the_indexs() -> None:
     shared = Shared()
     rig, actor = reading(shared)
     assert look(rig, 6).blocks == 4, "there is no tier"
-    shared.table.set_tiers(True)
+    shared.table.set_tiers(TierWord.ASK)
     assert look(rig, 4).blocks == 4, "it is whole"
     standing = shared.named
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:6])), Find, IDX)
@@ -172,7 +173,7 @@ def test_a_run_that_may_go_on_in_a_tier_is_the_indexs() -> None:
 
 def test_what_is_in_memory_is_the_answer_if_the_index_dies_meanwhile() -> None:
     shared = Shared()
-    shared.table.set_tiers(True)
+    shared.table.set_tiers(TierWord.ASK)
     rig, _ = reading(shared)
     one(rig.ask(CLIENT_7, Lookup(KEYS[:6])), Find)
     found = said(gone(rig), Found, CLIENT_7)
@@ -366,7 +367,7 @@ def test_a_new_index_hears_of_our_hazards_before_all_else() -> None:
     shared = Shared()
     rig, _ = reading(shared)
     look(rig, 2)
-    shared.table.set_tiers(True)
+    shared.table.set_tiers(TierWord.ASK)
     find = one(rig.ask(CLIENT_7, Lookup(KEYS[:6])), Find)
     rig.answer(find, Held(LeaseId(7), 1, as_pages(0, 1, 2)))
     rig.answer(

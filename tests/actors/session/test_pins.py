@@ -5,6 +5,7 @@ from dataclasses import replace
 from pegaflow.actors.runtime.contract import Send
 from pegaflow.actors.session.leases import LASTING_NS
 from pegaflow.actors.session.touches import TOUCHED_BATCH, TOUCHED_MAX, Touches
+from pegaflow.core.pool.table import TierWord
 from pegaflow.wire import index as to_index
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.identities import Incarnation, Key, LeaseId
@@ -47,7 +48,7 @@ def test_a_lookup_ends_early_at_what_the_engine_may_keep() -> None:
 def test_what_the_index_has_leased_counts_too() -> None:
     shared = Shared()
     rig, actor = reading(shared, 8, FOUR)
-    shared.table.set_tiers(True)
+    shared.table.set_tiers(TierWord.ASK)
     find = one(rig.ask(CLIENT_7, Lookup((*KEYS, Key(bytes(32))))), Find)
     rig.answer(find, Held(LeaseId(1), 1, as_pages(0, 1, 2)))
     rig.tell(IDX, Pinned(3 * PAGE, 4 * PAGE, 0))

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pegaflow.core.pool.buckets import HOPS, SLOTS
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES
-from pegaflow.core.pool.table import FULL, Table, TableReader, file_bytes, forget
+from pegaflow.core.pool.table import FULL, Table, TableReader, TierWord, file_bytes, forget
+from pegaflow.core.pool.tierfilter import cells_log2
 from tests.naming import as_pages
 
 RECORDS = 4096
@@ -273,7 +274,7 @@ def test_it_writes_nowhere_but_in_its_place_and_what_was_made_real() -> None:
 
 
 def test_a_file_that_ends_before_it_has_no_table() -> None:
-    buffer = bytearray(file_bytes(RECORDS) - 1)
+    buffer = bytearray(file_bytes(RECORDS) - (1 << cells_log2(RECORDS)) - 1)
     table = Table(buffer, RECORDS, room)
     assert table.begin(10)
     table.publish()
@@ -326,17 +327,17 @@ def test_what_cannot_be_linked_is_not_found() -> None:
 def test_readers_see_what_they_are_to_keep_to() -> None:
     buffer, table = fresh()
     reader = TableReader(buffer, RECORDS)
-    assert (reader.clearing, reader.closed, reader.tiers) == (None, False, False)
+    assert (reader.clearing, reader.closed, reader.tiers) == (None, False, TierWord.NONE)
     table.set_clearing(0)
     table.set_closed(True)
-    table.set_tiers(True)
-    assert (reader.clearing, reader.closed, reader.tiers) == (0, True, True)
+    table.set_tiers(TierWord.ASK)
+    assert (reader.clearing, reader.closed, reader.tiers) == (0, True, TierWord.ASK)
     table.set_clearing(None)
     assert reader.clearing is None
     table.begin(1)
     table.publish()
     forget(buffer)
-    assert (reader.clearing, reader.closed, reader.tiers) == (None, False, False)
+    assert (reader.clearing, reader.closed, reader.tiers) == (None, False, TierWord.NONE)
     assert reader.find(spread(1)) is None
 
 
