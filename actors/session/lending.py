@@ -33,10 +33,17 @@ LENT_FIRST: Count = OWN_FIRST + (1 << 61)
 LENT_EACH: Count = 1 << 40
 """Numbers for each time that the section is lent: nobody uses those of an earlier time again."""
 
+LOOKED_MAX: Count = 1 << 32
+"""Of what a client says it has done since it said so last: nobody does as much, and our counters
+have 64 bits."""
+
+NOTE_CHARS: Count = 200
+"""Of a client's reason why it looks up by message: a line of `status`."""
+
 WAITING_MAX: Count = 4096
 """Loads that wait for a Took: an engine has one per request and rank at most."""
 
-KNOWN_MAX: Count = 4096
+CAME_MAX: Count = 4096
 """Leases that are remembered as having come: a load of one that has ended is refused at once."""
 
 
@@ -119,13 +126,13 @@ class Lending(Part):
     def _heard(self, number: LeaseId) -> list[Effect]:
         """The loads of a lease wait no longer: it has come, or never will."""
         self._known[number] = None
-        if len(self._known) > KNOWN_MAX:
+        if len(self._known) > CAME_MAX:
             del self._known[next(iter(self._known))]
         return [Redeliver(sender, msg) for sender, msg, _ in self._waiting.pop(number, ())]
 
     def _on_borrow(self, sender: Sender, msg: Borrow, now: int) -> list[Effect]:
         hazards, opened, client = self._hazards, self._hazards.opened, sender.address
-        self._why = msg.note
+        self._why = msg.note[:NOTE_CHARS]
         if self._engine.is_blind(sender):
             self._why = "it is on TCP or in another pid namespace"
             return [Reply(sender, Lent(Status.BAD_REQUEST, self._why))]
@@ -177,6 +184,8 @@ class Lending(Part):
             self._leases.take(msg, rows, sums, space, now=now)
 
     def _on_looked(self, sender: Sender, msg: Looked, now: int) -> list[Effect]:
+        if max(msg.lookups, msg.asked, msg.hit) > LOOKED_MAX:
+            return []
         self._counts["lookups_client"] += msg.lookups
         self._counts["blocks_asked_local"] += msg.asked
         self._counts["blocks_hit_local"] += msg.hit

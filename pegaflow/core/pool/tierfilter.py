@@ -25,10 +25,11 @@ CELLS_EACH: Count = 16
 """Cells for each smallest page of the pool: eight for each block of a log of eight times the pool's
 size, with blocks of four such pages."""
 
-CELLS_LOG2_MOST = 25
+CELLS_MOST: Count = 1 << 25
 """32 MiB: zeroed in some milliseconds, when a flusher has died."""
 
-CELLS_LOG2_LEAST = 12
+CELLS_LEAST: Count = 1 << 12
+"""One page of memory."""
 
 Reserve = Callable[[int, int], str]
 """(offset, length) -> '', with these bytes of the file really there; or why not."""
@@ -40,8 +41,7 @@ _FACTORS = 0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F  # odd, of no pattern
 
 def cells_log2(records: int) -> int:
     """Of the cells that a pool with so many records has."""
-    wanted = (CELLS_EACH * max(records, 1) - 1).bit_length()
-    return min(max(wanted, CELLS_LOG2_LEAST), CELLS_LOG2_MOST)
+    return (min(max(CELLS_EACH * records, CELLS_LEAST), CELLS_MOST) - 1).bit_length()
 
 
 class TierFilterReader:

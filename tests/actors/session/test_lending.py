@@ -32,6 +32,7 @@ from pegaflow.wire.session import (
     Took,
 )
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import TEXT_CHARS_MAX
 from tests.actors.rig import CLIENT_7, CLIENT_8, EXTENT, IDX, PAGE, POOL, WELCOME, Rig, one, said
 from tests.actors.sessions import ATTACH, KEYS, reading, serving
 from tests.actors.shared import Shared
@@ -254,6 +255,8 @@ def test_what_was_looked_up_is_counted() -> None:
     counted = ("lookups_client", "blocks_asked_local", "blocks_hit_local")
     assert [actor.counts[name] for name in counted] == [3, 20, 10]
     assert said(rig.wait(BEAT_NS), to_index.Touched, IDX).pages == (4, 5)
+    rig.tell(CLIENT_7, Looked((1 << 64) - 1, 20, 10, as_pages(4, 5)))
+    assert [actor.counts[name] for name in counted] == [3, 20, 10], "nobody looks up so much"
 
 
 def test_why_a_client_has_no_use_for_it_is_shown() -> None:
@@ -262,6 +265,8 @@ def test_why_a_client_has_no_use_for_it_is_shown() -> None:
     rig.ask(CLIENT_7, Borrow("cannot map it"))
     (line,) = rig.host.actor.remarks()
     assert line == "a client of engine engine looks up by message: cannot map it"
+    rig.ask(CLIENT_7, Borrow("x" * TEXT_CHARS_MAX))
+    assert len(rig.host.actor.remarks()[0]) < 300, "it is one line of several in a Beat"
     rig.ask(CLIENT_7, Borrow())
     assert rig.host.actor.remarks() == ()
 

@@ -157,7 +157,7 @@ def test_chunk_by_chunk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for page in range(PER):
         ledger.seal([PageId(page)], [record(page, Key(b"key%d" % page))])
     before = adopt(ledger)[0].pages()
-    monkeypatch.setattr(adoption, "CHUNK", 3)
+    monkeypatch.setattr(adoption, "CHUNK_RECORDS", 3)
     assert adopt(ledger)[0].pages() == before == set(range(PER))
 
 

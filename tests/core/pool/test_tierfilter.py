@@ -12,8 +12,8 @@ from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.table import Table, TableReader, TierWord, file_bytes
 from pegaflow.core.pool.tierfilter import (
     CELLS_EACH,
-    CELLS_LOG2_LEAST,
-    CELLS_LOG2_MOST,
+    CELLS_LEAST,
+    CELLS_MOST,
     TierFilter,
     cells_log2,
 )
@@ -41,10 +41,10 @@ def named(filter_: TierFilter, fingerprints: U64) -> int:
 
 
 def test_cells_grow_with_the_pool_to_a_most() -> None:
-    assert cells_log2(0) == cells_log2(1) == CELLS_LOG2_LEAST
+    assert 1 << cells_log2(0) == 1 << cells_log2(1) == CELLS_LEAST
     assert 1 << cells_log2(RECORDS) == CELLS
     assert cells_log2(RECORDS + 1) == cells_log2(RECORDS) + 1
-    assert cells_log2(1 << 40) == CELLS_LOG2_MOST
+    assert 1 << cells_log2(1 << 40) == CELLS_MOST
 
 
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(2, 40), unique=True)), max_size=30))
