@@ -64,6 +64,32 @@ def test_the_tests_lie_as_the_packages_do() -> None:
     assert TESTED_BELOW <= packages and OF_THE_WHOLE <= folders_of_tests()
 
 
+def repeated(path: str) -> bool:
+    """Whether a file of tests says in its name what its folders say: test_replay_tree in replay."""
+    *folders, name = Path(path).with_suffix("").parts
+    return any(name.startswith(f"test_{folder}_") for folder in folders)
+
+
+def test_a_file_of_tests_is_named_for_what_is_in_its_folder() -> None:
+    tests = (path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [str(path) for path in tests if repeated(str(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "bad"),
+    [
+        ("tests/replay/test_replay_tree.py", True),
+        ("tests/connectors/vllm/test_vllm_cores.py", True),
+        ("tests/connectors/vllm/real/test_vllm_cores.py", True),
+        ("tests/replay/test_tree.py", False),
+        ("tests/actors/flusher/test_flusher.py", False),
+        ("tests/procs/test_replay_service.py", False),
+    ],
+)
+def test_a_name_that_repeats_its_folder_is_found(path: str, bad: bool) -> None:
+    assert repeated(path) is bad
+
+
 def test_the_package_list_is_the_disk() -> None:
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(packages_on_disk())

@@ -2,7 +2,7 @@
 
 `COUNTS` has the fields that do; their values go into the namespace. `IGNORED` has those that do
 not, under the reason why. A field that is in neither (of a newer vLLM, or of somebody's own)
-counts: sharing is lost, and no byte is wrong. `tests/connectors/vllm/real/test_real_identity.py`
+counts: sharing is lost, and no byte is wrong. `tests/connectors/vllm/real/test_identity.py`
 lists the fields of the vLLM it runs in and fails while one of them is not judged here.
 
 How it is judged. What changes the function from tokens to KV counts: weights, number formats,

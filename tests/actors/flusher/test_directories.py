@@ -13,7 +13,7 @@ from pegaflow.wire.status import Status
 from tests.actors.disks import KEYS, PLAN, Disks, broken, fetch, flush, row_of
 from tests.actors.rig import BOSS, IDX, pick, said
 
-from .test_flusher_writes import _rows
+from .test_write_back import _rows
 
 LOST = "/ssd: another directory is in the place of the one that was opened"
 

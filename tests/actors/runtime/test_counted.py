@@ -25,7 +25,7 @@ from pegaflow.wire.session import ORDER_NS, Copied, Drop, Keep, Load, Lookup, Pi
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION
 from tests.actors.disks import PLAN, Disks, broken, fetch, flush
-from tests.actors.flusher.test_flusher_reads import asks, granted, reader
+from tests.actors.flusher.test_reading import asks, granted, reader
 from tests.actors.group import OPEN, Group
 from tests.actors.index import test_index
 from tests.actors.rig import CLIENT_7, IDX, MS, PAGE, SESSION_4, Rig, one

@@ -9,7 +9,7 @@ import pytest
 
 from pegaflow.connectors.vllm.adapters import Adapters
 
-from .test_vllm_identity import safetensors
+from .test_identity import safetensors
 
 
 @dataclass
