@@ -97,6 +97,28 @@ def test_four_times_the_pool_is_served_from_ssd_and_again_after_a_reboot(folder:
         assert service.counter("ssd_segments_scanned") == 0, "every segment had its footer"
 
 
+def test_a_prompt_whose_rest_is_nowhere_costs_no_message(folder: Path) -> None:
+    with service_with(folder) as service, Engine(service) as engine:
+        save(engine, 0)
+        written(service, CHUNK)
+
+        def found_alone() -> int:
+            """Blocks of the first chunk, with a new rest behind them; -1: the service is asked."""
+            engine.client.poll(0.01)
+            found = engine.client.find([*keys(CHUNK, 0), *keys(CHUNK, 1000)])
+            if found is not None and found.lease is not None:
+                engine.client.release(found.lease)
+            return found.blocks if found is not None else -1
+
+        eventually("it is found without a message", lambda: found_alone() == CHUNK)
+        for chunk in range(1, 24):
+            save(engine, chunk)
+            written(service, (chunk + 1) * CHUNK)
+        eventually("of what is on the SSD alone the service is asked", lambda: found_alone() == -1)
+        assert loaded(engine, 0) == CHUNK
+        assert found_alone() == CHUNK, "it is in memory again"
+
+
 def test_a_killed_flusher_costs_nothing_that_was_written(folder: Path) -> None:
     with service_with(folder) as service, Engine(service) as engine:
         for chunk in range(8):
