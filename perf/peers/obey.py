@@ -97,17 +97,18 @@ class Contestant(ABC):
     def load(self) -> float:
         """Load what was saved last, and compare it; seconds."""
         seconds = self.load_blocks(keys_of(self.chains, self.size.blocks))
-        self.compare()
+        self.compare(self.size.blocks)
         return seconds
 
-    def compare(self) -> None:
-        """The second half is what was saved; then it is cleared.
+    def compare(self, blocks: int) -> None:
+        """The second half begins with what was saved, so many blocks; then it is cleared.
 
         Raises:
-            Failed: it is not.
+            Failed: it does not.
         """
+        end = blocks * self.size.block
         with memoryview(self.memory) as whole:
-            if whole[: self.half] != whole[self.half :]:
+            if whole[:end] != whole[self.half : self.half + end]:
                 raise Failed("wrong bytes were loaded")
         self.memory[self.half :] = self._zeros
 

@@ -62,7 +62,12 @@ def test_each_save_is_a_chain_of_its_own_and_what_is_loaded_is_compared(peer: Pe
     assert peer.load() == 2.0
     assert peer.next_chain(2) == obey.keys_of(1, 2)
     assert [peer.next_chain(1) for _ in range(3)] == [obey.keys_of(n, 1) for n in (2, 3, 1)]
-    peer.wrong = 1
+    peer.wrong = 2
+    peer.memory[:1] = bytes([peer.memory[0] ^ 1])
+    peer.memory[peer.half : peer.half + 4096] = peer.memory[:4096]
+    peer.compare(1)
+    with pytest.raises(obey.Failed, match="wrong bytes"):
+        peer.compare(2)
     with pytest.raises(obey.Failed, match="wrong bytes"):
         peer.load()
     with pytest.raises(obey.Failed, match="nothing without"):
