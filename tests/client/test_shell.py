@@ -95,6 +95,8 @@ def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
 
 CALLS: dict[str, Callable[[Client], object]] = {
     "lookup": lambda client: client.start_lookup([bytes(16)], timeout=60.0),
+    "find": lambda client: client.find([bytes(16)]),
+    "share": lambda client: client.share(Lease(PEER.incarnation, 1, 1)),
     "skip": lambda client: client.skip_save(1),
     "commit": lambda client: client.commit([1]),
     "drop": lambda client: client.drop_save(1),
