@@ -241,7 +241,7 @@ class Look(Job[Looked]):
     """What has kept a child from speaking since then?"""
 
     address: Address
-    since: int
+    since_ns: int
 
 
 @message(309)

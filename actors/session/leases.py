@@ -74,7 +74,7 @@ class Lease:
     waiting: set[int]  # ranks that have not loaded from it yet
     used: int  # when it was last asked for
     run: Run
-    since: int  # when it was found
+    since_ns: int  # when it was found
     shards: int  # pages per block
     block_bytes: int  # of the pool
     own: Own | None = None  # kept by hazards of ours; None: the index keeps it
@@ -215,7 +215,7 @@ class Leases(Part):
             waiting=set(range(space.world)),
             used=now,
             run=run,
-            since=now,
+            since_ns=now,
             shards=shards,
             block_bytes=space.block_bytes,
         )
@@ -245,13 +245,13 @@ class Leases(Part):
 
     def _look_at_old(self, now: int) -> tuple[int, int]:
         """Bytes of the pool in old leases, and the age of the oldest, if they are many."""
-        old = [lease for _, lease in self.items() if now - lease.since > LASTING_NS]
+        old = [lease for _, lease in self.items() if now - lease.since_ns > LASTING_NS]
         welcome = self._member.welcome
         if not old or welcome is None:
             return 0, 0
         bytes_ = len({first for lease in old for first in lease.firsts}) * old[0].block_bytes
         much = bytes_ >= welcome.pool_bytes * LASTING_SHARE
-        return (bytes_, now - min(lease.since for lease in old)) if much else (0, 0)
+        return (bytes_, now - min(lease.since_ns for lease in old)) if much else (0, 0)
 
     def end_all(self) -> list[Effect]:
         """The engine has other blocks now: these are never loaded into them."""

@@ -165,7 +165,7 @@ class Attach(Part):
         msg, foreign = open_.msg, self._is_foreign(open_)
         taken = {child.seat for child in self._children}
         seat = next(seat for seat in count(1) if seat not in taken)
-        spare.assignment = Assignment(msg, seat, foreign, since=now)
+        spare.assignment = Assignment(msg, seat, foreign, since_ns=now)
         spare.state = ChildState.ASSIGNED
 
         def serving(answer: Message, now: int) -> list[Effect]:

@@ -28,7 +28,7 @@ class Assignment:
     opener: OpenSession  # what it was opened with
     seat: int  # of the engine, from 1 on
     foreign: bool  # it was opened by an engine that sees other pids than we do
-    since: int  # when the session was told of it: until it says Serving it owes us that
+    since_ns: int  # when the session was told of it: until it says Serving it owes us that
 
 
 @dataclass(slots=True)
@@ -40,8 +40,8 @@ class ChildRecord:
     pid: int = 0
     endpoint: str = ""  # empty until it has said Hello
     port: int = 0  # sessions: on TCP, if they listen there
-    born: int = 0
-    heard: int = 0  # last sign of life
+    born_ns: int = 0
+    heard_ns: int = 0  # last sign of life
     starved: bool = False  # it is late since it gets no core
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
     assignment: Assignment | None = None  # sessions

@@ -61,7 +61,7 @@ class Membership(Part):
             return []  # not ours, or it has said so before
         assert self._pool.known is not None
         name = child.address.name
-        child.heard, child.endpoint, child.port, child.pid = now, msg.endpoint, msg.port, msg.pid
+        child.heard_ns, child.endpoint, child.port, child.pid = now, msg.endpoint, msg.port, msg.pid
         child.state = ChildState.SPARE if name == SESSION else ChildState.UP
         spec = SPECS[name]
         welcome = self._pool.known if spec.pool else self._pool.welcome()

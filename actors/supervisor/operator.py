@@ -63,7 +63,7 @@ class Operator(Part):
         whole = (("state", self._lifecycle.shown()), ("children", len(self._children)))
         lines: list[Effect] = [Note("service_state", (*whole, *where, *own.items()))]
         for child in self._children:
-            since = (("age_ms", child.born), ("silent_ms", child.heard))
+            since = (("age_ms", child.born_ns), ("silent_ms", child.heard_ns))
             times = tuple((name, (now - at) // MS) for name, at in since)
             numbers = tuple((c.name, c.value) for c in child.beat.counters + child.beat.gauges)
             facts = (*who(child), ("state", child.shown()), *times, *numbers)

@@ -47,17 +47,17 @@ class Budget:
         self._tripped = False  # it rested, and no life has been long since
         self._times: deque[int] = deque(maxlen=FAILURES_MAX)  # of the newest failures
 
-    def failed(self, born: int, now: int) -> bool:
+    def failed(self, born_ns: int, now: int) -> bool:
         """Count a failure; `not_before` says when the next life may begin.
 
         Args:
-            born: when the life that failed began.
+            born_ns: when the life that failed began.
 
         Returns:
             Whether the breaker is open: the child rests.
         """
         self.restarts += 1
-        calm = now - born > CALM_NS
+        calm = now - born_ns > CALM_NS
         self._row = 1 if calm else self._row + 1
         self._times.append(now)
         often = len(self._times) == FAILURES_MAX and now - self._times[0] <= PERIOD_NS
@@ -109,10 +109,10 @@ class Restarts(Part):
     def _failed(self, child: ChildRecord, now: int) -> bool:
         """True if that opens a breaker."""
         if not child.engine:
-            return self.kinds[child.address.name].failed(child.born, now)
+            return self.kinds[child.address.name].failed(child.born_ns, now)
         self.kinds[child.address.name].restarts += 1
         budget = self._engines.setdefault(child.engine, Budget())
         self._engines.move_to_end(child.engine)
         if len(self._engines) > ENGINES_MAX:
             self._engines.popitem(last=False)
-        return budget.failed(child.born, now)
+        return budget.failed(child.born_ns, now)

@@ -108,7 +108,7 @@ class Staffing(Part):
         self._spawning = True
 
         def numbered(drawn: IncarnationDrawn, now: int) -> list[Effect]:
-            child = ChildRecord(Address(name, drawn.incarnation), born=now, heard=now)
+            child = ChildRecord(Address(name, drawn.incarnation), born_ns=now, heard_ns=now)
             self._children.add(child)
             return [Do(Spawn(child.address), lambda r, n: self._spawned(child, r, n))]
 

@@ -94,9 +94,9 @@ class Watchdog(Part):
     def _forgive(self, now: int) -> None:
         """All silences begin anew."""
         for child in self._children:
-            child.heard = now
+            child.heard_ns = now
             if child.assignment is not None:
-                child.assignment.since = now
+                child.assignment.since_ns = now
 
     def _on_beat(self, sender: Sender, msg: Beat, now: int) -> list[Effect]:
         child = self._children.get(sender.address)
@@ -105,20 +105,20 @@ class Watchdog(Part):
             works = SPECS[child.address.name].works_in_drain
             works = works and self._lifecycle.stage is Stage.DRAINING
             if child.state is not ChildState.DRAINING or works:
-                child.heard = now  # the others said Bye, or were told to: now they have to go
+                child.heard_ns = now  # the others said Bye, or were told to: now they have to go
         return []
 
     def _on_bye(self, sender: Sender, msg: Bye, now: int) -> list[Effect]:
         child = self._children.get(sender.address)
         if child is not None and child.state is not ChildState.DRAINING:
-            child.heard, child.state = now, ChildState.DRAINING
+            child.heard_ns, child.state = now, ChildState.DRAINING
         return []
 
-    def _ask(self, child: ChildRecord, since: int) -> Effect:
+    def _ask(self, child: ChildRecord, since_ns: int) -> Effect:
         def looked(seen: Looked, now: int) -> list[Effect]:
             begun, patience = _clock(child)
-            silent = seen.at_ns - since
-            if child.killed or begun != since or silent <= patience:
+            silent = seen.at_ns - since_ns
+            if child.killed or begun != since_ns or silent <= patience:
                 return []
             times = (("silent_ms", silent // MS), ("waited_ms", seen.waited_ns // MS))
             if silent - seen.waited_ns <= patience:
@@ -132,11 +132,11 @@ class Watchdog(Part):
             facts = (*who(child), *times, *did)
             return [Note("child_silent", facts, LogLevel.WARNING), *self._children.kill(child)]
 
-        return Do(Look(child.address, since), looked)
+        return Do(Look(child.address, since_ns), looked)
 
 
 def _clock(child: ChildRecord) -> tuple[int, int]:
     """Since when a child owes us a word, and our patience."""
     if child.state is ChildState.ASSIGNED and child.assignment is not None:
-        return child.assignment.since, SERVE_NS
-    return child.heard, START_NS if child.state is ChildState.STARTING else SILENT_NS
+        return child.assignment.since_ns, SERVE_NS
+    return child.heard_ns, START_NS if child.state is ChildState.STARTING else SILENT_NS

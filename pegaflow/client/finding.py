@@ -60,7 +60,7 @@ class _Own(NamedTuple):
     """A lease that nobody else knows of."""
 
     run: Run
-    since: int  # when it was found
+    since_ns: int  # when it was found
 
 
 class Finding:
@@ -195,7 +195,7 @@ class Finding:
         """When `wake` wants to be called."""
         if not self._current:
             return None
-        times = [own.since + SHARE_NS for own in [*self._own.values()][:1]]
+        times = [own.since_ns + SHARE_NS for own in [*self._own.values()][:1]]
         if self._looked[0] or self._used:
             times.append(self._told + LOOKED_NS)
         return min(times, default=None)
@@ -204,7 +204,7 @@ class Finding:
         """Pass on what has waited for long, and say what was looked up."""
         if not self._current:
             return []
-        old = [number for number, own in self._own.items() if own.since + SHARE_NS <= now]
+        old = [number for number, own in self._own.items() if own.since_ns + SHARE_NS <= now]
         effects = [effect for number in old for effect in self._pass_on(number)]
         return effects + (self._tell(now) if now >= self._told + LOOKED_NS else [])
 

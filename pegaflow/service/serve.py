@@ -183,10 +183,10 @@ class _House:
 
     def _look(self, job: Look) -> Looked:
         since, waits = self._silences.get(job.address, (None, None))
-        if waits is None or since != job.since:
+        if waits is None or since != job.since_ns:
             child = self._children.get(job.address)
             waits = Waits(child.pid if child is not None else 0, os.getpid())
-            self._silences[job.address] = job.since, waits
+            self._silences[job.address] = job.since_ns, waits
         now = monotonic()
         wait = waits.look(now)
         return Looked(waited_ns=wait.waited_ns, ran_ns=wait.ran_ns, at_ns=now, state=wait.state)

@@ -360,7 +360,7 @@ class House(HostProc):
         assert isinstance(job, Kill | Look)
         child = self.world.procs.get(job.address)
         if isinstance(job, Look):
-            waited = child.waited(job.since) if child is not None else 0
+            waited = child.waited(job.since_ns) if child is not None else 0
             return Looked(waited, 0, self.world.now, ThreadState.UNKNOWN)
         if child is not None:
             self.world.at(self.world.now + self.world.delay(), lambda: child.die("killed"))

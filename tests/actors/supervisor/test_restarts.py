@@ -25,7 +25,7 @@ def served(number: int, engine: str) -> ChildRecord:
     """A session of this engine."""
     opener = OpenSession(engine, bytes(16), 1, 1, namespace=EngineNamespace(bytes(16)))
     assignment = Assignment(opener, 1, False, START)
-    return ChildRecord(Address(SESSION, Incarnation(number)), born=START, assignment=assignment)
+    return ChildRecord(Address(SESSION, Incarnation(number)), born_ns=START, assignment=assignment)
 
 
 def test_each_failure_in_a_row_waits_longer() -> None:
