@@ -12,24 +12,29 @@ soon as no job and no client works on it.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+
+import numpy as np
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
-from pegaflow.wire.identities import PageId
+from pegaflow.core.pool.columns import Places, column, said
 from pegaflow.wire.jobs import Done, FillPages, Job, PagesSummed, ReadBlocks, SumPages
 from pegaflow.wire.session import BatchCopied, CopyBatch, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count, Nanoseconds
+from pegaflow.wire.units import Bytes, Count, Nanoseconds
 
 from .engine import Engine
 from .orders import Orders, count_dropped
 from .publish import Publishing
 from .ranks import Rank
-from .records import Batch, Order, RankSave
+from .records import NO_PLACES, Batch, Order, RankSave
 from .reservation import Reservation
 
-BATCH_BLOCKS: Count = 128
-"""Blocks per batch: large enough to hide a round trip, small enough to share the slots."""
+BATCH_BLOCKS: Count = 256
+"""Blocks of a batch at most: each message about one costs as much as a hundred blocks in it."""
+
+BATCH_BYTES: Bytes = 16 << 20
+"""Bytes of a batch, unless a block has more: two threads copy it in two or three milliseconds, in
+which another one gets its pages and a third is sealed."""
 
 READ_NS: Nanoseconds = 10_000 * MS
 """Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
@@ -52,17 +57,20 @@ class Batches(Part):
         self._counts = counts
         self._batch = 0  # newest batch number
         self._waiting: deque[tuple[RankSave, int]] = deque()  # batches without pages
+        self._expected = 0  # pages that will be wanted if what is being claimed is new
 
     def check(self) -> None:
         """Pages add up: each used one belongs to one batch or one shard."""
         orders = self._orders.open.values()
-        used = [p for o in orders for by in o.shards.values() for p, _ in by.values()]
+        used: list[int] = []
         for order in orders:
-            assert not order.seals.whole & order.dead
+            blocks = order.blocks
+            assert not (blocks.whole & blocks.dead).any()
+            used += blocks.pages[blocks.here].tolist()
             for save in order.saves.values():
-                used += [page for b in save.batches.values() for page, _ in b.pages]
-                here = [by for by in order.shards.values() if save.rank.number in by]
-                assert save.placed == len(here) and not (save.ended and save.batches)
+                used += [page for b in save.batches.values() for page in b.pages.tolist()]
+                here = int(blocks.here[:, save.rank.number].sum())
+                assert save.placed == here and not (save.ended and save.batches)
         right = sorted(self._reservation.used)
         assert sorted(used) == right, "a page is used twice or by nobody"
         for rank in [*self._engine.ranks.values(), *self._engine.leaving]:
@@ -71,10 +79,18 @@ class Batches(Part):
 
     def start_anew(self) -> None:
         """The engine has other blocks now."""
-        assert not self._waiting
+        assert not self._waiting and not self._expected
         self._batch = 0
 
     # what ranks save
+
+    def expect(self, rank: Rank, count: int, now: int) -> list[Effect]:
+        """So many more blocks are being claimed, to be read by this rank: have pages ready; or so
+        many fewer, since the index has answered."""
+        if rank.saves is Way.STAGED:
+            return []
+        self._expected += count
+        return self._reservation.refill(now) if count > 0 else []
 
     def begin(self, save: RankSave, now: int) -> list[Effect]:
         """Move what the save has to do, by its rank's way."""
@@ -97,17 +113,25 @@ class Batches(Part):
         batch.kept = True
         if batch.copied:
             return self._place(save, number, now)
-        if save.order.dead.issuperset(batch.positions):
+        if save.order.blocks.dead[batch.positions].all():
             return self.forget(save, number)
         self._waiting.append((save, number))
         return self.feed(now)
 
     def _read(self, save: RankSave, now: int) -> list[Effect]:
-        """Let batches wait for pages; they are read as soon as they have them."""
-        while save.todo:
-            positions = _next(save.todo, BATCH_BLOCKS)
+        """Let batches wait for pages; they are read as soon as they have them.  The first is half
+        as large: there are pages ready for it."""
+        size = self._size() // 2 or 1
+        while len(save.todo):
+            positions, size = _next(save, size), self._size()
             self._waiting.append((save, self._new_batch(save, Batch(positions))))
         return self.feed(now)
+
+    def _size(self) -> int:
+        """Blocks of a batch."""
+        space = self._engine.space
+        assert space is not None
+        return max(1, min(BATCH_BLOCKS, BATCH_BYTES // space.page_size))
 
     def _new_batch(self, save: RankSave, batch: Batch) -> int:
         self._batch += 1
@@ -118,11 +142,11 @@ class Batches(Part):
         """Hand out the free slots of a rank, oldest save first."""
         effects: list[Effect] = []
         for save in self._orders.saves.values():
-            while save.rank is rank and save.todo and rank.free_slots:
-                positions = _next(save.todo, min(len(rank.free_slots), BATCH_BLOCKS))
+            while save.rank is rank and len(save.todo) and rank.free_slots:
+                positions = _next(save, min(len(rank.free_slots), self._size()))
                 slots = tuple(rank.free_slots.pop() for _ in positions)
                 number = self._new_batch(save, Batch(positions, slots))
-                batch = CopyBatch(save.msg.save, number, positions, slots)
+                batch = CopyBatch(save.msg.save, number, said(positions), slots)
                 effects.append(Send(save.sender.address, batch))
         return effects
 
@@ -136,16 +160,16 @@ class Batches(Part):
         """How many pages are waited for.
 
         Returns:
-            Pages that all want who may have some now, and that the first of them wants.
+            Pages that all want who may have some now or soon, and that the first who waits wants.
         """
         sizes = [len(save.batches[number].positions) for save, number in self._waiting]
-        if not sizes or self._reservation.is_full(sizes[0]):
-            return 0, 0
-        return sum(sizes), sizes[0]
+        first = sizes[0] if sizes else 0
+        return (0, 0) if self._reservation.is_full(first) else (sum(sizes) + self._expected, first)
 
-    def waiting_of(self, save: RankSave) -> list[int]:
+    def waiting_of(self, save: RankSave) -> Places:
         """Positions of its batches that have no pages yet."""
-        return [p for s, n in self._waiting if s is save for p in s.batches[n].positions]
+        batches = [s.batches[n].positions for s, n in self._waiting if s is save]
+        return np.concatenate([NO_PLACES, *batches])
 
     def feed(self, now: int) -> list[Effect]:
         """Give pages to waiting batches, in the order in which they came."""
@@ -153,8 +177,8 @@ class Batches(Part):
         while self._waiting:
             save, number = self._waiting[0]
             batch = save.batches[number]
-            batch.pages = self._reservation.take(len(batch.positions))
-            if not batch.pages:
+            batch.pages, batch.stamps = self._reservation.take(len(batch.positions))
+            if not len(batch.pages):
                 break
             self._waiting.popleft()
             effects += self._fill(save, number, now)
@@ -168,24 +192,27 @@ class Batches(Part):
         Args:
             status: what the Saved of those saves says.
         """
-        lost: dict[int, tuple[RankSave, list[int]]] = {}
+        lost: dict[int, tuple[RankSave, list[Places]]] = {}
         for save, number in self._waiting:
-            positions = lost.setdefault(id(save), (save, list(save.todo)))[1]
-            positions += save.batches[number].positions
-        return [e for save, ps in lost.values() for e in self.kill(save.order, ps, status)]
+            positions = lost.setdefault(id(save), (save, [save.todo]))[1]
+            positions.append(save.batches[number].positions)
+        effects: list[Effect] = []
+        for save, positions in lost.values():
+            effects += self.kill(save.order, np.concatenate(positions), status)
+        return effects
 
     def _fill(self, save: RankSave, number: int, now: int) -> list[Effect]:
         """Copy a batch into its pages."""
         batch, rank, space = save.batches[number], save.rank, self._engine.space
         assert space is not None
-        offsets = space.offsets(page for page, _ in batch.pages)
+        offsets = space.offsets(batch.pages)
         job: Job[Done]
         if batch.slots:
             job = FillPages(
                 batch.slots, offsets, space.payload_bytes, space.page_size, mapping=rank.mapping
             )
         else:
-            blocks = tuple(save.msg.blocks[p] for p in batch.positions)
+            blocks = said(column(save.msg.blocks)[batch.positions])
             job = ReadBlocks(rank.mapping, blocks, offsets, now + READ_NS)
         rank.running += 1
 
@@ -202,8 +229,8 @@ class Batches(Part):
         def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
             if isinstance(result, Done):
                 return over(result.status, now)
-            pages = (page for page, _ in batch.pages)
-            save.order.sums.update(zip(pages, result.checksums, strict=True))
+            blocks = save.order.blocks
+            blocks.check(batch.positions, rank.number, column(result.checksums))
             return over(Status.OK, now)
 
         def over(status: Status, now: int) -> list[Effect]:
@@ -218,53 +245,45 @@ class Batches(Part):
             return self.kill(save.order, batch.positions, status)
         if batch.kept:
             return self._place(save, number, now)
-        if save.cut or save.order.dead.issuperset(batch.positions):
+        if save.cut or save.order.blocks.dead[batch.positions].all():
             return self.forget(save, number)
-        copied = BatchCopied(save.msg.save, number, batch.positions)
+        copied = BatchCopied(save.msg.save, number, said(batch.positions))
         return [Send(save.sender.address, copied)]
 
     def _place(self, save: RankSave, number: int, now: int) -> list[Effect]:
         """A batch is in place; seal what is in place at every rank now."""
         order, batch = save.order, save.batches.pop(number)
-        whole: list[int] = []
-        back: list[PageId] = []
-        for position, page in zip(batch.positions, batch.pages, strict=True):
-            if position in order.dead:
-                back.append(page[0])
-                continue
-            shards = order.shards.setdefault(position, {})
-            shards[save.rank.number] = page
-            save.placed += 1
-            if len(shards) == order.world:
-                whole.append(position)
-        effects = self._reservation.give_back(back)
+        lives = ~order.blocks.dead[batch.positions]
+        here, pages, stamps = batch.positions[lives], batch.pages[lives], batch.stamps[lives]
+        whole = order.blocks.put(here, save.rank.number, pages, stamps)
+        save.placed += len(here)
+        effects = self._reservation.give_back(batch.pages[~lives])
         return effects + self._publishing.publish(order, whole, now) + self._orders.finish(order)
 
     # giving up
 
-    def kill(self, order: Order, positions: Iterable[int], status: Status) -> list[Effect]:
+    def kill(self, order: Order, positions: Places, status: Status) -> list[Effect]:
         """Some positions will not be sealed: not by this rank, so by none.
 
         Args:
             positions: in the order's keys; those that are whole or dead already stay what they are.
             status: what the Saved of the order says, if nothing went wrong before.
         """
-        lost = set(positions) - order.seals.whole - order.dead
-        order.dead |= lost
+        blocks, named = order.blocks, np.unique(positions)
+        lost = named[~(blocks.whole | blocks.dead)[named]]
+        blocks.dead[lost] = True
         count_dropped(self._counts, status, len(lost))
-        if lost and order.status is Status.OK:
+        if len(lost) and order.status is Status.OK:
             order.status = status
-        back: list[PageId] = []
-        for position in lost:
-            for rank, (page, _) in order.shards.pop(position, {}).items():
-                order.saves[rank].placed -= 1
-                back.append(page)
-        effects = self._reservation.give_back(back)
+        here = blocks.here[lost]
+        effects = self._reservation.give_back(blocks.pages[lost][here])
+        blocks.here[lost] = False
         for save in order.saves.values():
-            save.todo = deque(p for p in save.todo if p not in order.dead)
+            save.placed -= int(here[:, save.rank.number].sum())
+            save.todo = save.todo[~blocks.dead[save.todo]]
             for number, batch in list(save.batches.items()):
-                waits = not batch.pages and (batch.kept or not batch.slots)  # waiting
-                if (batch.copied or waits) and order.dead.issuperset(batch.positions):
+                waits = not len(batch.pages) and (batch.kept or not batch.slots)  # waiting
+                if (batch.copied or waits) and blocks.dead[batch.positions].all():
                     effects += self.forget(save, number)
         return effects + self._orders.finish(order)
 
@@ -273,9 +292,10 @@ class Batches(Part):
         batch = save.batches.pop(number)
         self._waiting = deque(entry for entry in self._waiting if entry[1] != number)
         save.rank.free_slots.extend(batch.slots)
-        effects = self._reservation.give_back(page for page, _ in batch.pages)
+        effects = self._reservation.give_back(batch.pages)
         return effects + self._hand_out(save.rank) + self._orders.finish(save.order)
 
 
-def _next(todo: deque[int], count: int) -> tuple[int, ...]:
-    return tuple(todo.popleft() for _ in range(min(len(todo), count)))
+def _next(save: RankSave, count: int) -> Places:
+    positions, save.todo = save.todo[:count], save.todo[count:]
+    return positions

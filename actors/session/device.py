@@ -16,6 +16,7 @@ from pegaflow.actors.runtime.mapped import Mapped, ledger_file
 from pegaflow.actors.runtime.member import Member
 from pegaflow.actors.runtime.workers import Part, Workers
 from pegaflow.core.errors import UserError
+from pegaflow.core.pool.columns import column
 from pegaflow.core.pool.finder import Finder
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, LentRows, cut, hazard_bytes
@@ -92,15 +93,15 @@ class Copies:
             move = engine.read if isinstance(job, ReadBlocks) else engine.write
             address = self._pool.address
             sums = job.checksums if isinstance(job, WriteBlocks) else ()
+            ids, pages = column(job.blocks), column(job.offsets)
 
             def move_part(first: int, last: int) -> Done | PagesDiffer:
-                blocks, offsets = job.blocks[first:last], job.offsets[first:last]
-                bad = (
-                    self._differing(offsets, sums[first:last], engine.payload_bytes) if sums else ()
-                )
-                if bad:
-                    return PagesDiffer(bad)
-                return Done(*move(address, blocks, offsets, job.deadline))
+                part = slice(first, last)
+                if sums:
+                    bad = self._differing(job.offsets[part], sums[part], engine.payload_bytes)
+                    if bad:
+                        return PagesDiffer(bad)
+                return Done(*move(address, ids[part], pages[part], job.deadline))
 
             return self._cut(len(job.blocks), engine.payload_bytes, move_part)
         if isinstance(job, EnterPages):

@@ -6,6 +6,7 @@ that its predecessor has not answered follow.
 
 from pegaflow.actors.runtime.contract import Effect
 from pegaflow.actors.runtime.member import Member
+from pegaflow.core.pool.columns import said_keys
 from pegaflow.wire.index import Claimed, Claiming, EndClaim, Held, LeasesHeld
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import INDEX
@@ -39,8 +40,8 @@ class LeasesAndClaims:
         if space is None:
             return []
         for claim, order in self._orders.claims.items():
-            if order.new:
-                keys = tuple(order.keys[p] for p in order.new)
+            if len(order.new):
+                keys = said_keys(order.rows[order.new])
                 told.append(Claiming(claim, space.namespace, keys))
         for number, lease in sorted(self._leases.held.items()):
             told.append(Held(number, space.world, lease.pages))

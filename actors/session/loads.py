@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, On, Part, Reply, Sender, on
 from pegaflow.actors.runtime.member import Member
+from pegaflow.core.pool.columns import column
 from pegaflow.core.series import LOAD
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.identities import LeaseId, PageId
@@ -24,7 +25,7 @@ from pegaflow.wire.jobs import Done, PagesDiffer, PagesSummed, SumPages, WriteBl
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
-from pegaflow.wire.values import CLIENT, INDEX
+from pegaflow.wire.values import CLIENT, INDEX, U64s
 
 from .engine import Engine
 from .leases import Lease, Leases
@@ -50,7 +51,7 @@ class _Copy:
     begun: int  # when
     part: slice  # of the lease's pages
     pages: tuple[PageId, ...]
-    offsets: tuple[int, ...]  # beside `pages`: in the pool
+    offsets: U64s  # beside `pages`: in the pool
     sums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
 
 
@@ -229,4 +230,6 @@ def _in_range(rank: Rank, lease: Lease, msg: Load, space: Space) -> bool:
     if msg.count == 0 or (msg.first + msg.count) * space.world > len(lease.pages):
         return False
     staged = rank.loads is Way.STAGED
-    return staged or (len(msg.blocks) == msg.count and max(msg.blocks) < rank.layout.blocks)
+    return staged or (
+        len(msg.blocks) == msg.count and column(msg.blocks).max() < rank.layout.blocks
+    )

@@ -86,7 +86,7 @@ class Orders(Part):
             return []
         effects: list[Effect] = []
         for save in order.saves.values():
-            if not (save.ended or save.todo or save.batches or save.placed):
+            if not (save.ended or len(save.todo) or save.batches or save.placed):
                 save.ended = True
                 self._keys -= len(order.keys)
                 del self.saves[save.sender.address, save.msg.save]

@@ -10,9 +10,12 @@ gone, and its pages are neither used nor returned: the index may have published 
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
-from pegaflow.wire.identities import NO_CLAIM, PageId
+from pegaflow.core.pool.columns import Places, places, said, said_keys
+from pegaflow.wire.identities import NO_CLAIM
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Commit
@@ -45,7 +48,7 @@ class Publishing(Part):
         self._member, self._engine = member, engine
         self._orders, self._reservation = orders, reservation
         self._counts = counts
-        self._unsealed: list[tuple[Order, tuple[int, ...]]] = []  # Seals for the next index
+        self._unsealed: list[tuple[Order, Places]] = []  # Seals for the next index
 
     def handlers(self) -> Iterable[On]:
         """The engine's word."""
@@ -56,7 +59,7 @@ class Publishing(Part):
         again, self._unsealed = self._unsealed, []
         return [e for order, whole in again for e in self._ask_seal(order, whole, now)]
 
-    def publish(self, order: Order, whole: Iterable[int], now: int) -> list[Effect]:
+    def publish(self, order: Order, whole: Places, now: int) -> list[Effect]:
         """These positions are whole: seal them, or let them wait for Commit.
 
         Args:
@@ -64,8 +67,9 @@ class Publishing(Part):
         """
         if not order.committed:
             return []
-        order.seals.whole.update(whole)
-        order.seals.unasked += whole
+        if len(whole):
+            order.blocks.whole[whole] = True
+            order.seals.unasked.append(whole)
         return self._seal(order, now)
 
     def _on_commit(self, sender: Sender, msg: Commit, now: int) -> list[Effect]:
@@ -74,7 +78,7 @@ class Publishing(Part):
             return []
         effects: list[Effect] = []
         for order in self._orders.committed(msg.orders):
-            whole = [p for p, shards in order.shards.items() if len(shards) == order.world]
+            whole = np.flatnonzero(order.blocks.here.all(axis=1))
             effects += self.publish(order, whole, now)
         return effects
 
@@ -85,12 +89,13 @@ class Publishing(Part):
         if seals.asked or not seals.unasked:
             return []
         seals.asked = True
-        seals.unasked.sort()
         most = LIST_MAX // order.world
-        whole, seals.unasked = tuple(seals.unasked[:most]), seals.unasked[most:]
+        every = np.sort(np.concatenate(seals.unasked))
+        whole, left = every[:most], every[most:]
+        seals.unasked = [left] if len(left) else []
         return self._ask_seal(order, whole, now)
 
-    def _ask_seal(self, order: Order, whole: tuple[int, ...], now: int) -> list[Effect]:
+    def _ask_seal(self, order: Order, whole: Places, now: int) -> list[Effect]:
         index, space = self._member.peer(INDEX), self._engine.space
         assert space is not None
         if index == NOBODY:
@@ -102,36 +107,38 @@ class Publishing(Part):
                 return self._ask_seal(order, whole, now)
             order.seals.asked = False
             positions = answer.positions if isinstance(answer, Sealed) else ()
-            effects = self._sealed(order, whole, set(positions)) + self._seal(order, now)
+            accepted = len(np.unique(places(positions, len(whole))))
+            effects = self._sealed(order, whole, accepted) + self._seal(order, now)
             return effects + self._reservation.pass_on(now)
 
         return [Ask(index, _seal_of(space, order, whole), now + INDEX_NS, sealed)]
 
-    def _sealed(self, order: Order, whole: tuple[int, ...], accepted: set[int]) -> list[Effect]:
-        order.seals.whole.difference_update(whole)
-        pages: list[PageId] = []
-        for at, position in enumerate(whole):
-            pages += [page for page, _ in order.shards.pop(position).values()]
-            for save in order.saves.values():
-                save.placed -= 1
-                save.saved += at in accepted
-        count_dropped(self._counts, Status.STALE_CLAIM, len(whole) - len(accepted))
-        if len(accepted) < len(whole) and order.status is Status.OK:
+    def _sealed(self, order: Order, whole: Places, accepted: int) -> list[Effect]:
+        blocks = order.blocks
+        pages = blocks.pages[whole].ravel()
+        blocks.here[whole] = False
+        for save in order.saves.values():
+            save.placed -= len(whole)
+            save.saved += accepted
+        count_dropped(self._counts, Status.STALE_CLAIM, len(whole) - accepted)
+        if accepted < len(whole) and order.status is Status.OK:
             order.status = Status.STALE_CLAIM
-        return self._reservation.give_back(pages) + self._orders.finish(order)
+        self._reservation.leave(pages)
+        ended = self._orders.finish(order)
+        return [*self._reservation.return_(), *ended] if ended else []
 
 
-def _seal_of(space: Space, order: Order, whole: tuple[int, ...]) -> Seal:
-    pages = [order.shards[p][rank] for p in whole for rank in range(space.world)]
+def _seal_of(space: Space, order: Order, whole: Places) -> Seal:
+    blocks = order.blocks
     return Seal(
         claim=order.claim or NO_CLAIM,
         namespace=space.namespace,
         page_size=space.page_size,
         payload_bytes=space.payload_bytes,
         shards=space.world,
-        keys=tuple(order.keys[p] for p in whole),
-        parents=tuple(map(order.parent_of, whole)),
-        pages=tuple(page for page, _ in pages),
-        stamps=tuple(stamp for _, stamp in pages),
-        checksums=tuple(order.sums.get(page, 0) for page, _ in pages) if order.sums else (),
+        keys=said_keys(order.rows[whole]),
+        parents=said_keys(order.parents[whole]),
+        pages=said(blocks.pages[whole]),
+        stamps=said(blocks.stamps[whole]),
+        checksums=said(blocks.sums[whole]) if blocks.sums is not None else (),
     )

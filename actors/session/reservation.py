@@ -8,12 +8,18 @@ All are of the size of the engine's space.  When it gets another one, the unused
 so do those that were asked for before and come after.
 """
 
+from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Protocol
+
+import numpy as np
 
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, NoAnswer, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Heard
+from pegaflow.core.pool.columns import said
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import slot_size
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.identities import NO_GRANT, GrantId, PageId, Stamp
@@ -23,7 +29,7 @@ from pegaflow.wire.units import Bytes, Count, Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, NOBODY
 
 from .engine import Engine
-from .records import Pages
+from .records import NO_PAGES
 
 ALLOCATOR_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator: a hundred times its worst answer on a busy host."""
@@ -31,11 +37,15 @@ ALLOCATOR_NS: Nanoseconds = 1000 * MS
 READY_BYTES: Bytes = 8 << 20
 """Pages kept ready, so that a save need not ask the allocator first."""
 
-READY_PAGES_MAX: Count = 64
-"""Pages kept ready at most: one batch."""
+READY_PAGES_MAX: Count = 128
+"""Pages kept ready at most: the first batch of a save, which is copied while the next gets its."""
 
-RESERVE_MAX: Count = 256
-"""Pages asked for at once: a long save must not evict the whole pool before it copies a byte."""
+RESERVE_MAX: Count = 512
+"""Pages asked for at once: a long save must not evict the whole pool before it copies a byte, nor
+keep the index from its lookups for long."""
+
+RESERVE_BYTES: Bytes = 64 << 20
+"""Bytes of these pages at most, but for one batch."""
 
 
 class Demand(Protocol):
@@ -63,6 +73,7 @@ class Reservation(Part):
         self.used: dict[PageId, Stamp] = {}  # page -> stamp: being filled, in place or in a Seal
         self._grants = Heard(GrantId)
         self._demand: Demand | None = None  # set once
+        self._leaving: list[U64] = []  # sealed, and not said in a Return yet
         self._reserving = False
         self._mixed = False  # there was another space: whatever comes unasked may be of its size
 
@@ -115,6 +126,10 @@ class Reservation(Part):
     def _on_reserved_again(self, sender: Sender, msg: Reserved, now: int) -> list[Effect]:
         return self.too_late(msg, now)
 
+    def beat(self, now: int) -> list[Effect]:
+        """Say what has left us, if nothing else has had it said."""
+        return self.return_()
+
     # who waits for pages
 
     def is_full(self, count: int) -> bool:
@@ -124,20 +139,33 @@ class Reservation(Part):
         wanted = (len(self.used) + count) * slot_size(space.page_size)
         return bool(space.used_bytes_max and self.used) and wanted > space.used_bytes_max
 
-    def take(self, count: int) -> Pages:
-        """So many pages to use; none if there are not so many, or too many are in use."""
+    def take(self, count: int) -> tuple[U64, U64]:
+        """So many pages to use, and their stamps; none if there are not so many, or too many are in
+        use."""
         if len(self.free) < count or self.is_full(count):
-            return ()
-        pages = tuple(self.free.popitem() for _ in range(count))
-        self.used.update(pages)
-        return pages
+            return NO_PAGES, NO_PAGES
+        pages = tuple(islice(self.free, count))
+        stamps = tuple(map(self.free.pop, pages))
+        self.used.update(zip(pages, stamps, strict=True))
+        return np.array(pages, np.uint64), np.array(stamps, np.uint64)
 
-    def give_back(self, pages: Iterable[PageId]) -> list[Effect]:
+    def give_back(self, pages: U64) -> list[Effect]:
         """These used pages leave our books: sealed, or never to be."""
-        gone = tuple(pages)
-        for page in gone:
-            del self.used[page]
-        return self._member.tell(ALLOCATOR, Return(gone)) if gone else []
+        if not len(pages):
+            return []
+        self.leave(pages)
+        return self.return_()
+
+    def leave(self, pages: U64) -> None:
+        """The same; it is said with what else leaves us soon, before we ask for other pages or with
+        the next beat.  A statement omits them from here on."""
+        deque(map(self.used.pop, pages.tolist()), maxlen=0)
+        self._leaving.append(pages)
+
+    def return_(self) -> list[Effect]:
+        """Say what has left us."""
+        gone, self._leaving = np.concatenate([NO_PAGES, *self._leaving]), []
+        return self._member.tell(ALLOCATOR, Return(said(gone))) if len(gone) else []
 
     def forget(self) -> list[Effect]:
         """The engine gets another space; no page is in use."""
@@ -157,12 +185,13 @@ class Reservation(Part):
         if space is None or self._demand is None:
             return []
         wanted, first = self._demand.wanted()
-        wanted = max(first, min(wanted, RESERVE_MAX))
+        most = min(RESERVE_MAX, RESERVE_BYTES // space.page_size)
+        wanted = max(first, min(wanted, most))
         ready = max(4, min(READY_PAGES_MAX, READY_BYTES // space.page_size))
         enough = wanted + ready // 2 <= len(self.free)
         if self._reserving or enough or self._member.peer(ALLOCATOR) == NOBODY:
             return []
-        return self._reserve(max(wanted, ready) - len(self.free), now)
+        return self._reserve(wanted + ready - len(self.free), now)
 
     def _came(self, answer: Reserved, now: int) -> list[Effect]:
         """Pages came, asked for or sent again."""
@@ -194,4 +223,7 @@ class Reservation(Part):
             return demand.no_space(status, now)
 
         ask = Reserve(space.page_size, count)
-        return [Ask(self._member.peer(ALLOCATOR), ask, now + ALLOCATOR_NS, reserved)]
+        return [
+            *self.return_(),
+            Ask(self._member.peer(ALLOCATOR), ask, now + ALLOCATOR_NS, reserved),
+        ]

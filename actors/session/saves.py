@@ -15,6 +15,8 @@ hits.
 from collections import Counter
 from collections.abc import Hashable, Iterable
 
+import numpy as np
+
 from pegaflow.actors.runtime.contract import (
     MS,
     Ask,
@@ -27,6 +29,7 @@ from pegaflow.actors.runtime.contract import (
     on,
 )
 from pegaflow.actors.runtime.member import Member
+from pegaflow.core.pool.columns import Places, column, places
 from pegaflow.wire.identities import NO_CLAIM
 from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.message import Message
@@ -102,7 +105,7 @@ class Saves(Part):
         effects = [e for save in mine for e in self._cut(save)]
         for save in mine:
             waiting = self._batches.waiting_of(save)
-            effects += self._kill(save.order, waiting) if waiting else []
+            effects += self._kill(save.order, waiting) if len(waiting) else []
         for order in list(self._orders.open.values()):
             if order.world > 1:
                 effects += self._end(order, Status.DROPPED)
@@ -151,8 +154,13 @@ class Saves(Part):
         index, new = self._member.peer(INDEX), order
         if index == NOBODY:
             return self._claimed(new, NoAnswer(Status.PEER_GONE), now)
-        ask = Claim(space.namespace, msg.keys)
-        return [Ask(index, ask, now + INDEX_NS, lambda a, n: self._claimed(new, a, n))]
+
+        def claimed(answer: Message, now: int) -> list[Effect]:
+            self._batches.expect(rank, -len(msg.keys), now)
+            return self._claimed(new, answer, now)
+
+        ask = Ask(index, Claim(space.namespace, msg.keys), now + INDEX_NS, claimed)
+        return [ask, *self._batches.expect(rank, len(msg.keys), now)]
 
     def _refuse(self, rank: Rank, sender: Sender, msg: Save, why: Status) -> list[Effect]:
         """Nothing of it is saved; of an order its first rank's word is counted."""
@@ -169,7 +177,7 @@ class Saves(Part):
         order.claim = answer.number
         if order.claim:
             self._orders.claims.hold(order.claim, order)
-        order.new = tuple(p for p in answer.positions if p < len(order.keys))
+        order.new = places(answer.positions, len(order.keys))
         order.known = len(order.keys) - len(order.new)
         if self._orders.is_over(order.name):
             return self._kill(order, order.new)
@@ -179,7 +187,7 @@ class Saves(Part):
         """Begin saves, once it is known what is new; none may end before all have their part
         of it to do."""
         for save in saves:
-            save.todo.extend(p for p in order.new if p not in order.dead)
+            save.todo = order.new[~order.blocks.dead[order.new]]
         effects: list[Effect] = []
         for save in saves:
             if save.cut:
@@ -213,7 +221,7 @@ class Saves(Part):
         if save.order.claim is None:
             return []
         open_ = [(n, b) for n, b in save.batches.items() if not b.kept]
-        lost = [*save.todo, *(p for _, batch in open_ for p in batch.positions)]
+        lost = np.concatenate([save.todo, *(batch.positions for _, batch in open_)])
         effects = self._kill(save.order, lost)
         for number, batch in open_:
             if batch.slots and number in save.batches:
@@ -225,7 +233,7 @@ class Saves(Part):
         self._orders.remember(order.name)
         return self._batches.kill(order, order.new, why)
 
-    def _kill(self, order: Order, positions: Iterable[int]) -> list[Effect]:
+    def _kill(self, order: Order, positions: Places) -> list[Effect]:
         return self._batches.kill(order, positions, Status.DROPPED)
 
 
@@ -233,7 +241,7 @@ def _sound(order: Order | None, world: int, rank: Rank, msg: Save) -> bool:
     if not msg.keys or ((world > 1 or msg.commits) and not msg.order):
         return False
     if rank.saves is Way.PROCESS_VM and not (
-        len(msg.blocks) == len(msg.keys) and max(msg.blocks) < rank.layout.blocks
+        len(msg.blocks) == len(msg.keys) and column(msg.blocks).max() < rank.layout.blocks
     ):
         return False
     if order is None:

@@ -4,14 +4,17 @@ It stays while ranks come and go.  Ranks that register other blocks make another
 lease and no order of the one before is theirs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pegaflow.core.pool.columns import column, offsets_of, said
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import Geometry, slot_size
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
 from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.units import Share
+from pegaflow.wire.values import Packed
 
 from .ranks import Rank, namespace
 
@@ -37,9 +40,9 @@ class Space:
         """Bytes of the pool that a block takes."""
         return slot_size(self.page_size) * self.world
 
-    def offsets(self, pages: Iterable[PageId]) -> tuple[int, ...]:
+    def offsets(self, pages: U64 | Sequence[PageId]) -> Packed[int]:
         """Where these pages are in the pool."""
-        return tuple(self.geometry.offset(page, self.page_size) for page in pages)
+        return said(offsets_of(self.geometry, column(pages), self.page_size))
 
 
 def space_of(welcome: Welcome, serve: Serve, ranks: dict[int, Rank]) -> Space:

@@ -94,9 +94,7 @@ class ForeignMemory:
         if got.tobytes() != proof:
             raise UserError(f"process {self.pid} is not the engine's: another pid namespace?")
 
-    def read(
-        self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
-    ) -> tuple[Status, str]:
+    def read(self, pool: int, blocks: Words, offsets: Words, deadline: int) -> tuple[Status, str]:
         """Copy blocks of the engine into the pool.
 
         Args:
@@ -110,9 +108,7 @@ class ForeignMemory:
         """
         return self._copy(_libc.process_vm_readv, pool, blocks, offsets, deadline=deadline)
 
-    def write(
-        self, pool: int, blocks: tuple[int, ...], offsets: tuple[int, ...], deadline: int
-    ) -> tuple[Status, str]:
+    def write(self, pool: int, blocks: Words, offsets: Words, deadline: int) -> tuple[Status, str]:
         """Copy pages of the pool into blocks of the engine; arguments and result are those of
         `read`.
         """
@@ -122,13 +118,13 @@ class ForeignMemory:
         self,
         call: "ctypes._NamedFuncPointer",
         pool: int,
-        blocks: tuple[int, ...],
-        offsets: tuple[int, ...],
+        blocks: Words,
+        offsets: Words,
         *,
         deadline: int,
     ) -> tuple[Status, str]:
-        ids = np.array(blocks, dtype=np.uint64)[:, None]
-        pages = np.array(offsets, dtype=np.uint64)[:, None] + np.uint64(pool)
+        ids = np.asarray(blocks, np.uint64)[:, None]
+        pages = np.asarray(offsets, np.uint64)[:, None] + np.uint64(pool)
         there = (self._starts + ids * self._strides).ravel()
         here = (pages + self._places).ravel()
         lengths = np.tile(self._lengths, len(blocks))

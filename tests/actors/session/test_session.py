@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors.session.actor import Session
+from pegaflow.actors.session.reservation import READY_PAGES_MAX
 from pegaflow.core.series import LOAD
 from pegaflow.wire import index as to_index
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
@@ -281,7 +282,7 @@ def with_larger_blocks(rig: Rig) -> Envelope:
     larger = replace(ATTACH, layout=replace(LAYOUT, layers=(layer,)), region_bytes=(128 * PAGE,))
     assert rig.ask(CLIENT_7, larger) == []
     reserve = one(rig.done(OpenBounce, BounceOpened("bounce", ())), Reserve, ALLOC)
-    assert reserve.message == Reserve(2 * PAGE, 64)
+    assert reserve.message == Reserve(2 * PAGE, READY_PAGES_MAX)
     return reserve
 
 
