@@ -3,8 +3,8 @@
 Each contestant is an engine and a service of its own with the same chains of 1,024 blocks in its
 memory (contestants.py), and takes its turn of a few lookups; the time of one is from the call of
 the client to the answer that names the lease.  Leases are given back between lookups.  With
-several at once, that many lookups are under way or have a lease; an original's client waits for
-each answer, so there each has a thread.  `stopped` is ours with supervisor, index, allocator and
+several at once, that many lookups are under way or have a lease; the peers' clients wait for
+each answer, so there each lookup has a thread.  `stopped` is ours with supervisor, index, allocator and
 session stopped by SIGSTOP, for as long as `--stopped` says, with a load after each hundredth lookup
 by the staged way: what fails then is counted.
 
@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,23 @@ CHAINS, QUICK_CHAINS = 64, 24  # 64 lookups of 128 keys at once and their leases
 THIRD, LONG, FLAT = 1 / 3, 0.8, 1.25
 ORIGINAL = "original"
 
-Times = dict[str, list[float]]
-"""Seconds of each lookup, by who."""
+
+@dataclass
+class Lookups:
+    """Of one contestant or limit."""
+
+    seconds: list[float] = field(default_factory=list)  # of each
+    wall: float = 0.0  # seconds of its turns, leases given back
+
+    def turn(self, do: Callable[[], list[float]]) -> None:
+        """Let it have one."""
+        wall, seconds = machine.timed(do)
+        self.wall += wall
+        self.seconds += seconds
+
+
+Times = dict[str, Lookups]
+"""By who."""
 
 
 def size_for(chains: int) -> Size:
@@ -55,20 +72,20 @@ def rounds(
     """`count` lookups of each, in turns; and a line of each that could not."""
     keys, at_once = case
     turn = max(2 * at_once, 50)
-    times: Times = {handle.name: [] for handle in handles}
-    times |= {"zmq echo": [], "zmq, two hops": []}
+    bare = dict(zip(("zmq echo", "zmq, two hops"), limits, strict=True))
+    times: Times = {name: Lookups() for name in (*(handle.name for handle in handles), *bare)}
     failed: dict[str, str] = {}
     for _ in range(-(-count // turn)):
         for handle in handles:
             if handle.name in failed:
                 continue
             try:
-                times[handle.name] += handle.ask("lookups", keys, turn, at_once)
+                times[handle.name].turn(partial(handle.ask, "lookups", keys, turn, at_once))
             except UserError as error:
                 failed[handle.name] = str(error)
-        for name, limit in zip(("zmq echo", "zmq, two hops"), limits, strict=True):
-            times[name] += limit.ask(32 * keys, turn, at_once)
-    return {name: own for name, own in times.items() if own}, list(failed.values())
+        for name, limit in bare.items():
+            times[name].turn(partial(limit.ask, 32 * keys, turn, at_once))
+    return {name: own for name, own in times.items() if own.seconds}, list(failed.values())
 
 
 def goal(
@@ -92,11 +109,11 @@ def goal(
 
 def rows(case: tuple[int, int], times: Times, alone: float) -> list[list[str]]:
     """One for each who."""
-    original = times.get(ORIGINAL, [])
+    original = times.get(ORIGINAL, Lookups()).seconds
     bare = percentile(original, 50) if original else 0.0
     found = []
     for name, own in times.items():
-        p50, p99 = percentile(own, 50), percentile(own, 99)
+        p50, p99 = percentile(own.seconds, 50), percentile(own.seconds, 99)
         found.append(
             [
                 str(case[0]),
@@ -104,9 +121,9 @@ def rows(case: tuple[int, int], times: Times, alone: float) -> list[list[str]]:
                 name,
                 microseconds(p50),
                 microseconds(p99),
-                f"{case[1] * len(own) / sum(own):,.0f}",
+                f"{len(own.seconds) / own.wall:,.0f}",
                 f"{p50 / bare:.2f}" if bare else "",
-                goal(case, own, original, alone or p50) if name == OURS else "",
+                goal(case, own.seconds, original, alone or p50) if name == OURS else "",
                 machine.load(),
             ]
         )
@@ -147,7 +164,7 @@ def compare(chosen: Sequence[Entry], chains: int, count: int, stopped: float = 0
             lines += failed
             for row in rows(case, times, alone.get(case[0], 0.0)):
                 table.add_row(*row)
-            alone.setdefault(case[0], percentile(times[OURS], 50))
+            alone.setdefault(case[0], percentile(times[OURS].seconds, 50))
         if stopped:
             keys = CASES[0][0]
             table.add_row(*stopped_row(keys, handles[0].ask("stopped", keys, stopped), alone[keys]))

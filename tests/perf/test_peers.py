@@ -175,10 +175,13 @@ def test_goals_of_lookups_beside_the_original() -> None:
 
 
 def test_rows_of_lookups() -> None:
-    times = {"ours": [100e-6] * 10, "original": [400e-6] * 10}
+    ours_found = lookups.Lookups([100e-6] * 10, wall=1e-3)
+    times = {"ours": ours_found, "original": lookups.Lookups([400e-6] * 10, wall=0.25e-3)}
     ours, original = lookups.rows((128, 16), times, 100e-6)
-    assert ours[:7] == ["128", "16", "ours", "100", "100", "160,000", "0.25"]
+    assert ours[:7] == ["128", "16", "ours", "100", "100", "10,000", "0.25"]
     assert original[2:8] == ["original", "400", "400", "40,000", "1.00", ""]
+    ours_found.turn(lambda: [1.0])
+    assert len(ours_found.seconds) == 11 and ours_found.wall > 1e-3
     lost = {"times": [], "loads": 0, "failed": {"lookups": 3, "loads": 0}}
     assert lookups.stopped_row(128, lost, 1.0)[3:5] == ["none", "none"]
     kept = {"times": [100e-6] * 4, "loads": 2, "failed": {"lookups": 0, "loads": 1}}
