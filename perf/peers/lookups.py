@@ -3,10 +3,10 @@
 Each contestant is an engine and a service of its own with the same chains of 1,024 blocks in its
 memory (contestants.py), and takes its turn of a few lookups; the time of one is from the call of
 the client to the answer that names the lease.  Leases are given back between lookups.  With
-several at once, that many lookups are under way or have a lease; the peers' clients wait for
-each answer, so there each lookup has a thread.  `stopped` is ours with supervisor, index, allocator and
+several at once, that many lookups are under way or have a lease; the peers' clients wait for each
+answer, so there each lookup has a thread.  `stopped` is ours with supervisor, index, allocator and
 session stopped by SIGSTOP, for as long as `--stopped` says, with a load after each hundredth lookup
-by the staged way: what fails then is counted.
+by the staged way: what fails then is counted, and what was loaded is compared.
 
 The limits beside them are a bare ZeroMQ ipc echo of as many bytes, and one with a process between.
 
