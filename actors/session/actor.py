@@ -87,7 +87,9 @@ class Session(Actor):
             engine, orders=orders, reservation=reservation, publishing=publishing, counts=counts
         )
         reservation.feeds(batches)
-        saves = Saves(member, engine, orders=orders, batches=batches, counts=counts)
+        saves = Saves(
+            member, engine, hazards=hazards, orders=orders, batches=batches, counts=counts
+        )
         attachment = Attachment(
             member,
             engine,

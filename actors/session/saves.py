@@ -3,9 +3,9 @@
     claimed ──→ in batches into the pool (batches.py) ──→ in place at every rank ──→ published
             ── Drop ──→ what has no Keep is given up, and nothing of it is published
 
-An *order* is what the ranks save together; a *save* is one rank's part in it.  The first save
-asks the index which keys are new, and the others join its claim.  Without an index a save is
-refused.
+An *order* is what the ranks save together; a *save* is one rank's part in it.  Of the first save
+the leading blocks that we see in memory ourselves are known already; of the others the index is
+asked which are new, and the other ranks join that claim.  Without an index those are refused.
 
 Saved is said when the blocks are sealed, not when their bytes have left the engine's blocks: the
 engine waits some microseconds longer for its blocks, and in return Saved means that the next lookup
@@ -29,7 +29,7 @@ from pegaflow.actors.runtime.contract import (
     on,
 )
 from pegaflow.actors.runtime.member import Member
-from pegaflow.core.pool.columns import Places, column, places
+from pegaflow.core.pool.columns import Places, column, places, said_keys
 from pegaflow.wire.identities import NO_CLAIM
 from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.message import Message
@@ -40,6 +40,7 @@ from pegaflow.wire.values import CLIENT, INDEX, NOBODY
 
 from .batches import Batches
 from .engine import Engine
+from .hazards import HazardBook
 from .orders import Orders, count_dropped
 from .publish import INDEX_NS
 from .ranks import Rank
@@ -58,12 +59,13 @@ class Saves(Part):
         member: Member,
         engine: Engine,
         *,
+        hazards: HazardBook,
         orders: Orders,
         batches: Batches,
         counts: Counter[str],
     ) -> None:
         self._member, self._engine = member, engine
-        self._orders, self._batches = orders, batches
+        self._hazards, self._orders, self._batches = hazards, orders, batches
         self._counts = counts
 
     def handlers(self) -> Iterable[On]:
@@ -151,16 +153,28 @@ class Saves(Part):
         self._orders.add(order, save)
         if joins:
             return self._start(order, [save], now) if order.claim is not None else []
-        index, new = self._member.peer(INDEX), order
+        return self._claim(space, order, rank, now)
+
+    def _claim(self, space: Space, order: Order, rank: Rank, now: int) -> list[Effect]:
+        """Claim what is not in memory already, as far as we see it ourselves."""
+        index = self._member.peer(INDEX)
+        run = self._hazards.find(space, order.keys)
+        if run is not None:
+            self._hazards.clear(run.rows)
+            order.known = run.blocks
+        asked = len(order.keys) - order.known
+        if not asked:
+            return self._claimed(order, Claimed(NO_CLAIM, ()), now)
         if index == NOBODY:
-            return self._claimed(new, NoAnswer(Status.PEER_GONE), now)
+            return self._claimed(order, NoAnswer(Status.PEER_GONE), now)
 
         def claimed(answer: Message, now: int) -> list[Effect]:
-            self._batches.expect(rank, -len(msg.keys), now)
-            return self._claimed(new, answer, now)
+            self._batches.expect(rank, -asked, now)
+            return self._claimed(order, answer, now)
 
-        ask = Ask(index, Claim(space.namespace, msg.keys), now + INDEX_NS, claimed)
-        return [ask, *self._batches.expect(rank, len(msg.keys), now)]
+        keys = said_keys(order.rows[order.known :]) if order.known else order.keys
+        ask = Ask(index, Claim(space.namespace, keys), now + INDEX_NS, claimed)
+        return [ask, *self._batches.expect(rank, asked, now)]
 
     def _refuse(self, rank: Rank, sender: Sender, msg: Save, why: Status) -> list[Effect]:
         """Nothing of it is saved; of an order its first rank's word is counted."""
@@ -171,13 +185,13 @@ class Saves(Part):
         if not isinstance(answer, Claimed):
             order.claim = NO_CLAIM
             order.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
-            count_dropped(self._counts, order.status, len(order.keys))
+            count_dropped(self._counts, order.status, len(order.keys) - order.known)
             self._orders.remember(order.name)
             return self._orders.finish(order)
         order.claim = answer.number
         if order.claim:
             self._orders.claims.hold(order.claim, order)
-        order.new = places(answer.positions, len(order.keys))
+        order.new = places(answer.positions, len(order.keys) - order.known) + order.known
         order.known = len(order.keys) - len(order.new)
         if self._orders.is_over(order.name):
             return self._kill(order, order.new)
