@@ -106,7 +106,7 @@ def bare_process() -> None:
 
 def adopt(ledger: Ledger, geometry: Geometry) -> int:
     """What the index does with it; how many blocks it finds."""
-    blocks = PrefixIndex(ledger.read, lambda block: None)
+    blocks = PrefixIndex(ledger.read)
     adoption = Adoption(ledger, geometry, blocks)
     while adoption.step():
         pass

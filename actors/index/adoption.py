@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
+import numpy as np
+
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, Note, Part
 from pegaflow.actors.runtime.member import Member
@@ -61,9 +63,11 @@ class PoolAdoption(Part):
         here = self._residency
         for size, pages in list(self._coldest.items()):
             most = count if size == page_size else 1
-            warmed = islice(filter(None, map(here.blocks.warm, pages)), most)
-            for block in reversed(list(warmed)):
-                here.make_oldest(block)
+            warmed = [np.empty(0, np.int64)]
+            while most > 0 and (some := list(islice(pages, most))):
+                warmed.append(here.blocks.warm_pages(np.array(some, np.int64)))
+                most -= len(warmed[-1])
+            here.policy.make_old(size, np.concatenate(warmed))
         if not here.blocks.cold:
             self._coldest.clear()
 

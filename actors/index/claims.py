@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.claims import ClaimTable
@@ -59,9 +61,9 @@ class Claims(Part):
         if not self._recovery.gathered():
             # somebody may still restate the key: two save it then, one wins
             self._counts["claims_early"] += 1
-        get = self._residency.blocks.get
-        absent = [i for i, key in enumerate(msg.keys) if get(msg.namespace, key) is None]
-        keys = [msg.keys[i] for i in absent]
+        every = tuple(msg.keys)
+        absent = np.flatnonzero(self._residency.blocks.known(msg.namespace, every) < 0).tolist()
+        keys = every if len(absent) == len(every) else [every[at] for at in absent]
         claim = self.table.claim(sender.address, msg.namespace, keys, now)
         positions = tuple(absent[i] for i in claim.new)
         return [Reply(sender, Claimed(claim.number if positions else NO_CLAIM, positions))]

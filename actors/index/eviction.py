@@ -10,21 +10,23 @@ is: another search finds others.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from itertools import chain, takewhile
+
+import numpy as np
 
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
+from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.identities import PageId, numbered
+from pegaflow.wire.identities import PageId
 from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import ALLOCATOR
 
 from .adoption import PoolAdoption
 from .hazards import Hazards
 from .leasing import Leasing
-from .residency import Residency, sayable
+from .residency import Residency
 from .tiers import Tiers
 
 CLEARING_NS: Nanoseconds = 10_000 * MS
@@ -90,24 +92,37 @@ class Eviction(Part):
         go."""
         pages: list[PageId] = []
         effects: list[Effect] = []
-        coldest = partial(self._residency.victims, page_size)
         for _ in range(SEARCHES_MAX):
-            victims, written = self._tiers.before_eviction(coldest, count, now)
+            victims, written = self._victims(page_size, count, now)
             effects += written
-            victims = sayable(victims, len(pages))
-            gone = self._evict(victims, now)
-            pages += chain.from_iterable([block.pages for block in gone])
-            count -= len(gone)
-            if len(gone) == len(victims):
+            victims = self._residency.sayable(victims, len(pages))
+            gone, freed = self._evict(victims, now)
+            pages += freed
+            count -= gone
+            if gone == len(victims):
                 break
-            self._residency.policy.touch(self._named())
+            self._touch_named()
             self._adoption.warm_coldest(page_size, count)
         return pages, effects
 
-    def _named(self) -> list[Block]:
-        """The blocks that hazards name, as far as one can see."""
-        found = map(self._residency.blocks.by_page, self._hazards.pages().tolist())
-        return [block for block in found if block is not None]
+    def _victims(self, page_size: int, count: int, now: int) -> tuple[Pages, list[Effect]]:
+        """First pages of up to so many blocks that go now, and what is written before others."""
+        here = self._residency
+        if not self._tiers.mind:
+            return here.victims(page_size, count), []
+        of = here.blocks.handles.of
+
+        def coldest(count: int) -> list[Block]:
+            return list(map(of, here.victims(page_size, count).tolist()))
+
+        blocks, effects = self._tiers.before_eviction(coldest, count, now)
+        return np.array([block.pages[0] for block in blocks], np.int64), effects
+
+    def _touch_named(self) -> None:
+        """The blocks that hazards name, as far as one can see, are the youngest."""
+        named = self._hazards.pages()
+        first = self._residency.blocks.heads(named[named < self._residency.ledger.records])
+        self._residency.use(np.unique(first[first >= 0]))
 
     def _empty_extent(self, page_size: int, now: int) -> list[PageId]:
         """Evict what can be evicted of the extent that another page size has used longest ago and
@@ -123,21 +138,25 @@ class Eviction(Part):
             extent = here.policy.coldest_extent(page_size, extent_of)
         if extent is None:
             return []
-        pages = numbered(here.geometry.page_id(extent, 0), here.geometry.records_per_extent)
-        found = map(here.blocks.by_page, pages)
-        blocks = list({id(b): b for b in found if b is not None}.values())
-        gone = self._evict(sayable([block for block in blocks if not block.leases]), now)
-        self._clear((extent, page_size) if len(gone) < len(blocks) else None)
+        pages = here.geometry.page_id(extent, 0) + np.arange(here.geometry.records_per_extent)
+        first = here.blocks.heads(pages)
+        first = np.unique(first[first >= 0])
+        free = first[~here.blocks.handles.leased(first)]
+        gone, freed = self._evict(self._residency.sayable(free, 0), now)
+        self._clear((extent, page_size) if gone < len(first) else None)
         self._clear_until = now + CLEARING_NS
-        return list(chain.from_iterable([block.pages for block in gone]))
+        return freed
 
     def _clear(self, clearing: tuple[int, int] | None) -> None:
         """Nobody gets a lease or a hazard in this extent, if he asks us or not."""
         self.clearing = clearing
         self._residency.listing.table.set_clearing(clearing[0] if clearing else None)
 
-    def _evict(self, victims: list[Block], now: int) -> list[Block]:
-        """Those of these that nobody uses go."""
-        gone = self._residency.evict(victims, now)
-        self._tiers.evicted(gone, now)
-        return gone
+    def _evict(self, victims: Pages, now: int) -> tuple[int, list[PageId]]:
+        """Those of these that nobody uses go: how many, and their pages."""
+        here, mind = self._residency, self._tiers.mind
+        blocks = list(map(here.blocks.handles.of, victims.tolist())) if mind else []
+        gone, pages = here.evict(victims, now)
+        if mind:
+            self._tiers.evicted([blocks[at] for at in np.flatnonzero(gone).tolist()], now)
+        return int(np.count_nonzero(gone)), pages.tolist()

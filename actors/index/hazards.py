@@ -10,13 +10,13 @@ message.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Reply, Sender, on
-from pegaflow.core.blocks.table import Block
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.hazards import HazardReader, Pages
 from pegaflow.wire.control import LogLevel
 from pegaflow.wire.index import HazardFile, HazardsNoted
@@ -79,25 +79,25 @@ class Hazards(Part):
         named = [reader.pages() for _, reader in self._files.values()]
         return np.unique(np.concatenate([np.empty(0, np.int64), *named]))
 
-    def standing(self, blocks: Sequence[Block]) -> Mask:
+    def standing(self, first: Pages, stamps: U64) -> Mask:
         """Which blocks somebody is using.
 
         Args:
-            blocks: whose records say that they are leaving, so that nobody begins to use them.
+            first: page of each, whose record says that it is leaving, so that nobody begins to use
+                it.
+            stamps: beside `first`.
 
         Returns:
-            Whether it is used, beside `blocks`; without a barrier all are.
+            Whether it is used, beside `first`; without a barrier all are.
         """
-        found = np.zeros(len(blocks), np.bool_)
-        if not self._files or not blocks:
+        found = np.zeros(len(first), np.bool_)
+        if not self._files or not len(first):
             return found
         self._refused = self._memory.barrier()
         if self._refused:
             return ~found
-        pages = np.array([block.pages[0] for block in blocks], np.int64)
-        stamps = np.array([block.stamps[0] for block in blocks], np.uint64)
         for _, reader in self._files.values():
-            found |= reader.named(pages, stamps)
+            found |= reader.named(first, stamps)
         return found
 
     def _on_hazard_file(self, sender: Sender, msg: HazardFile, now: int) -> list[Effect]:

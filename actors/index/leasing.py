@@ -6,6 +6,7 @@ from itertools import chain
 
 from pegaflow.actors.runtime.contract import Effect, On, Part, Send, Sender, on
 from pegaflow.actors.runtime.member import Member
+from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.leases import Lease, LeaseTable
 from pegaflow.core.blocks.pins import Pins
 from pegaflow.core.blocks.table import Block
@@ -101,6 +102,11 @@ class Leasing(Part):
         """A session needs these no longer: they are the youngest now."""
         self.loaded_at = now
         self._residency.policy.touch(blocks)
+
+    def used_pages(self, first: Pages, now: int) -> None:
+        """The same of blocks by their first pages."""
+        self.loaded_at = now
+        self._residency.use(first)
 
     def check(self) -> None:
         """The leases' books."""

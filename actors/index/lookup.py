@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.table import Block
+from pegaflow.core.pool.columns import column
 from pegaflow.wire.identities import NO_LEASE, Key, LeaseId, Namespace
 from pegaflow.wire.index import Find, Held, Touched
 from pegaflow.wire.units import Nanoseconds, Share
@@ -136,11 +139,14 @@ class Lookup(Part):
     def _on_touched(self, sender: Sender, msg: Touched, now: int) -> list[Effect]:
         """A session has used these; what is gone by now, or was never there, is passed over."""
         here = self._residency
-        found = [here.blocks.by_page(page) for page in msg.pages if page < here.ledger.records]
-        blocks = list({id(block): block for block in found if block is not None}.values())
-        self._counts["blocks_touched"] += len(blocks)
-        self._leasing.used(blocks, now)
-        self._tiers.offer(blocks, asked=True)
+        pages = column(msg.pages)
+        first = here.blocks.heads(pages[pages < here.ledger.records].astype(np.int64))
+        first = first[first >= 0]
+        first = first[np.sort(np.unique(first, return_index=True)[1])]
+        self._counts["blocks_touched"] += len(first)
+        self._leasing.used_pages(first, now)
+        if self._tiers.mind:
+            self._tiers.offer(list(map(here.blocks.handles.of, first.tolist())), asked=True)
         return []
 
     def _answer(self, sender: Sender, blocks: list[Block], came: list[Missing], now: int) -> Effect:
@@ -212,11 +218,12 @@ class Lookup(Part):
         share = int(self._residency.geometry.pool_bytes * AWAITED_SHARE) // space.block_bytes
         missing: dict[Key, Missing] = {}
         found: list[Block] = []
-        for at in range(first, min(len(keys), LIST_MAX // space.shards)):
+        here, end = self._residency.blocks, min(len(keys), LIST_MAX // space.shards)
+        pages = here.known(namespace, keys[first:end]).tolist()
+        for at, page in enumerate(pages, first):
             key = keys[at]
-            block = self._residency.blocks.get(namespace, key)
-            if block is not None:
-                found.append(block)
+            if page >= 0:
+                found.append(here.handles.of(page))
                 continue
             tier = next((tier for tier, _ in tiers if tier.has(namespace, key)), None)
             if tier is None or key in missing:  # no chain names a key twice

@@ -6,9 +6,14 @@ A session publishes what it has claimed, the process of a tier what it was asked
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
-from pegaflow.core.blocks.table import Block
+from pegaflow.core.blocks.columns import Pages
+from pegaflow.core.blocks.table import Fresh
+from pegaflow.core.pool.columns import column
 from pegaflow.core.pool.ledger import MAX_SHARDS, NAMESPACE_BYTES, PAYLOAD_BYTES_MAX
+from pegaflow.wire.identities import Key, PageId
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
@@ -16,7 +21,7 @@ from pegaflow.wire.values import SESSION, Address
 
 from .claims import Claims
 from .lookup import Lookup
-from .residency import Residency
+from .residency import New, Residency
 from .tiers import Tier, Tiers
 
 
@@ -47,29 +52,41 @@ class Publishing(Part):
             self._counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
         tier = self._tiers.served_by(sender.address.name)
-        found = self._publish(sender.address, tier, msg, now)
-        status = Status.OK if len(found) == len(msg.keys) else Status.STALE_CLAIM
-        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(found)))]
-        if not found:
+        places, first = self._publish(sender.address, tier, msg, now)
+        status = Status.OK if len(places) == len(msg.keys) else Status.STALE_CLAIM
+        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(places)))]
+        if not places:
             return effects
-        blocks = list(found.values())
+        here = self._residency
+        blocks = list(map(here.blocks.handles.of, first.tolist())) if self._lookup.awaited else []
         if tier is None:
-            self._counts["blocks_sealed"] += len(blocks)
-            self._residency.make_young(blocks)
+            self._counts["blocks_sealed"] += len(places)
+            here.make_young(msg.page_size, first, self._before(msg, places))
             return effects + self._lookup.arrived(blocks, now) + self._tiers.write(now)
-        self._residency.policy.insert_chain(blocks)
+        here.policy.make_young(msg.page_size, first)
         effects += self._lookup.arrived(blocks, now)
-        unawaited = [block for block in blocks if not block.leases]
+        unawaited = np.flatnonzero(~here.blocks.handles.leased(first)).tolist()
         if unawaited:  # of the others the end of the lease makes the whole chain young
-            self._residency.make_young(unawaited)
+            before = self._before(msg, [places[at] for at in unawaited])
+            here.make_young(msg.page_size, first[unawaited], before)
         return effects + self._tiers.write(now)
+
+    def _before(self, msg: Seal, places: list[int]) -> PageId | None:
+        """First page of the block that those at these places go on from, if they are one chain."""
+        keys, parents = tuple(msg.keys), tuple(msg.parents)
+        if len(places) < len(keys):
+            keys = tuple([keys[at] for at in places])
+            parents = tuple([parents[at] for at in places])
+        if parents[1:] != keys[:-1] or not any(parents[0]):
+            return None
+        return self._residency.blocks.page(msg.namespace, parents[0])
 
     def _makes_sense(self, msg: Seal) -> bool:
         """Whether the lists fit each other, and the numbers the ledger's records and the pool.
         Blocks of one namespace are cut alike: whoever loads them knows one page size."""
         count, size = len(msg.keys), msg.page_size
-        other = self._residency.blocks.any_of(msg.namespace)
-        if other is not None and (other.page_size, len(other.pages)) != (size, msg.shards):
+        other = self._residency.blocks.cut(msg.namespace)
+        if other is not None and (other.page_size, other.shards) != (size, msg.shards):
             return False
         return (
             len(msg.parents) == count
@@ -84,55 +101,134 @@ class Publishing(Part):
             and self._residency.geometry.hold(msg.pages, size)
         )
 
-    def _publish(self, holder: Address, tier: Tier | None, msg: Seal, now: int) -> dict[int, Block]:
-        """Publish what the claim still covers.  What of this Seal is published now, by position."""
-        here, namespace, shards = self._residency, msg.namespace, msg.shards
-        keys, stamps = tuple(msg.keys), tuple(msg.stamps)
+    def _publish(
+        self, holder: Address, tier: Tier | None, msg: Seal, now: int
+    ) -> tuple[list[int], Pages]:
+        """Publish what the claim still covers.
+
+        Returns:
+            Places of what of this Seal is published now, and the first pages of these blocks.
+        """
+        here, shards, keys = self._residency, msg.shards, tuple(msg.keys)
         if tier is None:
-            owned = self._claims.table.owns(holder, msg.claim, namespace, keys)
+            owned = self._claims.table.owns(holder, msg.claim, msg.namespace, keys)
         else:
-            owned = [tier.owns(msg.claim, namespace, key) for key in keys]
-        void = here.ledger.are_void(msg.pages)
-        found: dict[int, Block] = {}
-        made: list[Block] = []
-        for at, key in enumerate(keys):
-            first, end = at * shards, (at + 1) * shards
-            resident = here.blocks.get(namespace, key)
-            if resident is not None:
-                if resident.stamps == stamps[first:end]:
-                    found[at] = resident
+            owned = [tier.owns(msg.claim, msg.namespace, key) for key in keys]
+        pages = column(msg.pages).astype(np.int64).reshape(-1, shards)
+        void = here.ledger.are_void(pages.reshape(-1))
+        looked = here.blocks.look(msg.namespace, keys)
+        resident = looked.first
+        new = found = list(range(len(keys)))
+        if resident.max(initial=-1) >= 0 or not (
+            all(owned) and all(void) and len(set(keys)) == len(keys)
+        ):
+            void = [all(void[at : at + shards]) for at in range(0, len(void), shards)]
+            new, found = self._judge(msg, owned, void, resident, tier=tier)
+        if new:
+            names, taken = looked.names[new], None
+            if looked.taken:
+                taken = here.blocks.are_taken(names)
+            blocks = Fresh(
+                namespace=msg.namespace,
+                keys=[keys[at] for at in new],
+                names=names,
+                pages=pages[new],
+                page_size=msg.page_size,
+            )
+            here.seal(blocks, self._described(msg, blocks, new), now, taken)
+        if tier is not None:
+            self._counts["blocks_fetched"] += len(new)
+        else:
+            self._counts["bytes_sealed"] += len(new) * shards * msg.payload_bytes
+            if self._tiers.mind:
+                self._tiers.offer(list(map(here.blocks.handles.of, pages[new, 0].tolist())))
+        return found, np.where(resident < 0, pages[:, 0], resident)[found]
+
+    def _judge(
+        self,
+        msg: Seal,
+        owned: list[bool],
+        void: list[bool],
+        resident: Pages,
+        *,
+        tier: Tier | None,
+    ) -> tuple[list[int], list[int]]:
+        """Block by block.
+
+        Args:
+            owned: by the claim.
+            void: whether its pages are.
+            resident: first page of the block that has its key, -1: there is none.
+
+        Returns:
+            Places of the blocks that are published now, and of all that are.
+        """
+        new: list[int] = []
+        found: list[int] = []
+        met: set[Key] = set()
+        for at, key in enumerate(msg.keys):
+            if resident[at] >= 0:
+                block = self._residency.blocks.handles.of(PageId(int(resident[at])))
+                if block.stamps == msg.stamps[at * msg.shards : (at + 1) * msg.shards]:
+                    found.append(at)
+            elif key in met:
+                continue
             elif not owned[at]:
                 self._counts["seals_stale" if tier is None else "fetches_stale"] += 1
-            elif not all(void[first:end]):
+            elif not void[at]:
                 self._counts["seals_malformed"] += 1
             else:
-                found[at] = block = self._new_block(msg, at, now)
-                here.blocks.add(block)
-                made.append(block)
-        if made:
-            here.seal(made, msg.payload_bytes)
-        if tier is not None:
-            self._counts["blocks_fetched"] += len(made)
-        else:
-            self._counts["bytes_sealed"] += len(made) * shards * msg.payload_bytes
-            self._tiers.offer(made)
-        return found
+                new.append(at)
+                found.append(at)
+                met.add(key)
+        return new, found
 
-    def _new_block(self, msg: Seal, at: int, now: int) -> Block:
-        parent = None
-        if not msg.depths:
-            parent = self._residency.blocks.get(msg.namespace, msg.parents[at])
-        first, end = at * msg.shards, (at + 1) * msg.shards
-        self._seals += 1
-        return Block(
-            namespace=msg.namespace,
-            key=msg.keys[at],
-            page_size=msg.page_size,
-            pages=msg.pages[first:end],
-            stamps=msg.stamps[first:end],
-            seal=self._first_seal + self._seals,
-            depth=msg.depths[at] if msg.depths else parent.depth + 1 if parent else 0,
-            parent=msg.parents[at],
-            checksums=msg.checksums[first:end] or (0,) * msg.shards,
-            born=now,
+    def _described(self, msg: Seal, blocks: Fresh, new: list[int]) -> New:
+        """What the Seal says of the blocks at these places."""
+        stamps, sums = column(msg.stamps), np.zeros(len(msg.pages), np.uint64)
+        if msg.checksums:
+            sums = column(msg.checksums)
+        parents, depths = self._chained(blocks, tuple([msg.parents[at] for at in new]))
+        if msg.depths:
+            depths = column(msg.depths).astype(np.int64)[new]
+        seal = self._first_seal + self._seals + 1
+        self._seals += len(new)
+        return New(
+            payload_bytes=msg.payload_bytes,
+            stamps=stamps.reshape(-1, msg.shards)[new].reshape(-1),
+            checksums=sums.reshape(-1, msg.shards)[new].reshape(-1),
+            seals=np.arange(seal, seal + len(new), dtype=np.uint64),
+            depths=depths,
+            parents=parents,
         )
+
+    def _chained(self, blocks: Fresh, parents: tuple[Key, ...]) -> tuple[Pages, Pages]:
+        """What new blocks go on from.
+
+        Args:
+            parents: keys of the blocks before them.
+
+        Returns:
+            First pages of those, -1 where they are not here; and the depths of the new blocks.
+        """
+        here, keys, first = self._residency, blocks.keys, blocks.pages[:, 0]
+        if parents[1:] == tuple(keys[:-1]):
+            page = here.blocks.page(blocks.namespace, parents[0]) if any(parents[0]) else None
+            before = np.concatenate(([-1 if page is None else page], first[:-1]))
+            if page is None:
+                here.blocks.chains.await_parent(PageId(int(first[0])), blocks.namespace, parents[0])
+            return before, np.arange(len(keys)) + (0 if page is None else here.depth(page) + 1)
+        places = {key: at for at, key in enumerate(keys)}
+        before = here.blocks.known(blocks.namespace, parents)
+        depths = np.zeros(len(keys), np.int64)
+        for at, parent in enumerate(parents):
+            place = places.get(parent)
+            if place is not None:
+                before[at] = first[place]
+            if place is not None and place < at:
+                depths[at] = depths[place] + 1
+            elif place is None and before[at] >= 0:
+                depths[at] = here.depth(PageId(int(before[at]))) + 1
+            elif before[at] < 0:
+                here.blocks.chains.await_parent(PageId(int(first[at])), blocks.namespace, parent)
+        return before, depths

@@ -13,24 +13,39 @@ with the next beat, or before somebody looks for victims among what is as young 
 """
 
 from collections import Counter
-from itertools import chain, pairwise
 from typing import NamedTuple
+
+import numpy as np
 
 from pegaflow.actors.runtime.contract import MS, Effect, Part
 from pegaflow.core.blocks.adoption import Adoption
+from pegaflow.core.blocks.columns import Mask, Pages
 from pegaflow.core.blocks.listing import Listing
-from pegaflow.core.blocks.table import Block, PrefixIndex
+from pegaflow.core.blocks.table import Block, Fresh, PrefixIndex
 from pegaflow.core.policy.lru import Lru
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import Ledger
-from pegaflow.core.pool.records import bodies_of
+from pegaflow.core.pool.records import ROW, bodies_of, page_sizes
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import PageId, Stamp
+from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import LIST_MAX
 
 from .hazards import Hazards
 from .memory import Memory
+
+
+class New(NamedTuple):
+    """What is said of new blocks: columns, an entry per block."""
+
+    payload_bytes: Bytes  # of each page
+    stamps: U64  # of all pages, block by block
+    checksums: U64  # the same; 0: never computed
+    seals: U64
+    depths: Pages
+    parents: Pages  # first page of the block before each, -1: it is not here
 
 
 class _Growth(NamedTuple):
@@ -38,6 +53,11 @@ class _Growth(NamedTuple):
 
     since: int  # the policy's tick before it was walked
     grown: bool  # something was added since then
+    page_size: Bytes
+
+
+_End = tuple[PageId, Stamp]
+"""The last block of a chain: its first page, and under which stamp it was filled."""
 
 
 class Residency(Part):
@@ -53,11 +73,13 @@ class Residency(Part):
         self._ledger: Ledger | None = None  # in shared memory; nobody else writes it
         self._listing: Listing | None = None  # of the blocks, in the table behind the ledger
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
-        self.blocks = PrefixIndex(lambda page: self.ledger.read(page), self._warmed)
-        self.policy = Lru()  # exactly the resident blocks that are not cold
+        self.blocks = PrefixIndex(
+            lambda page: self.ledger.read(page), self._warmed, lambda pages: self.records(pages)
+        )
+        self.policy = Lru(self.blocks.handles)  # exactly the resident blocks that are not cold
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
-        self._growing: dict[Block, _Growth] = {}  # by the last block of each such chain
+        self._growing: dict[_End, _Growth] = {}  # by the last block of each such chain
 
     @property
     def ledger(self) -> Ledger:
@@ -71,9 +93,19 @@ class Residency(Part):
         assert self._listing is not None
         return self._listing
 
+    def records(self, pages: Pages) -> U64:
+        """Their records as they are now: rows of words, the state word first."""
+        return self.ledger.rows().take(pages, axis=0)
+
+    def depth(self, first: PageId) -> int:
+        """Of the block that begins here, in its chain."""
+        return int(self.records(np.array([first])).view(ROW)[0, 0]["depth"])
+
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """Map the ledger."""
         self._ledger, table = self._memory.open(welcome)
+        self.blocks.columns.reach(self._ledger.records)
+        self.policy.reach(self._ledger.records)
         self._listing = Listing(self._ledger, table, self.blocks)
         self.geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
         return []
@@ -89,68 +121,80 @@ class Residency(Part):
     def adopt(self, adoption: Adoption) -> None:
         """The ledger is read: the blocks of an earlier life are here, and what made no sense is
         void."""
-        for block in reversed(adoption.finish()):
-            self.policy.insert_oldest(block)
+        oldest: dict[Bytes, list[PageId]] = {}  # by page size
+        for block in adoption.finish():
+            oldest.setdefault(block.page_size, []).append(block.pages[0])
+        for page_size, first in oldest.items():
+            self.policy.make_old(page_size, np.array(first, np.int64))
         self.ledger.void(adoption.nonsense)
         self.resident_bytes += adoption.bytes_
         self.quarantined = len(adoption.quarantined)
 
-    def seal(self, blocks: list[Block], payload_bytes: int) -> None:
-        """Write the records of new blocks.
+    def seal(self, blocks: Fresh, new: New, now: int, taken: Mask | None) -> None:
+        """Blocks are in place: write their records, and let them be found.
 
         Args:
-            blocks: at least one, of one namespace and with equally many pages each.
-            payload_bytes: of each page, what means something; the same in all.
+            blocks: at least one.
+            new: what is said of them.
+            taken: as for `PrefixIndex.put`.
         """
-        pages = _pages(blocks)
-        namespace, shards = blocks[0].namespace, len(blocks[0].pages)
         bodies = bodies_of(
-            namespace,
-            payload_bytes,
-            shards,
-            stamps=list(chain.from_iterable([block.stamps for block in blocks])),
-            checksums=list(chain.from_iterable([block.checksums for block in blocks])),
-            seals=[block.seal for block in blocks],
-            keys=[block.key for block in blocks],
-            depths=[block.depth for block in blocks],
+            blocks.namespace,
+            new.payload_bytes,
+            blocks.pages.shape[1],
+            stamps=new.stamps,
+            checksums=new.checksums,
+            seals=new.seals,
+            keys=blocks.keys,
+            depths=new.depths,
         )
+        pages = blocks.pages.reshape(-1)
         self.ledger.seal_bodies(pages, bodies)
-        self.resident_bytes += len(pages) * slot_size(blocks[0].page_size)
-        self.listing.add(blocks)
+        self.blocks.put(blocks, now, taken)
+        self.blocks.columns.link(
+            blocks.pages[:, 0], new.parents, self.ledger.rows()[new.parents, 1]
+        )
+        self.resident_bytes += len(pages) * slot_size(blocks.page_size)
+        self.listing.add(blocks.names, blocks.pages)
 
-    def evict(self, blocks: list[Block], now: int) -> list[Block]:
+    def evict(self, first: Pages, now: int) -> tuple[Mask, Pages]:
         """End blocks that have no lease, but for those that a hazard names, which are the youngest
         then.
 
+        Args:
+            first: page of each; all of one page size.
+
         Returns:
-            Those that ended: their records are void now, and their pages to be named to the
-            allocator.
+            Which ended, and all of their pages: their records are void now, and the pages to be
+            named to the allocator.
         """
-        assert not any(block.leases for block in blocks)
-        self.ledger.leave(_pages(blocks))
-        stays = self._hazards.standing(blocks).tolist()
-        kept = [block for block, stay in zip(blocks, stays, strict=True) if stay]
-        gone = [block for block, stay in zip(blocks, stays, strict=True) if not stay]
-        if kept:
-            self.ledger.stay(_pages(kept))
-            self.policy.touch(kept)
-            self._counts["evictions_turned_back"] += len(kept)
-        self.ledger.void(_pages(gone))
-        self.listing.remove(gone)
-        for block in gone:
-            self._remove(block)
-            self._counts["bytes_evicted"] += len(block.pages) * slot_size(block.page_size)
-        self._counts["blocks_evicted"] += len(gone)
-        self._count_stay(gone, "pressure", now)
-        return gone
+        assert not self.blocks.handles.leased(first).any()
+        if not len(first):
+            return np.zeros(0, np.bool_), first
+        records = self.records(first)
+        rows = records.view(ROW)[:, 0]
+        page_size = int(page_sizes(rows[:1])[0])
+        pages, owners = self.blocks.columns.all_pages(first, rows["shards"])
+        self.ledger.leave(pages)
+        stays = self._hazards.standing(first, records[:, 1])
+        gone = ~stays
+        if stays.any():
+            self.ledger.stay(pages[stays[owners]])
+            self.policy.make_young(page_size, first[stays])
+            self._counts["evictions_turned_back"] += int(np.count_nonzero(stays))
+        all_gone = pages[gone[owners]]
+        self.ledger.void(all_gone)
+        self._remove(first[gone], records[gone], all_gone, now, why="pressure")
+        self._counts["bytes_evicted"] += len(all_gone) * slot_size(page_size)
+        self._counts["blocks_evicted"] += int(np.count_nonzero(gone))
+        return gone, all_gone
 
     def quarantine(self, block: Block, now: int) -> None:
         """It is not what was sealed: no hit any more, its pages nobody's."""
         for page in block.pages:
             self.ledger.quarantine(page)
-        self.listing.remove([block])
-        self._remove(block)
-        self._count_stay([block], "cleanup", now)
+        first, pages = np.array(block.pages[:1], np.int64), np.array(block.pages, np.int64)
+        self._remove(first, self.records(first), pages, now, why="cleanup")
         self.quarantined += len(block.pages)
 
     def beat(self, now: int) -> list[Effect]:
@@ -158,30 +202,52 @@ class Residency(Part):
         self._settle()
         return []
 
-    def make_young(self, blocks: list[Block]) -> None:
+    def make_young(self, page_size: Bytes, first: Pages, before: PageId | None) -> None:
         """These, and the resident chain that ends in the last of them, are the youngest now; of a
-        chain that grows, soon."""
-        before = self._before(blocks)
-        growth = self._growing.pop(before, None) if before is not None else None
-        if growth is None:
-            self._growing[blocks[-1]] = _Growth(self.policy.tick, grown=False)
-            self._make_chain_young(blocks)
-        else:
-            self._growing[blocks[-1]] = _Growth(growth.since, grown=True)
-            self.policy.insert_chain(blocks)
+        chain that grows, soon.
 
-    def victims(self, page_size: int, count: int) -> list[Block]:
-        """As of the policy: blocks without a lease, the oldest first, of a chain its tail."""
-        found = self.policy.victims(page_size, count)
+        Args:
+            page_size: of all of them.
+            first: page of each; at least one.
+            before: first page of the block that they go on from; None: there is none, or they are
+                not one chain.
+        """
+        growth = None if before is None else self._growing.pop(self._end(before), None)
+        end = self._end(PageId(int(first[-1])))
+        if growth is None:
+            self._growing[end] = _Growth(self.policy.tick, grown=False, page_size=page_size)
+            self._make_chain_young(page_size, first)
+        else:
+            self._growing[end] = growth._replace(grown=True)
+            self.policy.make_young(page_size, first)
+
+    def use(self, first: Pages) -> None:
+        """These are the youngest now: first pages, of whatever page sizes, in chain order."""
+        sizes = page_sizes(self.records(first).view(ROW)[:, 0])
+        for size in np.unique(sizes).tolist():
+            self.policy.make_young(size, first[sizes == size])
+
+    def sayable(self, first: Pages, named: int) -> Pages:
+        """So many of these blocks that one message can name their pages.
+
+        Args:
+            named: pages that it names already.
+        """
+        pages = np.cumsum(self.records(first).view(ROW)[:, 0]["shards"], dtype=np.int64)
+        return first[: int(np.searchsorted(pages, LIST_MAX - named, side="right"))]
+
+    def victims(self, page_size: Bytes, count: int) -> Pages:
+        """As of the policy: first pages of blocks without a lease, the oldest first, of a chain its
+        tail."""
+        found = self.policy.coldest(page_size, count)
         since = [growth.since for growth in self._growing.values() if growth.grown]
-        if found and since and self.policy.last_use(found[-1]) > min(since):
+        if len(found) and since and self.policy.last_uses(found[-1:])[0] > min(since):
             self._settle()
-            found = self.policy.victims(page_size, count)
+            found = self.policy.coldest(page_size, count)
         return found
 
     def make_oldest(self, block: Block) -> None:
         """It goes first."""
-        self.policy.remove(block)
         self.policy.insert_oldest(block)
 
     def learn_parents(self, blocks: list[Block]) -> None:
@@ -190,7 +256,7 @@ class Residency(Part):
             return
         for before, block in zip(blocks, blocks[1:], strict=False):
             if not block.parent:
-                block.parent = before.key
+                self.blocks.link(block, before)
 
     def check(self) -> None:
         """Blocks, policy and ledger agree."""
@@ -204,62 +270,53 @@ class Residency(Part):
                 record = self.ledger.read(page)
                 assert record is not None and record.stamp == stamp and record.key == block.key
 
-    def _warmed(self, block: Block) -> None:
-        """A cold block is asked for: nobody has used it in this life so far."""
-        self.policy.insert_oldest(block)
+    def _warmed(self, page_size: int, first: Pages) -> None:
+        """Cold blocks are asked for: nobody has used them in this life so far."""
+        self.policy.make_old(page_size, first)
 
     def _settle(self) -> None:
         growing, self._growing = self._growing, {}
-        for last, growth in growing.items():
-            if growth.grown and self.blocks.get(last.namespace, last.key) is last:
-                self._make_chain_young([last])
+        for (page, stamp), growth in growing.items():
+            if growth.grown and self.blocks.columns.head(page) == page:
+                if self._end(page) == (page, stamp):
+                    self._make_chain_young(growth.page_size, np.array([page], np.int64))
 
-    def _make_chain_young(self, blocks: list[Block]) -> None:
-        young = self._chain(blocks[-1])
-        known = set(young)
-        self.policy.insert_chain([block for block in blocks if block not in known])
-        self.policy.insert_chain(young)
+    def _make_chain_young(self, page_size: Bytes, first: Pages) -> None:
+        young = self._chain(PageId(int(first[-1])))
+        self.policy.make_young(page_size, first[~np.isin(first, young)])
+        self.policy.make_young(page_size, young)
 
-    def _before(self, blocks: list[Block]) -> Block | None:
-        """The resident block that these go on from, if they are one chain."""
-        if any(block.parent != before.key for before, block in pairwise(blocks)):
-            return None
-        return self.blocks.get(blocks[0].namespace, blocks[0].parent)
-
-    def _chain(self, last: Block) -> list[Block]:
+    def _chain(self, last: PageId) -> Pages:
         """The resident chain that ends in this block, head first: its tail must go before its head,
         so adding to a chain makes all of it young again."""
-        chain: dict[Block, None] = {}
-        block: Block | None = last
-        while block is not None and block not in chain and len(chain) < LIST_MAX:
-            chain[block] = None
-            block = self.blocks.get(block.namespace, block.parent)
-        return list(reversed(chain))
+        return self.blocks.chains.chain(last, LIST_MAX)
 
-    def _count_stay(self, blocks: list[Block], why: str, now: int) -> None:
-        """How long these were in memory, as far as it is known; those of one Seal are as old."""
-        for born, times in Counter(block.born for block in blocks).items():
+    def _end(self, first: PageId) -> _End:
+        return first, Stamp(int(self.ledger.rows()[first, 1]))
+
+    def _remove(self, first: Pages, records: U64, pages: Pages, now: int, *, why: str) -> None:
+        """Blocks are not resident any more; their records say so already.
+
+        Args:
+            first: page of each.
+            records: of these pages.
+            pages: all of them.
+            why: for the histogram of how long they were in memory, as far as it is known; those of
+                one Seal are as old.
+        """
+        if not len(first):
+            return
+        for born, times in self.blocks.columns.ages(first).items():
             if born:
-                stay_ms = max(0, now - born) // MS
-                RESIDENCE.count(self._counts, stay_ms, why, times=times)
-
-    def _remove(self, block: Block) -> None:
-        """The block is not resident any more; its records say so already."""
-        self.policy.remove(block)
-        self.blocks.remove(block)
-        self.resident_bytes -= len(block.pages) * slot_size(block.page_size)
+                RESIDENCE.count(self._counts, max(0, now - born) // MS, why, times=times)
+        page_size = int(page_sizes(records[:1].view(ROW)[:, 0])[0])
+        self.policy.drop(page_size, first)
+        names = self.blocks.drop(first, records, pages)
+        self.listing.remove(names, first)
+        self.resident_bytes -= len(pages) * slot_size(page_size)
 
 
-def sayable(blocks: list[Block], named: int = 0) -> list[Block]:
-    """So many of these that one message can name their pages.
-
-    Args:
-        blocks: with equally many pages each.
-        named: pages that it names already.
-    """
-    return blocks[: (LIST_MAX - named) // len(blocks[0].pages)] if blocks else blocks
-
-
-def _pages(blocks: list[Block]) -> list[PageId]:
-    """All of their pages."""
-    return list(chain.from_iterable([block.pages for block in blocks]))
+def sayable(blocks: list[Block]) -> list[Block]:
+    """So many of these, which have equally many pages each, that one message can name their
+    pages."""
+    return blocks[: LIST_MAX // len(blocks[0].pages)] if blocks else blocks

@@ -78,12 +78,16 @@ class Tier(Part, ABC):
         name: of the tier, by which the lookup counts what comes from it (`blocks_hit_NAME`).
         actor: name of the process that serves it.
         stored: the blocks that it has.
+        minds: whether it wants to hear of blocks in memory at all, by `offer`, `before_eviction`,
+            `evicted` and `removed`; as long as no tier does, no block is an object.
     """
 
     counted = False  # the listing is told of each block that it has, and has no more
 
-    def __init__(self, name: str, actor: str, stored: Sized) -> None:
-        self.name, self.actor = name, actor
+    def __init__(
+        self, name: str, actor: str, stored: Sized, minds: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.name, self.actor, self.minds = name, actor, minds
         self._stored = stored
 
     def parts(self) -> tuple[Part, ...]:
@@ -247,6 +251,11 @@ class Tiers:
     def of(self, namespace: Namespace) -> list[tuple[Tier, Space]]:
         """Those from which blocks of this namespace can be fetched."""
         return [(t, space) for t in self._tiers if (space := t.space(namespace)) is not None]
+
+    @property
+    def mind(self) -> bool:
+        """Whether one of them wants to hear of blocks in memory."""
+        return any([tier.minds() for tier in self._tiers])
 
     def going_on(self) -> list[Tier]:
         """Those in which a run of blocks that ends in memory may go on."""

@@ -7,12 +7,12 @@ who it is and where the supervisor listens; the rest comes in Welcome.
 
 When an assertion kills an actor, its last inputs are written to the run directory (blackbox.py).
 
-The index has some objects for every block, and Python's garbage collector looks at all of them
-whenever their number has grown by a quarter: 1.8 s at 5 million blocks, longer than its neighbours
-wait, and at some more the watchdog would take the index for hung.  So its process collects young
-objects only.  What a full collection would find there are cycles that lived long; the index makes
-none (tests/actors/index/test_garbage.py).  The other actors' collectors are left as Python has
-them.
+The index has no object for a block that it merely knows (core/blocks/columns.py), but one for each
+that is leased, or waits to be written to a slow disk, which may be all of them; and Python's
+garbage collector looks at all objects whenever their number has grown by a quarter: 1.8 s at 5
+million blocks, longer than its neighbours wait.  So its process collects young objects only.  What
+a full collection would find there are cycles that lived long; the index makes none
+(tests/actors/index/test_garbage.py).  The other actors' collectors are left as Python has them.
 """
 
 from __future__ import annotations

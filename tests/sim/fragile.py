@@ -4,6 +4,7 @@ of sessions, of which it sees what was written before its last barrier."""
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.hazards import HazardReader
@@ -16,6 +17,12 @@ from pegaflow.wire.index import HazardFile
 
 from .files import Files
 from .world import Died, World
+
+Pages = Sequence[PageId] | npt.NDArray[np.int64] | U64
+
+
+def _ids(pages: Pages) -> list[PageId]:
+    return [PageId(int(page)) for page in pages]
 
 
 class FragileLedger(Ledger):
@@ -30,7 +37,7 @@ class FragileLedger(Ledger):
             if self.fuse < 0:
                 raise Died("crashes while it writes the ledger")
 
-    def seal_bodies(self, pages: Sequence[PageId], bodies: U64) -> None:
+    def seal_bodies(self, pages: Pages, bodies: U64) -> None:
         """With a death before a page, or between its body and its state word."""
         seconds = np.flatnonzero(bodies.view(BODY)["shard"]).tolist() if self.halves else []
         if seconds:
@@ -39,33 +46,33 @@ class FragileLedger(Ledger):
         if self._lasts(2 * len(pages)):
             super().seal_bodies(pages, bodies)
             return
-        for at, page in enumerate(pages):
+        for at, page in enumerate(_ids(pages)):
             self._burn()
             super().seal_bodies([page], bodies[at : at + 1])
             if self.fuse == 0:
                 self._words[self._at(page) // 8] = 0
             self._burn()
 
-    def void(self, pages: Sequence[PageId]) -> None:
+    def void(self, pages: Pages) -> None:
         """With a death before a page."""
         for part in self._parts(pages):
             super().void(part)
 
-    def _parts(self, pages: Sequence[PageId]) -> Iterator[Sequence[PageId]]:
+    def _parts(self, pages: Pages) -> Iterator[Pages]:
         """All of them at once, or one by one until it dies."""
         if self._lasts(len(pages)):
             yield pages
             return
-        for page in pages:
+        for page in _ids(pages):
             self._burn()
             yield [page]
 
-    def leave(self, pages: Sequence[PageId]) -> None:
+    def leave(self, pages: Pages) -> None:
         """With a death before a page."""
         for part in self._parts(pages):
             super().leave(part)
 
-    def stay(self, pages: Sequence[PageId]) -> None:
+    def stay(self, pages: Pages) -> None:
         """With a death before a page."""
         for part in self._parts(pages):
             super().stay(part)

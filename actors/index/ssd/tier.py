@@ -40,7 +40,7 @@ class SsdTier(Tier):
 
     def __init__(self, pool: Pool) -> None:
         self.log = SsdLog(pool.residency)
-        super().__init__("ssd", FLUSHER, self.log)
+        super().__init__("ssd", FLUSHER, self.log, lambda: self.writes.writes)
         self._pool = pool
         self._counts = pool.counts
         self.writes = WriteBack(pool, self.log)

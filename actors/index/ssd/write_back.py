@@ -100,7 +100,7 @@ class WriteBack(Part):
         return self._log.has(block.namespace, block.key)
 
     @property
-    def _writes(self) -> bool:
+    def writes(self) -> bool:
         """Whether this host has an SSD tier."""
         welcome = self._member.welcome
         return welcome is not None and welcome.ssd
@@ -109,14 +109,14 @@ class WriteBack(Part):
 
     def saved(self, blocks: Sequence[Block]) -> None:
         """A session has published these."""
-        for block in blocks if self._writes else ():
+        for block in blocks if self.writes else ():
             if not self._is_stored(block):
                 self.backlog.saved(block)
 
     def asked_for(self, blocks: Sequence[Block]) -> None:
         """Somebody wants these: they are worth more."""
         backlog = self.backlog
-        if not self._writes or not (backlog.reused_only or backlog):
+        if not self.writes or not (backlog.reused_only or backlog):
             return
         for block in blocks:
             if not backlog.reused_only or not (self._is_stored(block) or block in self.in_flight):
@@ -222,7 +222,7 @@ class WriteBack(Part):
         self._flight_bytes -= _bytes(lease.blocks)
         self.in_flight.difference_update(lease.blocks)
         for block in reversed(lease.blocks):
-            resident = self._residency.blocks.get(block.namespace, block.key) is block
+            resident = self._residency.blocks.holds(block)
             if resident and again and not self._is_stored(block):
                 self.backlog.again(block)
             if block in self._leaving:
@@ -281,7 +281,7 @@ class WriteBack(Part):
 
     def count_dropped(self, victims: list[Block], now: int) -> None:
         """These go, whether they are in the log or not."""
-        lost = sum(map(self._is_lost, victims)) if self._writes else 0
+        lost = sum(map(self._is_lost, victims)) if self.writes else 0
         self._counts["ssd_blocks_dropped"] += lost
         if lost and self._log.tier.writable:
             self._lost_at = now
@@ -340,7 +340,7 @@ class WriteBack(Part):
     def check(self) -> None:
         """The backlog is resident and not on its way; what is on its way is leased."""
         self.backlog.check()
-        assert all(self._residency.blocks.get(b.namespace, b.key) is b for b in self.backlog)
+        assert all(map(self._residency.blocks.holds, self.backlog))
         leased = [b for lease in self._leasing.leases.held(self._log.flusher) for b in lease.blocks]
         assert set(leased) == self.in_flight and self._flight_bytes == _bytes(leased)
         assert not any(b in self.in_flight for b in self.backlog)

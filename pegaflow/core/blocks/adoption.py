@@ -10,7 +10,7 @@ somebody uses it.  What means nothing is to be voided: a block that lacks a shar
 does not fit the cut of its extent, and all but one of several blocks with the same key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import Ledger, Record
 from pegaflow.core.pool.scan import Chunk, Sense, by_namespace, scan
-from pegaflow.wire.identities import PageId
+from pegaflow.wire.identities import Key, Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Count
 
@@ -78,18 +78,30 @@ class Adoption:
             assert record is not None
             self.nonsense.append(page)
             self.bytes_ -= slot_size(-(-record.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN)
-        made: list[Block] = []
+        made: dict[tuple[Namespace, Key], Block] = {}
         for parts in self._parts.values():
             block = _block_of(parts)
-            if block is None or self._blocks.get(block.namespace, block.key) is not None:
+            if block is None or (block.namespace, block.key) in made:
                 self.nonsense += [page for page, _ in parts]
-                continue
-            self._blocks.add(block)
-            self.bytes_ += len(block.pages) * slot_size(block.page_size)
-            made.append(block)
+            else:
+                made[block.namespace, block.key] = block
         self._parts.clear()
-        made.sort(key=lambda block: (-block.depth, block.seal))
-        return made
+        found = [block for some in _alike(made.values()) for block in self._add(some)]
+        found.sort(key=lambda block: (-block.depth, block.seal))
+        return found
+
+    def _add(self, blocks: list[Block]) -> list[Block]:
+        """Those of these that nobody else is; they are there."""
+        namespace = blocks[0].namespace
+        known = self._blocks.known(namespace, [block.key for block in blocks]) >= 0
+        for at in np.flatnonzero(known).tolist():
+            self.nonsense += blocks[at].pages
+        new = [
+            block for block, is_known in zip(blocks, known.tolist(), strict=True) if not is_known
+        ]
+        self._blocks.add_blocks(new)
+        self.bytes_ += sum(len(block.pages) * slot_size(block.page_size) for block in new)
+        return new
 
     def coldest(self) -> dict[int, Iterator[PageId]]:
         """Cold pages by page size, in the order in which they should go: the tails of chains before
@@ -131,3 +143,12 @@ def _block_of(parts: list[tuple[PageId, Record]]) -> Block | None:
         depth=first.depth,
         checksums=tuple(record.checksum or 0 for _, record in parts),
     )
+
+
+def _alike(blocks: Iterable[Block]) -> Iterable[list[Block]]:
+    """The blocks of one namespace that are cut alike."""
+    kinds: dict[tuple[Namespace, int, int], list[Block]] = {}
+    for block in blocks:
+        kind = (block.namespace, len(block.pages), block.page_size)
+        kinds.setdefault(kind, []).append(block)
+    return kinds.values()

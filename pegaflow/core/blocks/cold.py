@@ -6,13 +6,13 @@ itself stays in the ledger, and whoever finds a hash compares the key that is th
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pegaflow.core.pool.fingerprints import hash_of
+from pegaflow.core.pool.fingerprints import hash_of, key_hashes
 from pegaflow.core.pool.ledger import Record
 from pegaflow.wire.identities import Key, PageId
 
@@ -75,6 +75,56 @@ class ColdTable:
         """The page of this key; None: it is not cold."""
         found = self._find(key)
         return None if found is None else self._pages[found[0]]
+
+    def find_all(self, keys: Sequence[Key]) -> Pages:
+        """Pages whose keys have the hashes of these, -1 where there is none; of several with one
+        hash it is any."""
+        found = np.full(len(keys), -1, np.int64)
+        if not len(self._hashes) or not keys:
+            return found
+        mine, column = self._columns()
+        hashes = key_hashes(keys)
+        left, at = self._among(mine, hashes, np.arange(len(keys)), np.searchsorted(mine, hashes))
+        while len(left):
+            found[left] = column[at]
+            gone = found[left] == _GONE
+            left, at = self._among(mine, hashes, left[gone], at[gone] + 1)
+        return found
+
+    def take(self, hashes: Hashes, pages: Pages) -> npt.NDArray[np.bool_]:
+        """Take these out: they are not cold any more.
+
+        Args:
+            hashes: of their keys.
+            pages: beside `hashes`; each once.
+
+        Returns:
+            Which were here.
+        """
+        taken = np.zeros(len(pages), np.bool_)
+        if not len(self._hashes):
+            return taken
+        mine, column = self._columns()
+        left, at = self._among(mine, hashes, np.arange(len(pages)), np.searchsorted(mine, hashes))
+        while len(left):
+            here = column[at] == pages[left]
+            taken[left[here]] = True
+            column[at[here]] = _GONE
+            left, at = self._among(mine, hashes, left[~here], at[~here] + 1)
+        self._count -= int(np.count_nonzero(taken))
+        return taken
+
+    def _columns(self) -> tuple[Hashes, Pages]:
+        pages: Any = self._pages
+        return np.frombuffer(self._hashes, np.uint64), np.frombuffer(pages, np.int64)
+
+    @staticmethod
+    def _among(mine: Hashes, hashes: Hashes, left: Pages, at: Pages) -> tuple[Pages, Pages]:
+        """Of those that are left, the ones whose place has their hash."""
+        there = at < len(mine)
+        left, at = left[there], at[there]
+        same = mine[at] == hashes[left]
+        return left[same], at[same]
 
     def any_page(self) -> PageId | None:
         """Some page that is here; None: there is none left."""

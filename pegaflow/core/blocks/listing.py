@@ -11,16 +11,17 @@ Beside it stands what a tier has, for a reader who wonders whether a run goes on
 (core/pool/tierfilter.py).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from itertools import chain
 
-from pegaflow.core.pool.fingerprints import fingerprints, fold
+from pegaflow.core.pool.fingerprints import U64, fingerprints, fold
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.scan import by_namespace, scan
 from pegaflow.core.pool.table import Table
 from pegaflow.wire.identities import Key, Namespace, PageId
 from pegaflow.wire.units import Count
 
+from .columns import Pages
 from .table import Block, PrefixIndex
 
 LEAST_BLOCKS: Count = 16384
@@ -94,15 +95,26 @@ class Listing:
             self.table.publish()
             self._lacked = self.table.lacks
 
-    def add(self, blocks: Sequence[Block]) -> None:
-        """These are resident now; their records say so already."""
-        self._add(blocks if self._complete else [b for b in blocks if b.pages[0] < self._next])
+    def add(self, names: U64, pages: Pages) -> None:
+        """Blocks are resident now; their records say so already.
 
-    def remove(self, blocks: Sequence[Block]) -> None:
-        """These are not resident any more."""
-        for (namespace, _), some in _alike(blocks):
-            names = fingerprints(namespace, [block.key for block in some])
-            self.table.remove(names, [block.pages[0] for block in some])
+        Args:
+            names: their fingerprints.
+            pages: a row per block, a column per shard.
+        """
+        if not self._complete:
+            listed = pages[:, 0] < self._next
+            names, pages = names[listed], pages[listed]
+        self.table.add(names, pages.reshape(-1), pages.shape[1])
+
+    def remove(self, names: U64, first: Pages) -> None:
+        """Blocks are not resident any more.
+
+        Args:
+            names: their fingerprints.
+            first: page of each.
+        """
+        self.table.remove(names, first)
 
     def tier_has(self, namespace: Namespace, keys: Collection[Key]) -> None:
         """A tier has these blocks, and had none of them before."""

@@ -1,38 +1,64 @@
 """From block keys to resident blocks.
 
 Keys are the engine's chained hashes: a key says everything about the blocks before it, so a prefix
-query walks the keys one by one and stops at the first that is not here. Each namespace has its own
-dict, so the walk hashes bytes objects that exist already (and cache their hash) and builds none.
+query looks for all keys at once and stops at the first that is not here.
 
+What is here is columns: from fingerprints to first pages (keymap.py), and what is known of each
+page (columns.py).  The ledger's records say the rest: namespace, key, stamps, depth.  Whoever
+handles many blocks at once names them by their first pages; a `Block` (handles.py) is made of one
+only if somebody is to refer to it.
+
+Two keys may have the same fingerprint, if somebody wants it so: the second of them is in a dict.
 After a restart a block of one page may be *cold* (cold.py): nothing but its page is known, whose
-ledger record says the rest.  It becomes a block as soon as somebody asks for it.
+ledger record says the rest.  It becomes one like any other as soon as somebody asks for it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from pegaflow.core.pool.ledger import Record
-from pegaflow.wire.identities import NO_KEY, Key, Namespace, PageId, Stamp
+import numpy as np
+
+from pegaflow.core.pool.fingerprints import U64, fingerprints, fold
+from pegaflow.core.pool.ledger import NAMESPACE_BYTES, RECORD_BYTES, Record
+from pegaflow.core.pool.records import ROW, are_of, body_of, keys_of, page_sizes
+from pegaflow.core.pool.scan import by_namespace
+from pegaflow.wire.identities import NO_KEY, Key, Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.units import Bytes, Count
 
-from .cold import ColdTable, Hashes, Pages
+from .chains import Chains
+from .cold import ColdTable, Hashes
+from .columns import Columns, Mask, Pages
+from .handles import Block as Block
+from .handles import Handles
+from .keymap import KeyMap
 
 
-@dataclass(slots=True, eq=False)
-class Block:
-    """A block that is in place with every shard. Equal only to itself."""
+class Looked(NamedTuple):
+    """What a search for keys has found, beside them."""
+
+    first: Pages  # first pages of their blocks, -1 where there is none
+    names: U64  # their fingerprints
+    taken: bool  # whether some fingerprint is that of a block with another key
+
+
+class Fresh(NamedTuple):
+    """Blocks of one namespace that are new, and of which no page belongs to another."""
 
     namespace: Namespace
-    key: Key
-    page_size: int  # of each of its pages
-    pages: tuple[PageId, ...]  # one page id per shard, in shard order
-    stamps: tuple[Stamp, ...]  # of the grants the pages were filled under, beside `pages`
-    seal: int  # the seal id in the ledger records of all its pages
-    depth: int  # position in its chain, 0 the first
-    parent: Key = NO_KEY  # key of the block before it; may have been evicted since.  Empty: unknown
-    leases: int = 0  # leases that name it, kept by the lease table; evictable only at 0
-    checksums: tuple[int, ...] = ()  # of its pages, where they are kept; 0: never computed
-    born: int = 0  # when it was published, in nanoseconds; 0: in an earlier life, nobody knows
+    keys: Sequence[Key]  # all different
+    names: U64  # their fingerprints
+    pages: Pages  # a row per block, a column per shard
+    page_size: Bytes
+
+
+class Cut(NamedTuple):
+    """How the blocks of a namespace are cut, and how many there are."""
+
+    page_size: Bytes
+    shards: int
+    blocks: Count
 
 
 class PrefixIndex:
@@ -40,31 +66,55 @@ class PrefixIndex:
 
     Args:
         read: the ledger record of a page.
-        warmed: called with a cold block that has just become one like any other.
+        warmed: called with the page size and the first pages of cold blocks that have just become
+            ones like any other.
+        rows: the ledger's records of pages as rows of words, the state word first; None: they are
+            made of what `read` says.
     """
 
     def __init__(
         self,
         read: Callable[[PageId], Record | None] = lambda page: None,
-        warmed: Callable[[Block], None] = lambda block: None,
+        warmed: Callable[[int, Pages], None] = lambda page_size, pages: None,
+        rows: Callable[[Pages], U64] | None = None,
     ) -> None:
-        self._tables: dict[Namespace, dict[Key, Block]] = {}  # by both; none empty
-        self._by_page: dict[PageId, Block] = {}  # every page of every block that is not cold
+        self.columns = Columns()
+        self.handles = Handles(self._made)
+        self._map = KeyMap()
+        self._twins: dict[tuple[Namespace, Key], PageId] = {}  # whose fingerprint another one has
+        self._cuts: dict[Namespace, Cut] = {}  # of those that are not cold; none without blocks
         self._cold: dict[Namespace, ColdTable] = {}  # by namespace; none empty
         self._read, self._warmed = read, warmed
+        self._rows = rows if rows is not None else self._rows_read
+        self.chains = Chains(self.columns, self._map, self._rows)
+
+    # by key
+
+    def known(self, namespace: Namespace, keys: Sequence[Key]) -> Pages:
+        """The first pages of the blocks of these keys, -1 where there is none."""
+        return self.look(namespace, keys).first
+
+    def look(self, namespace: Namespace, keys: Sequence[Key], whole: bool = True) -> Looked:
+        """Search for keys; cold blocks among them become ones like any other.
+
+        Args:
+            whole: else only the leading run matters.
+        """
+        looked = self._look(namespace, keys)
+        cold = self._cold.get(namespace)
+        if cold is not None:
+            self._warm_keys(cold, namespace, keys, looked.first, whole=whole)
+        return looked
+
+    def page(self, namespace: Namespace, key: Key) -> PageId | None:
+        """The first page of the block of this key; None: there is none."""
+        found = int(self.known(namespace, (key,))[0]) if key else -1
+        return PageId(found) if found >= 0 else None
 
     def get(self, namespace: Namespace, key: Key) -> Block | None:
         """The resident block of this key; None: there is none."""
-        table = self._tables.get(namespace)
-        block = table.get(key) if table else None
-        return self._warm(namespace, key) if block is None and self._cold else block
-
-    def any_of(self, namespace: Namespace) -> Block | None:
-        """Some block of the namespace; None: none of it is here."""
-        block = next(iter(self._tables.get(namespace, {}).values()), None)
-        cold = self._cold.get(namespace)
-        page = cold.any_page() if block is None and cold else None
-        return block if page is None else self.by_page(page)
+        page = self.page(namespace, key)
+        return None if page is None else self.handles.of(page)
 
     def find(self, namespace: Namespace, keys: Sequence[Key]) -> list[Block]:
         """The blocks of the longest leading run of keys that are all here.
@@ -75,24 +125,130 @@ class PrefixIndex:
         Returns:
             As many blocks as the run is long; a cold one among them becomes one like any other.
         """
-        table, cold = self._tables.get(namespace, {}), self._cold.get(namespace)
-        found: list[Block] = []
-        for key, block in zip(keys, map(table.get, keys), strict=True):
-            one = self._warm(namespace, key) if block is None and cold else block
-            if one is None:
-                break
-            found.append(one)
+        found = self.look(namespace, keys, whole=False).first
+        absent = np.flatnonzero(found < 0)
+        run = found[: absent[0]] if len(absent) else found
+        return list(map(self.handles.of, run.tolist()))
+
+    def cut(self, namespace: Namespace) -> Cut | None:
+        """How blocks of the namespace are cut; None: none of it is here."""
+        found = self._cuts.get(namespace)
+        cold = self._cold.get(namespace)
+        page = cold.any_page() if found is None and cold else None
+        if page is not None:
+            record = self._read(page)
+            assert record is not None, page
+            return Cut(_page_size(record.payload_bytes), 1, 0)
         return found
+
+    # by page
+
+    def by_page(self, page: PageId) -> Block | None:
+        """The resident block that has this page; None: no block does."""
+        first = self.columns.head(page)
+        return self.handles.of(first) if first is not None else self.warm(page)
+
+    def heads(self, pages: Pages) -> Pages:
+        """The first pages of the blocks that have these, -1 where there is none."""
+        if self._cold:
+            self.warm_pages(pages)
+        return self.columns.heads(pages)
+
+    def holds(self, block: Block) -> bool:
+        """Whether it is still here."""
+        return self.handles.get(block.pages[0]) is block
+
+    # what comes and goes
 
     def add(self, block: Block) -> None:
         """The block is new, and no page of it belongs to another."""
-        assert len(block.pages) == len(block.stamps) == len(set(block.pages)) > 0, block
-        table = self._tables.setdefault(block.namespace, {})
-        assert block.key not in table, block
-        table[block.key] = block
-        for page in block.pages:
-            assert page not in self._by_page, (page, block)
-            self._by_page[page] = block
+        self.add_blocks([block])
+
+    def add_blocks(self, blocks: Sequence[Block]) -> None:
+        """The same of several of one namespace, with equally many pages each."""
+        if blocks:
+            namespace, page_size = blocks[0].namespace, blocks[0].page_size
+            keys = [block.key for block in blocks]
+            pages = np.array([block.pages for block in blocks], np.int64)
+            for block in blocks:
+                assert len(block.pages) == len(block.stamps) == len(set(block.pages)) > 0, block
+                self.handles.note(block)
+            names = fingerprints(namespace, keys)
+            new = Fresh(
+                namespace=namespace, keys=keys, names=names, pages=pages, page_size=page_size
+            )
+            self.put(new, 0, self.are_taken(names))
+
+    def put(self, new: Fresh, born: int, taken: Mask | None = None) -> None:
+        """These blocks are resident now.
+
+        Args:
+            born: when they were published.
+            taken: which of their fingerprints those of other blocks are; None: none.
+        """
+        first, names = new.pages[:, 0], new.names
+        if taken is None:
+            taken = np.zeros(len(names), np.bool_)
+        if len(set(names.tolist())) < len(names):
+            taken = taken | _repeated(names)
+        if taken.any():
+            for at in np.flatnonzero(taken).tolist():
+                assert (new.namespace, new.keys[at]) not in self._twins, new.keys[at]
+                self._twins[new.namespace, new.keys[at]] = PageId(int(first[at]))
+            self._map.put(names[~taken], first[~taken])
+        else:
+            self._map.put(names, first)
+        self.columns.add(new.pages, born)
+        before = self._cuts.get(new.namespace)
+        count = (before.blocks if before else 0) + len(names)
+        self._cuts[new.namespace] = Cut(new.page_size, new.pages.shape[1], count)
+
+    def are_taken(self, names: U64) -> Mask:
+        """Which of these fingerprints a block has."""
+        found: Mask = self._map.find(names) >= 0
+        return found
+
+    def remove(self, block: Block) -> None:
+        """It is not resident any more."""
+        assert self.holds(block), block
+        first = np.array(block.pages[:1], np.int64)
+        self.drop(first, self._rows(first), np.array(block.pages, np.int64))
+
+    def drop(self, first: Pages, records: U64, pages: Pages) -> U64:
+        """Blocks are not resident any more.
+
+        Args:
+            first: page of each.
+            records: of these pages, as rows of words, whatever their state words say by now.
+            pages: all of their pages.
+
+        Returns:
+            Their fingerprints.
+        """
+        rows = records.view(ROW)[:, 0]
+        names = np.empty(len(first), np.uint64)
+        for namespace, here, hashes in by_namespace(rows):
+            names[here] = fold(namespace, hashes)
+            cut = self._cuts.pop(namespace)
+            left = cut.blocks - int(np.count_nonzero(here))
+            if left:
+                self._cuts[namespace] = cut._replace(blocks=left)
+            for at in np.flatnonzero(here).tolist() if self._twins else ():
+                name = (namespace, keys_of(rows[at : at + 1])[0])
+                if self._twins.get(name) == first[at]:
+                    del self._twins[name]
+        self._map.take(names, first)
+        self.columns.remove(pages)
+        self.handles.forget(first)
+        self.chains.forget(first)
+        return names
+
+    # chains
+
+    def link(self, block: Block, before: Block) -> None:
+        """The block goes on from this one."""
+        block.parent = before.key
+        self.chains.link(block.pages[0], before.pages[0])
 
     def add_cold(self, namespace: Namespace, hashes: Hashes, pages: Pages) -> None:
         """Blocks of one page each, to be found once they are settled.
@@ -109,50 +265,78 @@ class PrefixIndex:
         """All cold blocks are added.  Pages whose key has a later one are not here: these."""
         return [page for table in self._cold.values() for page in table.settle()]
 
-    def remove(self, block: Block) -> None:
-        """It is not resident any more."""
-        table = self._tables[block.namespace]
-        assert table[block.key] is block, block
-        del table[block.key]
-        if not table:
-            del self._tables[block.namespace]
-        for page in block.pages:
-            del self._by_page[page]
-
-    def by_page(self, page: PageId) -> Block | None:
-        """The resident block that has this page; None: no block does."""
-        block = self._by_page.get(page)
-        return self.warm(page) if block is None and self._cold else block
-
     def warm(self, page: PageId) -> Block | None:
         """The block in this page, if it is cold: it becomes one like any other."""
-        record = self._read(page)
-        return None if record is None else self._warm(record.namespace, record.key, page)
-
-    def _warm(self, namespace: Namespace, key: Key, page: PageId | None = None) -> Block | None:
-        """The cold block of this key (in this page) becomes one like any other."""
-        cold = self._cold.get(namespace)
-        found = None if cold is None else cold.pop(key, page)
-        if cold is None or found is None:
+        if not self._cold:
             return None
-        if not cold:
-            del self._cold[namespace]
-        here, record = found
-        assert record.shards == 1, (here, record)
-        block = Block(
-            namespace=record.namespace,
-            key=record.key,
-            page_size=-(-record.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN,
-            pages=(here,),
-            stamps=(record.stamp,),
-            seal=record.seal,
-            depth=record.depth,
-            checksums=(record.checksum or 0,),
-        )
-        self._tables.setdefault(record.namespace, {})[record.key] = block
-        self._by_page[here] = block
-        self._warmed(block)
-        return block
+        warmed = self.warm_pages(np.array([page], np.int64))
+        return self.handles.of(page) if len(warmed) else None
+
+    def warm_pages(self, pages: Pages) -> Pages:
+        """Those of these blocks that are cold become ones like any other.
+
+        Returns:
+            Their pages.
+        """
+        if not self._cold or not len(pages):
+            return np.empty(0, np.int64)
+        pages = pages[np.sort(np.unique(pages, return_index=True)[1])]
+        rows = self._rows(pages).view(ROW)[:, 0]
+        sizes = page_sizes(rows)
+        warmed = np.zeros(len(pages), np.bool_)
+        for namespace, here, hashes in by_namespace(rows):
+            cold = self._cold.get(namespace)
+            if cold is None:
+                continue
+            at = np.flatnonzero(here)
+            taken = cold.take(hashes, pages[at])
+            at, hashes = at[taken], hashes[taken]
+            warmed[at] = True
+            for size in np.unique(sizes[at]).tolist():
+                alike = sizes[at] == size
+                some, keys = pages[at[alike]], keys_of(rows[at[alike]])
+                names = fold(namespace, hashes[alike])
+                new = Fresh(
+                    namespace=namespace,
+                    keys=keys,
+                    names=names,
+                    pages=some[:, None],
+                    page_size=size,
+                )
+                self.put(new, 0, self.are_taken(names))
+                self._warmed(size, some[::-1])  # as if one after the other were the oldest
+            if not cold:
+                del self._cold[namespace]
+        return pages[warmed]
+
+    def _warm_keys(
+        self,
+        cold: ColdTable,
+        namespace: Namespace,
+        keys: Sequence[Key],
+        found: Pages,
+        *,
+        whole: bool,
+    ) -> None:
+        """The cold ones among these become ones like any other.
+
+        Args:
+            found: first pages beside `keys`; is completed.
+            whole: else only the leading run.
+        """
+        absent = np.flatnonzero(found < 0)
+        wanted = [keys[at] for at in absent.tolist()]
+        pages = cold.find_all(wanted)
+        hit = np.flatnonzero(pages >= 0)
+        same = are_of(self._rows(pages[hit]), namespace, [wanted[at] for at in hit.tolist()])
+        for at in hit[~same].tolist():
+            other = cold.find(wanted[at])
+            pages[at] = -1 if other is None else other
+        if not whole and len(missing := np.flatnonzero(pages < 0)):
+            pages = pages[: missing[0]]
+        here = pages >= 0
+        self.warm_pages(pages[here])
+        found[absent[: len(pages)][here]] = pages[here]
 
     @property
     def cold(self) -> int:
@@ -160,29 +344,87 @@ class PrefixIndex:
         return sum(map(len, self._cold.values()))
 
     def __len__(self) -> int:
-        return sum(map(len, self._tables.values())) + self.cold
+        return sum(cut.blocks for cut in self._cuts.values()) + self.cold
 
     def __iter__(self) -> Iterator[Block]:
-        """Every block that is not cold, namespace by namespace; not while adding or removing."""
-        for table in self._tables.values():
-            yield from table.values()
+        """Every block that is not cold; not while adding or removing."""
+        return map(self.handles.of, self.columns.every_head().tolist())
 
     def pages(self) -> set[PageId]:
         """The pages of all blocks, cold ones too."""
-        return self._by_page.keys() | {page for cold in self._cold.values() for page in cold}
+        warm: list[PageId] = self.columns.every_page().tolist()
+        return {*warm, *(page for cold in self._cold.values() for page in cold)}
+
+    def _look(self, namespace: Namespace, keys: Sequence[Key]) -> Looked:
+        """As `look`, for those that are not cold."""
+        if not keys or len(namespace) != NAMESPACE_BYTES:
+            return Looked(np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.uint64), False)
+        names = fingerprints(namespace, keys)
+        if namespace not in self._cuts:
+            taken = bool(self.are_taken(names).any())
+            return Looked(np.full(len(keys), -1, np.int64), names, taken)
+        found, taken = self._map.find(names), False
+        hit = np.flatnonzero(found >= 0)
+        if len(hit):
+            wanted = keys if len(hit) == len(keys) else [keys[at] for at in hit.tolist()]
+            same = are_of(self._rows(found[hit]), namespace, wanted)
+            found[hit[~same]] = -1
+            taken = bool(np.count_nonzero(same) < len(same))
+        for at in np.flatnonzero(found < 0).tolist() if self._twins else ():
+            found[at] = self._twins.get((namespace, keys[at]), -1)
+        return Looked(found, names, taken)
+
+    def _made(self, first: PageId) -> Block:
+        """The object of a block, out of its records."""
+        pages = self.columns.shards(first)
+        records = [record for page in pages if (record := self._read(page)) is not None]
+        assert len(records) == len(pages), pages
+        before = self.chains.chain(first, 2)
+        parent = self._read(PageId(int(before[0]))) if len(before) == 2 else None
+        return Block(
+            namespace=records[0].namespace,
+            key=records[0].key,
+            page_size=_page_size(records[0].payload_bytes),
+            pages=tuple(pages),
+            stamps=tuple(record.stamp for record in records),
+            seal=records[0].seal,
+            depth=records[0].depth,
+            parent=NO_KEY if parent is None else parent.key,
+            checksums=tuple(record.checksum or 0 for record in records),
+            born=self.columns.born(first),
+        )
+
+    def _rows_read(self, pages: Pages) -> U64:
+        rows = [self._row(page) for page in pages.tolist()]
+        return np.array(rows, np.uint64).reshape(len(pages), RECORD_BYTES // 8)
+
+    def _row(self, page: PageId) -> U64:
+        """A record as far as it is looked at here; nothing where there is none."""
+        row = np.zeros(RECORD_BYTES // 8, np.uint64)
+        said = self.handles.get(page)
+        record = self._read(page)
+        if said is not None:
+            size, stamp = said.page_size, said.stamps[0]
+            row[1:] = body_of(said.namespace, said.key, size, stamp)
+        elif record is not None:
+            size, stamp = record.payload_bytes, record.stamp
+            row[1:] = body_of(record.namespace, record.key, size, stamp)
+        return row
 
     def check(self) -> None:
         """Keys and pages lead to the same blocks."""
-        pages = 0
-        for namespace, table in self._tables.items():
-            assert table, "an empty namespace stayed"
-            for key, block in table.items():
-                assert (block.namespace, block.key) == (namespace, key)
-                assert block.leases >= 0
-                for page in block.pages:
-                    assert self._by_page[page] is block
-                pages += len(block.pages)
-        assert pages == len(self._by_page)
+        self._map.check()
+        blocks = list(self)
+        cuts: Counter[Namespace] = Counter()
+        for block in blocks:
+            assert self.known(block.namespace, (block.key,)).tolist() == [block.pages[0]], block
+            assert self.columns.shards(block.pages[0]) == list(block.pages)
+            assert all(self.columns.head(page) == block.pages[0] for page in block.pages)
+            assert block.leases >= 0
+            cuts[block.namespace] += 1
+        assert cuts == {namespace: cut.blocks for namespace, cut in self._cuts.items()}
+        assert sum(len(block.pages) for block in blocks) == len(self.columns.every_page())
+        assert len(self._map) + len(self._twins) == len(blocks)
         for namespace, cold in self._cold.items():
             there = list(cold)
             assert there or cold, "an empty table stayed"
@@ -190,4 +432,15 @@ class PrefixIndex:
                 record = self._read(page)
                 assert record is not None and record.shards == 1, (page, record)
                 assert record.namespace == namespace and cold.find(record.key) == page
-                assert record.key not in self._tables.get(namespace, {})
+                assert self._look(namespace, (record.key,)).first.tolist() == [-1]
+
+
+def _page_size(payload_bytes: Bytes) -> Bytes:
+    return -(-payload_bytes // PAGE_ALIGN) * PAGE_ALIGN
+
+
+def _repeated(names: U64) -> Mask:
+    """Which of these were there before."""
+    found = np.ones(len(names), np.bool_)
+    found[np.unique(names, return_index=True)[1]] = False
+    return found

@@ -2,7 +2,11 @@
 
 A fingerprint's upper bits say in which bucket it belongs; if that is full, it is in one of the next
 few.  A fingerprint of 0 is an empty slot, 1 one that is empty since something was removed from a
-bucket that was full: a bucket that has a slot of 0 was never full, so a search ends there.
+bucket that was full: a bucket that has a slot of 0 was never full, so a search ends there.  No
+bucket has both.
+
+Many are looked at with each call of numpy's, which costs a microsecond for few as for many: the
+last few, whose buckets are full, one by one.
 """
 
 import numpy as np
@@ -20,6 +24,9 @@ BUCKET_BYTES: Bytes = SLOTS * (8 + 4)
 
 HOPS: Count = 8
 """Buckets that are looked at for one fingerprint.  At the fullest, one of 14 buckets overflows."""
+
+FEW: Count = 16
+"""Searched one by one: cheaper than the twenty calls of one more round for all of them."""
 
 Pages = npt.NDArray[np.int64]
 HalfWords = npt.NDArray[np.uint32]
@@ -58,17 +65,31 @@ class Half:
         if np.count_nonzero(hit) == len(hit):
             return found
         found[hit == 0] = -1
-        left, buckets = np.arange(len(found)), (fingerprints >> self._shift).astype(np.int64)
-        for _ in range(1, HOPS):
-            on = np.flatnonzero(hit == 0)
-            on = on[(rows[on, :SLOTS] != _EMPTY).all(axis=1)]
-            if not len(on):
-                break
-            left, buckets = left[on], (buckets[on] + 1) & len(self.words) - 1
+        left = np.flatnonzero(hit == 0)
+        left = left[(rows[left, :SLOTS] != _EMPTY).all(axis=1)]
+        buckets = (fingerprints[left] >> self._shift).astype(np.int64)
+        hops = HOPS - 1
+        while len(left) > FEW and hops:
+            buckets, hops = (buckets + 1) & len(self.words) - 1, hops - 1
             rows, slots, hit = self._look(fingerprints[left], buckets)
             there = np.flatnonzero(hit)
             found[left[there]] = rows.view(np.uint32)[there, slots[there] + 2 * SLOTS]
+            on = (hit == 0) & (rows[:, :SLOTS] != _EMPTY).all(axis=1)
+            left, buckets = left[on], buckets[on]
+        for at, bucket in zip(left.tolist(), buckets.tolist(), strict=True):
+            found[at] = self._find_after(int(fingerprints[at]), bucket, hops)
         return found
+
+    def _find_after(self, fingerprint: int, bucket: int, hops: int) -> int:
+        """The page of this one, in the buckets after this one; -1: it is not there."""
+        for _ in range(hops):
+            bucket = (bucket + 1) & len(self.words) - 1
+            row = self._slots[bucket * _WIDE : bucket * _WIDE + SLOTS].tolist()
+            if fingerprint in row:
+                return int(self._pages[bucket * _NARROW + 2 * SLOTS + row.index(fingerprint)])
+            if _EMPTY in row:
+                break
+        return -1
 
     def entries(self, first: int, last: int) -> tuple[U64, HalfWords]:
         """What these buckets have.
@@ -89,28 +110,46 @@ class Half:
         put = np.full(len(fingerprints), -1, np.int64)
         mask = len(self.words) - 1
         left = np.arange(len(fingerprints))
-        home = (fingerprints >> self._shift).astype(np.int64)
-        for hop in range(HOPS):
-            if not len(left):
-                break
-            buckets = (home[left] + hop) & mask
-            order = np.argsort(buckets, kind="stable")
-            left, buckets = left[order], buckets[order]
-            rank = np.arange(len(left)) - np.searchsorted(buckets, buckets)
-            there = self.words[buckets, :SLOTS]
-            free = there <= _GONE
-            fits = rank < free.sum(axis=1)
-            # Those of 1 first, so that buckets fill up late: an order of 1, 0, others.
-            wanted = np.argsort(np.where(free, there ^ np.uint64(1), 2), axis=1, kind="stable")
-            now, at = left[fits], buckets[fits]
-            slot = wanted[fits, rank[fits]]
-            self._pages[at * _NARROW + 2 * SLOTS + slot] = pages[now]
-            self._slots[at * _WIDE + slot] = fingerprints[now]
+        buckets = (fingerprints >> self._shift).astype(np.int64)
+        hops = np.full(len(left), HOPS)  # that they may still make
+        while len(left) > FEW:
+            there = self.words.take(buckets, axis=0)[:, :SLOTS]
+            slots = (there <= _GONE).argmax(axis=1)
+            fits = np.flatnonzero(there[np.arange(len(left)), slots] <= _GONE)
+            at = buckets[fits] * _WIDE + slots[fits]
+            once = np.unique(at, return_index=True)[1]  # of two with one slot, one
+            at, now = at[once], fits[once]
+            where = buckets[now]
+            self.removed -= int(np.count_nonzero(there[now, slots[now]]))
+            self._pages[where * _NARROW + 2 * SLOTS + slots[now]] = pages[left[now]]
+            self._slots[at] = fingerprints[left[now]]
             self.used += len(now)
-            self.removed -= int((there[fits, slot] == _GONE).sum())
-            put[now] = at
-            left = left[~fits]
+            put[left[now]] = where
+            full = np.ones(len(left), np.bool_)
+            full[fits] = False
+            buckets = (buckets + full) & mask
+            hops -= full
+            stays = hops > 0
+            stays[now] = False
+            left, buckets, hops = left[stays], buckets[stays], hops[stays]
+        for at, bucket, more in zip(left.tolist(), buckets.tolist(), hops.tolist(), strict=True):
+            put[at] = self._put_from(fingerprints[at], pages[at], bucket, more)
         return put
+
+    def _put_from(self, fingerprint: np.uint64, page: np.uint32, bucket: int, hops: int) -> int:
+        """Put this one into this bucket or one after it; which that was, -1: there was no place."""
+        for _ in range(hops):
+            row = self._slots[bucket * _WIDE : bucket * _WIDE + SLOTS].tolist()
+            least = min(row)
+            if least <= _GONE:
+                slot = row.index(least)
+                self._pages[bucket * _NARROW + 2 * SLOTS + slot] = page
+                self._slots[bucket * _WIDE + slot] = fingerprint
+                self.used += 1
+                self.removed -= least
+                return bucket
+            bucket = (bucket + 1) & len(self.words) - 1
+        return -1
 
     def take(self, fingerprints: U64, pages: HalfWords) -> None:
         """Empty their slots.

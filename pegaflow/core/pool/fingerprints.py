@@ -64,14 +64,18 @@ def fingerprints(namespace: Namespace, keys: Sequence[Key], longest: int | None 
     Args:
         longest: bytes of the longest, at most MAX_KEY, if that is known already.
     """
+    return fold(namespace, key_hashes(keys, longest))
+
+
+def key_hashes(keys: Sequence[Key], longest: int | None = None) -> U64:
+    """The hashes of these keys; `longest` as for `fingerprints`."""
     if longest is None:
         longest = max(map(len, keys), default=0)
     width = max(8, -(-longest // 8) * 8)
     joined = b"".join(keys)
     if width > longest or len(joined) < longest * len(keys):
         joined = b"".join([key.ljust(width, b"\0") for key in keys])
-    words = np.frombuffer(joined, np.uint64).reshape(len(keys), width // 8)
-    return fold(namespace, _hashes(words))
+    return _hashes(np.frombuffer(joined, np.uint64).reshape(len(keys), width // 8))
 
 
 def _hashes(words: U64) -> U64:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # at run time only where it is needed: it takes longer to sta
     import numpy.typing as npt
 
     U64 = npt.NDArray[np.uint64]
+    Pages = Sequence[PageId] | npt.NDArray[np.int64] | U64
 
 HEADER_BYTES: Constant = 4096
 RECORD_BYTES: Constant = 128
@@ -230,17 +231,17 @@ class Ledger:
             self._rows = np.ndarray(shape, np.uint64, self._bytes, HEADER_BYTES)
         return self._rows
 
-    def are_sealed(self, pages: Sequence[PageId]) -> list[bool]:
+    def are_sealed(self, pages: Pages) -> list[bool]:
         """Of each page whether its record is whole."""
         found: list[bool] = (self._tags(pages) == SEALED).tolist()
         return found
 
-    def are_void(self, pages: Sequence[PageId]) -> list[bool]:
+    def are_void(self, pages: Pages) -> list[bool]:
         """Of each page whether it may be used anew: void, or torn."""
         found: list[bool] = self.void_among(pages).tolist()
         return found
 
-    def void_among(self, pages: Sequence[PageId] | U64) -> npt.NDArray[np.bool_]:
+    def void_among(self, pages: Pages) -> npt.NDArray[np.bool_]:
         """The same as an array."""
         void: npt.NDArray[np.bool_] = self._tags(pages) == VOID
         return void
@@ -257,7 +258,7 @@ class Ledger:
         bodies = np.frombuffer(b"".join(map(_body, records)), np.uint64)
         self.seal_bodies(pages, bodies.reshape(-1, len(FACTORS)))
 
-    def seal_bodies(self, pages: Sequence[PageId], bodies: U64) -> None:
+    def seal_bodies(self, pages: Pages, bodies: U64) -> None:
         """The same of bodies that are made already.
 
         Args:
@@ -266,18 +267,18 @@ class Ledger:
         """
         import numpy as np
 
-        assert len(set(pages)) == len(pages) and all(self.are_void(pages)), pages
-        sums = sums_of(bodies) | np.uint64(SEALED)
         at = self._checked(pages)
+        assert len(set(at.tolist())) == len(at) and all(self.are_void(at)), pages
+        sums = sums_of(bodies) | np.uint64(SEALED)
         self.rows()[at, 0] = VOID
         self.rows()[at, 1:] = bodies
         self.rows()[at, 0] = sums
 
-    def void(self, pages: Sequence[PageId]) -> None:
+    def void(self, pages: Pages) -> None:
         """End these records, sealed or not."""
         self.rows()[self._checked(pages), 0] = VOID
 
-    def leave(self, pages: Sequence[PageId]) -> None:
+    def leave(self, pages: Pages) -> None:
         """Nobody finds these pages from here on; void them, or let them `stay`.
 
         Args:
@@ -285,7 +286,7 @@ class Ledger:
         """
         self._turn(pages, SEALED, LEAVING)
 
-    def stay(self, pages: Sequence[PageId]) -> None:
+    def stay(self, pages: Pages) -> None:
         """Somebody uses these pages: they are sealed as they were.
 
         Args:
@@ -317,12 +318,13 @@ class Ledger:
             if record is not None:
                 assert record.shard < record.shards and record.key, (page, record)
 
-    def _tags(self, pages: Sequence[PageId] | U64) -> U64:
+    def _tags(self, pages: Pages) -> U64:
         """Of each page SEALED, LEAVING, QUARANTINED, or VOID, also where it is torn."""
-        rows = self.rows()[self._checked(pages)]
-        return tags_of(rows[:, 0], rows[:, 1:])
+        at = self._checked(pages)
+        words = self.rows()[at, 0]
+        return tags_of(words, self.rows()[at, 1:]) if words.any() else words
 
-    def _turn(self, pages: Sequence[PageId], before: int, after: int) -> None:
+    def _turn(self, pages: Pages, before: int, after: int) -> None:
         """Each word becomes another in one store; what it says of the body stays."""
         import numpy as np
 
@@ -331,7 +333,7 @@ class Ledger:
         assert (words & np.uint64(_TAG) == np.uint64(before)).all(), pages
         self.rows()[at, 0] = words & np.uint64(_SUM) | np.uint64(after)
 
-    def _checked(self, pages: Sequence[PageId] | U64) -> npt.NDArray[np.int64]:
+    def _checked(self, pages: Pages) -> npt.NDArray[np.int64]:
         import numpy as np
 
         at = np.array(pages, np.int64)

@@ -3,9 +3,9 @@
 import pytest
 
 from pegaflow.actors.index.actor import Index
-from pegaflow.core.blocks.table import Block
+from pegaflow.core.blocks.columns import Pages
 from pegaflow.wire.control import BEAT_NS
-from pegaflow.wire.identities import ClaimId, Key
+from pegaflow.wire.identities import ClaimId, Key, PageId
 from pegaflow.wire.index import EndClaim, Seal, Sealed
 from pegaflow.wire.status import Status
 from tests.actors.rig import PAGE, SESSION_4, SESSION_5, Rig, said
@@ -41,7 +41,7 @@ def walks(actor: Index, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     walk = actor.residency._chain
 
-    def counted(last: Block) -> list[Block]:
+    def counted(last: PageId) -> Pages:
         found = walk(last)
         lengths.append(len(found))
         return found

@@ -175,7 +175,10 @@ def test_a_chain_that_bites_its_tail_is_walked_once() -> None:
     for key, parent, page in ((one_, two, 0), (two, one_, 1)):
         msg = replace(seal_of(claim(rig, (key,)).number, (key,), page), parents=(parent,))
         assert said(rig.ask(SESSION_4, msg), Sealed).positions == (0,)
-    assert [len(actor.residency._chain(block)) for block in actor.residency.blocks] == [2, 2]
+    assert [len(actor.residency._chain(block.pages[0])) for block in actor.residency.blocks] == [
+        2,
+        2,
+    ]
 
 
 def test_claims_and_leases_of_one_session_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

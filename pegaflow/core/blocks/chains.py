@@ -1,0 +1,80 @@
+"""Which block comes before which, as far as both are here.
+
+Of each block a column says where the one before it was when it was published, and under which
+stamp; if another block is there by now, nobody knows it any more.  A chain is saved in pieces that
+are sealed in any order, so a piece may be here before the one that it goes on from: the fingerprint
+of that one is kept, and looked for when somebody walks the chain.  Only the order in which blocks
+go hangs on any of this.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pegaflow.core.pool.fingerprints import U64, fingerprints
+from pegaflow.wire.identities import Key, Namespace, PageId
+from pegaflow.wire.units import Count
+
+from .columns import Columns, Pages
+from .keymap import KeyMap
+
+ORPHANS_MAX: Count = 65536
+"""Blocks whose forerunner may still come: chains being saved, each with a few pieces under way."""
+
+
+class Chains:
+    """Links between the blocks of a prefix index.
+
+    Args:
+        columns: where the links are.
+        map_: from fingerprints to first pages.
+        rows: the ledger's records of pages.
+    """
+
+    def __init__(self, columns: Columns, map_: KeyMap, rows: Callable[[Pages], U64]) -> None:
+        self._columns, self._map, self._rows = columns, map_, rows
+        self._orphans: dict[PageId, int] = {}  # first page -> fingerprint of the block before it
+
+    def link(self, first: PageId, before: PageId) -> None:
+        """The block at one page goes on from that at another."""
+        parents = np.array([before], np.int64)
+        self._columns.link(np.array([first]), parents, self._rows(parents)[:, 1])
+        self._orphans.pop(first, None)
+
+    def await_parent(self, first: PageId, namespace: Namespace, parent: Key) -> None:
+        """The block before this one may still come."""
+        if any(parent) and len(self._orphans) < ORPHANS_MAX:
+            self._orphans[first] = int(fingerprints(namespace, (parent,))[0])
+
+    def forget(self, first: Pages) -> None:
+        """These blocks are gone."""
+        if self._orphans:
+            for page in first.tolist():
+                self._orphans.pop(page, None)
+
+    def chain(self, last: PageId, most: int) -> Pages:
+        """The resident chain that ends in this block.
+
+        Args:
+            last: its first page.
+            most: blocks, at most.
+
+        Returns:
+            First pages, that of the head first.
+        """
+        while True:
+            walked = np.array(self._columns.walk(last, most), np.int64)
+            stamps = self._rows(walked[1:])[:, 1]
+            broken = np.flatnonzero(~self._columns.linked(walked[:-1], walked[1:], stamps))
+            found = walked[: broken[0] + 1 if len(broken) else len(walked)]
+            if not self._orphans or not self._adopt(PageId(int(found[-1]))):
+                return found[::-1]
+
+    def _adopt(self, first: PageId) -> bool:
+        """Whether the block before this one has come."""
+        name = self._orphans.get(first)
+        before = -1 if name is None else int(self._map.find(np.array([name], np.uint64))[0])
+        if before < 0:
+            return False
+        self.link(first, PageId(before))
+        return True
