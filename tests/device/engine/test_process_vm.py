@@ -74,12 +74,12 @@ class Pool:
         self.map = mmap.mmap(-1, BYTES)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.bytes = np.frombuffer(self.map, np.uint8)
-        self.offsets = tuple(range(0, BYTES, 2 * RUN))
+        self.offsets = np.arange(0, BYTES, 2 * RUN, dtype=np.uint64)
 
 
 def test_blocks_come_and_go_whole(engine: Engine) -> None:
     memory, pool = engine.memory(), Pool()
-    blocks = tuple(reversed(range(BLOCKS)))
+    blocks = np.arange(BLOCKS, dtype=np.uint64)[::-1].copy()
     assert memory.payload_bytes == 2 * RUN
     assert memory.read(pool.address, blocks, pool.offsets, NEVER) == (Status.OK, "")
     at = np.arange(BYTES)
@@ -95,7 +95,7 @@ def test_blocks_come_and_go_whole(engine: Engine) -> None:
 
 def test_two_threads_may_copy_at_once(engine: Engine) -> None:
     memory, pool = engine.memory(), Pool()
-    blocks = tuple(range(BLOCKS))
+    blocks = np.arange(BLOCKS, dtype=np.uint64)
 
     def read(_: int) -> Status:
         return memory.read(pool.address, blocks, pool.offsets, NEVER)[0]
@@ -122,7 +122,7 @@ def test_who_is_not_the_engine_is_not_touched(
 
 def test_a_deadline_a_death_and_an_end_stop_a_copy(engine: Engine) -> None:
     memory, pool = engine.memory(), Pool()
-    blocks = tuple(range(BLOCKS))
+    blocks = np.arange(BLOCKS, dtype=np.uint64)
     past = time.monotonic_ns() - 1
     assert memory.read(pool.address, blocks, pool.offsets, past)[0] is Status.EXPIRED
     engine.process.send_signal(signal.SIGKILL)
@@ -137,5 +137,5 @@ def test_a_hole_is_a_failure(engine: Engine) -> None:
     memory = engine.memory()
     hole = mmap.mmap(-1, mmap.PAGESIZE)
     nowhere = ctypes.addressof(ctypes.c_char.from_buffer(hole)) + (1 << 45)
-    status, why = memory.read(nowhere, (0,), (pool.offsets[0],), NEVER)
+    status, why = memory.read(nowhere, np.zeros(1, np.uint64), pool.offsets[:1], NEVER)
     assert status is Status.COPY_FAILED and why
