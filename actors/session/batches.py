@@ -120,7 +120,7 @@ class Batches(Part):
 
     def _read(self, save: RankSave, now: int) -> list[Effect]:
         """Let batches wait for pages; they are read as soon as they have them.  The first is half
-        as large: there are pages ready for it."""
+        as large, so that its copy begins sooner."""
         size = self._size() // 2 or 1
         while len(save.todo):
             positions, size = _next(save, size), self._size()

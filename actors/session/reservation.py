@@ -37,8 +37,8 @@ ALLOCATOR_NS: Nanoseconds = 1000 * MS
 READY_BYTES: Bytes = 8 << 20
 """Pages kept ready, so that a save need not ask the allocator first."""
 
-READY_PAGES_MAX: Count = 128
-"""Pages kept ready at most: the first batch of a save, which is copied while the next gets its."""
+READY_PAGES_MAX: Count = 64
+"""Pages kept ready at most: nobody else has them, and of a pool of 32 MiB they are an eighth."""
 
 RESERVE_MAX: Count = 512
 """Pages asked for at once: a long save must not evict the whole pool before it copies a byte, nor

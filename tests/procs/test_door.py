@@ -148,6 +148,7 @@ def test_an_answer_of_a_stranger_is_not_believed(tmp_path: Path) -> None:
 def test_the_service_hears_no_other_user(commons: Path) -> None:
     """Even if somebody has opened the directory and the sockets to everybody."""
     context: zmq.Context[Any] = zmq.Context()
+    context.setsockopt(zmq.LINGER, 0)  # a refused word is never sent, and would be waited for
     with Service(commons / "run") as service:
         actors = service.run_dir / "actors"
         spare = service.processes("session")[0]

@@ -8,6 +8,7 @@ import pytest
 
 from pegaflow.actors.session import batches, reservation
 from pegaflow.actors.session.actor import Session
+from pegaflow.actors.session.batches import BATCH_BLOCKS
 from pegaflow.actors.session.reservation import READY_PAGES_MAX
 from pegaflow.core.pool.columns import column
 from pegaflow.core.pool.columns import said as as_said
@@ -154,7 +155,7 @@ def test_what_a_claim_has_brought_is_not_expected_any_more() -> None:
 
 
 def test_what_is_sealed_is_returned_before_other_pages_are_asked_for_or_by_the_beat() -> None:
-    service = Service(ready=READY_PAGES_MAX)
+    service = Service(ready=BATCH_BLOCKS // 2)
     sent = service.save(MANY)
     everything = as_said(column(range(MANY)))
     service.tell(IDX, Claimed(ClaimId(1), everything), answer=sent[0].question)
