@@ -39,7 +39,7 @@ from pegaflow.service.serve import purge
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR
 from perf import chaosfiles, command, machine
-from perf.chaosgroup import Eye, Group, Worker, home, wait
+from perf.chaosgroup import Eye, Group, Worker, home, late, longest, wait
 from perf.chaosload import TIMEOUTS
 
 GROUP, ENGINE, SPARE, HOST = "whole group", "engine", "spare session", "host"
@@ -53,9 +53,6 @@ STOPPED_S = 4.0
 
 PAUSE_S = 0.3
 """Mean time of peace between two faults."""
-
-GRACE_S = 1.0
-"""What a call may be late by, on a machine whose cores are all busy."""
 
 
 class Chaos:
@@ -138,17 +135,8 @@ class Chaos:
         self.missed += self.eye.missing()
 
     def _victim(self, who: str) -> ProcessRow:
-        name = SESSION if who == SPARE else who
-        found: list[ProcessRow] = []
-
-        def there() -> bool:
-            rows = [r for r in self.group.rows() if r.address.name == name and r.pid]
-            wanted = {SPARE: "spare", SESSION: "serving"}.get(who, "up")
-            found[:] = [r for r in rows if r.state == wanted]
-            return bool(found)
-
-        wait(f"a {who} to hit", there)
-        return self.rng.choice(found)
+        state = {SPARE: "spare", SESSION: "serving"}.get(who, "up")
+        return self.group.one_of(SESSION if who == SPARE else who, state, self.rng)
 
     def _hit_all(self, how: str, who: str) -> float:
         hit = os.killpg if who == GROUP else os.kill
@@ -229,8 +217,7 @@ class Chaos:
 
     def waits(self) -> dict[str, float]:
         """The longest wait of each call."""
-        workers = (*self.workers, *self.buried)
-        return {call: max(w.waits.get(call, 0.0) for w in workers) for call in TIMEOUTS}
+        return longest((*self.workers, *self.buried))
 
 
 def table(chaos: Chaos) -> Table:
@@ -245,9 +232,8 @@ def table(chaos: Chaos) -> Table:
 def failures(sums: dict[str, int], waits: dict[str, float]) -> list[str]:
     """What must not be."""
     wrong = [f"{name} {sums[name]}" for name in BAD if sums[name]]
-    late = [f"{c} took {s:.2f} s" for c, s in waits.items() if s > TIMEOUTS[c] + GRACE_S]
     idle = [] if sums.get("blocks_loaded") and sums["sealed"] else ["nothing was loaded"]
-    return wrong + late + idle
+    return wrong + late(waits) + idle
 
 
 BAD = ("wrong_bytes", "exceptions", "lost", "evicted", "missed_without")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pegaflow.service.rundir import front_desk
 from pegaflow.service.serve import purge
 from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION
-from perf.chaosload import CHAINS, Engine, keys
+from perf.chaosload import CHAINS, TIMEOUTS, Engine, keys
 from perf.machine import ENVIRONMENT
 
 PATIENCE_S = 30.0
@@ -31,6 +32,9 @@ PATIENCE_S = 30.0
 POOL = "64MiB"  # some 32 MiB of blocks, and spare pages of sessions: nothing evicts
 POLL_S = 0.01
 ASKED_AGAIN = 10  # lookups until a block counts as lost
+
+GRACE_S = 1.0
+"""What a call may be late by, on a machine whose cores are all busy."""
 
 
 def wait(what: str, check: Callable[[], bool]) -> None:
@@ -96,6 +100,18 @@ class Group:
         states = {(row.address.name, row.state) for row in self.rows()}
         return {(ALLOCATOR, "up"), (INDEX, "up"), (SESSION, "spare")} <= states
 
+    def one_of(self, name: str, state: str, rng: random.Random) -> ProcessRow:
+        """A process of this name in this state, as soon as there is one."""
+        found: list[ProcessRow] = []
+
+        def there() -> bool:
+            rows = self.rows()
+            found[:] = [r for r in rows if (r.address.name, r.state) == (name, state) and r.pid]
+            return bool(found)
+
+        wait(f"a {name} that is {state}", there)
+        return rng.choice(found)
+
     def counter(self, name: str) -> int:
         """A number of this life, summed over all processes."""
         return sum(c.value for row in self.rows() for c in row.counters if c.name == name)
@@ -160,6 +176,17 @@ class Worker:
         code = self.process.wait(PATIENCE_S)
         self._reader.join()
         return code
+
+
+def longest(workers: Iterable[Worker]) -> dict[str, float]:
+    """The longest wait of each call."""
+    waits = [worker.waits for worker in workers]
+    return {call: max(w.get(call, 0.0) for w in waits) for call in TIMEOUTS}
+
+
+def late(waits: dict[str, float]) -> list[str]:
+    """Calls that came back too late."""
+    return [f"{c} took {s:.2f} s" for c, s in waits.items() if s > TIMEOUTS[c] + GRACE_S]
 
 
 class Eye:

@@ -24,10 +24,9 @@ from collections import Counter
 from rich.table import Table
 
 from pegaflow.core.errors import UserError
-from pegaflow.wire.control import ProcessRow
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION
 from perf import command, machine
-from perf.chaosgroup import Group, Worker, home, wait
+from perf.chaosgroup import Group, Worker, home, late, longest
 from perf.chaosload import TIMEOUTS
 
 GROUP, READER = "whole group", "reader"
@@ -39,9 +38,6 @@ GREEDY_CHAINS = 1 << 30  # nobody looks up one of them twice
 
 LOOK_S = 0.5
 """From one look at the counters to the next: what was counted since dies with its process."""
-
-GRACE_S = 1.0
-"""What a call may be late by, on a machine whose cores are all busy."""
 
 GONE = ("leases_lost", "leases_refused")
 """Counters of leases whose blocks were not there when a session was to copy them."""
@@ -98,19 +94,8 @@ class Stress:
             seed = self.rng.randrange(1 << 30)
             self.workers.append(Worker(self.group, worker.name, seed, CHAINS))
         else:
-            os.kill(self._victim(who).pid, signal.SIGKILL)
-
-    def _victim(self, who: str) -> ProcessRow:
-        state = "serving" if who == SESSION else "up"
-        found: list[ProcessRow] = []
-
-        def there() -> bool:
-            rows = self.group.rows()
-            found[:] = [r for r in rows if (r.address.name, r.state) == (who, state) and r.pid]
-            return bool(found)
-
-        wait(f"a {who} to kill", there)
-        return self.rng.choice(found)
+            state = "serving" if who == SESSION else "up"
+            os.kill(self.group.one_of(who, state, self.rng).pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """Whatever becomes of us, no engine outlives us."""
@@ -132,17 +117,15 @@ class Stress:
 
     def waits(self) -> dict[str, float]:
         """The longest wait of each call."""
-        workers = (*self.workers, self.greedy, *self.buried)
-        return {call: max(w.waits.get(call, 0.0) for w in workers) for call in TIMEOUTS}
+        return longest((*self.workers, self.greedy, *self.buried))
 
 
 def failures(sums: Counter[str], waits: dict[str, float]) -> list[str]:
     """What must not be."""
     wrong = [f"{name} {sums[name]}" for name in ("wrong_bytes", "exceptions", *GONE) if sums[name]]
-    late = [f"{c} took {s:.2f} s" for c, s in waits.items() if s > TIMEOUTS[c] + GRACE_S]
     idle = [] if sums["blocks_loaded"] else ["nothing was loaded"]
     idle += [] if sums["evictions_turned_back"] else ["no eviction met a hazard"]
-    return wrong + late + idle
+    return wrong + late(waits) + idle
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pegaflow.actors.index.actor import Index
 from pegaflow.actors.index.eviction import CLEARING_NS
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.wire.allocator import Freed, Pressure
-from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Members, Neighbour, Welcome
 from pegaflow.wire.identities import (
     NO_CLAIM,
     NO_LEASE,
@@ -65,13 +65,16 @@ def index_of(ledger: Ledger) -> tuple[Rig, Index]:
 
 
 def index_in(
-    memory: IndexMemory, members: Members = NOBODY_ELSE, address: Address = IDX
+    memory: IndexMemory,
+    members: Members = NOBODY_ELSE,
+    address: Address = IDX,
+    welcome: Welcome = WELCOME,
 ) -> tuple[Rig, Index]:
     """The same, in this memory and among these holders."""
     actor = Index(address, BOSS, HELLO, memory)
     rig = Rig(actor)
     rig.start()
-    rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, welcome)
     rig.tell(BOSS, members)
     assert said(rig.tell(BOSS, Neighbour(ALLOC, "ipc://a", 1)), Freed, ALLOC) == Freed(())
     rig.wait(0)

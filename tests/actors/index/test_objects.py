@@ -3,19 +3,13 @@
 import gc
 from dataclasses import replace
 
-from pegaflow.actors.index.actor import Index
-from pegaflow.wire.control import BEAT_NS, Neighbour, Welcome
+from pegaflow.wire.control import BEAT_NS, Welcome
 from pegaflow.wire.identities import Key
 from pegaflow.wire.index import EndClaim, Held, Release, Sealed
 from pegaflow.wire.status import Status
 from tests.actors.memory import IndexMemory, new_ledger
 from tests.actors.rig import (
-    ALLOC,
-    BOSS,
     EXTENT,
-    HELLO,
-    IDX,
-    NOBODY_ELSE,
     PAGE,
     SESSION_4,
     WELCOME,
@@ -23,7 +17,7 @@ from tests.actors.rig import (
     said,
 )
 
-from .test_index import claim, find, press, seal_of
+from .test_index import claim, find, index_in, press, seal_of
 
 BLOCKS, PIECE = 1024, 128
 LARGE: Welcome = replace(WELCOME, pool_bytes=BLOCKS * PAGE, extent_bytes=EXTENT)
@@ -34,12 +28,7 @@ OBJECTS_MOST = BLOCKS // 8
 
 def index() -> Rig:
     """An index with room for all of the blocks."""
-    rig = Rig(Index(IDX, BOSS, HELLO, IndexMemory(new_ledger(LARGE))))
-    rig.start()
-    for message in (LARGE, NOBODY_ELSE, Neighbour(ALLOC, "ipc://a", 1)):
-        rig.tell(BOSS, message)
-    rig.wait(0)
-    return rig
+    return index_in(IndexMemory(new_ledger(LARGE)), welcome=LARGE)[0]
 
 
 def save(rig: Rig, first: int) -> tuple[Key, ...]:
