@@ -110,7 +110,6 @@ def adopt(ledger: Ledger, geometry: Geometry) -> int:
     adoption = Adoption(ledger, geometry, blocks)
     while adoption.step():
         pass
-    adoption.finish()
     return len(blocks)
 
 

@@ -2,9 +2,11 @@
 
 Both halves of the connector, called in vLLM's order with stand-ins for its objects, over a real
 service.  DECODERS requests decode, and every step that finds the last newcomer gone brings a new
-one of PROMPT tokens: in turn one whose blocks are in the cache (it is loaded) and one whose are not
-(it is computed and saved).  What the decoders fill is saved too.  A figure is the time spent in the
-connector's methods in one step, waiting included; copies are done by the worker's own thread.
+one of PROMPT tokens, which then decodes for LIFE steps: in turn one with a prompt that is in no
+cache (it is computed and saved) and one with the prompt that was computed BEHIND pairs of newcomers
+before (it is found and loaded).  What the decoders fill is saved too.  A figure is the time spent
+in the connector's methods in one step, waiting included; copies are done by the worker's own
+thread.
 
 Goal: a median and a p99 under 200 us for each half.  In an engine with one process they add up.
 """
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -25,6 +28,7 @@ from rich.table import Table
 import pegaflow.connectors.vllm.worker
 from pegaflow.connector import PegaKVConnector
 from pegaflow.connectors.vllm.layout import Tensor
+from pegaflow.core.errors import UserError
 from pegaflow.replay import service
 from perf import command, machine
 from perf.machine import microseconds, percentile, verdict
@@ -38,6 +42,8 @@ TOKENS = 16  # of a block
 LAYERS, LAYER_BYTES = 8, 8192
 DECODERS, PROMPT, BLOCKS = 16, 512, 4096
 POOL = 512 << 20
+BEHIND, LIFE = 4, 8
+FORWARD_S, SERVED_S = 0.002, 30.0
 
 
 class FullAttentionSpec:
@@ -54,6 +60,8 @@ class Request:
     num_tokens: int
     block_hashes: list[bytes]
     ids: list[int]  # the engine's blocks
+    num_computed_tokens: int = 0
+    num_in_flight_tokens: int = 0
 
 
 @dataclass
@@ -63,6 +71,8 @@ class Engine:
     config: Any
     cache: Any
     spent: dict[str, float] = field(default_factory=lambda: {"scheduler": 0.0, "worker": 0.0})
+    requests: dict[str, Request] = field(default_factory=dict)  # that are scheduled
+    hits: int = 0  # newcomers that were found in the step that asked
     received: set[str] = field(default_factory=set)
     sent: set[str] = field(default_factory=set)
 
@@ -73,6 +83,7 @@ class Engine:
         self.worker = PegaKVConnector(self.config, role("WORKER"), self.cache)
         self.worker.register_kv_caches({f"layers.{i}": self.memory[i] for i in range(LAYERS)})
         self.scheduler = PegaKVConnector(self.config, role("SCHEDULER"), self.cache)
+        self.scheduler.bind_gpu_block_pool(SimpleNamespace(get_num_free_blocks=lambda: BLOCKS // 2))
 
     def call(self, half: str, method: Callable[..., T], *arguments: Any) -> T:
         """Call it, and note the time."""
@@ -84,6 +95,7 @@ class Engine:
         """The fixed calls of a step; seconds of each half, those of the calls before included."""
         scheduler, worker, call = self.scheduler, self.worker, self.call
         orders = call("scheduler", scheduler.build_connector_meta, output)
+        self._count(output)
         worker.bind_connector_metadata(orders)
         call("worker", worker.handle_preemptions, orders)
         call("worker", worker.start_load_kv, None)
@@ -94,10 +106,19 @@ class Engine:
         worker.clear_connector_metadata()
         ended = fakes.worker_output(received, bad, meta)
         call("scheduler", scheduler.update_connector_output, ended)
+        call("scheduler", scheduler.take_events)
         self.received |= received or set()
         self.sent |= sent or set()
         spent, self.spent = self.spent, {"scheduler": 0.0, "worker": 0.0}
         return spent
+
+    def _count(self, output: Any) -> None:
+        """The tokens of this step are computed, as vLLM says of each request."""
+        cached, scheduled = output.scheduled_cached_reqs, output.num_scheduled_tokens
+        rows = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
+        rows += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        for name, computed in rows:
+            self.requests[name].num_computed_tokens = computed + scheduled[name]
 
     def close(self) -> None:
         self.scheduler.shutdown()
@@ -111,46 +132,78 @@ def request(name: str, tokens: int, first: int, salt: str) -> Request:
     return Request(name, tokens, hashes, list(range(first, first + count)))
 
 
-def newcomer(engine: Engine, number: int) -> Iterator[tuple[Any, ...]]:
-    """One request's life; each yield is a step, with the rows of `fakes.output` that it adds."""
-    salt = f"new {number // 2}"  # each is computed once and loaded once
+def newcomer(engine: Engine, number: int) -> Iterator[tuple[list[Any], list[Any]]]:
+    """One request's life; each yield is a step, with the rows of `fakes.output` that it adds: as a
+    new request, and as one that goes on."""
+    salt = f"new {number // 2 - number % 2 * BEHIND}"  # each is computed once and loaded once
     first = BLOCKS // 2 + number % 32 * (PROMPT // TOKENS)
     new = request(f"new-{number}", PROMPT + 1, first, salt)
     call, scheduler = engine.call, engine.scheduler
+    engine.requests[new.request_id] = new
     call("scheduler", scheduler.on_new_request, new)
     tokens, _ = call("scheduler", scheduler.get_num_new_matched_tokens, new, 0)
+    engine.hits += bool(tokens)
     while tokens is None:
-        yield ()
+        yield [], []
         tokens, _ = call("scheduler", scheduler.get_num_new_matched_tokens, new, 0)
     call("scheduler", scheduler.update_state_after_alloc, new, fakes.blocks(new.ids), tokens)
     while tokens and new.request_id not in engine.received:
-        yield ()
-    yield ((new.request_id, new.ids, tokens, new.num_tokens - tokens),)
+        yield [], []
+    yield [(new.request_id, new.ids, tokens, new.num_tokens - tokens)], []
+    for _ in range(LIFE):
+        new.num_tokens += 1
+        yield [], [(new.request_id, None, new.num_tokens - 1, 1)]
     held, _ = call("scheduler", scheduler.request_finished, new, new.ids)
+    del engine.requests[new.request_id]
     while held and new.request_id not in engine.sent:
-        yield ()
+        yield [], []
+
+
+def warm_up(engine: Engine) -> int:
+    """Take steps until both halves are attached, and what is in memory is found at once.
+
+    Returns:
+        Newcomers that came.
+
+    Raises:
+        UserError: that takes too long.
+    """
+    until = time.monotonic() + SERVED_S
+    for number in count():
+        for fresh, going_on in newcomer(engine, number):
+            engine.step(fakes.output(new=fresh, cached=going_on))
+            time.sleep(FORWARD_S)
+        if engine.hits:
+            return number + 1
+        if time.monotonic() > until:
+            break
+    raise UserError(f"no lookup was answered in its step for {SERVED_S:.0f} s")
 
 
 def measure(engine: Engine, steps: int) -> dict[str, list[float]]:
     """Seconds per step of each half."""
     each = PROMPT // TOKENS + steps // TOKENS + 2
     assert DECODERS * each <= BLOCKS // 2, "more steps than there are blocks"
-    decoders = []
+    came = warm_up(engine)
+    engine.hits, decoders = 0, []
     for i in range(DECODERS):
         made = request(f"decoder-{i}", each * TOKENS, i * each, f"decoder {i} {os.getpid()}")
+        engine.requests[made.request_id] = made
         engine.scheduler.on_new_request(made)
         engine.scheduler.get_num_new_matched_tokens(made, 0)
         engine.scheduler.update_state_after_alloc(made, fakes.blocks(made.ids), 0)
         decoders.append(made)
     engine.step(fakes.output(new=[(d.request_id, d.ids, 0, PROMPT) for d in decoders]))
     found: dict[str, list[float]] = {"scheduler": [], "worker": []}
-    lives = (step for number in range(steps) for step in newcomer(engine, number))
+    lives = (step for number in count(came) for step in newcomer(engine, number))
     for done in range(steps):
         decoding = [(d.request_id, None, PROMPT + done, 1) for d in decoders]
-        spent = engine.step(fakes.output(new=next(lives), cached=decoding))
+        fresh, going_on = next(lives)
+        spent = engine.step(fakes.output(new=fresh, cached=decoding + going_on))
         for half, seconds in spent.items():
             found[half].append(seconds)
-        time.sleep(0.002)  # the forward pass
+        time.sleep(FORWARD_S)
+    print(f"{engine.hits} newcomers were found in the step that asked")
     return found
 
 

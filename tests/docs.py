@@ -4,7 +4,7 @@
     formats.md       what is in shared memory and on disks
     client.md        the public interface of pegaflow.client
     architecture.md  its table of parts
-    metrics.md       its table of metrics
+    metrics.md       its tables of metrics: the service's, and the connector's
 
 test_docs.py compares them with the code, so none of them is ever older than it.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pegaflow.actors.roster import SPECS
+from pegaflow.connectors.vllm import metrics as connector
 from pegaflow.observe.metrics import table
 from pegaflow.wire.values import SUPERVISOR
 
@@ -45,12 +46,14 @@ MADE = "<!-- Made from the code by `python -m tests.docs`; edit the docstrings t
 def pages() -> dict[Path, str]:
     """Every page that is made, as it should be."""
     architecture, metrics = DOCS / "architecture.md", DOCS / "metrics.md"
+    tables = between(metrics.read_text(), "table", "\n".join(table()) + "\n")
+    tables = between(tables, "engine", "\n".join(connector.table()) + "\n")
     return {
         DOCS / "protocol.md": protocol(),
         DOCS / "formats.md": formats(),
         DOCS / "client.md": client(),
         architecture: between(architecture.read_text(), "parts", parts()),
-        metrics: between(metrics.read_text(), "table", "\n".join(table()) + "\n"),
+        metrics: tables,
     }
 
 

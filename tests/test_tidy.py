@@ -141,9 +141,10 @@ def every_module_is_used(sources: Iterable[Source]) -> Complaints:
 def entry_points() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["scripts"], *project["entry-points"].values()]
-    # Named by the user in --kv-transfer-config.
+    # The last two are named by the user in --kv-transfer-config.
     return {point.split(":")[0] for group in groups for point in group.values()} | {
-        "pegaflow.connector"
+        "pegaflow.connector",
+        "pegaflow.tier",
     }
 
 

@@ -3,7 +3,7 @@
     session → allocator   Reserve   → Reserved     pages to fill, under stamps never used before
     session → allocator   Return                   pages I hold no longer: sealed, or never to be
     session → allocator   PagesHeld                statement: up to this number I hold exactly these
-    allocator → index     Pressure  → Freed        evict enough for so many pages
+    allocator → index     Pressure  → Freed        evict enough for so many pages, or ahead of need
     index → allocator     Freed                    told unasked: these pages' records are void now
     index → allocator     Fenced (control.py)      nothing of this dead process will be sealed
     allocator → index     Fence                    pages of this dead process wait for your Fenced
@@ -17,6 +17,19 @@ is mended by the next PagesHeld, a lost Freed by the next scan, and a lost Fence
 
 Grants are numbered per holder.  A Reserved that the session no longer waits for is handed back with
 Return, not ignored.  A page granted later than the stated number is sent again.
+
+Pages are freed ahead of need.  A grant that leaves few free pages of its size, in a pool that grows
+no more, is followed by Pressure `ahead`, so that whoever asks next finds pages waiting and need not
+wait until victims are no hits, hazards are read and records void.  Only a grant leads to it, so
+nothing goes for an engine that is idle.  The index evicts the coldest of that size, but empties no
+extent of another size, and lets nothing go that a tier is still to write: it has that written, and
+Freed names less, or nothing; then the allocator presses for nobody for a moment.  One Pressure is
+under way at a time, and one ahead of need is short, since a Reserve that finds too few pages waits
+for it too, before it has the index pressed for what is still missing.  None is for more than
+PRESSURE_PAGES, whatever is missing: the next one asks for the rest, and the index answers others in
+between.  The index's death ends the
+question, and another grant asks the next index.  The allocator's death loses nothing: what was
+evicted for it is void, so free for its successor, and a Freed that finds it dead is as a lost one.
 
 A new allocator knows nothing.  It waits until every session that Members names has said PagesHeld
 or is fenced, and until an index has spoken to it (which has then heard of every death that Members
@@ -33,7 +46,11 @@ mended by what they state, and what they ask for waits for the next allocator.
 from .identities import GrantId, PageId, Stamp
 from .message import Message, message
 from .status import Status
+from .units import Count
 from .values import Address, Numbers, U64s
+
+PRESSURE_PAGES: Count = 4096
+"""Pages of one Pressure: 4 to 6 ms of the index, which frees no more for one."""
 
 
 @message(80)
@@ -76,11 +93,13 @@ class Pressure(Message):
     """Evict enough for `count` pages of this size.
 
     `reassign`: this size has no extent to take them from; empty an extent of another size.
+    `ahead`: nobody waits for them yet: empty no extent, and lose nothing that a tier is to have.
     """
 
     page_size: int
     count: int
     reassign: bool
+    ahead: bool = False
 
 
 @message(85)

@@ -19,6 +19,11 @@ with Release.  So a lost grant and a lost release both mend themselves.
 A claim owns no memory and may expire by time (CLAIM_NS): a second engine may then save the block.
 A Seal under a claim that ended or expired is refused (STALE_CLAIM) block by block.
 
+Who copies a block in less time than a Claim takes does not claim it: the session of an engine with
+one rank, whose memory it reads itself, looks into the table, copies what it does not see there, and
+seals it under no claim (0).  Then, as after an expired claim, two may have copied one block: the
+first Seal publishes it, and of the other's blocks the index says how many are `known`.
+
 Pins.  What is leased cannot be evicted.  One session leases no more than Welcome.max_pinned_bytes,
 each block counted once, and all of them together no more than a share of the pool
 (core/blocks/pins.py): beyond that a Find ends early, as if the rest of its run were not there, so
@@ -29,7 +34,8 @@ followed by Pinned, and the session, which knows the engine's name, says who it 
 Seal, the one place where bytes become visible: the index checks that sender and claim live, writes
 the record bodies, then each state word, then answers.  Until an index has answered, the session
 neither uses nor returns the pages.  A block that is already sealed with the same stamp is accepted
-again; one that is sealed with another is refused and the session returns its pages.
+again; one that is sealed with another is refused and the session returns its pages.  Several Seals
+of one claim may be under way; no block is named by two of them.
 
 A new index scans the ledger; what is whole there is resident, a block that lacks a shard is voided.
 Questions wait until it has.  To a new index a session first says all that it holds:
@@ -183,6 +189,7 @@ class Sealed(Message):
 
     status: Status
     positions: U64s
+    known: int = 0  # of the others so many are here under other pages
 
 
 @message(68)

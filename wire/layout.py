@@ -112,6 +112,12 @@ def fingerprint(layout: Layout) -> bytes:
     return digest.digest()
 
 
+def alike(one: Layout, other: Layout) -> bool:
+    """Whether both cut pages of the same dtype and the same runs, whatever these are called."""
+    cuts = [[(lay.segment_bytes, lay.segments) for lay in each.layers] for each in (one, other)]
+    return one.dtype == other.dtype and cuts[0] == cuts[1]
+
+
 def fault(layout: Layout, region_bytes: Sequence[int]) -> str:
     """What is wrong with the layout over these regions.
 

@@ -46,14 +46,16 @@ writes them there and asks Proven, and the session reads them back: a wrong pid,
 missing right is found before a byte is moved, and the rank is served staged instead (or refused,
 if it will have nothing else).  Before each bounded chunk the session looks at the pidfd of the
 engine's process and at the deadline; a short count is a failure.  On a save the session copies
-first and says BatchCopied; the client says Keep if the blocks were the keys' until then, else
-Drop: no page is sealed without Keep.  On a load the session is the writer of the engine's blocks,
-so the client may call the blocks failed only when the session has said so or is proven dead: at
-the deadline the session stops by itself and says Loaded(EXPIRED); if that does not come within the
-grace, the client kills the session and waits until none of its threads can run.  Leave ends the
-running copies at their next chunk; Left comes when none runs, and only then may the engine free its
-regions.  Remote (TCP) clients and those who cannot see the session's pid are served staged, or
-refused if they will have nothing but process_vm.
+first and says BatchCopied; the client says Keep if the blocks were the keys' until then, else Drop:
+no page is sealed without Keep.  An only rank's blocks it copies before the index has said what is
+new of them, so a BatchCopied may name blocks that turn out to be known; nothing is sealed before
+that answer.  On a load the session is the writer of the engine's blocks, so the client may call the
+blocks failed only when the session has said so or is proven dead: at the deadline the session stops
+by itself and says Loaded(EXPIRED); if that does not come within the grace, the client kills the
+session and waits until none of its threads can run.  Leave ends the running copies at their next
+chunk; Left comes when none runs, and only then may the engine free its regions.  Remote (TCP)
+clients and those who cannot see the session's pid are served staged, or refused if they will have
+nothing but process_vm.
 
 Which file.  A path is looked up where the client lives, and there another file may have it: another
 /dev/shm, or one that came when ours was removed.  So Attached says device and inode of pool and
@@ -83,7 +85,7 @@ hazards any more, and no copies that would need them.
              so does one whose run may go on in a tier, as the filter beside the table says
     lease    its number is the client's, from Lent.first on, and nobody else knows of it.  Released
              by the client that found it, it ends with one store, and no message
-    staged   an engine of one rank whose loads are staged copies from such a lease by itself, with
+    staged   an engine of one shard whose loads are staged copies from such a lease by itself, with
              no message: its hazards are the client's until the copy is over, and the client
              compares pages and stamps with the ledger afterwards
     Took     before anybody else loads from it: the pages, their stamps and the *rows* of its
@@ -102,11 +104,13 @@ A lease that the client has not passed on within SHARE_NS is passed on when it n
 sockets.  Before and after each copy the session compares the pages with the ledger, so a hazard
 that failed costs a load and never gives other bytes.
 
-Ranks.  A block has one page per rank.  A lease is consumed when every rank has loaded from it (or
-it is released, and no copy of it runs).  The ranks' saves of one scheduler order carry its number;
-a block is sealed when every rank has said Keep for it under the same order, so that shards of two
-computations never meet.  An order that a rank drops, skips or does not join within ORDER_NS is
-given up for all ranks; who comes later is told DROPPED.
+Ranks.  A block has one page per shard, which is a rank's part of it, or that of `replicas` ranks in
+a row (Attach) that hold the same.  A lease is consumed when every rank has loaded from it (or it is
+released, and no copy runs).  The ranks' saves of one scheduler order carry its number; a block is
+sealed when every shard of it has a Keep under the same order, so that shards of two computations
+never meet.  Replicas save a stripe each, and answer for no other (actors/session/ranks.py).  An
+order that a rank skips or does not join within ORDER_NS is given up for all ranks, and so is what a
+rank drops of it, but for blocks that were sealed before; who comes later is told DROPPED.
 
 Commit.  An engine may find out after a step that what it computed in it is void (another cache's
 load had failed, say), when the ranks have long copied the blocks and said Keep.  So its saves wait
@@ -114,6 +118,12 @@ load had failed, say), when the ranks have long copied the blocks and said Keep.
 scheduler's, has named their order in Commit.  It may come before the Save: ranks and scheduler have
 their own connections.  Nothing is published by silence: an order that is not committed within
 ORDER_NS is given up, and one that turned out void is ended at once by Skip.
+
+Several chains.  Requests that decode fill a block each in the same step: a Save may bring them all,
+chain by chain, each under an order of its own.  Copies, Keep and Saved are of the whole; Commit and
+Skip name a chain, so who saves one of them in vain costs the others nothing.  A rank whose blocks
+of one chain are gone says Skip before it says Keep.  All ranks say the same chains in one Save.  A
+session that understands that says so (Attached.chains): another would take them for one order.
 
 Who dies when:
 * session before Found: the question expires at the client, a miss.
@@ -192,6 +202,7 @@ class Attach(Message):
     way: Way = Way.STAGED  # what the client wishes
     bases: U64s = ()  # process_vm: address of each region
     scratch: int = 0  # process_vm: address of PROOF_BYTES that the client keeps for Prove
+    replicas: int = 1  # so many consecutive ranks, this one among them, hold the same bytes
 
 
 @message(31)
@@ -213,6 +224,7 @@ class Attached(Message):
     note: str = ""  # why it is not the way that was wished
     pool_file: U64s = ()  # device and inode of the file at `pool_path`
     bounce_file: U64s = ()  # and at `bounce_path`
+    chains: bool = False  # a Save may bring several
 
 
 @message(32)
@@ -278,6 +290,9 @@ class Save(Message):
     order: int = 0  # the same at every rank of an engine with several; 0: there is but one
     blocks: U64s = ()  # process_vm: the engine's block of each key
     commits: bool = False  # sealed only when Commit has named its order, which then is not 0
+    starts: U64s = ()  # places of the keys at which further chains begin, ascending
+    parents: Keys = ()  # of each of those the key before it; zeros: none
+    orders: U64s = ()  # and its order; with these, none is 0
 
 
 @message(39)
@@ -307,11 +322,12 @@ class Drop(Message):
 
 @message(42)
 class Saved(Message):
-    """The end of a save: so many blocks newly published, so many already known."""
+    """The end of a save: so many blocks newly published, so many known (or left to a replica)."""
 
     status: Status
     saved: int
     known: int
+    lost: U64s = ()  # of several chains: places of the keys that are neither
 
 
 @message(43)
@@ -404,7 +420,7 @@ class Lent(Message):
     hazard_file: U64s = ()  # its device and inode
     section: int = 0  # of the hazard file
     namespace: Namespace = NO_NAMESPACE
-    world: int = 0  # pages of a block
+    world: int = 0  # shards: pages of a block
     block_bytes: int = 0  # of the pool, that a block takes
     page_size: int = 0
     verify: bool = False  # what is loaded has to be compared, so the session does that

@@ -11,11 +11,14 @@ his until it is over, whatever has become of it meanwhile.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+
+import numpy as np
 
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part, Stop
 from pegaflow.core.grants import Grants
+from pegaflow.core.pool.columns import column
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.plan import Plan
 from pegaflow.wire.allocator import Freed, PagesHeld, Reserved
@@ -23,7 +26,8 @@ from pegaflow.wire.control import Fenced, Welcome
 from pegaflow.wire.identities import GrantId, PageId
 from pegaflow.wire.jobs import Done, RecordsScanned, ScanRecords
 from pegaflow.wire.message import Message
-from pegaflow.wire.values import LIST_MAX, NUMBER_MAX, Address
+from pegaflow.wire.units import Count
+from pegaflow.wire.values import NUMBER_MAX, Address
 
 from .growth import Growth
 from .pages import Pages
@@ -31,6 +35,10 @@ from .peer import IndexPeer
 
 STATEMENTS: frozenset[type[Message]] = frozenset({PagesHeld, Fenced, Freed})
 """What is heard before the ledger is read, and waits while it is being read."""
+
+SCAN_RECORDS: Count = 16384
+"""Records of one look at the ledger: what they say is in the slab a millisecond or two later, and
+until the next look whoever has a word for the allocator is heard."""
 
 
 class Adoption(Part):
@@ -88,46 +96,45 @@ class Adoption(Part):
     def scan(self, now: int) -> list[Effect]:
         """Once all have stated, and an index has spoken that knows of all deaths: read the ledger.
         Before that the dead might still seal what nobody states."""
-        known = self._geometry is not None and self._index.is_there and self._recovery.gathered()
-        if self._recovery.ready or self._scanning or not known:
+        known = self._index.is_there and self._recovery.gathered()
+        if self._recovery.ready or self._scanning or self._geometry is None or not known:
             return []
         self._scanning = True
-        return self._scan_from(PageId(0), {})
+        return self._scan_from(PageId(0), self._begin(self._geometry))
 
     def check(self) -> None:
         """We are ready once there is a slab."""
         assert self._recovery.ready == (self._pages.slab is not None)
 
-    def _scan_from(self, first: PageId, found: dict[PageId, int]) -> list[Effect]:
+    def _begin(self, geometry: Geometry) -> Plan:
+        """What somebody states is his."""
+        plan = Plan(geometry)
+        for holder, held in self._stated.items():
+            self._grants.go_on_from(holder, GrantId(min(held.upto, NUMBER_MAX)))
+            self._counts["pages_not_held"] += plan.grant(holder, held.upto, *_sized(held))
+        self._stated.clear()
+        return plan
+
+    def _scan_from(self, first: PageId, plan: Plan) -> list[Effect]:
         geometry = self._geometry
         assert geometry is not None
-        count = min(LIST_MAX, geometry.extents * geometry.records_per_extent - first)
+        count = min(SCAN_RECORDS, geometry.records - first)
         if not count:
             return []
 
         def read(result: RecordsScanned | Done, now: int) -> list[Effect]:
             if isinstance(result, Done):
                 return [Stop(f"the ledger cannot be read: {result.note}")]
-            found.update(zip(result.pages, result.payload_bytes, strict=True))
-            last = first + count == geometry.extents * geometry.records_per_extent
-            if last:
-                return self._adopt(geometry, found)
-            return self._scan_from(PageId(first + count), found)
+            upto = PageId(first + count)
+            pages, lengths = column(result.pages), column(result.payload_bytes)
+            plan.read(upto, pages.astype(np.int64), lengths.astype(np.int64))
+            return self._adopt(plan) if upto == geometry.records else self._scan_from(upto, plan)
 
         return [Do(ScanRecords(first, count), read)]
 
-    def _adopt(self, geometry: Geometry, found: dict[PageId, int]) -> list[Effect]:
-        """Make the slab: what somebody states is his, what is sealed is the index's."""
-        plan = Plan(geometry)
-        for holder, held in self._stated.items():
-            self._grants.go_on_from(holder, GrantId(min(held.upto, NUMBER_MAX)))
-            for page, size in _sized(held):
-                if not plan.grant(page, size, holder, held.upto):
-                    self._counts["pages_not_held"] += 1
-        for page, payload_bytes in found.items():
-            plan.leave(page, payload_bytes)
+    def _adopt(self, plan: Plan) -> list[Effect]:
+        """What is sealed and nobody's is the index's."""
         slab = self._pages.slab = plan.slab()
-        self._stated.clear()
         self._scanning = False
         t = slab.totals()
         note: list[Effect] = []
@@ -137,7 +144,12 @@ class Adoption(Part):
         return note + self._growth.grow() + self._recovery.begin()
 
 
-def _sized(held: PagesHeld) -> Iterator[tuple[PageId, int]]:
-    """Every page that is stated, with its size; a list that does not fit says nothing."""
-    sizes = held.sizes or (held.page_size,) * len(held.pages)
-    return zip(held.pages, sizes, strict=False)
+def _sized(held: PagesHeld) -> tuple[U64, U64]:
+    """Every page that is stated, and its size; a list that does not fit says nothing."""
+    pages = column(held.pages)
+    if held.sizes:
+        sizes = column(held.sizes)
+    else:
+        sizes = np.full(len(pages), max(held.page_size, 0), np.uint64)
+    count = min(len(pages), len(sizes))
+    return pages[:count], sizes[:count]

@@ -60,7 +60,7 @@ class AllocatorDevice:
         return RecordsRead(said(pages[~self._ledger().void_among(pages)]))
 
     def _scan(self, job: ScanRecords) -> RecordsScanned:
-        return RecordsScanned(*occupied(self._ledger(), job.first, job.count))
+        return RecordsScanned(*map(said, occupied(self._ledger(), job.first, job.count)))
 
     def _grow(self, job: GrowExtent) -> Done:
         if self._extents is None:

@@ -10,6 +10,11 @@ class Pages(Part):
     def __init__(self) -> None:
         self.slab: Slab | None = None
 
+    def free(self, page_size: int) -> int:
+        """Pages of this size that can be granted."""
+        assert self.slab is not None
+        return self.slab.free_pages(page_size)
+
     def gauges(self) -> dict[str, int]:
         """Where the bytes of the pool are."""
         if self.slab is None:

@@ -8,10 +8,8 @@ the page by then is looked at once more.
 from collections import Counter
 from collections.abc import Callable
 
-import numpy as np
-
 from pegaflow.actors.runtime.contract import Do, Effect, Part
-from pegaflow.core.pool.columns import column, said
+from pegaflow.core.pool.columns import among, column, said
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.wire.identities import PageId
 from pegaflow.wire.jobs import ReadRecords, RecordsRead
@@ -47,7 +45,7 @@ class Reclaim(Part):
         def read(records: RecordsRead, now: int) -> list[Effect]:
             mine = held.pages[slab.owners.are_granted(*held, holder)]
             self._count(len(held.pages) - len(mine))
-            sealed = np.isin(mine, column(records.sealed))
+            sealed = among(mine, column(records.sealed))
             slab.leave(mine[sealed], holder)
             slab.hand_back(mine[~sealed], holder)
             return then(now)
@@ -66,7 +64,7 @@ class Reclaim(Part):
         named = slab.owners.known(column(pages))
 
         def read(records: RecordsRead, now: int) -> list[Effect]:
-            void = named[~np.isin(named, column(records.sealed))]
+            void = named[~among(named, column(records.sealed))]
             slab.free(void[slab.owners.are_left(void)])
             return then(now)
 

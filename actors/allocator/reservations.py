@@ -1,13 +1,14 @@
 """Reservations: who asks for pages gets them, waits, or is refused.
 
 Those that cannot be served wait: for an extent that is still being grown, or for the index to
-evict.  One Pressure is outstanding at a time; when it frees nothing and nothing grows, those who
-wait are told NO_SPACE.  A request that the whole pool could never hold is TOO_LARGE at once and
-evicts nothing.
+evict.  One Pressure is outstanding at a time, and one is followed by the next as long as pages are
+missing; when it frees nothing and nothing grows, those who wait are told NO_SPACE.  A request that
+the whole pool could never hold is TOO_LARGE at once and evicts nothing.  While nobody waits, pages
+are freed ahead of need (ahead.py).
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,14 @@ from pegaflow.actors.roster import HOLDERS
 from pegaflow.actors.runtime.contract import MS, Ask, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.columns import said
-from pegaflow.wire.allocator import Freed, Pressure, Reserve, Reserved
+from pegaflow.wire.allocator import PRESSURE_PAGES, Freed, Pressure, Reserve, Reserved
 from pegaflow.wire.identities import NO_GRANT, GrantId, Stamp
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Constant, Count, Nanoseconds
 from pegaflow.wire.values import INDEX, LIST_MAX, Address
 
+from .ahead import Ahead
 from .growth import Growth
 from .pages import Pages
 from .peer import IndexPeer
@@ -46,6 +48,7 @@ class _Waiting:
     sender: Sender
     page_size: int
     count: int
+    waited: bool = False  # there were too few pages when it came
 
 
 class Reservations(Part):
@@ -71,6 +74,7 @@ class Reservations(Part):
         self._counts = counts
         self._waiting: deque[_Waiting] = deque()  # reservations not answered yet, oldest first
         self._pressing = False  # a Pressure is outstanding
+        self._ahead = Ahead(pages)
 
     def handlers(self) -> Iterable[On]:
         """The question."""
@@ -91,12 +95,14 @@ class Reservations(Part):
                 continue
             reserved = self._grant(waiting)
             if reserved is None:
+                waiting.waited = True
                 left.append(waiting)
             else:
+                self._counts["reserve_waited" if waiting.waited else "reserve_at_once"] += 1
                 effects.append(Reply(waiting.sender, reserved))
         self._waiting = left
-        if left and self._index.is_there and not (self._growth.growing or self._pressing):
-            effects += self._press(left[0], now)
+        if self._index.is_there and not (self._growth.growing or self._pressing):
+            effects += self._press(left[0], now) if left else self._press_ahead(now)
         return effects
 
     def waiting(self) -> int:
@@ -140,12 +146,37 @@ class Reservations(Part):
         reserved = Reserved(Status.OK, number, said(pages), said(stamps))
         self._grants.add(holder, number, reserved)
         self._counts["pages_granted"] += len(pages)
+        self._ahead.took(waiting.page_size)
         return reserved
 
     def _press(self, first: _Waiting, now: int) -> list[Effect]:
         assert self._pages.slab is not None
         wanted = sum(w.count for w in self._waiting if w.page_size == first.page_size)
         missing, resize = self._pages.slab.shortage(first.page_size, wanted)
+        ask = Pressure(first.page_size, min(max(missing, 1), PRESSURE_PAGES), resize)
+        return self._ask(ask, self._refuse_first, now)
+
+    def _press_ahead(self, now: int) -> list[Effect]:
+        """Nobody waits: have pages ready for whoever asks next."""
+        ask = self._ahead.pressure(now)
+        if ask is None:
+            return []
+        self._counts["pressed_ahead"] += 1
+
+        def in_vain(now: int) -> list[Effect]:
+            self._ahead.in_vain(ask.page_size, now)
+            return self.serve(now)
+
+        return self._ask(ask, in_vain, now)
+
+    def _ask(
+        self, pressure: Pressure, in_vain: Callable[[int], list[Effect]], now: int
+    ) -> list[Effect]:
+        """Press the index.
+
+        Args:
+            in_vain: what follows if it frees nothing; else whoever waits is served.
+        """
         self._pressing = True
 
         def over(now: int) -> list[Effect]:
@@ -153,13 +184,14 @@ class Reservations(Part):
             return self.serve(now)
 
         def pressed(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, Freed) and answer.pages:
-                return self._reclaim.from_index(answer.pages, over)
+            freed = answer.pages if isinstance(answer, Freed) else ()
+            reading = self._reclaim.from_index(freed, over)
+            if reading:
+                return reading
             self._pressing = False
-            return self._refuse_first(now)
+            return in_vain(now)
 
-        ask = Pressure(first.page_size, min(max(missing, 1), LIST_MAX), resize)
-        return [Ask(self._index.address, ask, now + PRESSURE_NS, pressed)]
+        return [Ask(self._index.address, pressure, now + PRESSURE_NS, pressed)]
 
     def _refuse_first(self, now: int) -> list[Effect]:
         """The index could free nothing: the one that pressed gets its answer, the others try."""

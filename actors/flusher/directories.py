@@ -63,8 +63,9 @@ class Directories(Part):
         for volume in self._volumes:
             if not volume.retry_at_ns or now < volume.retry_at_ns:
                 continue
-            if volume.state is State.CLOSED and not volume.jobs:
-                effects += self._open(volume)
+            if volume.state is State.CLOSED:
+                busy = volume.jobs or self._segments.is_abandoning(volume)
+                effects += [] if busy else self._open(volume)
             elif volume.readable and not volume.writable:
                 volume.retry_at_ns = 0
                 effects += self._segments.want_segment(volume, now)
@@ -129,10 +130,10 @@ class Directories(Part):
         volume = self._volumes.of(segment)
         segment.size, segment.closed = result.file_bytes, True
         new = self._volumes.catalog.load(segment, result.rows)
-        self._counts["ssd_blocks_recovered"] += len(new)
+        self._counts["ssd_blocks_recovered"] += new
         self._counts["ssd_segments_scanned"] += result.scanned
         self._counts["ssd_blocks_corrupt"] += result.corrupt
-        effects = self._inventory.found(new, now)
+        effects = self._inventory.found(segment, now)
         if not segment.count:
             effects += self._remove(volume, segment)
         effects += self._load_next(volume, now)

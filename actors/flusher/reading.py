@@ -106,7 +106,7 @@ class _Reads:
 
     runs: int = 0  # of blocks, from their reservation to the end of their seal
     run_bytes: int = 0  # of them
-    since: dict[int, int] = field(default_factory=dict)  # reads in the kernel: number -> begin
+    begun_ns: dict[int, int] = field(default_factory=dict)  # reads in the kernel: number -> begin
     bad: int = 0  # in a row
 
 
@@ -275,16 +275,16 @@ class Reading(Part):
         reads = self._reads[volume.number]
         self._newest += 1
         number = self._newest
-        reads.since[number] = now
+        reads.begun_ns[number] = now
 
         def read(result: RunRead | Done, now: int) -> list[Effect]:
-            begun = reads.since.pop(number)
+            begun_ns = reads.begun_ns.pop(number)
             if isinstance(result, Done):
                 return self._bad_read(run, result, now) + self.read_on(now)
             reads.bad = 0
             self._counts["ssd_prefetch_bytes"] += run.bytes_
             self._counts[labelled("ssd_directory_prefetch_bytes", volume.path)] += run.bytes_
-            SSD_PREFETCH_RATE.count(self._counts, rate(run.bytes_, now - begun))
+            SSD_PREFETCH_RATE.count(self._counts, rate(run.bytes_, now - begun_ns))
             return self._compare(run, result.checksums, now) + self.read_on(now)
 
         job = ReadRun(
@@ -414,4 +414,4 @@ class Reading(Part):
 
 
 def _is_stalled(reads: _Reads, now: int) -> bool:
-    return any(now - since > STALL_NS for since in reads.since.values())
+    return any(now - begun_ns > STALL_NS for begun_ns in reads.begun_ns.values())

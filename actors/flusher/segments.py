@@ -11,7 +11,7 @@ queued for it is reassigned.  Later a new segment is tried, and the first that c
 volume writable again.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -131,15 +131,25 @@ class SegmentLog(Part):
         self._logs = [_Log() for _ in volumes]
         self._queues: Queues
         self.writers: set[Writer] = set()  # whose segments are not closed
+        self._gone: deque[Segment] = deque()  # of closed volumes: to be dropped one by one
         self._finished: Callable[[int], list[Effect]] = lambda now: []
 
     def listen(self, queues: Queues) -> None:
         """Said once: whose blocks are written."""
         self._queues = queues
 
+    def wake_at(self) -> int | None:
+        """At once while there are segments of closed volumes."""
+        return 0 if self._gone else None
+
+    def wake(self, now: int) -> list[Effect]:
+        """Drop one of them."""
+        return self._drop_gone()
+
     def check(self) -> None:
-        """Segments that are written are open ones."""
+        """Segments that are written are open ones, and those that are gone are in no volume."""
         assert not any(writer.segment.closed for writer in self.writers)
+        assert not any(self._volumes.has(segment) for segment in self._gone)
 
     # writing segments
 
@@ -295,13 +305,23 @@ class SegmentLog(Part):
         return effects + self._tier.changed() + reassigned
 
     def abandon(self, volume: Volume) -> list[Effect]:
-        """It cannot be used now: nothing of it is known any more."""
-        effects: list[Effect] = []
+        """It cannot be used now: nobody finds anything of it any more, and the index hears of that
+        segment by segment."""
         for segment in volume.segments.values():
-            effects += self._inventory.forget(self._volumes.catalog.drop(segment))
+            segment.gone = True
+            self._gone.append(segment)
         volume.segments.clear()
         self._logs[volume.number].recycling = None
-        return effects
+        return self._drop_gone()
+
+    def is_abandoning(self, volume: Volume) -> bool:
+        """Whether there is something left of what was known of it."""
+        return any(segment.volume == volume.number for segment in self._gone)
+
+    def _drop_gone(self) -> list[Effect]:
+        if not self._gone:
+            return []
+        return self._inventory.forget(self._volumes.catalog.drop(self._gone.popleft()))
 
     # recycling
 

@@ -34,11 +34,11 @@ class Shutdown(Part):
         self._member, self._tier, self._counts = member, tier, counts
         self._segments, self._write_back = segments, write_back
         self._drain_ns = drain_ns  # time for what is still to be written
-        self._end_by = 0  # when we end, whatever is open; 0: we do not drain
+        self._end_ns = 0  # when we end, whatever is open; 0: we do not drain
 
     def drain(self, now: int) -> list[Effect]:
         """Write what is queued, for as long as we may; then the footers."""
-        self._end_by = now + self._drain_ns + FOOTERS_NS
+        self._end_ns = now + self._drain_ns + FOOTERS_NS
         effects = self._tier.changed() + self._write_back.hurry(now)
         index = self._member.peer(INDEX)
         if index == NOBODY:
@@ -61,11 +61,11 @@ class Shutdown(Part):
 
     def wake_at(self) -> int | None:
         """The end of our time."""
-        return self._end_by or None
+        return self._end_ns or None
 
     def wake(self, now: int) -> list[Effect]:
         """End when it is time."""
-        if not self._end_by or now < self._end_by:
+        if not self._end_ns or now < self._end_ns:
             return []
-        self._end_by = 0
+        self._end_ns = 0
         return self._member.farewell()

@@ -65,7 +65,7 @@ class _Queue:
     batches: deque[Batch] = field(default_factory=deque)
     writing: int = 0  # groups under way
     writing_bytes: int = 0  # of their blocks
-    not_before: int = 0  # when the next may begin
+    next_ns: int = 0  # when the next may begin
 
     @property
     def load(self) -> int:
@@ -86,7 +86,7 @@ class WriteBack(Part):
         self._share = ALWAYS  # of the time: in which to write, by the newest word
         self._queues = [_Queue(volume) for volume in volumes]
         self._last = self._queues[0]  # where the newest batch went
-        self._stripe = 0  # bytes of batches that went there in a row
+        self._stripe_bytes = 0  # bytes of batches that went there in a row
 
     def handlers(self) -> Iterable[On]:
         """What is to be written, and what is not any more."""
@@ -120,14 +120,14 @@ class WriteBack(Part):
 
     def wake_at(self) -> int | None:
         """The next group of a volume that rests."""
-        resting = (q for q in self._queues if q.batches and q.not_before and not q.writing)
-        return min((queue.not_before for queue in resting), default=None)
+        resting = (q for q in self._queues if q.batches and q.next_ns and not q.writing)
+        return min((queue.next_ns for queue in resting), default=None)
 
     def wake(self, now: int) -> list[Effect]:
         """Write where the rest is over."""
         effects: list[Effect] = []
         for queue in self._queues:
-            if queue.batches and now >= queue.not_before:
+            if queue.batches and now >= queue.next_ns:
                 effects += self.write_on(queue.volume, now)
         return effects
 
@@ -161,10 +161,10 @@ class WriteBack(Part):
         if not new or not queues or batch.bytes_ > self._volumes.block_bytes:
             return self._end(msg)
         queue = self._last
-        if queue not in queues or self._stripe + batch.bytes_ > STRIPE_BYTES:
+        if queue not in queues or self._stripe_bytes + batch.bytes_ > STRIPE_BYTES:
             queue = min(queues, key=lambda q: (q.load, q is self._last))
-            self._last, self._stripe = queue, 0
-        self._stripe += batch.bytes_
+            self._last, self._stripe_bytes = queue, 0
+        self._stripe_bytes += batch.bytes_
         queue.batches.append(batch)
         return self.write_on(queue.volume, now)
 
@@ -204,7 +204,7 @@ class WriteBack(Part):
             return self._segments.want_segment(volume, now)
         queue = self._queues[volume.number]
         effects: list[Effect] = []
-        while queue.batches and now >= queue.not_before and self._may_write(queue):
+        while queue.batches and now >= queue.next_ns and self._may_write(queue):
             writer, batch = self._segments.writer(volume), queue.batches[0]
             if writer is None:
                 return effects + self._segments.want_segment(volume, now)
@@ -218,7 +218,7 @@ class WriteBack(Part):
         """Nobody who loads is spared any more."""
         self._share = ALWAYS
         for queue in self._queues:
-            queue.not_before = 0
+            queue.next_ns = 0
         return [effect for volume in self._volumes for effect in self.write_on(volume, now)]
 
     def _may_write(self, queue: _Queue) -> bool:
@@ -230,7 +230,7 @@ class WriteBack(Part):
         return few and queue.writing_bytes + batch.bytes_ <= most * BATCH_BYTES
 
     def _write(self, writer: Writer, batch: Batch, now: int) -> list[Effect]:
-        volume, begun = writer.volume, now
+        volume, begun_ns = writer.volume, now
         queue = self._queues[volume.number]
         job = self._job(writer, batch)
         queue.writing += 1
@@ -249,10 +249,10 @@ class WriteBack(Part):
             queue.writing_bytes -= batch.bytes_
             writer.writing -= 1
             if self._share < ALWAYS:
-                rest_ns = int((now - begun) * (ALWAYS - self._share) / self._share)
-                queue.not_before = now + min(rest_ns, REST_NS)
+                rest_ns = int((now - begun_ns) * (ALWAYS - self._share) / self._share)
+                queue.next_ns = now + min(rest_ns, REST_NS)
             if isinstance(result, GroupWritten):
-                SSD_WRITE_RATE.count(self._counts, rate(batch.bytes_, now - begun))
+                SSD_WRITE_RATE.count(self._counts, rate(batch.bytes_, now - begun_ns))
                 rows = _rows(job, result.checksums)
                 effects = self._segments.written(writer, rows, durable, now)
             elif isinstance(result, PagesDiffer):

@@ -34,7 +34,7 @@ class Reports(Part):
 
     def __init__(self, member: Member, counts: Counter[str]) -> None:
         self._member, self._counts = member, counts
-        self._asked = 0  # when the supervisor was asked last
+        self._asked_ns = 0  # when the supervisor was asked last
         self._asking = False  # and it has not answered yet
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
@@ -43,11 +43,11 @@ class Reports(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Ask, when it is time."""
-        due = self._member.welcome is not None and now - self._asked >= INSPECT_NS
+        due = self._member.welcome is not None and now - self._asked_ns >= INSPECT_NS
         return self._ask(now) if due and not self._asking else []
 
     def _ask(self, now: int) -> list[Effect]:
-        self._asked, self._asking = now, True
+        self._asked_ns, self._asking = now, True
 
         def answered(answer: Message, now: int) -> list[Effect]:
             self._asking = False
@@ -65,7 +65,7 @@ class Listener(Part):
     def __init__(self) -> None:
         self.port = 0  # 0: HTTP is not answered
         self._address = ""
-        self._retry_at: int | None = None  # when to try to listen again; None: nothing to try
+        self._retry_at_ns: int | None = None  # when to try to listen again; None: nothing to try
         self._tries = 0  # to listen, in vain
 
     def gauges(self) -> dict[str, int]:
@@ -79,18 +79,18 @@ class Listener(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Try again to listen, when it is time."""
-        due = self._retry_at is not None and now >= self._retry_at
+        due = self._retry_at_ns is not None and now >= self._retry_at_ns
         return self._listen() if due else []
 
     def _listen(self) -> list[Effect]:
-        self._retry_at = None
+        self._retry_at_ns = None
 
         def listening(result: Listening | Done, now: int) -> list[Effect]:
             if isinstance(result, Listening):
                 self.port = result.port
                 return [Note("http_serving", (("address", result.address),))]
             self._tries += 1
-            self._retry_at = now + RETRY_NS[min(self._tries, len(RETRY_NS)) - 1]
+            self._retry_at_ns = now + RETRY_NS[min(self._tries, len(RETRY_NS)) - 1]
             if self._tries > 1:
                 return []
             advice = (

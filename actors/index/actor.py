@@ -62,7 +62,6 @@ class Index(Actor):
         self.eviction = eviction = Eviction(
             recovery=recovery,
             residency=here,
-            adoption=adoption,
             leasing=leasing,
             hazards=hazards,
             tiers=tiers,

@@ -62,10 +62,10 @@ class Claims(Part):
             # somebody may still restate the key: two save it then, one wins
             self._counts["claims_early"] += 1
         every = tuple(msg.keys)
-        absent = np.flatnonzero(self._residency.blocks.known(msg.namespace, every) < 0).tolist()
+        absent = np.flatnonzero(self._residency.blocks.known(msg.namespace, msg.keys) < 0).tolist()
         keys = every if len(absent) == len(every) else [every[at] for at in absent]
         claim = self.table.claim(sender.address, msg.namespace, keys, now)
-        positions = tuple(absent[i] for i in claim.new)
+        positions = claim.new if keys is every else tuple([absent[at] for at in claim.new])
         return [Reply(sender, Claimed(claim.number if positions else NO_CLAIM, positions))]
 
     def _on_end_claim(self, sender: Sender, msg: EndClaim, now: int) -> list[Effect]:

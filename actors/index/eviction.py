@@ -2,7 +2,8 @@
 
 Usually the coldest blocks of the page size that is asked for, after the tiers have had a chance to
 write what they would lose.  If that size has nothing to give, or has no extent, a whole extent of
-another size is emptied.
+another size is emptied.  Blocks are chosen as columns; objects are made of those that a tier is to
+see, each once.
 
 Leases are known here; hazards come to light when the victims are no hits any more (residency.py).
 What a hazard keeps is the youngest then, and so is all else that hazards name, however much that
@@ -10,7 +11,8 @@ is: another search finds others.
 """
 
 from collections.abc import Iterable
-from itertools import chain, takewhile
+from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,12 +20,13 @@ from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.table import Block
-from pegaflow.wire.allocator import Freed, Pressure
+from pegaflow.core.pool.columns import distinct
+from pegaflow.core.pool.records import ROW
+from pegaflow.wire.allocator import PRESSURE_PAGES, Freed, Pressure
 from pegaflow.wire.identities import PageId
 from pegaflow.wire.units import Count, Nanoseconds
-from pegaflow.wire.values import ALLOCATOR
+from pegaflow.wire.values import ALLOCATOR, LIST_MAX
 
-from .adoption import PoolAdoption
 from .hazards import Hazards
 from .leasing import Leasing
 from .residency import Residency
@@ -37,6 +40,14 @@ SEARCHES_MAX: Count = 4
 """For one Pressure: another one meets hazards that have come since the last."""
 
 
+class _Chosen(NamedTuple):
+    """What is to go."""
+
+    first: Pages  # page of each block
+    blocks: list[Block]  # the same, if a tier minds
+    written: list[Effect]  # before others go
+
+
 class Eviction(Part):
     """Answers the allocator's Pressure."""
 
@@ -45,15 +56,14 @@ class Eviction(Part):
         *,
         recovery: Recovery,
         residency: Residency,
-        adoption: PoolAdoption,
         leasing: Leasing,
         hazards: Hazards,
         tiers: Tiers,
     ) -> None:
-        self._recovery, self._residency, self._adoption = recovery, residency, adoption
-        self._leasing, self._hazards, self._tiers = leasing, hazards, tiers
+        self._recovery, self._residency, self._leasing = recovery, residency, leasing
+        self._hazards, self._tiers = hazards, tiers
         self.clearing: tuple[int, int] | None = None  # an extent, and the page size it is to get
-        self._clear_until = 0  # so long an extent stays closed to new leases
+        self._clear_until_ns = 0  # so long an extent stays closed to new leases
 
     def handlers(self) -> Iterable[On]:
         """Pressure."""
@@ -61,7 +71,7 @@ class Eviction(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Clear nothing for somebody who does not ask any more."""
-        if self.clearing is not None and now > self._clear_until:
+        if self.clearing is not None and now > self._clear_until_ns:
             self._clear(None)
         return []
 
@@ -76,76 +86,93 @@ class Eviction(Part):
         """Evict and name the pages that are void now."""
         if not self._recovery.gathered():
             return [Reply(sender, Freed(()))]
-        self._adoption.warm_coldest(msg.page_size, msg.count)
         pages: list[PageId] = []
         effects: list[Effect] = []
         if not msg.reassign:
-            pages, effects = self._evict_coldest(msg.page_size, msg.count, now)
-        if not pages:
+            pages, effects = self._evict_coldest(msg, now)
+        if not (pages or msg.ahead):
             pages = self._empty_extent(msg.page_size, now)
         return [Reply(sender, Freed(tuple(pages))), *effects]
 
-    def _evict_coldest(
-        self, page_size: int, count: int, now: int
-    ) -> tuple[list[PageId], list[Effect]]:
-        """Evict up to so many blocks of this size; their pages, and what is written before others
-        go."""
+    def _evict_coldest(self, msg: Pressure, now: int) -> tuple[list[PageId], list[Effect]]:
+        """Evict blocks of this size that have as many pages; their pages, and what is written
+        before others go."""
         pages: list[PageId] = []
         effects: list[Effect] = []
+        most = min(msg.count, PRESSURE_PAGES)
         for _ in range(SEARCHES_MAX):
-            victims, written = self._victims(page_size, count, now)
-            effects += written
-            victims = self._residency.sayable(victims, len(pages))
+            chosen = self._victims(msg, most - len(pages), now)
+            effects += chosen.written
+            victims = self._sayable(chosen.first, len(pages))
             gone, freed = self._evict(victims, now)
             pages += freed
-            count -= gone
-            if gone == len(victims):
+            if gone == len(victims) or len(pages) >= most:
                 break
             self._touch_named()
-            self._adoption.warm_coldest(page_size, count)
         return pages, effects
 
-    def _victims(self, page_size: int, count: int, now: int) -> tuple[Pages, list[Effect]]:
-        """First pages of up to so many blocks that go now, and what is written before others."""
-        here = self._residency
-        if not self._tiers.mind:
-            return here.victims(page_size, count), []
+    def _victims(self, msg: Pressure, count: int, now: int) -> _Chosen:
+        """Blocks that go now, up to so many pages in all."""
+        here, tiers = self._residency, self._tiers
+        found = here.victims(msg.page_size, count + tiers.most_spare())
+        going = int(np.searchsorted(here.pages_to(found), count)) + 1
+        if not tiers.mind:
+            return _Chosen(found[:going], [], [])
         of = here.blocks.handles.of
 
-        def coldest(count: int) -> list[Block]:
-            return list(map(of, here.victims(page_size, count).tolist()))
+        def candidates(some: slice) -> list[Block]:
+            return list(map(of, found[some].tolist()))
 
-        blocks, effects = self._tiers.before_eviction(coldest, count, now)
-        return np.array([block.pages[0] for block in blocks], np.int64), effects
+        blocks, effects = tiers.before_eviction(candidates, min(going, len(found)), now)
+        if msg.ahead:
+            blocks = [block for block in blocks if not tiers.loses(block)]
+        first = np.array([block.pages[0] for block in blocks], np.int64)
+        return _Chosen(first, blocks, effects)
+
+    def _sayable(self, first: Pages, named: int) -> Pages:
+        """So many of these blocks that one message can name their pages.
+
+        Args:
+            named: pages that it names already.
+        """
+        pages = self._residency.pages_to(first)
+        return first[: int(np.searchsorted(pages, LIST_MAX - named, side="right"))]
 
     def _touch_named(self) -> None:
         """The blocks that hazards name, as far as one can see, are the youngest."""
         named = self._hazards.pages()
         first = self._residency.blocks.heads(named[named < self._residency.ledger.records])
-        self._residency.use(np.unique(first[first >= 0]))
+        self._residency.use(distinct(first[first >= 0]))
 
     def _empty_extent(self, page_size: int, now: int) -> list[PageId]:
         """Evict what can be evicted of the extent that another page size has used longest ago and
         that nobody uses; the pages.  If there is none, a used one is closed to new leases and
         hazards until it is empty."""
         here = self._residency
-        extent_of = here.geometry.extent_of
-        used = chain(self._leasing.leases.pages(), self._hazards.pages().tolist())
-        extent = here.policy.coldest_extent(page_size, extent_of, frozenset(map(extent_of, used)))
+        used = np.concatenate([self._leasing.leases.pages(), self._hazards.pages()])
+        avoided = distinct(used // here.geometry.records_per_extent)
+        extent = here.policy.coldest_extent(page_size, self._extents_of, avoided)
         if extent is None and self.clearing is not None:
             extent = self.clearing[0]
         elif extent is None:
-            extent = here.policy.coldest_extent(page_size, extent_of)
+            extent = here.policy.coldest_extent(page_size, self._extents_of)
         if extent is None:
             return []
         pages = here.geometry.page_id(extent, 0) + np.arange(here.geometry.records_per_extent)
         first = here.blocks.heads(pages)
-        first = np.unique(first[first >= 0])
+        first = distinct(first[first >= 0])
         free = first[~here.blocks.handles.leased(first)]
-        gone, freed = self._evict(self._residency.sayable(free, 0), now)
+        gone, freed = self._evict(self._sayable(free, 0), now)
         self._clear((extent, page_size) if gone < len(first) else None)
-        self._clear_until = now + CLEARING_NS
+        self._clear_until_ns = now + CLEARING_NS
         return freed
+
+    def _extents_of(self, first: Pages) -> tuple[Pages, Pages]:
+        """The extents of all pages of these blocks, and of which block each page is."""
+        here = self._residency
+        shards = here.records(first).view(ROW)[:, 0]["shards"]
+        pages, owners = here.blocks.columns.all_pages(first, shards)
+        return pages // here.geometry.records_per_extent, owners
 
     def _clear(self, clearing: tuple[int, int] | None) -> None:
         """Nobody gets a lease or a hazard in this extent, if he asks us or not."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.actors.runtime.contract import Effect, Note, On, Part, Reply, Sender, on
+from pegaflow.core.pool.columns import distinct
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.hazards import HazardReader, Pages
 from pegaflow.wire.control import LogLevel
@@ -77,7 +78,7 @@ class Hazards(Part):
             First pages of blocks, each once, ascending.
         """
         named = [reader.pages() for _, reader in self._files.values()]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *named]))
+        return distinct(np.concatenate([np.empty(0, np.int64), *named]))
 
     def standing(self, first: Pages, stamps: U64) -> Mask:
         """Which blocks somebody is using.

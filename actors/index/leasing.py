@@ -35,7 +35,7 @@ class Leasing(Part):
         self._member, self._residency, self._counts = member, residency, counts
         self.leases = LeaseTable()
         self.pins = Pins(self.leases, measure=lambda: slot_bytes(residency.ledger, hazards.pages()))
-        self.loaded_at: int | None = None  # when a lease of a session ended last; None: none has
+        self.loaded_ns: int | None = None  # when a lease of a session ended last; None: none has
 
     def handlers(self) -> Iterable[On]:
         """Leases come back."""
@@ -95,17 +95,17 @@ class Leasing(Part):
         again: list[Effect] = [Send(session, self.held(lease)) for lease in resend]
         news = self.pins.news(session)
         if news:
-            again.append(Send(session, Pinned(news[0], self.pins.most, news[1])))
+            again.append(Send(session, Pinned(news[0], self.pins.most_bytes, news[1])))
         return again
 
     def used(self, blocks: Sequence[Block], now: int) -> None:
         """A session needs these no longer: they are the youngest now."""
-        self.loaded_at = now
+        self.loaded_ns = now
         self._residency.policy.touch(blocks)
 
     def used_pages(self, first: Pages, now: int) -> None:
         """The same of blocks by their first pages."""
-        self.loaded_at = now
+        self.loaded_ns = now
         self._residency.use(first)
 
     def check(self) -> None:

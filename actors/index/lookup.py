@@ -58,7 +58,7 @@ class Wait:
     namespace: Namespace
     keys: tuple[Key, ...]  # the run that it hopes for
     number: int
-    answer_at: int
+    answer_ns: int
     missing: dict[Key, Missing]
     tiers: frozenset[Tier]  # those that are asked
     leases: list[LeaseId] = field(default_factory=list)  # our own, on what is in memory
@@ -192,18 +192,18 @@ class Lookup(Part):
             return None
         keys = msg.keys[: len(blocks) + len(missing) + len(found)]
         self._newest += 1
-        answer_at = sender.deadline - margin
+        answer_ns = sender.deadline - margin
         wait = Wait(
             sender=sender,
             namespace=msg.namespace,
             keys=keys,
             number=self._newest,
-            answer_at=answer_at,
+            answer_ns=answer_ns,
             missing=missing,
             tiers=frozenset(place.tier for place in missing.values()),
         )
         self.waits.setdefault(sender.address, {})[wait.number] = wait
-        heappush(self._due, (answer_at, wait.number, wait))
+        heappush(self._due, (answer_ns, wait.number, wait))
         self._hold(wait, blocks + found, now)
         return self._fetch_for(wait, now)
 

@@ -40,7 +40,7 @@ class LookupTable(Part):
     ) -> None:
         self._recovery, self._residency, self._leasing = recovery, residency, leasing
         self._tiers = tiers
-        self._begin_at = 0  # when to begin a table
+        self._begin_ns = 0  # when to begin a table
         self._told = TierWord.NONE  # what the table says of the tiers
         self._fault = ""  # of the table, as it was said
 
@@ -60,7 +60,7 @@ class LookupTable(Part):
         busy = listing.running or listing.table.wants_rebuild
         if busy or self._word() != self._told:
             return 0
-        return self._begin_at if listing.wanted else None
+        return self._begin_ns if listing.wanted else None
 
     def wake(self, now: int) -> list[Effect]:
         """Do a little of it."""
@@ -74,8 +74,8 @@ class LookupTable(Part):
             table.set_tiers(word)
         if listing.running:
             listing.step(STEP_PAGES)
-        elif listing.wanted and now >= self._begin_at:
-            self._begin_at = now + AGAIN_NS
+        elif listing.wanted and now >= self._begin_ns:
+            self._begin_ns = now + AGAIN_NS
             listing.begin()
         elif table.wants_rebuild:
             table.rebuild_step(STEP_PAGES)
@@ -106,7 +106,7 @@ class LookupTable(Part):
     def gauges(self) -> dict[str, int]:
         """What hazards pin, and what lookups do not find by themselves."""
         lacks = self._residency.listing.lacks if self._recovery.ready else 0
-        return {"hazard_pinned_bytes": self._leasing.pins.beside, "blocks_unlisted": lacks}
+        return {"hazard_pinned_bytes": self._leasing.pins.beside_bytes, "blocks_unlisted": lacks}
 
     def remarks(self) -> tuple[str, ...]:
         """Lookups are slower than they could be."""

@@ -5,15 +5,16 @@ A session publishes what it has claimed, the process of a tier what it was asked
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.table import Fresh
-from pegaflow.core.pool.columns import column
+from pegaflow.core.pool.columns import are_pages, column
 from pegaflow.core.pool.ledger import MAX_SHARDS, NAMESPACE_BYTES, PAYLOAD_BYTES_MAX
-from pegaflow.wire.identities import Key, PageId
+from pegaflow.wire.identities import NO_CLAIM, Key, PageId
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.status import Status
@@ -23,6 +24,15 @@ from .claims import Claims
 from .lookup import Lookup
 from .residency import New, Residency
 from .tiers import Tier, Tiers
+
+
+class _Published(NamedTuple):
+    """What of a Seal is published now, and what was before."""
+
+    places: list[int]  # of its blocks
+    first: Pages  # first pages of these
+    before: PageId | None  # first page of the block before them, if they are one chain, and new
+    known: int  # blocks that are here under other pages
 
 
 class Publishing(Part):
@@ -52,34 +62,44 @@ class Publishing(Part):
             self._counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
         tier = self._tiers.served_by(sender.address.name)
-        places, first = self._publish(sender.address, tier, msg, now)
-        status = Status.OK if len(places) == len(msg.keys) else Status.STALE_CLAIM
-        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(places)))]
+        places, first, before, known = self._publish(sender.address, tier, msg, now)
+        status = Status.OK if len(places) + known == len(msg.keys) else Status.STALE_CLAIM
+        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(places), known))]
         if not places:
             return effects
         here = self._residency
         blocks = list(map(here.blocks.handles.of, first.tolist())) if self._lookup.awaited else []
         if tier is None:
             self._counts["blocks_sealed"] += len(places)
-            here.make_young(msg.page_size, first, self._before(msg, places))
+            if before is not None:
+                here.make_young(msg.page_size, first, before)
+            else:
+                self._make_young(msg, places, first)
             return effects + self._lookup.arrived(blocks, now) + self._tiers.write(now)
         here.policy.make_young(msg.page_size, first)
         effects += self._lookup.arrived(blocks, now)
         unawaited = np.flatnonzero(~here.blocks.handles.leased(first)).tolist()
         if unawaited:  # of the others the end of the lease makes the whole chain young
-            before = self._before(msg, [places[at] for at in unawaited])
-            here.make_young(msg.page_size, first[unawaited], before)
+            self._make_young(msg, [places[at] for at in unawaited], first[unawaited])
         return effects + self._tiers.write(now)
 
-    def _before(self, msg: Seal, places: list[int]) -> PageId | None:
-        """First page of the block that those at these places go on from, if they are one chain."""
-        keys, parents = tuple(msg.keys), tuple(msg.parents)
-        if len(places) < len(keys):
-            keys = tuple([keys[at] for at in places])
-            parents = tuple([parents[at] for at in places])
-        if parents[1:] != keys[:-1] or not any(parents[0]):
-            return None
-        return self._residency.blocks.page(msg.namespace, parents[0])
+    def _make_young(self, msg: Seal, places: list[int], first: Pages) -> None:
+        """Those at these places are the youngest now, each chain of them with what it goes on
+        from.
+
+        Args:
+            first: their first pages.
+        """
+        keys, parents = _at(places, tuple(msg.keys)), _at(places, tuple(msg.parents))
+        starts = [0]
+        if parents[1:] != keys[:-1]:
+            starts += [at for at in range(1, len(keys)) if parents[at] != keys[at - 1]]
+        here = self._residency
+        for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
+            before = (
+                here.blocks.page(msg.namespace, parents[start]) if any(parents[start]) else None
+            )
+            here.make_young(msg.page_size, first[start:end], before)
 
     def _makes_sense(self, msg: Seal) -> bool:
         """Whether the lists fit each other, and the numbers the ledger's records and the pool.
@@ -98,51 +118,74 @@ class Publishing(Part):
             and size == -(-msg.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN
             and len(msg.checksums) in (0, len(msg.pages))
             and len(msg.depths) in (0, count)
-            and self._residency.geometry.hold(msg.pages, size)
+            and are_pages(self._residency.geometry, column(msg.pages), size)
         )
 
-    def _publish(
-        self, holder: Address, tier: Tier | None, msg: Seal, now: int
-    ) -> tuple[list[int], Pages]:
-        """Publish what the claim still covers.
-
-        Returns:
-            Places of what of this Seal is published now, and the first pages of these blocks.
-        """
+    def _publish(self, holder: Address, tier: Tier | None, msg: Seal, now: int) -> _Published:
+        """Publish what the claim still covers."""
         here, shards, keys = self._residency, msg.shards, tuple(msg.keys)
-        if tier is None:
-            owned = self._claims.table.owns(holder, msg.claim, msg.namespace, keys)
-        else:
-            owned = [tier.owns(msg.claim, msg.namespace, key) for key in keys]
         pages = column(msg.pages).astype(np.int64).reshape(-1, shards)
-        void = here.ledger.are_void(pages.reshape(-1))
-        looked = here.blocks.look(msg.namespace, keys)
+        void = here.ledger.void_among(pages.reshape(-1))
+        looked = here.blocks.look(msg.namespace, msg.keys)
         resident = looked.first
         new = found = list(range(len(keys)))
-        if resident.max(initial=-1) >= 0 or not (
-            all(owned) and all(void) and len(set(keys)) == len(keys)
-        ):
-            void = [all(void[at : at + shards]) for at in range(0, len(void), shards)]
-            new, found = self._judge(msg, owned, void, resident, tier=tier)
+        known = 0
+        whole = not np.count_nonzero(resident >= 0) and np.count_nonzero(void) == len(void)
+        if not (whole and self._owns_all(holder, tier, msg, keys)):
+            owned = self._owned(holder, tier, msg, keys)
+            every = [bool(row.all()) for row in void.reshape(-1, shards)]
+            new, found, known = self._judge(msg, owned, every, resident, tier=tier)
+        before = None
         if new:
-            names, taken = looked.names[new], None
+            rows = slice(None) if len(new) == len(keys) else new
+            names, taken = looked.names[rows], None
             if looked.taken:
                 taken = here.blocks.are_taken(names)
             blocks = Fresh(
                 namespace=msg.namespace,
-                keys=[keys[at] for at in new],
+                keys=_at(new, keys),
                 names=names,
-                pages=pages[new],
+                pages=pages[rows],
                 page_size=msg.page_size,
             )
-            here.seal(blocks, self._described(msg, blocks, new), now, taken)
+            described = self._described(msg, blocks, new, rows)
+            here.seal(blocks, described, now, taken)
+            if len(new) == len(found):
+                before = _went_on_from(blocks, described)
         if tier is not None:
             self._counts["blocks_fetched"] += len(new)
         else:
             self._counts["bytes_sealed"] += len(new) * shards * msg.payload_bytes
             if self._tiers.mind:
                 self._tiers.offer(list(map(here.blocks.handles.of, pages[new, 0].tolist())))
-        return found, np.where(resident < 0, pages[:, 0], resident)[found]
+        first = pages[:, 0]
+        if len(new) < len(keys):
+            first = np.where(resident < 0, first, resident)[found]
+        return _Published(found, first, before, known)
+
+    def _owns_all(
+        self, holder: Address, tier: Tier | None, msg: Seal, keys: tuple[Key, ...]
+    ) -> bool:
+        """Whether the holder may publish all of these, and no two are the same."""
+        every = set(keys)
+        if len(every) < len(keys):
+            return False
+        if tier is None and msg.claim == NO_CLAIM:
+            return True
+        if tier is None:
+            return self._claims.table.owns_all(holder, msg.claim, msg.namespace, every)
+        return all(self._owned(holder, tier, msg, keys))
+
+    def _owned(
+        self, holder: Address, tier: Tier | None, msg: Seal, keys: tuple[Key, ...]
+    ) -> list[bool]:
+        """Which of these the holder may publish: what nobody else has meanwhile, without a
+        claim."""
+        if tier is None and msg.claim == NO_CLAIM:
+            return [True] * len(keys)
+        if tier is None:
+            return self._claims.table.owns(holder, msg.claim, msg.namespace, keys)
+        return [tier.owns(msg.claim, msg.namespace, key) for key in keys]
 
     def _judge(
         self,
@@ -152,7 +195,7 @@ class Publishing(Part):
         resident: Pages,
         *,
         tier: Tier | None,
-    ) -> tuple[list[int], list[int]]:
+    ) -> tuple[list[int], list[int], int]:
         """Block by block.
 
         Args:
@@ -161,18 +204,22 @@ class Publishing(Part):
             resident: first page of the block that has its key, -1: there is none.
 
         Returns:
-            Places of the blocks that are published now, and of all that are.
+            Places of the blocks that are published now, and of all that are; and how many others
+            are here under other pages.
         """
         new: list[int] = []
         found: list[int] = []
+        known = 0
         met: set[Key] = set()
         for at, key in enumerate(msg.keys):
             if resident[at] >= 0:
                 block = self._residency.blocks.handles.of(PageId(int(resident[at])))
                 if block.stamps == msg.stamps[at * msg.shards : (at + 1) * msg.shards]:
                     found.append(at)
+                else:
+                    known += 1
             elif key in met:
-                continue
+                known += 1
             elif not owned[at]:
                 self._counts["seals_stale" if tier is None else "fetches_stale"] += 1
             elif not void[at]:
@@ -181,22 +228,22 @@ class Publishing(Part):
                 new.append(at)
                 found.append(at)
                 met.add(key)
-        return new, found
+        return new, found, known
 
-    def _described(self, msg: Seal, blocks: Fresh, new: list[int]) -> New:
+    def _described(self, msg: Seal, blocks: Fresh, new: list[int], rows: slice | list[int]) -> New:
         """What the Seal says of the blocks at these places."""
         stamps, sums = column(msg.stamps), np.zeros(len(msg.pages), np.uint64)
         if msg.checksums:
             sums = column(msg.checksums)
-        parents, depths = self._chained(blocks, tuple([msg.parents[at] for at in new]))
+        parents, depths = self._chained(blocks, _at(new, tuple(msg.parents)))
         if msg.depths:
-            depths = column(msg.depths).astype(np.int64)[new]
+            depths = column(msg.depths).astype(np.int64)[rows]
         seal = self._first_seal + self._seals + 1
         self._seals += len(new)
         return New(
             payload_bytes=msg.payload_bytes,
-            stamps=stamps.reshape(-1, msg.shards)[new].reshape(-1),
-            checksums=sums.reshape(-1, msg.shards)[new].reshape(-1),
+            stamps=stamps.reshape(-1, msg.shards)[rows].reshape(-1),
+            checksums=sums.reshape(-1, msg.shards)[rows].reshape(-1),
             seals=np.arange(seal, seal + len(new), dtype=np.uint64),
             depths=depths,
             parents=parents,
@@ -212,7 +259,7 @@ class Publishing(Part):
             First pages of those, -1 where they are not here; and the depths of the new blocks.
         """
         here, keys, first = self._residency, blocks.keys, blocks.pages[:, 0]
-        if parents[1:] == tuple(keys[:-1]):
+        if parents[1:] == keys[:-1]:
             page = here.blocks.page(blocks.namespace, parents[0]) if any(parents[0]) else None
             before = np.concatenate(([-1 if page is None else page], first[:-1]))
             if page is None:
@@ -232,3 +279,14 @@ class Publishing(Part):
             elif before[at] < 0:
                 here.blocks.chains.await_parent(PageId(int(first[at])), blocks.namespace, parent)
         return before, depths
+
+
+def _at(places: list[int], keys: tuple[Key, ...]) -> tuple[Key, ...]:
+    """The keys at these places, all of them if there are as many."""
+    return keys if len(places) == len(keys) else tuple([keys[at] for at in places])
+
+
+def _went_on_from(blocks: Fresh, new: New) -> PageId | None:
+    """First page of the block before new ones that are one chain; None: it is not here."""
+    one_chain = np.array_equal(new.parents[1:], blocks.pages[:-1, 0])
+    return PageId(int(new.parents[0])) if one_chain and new.parents[0] >= 0 else None

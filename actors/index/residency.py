@@ -23,6 +23,7 @@ from pegaflow.core.blocks.columns import Mask, Pages
 from pegaflow.core.blocks.listing import Listing
 from pegaflow.core.blocks.table import Block, Fresh, PrefixIndex
 from pegaflow.core.policy.lru import Lru
+from pegaflow.core.pool.columns import among, distinct
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import Ledger
@@ -51,7 +52,7 @@ class New(NamedTuple):
 class _Growth(NamedTuple):
     """What is known of a chain that may grow on."""
 
-    since: int  # the policy's tick before it was walked
+    tick: int  # the policy's tick before it was walked
     grown: bool  # something was added since then
     page_size: Bytes
 
@@ -74,12 +75,13 @@ class Residency(Part):
         self._listing: Listing | None = None  # of the blocks, in the table behind the ledger
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex(
-            lambda page: self.ledger.read(page), self._warmed, lambda pages: self.records(pages)
+            lambda page: self.ledger.read(page), lambda pages: self.records(pages)
         )
-        self.policy = Lru(self.blocks.handles)  # exactly the resident blocks that are not cold
+        self.policy = Lru(self.blocks.handles)  # exactly the resident blocks
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
         self._growing: dict[_End, _Growth] = {}  # by the last block of each such chain
+        self._adopted = False  # what an earlier life has left is here, and in order
 
     @property
     def ledger(self) -> Ledger:
@@ -121,14 +123,10 @@ class Residency(Part):
     def adopt(self, adoption: Adoption) -> None:
         """The ledger is read: the blocks of an earlier life are here, and what made no sense is
         void."""
-        oldest: dict[Bytes, list[PageId]] = {}  # by page size
-        for block in adoption.finish():
-            oldest.setdefault(block.page_size, []).append(block.pages[0])
-        for page_size, first in oldest.items():
-            self.policy.make_old(page_size, np.array(first, np.int64))
         self.ledger.void(adoption.nonsense)
         self.resident_bytes += adoption.bytes_
         self.quarantined = len(adoption.quarantined)
+        self._adopted = True
 
     def seal(self, blocks: Fresh, new: New, now: int, taken: Mask | None) -> None:
         """Blocks are in place: write their records, and let them be found.
@@ -224,24 +222,19 @@ class Residency(Part):
     def use(self, first: Pages) -> None:
         """These are the youngest now: first pages, of whatever page sizes, in chain order."""
         sizes = page_sizes(self.records(first).view(ROW)[:, 0])
-        for size in np.unique(sizes).tolist():
+        for size in distinct(sizes).tolist():
             self.policy.make_young(size, first[sizes == size])
 
-    def sayable(self, first: Pages, named: int) -> Pages:
-        """So many of these blocks that one message can name their pages.
-
-        Args:
-            named: pages that it names already.
-        """
-        pages = np.cumsum(self.records(first).view(ROW)[:, 0]["shards"], dtype=np.int64)
-        return first[: int(np.searchsorted(pages, LIST_MAX - named, side="right"))]
+    def pages_to(self, first: Pages) -> Pages:
+        """How many pages these blocks have, each together with those before it."""
+        return np.cumsum(self.records(first).view(ROW)[:, 0]["shards"], dtype=np.int64)
 
     def victims(self, page_size: Bytes, count: int) -> Pages:
         """As of the policy: first pages of blocks without a lease, the oldest first, of a chain its
         tail."""
         found = self.policy.coldest(page_size, count)
-        since = [growth.since for growth in self._growing.values() if growth.grown]
-        if len(found) and since and self.policy.last_uses(found[-1:])[0] > min(since):
+        ticks = [growth.tick for growth in self._growing.values() if growth.grown]
+        if len(found) and ticks and self.policy.last_uses(found[-1:])[0] > min(ticks):
             self._settle()
             found = self.policy.coldest(page_size, count)
         return found
@@ -263,16 +256,15 @@ class Residency(Part):
         self.blocks.check()
         self.policy.check()
         blocks = list(self.blocks)
-        assert len(self.policy) == len(blocks), "a block that nothing can evict, or a ghost"
-        assert len(blocks) + self.blocks.cold == len(self.blocks)
+        evictable = len(self.policy)
+        assert evictable == len(blocks) or not self._adopted, (
+            "nothing can evict a block, or a ghost"
+        )
+        assert len(blocks) == len(self.blocks)
         for block in blocks:
             for page, stamp in zip(block.pages, block.stamps, strict=True):
                 record = self.ledger.read(page)
                 assert record is not None and record.stamp == stamp and record.key == block.key
-
-    def _warmed(self, page_size: int, first: Pages) -> None:
-        """Cold blocks are asked for: nobody has used them in this life so far."""
-        self.policy.make_old(page_size, first)
 
     def _settle(self) -> None:
         growing, self._growing = self._growing, {}
@@ -283,7 +275,8 @@ class Residency(Part):
 
     def _make_chain_young(self, page_size: Bytes, first: Pages) -> None:
         young = self._chain(PageId(int(first[-1])))
-        self.policy.make_young(page_size, first[~np.isin(first, young)])
+        others = first[~among(first, young)] if len(first) > 1 else first[:0]
+        self.policy.make_young(page_size, others)
         self.policy.make_young(page_size, young)
 
     def _chain(self, last: PageId) -> Pages:
@@ -306,9 +299,9 @@ class Residency(Part):
         """
         if not len(first):
             return
-        for born, times in self.blocks.columns.ages(first).items():
-            if born:
-                RESIDENCE.count(self._counts, max(0, now - born) // MS, why, times=times)
+        for born_ns, times in self.blocks.columns.ages(first).items():
+            if born_ns:
+                RESIDENCE.count(self._counts, max(0, now - born_ns) // MS, why, times=times)
         page_size = int(page_sizes(records[:1].view(ROW)[:, 0])[0])
         self.policy.drop(page_size, first)
         names = self.blocks.drop(first, records, pages)

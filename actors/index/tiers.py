@@ -80,14 +80,22 @@ class Tier(Part, ABC):
         stored: the blocks that it has.
         minds: whether it wants to hear of blocks in memory at all, by `offer`, `before_eviction`,
             `evicted` and `removed`; as long as no tier does, no block is an object.
+        loses: whether this block is not here yet and still to come, so that it does not go before
+            somebody waits for its pages.
     """
 
     counted = False  # the listing is told of each block that it has, and has no more
 
     def __init__(
-        self, name: str, actor: str, stored: Sized, minds: Callable[[], bool] = lambda: True
+        self,
+        name: str,
+        actor: str,
+        stored: Sized,
+        minds: Callable[[], bool] = lambda: True,
+        *,
+        loses: Callable[[Block], bool] = lambda block: False,
     ) -> None:
-        self.name, self.actor, self.minds = name, actor, minds
+        self.name, self.actor, self.minds, self.loses = name, actor, minds, loses
         self._stored = stored
 
     def parts(self) -> tuple[Part, ...]:
@@ -127,9 +135,13 @@ class Tier(Part, ABC):
     def write(self, now: int) -> list[Effect]:
         """What has been offered may go, as much as the tier takes."""
 
-    def spare(self, victims: list[Block]) -> int:
+    def spare(self, victims: list[Block] | None = None) -> int:
         """How many blocks more than these it would look at, to write some of them before they are
-        evicted; 0: it has no need to or no room."""
+        evicted; 0: it has no need to or no room.
+
+        Args:
+            victims: None: they are not chosen yet, so the most that it would say.
+        """
         return 0
 
     def before_eviction(
@@ -270,26 +282,35 @@ class Tiers:
         """All of them, as much as they take."""
         return [effect for tier in self._tiers for effect in tier.write(now)]
 
+    def most_spare(self) -> int:
+        """How many blocks more than are to go `before_eviction` looks at."""
+        return max([tier.spare() for tier in self._tiers if tier.minds()], default=0)
+
     def before_eviction(
-        self, victims_of: Callable[[int], list[Block]], count: int, now: int
+        self, candidates: Callable[[slice], list[Block]], count: int, now: int
     ) -> tuple[list[Block], list[Effect]]:
         """Choose victims, once the first tier that would lose some of them has kept those that it
         writes first.
 
         Args:
-            victims_of: so many victims, in the order in which they should go; fewer if there are no
-                more.
+            candidates: some of `count` and `most_spare` blocks together, in the order in which they
+                should go; fewer if there are no more.
             count: blocks that are to go.
 
         Returns:
             Up to `count` blocks that go now, and what has to be sent.
         """
-        victims = victims_of(count)
+        victims = candidates(slice(count))
         for tier in self._tiers:
             spare = tier.spare(victims)
             if spare:
-                return tier.before_eviction(victims_of(count + spare), count, now)
+                more = candidates(slice(count, count + spare))
+                return tier.before_eviction(victims + more, count, now)
         return victims, []
+
+    def loses(self, block: Block) -> bool:
+        """Whether one of them does."""
+        return any(tier.loses(block) for tier in self._tiers)
 
     def evicted(self, blocks: list[Block], now: int) -> None:
         """Said to all."""

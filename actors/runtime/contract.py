@@ -47,7 +47,7 @@ class Sender:
     question: int = 0
     deadline: int = 0
     remote: bool = False  # a client on TCP: its pids, and the memory they name, may not be ours
-    asked: int = 0  # a client's question: when it came
+    asked_ns: int = 0  # a client's question: when it came
     method: str = ""  # and what kind it is of; empty: nobody times the answer
 
 

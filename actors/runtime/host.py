@@ -137,7 +137,7 @@ class Host:
         if isinstance(e.message, Gone):
             return self._gone_step(e, e.message.address, now)
         timed = type(e.message).__name__ if e.question and e.sender.name == CLIENT else ""
-        sender = Sender(e.sender, e.question, e.deadline, remote, asked=now, method=timed)
+        sender = Sender(e.sender, e.question, e.deadline, remote, asked_ns=now, method=timed)
         return self._run(lambda: self.actor.receive(sender, e.message, now), now)
 
     def complete(self, number: int, result: Result, now: int) -> Step:
@@ -267,7 +267,7 @@ class Host:
         to = answer.to
         if to.method:
             status: Status = getattr(answer.message, "status", Status.OK)
-            took_us = max(0, now - to.asked) // 1000
+            took_us = max(0, now - to.asked_ns) // 1000
             series.RPC.count(self.actor.counts, took_us, _snake(to.method), status.label)
 
     def _ask(self, effect: Ask) -> int:

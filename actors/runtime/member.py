@@ -75,7 +75,7 @@ class Member(Part):
         self.measured: Callable[[], dict[str, int]] = dict  # gauges of our process, by the shell
         self._counts = counts
         self._crew: tuple[Part, ...] = ()
-        self._next_beat = 0  # when to say Beat again
+        self._next_beat_ns = 0  # when to say Beat again
 
     def lead(self, *crew: Part) -> None:
         """Said once: who hears of what we hear, in this order."""
@@ -101,18 +101,18 @@ class Member(Part):
 
     def start(self, now: int) -> list[Effect]:
         """Say Hello to the supervisor."""
-        self._next_beat = now + BEAT_NS
+        self._next_beat_ns = now + BEAT_NS
         return [Send(self.supervisor, self.hello)]
 
     def wake_at(self) -> int | None:
         """The next beat."""
-        return self._next_beat
+        return self._next_beat_ns
 
     def wake(self, now: int) -> list[Effect]:
         """Say Beat when it is due."""
-        if now < self._next_beat:
+        if now < self._next_beat_ns:
             return []
-        self._next_beat = now + BEAT_NS
+        self._next_beat_ns = now + BEAT_NS
         gauges = {name: n for part in self._crew for name, n in part.gauges().items()}
         remarks = tuple(line for part in self._crew for line in part.remarks())
         beat = Beat(listed(self._counts), listed({**gauges, **self.measured()}), remarks)

@@ -226,8 +226,6 @@ def collect_young_only() -> None:
 
     Python 3.14 has no full collections of its own accord, and passes the last threshold over.
     """
-    gc.collect()
-    gc.freeze()
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, NO_FULL_COLLECTION)
 

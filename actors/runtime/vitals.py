@@ -22,25 +22,28 @@ class Vitals:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._sample: dict[str, int] = {}
-        self._until = 0  # the sample is good until then
+        self._until_ns = 0  # the sample is good until then
 
     def __call__(self) -> dict[str, int]:
-        """Gauges; `loop_late_us` is the latest timer since the sample before this one."""
+        """Gauges; `loop_late_us` is the latest timer since the sample before this one,
+        `loop_longest_us` the longest turn since the process began."""
         now = monotonic()
-        if now >= self._until:
-            self._until = now + SAMPLE_NS
+        if now >= self._until_ns:
+            self._until_ns = now + SAMPLE_NS
             self._sample = self._measure()
         return self._sample
 
     def _measure(self) -> dict[str, int]:
         asks, jobs = self._loop.host.outstanding()
-        late, self._loop.late_ns = self._loop.late_ns, 0
+        turns = self._loop.turns
+        late, turns.late_ns = turns.late_ns, 0
         with open("/proc/self/statm", "rb") as file:
             resident = int(file.read().split()[1])
         return {
             "process_resident_bytes": resident * _PAGE,
             "process_open_fds": len(os.listdir("/proc/self/fd")) - 1,  # without listdir's own
             "loop_late_us": late // 1000,
+            "loop_longest_us": turns.longest_ns // 1000,
             "asks_open": asks,
             "jobs_open": jobs,
         }

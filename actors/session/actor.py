@@ -88,7 +88,12 @@ class Session(Actor):
         )
         reservation.feeds(batches)
         saves = Saves(
-            member, engine, hazards=hazards, orders=orders, batches=batches, counts=counts
+            member,
+            engine,
+            hazards=hazards,
+            orders=orders,
+            batches=batches,
+            counts=counts,
         )
         attachment = Attachment(
             member,

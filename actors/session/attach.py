@@ -203,6 +203,7 @@ class Attachment(Part):
             note=rank.note,
             pool_file=welcome.pool_file,
             bounce_file=file,
+            chains=True,
         )
         facts = (
             ("engine", engine.name),

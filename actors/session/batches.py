@@ -4,7 +4,7 @@
     process_vm   pages ──→ reading ── BatchCopied ──→ read ── Keep ──→ in place
                  given up at any time before Keep: slots and pages come back
 
-A block whose shards are in place at every rank is published (publish.py); then, and when it is
+A block whose shards are all in place is published (publish.py); then, and when it is
 given up, its pages leave our books: by the index's word, or by our Return.
 
 A position that one rank cannot save is *dead* for all; what other ranks have of it goes back as
@@ -16,25 +16,33 @@ from collections import Counter, deque
 import numpy as np
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
-from pegaflow.core.pool.columns import Places, column, said
+from pegaflow.core.pool.columns import Places, column, distinct, said
 from pegaflow.wire.jobs import Done, FillPages, Job, PagesSummed, ReadBlocks, SumPages
 from pegaflow.wire.session import BatchCopied, CopyBatch, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Bytes, Count, Nanoseconds
+from pegaflow.wire.units import Bytes, Count, Nanoseconds, Share
 
 from .engine import Engine
 from .orders import Orders, count_dropped
 from .publish import Publishing
 from .ranks import Rank
-from .records import NO_PLACES, Batch, Order, RankSave
+from .records import NO_PLACES, Batch, Blocks, Order, RankSave
 from .reservation import Reservation
 
 BATCH_BLOCKS: Count = 256
 """Blocks of a batch at most: each message about one costs as much as a hundred blocks in it."""
 
-BATCH_BYTES: Bytes = 16 << 20
-"""Bytes of a batch, unless a block has more: two threads copy it in two or three milliseconds, in
-which another one gets its pages and a third is sealed."""
+BATCH_BYTES: Bytes = 64 << 20
+"""Bytes of a batch, unless a block has more: two threads copy it in ten milliseconds.  One of
+16 MiB costs those who are told of it 2 ms of CPU, in four processes, which is as long as its copy;
+and where cores are few, the copy waits for them."""
+
+BATCH_SHARE: Share = 1 / 8
+"""Of the pool, a batch at most: half of what may be in use, so that one is copied while another is
+published, and no save waits until a large part of the pool is free."""
+
+BATCH_LEAST_BYTES: Bytes = 16 << 20
+"""The same for a batch in a pool that is so small that its share would be less."""
 
 READ_NS: Nanoseconds = 10_000 * MS
 """Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
@@ -120,8 +128,10 @@ class Batches(Part):
 
     def _read(self, save: RankSave, now: int) -> list[Effect]:
         """Let batches wait for pages; they are read as soon as they have them.  The first is half
-        as large, so that its copy begins sooner."""
-        size = self._size() // 2 or 1
+        as large, or as large as the pages that are ready, so that its copy begins sooner."""
+        size, ready = self._size() // 2 or 1, len(self._reservation.free)
+        if ready and not self._waiting:
+            size = min(size, ready)
         while len(save.todo):
             positions, size = _next(save, size), self._size()
             self._waiting.append((save, self._new_batch(save, Batch(positions))))
@@ -131,7 +141,8 @@ class Batches(Part):
         """Blocks of a batch."""
         space = self._engine.space
         assert space is not None
-        return max(1, min(BATCH_BLOCKS, BATCH_BYTES // space.page_size))
+        share = max(BATCH_LEAST_BYTES, int(space.geometry.pool_bytes * BATCH_SHARE))
+        return max(1, min(BATCH_BLOCKS, min(BATCH_BYTES, share) // space.page_size))
 
     def _new_batch(self, save: RankSave, batch: Batch) -> int:
         self._batch += 1
@@ -144,7 +155,8 @@ class Batches(Part):
         for save in self._orders.saves.values():
             while save.rank is rank and len(save.todo) and rank.free_slots:
                 positions = _next(save, min(len(rank.free_slots), self._size()))
-                slots = tuple(rank.free_slots.pop() for _ in positions)
+                slots = tuple(rank.free_slots[-len(positions) :])
+                del rank.free_slots[-len(positions) :]
                 number = self._new_batch(save, Batch(positions, slots))
                 batch = CopyBatch(save.msg.save, number, said(positions), slots)
                 effects.append(Send(save.sender.address, batch))
@@ -267,14 +279,13 @@ class Batches(Part):
 
         Args:
             positions: in the order's keys; those that are whole or dead already stay what they are.
-            status: what the Saved of the order says, if nothing went wrong before.
+            status: what the Saved of the order says, if nothing worse went wrong before.
         """
-        blocks, named = order.blocks, np.unique(positions)
-        lost = named[~(blocks.whole | blocks.dead)[named]]
-        blocks.dead[lost] = True
+        lost = _open(order.blocks, positions)
         count_dropped(self._counts, status, len(lost))
-        if len(lost) and order.status is Status.OK:
-            order.status = status
+        order.lose(lost, status)
+        blocks = order.blocks
+        blocks.dead[lost] = True
         here = blocks.here[lost]
         effects = self._reservation.give_back(blocks.pages[lost][here])
         blocks.here[lost] = False
@@ -294,6 +305,13 @@ class Batches(Part):
         save.rank.free_slots.extend(batch.slots)
         effects = self._reservation.give_back(batch.pages)
         return effects + self._hand_out(save.rank) + self._orders.finish(save.order)
+
+
+def _open(blocks: Blocks, positions: Places) -> Places:
+    """Those of them that are neither whole nor dead."""
+    named = distinct(positions)
+    found: Places = named[~(blocks.whole | blocks.dead)[named]]
+    return found
 
 
 def _next(save: RankSave, count: int) -> Places:

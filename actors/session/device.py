@@ -9,6 +9,7 @@ of them.
 import os
 from collections.abc import Callable
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from pegaflow.actors.runtime.loop import Loop
@@ -16,8 +17,9 @@ from pegaflow.actors.runtime.mapped import Mapped, ledger_file
 from pegaflow.actors.runtime.member import Member
 from pegaflow.actors.runtime.workers import Part, Workers
 from pegaflow.core.errors import UserError
-from pegaflow.core.pool.columns import column
+from pegaflow.core.pool.columns import column, said
 from pegaflow.core.pool.finder import Finder
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, LentRows, cut, hazard_bytes
 from pegaflow.core.pool.ledger import Ledger
@@ -51,7 +53,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes
-from pegaflow.wire.values import Address, U64s
+from pegaflow.wire.values import Address
 
 from .hazards import Opened
 
@@ -79,28 +81,28 @@ class Copies:
         """A job as parts for the threads, or one part if it is no copy."""
         if isinstance(job, FillPages):
             fill = self._bounces[job.mapping].fill
-            pool = self._pool.map
+            pool, slots, places = self._pool.map, column(job.slots), column(job.offsets)
 
             def fill_part(first: int, last: int) -> Done:
-                fill(pool, job.slots[first:last], job.offsets[first:last], job.payload_bytes)
+                fill(pool, slots[first:last], places[first:last], job.payload_bytes)
                 return Done(Status.OK)
 
             return self._cut(len(job.slots), job.payload_bytes, fill_part)
         if isinstance(job, SumPages):
-            return [lambda: PagesSummed(self._sums(job.offsets, job.payload_bytes))]
+            return [lambda: PagesSummed(said(self._sums(column(job.offsets), job.payload_bytes)))]
         if isinstance(job, ReadBlocks | WriteBlocks):
             engine = self._engines[job.mapping]
             move = engine.read if isinstance(job, ReadBlocks) else engine.write
             address = self._pool.address
-            sums = job.checksums if isinstance(job, WriteBlocks) else ()
+            sums = column(job.checksums if isinstance(job, WriteBlocks) else ())
             ids, pages = column(job.blocks), column(job.offsets)
 
             def move_part(first: int, last: int) -> Done | PagesDiffer:
                 part = slice(first, last)
-                if sums:
-                    bad = self._differing(job.offsets[part], sums[part], engine.payload_bytes)
-                    if bad:
-                        return PagesDiffer(bad)
+                if len(sums):
+                    bad = self._differing(pages[part], sums[part], engine.payload_bytes)
+                    if len(bad):
+                        return PagesDiffer(said(bad))
                 return Done(*move(address, ids[part], pages[part], job.deadline))
 
             return self._cut(len(job.blocks), engine.payload_bytes, move_part)
@@ -120,17 +122,16 @@ class Copies:
             for first, last in zip(edges, edges[1:], strict=False)
         ]
 
-    def _sums(self, offsets: U64s, payload_bytes: int) -> tuple[int, ...]:
+    def _sums(self, offsets: U64, payload_bytes: int) -> U64:
         """Checksums of the pool's bytes; never 0, which means that there is none."""
         with memoryview(self._pool.map) as pool:
-            return tuple(xxh3_64_intdigest(pool[at : at + payload_bytes]) or 1 for at in offsets)
+            pages = (pool[at : at + payload_bytes] for at in offsets.tolist())
+            return np.fromiter((xxh3_64_intdigest(page) or 1 for page in pages), np.uint64)
 
-    def _differing(
-        self, offsets: tuple[int, ...], sums: tuple[int, ...], payload_bytes: int
-    ) -> tuple[int, ...]:
+    def _differing(self, offsets: U64, sums: U64, payload_bytes: int) -> U64:
         """The offsets where the pool does not hold what was sealed."""
-        triples = zip(offsets, sums, self._sums(offsets, payload_bytes), strict=True)
-        return tuple(at for at, sealed, found in triples if sealed not in (0, found))
+        differ: U64 = offsets[(sums != 0) & (sums != self._sums(offsets, payload_bytes))]
+        return differ
 
     def _open_bounce(self, job: OpenBounce) -> BounceOpened | Done:
         name = f"{job.slots}x{job.page_size}.{os.urandom(4).hex()}.bounce"
@@ -145,7 +146,7 @@ class Copies:
     def _map(self, job: MapEngine) -> Done:
         self._engines[job.mapping] = ForeignMemory(
             pid=job.pid,
-            started=job.started_ticks,
+            started_ticks=job.started_ticks,
             bases=tuple(job.bases),
             layout=job.layout,
             scratch=job.scratch,

@@ -40,7 +40,7 @@ class Engine(Part):
         self.leaving: list[Rank] = []  # given up, but a job of theirs still runs
         self.complete = False  # all ranks are there: lookups and saves are served
         self.space: Space | None = None  # of when all ranks were there the last time
-        self.served = 0  # since when there is an engine
+        self.served_ns = 0  # since when there is an engine
 
     def handlers(self) -> Iterable[On]:
         """Who the engine is, and a sign of life."""
@@ -57,8 +57,8 @@ class Engine(Part):
     def beat(self, now: int) -> list[Effect]:
         """A word to every client whose process we cannot watch: who is gone turns out to be
         unreachable.  An engine that never comes is not waited for."""
-        waited = now - self.served > DIAL_NS
-        if self.serve is not None and self.serve.remote and not self.clients and waited:
+        late = now - self.served_ns > DIAL_NS
+        if self.serve is not None and self.serve.remote and not self.clients and late:
             return self._member.farewell()
         return [Send(client, Pong()) for client in self.remote]
 
@@ -91,32 +91,32 @@ class Engine(Part):
         """Whether this client's pid means nothing here."""
         return sender.remote or (self.serve is not None and self.serve.foreign)
 
-    def has_room_for(self, client: Address, pid: int, started: int) -> bool:
+    def has_room_for(self, client: Address, pid: int, started_ticks: int) -> bool:
         """Whether this client is one of ours, and its process is watched or may be.
 
         Args:
             pid: of the client's process.
-            started: its start time, in ticks since boot; with the pid it names one process.
+            started_ticks: its start time, in ticks since boot; with the pid it names one process.
         """
-        there = (pid, started) in self.watched or len(self.watched) < CLIENTS_MAX
+        there = (pid, started_ticks) in self.watched or len(self.watched) < CLIENTS_MAX
         return there and client in self.clients
 
-    def watch(self, pid: int, started: int) -> list[Effect]:
+    def watch(self, pid: int, started_ticks: int) -> list[Effect]:
         """End when this process ends.
 
         Args:
             pid: of a client's process.
-            started: its start time, in ticks since boot.
+            started_ticks: its start time, in ticks since boot.
         """
-        if (pid, started) in self.watched:
+        if (pid, started_ticks) in self.watched:
             return []
-        self.watched.add((pid, started))
+        self.watched.add((pid, started_ticks))
 
         def dead(done: Done, now: int) -> list[Effect]:
             facts = (("engine", self.name), ("engine_pid", pid))
             return [Note("engine_died", facts), *self._member.farewell()]
 
-        return [Do(WatchProcess(pid, started), dead)]
+        return [Do(WatchProcess(pid, started_ticks), dead)]
 
     def left(self, rank: Rank) -> list[Effect]:
         """If nothing of a rank that was given up runs any more, say so."""
@@ -133,7 +133,7 @@ class Engine(Part):
 
     def _on_serve(self, sender: Sender, msg: Serve, now: int) -> list[Effect]:
         if self.serve is None:
-            self.serve, self.served = msg, now
+            self.serve, self.served_ns = msg, now
             watch = [] if msg.remote else self.watch(msg.pid, msg.started_ticks)
             return [Reply(sender, Serving()), *watch]
         same = (self.serve.engine, self.serve.generation) == (msg.engine, msg.generation)

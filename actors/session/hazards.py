@@ -14,16 +14,16 @@ to the index, one line of the log and of `status` says why, and hazards that sta
 look at the ledger before and after each copy finds them to be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pegaflow.actors.runtime.contract import Ask, Effect, Note, Part
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.finder import Finder, Run
-from pegaflow.core.pool.hazards import Hazards, LentRows, Rows
+from pegaflow.core.pool.fingerprints import U64
+from pegaflow.core.pool.hazards import Hazards, LentRows, Pages, Rows
 from pegaflow.wire.control import BEAT_NS, LogLevel, Welcome
-from pegaflow.wire.identities import PageId, Stamp
 from pegaflow.wire.index import HazardFile, HazardsNoted
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
@@ -72,7 +72,7 @@ class HazardBook(Part):
         self._why = ""  # not, in one line
         self.borrower = NOBODY  # the client that has the section which we lend
         self._recalled = False  # it has to ask for it again
-        self._allowed = 0  # bytes that it may keep, if it may keep any
+        self._allowed_bytes = 0  # that it may keep, if it may keep any
 
     def gauges(self) -> dict[str, int]:
         """Hazards that stand."""
@@ -165,14 +165,20 @@ class HazardBook(Part):
 
     def allow(self, bytes_: Bytes) -> None:
         """So much of the pool the lent section may keep."""
-        self._allowed = bytes_
+        self._allowed_bytes = bytes_
         self._settle()
+
+    @property
+    def unsaid(self) -> int:
+        """Blocks that the client has found by itself and not told us of."""
+        nobody = self._opened is None or self.borrower == NOBODY
+        return 0 if nobody else self.lent.unsaid
 
     def _settle(self) -> None:
         if self._opened is not None:
             lends = self.trusted and self._engine.complete and not self._recalled
             some = lends and self.borrower != NOBODY
-            self._opened.lent.allow(self._allowed if some else 0)
+            self._opened.lent.allow(self._allowed_bytes if some else 0)
 
     # what it is good for
 
@@ -188,7 +194,7 @@ class HazardBook(Part):
         assert self._opened is not None and self._finder is not None
         hazards = self._opened.hazards
         run = self._finder.find(
-            space.namespace, keys, hazards, shards=space.world, most_bytes=NO_BOUND
+            space.namespace, keys, hazards, shards=space.shards, most_bytes=NO_BOUND
         )
         return run
 
@@ -204,7 +210,7 @@ class HazardBook(Part):
         else:
             self._opened.hazards.clear(rows)
 
-    def sealed(self, pages: Sequence[PageId], stamps: Sequence[Stamp]) -> bool:
+    def sealed(self, pages: Pages, stamps: U64) -> bool:
         """Whether these pages still hold what they held when the hazards were written."""
         assert self._finder is not None
         return self._finder.sealed(pages, stamps)

@@ -6,7 +6,7 @@ that its predecessor has not answered follow.
 
 from pegaflow.actors.runtime.contract import Effect
 from pegaflow.actors.runtime.member import Member
-from pegaflow.core.pool.columns import said_keys
+from pegaflow.core.pool.columns import said, said_keys
 from pegaflow.wire.index import Claimed, Claiming, EndClaim, Held, LeasesHeld
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import INDEX
@@ -44,7 +44,7 @@ class LeasesAndClaims:
                 keys = said_keys(order.rows[order.new])
                 told.append(Claiming(claim, space.namespace, keys))
         for number, lease in sorted(self._leases.held.items()):
-            told.append(Held(number, space.world, lease.pages))
+            told.append(Held(number, space.shards, said(lease.pages)))
         return [effect for msg in told for effect in self._member.tell(INDEX, msg)]
 
     def statement(self) -> LeasesHeld:

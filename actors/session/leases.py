@@ -19,21 +19,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Sender, on
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.grants import Holdings
+from pegaflow.core.pool.columns import column, distinct, signed
 from pegaflow.core.pool.finder import Run as Found
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.hazards import Pages, Rows
 from pegaflow.wire import index as to_index
-from pegaflow.wire.identities import LeaseId, PageId, Stamp
+from pegaflow.wire.identities import LeaseId, PageId
 from pegaflow.wire.index import Held, LeasesLost
-from pegaflow.wire.session import LEASE_IDLE_NS, Release, Took
+from pegaflow.wire.session import LEASE_IDLE_NS, Release
 from pegaflow.wire.units import Count, Nanoseconds, Share
-from pegaflow.wire.values import CLIENT, INDEX, Numbers, U64s
+from pegaflow.wire.values import CLIENT, INDEX
 
 from .engine import Engine
 from .hazards import HazardBook
 from .pins import Pins
+from .records import NO_PAGES, NO_PLACES
 from .space import Space
 from .touches import Touches
 
@@ -52,27 +57,27 @@ LASTING_SHARE: Share = 1 / 16
 class Run:
     """Leases that begin with the same block."""
 
-    used: int  # when the first of them was asked for, or one was loaded from
+    used_ns: int  # when the first of them was asked for, or one was loaded from
     leases: int = 0
 
 
 class Own(NamedTuple):
     """What a lease that hazards keep has beside its pages."""
 
-    stamps: tuple[Stamp, ...]  # beside the pages
+    stamps: U64  # beside the pages
     rows: Rows  # its hazards
-    firsts: Pages  # of its blocks, each once: see pins.py
-    lent: bool = False  # its hazards are in the section that is lent
+    lent: bool = False  # they are in the section that is lent
+    firsts: Pages = NO_PLACES  # of its blocks, each once: see pins.py
 
 
 @dataclass(slots=True)
 class Lease:
     """Blocks that stay in place for a request."""
 
-    pages: Numbers[PageId]  # `shards` per block, block-major
-    checksums: U64s  # beside `pages`; empty: nothing is checked
+    pages: Pages  # `shards` per block, block-major
+    checksums: U64  # beside `pages`; empty: nothing is checked
     waiting: set[int]  # ranks that have not loaded from it yet
-    used: int  # when it was last asked for
+    used_ns: int  # when it was last asked for
     run: Run
     since_ns: int  # when it was found
     shards: int  # pages per block
@@ -84,10 +89,15 @@ class Lease:
 
     def use(self, now: int) -> None:
         """Somebody loads from it."""
-        self.used = self.run.used = now
+        self.used_ns = self.run.used_ns = now
 
     @property
-    def firsts(self) -> tuple[PageId, ...]:
+    def first(self) -> PageId:
+        """The first page of the first block."""
+        return PageId(int(self.pages[0]))
+
+    @property
+    def firsts(self) -> Pages:
         """The first page of each block."""
         return self.pages[:: self.shards]
 
@@ -111,7 +121,7 @@ class Leases(Part):
         self.own: dict[LeaseId, Lease] = {}  # kept by hazards, by a number that is not the index's
         self._next = LeaseId(OWN_FIRST)  # number of the next of our own
         self.runs: dict[PageId, Run] = {}  # leases by their first page
-        self._lasting = (0, 0)  # bytes in old leases, and the age of the oldest, as of the beat
+        self._lasting = (0, 0)  # bytes in old leases, ns of the oldest, as of the beat
 
     def handlers(self) -> Iterable[On]:
         """What clients and index say of leases."""
@@ -129,23 +139,25 @@ class Leases(Part):
         """Leases that have ended are gone unless copies run; runs count their leases."""
         leases = [lease for _, lease in self.items()]
         assert all(lease.copies or not lease.ended for lease in leases)
-        runs = Counter(lease.pages[0] for lease in leases)
+        runs = Counter(lease.first for lease in leases)
         assert runs == {page: run.leases for page, run in self.runs.items()}
         assert all(number < OWN_FIRST for number in self.held.numbers())
         own = self.own.values()
         rows = [lease.own.rows for lease in own if lease.own and not lease.own.lent]
         assert sum(map(len, rows)) == self._hazards.standing
         lent = [lease for lease in own if lease.own and lease.own.lent]
-        assert sum(len(lease.firsts) * lease.block_bytes for lease in lent) == self._pins.lent
-        kept = {first: lease.block_bytes for lease in own for first in lease.firsts}
-        assert sum(kept.values()) == self._pins.kept
+        assert sum(len(lease.firsts) * lease.block_bytes for lease in lent) == self._pins.lent_bytes
+        kept = {first: lease.block_bytes for lease in own for first in lease.firsts.tolist()}
+        assert sum(kept.values()) == self._pins.kept_bytes
 
     def remarks(self) -> tuple[str, ...]:
         """An engine that keeps much from eviction, and has done so for long."""
-        bytes_, age = self._lasting
+        bytes_, age_ns = self._lasting
         if not bytes_:
             return ()
-        kept = f"has kept {bytes_ >> 20} MiB of the pool from eviction for {age // (1000 * MS)} s"
+        kept = (
+            f"has kept {bytes_ >> 20} MiB of the pool from eviction for {age_ns // (1000 * MS)} s"
+        )
         return (f"engine {self._engine.name} {kept}: it is stopped, or its requests wait",)
 
     def get(self, number: LeaseId) -> Lease | None:
@@ -162,7 +174,8 @@ class Leases(Part):
         Args:
             space: of the engine that asked: each of its ranks may load from it once.
         """
-        lease = self._lease(answer.pages, answer.checksums, space, now, shards=answer.shards)
+        pages, sums = signed(answer.pages), column(answer.checksums)
+        lease = self._lease(pages, sums, space, now, shards=answer.shards)
         self.held.hold(answer.number, lease)
         return lease
 
@@ -175,45 +188,47 @@ class Leases(Part):
         Returns:
             Its number, which the client uses like one of the index's.
         """
-        end = blocks * space.world
-        sums = run.checksums[:end] if space.verify else ()
-        lease = self._lease(run.pages[:end], sums, space, now, shards=space.world)
-        firsts = self._pins.keep(lease.firsts, lease.block_bytes)
-        lease.own = Own(run.stamps[:end], run.rows[:blocks], firsts)
+        end = blocks * space.shards
         number, self._next = self._next, LeaseId(self._next + 1)
-        self.own[number] = lease
+        own = Own(run.stamps[:end].copy(), run.rows[:blocks])
+        self._keep(number, run.pages[:end], run.checksums[:end], own, space=space, now=now)
         return number
 
-    def take(self, msg: Took, rows: Rows, sums: U64s, space: Space, *, now: int) -> None:
+    def take(
+        self, number: LeaseId, pages: Pages, sums: U64, own: Own, *, space: Space, now: int
+    ) -> None:
         """Enter a lease that a client has found, whose hazards are ours from now on.
 
         Args:
-            rows: of its hazards, in the section that is lent.
             sums: the checksums of its pages.
         """
-        sums = sums if space.verify else ()
-        lease = self._lease(msg.pages[:], sums, space, now, shards=space.world)
-        self._pins.lent += len(lease.firsts) * lease.block_bytes
-        firsts = self._pins.keep(lease.firsts, lease.block_bytes)
-        lease.own = Own(msg.stamps[:], rows, firsts, lent=True)
-        self.own[msg.lease] = lease
+        self._pins.lent_bytes += len(own.rows) * space.block_bytes
+        self._keep(number, pages, sums, own, space=space, now=now)
+
+    def _keep(
+        self, number: LeaseId, pages: Pages, sums: U64, own: Own, *, space: Space, now: int
+    ) -> None:
+        sums = sums.copy() if space.verify else NO_PAGES
+        lease = self._lease(pages, sums, space, now, shards=space.shards)
+        lease.own = own._replace(firsts=self._pins.keep(lease.firsts, lease.block_bytes))
+        self.own[number] = lease
 
     def _lease(
         self,
-        pages: Numbers[PageId],
-        sums: U64s,
+        pages: Pages,
+        sums: U64,
         space: Space,
         now: int,
         *,
         shards: int,
     ) -> Lease:
-        run = self.runs.setdefault(pages[0], Run(now))
+        run = self.runs.setdefault(PageId(int(pages[0])), Run(now))
         run.leases += 1
         return Lease(
             pages=pages,
             checksums=sums,
-            waiting=set(range(space.world)),
-            used=now,
+            waiting=set(range(space.ranks)),
+            used_ns=now,
             run=run,
             since_ns=now,
             shards=shards,
@@ -237,7 +252,7 @@ class Leases(Part):
         """Give back what nobody loads from."""
         effects: list[Effect] = []
         for number, lease in self.items():
-            if not lease.copies and now - min(lease.used, lease.run.used) > LEASE_IDLE_NS:
+            if not lease.copies and now - min(lease.used_ns, lease.run.used_ns) > LEASE_IDLE_NS:
                 self._counts["leases_idle"] += 1
                 effects += self.end_lease(number)
         self._lasting = self._look_at_old(now)
@@ -249,7 +264,8 @@ class Leases(Part):
         welcome = self._member.welcome
         if not old or welcome is None:
             return 0, 0
-        bytes_ = len({first for lease in old for first in lease.firsts}) * old[0].block_bytes
+        firsts = distinct(np.concatenate([lease.firsts for lease in old]))
+        bytes_ = len(firsts) * old[0].block_bytes
         much = bytes_ >= welcome.pool_bytes * LASTING_SHARE
         return (bytes_, now - min(lease.since_ns for lease in old)) if much else (0, 0)
 
@@ -271,14 +287,14 @@ class Leases(Part):
             return []
         lease.run.leases -= 1
         if not lease.run.leases:
-            del self.runs[lease.pages[0]]
+            del self.runs[lease.first]
         if lease.own is None:
             self.held.end(number)
             return self._member.tell(INDEX, to_index.Release(number))
         del self.own[number]
         self._hazards.clear(lease.own.rows, lent=lease.own.lent)
         if lease.own.lent:
-            self._pins.lent -= len(lease.firsts) * lease.block_bytes
+            self._pins.lent_bytes -= len(lease.firsts) * lease.block_bytes
         self._pins.let_go(lease.own.firsts, lease.block_bytes)
         return self._touches.add(lease.firsts)
 

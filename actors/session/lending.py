@@ -9,13 +9,11 @@ hazards.  Loads of ranks that have heard of it before us wait here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Effect, On, Part, Redeliver, Reply, Sender, on
 from pegaflow.actors.runtime.member import Member
+from pegaflow.core.pool.columns import column, signed
 from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.session import TOOK_NS, Borrow, Lent, Load, Looked, Took
 from pegaflow.wire.status import Status
@@ -24,7 +22,7 @@ from pegaflow.wire.values import CLIENT, NOBODY
 
 from .engine import Engine
 from .hazards import HazardBook
-from .leases import LASTING_NS, LASTING_SHARE, OWN_FIRST, Leases
+from .leases import LASTING_NS, LASTING_SHARE, OWN_FIRST, Leases, Own
 from .touches import Touches
 
 LENT_FIRST: Count = OWN_FIRST + (1 << 61)
@@ -65,8 +63,11 @@ class Lending(Part):
         self._times = 0  # that the section was lent
         self._waiting: dict[LeaseId, list[tuple[Sender, Load, int]]] = {}  # until when
         self._known: dict[LeaseId, None] = {}  # that have come, the newest last
-        self._since = 0  # there is something in the section that is not ours
-        self._lasting = (0, 0)  # bytes of that, if they are many, and for how long, as of the beat
+        self._since_ns = 0  # there is something in the section that is not ours
+        self._lasting = (
+            0,
+            0,
+        )  # bytes of that, if they are many, and for how many ns, as of the beat
         self._why = ""  # a client looks up by message though we do not have to
 
     def handlers(self) -> Iterable[On]:
@@ -79,9 +80,11 @@ class Lending(Part):
 
     def remarks(self) -> tuple[str, ...]:
         """Why its lookups cost a message each; and what it keeps and does not pass on."""
-        name, (bytes_, age) = self._engine.name, self._lasting
+        name, (bytes_, age_ns) = self._engine.name, self._lasting
         line = f"a client of engine {name} looks up by message: {self._why}"
-        kept = f"has kept {bytes_ >> 20} MiB of the pool from eviction for {age // (1000 * MS)} s"
+        kept = (
+            f"has kept {bytes_ >> 20} MiB of the pool from eviction for {age_ns // (1000 * MS)} s"
+        )
         stopped = f"a client of engine {name} {kept}, and passed it on to nobody: it is stopped"
         return (line,) * bool(self._why) + (stopped,) * bool(bytes_)
 
@@ -92,35 +95,37 @@ class Lending(Part):
             return []
         rows = opened.lent.standing - int(opened.lent.owned.sum())
         bytes_ = max(0, rows) * space.block_bytes
-        self._since = (self._since or now) if bytes_ else 0
-        age = now - self._since if bytes_ else 0
-        much = bytes_ >= welcome.pool_bytes * LASTING_SHARE and age > LASTING_NS
-        self._lasting = (bytes_, age) if much else (0, 0)
+        self._since_ns = (self._since_ns or now) if bytes_ else 0
+        age_ns = now - self._since_ns if bytes_ else 0
+        much = bytes_ >= welcome.pool_bytes * LASTING_SHARE and age_ns > LASTING_NS
+        self._lasting = (bytes_, age_ns) if much else (0, 0)
         return []
 
     def wake_at(self) -> int | None:
         """When the first load has waited long enough."""
-        return min((until for row in self._waiting.values() for *_, until in row), default=None)
+        return min(
+            (until_ns for row in self._waiting.values() for *_, until_ns in row), default=None
+        )
 
     def wake(self, now: int) -> list[Effect]:
         """Loads of leases that never came are refused."""
         late = [
             number
             for number, row in self._waiting.items()
-            if any(until <= now for *_, until in row)
+            if any(until_ns <= now for *_, until_ns in row)
         ]
         return [effect for number in late for effect in self._heard(number)]
 
     def awaits(self, sender: Sender, msg: Load, now: int) -> bool:
         """Whether the lease of this load may be on its way to us; then the load waits for it."""
-        until = now + TOOK_NS
+        until_ns = now + TOOK_NS
         lent = LENT_FIRST <= msg.lease < LENT_FIRST + self._times * LENT_EACH
-        rushed = sender.deadline and sender.deadline < until + TOOK_NS
+        rushed = sender.deadline and sender.deadline < until_ns + TOOK_NS
         full = sum(map(len, self._waiting.values())) >= WAITING_MAX
         known = msg.lease in self._known or full
         if not lent or rushed or known:
             return False
-        self._waiting.setdefault(msg.lease, []).append((sender, msg, until))
+        self._waiting.setdefault(msg.lease, []).append((sender, msg, until_ns))
         return True
 
     def _heard(self, number: LeaseId) -> list[Effect]:
@@ -153,7 +158,7 @@ class Lending(Part):
             hazard_file=opened.file,
             section=1,
             namespace=space.namespace,
-            world=space.world,
+            world=space.shards,
             block_bytes=space.block_bytes,
             page_size=space.page_size,
             verify=space.verify,
@@ -169,19 +174,20 @@ class Lending(Part):
     def _take(self, msg: Took, now: int) -> None:
         """Have the lease, or end it at once."""
         hazards, space = self._hazards, self._engine.space
-        lent, pages, rows = hazards.lent, _signed(msg.pages), _signed(msg.rows)
-        stamps, world = np.array(msg.stamps, np.uint64), space.world if space is not None else 0
-        fits = len(pages) == len(stamps) == len(rows) * world
-        if not fits or not lent.take(rows, pages[::world], stamps[::world]):
+        lent, pages, rows = hazards.lent, signed(msg.pages), signed(msg.rows)
+        stamps, shards = column(msg.stamps), space.shards if space is not None else 0
+        fits = len(pages) == len(stamps) == len(rows) * shards
+        if not fits or not lent.take(rows, pages[::shards], stamps[::shards]):
             self._counts["leases_refused"] += 1
             return
         ours = space is not None and msg.namespace == space.namespace and msg.lease >= LENT_FIRST
-        sums = hazards.finder.kept(msg.namespace, pages, stamps, world) if ours else None
+        sums = hazards.finder.kept(msg.namespace, pages, stamps, shards) if ours else None
         if space is None or sums is None:
             self._counts["leases_refused"] += 1
             lent.clear(rows)
         else:
-            self._leases.take(msg, rows, sums, space, now=now)
+            own = Own(stamps, rows, lent=True)
+            self._leases.take(msg.lease, pages, sums, own, space=space, now=now)
 
     def _on_looked(self, sender: Sender, msg: Looked, now: int) -> list[Effect]:
         if max(msg.lookups, msg.asked, msg.hit) > LOOKED_MAX:
@@ -189,9 +195,4 @@ class Lending(Part):
         self._counts["lookups_client"] += msg.lookups
         self._counts["blocks_asked_local"] += msg.asked
         self._counts["blocks_hit_local"] += msg.hit
-        return self._touches.add(msg.pages) if msg.pages else []
-
-
-def _signed(numbers: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Numbers of the wire; one that is too large for any page or row becomes a negative one."""
-    return np.array(numbers, np.uint64).astype(np.int64)
+        return self._touches.add(signed(msg.pages)) if msg.pages else []

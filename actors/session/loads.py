@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, On, Part, Reply, Sender, on
 from pegaflow.actors.runtime.member import Member
-from pegaflow.core.pool.columns import column
+from pegaflow.core.pool.columns import Places, among, column, said
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.series import LOAD
 from pegaflow.wire import layout as layouts
-from pegaflow.wire.identities import LeaseId, PageId
+from pegaflow.wire.identities import LeaseId
 from pegaflow.wire.index import Corrupt
 from pegaflow.wire.jobs import Done, PagesDiffer, PagesSummed, SumPages, WriteBlocks
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
@@ -31,6 +32,7 @@ from .engine import Engine
 from .leases import Lease, Leases
 from .lending import Lending
 from .ranks import Rank
+from .records import NO_PLACES
 from .space import Space
 
 COPIES_MAX: Count = 4096
@@ -48,11 +50,11 @@ class _Copy:
     rank: Rank
     lease_number: LeaseId
     lease: Lease
-    begun: int  # when
+    begun_ns: int
     part: slice  # of the lease's pages
-    pages: tuple[PageId, ...]
+    pages: Places
     offsets: U64s  # beside `pages`: in the pool
-    sums: tuple[int, ...]  # beside `pages`; empty: nothing is checked
+    sums: U64  # beside `pages`; empty: nothing is checked
 
 
 class Loads(Part):
@@ -109,7 +111,7 @@ class Loads(Part):
             refusal = Status.BAD_REQUEST
         elif len(self.copies) >= COPIES_MAX:
             refusal = Status.BUSY
-        elif not self._leases.stands(lease, _part(msg, space.world)):
+        elif not self._leases.stands(lease, _part(msg, space)):
             refusal = Status.NO_SUCH_LEASE
         if rank is None or space is None or lease is None or refusal is not Status.OK:
             self._counts["loads_refused"] += 1
@@ -117,7 +119,7 @@ class Loads(Part):
             answer = Loaded(refusal) if direct else Pages(refusal, 0, ())
             lost = lease is not None and lease.lost and not lease.ended
             return [Reply(sender, answer), *(self._leases.end_lease(msg.lease) if lost else ())]
-        part = _part(msg, space.world)
+        part = _part(msg, space)
         pages, sums = lease.pages[part], lease.checksums[part]
         self._number += 1
         copy = _Copy(
@@ -125,7 +127,7 @@ class Loads(Part):
             rank=rank,
             lease_number=msg.lease,
             lease=lease,
-            begun=now,
+            begun_ns=now,
             part=part,
             pages=pages,
             offsets=space.offsets(pages),
@@ -137,7 +139,7 @@ class Loads(Part):
         self._counts["blocks_loaded"] += len(pages)
         if rank.loads is Way.PROCESS_VM:
             return self._write(sender, copy, msg, now)
-        if sums:
+        if len(sums):
             return self._check(sender, copy, space.payload_bytes)
         return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
 
@@ -152,15 +154,15 @@ class Loads(Part):
             self._count(copy, status is Status.OK, now)
             effects: list[Effect] = []
             if isinstance(result, PagesDiffer) and not lease.lost:
-                bad = set(result.offsets)
-                pairs = zip(copy.pages, copy.offsets, strict=True)
-                effects = self._corrupt(page for page, at in pairs if at in bad)
+                differ = among(column(copy.offsets), column(result.offsets))
+                effects = self._corrupt(copy.pages[differ])
             effects += [Reply(sender, Loaded(status)), *self._end_copy(copy.number)]
             return effects + self._engine.left(rank)
 
         rank.running += 1
         deadline = sender.deadline or now + LOAD_NS
-        job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, checksums=copy.sums)
+        sums = said(copy.sums) if len(copy.sums) else ()
+        job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, checksums=sums)
         return [Do(job, written)]
 
     def _check(self, sender: Sender, copy: _Copy, payload_bytes: int) -> list[Effect]:
@@ -169,26 +171,25 @@ class Loads(Part):
         def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
             if copy.number not in self.copies:
                 return [Reply(sender, Pages(Status.NO_SUCH_LEASE, 0, ()))]
-            bad: list[PageId] = []
+            bad = NO_PLACES
             if isinstance(result, PagesSummed):
-                triples = zip(copy.pages, copy.sums, result.checksums, strict=True)
-                bad = [page for page, sealed, found in triples if sealed not in (0, found)]
-                if not bad:
+                differ = (copy.sums != 0) & (copy.sums != column(result.checksums))
+                bad = copy.pages[differ]
+                if not len(bad):
                     return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
             status = result.status if isinstance(result, Done) else Status.CORRUPT
             if not self._leases.stands(copy.lease, copy.part):
-                status, bad = Status.NO_SUCH_LEASE, []
+                status, bad = Status.NO_SUCH_LEASE, NO_PLACES
             self._count(copy, False, now)
             refused = Reply(sender, Pages(status, 0, ()))
             return [refused, *self._corrupt(bad), *self._end_copy(copy.number)]
 
         return [Do(SumPages(copy.offsets, payload_bytes), summed)]
 
-    def _corrupt(self, pages: Iterable[PageId]) -> list[Effect]:
+    def _corrupt(self, bad: Places) -> list[Effect]:
         """These pages do not hold what was sealed."""
-        bad = tuple(pages)
         self._counts["pages_corrupt"] += len(bad)
-        return self._member.tell(INDEX, Corrupt(bad)) if bad else []
+        return self._member.tell(INDEX, Corrupt(said(bad))) if len(bad) else []
 
     def _on_copied(self, sender: Sender, msg: Copied, now: int) -> list[Effect]:
         copy = self.copies.get(msg.copy)
@@ -209,7 +210,7 @@ class Loads(Part):
             return
         self._counts["loads"] += 1
         self._counts["bytes_loaded"] += len(copy.pages) * layouts.page_bytes(copy.rank.layout)
-        LOAD.count(self._counts, max(0, now - copy.begun) // 1000)
+        LOAD.count(self._counts, max(0, now - copy.begun_ns) // 1000)
 
     def _end_copy(self, number: int) -> list[Effect]:
         """A rank has loaded; the lease ends with the last one."""
@@ -221,13 +222,14 @@ class Loads(Part):
         return self._leases.end_lease(copy.lease_number) if ends else []
 
 
-def _part(msg: Load, world: int) -> slice:
+def _part(msg: Load, space: Space) -> slice:
     """The rank's pages of these blocks, in a lease."""
-    return slice(msg.first * world + msg.rank, (msg.first + msg.count) * world, world)
+    step, shard = space.shards, space.shard_of[msg.rank]
+    return slice(msg.first * step + shard, (msg.first + msg.count) * step, step)
 
 
 def _in_range(rank: Rank, lease: Lease, msg: Load, space: Space) -> bool:
-    if msg.count == 0 or (msg.first + msg.count) * space.world > len(lease.pages):
+    if msg.count == 0 or (msg.first + msg.count) * space.shards > len(lease.pages):
         return False
     staged = rank.loads is Way.STAGED
     return staged or (

@@ -109,7 +109,7 @@ class Lookups(Part):
             if not answer.number:
                 return [Reply(sender, Found(Status.OK, NO_LEASE, 0))]
             self._leases.hold(answer, space, now)
-            if not ours or answer.shards != space.world:
+            if not ours or answer.shards != space.shards:
                 miss = Reply(sender, Found(Status.OK, NO_LEASE, 0))
                 return [miss, *self._leases.end_lease(answer.number)]
             blocks = len(answer.pages) // answer.shards

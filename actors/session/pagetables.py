@@ -29,17 +29,17 @@ class PageTables(Part):
     """Has the pool entered into our page tables."""
 
     def __init__(self) -> None:
-        self._entered = 0  # bytes, from the beginning of the pool
-        self._until = 0  # so many at most; 0: not told yet
+        self._entered_bytes = 0  # from the beginning of the pool
+        self._most_bytes = 0  # of it; 0: not told yet
         self._entering = False  # a slice is
 
     def gauges(self) -> dict[str, int]:
         """How far that has come."""
-        return {"session_entered_bytes": self._entered}
+        return {"session_entered_bytes": self._entered_bytes}
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """It is known which pool."""
-        self._until = min(welcome.pool_bytes, ADVANCE_MAX)
+        self._most_bytes = min(welcome.pool_bytes, ADVANCE_MAX)
         return self._go_on()
 
     def beat(self, now: int) -> list[Effect]:
@@ -48,21 +48,21 @@ class PageTables(Part):
 
     def check(self) -> None:
         """Nothing is entered twice."""
-        assert self._entered <= self._until
+        assert self._entered_bytes <= self._most_bytes
 
     def _go_on(self) -> list[Effect]:
-        length = min(SLICE_BYTES, self._until - self._entered)
+        length = min(SLICE_BYTES, self._most_bytes - self._entered_bytes)
         if self._entering or not length:
             return []
 
         def entered(result: PagesEntered | Done, now: int) -> list[Effect]:
             self._entering = False
             if isinstance(result, Done):
-                self._until = self._entered
-                facts = (("bytes", self._entered), ("why", result.note))
+                self._most_bytes = self._entered_bytes
+                facts = (("bytes", self._entered_bytes), ("why", result.note))
                 return [Note("pages_not_entered", facts, LogLevel.DEBUG)]
-            self._entered += result.length
+            self._entered_bytes += result.length
             return self._go_on() if result.length == length else []
 
         self._entering = True
-        return [Do(EnterPages(self._entered, length), entered)]
+        return [Do(EnterPages(self._entered_bytes, length), entered)]

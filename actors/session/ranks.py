@@ -4,7 +4,18 @@
                  └── staged only ──────────────────────────────────────┘  (only for staged saves)
 
 A rank is *there* once it is attached; the engine is *complete* once all `world` ranks are, and only
-then has a namespace: a hash of what the engine says of itself and of every rank's layout.
+then has a namespace: a hash of what the engine says of itself and of every shard's layout.
+
+Replicas.  Ranks may hold the same bytes: of a model with latent attention all tensor parallel ranks
+do.  Each says so when it attaches, `replicas` consecutive ranks alike, and they have one *shard*:
+one page per block, whichever of them saved it.  Every one of them loads from that page into its own
+memory.  They share the work of saving by stripes: of what is new in an order each saves every
+`replicas`-th block, from another one on in each order.  So where a replica is late, drops its part
+or is gone, the others' blocks are hits all the same: what is found ends at the first block that is
+missing.  The namespace is that of the shards, so an engine whose ranks are all replicas shares with
+an engine of one rank.  Ranks that call themselves replicas and cut pages of other lengths or dtypes
+are refused; of those that name them differently (their weights were not changed alike) every name
+counts, and no other engine has that namespace.
 
 `running` counts the device jobs that touch a rank's memory or slots.  Whoever takes a rank over, or
 leaves, waits until it is zero.
@@ -61,6 +72,11 @@ class Rank:
         """Bytes of a page of its blocks."""
         return layouts.page_size(self.layout)
 
+    @property
+    def replicas(self) -> range:
+        """The ranks that hold what this one holds, itself among them."""
+        return _replicas(self.asked)
+
 
 def new_rank(client: Address, msg: Attach, mapping: int) -> Rank:
     """A rank whose Attach was found sound.
@@ -101,6 +117,8 @@ def fault(msg: Attach, others: dict[int, Rank]) -> str:
     """
     if not (1 <= msg.world <= WORLD_MAX and msg.rank < msg.world):
         return f"rank {msg.rank} of {msg.world} ranks does not exist"
+    if not 1 <= msg.replicas <= msg.world or _replicas(msg).stop > msg.world:
+        return f"rank {msg.rank} of {msg.world} ranks has no {msg.replicas} replicas"
     for other in others.values():
         if other.number == msg.rank:
             continue
@@ -112,7 +130,30 @@ def fault(msg: Attach, others: dict[int, Rank]) -> str:
                 f"ranks {other.number} and {msg.rank} have blocks of {other.page_size} and"
                 f" {layouts.page_size(msg.layout)} bytes: ranks of different sizes are not served"
             )
+        if msg.rank not in other.replicas and other.number not in _replicas(msg):
+            continue
+        if other.asked.replicas != msg.replicas or not layouts.alike(other.layout, msg.layout):
+            return (
+                f"ranks {other.number} and {msg.rank} hold the same bytes, one of them says, and"
+                " do not describe them alike"
+            )
     return ""
+
+
+def _replicas(msg: Attach) -> range:
+    first = msg.rank - msg.rank % msg.replicas
+    return range(first, first + msg.replicas)
+
+
+def shards(ranks: dict[int, Rank]) -> tuple[int, ...]:
+    """The shard of each rank of a complete engine.
+
+    Args:
+        ranks: by rank number, all of them there.
+    """
+    firsts = sorted({rank.replicas.start for rank in ranks.values()})
+    places = {first: place for place, first in enumerate(firsts)}
+    return tuple(places[ranks[number].replicas.start] for number in sorted(ranks))
 
 
 def complete(ranks: dict[int, Rank]) -> bool:
@@ -127,8 +168,10 @@ def namespace(serve: Serve, ranks: dict[int, Rank]) -> Namespace:
     Args:
         ranks: by rank number, all of them there.
     """
-    prints = [layouts.fingerprint(rank.layout) for _, rank in sorted(ranks.items())]
+    said: dict[int, dict[bytes, None]] = {}  # by first rank of a shard, what its replicas say
+    for _, rank in sorted(ranks.items()):
+        said.setdefault(rank.replicas.start, {})[layouts.fingerprint(rank.layout)] = None
     digest = blake2b(digest_size=16)
-    for part in (serve.namespace, serve.probe, *prints):
+    for part in (serve.namespace, serve.probe, *(b"".join(prints) for prints in said.values())):
         digest.update(blake2b(part, digest_size=32).digest())
     return Namespace(digest.digest())

@@ -1,6 +1,6 @@
 """The records of a save: the order, what each rank saves of it, and the batches that this makes."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from pegaflow.actors.runtime.contract import Sender
 from pegaflow.core.pool.columns import Places, Rows, rows_of
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.owners import Mask
-from pegaflow.wire.identities import ClaimId, Key
+from pegaflow.wire.identities import ClaimId
 from pegaflow.wire.session import Save
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Keys
@@ -36,35 +36,51 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class Seals:
-    """What of an order is to be sealed."""
+    """The Seals under one claim, or under none."""
 
-    unasked: list[Places] = field(default_factory=list)  # whole, and no Seal has named them yet
-    asked: bool = False  # a Seal is unanswered
+    asked: int = 0  # that are unanswered
 
 
 class Blocks:
     """What becomes of the blocks of an order: a row for each of its keys, a column for each rank.
 
+    Of the columns of replicas only one ever has the block; the others stay 0.
+
     Args:
         count: of the keys.
-        world: ranks.
+        shard_of: the shard of each rank.
     """
 
-    def __init__(self, count: int, world: int) -> None:
+    def __init__(self, count: int, shard_of: Sequence[int]) -> None:
+        ranks = len(shard_of)
         self.dead: Mask = np.zeros(count, bool)  # given up
-        self.whole: Mask = np.zeros(count, bool)  # in place at every rank, or sealed since
-        self.here: Mask = np.zeros((count, world), bool)  # in place, not sealed or given up
-        self.pages: U64 = np.zeros((count, world), np.uint64)  # where they are here
-        self.stamps: U64 = np.zeros((count, world), np.uint64)
+        self.whole: Mask = np.zeros(count, bool)  # all shards are in place, or sealed since
+        self.here: Mask = np.zeros((count, ranks), bool)  # in place, not sealed or given up
+        self.pages: U64 = np.zeros((count, ranks), np.uint64)  # where they are here
+        self.stamps: U64 = np.zeros((count, ranks), np.uint64)
         self.sums: U64 | None = None  # checksums, where they are made
+        self._firsts = np.searchsorted(shard_of, np.arange(shard_of[-1] + 1))  # rank of each shard
+        self.striped = len(self._firsts) < ranks  # some ranks are replicas
 
     def put(self, positions: Places, rank: int, pages: U64, stamps: U64) -> Places:
-        """A rank's part of some blocks is in place; those of them that are at every rank now."""
+        """A rank's part of some blocks is in place; those of them that are whole now."""
         self.pages[positions, rank] = pages
         self.stamps[positions, rank] = stamps
         self.here[positions, rank] = True
-        found: Places = positions[self.here[positions].all(axis=1)]
+        return self.complete(positions)
+
+    def complete(self, positions: Places) -> Places:
+        """Those of these blocks of which every shard is in place."""
+        here = self.here[positions]
+        if self.striped:
+            here = np.logical_or.reduceat(here, self._firsts, axis=1)
+        found: Places = positions[here.all(axis=1)]
         return found
+
+    def of_shards(self, column: U64, positions: Places) -> U64:
+        """What a column of each rank has of blocks that are whole, one for each shard."""
+        found: U64 = column[positions]
+        return np.maximum.reduceat(found, self._firsts, axis=1) if self.striped else found
 
     def check(self, positions: Places, rank: int, sums: U64) -> None:
         """Checksums of a rank's part of some blocks."""
@@ -75,25 +91,58 @@ class Blocks:
 
 @dataclass(eq=False)
 class Order:
-    """What the ranks save together."""
+    """What the ranks save together: one chain, or several, each with a number."""
 
     name: Hashable
-    keys: Keys
-    parent: Key
+    said: Save  # by the first rank; keys and chains are those of all
     born_ns: int
-    world: int  # ranks, each with one RankSave
-    committed: bool = True  # the engine stands by it: what is whole may be sealed
-    claim: ClaimId | None = None  # None: the index has not answered yet
+    shard_of: tuple[int, ...]  # of the ranks, each with one RankSave
+    chains: dict[int, slice] = field(default_factory=dict)  # by number, if it has any
+    waits: set[int] = field(default_factory=set)  # numbers that the engine does not stand by yet
+    claim: ClaimId | None = None  # None: the index has not answered yet; 0: there is none
     new: Places = field(default_factory=lambda: NO_PLACES)  # positions that are ours to save
     known: int = 0  # blocks that are saved already, or by somebody else
     saves: dict[int, "RankSave"] = field(default_factory=dict)  # by rank; none once all have ended
-    seals: Seals = field(default_factory=Seals)
-    status: Status = Status.OK  # the first thing that went wrong
+    seals: Seals = field(default_factory=Seals)  # if it has a claim
+    unsealed: list[Places] = field(default_factory=list)  # whole, and no Seal has named them yet
+    status: Status = Status.OK  # the first thing that went wrong, but for what was given up
+    lost: list[Places] = field(default_factory=list)  # that will not be in the cache
+
+    @property
+    def keys(self) -> Keys:
+        """One of each block."""
+        return self.said.keys
+
+    def standing(self, positions: Places) -> Places:
+        """Those that the engine stands by: what is whole of them may be sealed."""
+        if not self.waits:
+            return positions
+        mask = np.ones(len(self.keys), np.bool_)
+        for number in self.waits:
+            mask[self.chains[number]] = False
+        return positions[mask[positions]]
+
+    def of(self, number: int) -> Places:
+        """The positions of a chain that are ours to save."""
+        chain = self.chains[number]
+        found: Places = self.new[(chain.start <= self.new) & (self.new < chain.stop)]
+        return found
+
+    def lose(self, positions: Places, why: Status) -> None:
+        """Some are not saved."""
+        if len(positions):
+            self.lost.append(positions)
+            self.status = why if self.status in (Status.OK, Status.DROPPED) else self.status
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that save it."""
+        return len(self.shard_of)
 
     @cached_property
     def blocks(self) -> Blocks:
         """Made when it is known that anything is to be saved."""
-        return Blocks(len(self.keys), self.world)
+        return Blocks(len(self.keys), self.shard_of)
 
     @cached_property
     def rows(self) -> Rows:
@@ -105,8 +154,10 @@ class Order:
         """The key before each of them; zeros at the root of a chain."""
         before = np.zeros_like(self.rows)
         before[1:] = self.rows[:-1]
-        if self.parent:
-            before[0] = rows_of((self.parent,))
+        if self.said.parent:
+            before[0] = rows_of((self.said.parent,))
+        if self.said.starts:
+            before[list(self.said.starts)] = rows_of(self.said.parents)
         return before
 
 
@@ -119,8 +170,33 @@ class RankSave:
     sender: Sender  # quoted in Saved
     msg: Save
     todo: Places = field(default_factory=lambda: NO_PLACES)  # positions no batch named yet
+    stripe: Places | None = None  # of what is new, this rank's to save; None: all of it
     batches: dict[int, Batch] = field(default_factory=dict)  # not in place yet
     placed: int = 0  # blocks in place that are neither sealed nor dead
     saved: int = 0
     cut: bool = False  # the client has given up what it has not kept
     ended: bool = False  # Saved is said
+
+    def begin(self) -> None:
+        """It is known what is new: take this rank's stripe of it."""
+        order, replicas = self.order, self.rank.replicas
+        mine = order.new
+        if len(replicas) > 1:
+            share = (self.rank.number + self.msg.order) % len(replicas)
+            mine = self.stripe = mine[share :: len(replicas)]
+        self.todo = mine[~order.blocks.dead[mine]]
+
+    @property
+    def lost(self) -> Places:
+        """Of what was this rank's to save, what will not be in the cache."""
+        lost = np.concatenate([NO_PLACES, *self.order.lost])
+        found: Places = lost if self.stripe is None else np.intersect1d(lost, self.stripe)
+        return found
+
+    @property
+    def known(self) -> int:
+        """Of a save that has ended: blocks that were saved before, or are somebody else's to
+        save."""
+        if self.stripe is None:
+            return self.order.known
+        return len(self.order.keys) - self.saved - len(self.lost)

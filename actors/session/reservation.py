@@ -162,6 +162,11 @@ class Reservation(Part):
         deque(map(self.used.pop, pages.tolist()), maxlen=0)
         self._leaving.append(pages)
 
+    def return_much(self) -> list[Effect]:
+        """Say what has left us, if it is as much as we keep ready."""
+        space, left = self._engine.space, sum(map(len, self._leaving))
+        return self.return_() if space is not None and left >= _ready(space.page_size) else []
+
     def return_(self) -> list[Effect]:
         """Say what has left us."""
         gone, self._leaving = np.concatenate([NO_PAGES, *self._leaving]), []
@@ -187,7 +192,7 @@ class Reservation(Part):
         wanted, first = self._demand.wanted()
         most = min(RESERVE_MAX, RESERVE_BYTES // space.page_size)
         wanted = max(first, min(wanted, most))
-        ready = max(4, min(READY_PAGES_MAX, READY_BYTES // space.page_size))
+        ready = _ready(space.page_size)
         enough = wanted + ready // 2 <= len(self.free)
         if self._reserving or enough or self._member.peer(ALLOCATOR) == NOBODY:
             return []
@@ -227,3 +232,8 @@ class Reservation(Part):
             *self.return_(),
             Ask(self._member.peer(ALLOCATOR), ask, now + ALLOCATOR_NS, reserved),
         ]
+
+
+def _ready(page_size: Bytes) -> Count:
+    """Pages that are kept ready."""
+    return max(4, min(READY_PAGES_MAX, READY_BYTES // page_size))

@@ -1,11 +1,17 @@
 """The saves of a session: from Save to Saved, over all ranks of its engine.
 
-    claimed ──→ in batches into the pool (batches.py) ──→ in place at every rank ──→ published
+    claimed ──→ in batches into the pool (batches.py) ──→ in place at every shard ──→ published
             ── Drop ──→ what has no Keep is given up, and nothing of it is published
 
-An *order* is what the ranks save together; a *save* is one rank's part in it.  Of the first save
+An *order* is what the ranks save together, of one chain or several; a *save* is one rank's part in
+it.  Of the first save
 the leading blocks that we see in memory ourselves are known already; of the others the index is
-asked which are new, and the other ranks join that claim.  Without an index those are refused.
+asked which are new, and the other ranks join that claim; replicas each with a stripe of it.
+Without an index those are refused.
+
+The only rank of an engine, whose blocks we read ourselves, claims nothing: what is not in memory as
+far as we see is read at once.  If somebody else has saved some of it meanwhile, the index says so
+when it is asked to publish it.
 
 Saved is said when the blocks are sealed, not when their bytes have left the engine's blocks: the
 engine waits some microseconds longer for its blocks, and in return Saved means that the next lookup
@@ -14,6 +20,7 @@ hits.
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
+from itertools import pairwise
 
 import numpy as np
 
@@ -84,8 +91,8 @@ class Saves(Part):
             return []
         effects: list[Effect] = []
         for order in list(self._orders.open.values()):
-            patience = SAVE_NS if order.world == 1 and order.committed else ORDER_NS
-            if now - order.born_ns > patience:
+            patience_ns = SAVE_NS if order.ranks == 1 and not order.waits else ORDER_NS
+            if now - order.born_ns > patience_ns:
                 effects += self._end(order, Status.EXPIRED)
         return effects + self._batches.feed(now)
 
@@ -109,7 +116,7 @@ class Saves(Part):
             waiting = self._batches.waiting_of(save)
             effects += self._kill(save.order, waiting) if len(waiting) else []
         for order in list(self._orders.open.values()):
-            if order.world > 1:
+            if order.ranks > 1:
                 effects += self._end(order, Status.DROPPED)
         return effects
 
@@ -121,7 +128,7 @@ class Saves(Part):
         if rank is None or space is None or not engine.complete:
             count_dropped(self._counts, Status.NOT_ATTACHED, len(msg.keys))
             return [Reply(sender, Saved(Status.NOT_ATTACHED, 0, 0))]
-        if msg.parent and len(msg.parent) != len(msg.keys[0] if msg.keys else b""):
+        if not _makes_sense(msg):
             return self._refuse(rank, sender, msg, Status.BAD_REQUEST)
         return self._begin(space, rank, sender, msg, now=now)
 
@@ -129,25 +136,27 @@ class Saves(Part):
         self, space: Space, rank: Rank, sender: Sender, msg: Save, *, now: int
     ) -> list[Effect]:
         """A rank's save: of a new order, or of one that is open."""
-        key, world = (sender.address, msg.save), space.world
-        name: Hashable = msg.order if world > 1 or msg.commits else key
-        if self._orders.is_over(name):
+        key, ranks = (sender.address, msg.save), space.ranks
+        chains = _chains(msg) if ranks > 1 or msg.commits or msg.starts else {}
+        name: Hashable = msg.order if chains else key
+        if self._orders.are_over(chains):
             return self._refuse(rank, sender, msg, Status.DROPPED)
         order = self._orders.open.get(name)
-        if not _sound(order, world, rank, msg) or key in self._orders.saves:
+        taken = order is None and not self._orders.chains.keys().isdisjoint(chains)
+        if not _may_join(order, rank, msg, chains) or key in self._orders.saves or taken:
             return self._refuse(rank, sender, msg, Status.BAD_REQUEST)
         if self._orders.is_full(len(msg.keys), order is None):
             return self._refuse(rank, sender, msg, Status.BUSY)
         joins = order is not None
         if order is None:
-            early = self._orders.was_committed(msg.order)
+            waits = self._orders.uncommitted(chains)
             order = Order(
                 name=name,
-                keys=msg.keys,
-                parent=msg.parent,
+                said=msg,
                 born_ns=now,
-                world=world,
-                committed=not msg.commits or early,
+                shard_of=space.shard_of,
+                chains=chains,
+                waits=waits if msg.commits else set(),
             )
         save = RankSave(order, rank, sender, msg)
         self._orders.add(order, save)
@@ -156,9 +165,13 @@ class Saves(Part):
         return self._claim(space, order, rank, now)
 
     def _claim(self, space: Space, order: Order, rank: Rank, now: int) -> list[Effect]:
-        """Claim what is not in memory already, as far as we see it ourselves."""
+        """Claim what is not in memory already, as far as we see it ourselves: mostly not even the
+        first block is."""
         index = self._member.peer(INDEX)
-        run = self._hazards.find(space, order.keys)
+        run = self._hazards.find(space, said_keys(order.rows[:1]))
+        if run is not None and run.blocks:
+            self._hazards.clear(run.rows)
+            run = self._hazards.find(space, order.keys)
         if run is not None:
             self._hazards.clear(run.rows)
             order.known = run.blocks
@@ -168,13 +181,19 @@ class Saves(Part):
         if index == NOBODY:
             return self._claimed(order, NoAnswer(Status.PEER_GONE), now)
 
+        if run is not None and space.ranks == 1 and rank.saves is Way.PROCESS_VM:
+            order.claim, order.new = NO_CLAIM, np.arange(order.known, len(order.keys))
+            return self._start(order, list(order.saves.values()), now)
+
+        stripe = -(-asked // len(rank.replicas))
+
         def claimed(answer: Message, now: int) -> list[Effect]:
-            self._batches.expect(rank, -asked, now)
+            self._batches.expect(rank, -stripe, now)
             return self._claimed(order, answer, now)
 
         keys = said_keys(order.rows[order.known :]) if order.known else order.keys
         ask = Ask(index, Claim(space.namespace, keys), now + INDEX_NS, claimed)
-        return [ask, *self._batches.expect(rank, asked, now)]
+        return [ask, *self._batches.expect(rank, stripe, now)]
 
     def _refuse(self, rank: Rank, sender: Sender, msg: Save, why: Status) -> list[Effect]:
         """Nothing of it is saved; of an order its first rank's word is counted."""
@@ -184,28 +203,26 @@ class Saves(Part):
     def _claimed(self, order: Order, answer: Message, now: int) -> list[Effect]:
         if not isinstance(answer, Claimed):
             order.claim = NO_CLAIM
-            order.status = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
-            count_dropped(self._counts, order.status, len(order.keys) - order.known)
-            self._orders.remember(order.name)
-            return self._orders.finish(order)
+            order.new = np.arange(order.known, len(order.keys))
+            why = answer.status if isinstance(answer, NoAnswer) else Status.UNKNOWN
+            return self._end(order, why)
         order.claim = answer.number
         if order.claim:
             self._orders.claims.hold(order.claim, order)
         order.new = places(answer.positions, len(order.keys) - order.known) + order.known
         order.known = len(order.keys) - len(order.new)
-        if self._orders.is_over(order.name):
-            return self._kill(order, order.new)
         return self._start(order, list(order.saves.values()), now)
 
     def _start(self, order: Order, saves: list[RankSave], now: int) -> list[Effect]:
         """Begin saves, once it is known what is new; none may end before all have their part
         of it to do."""
         for save in saves:
-            save.todo = order.new[~order.blocks.dead[order.new]]
-        effects: list[Effect] = []
+            save.begin()
+        gone = self._orders.over(order)
+        effects = self._kill(order, gone) if len(gone) else []
         for save in saves:
             if save.cut:
-                effects += self._kill(order, order.new)
+                effects += self._kill(order, save.todo)
             else:
                 effects += self._batches.begin(save, now)
         return effects + self._orders.finish(order)
@@ -225,9 +242,9 @@ class Saves(Part):
         """A rank will not save this order, or the engine does not stand by it."""
         if self._engine.space is None or sender.address not in self._engine.clients:
             return []
-        self._orders.remember(msg.order)
-        order = self._orders.open.get(msg.order)
-        return self._kill(order, order.new) if order else []
+        self._orders.remember((msg.order,))
+        order = self._orders.chains.get(msg.order)
+        return self._kill(order, order.of(msg.order)) if order else []
 
     def _cut(self, save: RankSave) -> list[Effect]:
         """Give up what has no Keep, by the client's word that it copies nothing of it any more."""
@@ -244,15 +261,33 @@ class Saves(Part):
 
     def _end(self, order: Order, why: Status) -> list[Effect]:
         """What of it is not published already never will be."""
-        self._orders.remember(order.name)
+        self._orders.remember(order.chains)
         return self._batches.kill(order, order.new, why)
 
     def _kill(self, order: Order, positions: Places) -> list[Effect]:
         return self._batches.kill(order, positions, Status.DROPPED)
 
 
-def _sound(order: Order | None, world: int, rank: Rank, msg: Save) -> bool:
-    if not msg.keys or ((world > 1 or msg.commits) and not msg.order):
+def _makes_sense(msg: Save) -> bool:
+    """Whether its lists fit each other."""
+    width = len(msg.keys[0] if msg.keys else b"")
+    edges = (0, *msg.starts, len(msg.keys))
+    return (
+        len(msg.parent) in (0, width)
+        and len(msg.starts) == len(msg.parents) == len(msg.orders)
+        and (not msg.starts or len(msg.parents[0]) == width)
+        and (not msg.starts or all(a < b for a, b in pairwise(edges)))
+    )
+
+
+def _chains(msg: Save) -> dict[int, slice]:
+    """Where each of its orders is in the keys."""
+    edges = pairwise((0, *msg.starts, len(msg.keys)))
+    return dict(zip((msg.order, *msg.orders), (slice(*edge) for edge in edges), strict=True))
+
+
+def _may_join(order: Order | None, rank: Rank, msg: Save, chains: dict[int, slice]) -> bool:
+    if not msg.keys or (chains and (0 in chains or len(chains) <= len(msg.starts))):
         return False
     if rank.saves is Way.PROCESS_VM and not (
         len(msg.blocks) == len(msg.keys) and column(msg.blocks).max() < rank.layout.blocks
@@ -260,5 +295,6 @@ def _sound(order: Order | None, world: int, rank: Rank, msg: Save) -> bool:
         return False
     if order is None:
         return True
-    same = (order.keys, order.parent) == (msg.keys, msg.parent)
-    return same and rank.number not in order.saves
+    first = order.said
+    same = (first.keys, first.parent, first.parents) == (msg.keys, msg.parent, msg.parents)
+    return same and order.chains == chains and rank.number not in order.saves

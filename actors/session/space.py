@@ -1,22 +1,21 @@
-"""What the pages of an engine mean: its ranks' blocks, as they were when the last of them came.
+"""What the pages of an engine mean: its shards' blocks, as they were when the last rank came.
 
 It stays while ranks come and go.  Ranks that register other blocks make another space: no page, no
 lease and no order of the one before is theirs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pegaflow.core.pool.columns import column, offsets_of, said
+from pegaflow.core.pool.columns import Places, column, offsets_of, said
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import Geometry, slot_size
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
-from pegaflow.wire.identities import Namespace, PageId
+from pegaflow.wire.identities import Namespace
 from pegaflow.wire.units import Share
 from pegaflow.wire.values import Packed
 
-from .ranks import Rank, namespace
+from .ranks import Rank, namespace, shards
 
 USED_SHARE: Share = 1 / 4
 """Of the pool: pages of one engine's open saves are no more.  An engine that never ends its saves,
@@ -30,17 +29,27 @@ class Space:
     namespace: Namespace
     page_size: int
     payload_bytes: int  # bytes of a page that mean something
-    world: int  # ranks, so pages per block
+    shard_of: tuple[int, ...]  # the shard of each rank
     verify: bool  # a checksum is made of each page
     used_bytes_max: int  # of the pages of open saves; 0: any number
     geometry: Geometry  # the pool's
 
     @property
+    def ranks(self) -> int:
+        """Ranks of the engine."""
+        return len(self.shard_of)
+
+    @property
+    def shards(self) -> int:
+        """Pages of a block."""
+        return self.shard_of[-1] + 1
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of the pool that a block takes."""
-        return slot_size(self.page_size) * self.world
+        return slot_size(self.page_size) * self.shards
 
-    def offsets(self, pages: U64 | Sequence[PageId]) -> Packed[int]:
+    def offsets(self, pages: U64 | Places) -> Packed[int]:
         """Where these pages are in the pool."""
         return said(offsets_of(self.geometry, column(pages), self.page_size))
 
@@ -51,7 +60,7 @@ def space_of(welcome: Welcome, serve: Serve, ranks: dict[int, Rank]) -> Space:
         namespace=namespace(serve, ranks),
         page_size=ranks[0].page_size,
         payload_bytes=layouts.page_bytes(ranks[0].layout),
-        world=len(ranks),
+        shard_of=shards(ranks),
         verify=welcome.verify,
         used_bytes_max=int(welcome.pool_bytes * USED_SHARE) if welcome.max_pinned_bytes else 0,
         geometry=Geometry(welcome.pool_bytes, welcome.extent_bytes),

@@ -5,14 +5,17 @@ it is, so what is too much while there is no index is forgotten, the oldest firs
 """
 
 from collections import Counter
-from collections.abc import Sequence
+
+import numpy as np
 
 from pegaflow.actors.runtime.contract import Effect, Part
 from pegaflow.actors.runtime.member import Member
-from pegaflow.wire.identities import PageId
+from pegaflow.core.pool.columns import Places, said
 from pegaflow.wire.index import Touched
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX, NOBODY
+
+from .records import NO_PLACES
 
 TOUCHED_BATCH: Count = 4096
 """Blocks that are told without waiting for the beat: half a dozen long requests."""
@@ -26,19 +29,19 @@ class Touches(Part):
 
     def __init__(self, member: Member, counts: Counter[str]) -> None:
         self._member, self._counts = member, counts
-        self._waiting: list[PageId] = []  # first pages, in the order in which their leases ended
+        self._waiting = NO_PLACES  # first pages, in the order in which their leases ended
 
     def beat(self, now: int) -> list[Effect]:
         """Tell the index."""
         return self._tell()
 
-    def add(self, firsts: Sequence[PageId]) -> list[Effect]:
+    def add(self, firsts: Places) -> list[Effect]:
         """A lease of our own has ended.
 
         Args:
             firsts: the first page of each block, in chain order.
         """
-        self._waiting += firsts
+        self._waiting = np.concatenate([self._waiting, firsts])
         return self._tell() if len(self._waiting) >= TOUCHED_BATCH else []
 
     def _tell(self) -> list[Effect]:
@@ -46,10 +49,8 @@ class Touches(Part):
             forgotten = len(self._waiting) - TOUCHED_MAX
             if forgotten > 0:
                 self._counts["touches_forgotten"] += forgotten
-                del self._waiting[:forgotten]
+                self._waiting = self._waiting[forgotten:]
             return []
-        pages, self._waiting = self._waiting, []
-        batches = [
-            tuple(pages[at : at + TOUCHED_BATCH]) for at in range(0, len(pages), TOUCHED_BATCH)
-        ]
-        return [e for batch in batches for e in self._member.tell(INDEX, Touched(batch))]
+        pages, self._waiting = self._waiting, NO_PLACES
+        batches = [pages[at : at + TOUCHED_BATCH] for at in range(0, len(pages), TOUCHED_BATCH)]
+        return [e for batch in batches for e in self._member.tell(INDEX, Touched(said(batch)))]

@@ -123,7 +123,7 @@ class Attach(Part):
         child = self._children.of_engine(msg.engine)
         if child is not None:
             return self._join(child, open_)
-        rest = self._restarts.engine_rest(msg.engine, now)
+        rest = self._restarts.engine_rest_ns(msg.engine, now)
         if rest:
             period, seconds = PERIOD_NS // (1000 * MS), rest // (1000 * MS) + 1
             why = (

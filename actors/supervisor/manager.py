@@ -27,24 +27,24 @@ class Manager(Part):
         self._children = children
         self._restarts = restarts
         self._lifecycle = lifecycle
-        self._next_ping = 0  # when to tell it that we live, if it wants to know
+        self._next_ping_ns = 0  # when to tell it that we live, if it wants to know
         self._ready_said = False
         self._status_said = ""  # the last one
 
     def start(self, now: int) -> list[Effect]:
         """The first sign of life is due a little later."""
-        self._next_ping = now + TICK_NS
+        self._next_ping_ns = now + TICK_NS
         return []
 
     def wake_at(self) -> int | None:
         """The next sign of life."""
-        return self._next_ping if self._plan.ping_ns else None
+        return self._next_ping_ns if self._plan.ping_ns else None
 
     def wake(self, now: int) -> list[Effect]:
         """Say that we live, if it is time."""
-        if not self._plan.ping_ns or now < self._next_ping:
+        if not self._plan.ping_ns or now < self._next_ping_ns:
             return []
-        self._next_ping = now + self._plan.ping_ns
+        self._next_ping_ns = now + self._plan.ping_ns
         return [_announce("WATCHDOG=1")]
 
     def beat(self, now: int) -> list[Effect]:

@@ -81,7 +81,7 @@ class Reporting(Part):
         self._pool = pool
         self._names = names
         self._counts = counts
-        self._started = 0
+        self._started_ns = 0
 
     def handlers(self) -> Iterable[On]:
         """The question."""
@@ -89,7 +89,7 @@ class Reporting(Part):
 
     def start(self, now: int) -> list[Effect]:
         """Since when the service is there."""
-        self._started = now
+        self._started_ns = now
         return []
 
     def own_gauges(self) -> dict[str, int]:
@@ -104,7 +104,7 @@ class Reporting(Part):
             ledger_path=pool.ledger_path,
             pool_bytes=pool.pool_bytes,
             extent_bytes=pool.extent_bytes,
-            started_ns=self._started,
+            started_ns=self._started_ns,
             version=self._plan.version,
             processes=(self._own_row(), *map(self._row, self._children)),
             http_addr=self._plan.http_addr,
@@ -135,6 +135,6 @@ class Reporting(Part):
         kinds = [KindRow(self._address.name, KindState.OK, 0, 0, counters=listed(self._counts))]
         for name, budget in self._restarts.kinds.items():
             sums = self.totals.sums(name, self._children.named(name))
-            at, restarts = budget.not_before, budget.restarts
+            at, restarts = budget.next_start_ns, budget.restarts
             kinds.append(KindRow(name, budget.state(now), at, restarts, counters=sums))
         return tuple(kinds)

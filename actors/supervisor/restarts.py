@@ -41,14 +41,14 @@ class Budget:
 
     def __init__(self) -> None:
         self.restarts = 0  # failures so far; only grows
-        self.not_before = 0  # when the next start may be
-        self.broken_until = 0  # end of the newest rest
+        self.next_start_ns = 0  # when the next start may be
+        self.broken_until_ns = 0  # end of the newest rest
         self._row = 0  # failures in a row
         self._tripped = False  # it rested, and no life has been long since
-        self._times: deque[int] = deque(maxlen=FAILURES_MAX)  # of the newest failures
+        self._failures_ns: deque[int] = deque(maxlen=FAILURES_MAX)  # of the newest failures
 
     def failed(self, born_ns: int, now: int) -> bool:
-        """Count a failure; `not_before` says when the next life may begin.
+        """Count a failure; `next_start_ns` says when the next life may begin.
 
         Args:
             born_ns: when the life that failed began.
@@ -59,20 +59,20 @@ class Budget:
         self.restarts += 1
         calm = now - born_ns > CALM_NS
         self._row = 1 if calm else self._row + 1
-        self._times.append(now)
-        often = len(self._times) == FAILURES_MAX and now - self._times[0] <= PERIOD_NS
+        self._failures_ns.append(now)
+        often = len(self._failures_ns) == FAILURES_MAX and now - self._failures_ns[0] <= PERIOD_NS
         self._tripped = often or (self._tripped and not calm)
         if self._tripped:
-            self.not_before = self.broken_until = now + REST_NS
+            self.next_start_ns = self.broken_until_ns = now + REST_NS
             return True
-        self.not_before = now + BACKOFF_NS[min(self._row, len(BACKOFF_NS)) - 1]
+        self.next_start_ns = now + BACKOFF_NS[min(self._row, len(BACKOFF_NS)) - 1]
         return False
 
     def state(self, now: int) -> KindState:
         """Whether the next start has to wait, and for what."""
-        if now < self.broken_until:
+        if now < self.broken_until_ns:
             return KindState.BROKEN
-        return KindState.WAITING if now < self.not_before else KindState.OK
+        return KindState.WAITING if now < self.next_start_ns else KindState.OK
 
 
 class Restarts(Part):
@@ -95,16 +95,16 @@ class Restarts(Part):
 
     def may_start(self, name: str, now: int) -> bool:
         """Whether the back-off of this kind is over."""
-        return now >= self.kinds[name].not_before
+        return now >= self.kinds[name].next_start_ns
 
     def broken(self, now: int) -> list[str]:
         """Kinds that rest."""
         return [name for name, b in self.kinds.items() if b.state(now) is KindState.BROKEN]
 
-    def engine_rest(self, engine: str, now: int) -> int:
+    def engine_rest_ns(self, engine: str, now: int) -> int:
         """Nanoseconds for which this engine gets no session; 0 if it may have one."""
         budget = self._engines.get(engine)
-        return max(0, budget.broken_until - now) if budget else 0
+        return max(0, budget.broken_until_ns - now) if budget else 0
 
     def _failed(self, child: ChildRecord, now: int) -> bool:
         """True if that opens a breaker."""

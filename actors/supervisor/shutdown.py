@@ -40,7 +40,7 @@ class Shutdown(Part):
         self._opens = opens
         self._manager = manager
         self._flush_ns = flush_ns  # for what is still to be written
-        self._until = 0  # when whoever is left is killed
+        self._until_ns = 0  # when whoever is left is killed
 
     def handlers(self) -> Iterable[On]:
         """The shell has got a signal."""
@@ -48,7 +48,7 @@ class Shutdown(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Kill whoever is left after its time."""
-        late = self._lifecycle.stopping and now >= self._until
+        late = self._lifecycle.stopping and now >= self._until_ns
         return self._kill_all() if late else []
 
     def go_on(self) -> list[Effect]:
@@ -71,7 +71,7 @@ class Shutdown(Part):
         again = self._lifecycle.stopping
         if not again:
             self._lifecycle.stage = Stage.DRAINING
-            self._until = now + DRAIN_NS + self._flush_ns
+            self._until_ns = now + DRAIN_NS + self._flush_ns
             effects = [*self._opens.close(), *self._manager.stopping()]
         if again or msg.at_once:
             self._lifecycle.stage = Stage.KILLING

@@ -14,20 +14,20 @@ class Ticks(Part):
 
     def __init__(self, crew: Sequence[Part]) -> None:
         self._crew = crew
-        self._next = 0
+        self._next_ns = 0
 
     def start(self, now: int) -> list[Effect]:
         """The first tick is one TICK_NS from now."""
-        self._next = now + TICK_NS
+        self._next_ns = now + TICK_NS
         return []
 
     def wake_at(self) -> int | None:
         """The next tick."""
-        return self._next
+        return self._next_ns
 
     def wake(self, now: int) -> list[Effect]:
         """A tick, if it is time."""
-        if now < self._next:
+        if now < self._next_ns:
             return []
-        self._next = now + TICK_NS
+        self._next_ns = now + TICK_NS
         return [effect for part in self._crew for effect in part.beat(now)]

@@ -65,7 +65,7 @@ class Watchdog(Part):
         self._children = children
         self._lifecycle = lifecycle
         self._counts = counts
-        self._due = 0  # when we mean to look again
+        self._due_ns = 0  # when we mean to look again
 
     def handlers(self) -> Iterable[On]:
         """Signs of life, and the last one."""
@@ -73,22 +73,22 @@ class Watchdog(Part):
 
     def start(self, now: int) -> list[Effect]:
         """The first look is due with the first tick."""
-        self._due = now + TICK_NS
+        self._due_ns = now + TICK_NS
         return []
 
     def beat(self, now: int) -> list[Effect]:
         """Ask about each child that is late; what follows comes with the answer."""
-        if now - self._due > LATE_NS:
+        if now - self._due_ns > LATE_NS:
             self._counts["woke_late"] += 1
             self._forgive(now)
-        self._due = now + TICK_NS
+        self._due_ns = now + TICK_NS
         effects: list[Effect] = []
         for child in self._children:
-            since, patience = _clock(child)
-            if now - since <= patience // LOOKS:
+            since_ns, patience_ns = _clock(child)
+            if now - since_ns <= patience_ns // LOOKS:
                 child.starved = False
             elif not child.killed:
-                effects.append(self._ask(child, since))
+                effects.append(self._ask(child, since_ns))
         return effects
 
     def _forgive(self, now: int) -> None:
@@ -116,12 +116,12 @@ class Watchdog(Part):
 
     def _ask(self, child: ChildRecord, since_ns: int) -> Effect:
         def looked(seen: Looked, now: int) -> list[Effect]:
-            begun, patience = _clock(child)
-            silent = seen.at_ns - since_ns
-            if child.killed or begun != since_ns or silent <= patience:
+            begun_ns, patience_ns = _clock(child)
+            silent_ns = seen.at_ns - since_ns
+            if child.killed or begun_ns != since_ns or silent_ns <= patience_ns:
                 return []
-            times = (("silent_ms", silent // MS), ("waited_ms", seen.waited_ns // MS))
-            if silent - seen.waited_ns <= patience:
+            times = (("silent_ms", silent_ns // MS), ("waited_ms", seen.waited_ns // MS))
+            if silent_ns - seen.waited_ns <= patience_ns:
                 self._counts["starved"] += not child.starved
                 child.starved = True
                 then = (("why", WHY), ("then", "waiting"), ("remedy", REMEDY))

@@ -1,10 +1,21 @@
 """What runs inside an engine, or any program: see `Client`.
 
-It imports wire and presence, and nothing else of ours, so an engine's environment stays small.
+Of ours it imports wire, and what reads the pool's shared memory (`core.pool`), so an engine's
+environment stays small; import-linter has the list.
 """
 
 from .client import Client
 from .place import inspect
-from .results import Done, Lease, LoadDone, LookupDone, SaveDone
+from .results import Chain, Done, Lease, LoadDone, LookupDone, SaveDone, Seen
 
-__all__ = ["Client", "Done", "Lease", "LoadDone", "LookupDone", "SaveDone", "inspect"]
+__all__ = [
+    "Chain",
+    "Client",
+    "Done",
+    "Lease",
+    "LoadDone",
+    "LookupDone",
+    "SaveDone",
+    "Seen",
+    "inspect",
+]

@@ -20,21 +20,22 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 import zmq
 
-from pegaflow.wire.identities import EngineNamespace, Key
+from pegaflow.wire.identities import EngineNamespace
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Way
 from pegaflow.wire.units import Seconds
-from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX
 
 from . import place
 from .buffers import EngineMemory
+from .finding import as_keys
 from .machine import State
-from .results import Done, Lease, LoadDone, LookupDone, SaveDone
+from .results import Chain, Done, Lease, LoadDone, LookupDone, SaveDone, Seen
 from .shell import Shell, Who
 
 CLOSE_S: Seconds = 3.0
@@ -112,16 +113,23 @@ class Client(Shell):
     @property
     def refusal(self) -> str:
         """Why no session serves us, in one line for a log: what is in the way to the service, or
-        what it has said; empty if one does, or as long as nothing is known."""
-        machine = self._machine
-        return machine.refusal or (machine.seen if machine.state is State.OPENING else "")
+        what it has said; empty if one does, or nothing is known."""
+        return self._machine.why
+
+    @property
+    def refused(self) -> bool:
+        """Whether something is in the way to a session.  Who has not answered yet may be slow."""
+        return self._machine.refused
 
     @property
     def ways(self) -> tuple[str, str, str]:
         """How loads and saves move, and why not as wished (usually empty).  Once attached."""
-        machine = self._machine
-        loads, saves = machine.operations.loads, machine.operations.saves
-        return loads.name.lower(), saves.name.lower(), machine.note
+        return self._machine.ways
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a save may bring `more` than one chain: an older service takes one."""
+        return self._own.operations.chains
 
     @property
     def advice(self) -> str:
@@ -134,29 +142,29 @@ class Client(Shell):
         buffers: Sequence[npt.NDArray[Any] | memoryview | bytearray],
         *,
         rank: int = 0,
+        replicas: int = 1,
     ) -> None:
-        """Name the memory that holds the KV blocks of this rank.
+        """Name the memory of this rank's KV blocks, in place of what was registered before.
 
-        It is attached as soon as the service is there, and again after every reconnect.  What was
-        registered before is unregistered first.
+        It is attached as soon as the service is there, and again after every reconnect.
 
         Args:
             layout: where the blocks lie; sizes and strides in bytes.
             buffers: region i of the layout: writable, C-contiguous; kept referenced.
             rank: this client's place among the engine's ranks, 0 .. world - 1.
+            replicas: so many consecutive ranks, this one among them, hold the same bytes.
 
         Raises:
             ValueError: the layout overlaps or overruns the buffers, or they are read-only, or the
-                rank does not exist.
+                rank, or one of its replicas, does not exist.
         """
-        if not 0 <= rank < self._who.world:
-            raise ValueError(f"rank {rank} of {self._who.world}")
+        self._who.check_rank(rank, replicas)
         memory = EngineMemory(layout, buffers)
         if not memory.writable:
             raise ValueError("the buffers are read-only: a load could not write them")
         if self._memory is not None:
             self.unregister()
-        self._memory, self._rank = memory, rank
+        self._memory, self._rank, self._replicas = memory, rank, replicas
         self._apply(self._own.register(self._described(memory)))
 
     def unregister(self, timeout: float = 5.0) -> bool:
@@ -166,11 +174,11 @@ class Client(Shell):
         killed.  False only if even its death was not seen within `timeout` seconds: then the
         memory must not be freed.
         """
-        until = self._deadline(timeout)
+        deadline = self._deadline(timeout)
         self._apply(self._search.leave(time.monotonic_ns()))
         self._apply(self._own.leave(time.monotonic_ns(), for_good=False))
-        while self._machine.state.is_going and time.monotonic_ns() < until:
-            self._turn(until)
+        while self._machine.state.is_going and time.monotonic_ns() < deadline:
+            self._turn(deadline)
         if self._machine.state.is_going:
             return False
         self._memory = None
@@ -199,7 +207,7 @@ class Client(Shell):
         Raises:
             ValueError: the keys are not like that.
         """
-        names, search, now = _keys(keys), self._search, time.monotonic_ns()
+        names, search, now = as_keys(keys), self._search, time.monotonic_ns()
         if self._death.poll(0):
             self._apply(self._machine.session_died(now))
         found = search.find(names, now)
@@ -210,6 +218,16 @@ class Client(Shell):
     def share(self, lease: Lease) -> None:
         """Let other clients of the engine load from a lease of `find`."""
         self._apply(self._search.share(lease))
+
+    def see(self, keys: Sequence[bytes]) -> Seen | None:
+        """Which blocks the cache has, without a lease; keys as for `find`, but in any order.
+
+        Returns:
+            None: nobody knows but the service.
+        """
+        seen, now = self._search.see(as_keys(keys)), time.monotonic_ns()
+        self._apply([] if seen else self._search.wish(now))
+        return seen
 
     # poll style
 
@@ -235,7 +253,7 @@ class Client(Shell):
                 self.share(found.lease)  # somebody else will load from it
             self._done.append(found)
             return found.ticket
-        ticket, effects = self._own.operations.lookup(_keys(keys), self._deadline(timeout))
+        ticket, effects = self._own.operations.lookup(as_keys(keys), self._deadline(timeout))
         self._apply(effects)
         return ticket
 
@@ -282,21 +300,20 @@ class Client(Shell):
         order: int = 0,
         commits: bool = False,
         valid: Callable[[], bool] = lambda: True,
+        more: Sequence[Chain] = (),
     ) -> int:
         """Save the engine's blocks under these keys.
 
         Args:
-            keys: block hashes in chain order.
-            blocks: the engine's block of each key.
+            keys: block hashes in chain order; `blocks` has the engine's block of each.
             timeout: seconds; then what is not copied yet is not saved.
             parent: the key before the first, if there is one; it orders eviction.
-            order: with several ranks: the number, from one up, under which all ranks of the engine
-                save these same keys; a block is there when every rank has saved its part of it.
-            commits: with an order: it is published only when `commit`, of any client of the engine,
-                has named it; copied it is at once.
-            valid: asked (from the thread that polls) before each copy and once more after it;
-                False means that the engine has taken its blocks back, and nothing of what was
-                copied meanwhile is published.
+            order: with several ranks: the number, from one up, under which all of them save these
+                same keys; a block is there when every rank has saved its part of it.
+            commits: with an order: published only when a `commit` of the engine has named it.
+            valid: asked (by the thread that polls) before each copy and once more after it; False:
+                the engine has taken its blocks back, and nothing copied meanwhile is published.
+            more: with an order, if `gathers`: further chains, which cost little beside this one.
 
         Returns:
             A ticket for a SaveDone.  Until that is there, the blocks must keep their content, or
@@ -305,19 +322,14 @@ class Client(Shell):
         Raises:
             ValueError: keys or blocks are not as described, or nothing is registered.
         """
-        if len(keys) != len(blocks) or not keys:
-            raise ValueError(f"{len(keys)} keys for {len(blocks)} blocks")
-        ids, hashes = self._blocks(blocks), _keys(keys)
+        chains: list[Chain] = []
+        for chain in (Chain(keys, blocks, order=order, parent=parent, valid=valid), *more):
+            if len(chain.keys) != len(chain.blocks) or not chain.keys:
+                raise ValueError(f"{len(chain.keys)} keys for {len(chain.blocks)} blocks")
+            chains.append(replace(chain, blocks=self._blocks(chain.blocks)))
+        as_keys([key for chain in chains for key in chain.keys])
         deadline = self._deadline(timeout)
-        ticket, effects = self._own.operations.save(
-            hashes,
-            ids,
-            parent=Key(parent),
-            valid=valid,
-            deadline=deadline,
-            order=order,
-            commits=commits,
-        )
+        ticket, effects = self._own.operations.save(chains, deadline, commits=commits)
         self._apply(effects)
         return ticket
 
@@ -350,10 +362,10 @@ class Client(Shell):
         """
         if self._closed:
             return []
-        until, attached = self._deadline(timeout), self.attached
+        deadline, attached = self._deadline(timeout), self.attached
         while True:
-            self._turn(0 if self._done else until)
-            if self._done or time.monotonic_ns() >= until:
+            self._turn(0 if self._done else deadline)
+            if self._done or time.monotonic_ns() >= deadline:
                 done, self._done = self._done, []
                 return done
             if self._woken() or self.attached != attached:
@@ -367,9 +379,9 @@ class Client(Shell):
 
     def connect(self, timeout: float) -> bool:
         """Wait, `timeout` seconds at most, until a session serves this client; whether one does."""
-        until = self._deadline(timeout)
-        while not self.attached and time.monotonic_ns() < until:
-            self._turn(until)
+        deadline = self._deadline(timeout)
+        while not self.attached and time.monotonic_ns() < deadline:
+            self._turn(deadline)
         return self.attached
 
     def lookup(self, keys: Sequence[bytes], *, timeout: float = 1.0) -> LookupDone:
@@ -395,20 +407,18 @@ class Client(Shell):
         return self._await(ticket, SaveDone)
 
     def close(self) -> None:
-        """Leave the session and close all sockets; the client is of no use after that.
-
-        Waits, for CLOSE_S at most, until nothing touches the registered memory any more.
-        """
+        """Leave the session and close all sockets; the client is of no use after that.  Waits, for
+        CLOSE_S at most, until nothing touches the registered memory any more."""
         self._end(CLOSE_S)
 
-    def _end(self, patience: float) -> None:
+    def _end(self, patience_s: float) -> None:
         if self._closed or os.getpid() != self._pid:
             return
         self._apply(self._finding.leave(time.monotonic_ns()))
         self._apply(self._machine.leave(time.monotonic_ns()))
-        until = self._deadline(patience)
-        while self._machine.state.is_going and time.monotonic_ns() < until:
-            self._turn(until)
+        deadline = self._deadline(patience_s)
+        while self._machine.state.is_going and time.monotonic_ns() < deadline:
+            self._turn(deadline)
         self._closed = True
         self._close_all()
 
@@ -437,12 +447,3 @@ class Client(Shell):
         if min(ids) < 0 or max(ids) >= self._memory.layout.blocks:
             raise ValueError(f"block ids go from 0 to {self._memory.layout.blocks - 1}")
         return ids
-
-
-def _keys(keys: Sequence[bytes]) -> tuple[Key, ...]:
-    """Keys as the wire wants them: at least one, 8..64 bytes, all of one length."""
-    lengths = set(map(len, keys))
-    if len(lengths) != 1 or not 8 <= min(lengths) <= KEY_BYTES_MAX or len(keys) > LIST_MAX:
-        raise ValueError(f"1..{LIST_MAX} keys of one length of 8..{KEY_BYTES_MAX} bytes are needed")
-    known: Sequence[Any] = keys
-    return tuple(known)

@@ -22,6 +22,7 @@ class Memory:
     way: Way = Way.STAGED  # what we wish
     bases: tuple[int, ...] = ()  # addresses of the regions
     scratch: int = 0  # address of PROOF_BYTES of ours
+    replicas: int = 1  # ranks that hold the same bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Identity:
             world=self.world,
             layout=memory.layout,
             region_bytes=memory.region_bytes,
+            replicas=memory.replicas,
         )
         if not visible or memory.way is Way.STAGED:
             return ask

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.core.errors import UserError
+from pegaflow.core.pool.columns import column, offsets_of, said
 from pegaflow.core.pool.finder import Finder, Run
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import Hazards, Pages
@@ -27,12 +28,12 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import SHARE_NS, Borrow, Lent, Looked, Took
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
-from pegaflow.wire.values import PackedU64s
+from pegaflow.wire.values import KEY_BYTES_MAX, LIST_MAX, PackedU64s, U64s
 
 from .effects import Effect
 from .machine import Machine, State
 from .patience import OPEN_NS
-from .results import Lease, LookupDone
+from .results import Lease, LookupDone, Seen
 
 AGAIN_NS: tuple[Nanoseconds, ...] = (20_000_000, 100_000_000, 500_000_000, 5_000_000_000)
 """From one Borrow to the next, longer each time: the index notes hazards within milliseconds, and
@@ -76,10 +77,10 @@ class Finding:
         self.why = "nobody has looked up yet"  # each lookup costs a message; '': it does not
         self._fault = ""  # why what was lent is of no use to us
         self._asked = False  # a Borrow has no answer yet
-        self._tries, self._ask_at = 0, 0
+        self._tries, self._ask_at_ns = 0, 0
         self._looked = 0, 0, 0  # lookups, blocks asked and hit, not told of
         self._used: list[Pages] = []  # first pages, not told of
-        self._told = 0  # when it was told last
+        self._told_ns = 0  # when it was told last
 
     # lookups
 
@@ -120,6 +121,18 @@ class Finding:
         lease = Lease(self._machine.link.session.incarnation, number, blocks)
         return LookupDone(ticket, Status.OK, lease, blocks)
 
+    def see(self, keys: Sequence[Key]) -> Seen | None:
+        """Look at blocks without keeping them; None: it cannot be known here."""
+        section = self._section
+        if section is None or not self._current:
+            return None
+        lent, finder, _ = section
+        sight = finder.see(lent.namespace, keys, shards=lent.world)
+        if sight is None:
+            return None
+        below = None if sight.below is None else tuple(sight.below.tolist())
+        return Seen(tuple(sight.here.tolist()), below)
+
     def share(self, lease: Lease) -> list[Effect]:
         """Pass a lease on to the session; nothing if it has it."""
         return self._pass_on(lease.number) if self._is_own(lease) else []
@@ -131,9 +144,7 @@ class Finding:
         self._end(self._own.pop(lease.number).run)
         return True
 
-    def copy(
-        self, lease: Lease, first: int, count: int
-    ) -> tuple[tuple[int, ...], Callable[[], bool]] | None:
+    def copy(self, lease: Lease, first: int, count: int) -> tuple[U64s, Callable[[], bool]] | None:
         """Copy these blocks of a lease that nobody else knows of.
 
         Returns:
@@ -158,7 +169,7 @@ class Finding:
             self._end(run)
             return good
 
-        return tuple(geometry.offset(page, lent.page_size) for page in pages), stands
+        return said(offsets_of(geometry, column(pages), lent.page_size)), stands
 
     # the section
 
@@ -169,12 +180,12 @@ class Finding:
             return []
         if not self._current:
             self._forget()
-            self._life, self._asked, self._tries, self._ask_at = machine.lives, False, 0, 0
+            self._life, self._asked, self._tries, self._ask_at_ns = machine.lives, False, 0, 0
         if not machine.visible:
             self.why = "the session is on TCP or in another pid namespace"
             return []
         useful = self._section is not None and self._section.hazards.allowed
-        if useful or self._asked or now < self._ask_at:
+        if useful or self._asked or now < self._ask_at_ns:
             return []
         self._asked = True
         life = self._life
@@ -197,7 +208,7 @@ class Finding:
             return None
         times = [own.since_ns + SHARE_NS for own in [*self._own.values()][:1]]
         if self._looked[0] or self._used:
-            times.append(self._told + LOOKED_NS)
+            times.append(self._told_ns + LOOKED_NS)
         return min(times, default=None)
 
     def wake(self, now: int) -> list[Effect]:
@@ -206,7 +217,7 @@ class Finding:
             return []
         old = [number for number, own in self._own.items() if own.since_ns + SHARE_NS <= now]
         effects = [effect for number in old for effect in self._pass_on(number)]
-        return effects + (self._tell(now) if now >= self._told + LOOKED_NS else [])
+        return effects + (self._tell(now) if now >= self._told_ns + LOOKED_NS else [])
 
     # inside
 
@@ -224,8 +235,8 @@ class Finding:
         assert self._section is not None
         run, lent = self._own.pop(number).run, self._section.lent
         self._section.hazards.give(run.rows)
-        stamps, rows = _packed(run.stamp_words), _packed(run.rows)
-        pages = _packed(run.places)
+        stamps, rows = _packed(run.stamps), _packed(run.rows)
+        pages = _packed(run.pages)
         return [
             self._machine.link.tell(Took(LeaseId(number), lent.namespace, pages, stamps, rows=rows))
         ]
@@ -233,7 +244,7 @@ class Finding:
     def _end(self, run: Run) -> None:
         assert self._section is not None
         self._section.hazards.clear(run.rows)
-        self._used.append(run.places[:: self._section.lent.world])
+        self._used.append(run.pages[:: self._section.lent.world])
         del self._used[:-USED_MAX]
 
     def _forget(self) -> None:
@@ -244,7 +255,7 @@ class Finding:
     def _answered(self, answer: Message | None, now: int) -> list[Effect]:
         """The session lends us a section, or not."""
         self._asked = False
-        self._ask_at = now + AGAIN_NS[min(self._tries, len(AGAIN_NS) - 1)]
+        self._ask_at_ns = now + AGAIN_NS[min(self._tries, len(AGAIN_NS) - 1)]
         self._tries += 1
         if not isinstance(answer, Lent):
             return []
@@ -262,7 +273,7 @@ class Finding:
         return []
 
     def _tell(self, now: int) -> list[Effect]:
-        self._told, (lookups, asked, hit) = now, self._looked
+        self._told_ns, (lookups, asked, hit) = now, self._looked
         used = np.concatenate([*self._used, np.zeros(0, np.int64)])[-USED_MAX:]
         self._looked, self._used = (0, 0, 0), []
         if not (lookups or len(used)):
@@ -273,3 +284,12 @@ class Finding:
 def _packed(numbers: npt.NDArray[Any]) -> Any:
     """A list of the wire, of whatever these are the numbers of."""
     return PackedU64s(numbers.astype("<u8").tobytes()) if len(numbers) else ()
+
+
+def as_keys(keys: Sequence[bytes]) -> tuple[Key, ...]:
+    """Keys as the wire wants them: at least one, 8..64 bytes, all of one length."""
+    lengths = set(map(len, keys))
+    if len(lengths) != 1 or not 8 <= min(lengths) <= KEY_BYTES_MAX or len(keys) > LIST_MAX:
+        raise ValueError(f"1..{LIST_MAX} keys of one length of 8..{KEY_BYTES_MAX} bytes are needed")
+    known: Sequence[Any] = keys
+    return tuple(known)

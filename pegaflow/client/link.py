@@ -54,15 +54,15 @@ class Link:
         return ToSession(Envelope(self._me, self.session, msg))
 
     def ask(
-        self, msg: Message, deadline: int, then: Then, *, grace: int = 0, fatal: bool = False
+        self, msg: Message, deadline: int, then: Then, *, grace_ns: int = 0, fatal: bool = False
     ) -> ToSession:
         """A question to the session.
 
         Args:
-            grace: so long after the deadline, in nanoseconds, its end without an answer comes.
+            grace_ns: so long after the deadline its end without an answer comes.
             fatal: without an answer a session that may write our blocks is killed.
         """
-        number = self.expect(deadline + grace, then, fatal)
+        number = self.expect(deadline + grace_ns, then, fatal)
         envelope = Envelope(self._me, self.session, msg, question=number, deadline=deadline)
         return ToSession(envelope)
 

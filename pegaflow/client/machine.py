@@ -64,6 +64,7 @@ class Machine:
         self.me, self.busy = me, busy
         self.state = State.LOST
         self.refusal = ""  # why we are not served, as far as it is known
+        self._denied = False  # what was asked last said no, or was not there
         self.seen = ""  # what to say of the front desk that was asked last, if it does not answer
         self.advice = ""  # what the service had to say when it took us
         self.note = ""  # why our rank is not served in the way that was wished
@@ -71,7 +72,7 @@ class Machine:
         self.link = link = Link(me.address)
         self.operations = Operations(link, lambda: self.state is State.READY, self._kill)
         self._tries = 0  # OpenSessions in a row without success
-        self._retry_at = 0
+        self._retry_at_ns = 0
         self._pinging = False
         self._mapped = False  # the session has had what it needs to reach our memory
         self.visible = False  # we hold a pidfd of the session
@@ -120,6 +121,7 @@ class Machine:
         if memory is None:
             return self._ping(now)
         if memory.way is Way.PROCESS_VM and not visible:
+            self._denied = True
             self.refusal = "no process_vm: the session is on TCP or in another pid namespace"
             return self._lose(now)
         return [self.link.ask(me.attaching(memory, visible), now + OPEN_NS, self._attached)]
@@ -131,16 +133,17 @@ class Machine:
             return [WriteProof(answer.proof), proven]
         if isinstance(answer, Attached):
             self.operations.loads, self.operations.saves = answer.loads, answer.saves
+            self.operations.chains = answer.chains
             self.note = answer.note
             return [MapFiles(answer)]
         if isinstance(answer, Refused):
-            self.refusal = answer.why
+            self.refusal, self._denied = answer.why, True
         return self._lose(now)
 
     def unreachable(self, now: int) -> list[Effect]:
         """The front desk cannot be asked: nobody is there, or nobody whom we trust."""
-        self.refusal = self.seen
-        return self._lose(now, most=ABSENT_NS)
+        self.refusal, self._denied = self.seen, True
+        return self._lose(now, most_ns=ABSENT_NS)
 
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
@@ -149,14 +152,30 @@ class Machine:
     def mapped(self, ok: bool, why: str, now: int) -> list[Effect]:
         """Pool and bounce file are mapped, or not."""
         if not ok:
-            self.refusal = why
+            self.refusal, self._denied = why, True
             return self._lose(now)
         self._ready()
         return []
 
+    @property
+    def why(self) -> str:
+        """Why we are not served, as far as it is known, or who is asked."""
+        return self.refusal or (self.seen if self.state is State.OPENING else "")
+
+    @property
+    def ways(self) -> tuple[str, str, str]:
+        """How loads and saves move, and why not as wished."""
+        operations = self.operations
+        return operations.loads.name.lower(), operations.saves.name.lower(), self.note
+
+    @property
+    def refused(self) -> bool:
+        """Whether we are not served, and not because somebody is slow."""
+        return self.state is State.LOST and self._denied
+
     def wake_at(self) -> int | None:
         """When `wake` wants to be called."""
-        times = [self.link.wake_at(), self._retry_at if self._seeks else None]
+        times = [self.link.wake_at(), self._retry_at_ns if self._seeks else None]
         return min((time for time in times if time is not None), default=None)
 
     def wake(self, now: int) -> list[Effect]:
@@ -164,7 +183,7 @@ class Machine:
         expired, effects = self.link.expire(now, self._spared)
         if expired and self.state is State.READY and not self._pinging:
             effects += self._ping(now)
-        if self._seeks and now >= self._retry_at:
+        if self._seeks and now >= self._retry_at_ns:
             effects += self._open(now)
         return effects
 
@@ -182,13 +201,14 @@ class Machine:
             if isinstance(answer, SessionAt) and answer.address.name == SESSION:
                 return self._join(answer, now)
             self.refusal = answer.why if isinstance(answer, Refused) else self.seen or self.refusal
+            self._denied = answer is not None
             if isinstance(answer, SessionAt):
                 self.refusal = "the front desk named something else than a session"
             return self._lose(now)
 
-        until, me = now + OPEN_NS, self.me
-        number, ask = self.link.expect(until, opened), me.opening()
-        return [ToDesk(Envelope(me.address, FRONT_DESK, ask, question=number, deadline=until))]
+        deadline, me = now + OPEN_NS, self.me
+        number, ask = self.link.expect(deadline, opened), me.opening()
+        return [ToDesk(Envelope(me.address, FRONT_DESK, ask, question=number, deadline=deadline))]
 
     def _join(self, at: SessionAt, now: int) -> list[Effect]:
         self.state, self.link.session, self.advice = State.JOINING, at.address, at.advice
@@ -212,9 +232,10 @@ class Machine:
 
     def _ready(self) -> None:
         self.state, self.refusal, self._tries = State.READY, "", 0
+        self._denied = False
         self.lives += 1
 
-    def _lose(self, now: int, proven: bool = False, most: int = RETRY_NS[-1]) -> list[Effect]:
+    def _lose(self, now: int, proven: bool = False, most_ns: int = RETRY_NS[-1]) -> list[Effect]:
         """No session: everything open ends, and the front desk is asked again, later and later."""
         if not proven and self.operations.written:
             return self._kill(now)
@@ -222,7 +243,7 @@ class Machine:
         self.state, self.link.session, self._pinging = State.LOST, NOBODY, False
         self._mapped = False
         self.link.forget_all()
-        self._retry_at = now + min(most, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
+        self._retry_at_ns = now + min(most_ns, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
         self._tries += 1
         return [*effects, *self.operations.end_all(Status.PEER_GONE)]
 

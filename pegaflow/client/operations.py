@@ -11,9 +11,10 @@ the session: it ends by the session's word or by its proven death and by nothing
 All times are CLOCK_MONOTONIC, in nanoseconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate, compress
 
 from pegaflow.wire.identities import Key, LeaseId
 from pegaflow.wire.message import Message
@@ -37,11 +38,12 @@ from pegaflow.wire.session import (
     Way,
 )
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import U64s
 
 from .effects import CopyIn, CopyOut, Effect, Finish, Memory, ToSession
 from .link import Link, Then
 from .patience import GRACE_NS, PING_NS
-from .results import Done, Lease, LoadDone, LookupDone, SaveDone
+from .results import Chain, Done, Lease, LoadDone, LookupDone, SaveDone
 
 
 class Kind(Enum):
@@ -62,7 +64,7 @@ class Operation:
     question: int = 0  # newest one asked for it; forgotten with it
     copy: int = 0  # staged load: the session's number for it
     direct: bool = False  # load: the session may write into our blocks
-    valid: Callable[[], bool] = lambda: True  # save: the engine's blocks still hold these keys
+    chains: Sequence[Chain] = ()  # save: those whose blocks hold their keys, as far as we know
     stands: Callable[[], bool] | None = None  # load without the session: what was copied was right
 
     def failed(self, ticket: int, status: Status) -> Done:
@@ -90,6 +92,7 @@ class Operations:
         self.memory: Memory | None = None  # what is registered
         self.loads = Way.STAGED  # how our rank is served; valid while a session serves us
         self.saves = Way.STAGED
+        self.chains = False  # a save may bring several; valid likewise
         self._link, self._ready, self._kill = link, ready, kill
 
     # what the engine starts and ends
@@ -149,14 +152,14 @@ class Operations:
             return ticket, [self._ask(ticket, ask, deadline, pages)]
         self.open[ticket].direct = True
         ask = Load(number, rank, first, len(blocks), blocks=blocks)
-        grace = min(GRACE_NS, max(0, deadline - now) // 2)
-        told = self._ask(ticket, ask, deadline - grace, loaded, grace=grace, fatal=True)
+        grace_ns = min(GRACE_NS, max(0, deadline - now) // 2)
+        told = self._ask(ticket, ask, deadline - grace_ns, loaded, grace_ns=grace_ns, fatal=True)
         return ticket, [told]
 
     def copy(
         self,
         blocks: tuple[int, ...],
-        offsets: tuple[int, ...],
+        offsets: U64s,
         stands: Callable[[], bool],
         *,
         deadline: int,
@@ -195,30 +198,23 @@ class Operations:
         return [self._ask(ticket, Copied(operation.copy, ok), operation.deadline, confirmed)]
 
     def save(
-        self,
-        keys: tuple[Key, ...],
-        blocks: tuple[int, ...],
-        *,
-        parent: Key,
-        valid: Callable[[], bool],
-        deadline: int,
-        order: int = 0,
-        commits: bool = False,
+        self, chains: Sequence[Chain], deadline: int, *, commits: bool = False
     ) -> tuple[int, list[Effect]]:
-        """Start a save; its ticket, and what follows."""
-        ticket = self._begin(Operation(Kind.SAVE, deadline, blocks, valid=valid))
+        """Start a save of chains that fit each other; its ticket, and what follows."""
+        blocks = tuple(block for chain in chains for block in chain.blocks)
+        ticket = self._begin(Operation(Kind.SAVE, deadline, blocks, chains=chains))
 
         def saved(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, Saved):
-                done = SaveDone(ticket, answer.status, answer.saved, answer.known)
+                lost = tuple(answer.lost)
+                done = SaveDone(ticket, answer.status, answer.saved, answer.known, lost=lost)
                 return self._finish(ticket, done)
             return [self._link.tell(Drop(ticket)), *self._end(ticket, Status.EXPIRED)]
 
         if not self._ready() or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         named = blocks if self.saves is Way.PROCESS_VM else ()
-        rank = self.memory.rank
-        ask = Save(ticket, rank, keys, parent, order=order, blocks=named, commits=commits)
+        ask = _save(ticket, self.memory.rank, chains, commits, blocks=named)
         return ticket, [self._ask(ticket, ask, deadline, saved)]
 
     def copied_out(self, ticket: int, batch: int, ok: bool, now: int) -> list[Effect]:
@@ -226,9 +222,18 @@ class Operations:
         operation = self.open.get(ticket)
         if operation is None or operation.kind is not Kind.SAVE:
             return []
-        if ok and operation.valid():
-            return [self._link.tell(Keep(ticket, batch))]
+        skipped = self._look(operation)
+        if ok and operation.chains:
+            return [*skipped, self._link.tell(Keep(ticket, batch))]
         return self.drop(ticket)
+
+    def _look(self, operation: Operation) -> list[Effect]:
+        """Skip the chains of a save whose blocks hold something else by now, but not all of them:
+        then there is nothing left of it, which is dropped."""
+        valid = [chain.valid() for chain in operation.chains]
+        gone = [c.order for c, holds in zip(operation.chains, valid, strict=True) if not holds]
+        operation.chains = tuple(compress(operation.chains, valid))
+        return [self._link.tell(Skip(order)) for order in gone] if operation.chains else []
 
     def skip(self, order: int) -> list[Effect]:
         """This rank, or the whole engine, will not save an order."""
@@ -275,10 +280,14 @@ class Operations:
         sound = len(msg.positions) == len(msg.slots) > 0
         if not sound or max(msg.positions) >= len(operation.blocks):
             return self.drop(msg.save)
-        if not operation.valid():
+        skipped = self._look(operation)
+        if not operation.chains:
             return self.drop(msg.save)
         blocks = tuple(operation.blocks[p] for p in msg.positions)
-        return [CopyOut(msg.save, msg.batch, blocks, msg.slots, deadline=operation.deadline)]
+        return [
+            *skipped,
+            CopyOut(msg.save, msg.batch, blocks, msg.slots, deadline=operation.deadline),
+        ]
 
     # how they end
 
@@ -324,10 +333,26 @@ class Operations:
         deadline: int,
         then: Then,
         *,
-        grace: int = 0,
+        grace_ns: int = 0,
         fatal: bool = False,
     ) -> ToSession:
         """A question for an operation: it is forgotten if that ends before."""
-        asked = self._link.ask(msg, deadline, then, grace=grace, fatal=fatal)
+        asked = self._link.ask(msg, deadline, then, grace_ns=grace_ns, fatal=fatal)
         self.open[ticket].question = asked.envelope.question
         return asked
+
+
+def _save(number: int, rank: int, chains: Sequence[Chain], commits: bool, *, blocks: U64s) -> Save:
+    first, *more = chains
+    return Save(
+        number,
+        rank,
+        tuple(Key(key) for chain in chains for key in chain.keys),
+        Key(first.parent),
+        order=first.order,
+        blocks=blocks,
+        commits=commits,
+        starts=tuple(accumulate(len(chain.keys) for chain in chains[:-1])),
+        parents=tuple(Key(chain.parent or bytes(len(chain.keys[0]))) for chain in more),
+        orders=tuple(chain.order for chain in more),
+    )

@@ -32,6 +32,7 @@ import stat
 import struct
 from dataclasses import dataclass, replace
 
+from pegaflow.core import filelock
 from pegaflow.wire.units import Bytes
 
 LOCK = "lock"
@@ -42,7 +43,6 @@ SOCKET_PATH_MAX: Bytes = 107
 
 _ROOT = 0
 
-_FLOCK = struct.Struct("hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, len, pid
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -165,13 +165,9 @@ def unfit(folder: str, found: os.stat_result) -> str:
 def owner_of_lock(fd: int) -> int | None:
     """Who holds an fcntl lock of this file against us: 0 for an owner whose pid we cannot see,
     None for nobody."""
-    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, whole(fcntl.F_WRLCK)))
-    return None if kind == fcntl.F_UNLCK else max(int(pid), 0)
-
-
-def whole(kind: int) -> bytes:
-    """An fcntl lock of this kind on a whole file, as the system call wants it."""
-    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+    asked = filelock.asked(fcntl.F_WRLCK)
+    kind, pid = filelock.holder(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else max(pid, 0)
 
 
 def named(pid: int) -> str:

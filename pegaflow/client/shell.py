@@ -74,6 +74,12 @@ class Who:
     trust: frozenset[int]  # the users whose service may be ours
     context: "zmq.Context[zmq.Socket[bytes]] | None"  # None: one of our own
 
+    def check_rank(self, rank: int, replicas: int) -> None:
+        """Raises ValueError if there is no such rank, or not so many that hold the same bytes."""
+        sound = 0 <= rank < self.world and replicas > 0
+        if not sound or rank - rank % replicas + replicas > self.world:
+            raise ValueError(f"rank {rank} of {self.world}, {replicas} alike")
+
 
 class Shell:
     """One client in one process; again after a fork."""
@@ -81,7 +87,7 @@ class Shell:
     def __init__(self, who: Who) -> None:
         self._who = who
         self._memory: EngineMemory | None = None  # what is registered
-        self._rank = 0  # of it
+        self._rank, self._replicas = 0, 1  # of it
         self._closed = False
         self._setup()
 
@@ -131,6 +137,7 @@ class Shell:
     def _described(self, memory: EngineMemory) -> Memory:
         return Memory(
             rank=self._rank,
+            replicas=self._replicas,
             layout=memory.layout,
             region_bytes=memory.region_bytes,
             way=self._who.way,
@@ -138,14 +145,14 @@ class Shell:
             scratch=ctypes.addressof(self._scratch),
         )
 
-    def _turn(self, until: int | None) -> None:
+    def _turn(self, deadline: int | None) -> None:
         """One look at sockets and time; waits until then (None: as long as it may)."""
         if self._later:
-            later, self._later, until = self._later, [], 0
+            later, self._later, deadline = self._later, [], 0
             self._apply([e for e in later if e.ticket in self._machine.operations.open])
         now = time.monotonic_ns()
         wakes = self._machine.wake_at(), self._finding.wake_at()
-        times = [t for t in (until, *wakes) if t is not None]
+        times = [t for t in (deadline, *wakes) if t is not None]
         wait = max(0, min(times, default=now + LOOK_NS) - now)
         if self._machine.state is State.DYING:
             wait = min(wait, DYING_LOOK_NS)

@@ -108,7 +108,7 @@ class Disk:
 
     Args:
         paths: one per volume.
-        floor: bytes of each file system that stay free; None: FLOOR_SHARE of it.
+        floor_bytes: of each file system that stay free; None: FLOOR_SHARE of it.
         pool: where blocks come from and go to.
         ops: the operating system.
         known: which logs were where when they were used last.
@@ -117,7 +117,7 @@ class Disk:
     def __init__(
         self,
         paths: Sequence[str],
-        floor: int | None,
+        floor_bytes: int | None,
         pool: SharedFile,
         ops: Ops | None = None,
         *,
@@ -126,7 +126,7 @@ class Disk:
         self._ops = ops or Ops()
         known = known or Known()
         self._volumes = [_Volume(Folder(path, self._ops, known)) for path in paths]
-        self._floor = floor
+        self._floor_bytes = floor_bytes
         self._pool = memoryview(pool.map)
         self._lock = threading.Lock()  # for the tables of open files
         self._jobs: dict[type[Message], Callable[[_Volume, Any], Result]] = {
@@ -201,7 +201,7 @@ class Disk:
         return VolumeWatched(mended)
 
     def _kept(self, total: int) -> int:
-        return int(total * FLOOR_SHARE) if self._floor is None else self._floor
+        return int(total * FLOOR_SHARE) if self._floor_bytes is None else self._floor_bytes
 
     def _probe(self, volume: _Volume, notes: list[str]) -> bool:
         """Find out whether the directory can be written, and past the page cache."""

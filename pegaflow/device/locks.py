@@ -31,8 +31,8 @@ import fcntl
 import os
 import select
 import signal
-import struct
 
+from pegaflow.core import filelock
 from pegaflow.core.errors import UserError
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.units import Count, Seconds
@@ -43,9 +43,6 @@ than anybody wants to wait."""
 
 ORPHANS_MAX: Count = 1024
 """Orphans killed one after the other: more processes than one service has."""
-
-_FLOCK = struct.Struct("hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, len, pid
-_TO_END = 0  # a length: to the end of the file, however far that is
 
 
 class InUse(Exception):
@@ -91,7 +88,7 @@ def claim(fd: int) -> list[int]:
 
 def take(fd: int) -> bool:
     """Lock a whole file, of whatever kind; False if somebody holds it.  Nobody is killed for it."""
-    return _lock(fd, fcntl.F_WRLCK, 0, _TO_END)
+    return _lock(fd, fcntl.F_WRLCK, 0, filelock.TO_END)
 
 
 def share(fd: int, service: Incarnation) -> None:
@@ -114,7 +111,7 @@ def owner(fd: int) -> str:
 
 def _lock(fd: int, kind: int, start: int, length: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        fcntl.fcntl(fd, fcntl.F_SETLK, filelock.asked(kind, start, length))
     except OSError as err:
         if err.errno in (errno.EACCES, errno.EAGAIN):
             return False
@@ -122,11 +119,11 @@ def _lock(fd: int, kind: int, start: int, length: int) -> bool:
     return True
 
 
-def _holder(fd: int, start: int, length: int = _TO_END) -> int | None:
+def _holder(fd: int, start: int, length: int = filelock.TO_END) -> int | None:
     """Somebody who holds a byte: 0 or less if we cannot see its pid, None for nobody."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else int(pid)
+    asked = filelock.asked(fcntl.F_WRLCK, start, length)
+    kind, pid = filelock.holder(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else pid
 
 
 def _kill(fd: int, pid: int) -> bool:

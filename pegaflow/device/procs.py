@@ -21,7 +21,7 @@ def start_ticks(pid: int) -> int:
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
-def open_pidfd(pid: int, started: int) -> int | None:
+def open_pidfd(pid: int, started_ticks: int) -> int | None:
     """A pidfd of exactly this process, readable once it is dead; None if it is dead already.
 
     Raises:
@@ -35,7 +35,7 @@ def open_pidfd(pid: int, started: int) -> int | None:
         if err.errno == errno.EINVAL:
             return None  # no pid at all
         raise
-    if start_ticks(pid) != started:
+    if start_ticks(pid) != started_ticks:
         os.close(fd)
         return None
     return fd

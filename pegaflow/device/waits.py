@@ -43,9 +43,9 @@ class Thread:
 
     def stood_still(self, before: Thread) -> bool:
         """Whether it has waited for a core ever since that look."""
-        counted = (self.ticks, self.ran_ns, self.slices)
+        counted_ns = (self.ticks, self.ran_ns, self.slices)
         ready = self.state == before.state == ThreadState.RUNNING
-        return ready and counted == (before.ticks, before.ran_ns, before.slices)
+        return ready and counted_ns == (before.ticks, before.ran_ns, before.slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +64,30 @@ class Waits:
         self._pid = pid
         self._listeners = listeners
         self._total = Wait(0, 0, ThreadState.UNKNOWN)
-        self._looked: int | None = None  # when the last look was
+        self._looked_ns: int | None = None  # when the last look was
         self._seen: dict[int, Thread] = {}  # each living thread at the last look
-        self._still: dict[int, int] = {}  # since when those wait that did so then
+        self._still_ns: dict[int, int] = {}  # since when those wait that did so then
 
     def look(self, now: int) -> Wait:
         """Look at them now (CLOCK_MONOTONIC nanoseconds)."""
         own = threads(self._pid)
         seen = {**own, **{t: s for pid in self._listeners for t, s in threads(pid).items()}}
-        then = now if self._looked is None else self._looked
-        still: dict[int, int] = {}
+        then = now if self._looked_ns is None else self._looked_ns
+        still_ns: dict[int, int] = {}
         waited_ns = ran_ns = 0
         for tid, thread in seen.items():
             before = self._seen.get(tid)
             if before is None:
                 continue
             if thread.stood_still(before):
-                still[tid] = self._still.get(tid, then)
-            counted = then - self._still.get(tid, then)  # of the wait that went on at that look
-            more = now - still[tid] if tid in still else 0
-            waited_ns += max(0, thread.waited_ns - before.waited_ns + more - counted)
+                still_ns[tid] = self._still_ns.get(tid, then)
+            counted_ns = then - self._still_ns.get(
+                tid, then
+            )  # of the wait that went on at that look
+            more_ns = now - still_ns[tid] if tid in still_ns else 0
+            waited_ns += max(0, thread.waited_ns - before.waited_ns + more_ns - counted_ns)
             ran_ns += thread.ran_ns - before.ran_ns if tid in own else 0
-        self._looked, self._seen, self._still = now, seen, still
+        self._looked_ns, self._seen, self._still_ns = now, seen, still_ns
         main = own.get(self._pid)
         self._total = Wait(
             self._total.waited_ns + min(waited_ns, now - then),

@@ -66,6 +66,11 @@ def _parts(view: View) -> Iterator[Sample]:
         yield (part,), view.gauge(ALLOCATOR, f"pool_{part}_bytes")
 
 
+def _allocs(view: View) -> Iterator[Sample]:
+    yield ("ready",), view.total(ALLOCATOR, "reserve_at_once")
+    yield ("waited",), view.total(ALLOCATOR, "reserve_waited")
+
+
 METRICS = (
     Shown(
         "pegaflow_build_info", SUPERVISOR, "1, with the version.", _build_info, labels=("version",)
@@ -102,6 +107,14 @@ METRICS = (
         "there yet), waste (extents that their page size does not fill).",
         _parts,
         labels=("part",),
+    ),
+    Shown(
+        "pegaflow_pool_allocs_total",
+        ALLOCATOR,
+        "Requests for pages that were granted: ready if so many were free, waited if they had to "
+        "be evicted first, or the pool had to grow.",
+        _allocs,
+        labels=("state",),
     ),
     Shown(
         "pegaflow_pool_alloc_failures_total",

@@ -84,6 +84,14 @@ ACTOR_METRICS = (
         labels=("actor",),
     ),
     Shown(
+        "pegaflow_actor_longest_turn_seconds",
+        "each actor",
+        "The longest that a process of this kind has not listened to anybody since it began: of "
+        "work, or since it got no core.",
+        lambda v: v.by_actor("loop_longest_us", max, 1e-6),
+        labels=("actor",),
+    ),
+    Shown(
         "pegaflow_actor_open_asks",
         "each actor",
         "Questions to other actors without an answer yet.",

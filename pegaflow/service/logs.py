@@ -65,13 +65,13 @@ class Repeats:
     """Which repetitions of an event are worth a line, by the clock it is given.
 
     Args:
-        now: a clock, in seconds.
-        interval: seconds in which one line of each event and key passes.
+        clock: in seconds.
+        interval_s: in which one line of each event and key passes.
     """
 
-    def __init__(self, now: Callable[[], float], interval: float = REPEAT_INTERVAL_S) -> None:
-        self._now = now
-        self._interval = interval
+    def __init__(self, clock: Callable[[], float], interval_s: float = REPEAT_INTERVAL_S) -> None:
+        self._clock = clock
+        self._interval_s = interval_s
         #: (when the next line may pass, lines dropped since the last), longest silent first.
         self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
         self._lock = threading.Lock()  # every thread of the process logs
@@ -86,14 +86,14 @@ class Repeats:
             How many were dropped before this line; None if it is to be dropped as well.
         """
         with self._lock:
-            return self._passes(event, key, self._now())
+            return self._passes(event, key, self._clock())
 
-    def _passes(self, event: str, key: Hashable, now: float) -> int | None:
-        not_before, suppressed = self._seen.get((event, key), (now, 0))
-        if now < not_before:
-            self._seen[event, key] = (not_before, suppressed + 1)
+    def _passes(self, event: str, key: Hashable, now_s: float) -> int | None:
+        not_before_s, suppressed = self._seen.get((event, key), (now_s, 0))
+        if now_s < not_before_s:
+            self._seen[event, key] = (not_before_s, suppressed + 1)
             return None
-        self._seen[event, key] = (now + self._interval, 0)
+        self._seen[event, key] = (now_s + self._interval_s, 0)
         self._seen.move_to_end((event, key))
         if len(self._seen) > REPEAT_KEYS:
             self._seen.popitem(last=False)
@@ -141,7 +141,7 @@ def configure(
     level: str = LogLevel.INFO,
     format: str = LogFormat.AUTO,
     stream: TextIO | None = None,
-    now: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.monotonic,
     **who: object,
 ) -> None:
     """Set logging up for this process.
@@ -150,7 +150,7 @@ def configure(
         level: a LogLevel.
         format: a LogFormat.
         stream: None: stderr.
-        now: a clock for repeated lines, in seconds.
+        clock: for repeated lines, in seconds.
         **who: facts that stand in every line: actor, incarnation.
     """
     out = sys.stderr if stream is None else stream
@@ -166,7 +166,7 @@ def configure(
     )
     structlog.configure(
         processors=[
-            Repeats(now),
+            Repeats(clock),
             stamp,
             structlog.processors.add_log_level,
             hide_bytes,

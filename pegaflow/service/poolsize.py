@@ -44,18 +44,23 @@ SMALLEST_DEFAULT: Bytes = 128 * MIB
 class Memory:
     """What the machine has, in bytes."""
 
-    total: int
+    total_bytes: int
     #: What can be taken without swapping: MemAvailable.
-    available: int
+    available_bytes: int
     #: Room below the tightest memory limit of our cgroups, or None where nothing limits us.
-    cgroup_room: int | None
+    cgroup_room_bytes: int | None
     #: Free space of the file system that holds the pool.
-    shm_free: int
+    shm_free_bytes: int
 
-    def plus(self, there: int) -> Memory:
+    def plus(self, there_bytes: int) -> Memory:
         """As if so many bytes, which an old pool has, were not taken."""
-        room = None if self.cgroup_room is None else self.cgroup_room + there
-        return Memory(self.total, self.available + there, room, self.shm_free + there)
+        room = None if self.cgroup_room_bytes is None else self.cgroup_room_bytes + there_bytes
+        return Memory(
+            self.total_bytes,
+            self.available_bytes + there_bytes,
+            room,
+            self.shm_free_bytes + there_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,34 +73,40 @@ class PoolSize:
     reason: str
 
 
-def choose(asked: int | None, memory: Memory, extent: int) -> PoolSize:
+def choose(asked_bytes: int | None, memory: Memory, extent: int) -> PoolSize:
     """The pool's size.
 
     Args:
-        asked: bytes that the user wants; None: what is sensible here.
+        asked_bytes: what the user wants; None: what is sensible here.
         memory: of the machine, now.
         extent: bytes; the size is a multiple of it.
 
     Raises:
         UserError: there is no room for a sensible pool, or not for the one that is wanted.
     """
-    return _default(memory, extent) if asked is None else _explicit(asked, memory, extent)
+    return (
+        _default(memory, extent) if asked_bytes is None else _explicit(asked_bytes, memory, extent)
+    )
 
 
 def _default(memory: Memory, extent: int) -> PoolSize:
+    available = memory.available_bytes
     bounds = [
-        (int(memory.total * SHARE_OF_RAM), f"a quarter of {show(memory.total)} of memory"),
         (
-            _without_ledger(memory.available - MARGIN),
-            f"{show(memory.available)} of available memory less {show(MARGIN)} and the ledger",
+            int(memory.total_bytes * SHARE_OF_RAM),
+            f"a quarter of {show(memory.total_bytes)} of memory",
         ),
         (
-            int(memory.shm_free * SHARE_OF_SHM),
-            f"{SHARE_OF_SHM:.0%} of {show(memory.shm_free)} free in /dev/shm",
+            _without_ledger(available - MARGIN),
+            f"{show(available)} of available memory less {show(MARGIN)} and the ledger",
+        ),
+        (
+            int(memory.shm_free_bytes * SHARE_OF_SHM),
+            f"{SHARE_OF_SHM:.0%} of {show(memory.shm_free_bytes)} free in /dev/shm",
         ),
     ]
-    if memory.cgroup_room is not None:
-        room = memory.cgroup_room
+    if memory.cgroup_room_bytes is not None:
+        room = memory.cgroup_room_bytes
         why = f"{show(room)} left of the cgroup limit less {show(MARGIN)} and the ledger"
         bounds.append((_without_ledger(room - MARGIN), why))
     bound, why = min(bounds)
@@ -110,11 +121,11 @@ def _explicit(asked: int, memory: Memory, extent: int) -> PoolSize:
     if asked < extent:
         raise UserError(f"a pool of {show(asked)} is smaller than one extent ({show(extent)})")
     rooms = [
-        (memory.shm_free, "is free in /dev/shm"),
-        (memory.available, "of memory is available"),
+        (memory.shm_free_bytes, "is free in /dev/shm"),
+        (memory.available_bytes, "of memory is available"),
     ]
-    if memory.cgroup_room is not None:
-        rooms.append((memory.cgroup_room, "is left of the cgroup's memory limit"))
+    if memory.cgroup_room_bytes is not None:
+        rooms.append((memory.cgroup_room_bytes, "is left of the cgroup's memory limit"))
     room, where = min(rooms)
     size = asked // extent * extent
     if max(asked, size + _ledger(size)) > room:
@@ -165,10 +176,10 @@ def look(shm: str = "/dev/shm", root: Path = Path("/")) -> Memory:
         ) from error
     rooms = list(_cgroup_rooms(root))
     return Memory(
-        total=info["MemTotal:"] * 1024,
-        available=info["MemAvailable:"] * 1024,
-        cgroup_room=min(rooms) if rooms else None,
-        shm_free=free.f_bavail * free.f_frsize,
+        total_bytes=info["MemTotal:"] * 1024,
+        available_bytes=info["MemAvailable:"] * 1024,
+        cgroup_room_bytes=min(rooms) if rooms else None,
+        shm_free_bytes=free.f_bavail * free.f_frsize,
     )
 
 

@@ -35,6 +35,7 @@ from typing import Self
 
 from pegaflow.client import presence
 from pegaflow.client.presence import LOCK, SOCKET_PATH_MAX
+from pegaflow.core import filelock
 from pegaflow.core.errors import UserError
 
 from .paths import spelled
@@ -224,7 +225,7 @@ def _lock_folder(run_dir: Path) -> int:
         raise UserError(f"cannot use run directory {run_dir}: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, presence.whole(fcntl.F_RDLCK))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, filelock.asked(fcntl.F_RDLCK))
     except BlockingIOError as error:
         os.close(fd)
         seen = presence.look(front_desk(run_dir), None)

@@ -76,15 +76,15 @@ class Shared:
     ) -> None:
         """These blocks of the session's engine are in memory, in these pages, under new stamps."""
         pages, space = as_pages(*at), actor.engine.space
-        assert space is not None and len(pages) == len(keys) * space.world
+        assert space is not None and len(pages) == len(keys) * space.shards
         for n, page in enumerate(pages):
             self._stamp += 1
-            block, shard = divmod(n, space.world)
+            block, shard = divmod(n, space.shards)
             record = Record(
                 stamp=Stamp(self._stamp),
                 seal=self._stamp - shard,
                 shard=shard,
-                shards=space.world,
+                shards=space.shards,
                 payload_bytes=space.payload_bytes,
                 namespace=space.namespace,
                 key=keys[block],
@@ -93,8 +93,8 @@ class Shared:
             )
             self.ledger.seal([page], [record])
         prints = fingerprints(space.namespace, keys)
-        self.table.add(prints, pages, space.world)
-        self._prints.update(zip(pages[:: space.world], prints.tolist(), strict=True))
+        self.table.add(prints, pages, space.shards)
+        self._prints.update(zip(pages[:: space.shards], prints.tolist(), strict=True))
 
     def evict(self, *at: int) -> None:
         """As an index does that has not seen our hazards."""

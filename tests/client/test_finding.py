@@ -119,6 +119,19 @@ def test_a_run_that_ends_where_no_tier_goes_on_is_the_answer() -> None:
     assert s.f.find(KEYS, s.c.now) is None, "the next one may be there"
 
 
+def test_what_is_there_is_seen_without_a_lease() -> None:
+    s = Searcher()
+    assert s.f.see(KEYS[:6]) is None
+    s.borrow()
+    s.pool.table.filter.add(fingerprints(SPACE, KEYS[5:6]))
+    s.pool.table.set_tiers(TierWord.FILTER)
+    seen = s.f.see(KEYS[2:6])
+    assert seen is not None and s.rows.standing == 0
+    assert (seen.here, seen.below) == ((True, True, False, False), (False, False, False, True))
+    s.c.do(s.c.m.session_died(s.c.now))
+    assert s.f.see(KEYS[2:6]) is None, "it may be another pool by now"
+
+
 def test_what_may_not_be_kept_is_asked_for() -> None:
     s = Searcher().borrow()
     s.rows.allow(3 * BLOCK)

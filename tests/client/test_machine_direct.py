@@ -5,7 +5,7 @@ from dataclasses import replace
 from pegaflow.client.effects import HangUp, KillSession, MapFiles, Memory, WriteProof
 from pegaflow.client.machine import State
 from pegaflow.client.patience import GRACE_NS, LEAVE_NS
-from pegaflow.client.results import LoadDone, LookupDone, SaveDone
+from pegaflow.client.results import Chain, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.control import OpenSession, Refused, SessionAt
 from pegaflow.wire.identities import NO_KEY, LeaseId, Namespace
 from pegaflow.wire.session import (
@@ -248,9 +248,7 @@ def test_lookups_need_no_memory() -> None:
 
 def test_ranks_name_their_order() -> None:
     c = ready()
-    ticket, effects = c.m.operations.save(
-        KEYS, BLOCKS, parent=NO_KEY, valid=lambda: True, deadline=c.at(), order=7
-    )
+    ticket, effects = c.m.operations.save([Chain(KEYS, BLOCKS, 7)], c.at())
     c.do(effects)
     saved = c.question(Save).message
     assert isinstance(saved, Save) and saved.order == 7

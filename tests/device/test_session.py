@@ -9,6 +9,7 @@ import pytest
 
 from pegaflow.actors.session.device import Reader
 from pegaflow.core.errors import UserError
+from pegaflow.core.pool.columns import column, signed
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import ROWS_MOST, HazardReader, hazard_bytes
 from pegaflow.device import membarrier, poolfiles
@@ -104,7 +105,7 @@ def test_a_session_cannot_write_the_ledger(
 
     monkeypatch.setattr(SharedFile, "open", watched)
     finder = Reader(Address(SESSION, Incarnation(4)), BOSS).open_finder(welcome)
-    assert finder.sealed((), ())
+    assert finder.sealed(signed(()), column(()))
     (file,) = mapped
     with pytest.raises(TypeError, match="read-only|readonly"):
         file.map[:1] = b"x"
@@ -114,4 +115,4 @@ def test_a_ledger_that_cannot_be_mapped_is_a_line(welcome: Welcome) -> None:
     reader = Reader(Address(SESSION, Incarnation(4)), BOSS)
     with pytest.raises(UserError, match="cannot map"):
         reader.open_finder(replace(welcome, ledger_path="nowhere", ledger_file=(1, 2)))
-    assert reader.open_finder(welcome).sealed((), ())
+    assert reader.open_finder(welcome).sealed(signed(()), column(()))

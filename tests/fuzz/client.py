@@ -26,10 +26,10 @@ from pegaflow.client.effects import (
 )
 from pegaflow.client.machine import Machine, State
 from pegaflow.client.patience import GRACE_NS
-from pegaflow.client.results import Lease, LoadDone, LookupDone
+from pegaflow.client.results import Chain, Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.envelope import Envelope, pack, unpack
-from pegaflow.wire.identities import NO_KEY, Incarnation, LeaseId, Namespace
+from pegaflow.wire.identities import Incarnation, LeaseId, Namespace
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message, WireError
 from pegaflow.wire.session import (
@@ -144,9 +144,8 @@ class ClientCage:
             )
         elif call < 10:
             valid = rng.choice((True, True, True, False))
-            started = machine.operations.save(
-                as_keys(*keys), blocks, parent=NO_KEY, valid=lambda: valid, deadline=deadline
-            )
+            chain = Chain(as_keys(*keys), blocks, valid=lambda: valid)
+            started = machine.operations.save([chain], deadline)
             self._started(blocks, deadline, *started)
         elif call == 10 and self.open:
             self.do(machine.operations.drop(rng.choice(list(self.open))))

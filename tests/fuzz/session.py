@@ -126,7 +126,7 @@ class SessionCage(Cage):
         uses it: worse than any index."""
         rng, shared, space = self.rng, self.shared, self.actor.engine.space
         assert space is not None
-        pages = as_pages(*rng.sample(range(RECORDS), len(KEYS) * space.world))
+        pages = as_pages(*rng.sample(range(RECORDS), len(KEYS) * space.shards))
         shared.evict(*pages)
         shared.seal(self.actor, KEYS, pages)
         shared.table.set_tiers(rng.choice((*TierWord, TierWord.NONE, TierWord.NONE)))

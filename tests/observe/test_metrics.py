@@ -59,7 +59,7 @@ def report(
         row(ALLOCATOR, 2, "up", pool_held_bytes=10, pool_sealed_bytes=20, pool_free_bytes=30),
         row(INDEX, 3, "up", blocks_resident=7, resident_bytes=70, leases=1),
         row(SESSION, 4, "serving", "a", loop_late_us=1500, asks_open=4, **ENGINE_A),
-        row(SESSION, 5, "serving", "b", loop_late_us=0, asks_open=5, **ENGINE_B),
+        row(SESSION, 5, "serving", "b", loop_longest_us=2500, asks_open=5, **ENGINE_B),
         row(SESSION, 6, "spare"),
     )
     default = (kind(SUPERVISOR), kind(INDEX, blocks_asked=100, blocks_hit=60, blocks_sealed=9))
@@ -91,7 +91,8 @@ def samples(shown: Report | None, now: int = AT) -> dict[tuple[str, tuple[str, .
 NAMES = """
 pegaflow_build_info pegaflow_ready pegaflow_uptime_seconds pegaflow_snapshot_age_seconds
 pegaflow_pool_capacity_bytes pegaflow_pool_used_bytes pegaflow_pool_bytes
-pegaflow_pool_alloc_failures_total pegaflow_inflight_bytes pegaflow_cache_resident_bytes
+pegaflow_pool_alloc_failures_total pegaflow_pool_allocs_total pegaflow_inflight_bytes
+pegaflow_cache_resident_bytes
 pegaflow_cache_resident_blocks pegaflow_cache_block_hits_total pegaflow_cache_block_misses_total
 pegaflow_cache_tier_block_requests_total pegaflow_cache_block_insertions_total
 pegaflow_cache_block_evictions_total pegaflow_cache_eviction_reclaimed_bytes_total
@@ -99,8 +100,9 @@ pegaflow_save_bytes_total pegaflow_leases pegaflow_engines pegaflow_engines_wait
 pegaflow_loads_open pegaflow_saves_open pegaflow_actor_restarts_total
 pegaflow_blocks_adopted_total pegaflow_blocks_corrupt_total pegaflow_pool_quarantined_pages
 pegaflow_actor_broken pegaflow_actor_processes pegaflow_actor_resident_memory_bytes
-pegaflow_actor_open_fds pegaflow_actor_loop_lag_seconds pegaflow_actor_open_asks
-pegaflow_actor_open_jobs pegaflow_actor_events_total pegaflow_load_bytes_total
+pegaflow_actor_open_fds pegaflow_actor_loop_lag_seconds pegaflow_actor_longest_turn_seconds
+pegaflow_actor_open_asks pegaflow_actor_open_jobs pegaflow_actor_events_total
+pegaflow_load_bytes_total
 pegaflow_load_failures_total pegaflow_load_duration_seconds
 pegaflow_ssd_write_bytes_total pegaflow_ssd_write_failures_total pegaflow_ssd_write_queue_pending
 pegaflow_ssd_write_queue_full_total pegaflow_ssd_write_inflight pegaflow_ssd_prefetch_bytes_total
@@ -166,6 +168,7 @@ def test_numbers_find_their_names() -> None:
     assert found["pegaflow_actor_processes", (SESSION, "serving")] == 2
     assert found["pegaflow_actor_restarts_total", (INDEX,)] == 2
     assert found["pegaflow_actor_loop_lag_seconds", (SESSION,)] == pytest.approx(0.0015)
+    assert found["pegaflow_actor_longest_turn_seconds", (SESSION,)] == pytest.approx(0.0025)
     assert found["pegaflow_actor_open_asks", (SESSION,)] == 9
     assert found["pegaflow_actor_events_total", (INDEX, "blocks_sealed")] == 9
 

@@ -1,6 +1,8 @@
-"""One process of an engine with two ranks: its scheduler or a rank, told what to do line by line.
+"""One process of an engine with some ranks: its scheduler or a rank, told what to do line by line.
 
-python -m tests.procs.rank ENDPOINT GENERATION RANK      (RANK: 0, 1, or -1 for the scheduler)
+python -m tests.procs.rank ENDPOINT GENERATION RANK WORLD REPLICAS
+
+RANK is -1 for the scheduler; REPLICAS ranks hold the same bytes.
 """
 
 import json
@@ -22,8 +24,11 @@ ENGINE, WORLD, BLOCKS, BYTES = "pair", 2, 32, 16384
 class Process:
     """The other end: a process like this one, and what it says."""
 
-    def __init__(self, endpoint: str, generation: int, rank: int) -> None:
-        command = [sys.executable, "-m", __name__, endpoint, str(generation), str(rank)]
+    def __init__(
+        self, endpoint: str, generation: int, rank: int, *, world: int = WORLD, replicas: int = 1
+    ) -> None:
+        numbers = map(str, (generation, rank, world, replicas))
+        command = [sys.executable, "-m", __name__, endpoint, *numbers]
         self.popen = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -60,12 +65,14 @@ class Process:
 
 
 class _Actor:
-    def __init__(self, endpoint: str, generation: int, rank: int) -> None:
-        self.rank = rank
+    def __init__(
+        self, endpoint: str, generation: int, rank: int, *, world: int, replicas: int
+    ) -> None:
+        self.shard = rank // replicas
         self.client = Client(
             ENGINE,
             b"ranks" * 4,
-            world=WORLD,
+            world=world,
             opens=rank < 0,
             generation=generation.to_bytes(16, "big"),
             endpoint=endpoint,
@@ -73,7 +80,7 @@ class _Actor:
         self.memory = np.zeros((BLOCKS, BYTES), np.uint8)
         if rank >= 0:
             layout = Layout(BLOCKS, (LayerLayout(0, 0, BYTES, BYTES),), "uint8")
-            self.client.register(layout, [self.memory.reshape(-1)], rank=rank)
+            self.client.register(layout, [self.memory.reshape(-1)], rank=rank, replicas=replicas)
 
     def connect(self) -> list[object]:
         return [self.client.connect(PATIENCE_S), *self.client.ways]
@@ -99,7 +106,7 @@ class _Actor:
                     return [done.status.name, getattr(done, "saved", 0)]
 
     def load(self, session: int, number: int, count: int, seed: int) -> list[object]:
-        """Into the last blocks; whether the bytes are those that this rank saved."""
+        """Into the last blocks; whether the bytes are those that this rank has computed."""
         targets = list(range(BLOCKS - count, BLOCKS))
         lease = Lease(session, number, count)
         done = self.client.load(lease, targets, timeout=PATIENCE_S)
@@ -108,12 +115,13 @@ class _Actor:
         return [done.status.name, bool(same)]
 
     def _seed(self, seed: int, block: int) -> int:
-        return (seed * WORLD + self.rank) * BLOCKS + block
+        return (seed * WORLD + self.shard) * BLOCKS + block
 
 
 def main() -> None:
-    endpoint, generation, rank = sys.argv[1:]
-    actor = _Actor(endpoint, int(generation), int(rank))
+    endpoint, *numbers = sys.argv[1:]
+    generation, rank, world, replicas = map(int, numbers)
+    actor = _Actor(endpoint, generation, rank, world=world, replicas=replicas)
     for line in sys.stdin:
         what, *arguments = json.loads(line)
         print(json.dumps(getattr(actor, what)(*arguments)), flush=True)

@@ -24,6 +24,9 @@ from pegaflow.wire.layout import LayerLayout, Layout
 PATIENCE_S = 20.0
 """How long a test waits for something that must happen, on a machine with two busy cores."""
 
+UNIGNORED = ("env", "--default-signal=INT,HUP")
+"""Starts a command which those signals end, though whoever runs the tests ignores them (nohup)."""
+
 
 def logged(log: str) -> list[dict[str, Any]]:
     """The lines of a log in JSON, even where the stacks of another process, which are written piece
@@ -105,8 +108,15 @@ class Service:
         return found[0]
 
     def counter(self, name: str) -> int:
-        """A number summed over all processes, as of their last beats."""
-        return sum(c.value for r in self.processes() for c in r.counters if c.name == name)
+        """A number summed over all processes, as of their last beats; silence is no zero."""
+        told: list[ProcessRow] = []
+
+        def answered() -> bool:
+            told[:] = self.processes()
+            return told != []
+
+        eventually("the front desk answers", answered)
+        return sum(c.value for r in told for c in r.counters if c.name == name)
 
     def status(self) -> dict[str, Any]:
         """`pegaflow status --format json`, parsed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pegaflow.client import Client, Lease, LookupDone
+from pegaflow.client import Client, Lease, LookupDone, Seen
 from pegaflow.wire.status import Status
 
 from .service import PATIENCE_S, Engine, Service, eventually, keys
@@ -83,6 +83,11 @@ def test_lookups_go_on_while_all_others_are_stopped(service: Service, engine: En
             os.kill(pid, signal.SIGCONT)
     load(engine, kept)
     load(engine, find(engine))
+
+
+def test_what_is_there_is_seen_without_a_lease(engine: Engine) -> None:
+    seen = engine.client.see([*keys(2, seed=99_999), *names(engine)[::-1]])
+    assert seen == Seen((False, False, *[True] * COUNT), (False,) * (COUNT + 2))
 
 
 def test_hits_go_on_while_the_index_is_replaced(service: Service, engine: Engine) -> None:

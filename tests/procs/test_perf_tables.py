@@ -17,7 +17,7 @@ import pytest
 
 from pegaflow.service.serve import kept_pools
 from perf.machine import ENVIRONMENT
-from tests.procs.service import eventually
+from tests.procs.service import UNIGNORED, eventually
 
 TIMEOUT_S = 110.0
 TABLES = {
@@ -26,6 +26,7 @@ TABLES = {
     "copies": "save/out",
     "attach": "spare",
     "fresh": "first/later",
+    "saves": "under way",
     "step": "half",
     "recovery": "10,240",
     "peers.lookups": "zmq echo",
@@ -47,7 +48,7 @@ def folder() -> Iterator[Path]:
 def start(table: str, folder: Path) -> subprocess.Popen[str]:
     """The quick form of a command, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"perf.{table}", "--quick"],
+        [*UNIGNORED, sys.executable, "-m", f"perf.{table}", "--quick"],
         env={**ENVIRONMENT, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -20,7 +20,7 @@ import pytest
 from pegaflow.replay.trace import BUNDLED
 from pegaflow.service import signals
 
-from .service import PATIENCE_S, Engine, Service, eventually, keys, logged
+from .service import PATIENCE_S, UNIGNORED, Engine, Service, eventually, keys, logged
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ class Command:
         self.errors = folder / "stderr"
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pegaflow", *arguments],
+                [*UNIGNORED, sys.executable, "-m", "pegaflow", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

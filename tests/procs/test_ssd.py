@@ -115,7 +115,11 @@ def test_a_prompt_whose_rest_is_nowhere_costs_no_message(folder: Path) -> None:
             save(engine, chunk)
             written(service, (chunk + 1) * CHUNK)
         eventually("of what is on the SSD alone the service is asked", lambda: found_alone() == -1)
+        seen = engine.client.see(keys(CHUNK, 0))
+        assert seen is not None and all(seen.below or [False]) and not all(seen.here)
         assert loaded(engine, 0) == CHUNK
+        seen = engine.client.see(keys(CHUNK, 0))
+        assert seen is not None and all(seen.below or [False]) and all(seen.here)
         assert found_alone() == CHUNK, "it is in memory again"
 
 

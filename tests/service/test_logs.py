@@ -135,7 +135,7 @@ def test_debug_shows_their_beginning() -> None:
 
 def test_repeats_are_counted_per_event_and_key() -> None:
     clock = Clock()
-    repeats = logs.Repeats(clock, interval=10)
+    repeats = logs.Repeats(clock, interval_s=10)
     assert [repeats.passes("e", "a") for _ in range(3)] == [0, None, None]
     assert repeats.passes("e", "b") == 0
     assert repeats.passes("f", "a") == 0
@@ -155,7 +155,7 @@ def test_forgetting_costs_one_extra_line() -> None:
 
 def test_the_next_line_tells_how_many_were_suppressed() -> None:
     out, clock = io.StringIO(), Clock()
-    logs.configure(stream=out, now=clock)
+    logs.configure(stream=out, clock=clock)
     log = logs.get_logger()
     for _ in range(5):
         log.warning("frame.dropped", repeats="peer", why="stale")

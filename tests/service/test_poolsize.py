@@ -17,7 +17,9 @@ from pegaflow.core.pool.table import file_bytes
 from pegaflow.service.poolsize import Memory, choose, look, pin_note
 
 EXTENT = 32 * MIB
-ROOMY = Memory(total=64 * GIB, available=60 * GIB, cgroup_room=None, shm_free=32 * GIB)
+ROOMY = Memory(
+    total_bytes=64 * GIB, available_bytes=60 * GIB, cgroup_room_bytes=None, shm_free_bytes=32 * GIB
+)
 
 
 @pytest.mark.parametrize(
@@ -25,16 +27,16 @@ ROOMY = Memory(total=64 * GIB, available=60 * GIB, cgroup_room=None, shm_free=32
     [
         ({}, 16 * GIB, "a quarter of 64 GiB of memory"),
         (
-            {"available": 5 * GIB},
+            {"available_bytes": 5 * GIB},
             4 * GIB - 2 * EXTENT,
             "5 GiB of available memory less 1 GiB and the ledger",
         ),
         (
-            {"cgroup_room": 3 * GIB},
+            {"cgroup_room_bytes": 3 * GIB},
             2 * GIB - EXTENT,
             "3 GiB left of the cgroup limit less 1 GiB and the ledger",
         ),
-        ({"shm_free": 10 * GIB}, 8 * GIB, "80% of 10 GiB free in /dev/shm"),
+        ({"shm_free_bytes": 10 * GIB}, 8 * GIB, "80% of 10 GiB free in /dev/shm"),
     ],
 )
 def test_the_tightest_bound_is_the_size_and_the_reason(
@@ -47,28 +49,35 @@ def test_the_tightest_bound_is_the_size_and_the_reason(
 
 def test_a_small_shm_says_how_to_enlarge_it() -> None:
     with pytest.raises(UserError, match=r"64 MiB free in /dev/shm; enlarge it .*--shm-size"):
-        choose(None, replace(ROOMY, shm_free=64 * MIB), EXTENT)
+        choose(None, replace(ROOMY, shm_free_bytes=64 * MIB), EXTENT)
 
 
 def test_no_memory_says_so() -> None:
     with pytest.raises(UserError, match="available memory less 1 GiB and the ledger; free some"):
-        choose(None, replace(ROOMY, available=GIB), EXTENT)
+        choose(None, replace(ROOMY, available_bytes=GIB), EXTENT)
 
 
 @given(st.integers(0, 1 << 45), st.integers(0, 1 << 45), st.none() | st.integers(0, 1 << 45))
 def test_a_default_is_whole_extents_and_always_fits(
-    total: int, shm: int, cgroup: int | None
+    total_bytes: int, shm_bytes: int, cgroup_bytes: int | None
 ) -> None:
-    memory = Memory(total=total, available=total, cgroup_room=cgroup, shm_free=shm)
+    memory = Memory(
+        total_bytes=total_bytes,
+        available_bytes=total_bytes,
+        cgroup_room_bytes=cgroup_bytes,
+        shm_free_bytes=shm_bytes,
+    )
     try:
         size = choose(None, memory, EXTENT).size
     except UserError:
         return
-    assert size % EXTENT == 0 < size < min(total, shm)
-    assert cgroup is None or size < cgroup
+    assert size % EXTENT == 0 < size < min(total_bytes, shm_bytes)
+    assert cgroup_bytes is None or size < cgroup_bytes
     assert choose(size, memory, EXTENT).size == size
     beside = file_bytes(size // MIN_PAGE)
-    assert size + beside <= min(total, shm) and (cgroup is None or size + beside <= cgroup)
+    assert size + beside <= min(total_bytes, shm_bytes) and (
+        cgroup_bytes is None or size + beside <= cgroup_bytes
+    )
     assert size // 100 < beside < size // 70 + EXTENT
 
 
@@ -83,12 +92,12 @@ def test_an_explicit_size_is_kept_in_whole_extents() -> None:
     ("asked", "change", "why"),
     [
         (33 * GIB, {}, "33 GiB does not fit: 32 GiB is free in /dev/shm; enlarge it .*--shm-size"),
-        (9 * GIB, {"available": 8 * GIB}, "8 GiB of memory is available"),
-        (9 * GIB, {"cgroup_room": 7 * GIB}, "7 GiB is left of the cgroup's memory limit"),
+        (9 * GIB, {"available_bytes": 8 * GIB}, "8 GiB of memory is available"),
+        (9 * GIB, {"cgroup_room_bytes": 7 * GIB}, "7 GiB is left of the cgroup's memory limit"),
         (MIB, {}, "smaller than one extent"),
         (
             8 * GIB,
-            {"shm_free": 8 * GIB},
+            {"shm_free_bytes": 8 * GIB},
             r"of 8 GiB with its ledger of \d.* MiB does not fit: 8 GiB is free in /dev/shm",
         ),
     ],
@@ -122,9 +131,9 @@ def test_reads_cgroup_2_with_its_ancestors(tmp_path: Path) -> None:
         },
     )
     memory = look(str(tmp_path), root)
-    assert (memory.total, memory.available) == (8 * GIB, 4 * GIB)
-    assert memory.cgroup_room == 2 * GIB - GIB // 2
-    assert memory.shm_free > 0
+    assert (memory.total_bytes, memory.available_bytes) == (8 * GIB, 4 * GIB)
+    assert memory.cgroup_room_bytes == 2 * GIB - GIB // 2
+    assert memory.shm_free_bytes > 0
 
 
 def test_reads_cgroup_1_inside_a_container(tmp_path: Path) -> None:
@@ -139,16 +148,16 @@ def test_reads_cgroup_1_inside_a_container(tmp_path: Path) -> None:
             f"{mount}/memory.stat": "total_inactive_file 0",
         },
     )
-    assert look(str(tmp_path), root).cgroup_room == GIB - GIB // 4
+    assert look(str(tmp_path), root).cgroup_room_bytes == GIB - GIB // 4
 
 
 def test_no_limit_is_none(tmp_path: Path) -> None:
-    assert look(str(tmp_path), machine(tmp_path, "0::/", {})).cgroup_room is None
+    assert look(str(tmp_path), machine(tmp_path, "0::/", {})).cgroup_room_bytes is None
 
 
 def test_the_real_machine_can_be_read() -> None:
     memory = look()
-    assert 0 < memory.available <= memory.total
+    assert 0 < memory.available_bytes <= memory.total_bytes
 
 
 def test_pinning_is_noted_only_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

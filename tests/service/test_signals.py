@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pegaflow.service import signals
+from tests.procs.service import UNIGNORED
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 TABLE = README[README.index("| signal | |") : README.index("Its children leave")]
@@ -60,6 +61,7 @@ def test_every_signal_has_a_name() -> None:
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
     command = [
+        *UNIGNORED,
         sys.executable,
         "-c",
         "import os, signal\nfrom pegaflow.service import signals\n" + script,

@@ -11,12 +11,12 @@ from pegaflow.wire.session import Way
 _CONTENT: dict[tuple[int, bytes, int], bytes] = {}
 
 
-def content(size: int, key: Key, rank: int) -> bytes:
-    """The bytes of this rank's part of the block with this key, where blocks have this size."""
-    known = _CONTENT.get((size, key, rank))
+def content(size: int, key: Key, shard: int) -> bytes:
+    """The bytes of this shard of the block with this key, where blocks have this size."""
+    known = _CONTENT.get((size, key, shard))
     if known is None:
-        word = blake2b(key + bytes((rank,)) + size.to_bytes(8, "little"), digest_size=16).digest()
-        known = _CONTENT[size, key, rank] = (word * (size // 16 + 1))[:size]
+        word = blake2b(key + bytes((shard,)) + size.to_bytes(8, "little"), digest_size=16).digest()
+        known = _CONTENT[size, key, shard] = (word * (size // 16 + 1))[:size]
     return known
 
 
@@ -28,7 +28,6 @@ class Operation:
     keys: tuple[Key, ...]
     then: Callable[[Done], None]  # the engine hears of the end
     blocks: tuple[int, ...] = ()
-    taken_back: bool = False  # save: the engine has overwritten the blocks, or never filled them
 
 
 @dataclass(slots=True)
@@ -54,3 +53,10 @@ class Role:
     rank: int | None  # None: a scheduler without memory
     opens: bool
     way: Way
+    replicas: int = 1  # ranks that hold the same bytes
+
+    @property
+    def shard(self) -> int:
+        """What part of each block this rank has."""
+        assert self.rank is not None
+        return self.rank // self.replicas

@@ -136,7 +136,7 @@ class Checks:
     def _client(self, client: Client) -> None:
         client.check()
         if client.namespace:
-            kind = client.size, client.role.world
+            kind = client.size, client.role.world // client.role.replicas
             assert self.kinds.setdefault(client.namespace, kind) == kind
 
     # pool and ledger
@@ -263,10 +263,11 @@ class Checks:
         """What a session holds under a lease stays what it is, whatever the index knows."""
         for session in self.sessions().values():
             for _, lease in session.leases.items():
-                bad = any(map(self._ledger.is_quarantined, lease.pages))
+                pages = lease.pages.tolist()
+                bad = any(map(self._ledger.is_quarantined, pages))
                 lost = f"a lease that {session.address} keeps by hazards is lost"
                 assert bad or not (lease.lost and lease.own), lost
-                for page in () if lease.lost else lease.pages:
+                for page in () if lease.lost else pages:
                     kept = page in self.sealed or self._ledger.is_quarantined(page)
                     assert kept, f"page {page}, which {session.address} holds, is void"
         for client in [proc for proc in self.world.living(CLIENT) if isinstance(proc, Client)]:
@@ -283,7 +284,8 @@ class Checks:
         if session is None or not session.alive or not client.finding._current:
             return
         for own in client.finding._own.values():
-            for page, stamp in zip(own.run.pages, own.run.stamps, strict=True):
+            pages, stamps = own.run.pages.tolist(), own.run.stamps.tolist()
+            for page, stamp in zip(pages, stamps, strict=True):
                 kept = page in self.sealed and self.sealed[page].stamp == stamp
                 kept = kept or self._ledger.is_quarantined(page)
                 assert kept, f"page {page}, which {client.address} holds, is void"
@@ -306,8 +308,10 @@ class Checks:
             if address.name == SESSION:
                 noted = index.hazards.noted(address) and address in proc.host._gone
                 assert not noted, f"{address} is dead and its hazards are honoured"
-                pinned = index.leasing.leases.pinned(address)
-                assert pinned <= index.leasing.pins.most, f"{address} keeps too much from eviction"
+                pinned = index.leasing.leases.bytes_of(address)
+                assert pinned <= index.leasing.pins.most_bytes, (
+                    f"{address} keeps too much from eviction"
+                )
             for lease in held:
                 for block in lease.blocks:
                     found = here.get(block.namespace, block.key)

@@ -104,7 +104,15 @@ class Client(Proc):
         sizes = (len(self.memory),)
         self._run(
             self.machine.register(
-                Memory(self.role.rank, layout, sizes, way, bases=(self.base,), scratch=scratch)
+                Memory(
+                    rank=self.role.rank,
+                    layout=layout,
+                    region_bytes=sizes,
+                    way=way,
+                    bases=(self.base,),
+                    scratch=scratch,
+                    replicas=self.role.replicas,
+                )
             )
         )
 
@@ -358,16 +366,15 @@ class Client(Proc):
             assert done.failed == operation.blocks
         elif isinstance(done, SaveDone):
             assert done.saved + done.known <= len(operation.keys)
-            if done.status is Status.OK:
-                assert done.saved + done.known == len(operation.keys)
+            if done.status is Status.OK or done.lost:
+                assert done.saved + done.known + len(done.lost) == len(operation.keys)
             self.books.saved += done.saved
         self.spoil(operation.blocks)
         operation.then(done)
 
     def _judge_load(self, done: LoadDone, operation: Operation) -> None:
-        assert self.role.rank is not None
         for key, block in zip(operation.keys, operation.blocks, strict=True):
             got = self.memory[block * self.size : (block + 1) * self.size]
-            right = got == content(self.size, key, self.role.rank)
+            right = got == content(self.size, key, self.role.shard)
             assert right, f"load {done.ticket}: wrong bytes"
             self.books.loaded += 1

@@ -2,13 +2,13 @@
 
 An engine of one rank is one process.  One of several is a scheduler, which opens the session and
 looks up, and a process per rank, which joins, loads and saves by the scheduler's orders; they start
-in any order and die one by one.  The bytes of a block follow from its key and rank, so a load that
+in any order and die one by one.  The bytes of a block follow from its key and shard, so a load that
 ended well can be judged byte by byte.  At random times a rank takes back the blocks of a save under
 way and overwrites them at once, as another thread of a real engine would.
 
 Some orders are *poisoned*: the ranks hold wrong bytes for them, and one rank never keeps the order
 (it skips it, drops it or never hears of it), or the scheduler does not commit it.  So none of it
-may ever be seen.
+may ever be seen.  Among replicas, which answer for a stripe of it each, only the second holds.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from pegaflow.client.machine import State
-from pegaflow.client.results import Done, Lease, LookupDone
+from pegaflow.client.results import Chain, Done, Lease, LookupDone
 from pegaflow.wire.identities import NO_KEY, Key
 
 from .books import Books, Operation, Role, content
@@ -54,6 +54,7 @@ class Kind:
     name: str
     size: int  # bytes of a block of one rank
     ranks: int = 1
+    replicas: int = 1  # ranks that hold the same bytes
 
 
 @dataclass(slots=True)
@@ -62,6 +63,28 @@ class _Task:
 
     blocks: tuple[int, ...]
     waiting: int  # ranks that have not said that they are done
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Blocks that the ranks save under one order."""
+
+    order: int
+    keys: tuple[Key, ...]
+    parent: Key
+    task: _Task
+    manners: list[str]  # what each rank does with it
+    poisoned: bool  # the ranks hold wrong bytes of it
+
+    def said(self, gone: set[int]) -> Chain:
+        """As a rank's client is told.
+
+        Args:
+            gone: orders whose blocks hold something else, from now on or later.
+        """
+        valid = lambda: self.order not in gone  # noqa: E731
+        blocks = self.task.blocks
+        return Chain(self.keys, blocks, order=self.order, parent=self.parent, valid=valid)
 
 
 class Engine:
@@ -93,7 +116,14 @@ class Engine:
         way = self.world.rng.choice(self.world.ways)
         kind, rank, opens = self.kind, part if part >= 0 else None, part == self.chief
         role = Role(
-            kind.name, self.generation, kind.size, kind.ranks, rank=rank, opens=opens, way=way
+            kind.name,
+            self.generation,
+            kind.size,
+            kind.ranks,
+            rank=rank,
+            opens=opens,
+            way=way,
+            replicas=kind.replicas,
         )
         client = self.procs[part] = Client(self.world, self.files, self.books, role)
         self.world.note(client.address, f"is {kind.name}, part {part} of {kind.ranks}, {way.name}")
@@ -187,7 +217,17 @@ class Engine:
         chief.start(ticket, Operation("lookup", keys, found), effects)
 
     def save(self) -> None:
-        """Let the ranks compute some blocks of a chain and save them."""
+        """Let the ranks compute some blocks of a chain, or of several, and save them together."""
+        rng = self.world.rng
+        commits = rng.random() < 0.3
+        made = [self._compute(commits) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+        chains = [chain for chain in made if chain is not None]
+        self.world.counts["client: chains in a save"] += len(chains) if len(chains) > 1 else 0
+        for rank in range(self.kind.ranks if chains else 0):
+            self._tell(rank, lambda client: self._save(client, chains, commits))
+
+    def _compute(self, commits: bool) -> _Chain | None:
+        """What is to become of a chain's blocks; none if there is no room."""
         rng = self.world.rng
         keys = self._some_chain()
         start = rng.choice((0, 0, 0, FORK, rng.randrange(CHAIN_BLOCKS)))
@@ -197,27 +237,21 @@ class Engine:
             (keys, parent), self.again = self.again, None
         task = self._allocate(len(keys))
         if task is None:
-            return
+            return None
         self.order += 1
         order, ranks = self.order, self.kind.ranks
         manners = ["saves"] * ranks
         poisoned = False
         if ranks > 1 and rng.random() < 0.35:
             manners[rng.randrange(ranks)] = rng.choice(("skips", "never hears of", "drops"))
-            poisoned = rng.random() < 0.7
+            poisoned = rng.random() < 0.7 and self.kind.replicas == 1
             self.again = keys, parent
-        commits = rng.random() < 0.3
         if commits and rng.random() < 0.3:
             poisoned, self.again = True, (keys, parent)
             self._take_word_back(order)
         elif commits:
             self._commit(order)
-        for rank, manner in enumerate(manners):
-
-            def go(client: Client, manner: str = manner) -> None:
-                self._save(client, order, keys, parent, task, manner, poisoned, commits)
-
-            self._tell(rank, go)
+        return _Chain(order, keys, parent, task, manners=manners, poisoned=poisoned)
 
     def _commit(self, order: int) -> None:
         """The scheduler stands by an order: at once, or when the ranks may have copied it."""
@@ -270,56 +304,61 @@ class Engine:
 
     # what a rank does
 
-    def _save(
-        self,
-        client: Client,
-        order: int,
-        keys: tuple[Key, ...],
-        parent: Key,
-        task: _Task,
-        manner: str,
-        poisoned: bool,
-        commits: bool,
-    ) -> None:
-        rng, rank = self.world.rng, client.role.rank
+    def _save(self, client: Client, chains: list[_Chain], commits: bool) -> None:
+        rng, rank, shard = self.world.rng, client.role.rank, client.role.shard
         assert rank is not None
-        wrong = " with wrong bytes" if poisoned else ""
-        if manner != "saves" or poisoned:
-            self.world.note(client.address, f"{manner} order {order}{wrong}")
-        if manner == "skips":
-            client.run(client.machine.operations.skip(order))
-        if manner in ("skips", "never hears of") or not client.base:
-            self._done(client, task)
+        operations = client.machine.operations
+        gone = {chain.order for chain in chains if chain.manners[rank] == "drops"}
+        for chain in chains:
+            manner = chain.manners[rank]
+            wrong = " with wrong bytes" if chain.poisoned else ""
+            if manner != "saves" or chain.poisoned:
+                self.world.note(client.address, f"{manner} order {chain.order}{wrong}")
+            if manner == "skips":
+                client.run(operations.skip(chain.order))
+        manners = {chain.manners[rank] for chain in chains}
+        if manners == {"skips"} or "never hears of" in manners or not client.base:
+            for chain in chains:
+                self._done(client, chain.task)
             return
-        if poisoned:
-            client.spoil(task.blocks)
-        else:
-            for key, block in zip(keys, task.blocks, strict=True):
-                client.write(block, content(client.size, key, rank))
-        operation = Operation("save", keys, lambda done: self._done(client, task), task.blocks)
-        operation.taken_back = manner == "drops"
-        ticket, effects = client.machine.operations.save(
-            keys,
-            task.blocks,
-            parent=parent,
-            valid=lambda: not operation.taken_back,
-            deadline=self._deadline(),
-            order=order,
-            commits=commits,
-        )
-        client.start(ticket, operation, effects)
-        if rng.random() < (0.25 if manner == "saves" else 0.8):
-            when = rng.choice((200 * US, 2 * MS, 20 * MS))
-            client.after(rng.randrange(when), lambda: self._take_back(client, ticket))
+        for chain in chains:
+            if chain.poisoned:
+                client.spoil(chain.task.blocks)
+                continue
+            for key, block in zip(chain.keys, chain.task.blocks, strict=True):
+                client.write(block, content(client.size, key, shard))
 
-    def _take_back(self, client: Client, ticket: int) -> None:
+        def done(_: Done) -> None:
+            for chain in chains:
+                self._done(client, chain.task)
+
+        keys = tuple(key for chain in chains for key in chain.keys)
+        blocks = tuple(block for chain in chains for block in chain.task.blocks)
+        ticket, effects = operations.save(
+            [chain.said(gone) for chain in chains], self._deadline(), commits=commits
+        )
+        client.start(ticket, Operation("save", keys, done, blocks), effects)
+        for chain in chains:
+            often = 0.25 if chain.manners[rank] == "saves" else 0.8
+            if rng.random() < often / len(chains):
+                when = rng.choice((200 * US, 2 * MS, 20 * MS))
+                some = [chain] if rng.random() < 0.5 else chains
+
+                def take_back(some: list[_Chain] = some) -> None:
+                    self._take_back(client, ticket, some, gone)
+
+                client.after(rng.randrange(when), take_back)
+
+    def _take_back(self, client: Client, ticket: int, some: list[_Chain], gone: set[int]) -> None:
         operation = client.open.get(ticket)
         if operation is None:
             return
-        self.world.note(client.address, f"takes the blocks of save {ticket} back")
-        operation.taken_back = True
-        client.spoil(operation.blocks)
-        if self.world.rng.random() < 0.5:
+        names = [chain.order for chain in some]
+        self.world.note(client.address, f"takes the blocks of orders {names} back")
+        gone.update(names)
+        blocks = tuple(block for chain in some for block in chain.task.blocks)
+        client.spoil(blocks)
+        if len(blocks) == len(operation.blocks) and self.world.rng.random() < 0.5:
             client.do(lambda: client.drop(ticket))
 
     def _load(

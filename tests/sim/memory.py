@@ -244,8 +244,8 @@ class ChildProc(HostProc):
         payloads: list[int] = []
         for page in range(job.first, job.first + job.count):
             found, lengths = occupied(Ledger(self.files.named[path]), PageId(page), 1)
-            pages += found
-            payloads += lengths
+            pages += found.tolist()
+            payloads += lengths.tolist()
             yield
         return RecordsScanned(as_pages(*pages), tuple(payloads))
 

@@ -121,10 +121,10 @@ cut anew."""
 KINDS = (
     (Kind("one", SMALL), Kind("two", SMALL), Kind("odd", LARGE)),
     (Kind("pair", SMALL, 2), Kind("twin", SMALL, 2)),
-    (Kind("one", SMALL), Kind("two", SMALL)),
+    (Kind("one", SMALL), Kind("alike", SMALL, 2, replicas=2)),
     (Kind("pair", SMALL, 2), Kind("one", SMALL), Kind("big pair", LARGE, 2)),
 )
-"""Engines of a run, by its seed.  Those of one size and so many ranks share their blocks."""
+"""Engines of a run, by its seed.  Those of one size and so many shards share their blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ class Scenario(Faults):
 
     def _longest_rest(self) -> int:
         """Until the last engine whose sessions have failed too often is served again."""
-        rest_of = self.house.supervisor.restarts.engine_rest
+        rest_of = self.house.supervisor.restarts.engine_rest_ns
         rests = [rest_of(name, self.world.now) for name in self.engines]
         if not any(rests):
             return 0

@@ -4,12 +4,16 @@ When that flusher dies, nothing is known until the next one has said its Manifes
 that comes and goes the listing is told, so that readers know whether anybody need be asked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from pegaflow.actors.index.residency import Residency
 from pegaflow.actors.index.tiers import Space
+from pegaflow.core.blocks.columns import Mask
 from pegaflow.wire.flusher import Flushed, Manifest, Tier
 from pegaflow.wire.identities import Key, Namespace
+from pegaflow.wire.units import Count
 from pegaflow.wire.values import NOBODY
 
 NOT_SAID = Tier(
@@ -37,6 +41,16 @@ class SsdLog:
     def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether this block is in the log."""
         return key in self.stored.get(namespace, ())
+
+    @property
+    def flushable(self) -> Count:
+        """Blocks of as many Flushes as the tier takes at a time."""
+        return max(1, self.tier.depth * self.tier.batch_blocks)
+
+    def have(self, namespace: Namespace, keys: Sequence[Key]) -> Mask:
+        """Which of these blocks of one namespace are in it."""
+        there = map(self.stored.get(namespace, frozenset()).__contains__, keys)
+        return np.fromiter(there, np.bool_, len(keys))
 
     def store(self, msg: Manifest | Flushed) -> None:
         """These are in it."""

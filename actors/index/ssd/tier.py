@@ -40,10 +40,16 @@ class SsdTier(Tier):
 
     def __init__(self, pool: Pool) -> None:
         self.log = SsdLog(pool.residency)
-        super().__init__("ssd", FLUSHER, self.log, lambda: self.writes.writes)
+        self.writes = writes = WriteBack(pool, self.log)
+        super().__init__(
+            "ssd",
+            FLUSHER,
+            self.log,
+            lambda: writes.writes,
+            loses=lambda block: self.log.tier.writable and writes.is_lost(block),
+        )
         self._pool = pool
         self._counts = pool.counts
-        self.writes = WriteBack(pool, self.log)
         self.fetching: dict[tuple[Namespace, Key], ClaimId] = {}  # namespace, key -> Fetch
         self._fetches = NO_CLAIM  # newest number of a Fetch
 
@@ -97,7 +103,7 @@ class SsdTier(Tier):
         """Send what the flusher takes."""
         return self.writes.pump(now)
 
-    def spare(self, victims: list[Block]) -> int:
+    def spare(self, victims: list[Block] | None = None) -> int:
         """So many as Flushes can name, if there is room for one."""
         return self.writes.spare(victims)
 

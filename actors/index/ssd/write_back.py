@@ -12,13 +12,16 @@ earlier life saved and did not write is written too.
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+import numpy as np
+
 from pegaflow.actors.index.tiers import Pool
 from pegaflow.actors.runtime.contract import MS, Effect, Part, Reply, Send, Sender
 from pegaflow.core.blocks.backlog import Backlog
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
 from pegaflow.core.limits import MIB
-from pegaflow.core.pool.scan import occupied
+from pegaflow.core.pool.records import keys_of
+from pegaflow.core.pool.scan import by_namespace, scan
 from pegaflow.wire.flusher import Flush, Written
 from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.units import Bytes, Count, Nanoseconds, Share
@@ -29,7 +32,8 @@ POOL_SHARE: Share = 1 / 8
 """The Flushes that are open hold at most this share of the pool: it cannot be evicted."""
 
 LOOK_PAGES: Count = 4096
-"""Pages looked at in one go for blocks that are not in the log: a few milliseconds."""
+"""Pages looked at in one go for blocks that are not in the log: a few milliseconds.  It ends sooner
+where as many were found as Flushes can name, which are objects each."""
 
 GENTLE_NS: Nanoseconds = 200 * MS
 """So long after somebody has loaded blocks the next load is expected."""
@@ -67,7 +71,7 @@ class WriteBack(Part):
         self._flight_bytes = 0  # of their pages
         self._leaving: set[Block] = set()  # of those, the ones that go once they are written
         self._look_at: PageId | None = None  # next page to look at for what is not in the log
-        self._lost_at = -PRESSED_NS  # when a block went last that was not in the log
+        self._lost_ns = -PRESSED_NS  # when a block went last that was not in the log
         self._write_all: Sender | None = None  # who waits for everything to be written
 
     def wake_at(self) -> int | None:
@@ -165,16 +169,16 @@ class WriteBack(Part):
 
     def _is_gentle(self, now: int) -> bool:
         """Whether somebody loads, or is about to."""
-        leases, loaded_at = self._leasing.leases, self._leasing.loaded_at
+        leases, loaded_ns = self._leasing.leases, self._leasing.loaded_ns
         if len(leases) > leases.load(self._log.flusher)[0]:
             return True
-        return loaded_at is not None and now - loaded_at < GENTLE_NS
+        return loaded_ns is not None and now - loaded_ns < GENTLE_NS
 
     def _share(self, now: int) -> float:
         """Of the time, what the log may have."""
         if self._write_all is not None or not self._is_gentle(now):
             return 1.0
-        return PRESSED_SHARE if now - self._lost_at < PRESSED_NS else GENTLE_SHARE
+        return PRESSED_SHARE if now - self._lost_ns < PRESSED_NS else GENTLE_SHARE
 
     def flush_of(self, lease: Lease, now: int) -> list[Effect]:
         """Say what is to be written under a lease of the flusher: all but blocks found corrupt
@@ -230,11 +234,14 @@ class WriteBack(Part):
                 if resident and not block.leases:
                     self._residency.make_oldest(block)
 
-    def spare(self, victims: list[Block]) -> int:
-        """How many blocks Flushes could name, if one of these would be lost and there is room."""
-        if not any(map(self._is_lost, victims)) or not self._has_room():
-            return 0
-        return self._log.tier.depth * self._log.tier.batch_blocks
+    def spare(self, victims: list[Block] | None) -> int:
+        """How many blocks Flushes could name, if one of these would be lost and there is room.
+
+        Args:
+            victims: None: they are not chosen yet.
+        """
+        lost = victims is None or any(map(self.is_lost, victims))
+        return self._log.flushable if lost and self._has_room() else 0
 
     def flush_before_eviction(
         self, victims: list[Block], count: int, now: int
@@ -256,7 +263,7 @@ class WriteBack(Part):
             if len(going) == count:
                 break
             size = _bytes((block,))
-            if spare <= 0 or size > room or not self._is_lost(block):
+            if spare <= 0 or size > room or not self.is_lost(block):
                 going.append(block)
                 continue
             lost.setdefault((block.namespace, len(block.key)), []).append(block)
@@ -274,22 +281,22 @@ class WriteBack(Part):
             going += blocks
         return going, effects
 
-    def _is_lost(self, block: Block) -> bool:
+    def is_lost(self, block: Block) -> bool:
         """Whether something worth keeping is lost with it."""
         worth = not self.backlog.reused_only or block in self.backlog
         return worth and self._is_worth_it(block)
 
     def count_dropped(self, victims: list[Block], now: int) -> None:
         """These go, whether they are in the log or not."""
-        lost = sum(map(self._is_lost, victims)) if self.writes else 0
+        lost = sum(map(self.is_lost, victims)) if self.writes else 0
         self._counts["ssd_blocks_dropped"] += lost
         if lost and self._log.tier.writable:
-            self._lost_at = now
+            self._lost_ns = now
             self._counts["ssd_write_queue_full"] += lost
 
     def _is_looking(self) -> bool:
         """Whether there is something to look for, and too little else to write."""
-        few = len(self.backlog) <= self._log.tier.depth * self._log.tier.batch_blocks
+        few = len(self.backlog) <= self._log.flushable
         return (
             self._recovery.ready and self._look_at is not None and self._log.tier.writable and few
         )
@@ -297,18 +304,21 @@ class WriteBack(Part):
     def _look(self) -> None:
         """Look at some more pages for blocks that are not in the log."""
         assert self._look_at is not None
-        first, records = self._look_at, self._residency.ledger.records
-        count = min(LOOK_PAGES, records - first)
-        self._look_at = None if first + count == records else PageId(first + count)
-        pages, payloads = occupied(self._residency.ledger, first, count)
-        for page, payload_bytes in zip(pages, payloads, strict=True):
-            record = self._residency.ledger.read(page) if payload_bytes else None
-            if record is None or record.shard:
-                continue
-            if self._log.has(record.namespace, record.key):
-                continue
-            block = self._residency.blocks.by_page(page)
-            if block and block not in self.in_flight and block not in self.backlog:
+        here, first = self._residency, self._look_at
+        count = min(LOOK_PAGES, here.ledger.records - first)
+        chunk = scan(here.ledger, first, count)
+        heads = here.blocks.heads(chunk.pages) == chunk.pages
+        pages, rows = chunk.pages[heads], chunk.rows[heads]
+        lost = np.zeros(len(pages), np.bool_)
+        for namespace, mine, _ in by_namespace(rows):
+            lost[mine] = ~self._log.have(namespace, keys_of(rows[mine]))
+        found = pages[lost]
+        most = self._log.flushable
+        end = int(found[most]) if len(found) > most else first + count
+        self._look_at = PageId(end) if end < here.ledger.records else None
+        for page in found[:most].tolist():
+            block = here.blocks.handles.of(page)
+            if block not in self.in_flight and block not in self.backlog:
                 self.backlog.saved(block)
 
     # the end

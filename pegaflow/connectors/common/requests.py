@@ -13,7 +13,8 @@ What is saved. `saved_to` is the first block not yet offered to the cache. A loo
 length of the hit: blocks that only this engine has (computed while no service was there) are
 saved along with the new ones, otherwise a restarted service could never again hit a prefix whose
 head it lost. A load that fails sets it back to the first failed block, which is computed again, and
-so does a step that turns out void (steps.py).
+so does a step that turns out void (steps.py). A request for which nothing is to be saved
+(hints.py) gets no save orders; what it shares with others is theirs to save.
 
 A finished request's blocks. Its saves may still be read from them. vLLM may have them back at once
 all the same, for every block that it gives to somebody passes through `reused`, before anything is
@@ -24,164 +25,126 @@ its saves need, and let go (`relax`) when there is room again.
 What is refused. A block that failed to load is never again offered to its request: vLLM would retry
 it for ever. Hashes are chained, so one number, `limit`, holds that. A lookup that did not answer in
 time is a miss for the rest of the request's life.
+
+A request that waits for its full prefix (hints.py) takes no answer that is shorter: the lease is
+given back and the cache asked again, FULL_EVERY_S later at the soonest, until all of its full
+blocks are there or the time for a lookup is nearly up. Then it takes what there is. It waits once:
+after it was scheduled, never again.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
+from typing import Any
 
 from pegaflow.client import Lease
-from pegaflow.wire.units import Count, Seconds
+from pegaflow.wire.units import Count, Seconds, Share
 from pegaflow.wire.values import LIST_MAX
+
+from .hints import NO_HINTS, Hints
+from .steps import Saving
+from .tracked import Hashed, LoadOrder, Lookup, Open, SaveOrder, Tracked
 
 KEEP_S: Seconds = 10.0
 """A hit waiting for its request to be scheduled is given back after this long: a queue of waiting
 requests must not pin the cache, and the session drops leases of 120 s anyway."""
 
 
+FULL_EVERY_S: Seconds = 0.01
+"""How often a prefix that is not all there yet is asked for: as often as somebody else's step may
+add to it."""
+
+
+FULL_SHARE: Share = 0.9
+"""Of the time for a lookup: then what is there is asked for, and the answer has to come in time."""
+
+
 AHEAD_BLOCKS: Count = 2
 """What a running request may take while a save is copied: steps write a block each, at most."""
-
-
-class Hashed(Protocol):
-    """What we use of vLLM's Request beyond its id: its growing list of block hashes."""
-
-    @property
-    def block_hashes(self) -> Sequence[bytes]:
-        """One hash per hash block of its tokens."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Of prompt and output."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOrder:
-    """Write blocks first.. of the lease into the engine's `blocks`. Travels to every worker."""
-
-    request: str
-    lease: Lease
-    first: int
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SaveOrder:
-    """Save these blocks of a request under these keys. Travels to every worker.
-
-    `order` is its number, never used twice by one engine: a block is published when every worker
-    has saved its part of it under the same number, so parts of two computations never meet.
-    """
-
-    order: int
-    request: str
-    keys: tuple[bytes, ...]
-    blocks: tuple[int, ...]
-    parent: bytes  # the key before the first; empty at the start of a prompt
-    first: int = 0  # place of the first block in the request
-
-
-@dataclass(slots=True)
-class _Open:
-    """A save order that not every worker has reported over."""
-
-    tracked: "Tracked"
-    blocks: frozenset[int]
-    reports: int  # still to come
-
-
-class Lookup(Enum):
-    """How far a request's question to the cache has come."""
-
-    NONE = "not asked, or the answer is used up"
-    ASKED = "asked"
-    EARLY = "answered before the engine was all there: to be asked again"
-    HIT = "answered; the lease is ours"
-    MISS = "answered: nothing, for this time of scheduling"
-    NEVER = "unanswered for too long: a miss for good"
-
-
-@dataclass(slots=True)
-class Tracked:
-    """One request known to the scheduler."""
-
-    source: Hashed  # vLLM's request
-    lookup: Lookup = Lookup.NONE
-    asked_at: float = 0.0  # when the lookup was sent; valid in ASKED
-    ticket: int = 0  # of the lookup; valid in ASKED
-    lease: Lease | None = None  # present exactly in HIT
-    disk: tuple[int, ...] = ()  # places in the last hit of blocks that came from SSD
-    answered_at: float = 0.0  # valid in HIT
-    local: int = 0  # blocks vLLM had itself at the last offer
-    limit: int | None = None  # first block never to be loaded again; None: no failure yet
-    blocks: list[int] = field(default_factory=list)  # the engine's blocks, in order
-    saved_to: int | None = None  # first block not yet offered to the cache; None: never scheduled
-    loading: LoadOrder | None = None  # a load under way or ordered
-    open: set[int] = field(default_factory=set)  # its save orders that are not over
-
-    def usable(self) -> int:
-        """Leading blocks that the lease covers and that never failed."""
-        held = self.lease.blocks if self.lease else 0
-        return held if self.limit is None else min(held, self.limit)
 
 
 class Requests:
     """All requests of the scheduler half. Methods that end a lease return it for release."""
 
     def __init__(
-        self, block_tokens: int, hash_tokens: int, ranks: int = 1, saving: bool = True
+        self,
+        block_tokens: int,
+        hash_tokens: int,
+        ranks: int = 1,
+        saving: bool = True,
+        *,
+        patience_s: float = 0.0,  # how long a lookup may take
     ) -> None:
         assert block_tokens % hash_tokens == 0
         self.block_tokens = block_tokens  # tokens of one engine block
         self._ratio = block_tokens // hash_tokens  # hashes per block; the last one names it
-        self._ranks = ranks  # workers that report each save
+        self._ranks = (1 << ranks) - 1  # workers that report each save, a bit each
         self._saving = saving  # whether `step` orders saves at all
+        self._patience_s = patience_s
         self.tracked: dict[str, Tracked] = {}
         self._tickets: dict[int, str] = {}  # open lookups: ticket -> request
         self._order = 0  # number of the newest save order
-        self._open: dict[int, _Open] = {}  # save orders that are not over
+        self._open: dict[int, Open] = {}  # save orders that are not over
         self._loose: set[int] = set()  # those of them whose request has ended and is not held
         self._held: dict[str, set[int]] = {}  # finished requests that vLLM keeps for these orders
 
     def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[bytes, ...]:
         """Keys of the request's full blocks first..end."""
-        hashes = tracked.source.block_hashes
-        last = len(hashes) // self._ratio
+        hashes, ratio = tracked.source.block_hashes, self._ratio
+        last = len(hashes) // ratio
         end = last if end is None else min(end, last)
-        return tuple(bytes(hashes[(i + 1) * self._ratio - 1]) for i in range(first, end))
+        return tuple(map(bytes, hashes[(first + 1) * ratio - 1 : end * ratio : ratio]))
 
-    def add(self, request: str, source: Hashed) -> Tracked:
+    def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
         """The request's entry, made if it is new."""
-        return self.tracked.setdefault(request, Tracked(source))
+        return self.tracked.setdefault(request, Tracked(source, hints))
 
     # lookup
 
-    def wants(self, request: str) -> tuple[bytes, ...]:
+    def wants(self, request: str, now_s: float) -> tuple[bytes, ...]:
         """Keys to look up now; empty if nothing is to be asked."""
         tracked = self.tracked[request]
         asks = tracked.lookup in (Lookup.NONE, Lookup.EARLY)
-        if not asks or tracked.loading or tracked.limit == 0:
+        if tracked.lookup is Lookup.SHORT:
+            asks = now_s >= tracked.asked_s + FULL_EVERY_S
+        if not asks or tracked.loading or tracked.limit == 0 or tracked.hints.skip_load:
             return ()
-        return self.keys(tracked, 0, min(LIST_MAX, tracked.limit or LIST_MAX))
+        return self._question(tracked)
 
-    def asked(self, request: str, ticket: int, now: float) -> None:
+    def _question(self, tracked: Tracked) -> tuple[bytes, ...]:
+        """Keys that a request asks for first."""
+        return self.keys(tracked, 0, self._askable(tracked))
+
+    def _askable(self, tracked: Tracked) -> int:
+        """How many leading blocks are asked for."""
+        full = len(tracked.source.block_hashes) // self._ratio
+        return min(full, LIST_MAX, tracked.limit or LIST_MAX)
+
+    def asked(self, request: str, ticket: int, now_s: float) -> None:
         """The lookup was sent."""
         tracked = self.tracked[request]
-        assert tracked.lookup in (Lookup.NONE, Lookup.EARLY)
-        tracked.lookup, tracked.ticket, tracked.asked_at = Lookup.ASKED, ticket, now
+        assert tracked.lookup in (Lookup.NONE, Lookup.EARLY, Lookup.SHORT)
+        if tracked.lookup is not Lookup.SHORT:
+            tracked.since_s = now_s
+        tracked.lookup, tracked.ticket, tracked.asked_s = Lookup.ASKED, ticket, now_s
+        if tracked.full_until_s is None:
+            waits = tracked.hints.wait_for_full_prefix
+            tracked.full_until_s = now_s + FULL_SHARE * self._patience_s if waits else now_s
         self._tickets[ticket] = request
 
     def early(self, ticket: int) -> None:
         """The answer is that not every rank is there yet: the request waits, and asks again."""
-        tracked = self.tracked.get(self._tickets.pop(ticket, ""))
-        if tracked is not None and (tracked.lookup, tracked.ticket) == (Lookup.ASKED, ticket):
+        if tracked := self._awaiting(ticket):
             tracked.lookup = Lookup.EARLY
 
-    def settle(self, request: str) -> None:
-        """It does not ask again."""
+    def _awaiting(self, ticket: int) -> Tracked | None:
+        """The request that this is an answer to, if it still waits for it; it is taken out."""
+        tracked = self.tracked.get(self._tickets.pop(ticket, ""))
+        asked = (Lookup.ASKED, ticket)
+        return tracked if tracked and (tracked.lookup, tracked.ticket) == asked else None
+
+    def settle(self, request: str, state: Lookup) -> None:
+        """A request in this state does not ask again."""
         tracked = self.tracked[request]
-        if tracked.lookup is Lookup.EARLY:
+        if tracked.lookup is state:
             tracked.lookup = Lookup.MISS
 
     def answered(
@@ -189,7 +152,7 @@ class Requests:
         ticket: int,
         lease: Lease | None,
         in_time: bool,
-        now: float,
+        now_s: float,
         *,
         disk: tuple[int, ...] = (),
     ) -> Lease | None:
@@ -204,34 +167,35 @@ class Requests:
         Returns:
             The lease if nobody wants it any more: to be released.
         """
-        tracked = self.tracked.get(self._tickets.pop(ticket, ""))
-        if tracked is None or tracked.lookup is not Lookup.ASKED or tracked.ticket != ticket:
+        if (tracked := self._awaiting(ticket)) is None:
+            return lease
+        here = lease.blocks if lease else 0
+        if in_time and here < self._askable(tracked) and now_s < (tracked.full_until_s or 0.0):
+            tracked.lookup = Lookup.SHORT
             return lease
         if lease is not None:
-            tracked.lookup, tracked.lease, tracked.answered_at = Lookup.HIT, lease, now
+            tracked.lookup, tracked.lease, tracked.answered_s = Lookup.HIT, lease, now_s
             tracked.disk = disk
         else:
             tracked.lookup = Lookup.MISS if in_time else Lookup.NEVER
-        if in_time and tracked.saved_to is not None:
-            tracked.saved_to = min(tracked.saved_to, lease.blocks if lease else 0)
-        elif in_time:
-            tracked.saved_to = lease.blocks if lease else 0
+        if in_time:
+            tracked.saved_to = here if tracked.saved_to is None else min(here, tracked.saved_to)
         return None
 
-    def give_up(self, before: float) -> None:
-        """Lookups sent before this moment will not be waited for."""
+    def give_up(self, before_s: float) -> None:
+        """Lookups first sent before this moment will not be waited for."""
         for ticket, request in list(self._tickets.items()):
             tracked = self.tracked[request]
-            if tracked.asked_at <= before:
+            if tracked.since_s <= before_s:
                 del self._tickets[ticket]
                 tracked.lookup = Lookup.NEVER
 
-    def stale(self, now: float) -> list[Lease]:
+    def stale(self, now_s: float) -> list[Lease]:
         """Hits nobody used for KEEP_S: given back, and asked for again when they are needed."""
         return [
             lease
             for tracked in self.tracked.values()
-            if tracked.lookup is Lookup.HIT and now - tracked.answered_at > KEEP_S
+            if tracked.lookup is Lookup.HIT and now_s - tracked.answered_s > KEEP_S
             for lease in self._drop_answer(tracked)
         ]
 
@@ -244,33 +208,38 @@ class Requests:
             local_tokens: leading tokens that vLLM has itself.
         """
         tracked = self.tracked[request]
-        if tracked.lookup in (Lookup.ASKED, Lookup.EARLY):
+        if tracked.lookup in (Lookup.ASKED, Lookup.EARLY, Lookup.SHORT):
             return None
         tracked.local = local_tokens // self.block_tokens
         if tracked.lookup is not Lookup.HIT or local_tokens % self.block_tokens:
             return 0
         return max(0, tracked.usable() - tracked.local) * self.block_tokens
 
-    def allocated(self, request: str, blocks: Sequence[int], tokens: int) -> list[Lease]:
+    def allocated(self, request: str, blocks: Sequence[Any], tokens: int) -> list[Lease]:
         """vLLM gave the request its blocks and wants `tokens` of them loaded.
 
         `loading` is set then, unless the hit was given back meanwhile: 0.33 says this later than
-        it took the offer, while an earlier step still uses the blocks.
+        it took the offer, while an earlier step still uses the blocks. What cannot be loaded is
+        not offered to the request again.
 
         Args:
             blocks: the engine's blocks of the whole request, in order.
-            tokens: behind the local ones, as `offer` has said; 0: nothing is to be loaded.
+            tokens: behind the local ones, as `offer` has said or fewer; 0: nothing is to be loaded.
+                A last block that vLLM takes a part of is loaded whole.
 
         Returns:
             Leases to release.
         """
         tracked = self.tracked[request]
-        tracked.blocks = list(blocks)
-        if tokens == 0 or tracked.lease is None:
+        tracked.blocks, tracked.full_until_s = list(blocks), 0.0
+        if tokens == 0:
             return self._drop_answer(tracked)
-        count = tokens // self.block_tokens
+        count = -(-tokens // self.block_tokens)
         targets = tuple(blocks[tracked.local : tracked.local + count])
-        assert tokens % self.block_tokens == 0 and len(targets) == count
+        has = tracked.usable() - tracked.local  # 0 without a lease
+        if tracked.lease is None or not len(targets) == count <= has:
+            tracked.limit = tracked.local
+            return self._drop_answer(tracked)
         tracked.loading = LoadOrder(request, tracked.lease, tracked.local, targets)
         tracked.saved_to = tracked.local + count
         tracked.lookup, tracked.lease = Lookup.NONE, None
@@ -283,6 +252,13 @@ class Requests:
         if tracked is None or order is None:
             return 0
         return sum(0 <= place - order.first < len(order.blocks) for place in tracked.disk)
+
+    def stepped(
+        self, request: str, blocks: Sequence[Any], replace: bool, computed: int, *, scheduled: int
+    ) -> list[SaveOrder]:
+        """`step`, as a list."""
+        order = self.step(request, blocks, replace, computed, scheduled=scheduled)
+        return [] if order is None else [order]
 
     def step(
         self, request: str, blocks: Iterable[int], replace: bool, computed: int, *, scheduled: int
@@ -309,23 +285,48 @@ class Requests:
             tracked.saved_to = computed // self.block_tokens
         full = min((computed + scheduled) // self.block_tokens, len(tracked.blocks))
         first = tracked.saved_to
+        if full <= first or not self._saving or tracked.hints.skip_save:
+            return None
         keys = self.keys(tracked, first, min(full, first + LIST_MAX))
-        if not keys or not self._saving:
+        if not keys:
             return None
         tracked.saved_to = first + len(keys)
-        parent = self.keys(tracked, first - 1, first)[0] if first else b""
+        hashes = tracked.source.block_hashes
+        parent = bytes(hashes[first * self._ratio - 1]) if first else b""
         targets = tuple(tracked.blocks[first : tracked.saved_to])
+        end = tracked.saved_to
+        return self.order(request, tracked, keys, targets, parent=parent, first=first, end=end)
+
+    def order(
+        self,
+        request: str,
+        tracked: Tracked,
+        keys: tuple[bytes, ...],
+        blocks: tuple[int, ...],
+        *,
+        parent: bytes,
+        first: int,
+        end: int,
+    ) -> SaveOrder:
+        """A new order, which is open.
+
+        Args:
+            parent: the key before the first.
+            first: if it is void, blocks from here on are saved again.
+            end: blocks of the request that must have been computed for it.
+        """
         self._order += 1
-        self._open[self._order] = _Open(tracked, frozenset(targets), self._ranks)
-        tracked.open.add(self._order)
-        return SaveOrder(
-            order=self._order,
-            request=request,
-            keys=keys,
-            blocks=targets,
-            parent=parent,
-            first=first,
+        tokens = end * self.block_tokens
+        self._open[self._order] = Open(
+            tracked, blocks, waits=self._ranks, first=first, tokens=tokens
         )
+        tracked.open.add(self._order)
+        return SaveOrder(self._order, request, keys, blocks, parent=parent, first=first)
+
+    def saving(self, order: SaveOrder) -> Saving:
+        """What an open order has to do with its step."""
+        opened = self._open[order.order]
+        return Saving(order.order, opened.tracked, opened.first, opened.tokens)
 
     def void(self, tracked: Tracked, first: int) -> None:
         """What was saved from this block on is not published: it is saved again."""
@@ -350,13 +351,13 @@ class Requests:
         if request in self.tracked:
             self.tracked[request].loading = None
 
-    def saved(self, order: int, count: int) -> None:
-        """So many more workers are done with this save."""
+    def saved(self, order: int, ranks: int) -> None:
+        """These workers, a bit each, are done with this save; each may say so several times."""
         save = self._open.get(order)
         if save is None:
             return
-        save.reports -= count
-        if save.reports <= 0:
+        save.waits &= ~ranks
+        if not save.waits:
             del self._open[order]
             self._loose.discard(order)
             save.tracked.open.discard(order)

@@ -21,18 +21,17 @@ Nothing is published by silence: a step whose end we do not see is never committ
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pegaflow.wire.units import Count
 
-from .requests import Hashed, Tracked
+from .tracked import Hashed, Tracked
 
 OPEN_MAX: Count = 256
 """Steps under way: as many as vLLM has pipeline ranks, and one more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Saving:
+class Saving(NamedTuple):
     """One save order of a step."""
 
     order: int

@@ -74,6 +74,11 @@ class Adapted:
         return getattr(self._request, name)
 
 
+def unsalted(source: Any) -> Any:
+    """vLLM's request itself, whose hashes are vLLM's own."""
+    return source._request if isinstance(source, Adapted) else source
+
+
 @dataclass(slots=True)
 class _Seen:
     """One id of an adapter."""
@@ -91,7 +96,7 @@ class Adapters:
     settings: str  # what the configuration says of all adapters
     tell: Callable[[str, str], None]  # one line: the adapter's name, and why it has no keys
     whole: bool = False  # whether files are read whole
-    made_at: float = field(default_factory=time.time)  # before vLLM could load any adapter
+    made_s: float = field(default_factory=time.time)  # before vLLM could load any adapter
     _seen: dict[int, _Seen] = field(default_factory=dict)  # by vLLM's id
     _digests: Digests = field(default_factory=Digests)
 
@@ -115,7 +120,7 @@ class Adapters:
         try:
             where = locate(os.path.expanduser(path))
             files, newest = _stats(where)
-            if newest > self.made_at - SETTLED_S:
+            if newest > self.made_s - SETTLED_S:
                 why = "its files were changed after this engine was started"
             elif seen is None:
                 digest = fingerprint(where, self.whole, self._digests)

@@ -1,4 +1,5 @@
-"""The one file that knows vLLM by name, and what differs between its versions.
+"""The one file that knows vLLM by name, and what differs between its versions; its KV events are in
+eventwords.py, and in ranks.py which ranks hold the same.
 
 Everything is imported defensively: where vLLM (or a newer name of it) is missing, a stand-in takes
 its place, so that the connector can be imported and tested without vLLM and survives older
@@ -10,9 +11,10 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 from pegaflow.wire.units import Constant, Count
@@ -23,6 +25,11 @@ except ImportError:
     _base = None
 
 try:
+    from vllm.distributed.kv_transfer.kv_connector.v1 import metrics as _metrics
+except ImportError:
+    _metrics = None
+
+try:
     from vllm.v1.core import kv_cache_utils as _hashes
 except ImportError:
     _hashes = None
@@ -31,6 +38,10 @@ try:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource as _Source
 except ImportError:
     _Source = None
+
+
+INSTALLED = _base is not None
+"""Whether this process has a vLLM at all."""
 
 
 class _Absent:
@@ -58,17 +69,34 @@ class _StandInConnector:
         self._connector_metadata = None
 
 
+class _StandInStats:
+    """KVConnectorStats, where there is no vLLM."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+
+
+class _StandInMetrics:
+    """KVConnectorPromMetrics, where there is no vLLM."""
+
+    def __init__(
+        self, config: Any, kinds: Mapping[Any, Any], labels: Any, engines: Mapping[int, Any]
+    ) -> None:
+        by_name = {kind.__name__: made for kind, made in kinds.items()}
+        self._gauge_cls = by_name["Gauge"]
+        self._counter_cls = by_name["Counter"]
+        self._histogram_cls = by_name["Histogram"]
+
+
 ConnectorBase: Any = getattr(_base, "KVConnectorBase_V1", _StandInConnector)
 SupportsHMA: Any = getattr(_base, "SupportsHMA", _NoHybrid)
 Metadata: Any = _named("KVConnectorMetadata")
 WorkerMetadata: Any = _named("KVConnectorWorkerMetadata")
+Results: Any = getattr(_base, "KVConnectorTransferResults", None if INSTALLED else SimpleNamespace)
+"""What has ended, since 0.30; None in older versions."""
 
-FULL_ATTENTION = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
-"""KV cache kinds whose blocks stay with their request until it ends, and are named by one hash
-each."""
-
-WINDOWED = frozenset({"SlidingWindowSpec", "ChunkedLocalAttentionSpec"})
-"""Kinds that vLLM treats as full attention if it is started without its hybrid manager."""
+Stats: Any = getattr(_metrics, "KVConnectorStats", _StandInStats)
+PromMetrics: Any = getattr(_metrics, "KVConnectorPromMetrics", _StandInMetrics)
 
 KINDS = ("seq", "tok")
 """vLLM pools over sequences or over tokens, each in its own way."""
@@ -203,8 +231,6 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
         # A lookup that is answered sooner at one rank than at another would part them for good.
         return "the launcher gives each rank a scheduler of its own, and all must decide alike"
     kept = specs(kv_cache_config)
-    kinds = {type(spec).__name__ for spec in kept}
-    groups = len(attribute(kv_cache_config, "kv_cache_groups", []))
     if is_encoder_decoder(vllm_config):
         return "the model is an encoder-decoder, whose KV depends on more than its tokens"
     if any(attribute(spec, "non_causal", False) for spec in kept):
@@ -214,16 +240,6 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
         names = {str(attribute(vllm_config, f"{pooler}.{kind}_pooling_type", "")) for kind in KINDS}
         how = f" ({'/'.join(sorted(names - {''}))} pooling)" if names - {""} else ""
         return f"vLLM does not support prefix caching for this model{how}"
-    if groups != 1 and kinds and kinds <= FULL_ATTENTION | WINDOWED:
-        return (
-            f"the model has {groups} KV cache groups, for full attention and windows; one is"
-            " supported: start vLLM with --disable-hybrid-kv-cache-manager, and it has one"
-        )
-    if groups != 1:
-        listed = f" ({', '.join(sorted(kinds))})" if kinds else ""
-        return f"the model has {groups} KV cache groups{listed}; one is supported"
-    if not kinds <= FULL_ATTENTION:
-        return f"the KV cache kind {', '.join(sorted(kinds - FULL_ATTENTION))} is not supported"
     hashed, whole = (
         hash_tokens(vllm_config, kv_cache_config),
         block_tokens(vllm_config, kv_cache_config),
@@ -258,6 +274,21 @@ def hit_sources(host: int, disk: int) -> dict[Any, int]:
     return {name: n for name, n in ((_Source.HOST, host), (_Source.DISK, disk)) if n}
 
 
+def transfer_results(
+    sent: Collection[str], received: Collection[str], failed: Collection[str]
+) -> Any:
+    """Requests whose transfers are over, in vLLM's words; None before 0.30, which asks for none.
+
+    Args:
+        failed: those that are received, but have not got everything.
+    """
+    if Results is None:
+        return None
+    return Results(
+        finished_sending=set(sent), finished_recving=set(received), failed_recving=set(failed)
+    )
+
+
 def hash_algorithm(vllm_config: Any) -> str:
     """The name of the engine's block hash function."""
     return str(attribute(vllm_config, "cache_config.prefix_caching_hash_algo", "builtin"))
@@ -272,14 +303,23 @@ def _hash_function(algorithm: str) -> Callable[[Any], bytes] | None:
     return None
 
 
-def seed_is_fixed(algorithm: str) -> bool:
-    """Whether two processes of this vLLM start their hash chains from the same value.
+def _fixes_seeds() -> bool:
+    """Whether the cryptographic algorithms have a fixed seed here, as they do from 0.29 on."""
+    return hasattr(_hashes, "resolve_none_hash_seed")
 
-    From 0.29 on (known by `resolve_none_hash_seed`) the cryptographic algorithms have a fixed seed.
-    """
+
+def seed_is_fixed(algorithm: str) -> bool:
+    """Whether two processes of this vLLM start their hash chains from the same value."""
     if os.environ.get("PYTHONHASHSEED") is not None:
         return True
-    return algorithm not in RANDOM_SEEDED and hasattr(_hashes, "resolve_none_hash_seed")
+    return algorithm not in RANDOM_SEEDED and _fixes_seeds()
+
+
+def other_cure(algorithm: str) -> str:
+    """What else than PYTHONHASHSEED makes the hashes of engines alike, as the end of a line."""
+    if _fixes_seeds():
+        return " or use sha256"
+    return "" if algorithm in RANDOM_SEEDED else ", or use vLLM 0.29 or later"
 
 
 def first_parent(algorithm: str) -> bytes | None:
@@ -320,14 +360,33 @@ def processed_tokens(request: Any) -> int:
     `num_computed_tokens` is set forward when a step is scheduled; with asynchronous scheduling or
     pipeline ranks some of that is still in flight.
     """
-    return int(request.num_computed_tokens) - int(getattr(request, "num_in_flight_tokens", 0))
+    return int(request.num_computed_tokens) - int(request.num_in_flight_tokens)
 
 
-def block_ids(blocks: Any) -> list[int]:
-    """The ids of the only group of a KVCacheBlocks, or of a tuple of lists as step outputs have
-    it."""
-    groups = blocks.get_block_ids() if hasattr(blocks, "get_block_ids") else blocks
-    return list(groups[0]) if groups else []
+def unlike(request: Any, pool: Any, parent: bytes | None, hash_tokens: int) -> str:
+    """How a running vLLM is not what it was taken for at its start, in one line; '' if it is.
+
+    Args:
+        request: its first.
+        pool: its blocks; None: it has not shown them.
+        parent: as of `first_parent`.
+        hash_tokens: as of the function of this name. Before 0.32 that is a guess, and a wrong one
+            would put blocks under the hashes of other tokens.
+    """
+    if parent_differs(parent):
+        return "vLLM's hash seed is not what its configuration says"
+    if not hasattr(request, "num_in_flight_tokens"):
+        return "this vLLM does not say what of a request is computed; 0.28 and later do"
+    real = getattr(pool, "hash_block_size", hash_tokens)
+    if real != hash_tokens:
+        return f"vLLM's hashes cover {real} tokens each, and its configuration says {hash_tokens}"
+    return ""
+
+
+def said(request: Any) -> tuple[Any, Any]:
+    """What a vLLM Request brings for connectors: its `kv_transfer_params`, and its `kv_hints`,
+    which it has since 0.31."""
+    return getattr(request, "kv_transfer_params", None), getattr(request, "kv_hints", None)
 
 
 CALLERS: Count = 12

@@ -10,13 +10,15 @@ only keeps its promises: loads and held requests already under way are still rep
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 from pegaflow.wire.units import Count, Seconds
 
-from . import compat
-from .scheduler import Scheduler, StepOrders
+from . import compat, kvgroups, plugin
+from .metrics import Metrics, Stats, stats
+from .orders import StepOrders
+from .scheduler import Scheduler
 from .settings import engine
 from .worker import Worker
 
@@ -97,7 +99,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
     """vLLM's KVConnectorBase_V1 over a PegaFlow service.
 
     SupportsHMA is what lets the engine of a hybrid model start at all. A model that cannot be
-    served (compat.unsupported) gets a connector that is off.
+    served (compat.unsupported, kvgroups.unsupported) gets a connector that is off.
     """
 
     def __init__(
@@ -114,12 +116,15 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         except Exception as error:
             self._note("start", error)
             if not compat.is_scheduler(role):  # the other ranks are served: keep the promises
-                self._worker = Worker(None, "", 0)
+                whole = kvgroups.are_several(kv_cache_config)
+                self._worker = Worker(None, "", 0, rank=compat.rank(vllm_config), whole=whole)
                 self._off = False
 
     def _set_up(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         log = compat.logger()
-        why = compat.unsupported(vllm_config, kv_cache_config)
+        why = compat.unsupported(vllm_config, kv_cache_config) or kvgroups.unsupported(
+            vllm_config, kv_cache_config
+        )
         if why:
             if compat.is_scheduler(role):
                 log.warning("pegaflow: off: %s", why)
@@ -132,14 +137,16 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             self._scheduler = Scheduler(made)
         else:
             blocks = int(compat.attribute(kv_cache_config, "num_blocks", 0))
-            self._worker = Worker(made, compat.layout_name(kv_cache_config), blocks)
+            layout = compat.layout_name(kv_cache_config) + kvgroups.layers(kv_cache_config)
+            whole = kvgroups.are_several(kv_cache_config)
+            self._worker = Worker(made, layout, blocks, rank=made.rank, whole=whole)
         self._off = False
 
     def _note(self, where: str, error: Exception) -> None:
         self._errors += 1
-        kind, now = (where, type(error).__name__), time.monotonic()
-        if now - self._logged.get(kind, float("-inf")) >= LOG_EVERY_S:
-            self._logged[kind] = now
+        kind, now_s = (where, type(error).__name__), time.monotonic()
+        if now_s - self._logged.get(kind, float("-inf")) >= LOG_EVERY_S:
+            self._logged[kind] = now_s
             log = compat.logger()
             log.error("pegaflow: %s failed, the engine goes on: %r", where, error, exc_info=error)
         if self._errors == MAX_ERRORS:
@@ -164,6 +171,31 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
     def requires_kv_delivery(self) -> bool:
         """A dropped save is a future miss, nothing more."""
         return False
+
+    # both halves
+
+    @guarded(_nothing)
+    def get_kv_connector_stats(self) -> Stats | None:
+        """What this half has counted since the last step."""
+        if self._scheduler:
+            return self._scheduler.stats()
+        return self._worker.tally.take() if self._worker else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats:
+        """The same from its plain values, in another process."""
+        return stats(data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: Any, per_engine_labelvalues: Any
+    ) -> Metrics | None:
+        """What shows it on vLLM's /metrics."""
+        try:
+            return Metrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        except Exception as error:
+            compat.logger().error("pegaflow: no metrics: %r", error)
+            return None
 
     # scheduler half
 
@@ -209,23 +241,25 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             self._scheduler.output(connector_output)
 
     @guarded(lambda _: ())
-    def take_events(self) -> tuple[Any, ...]:
-        """No events. vLLM asks once for each step, when it has taken in its output."""
-        if self._scheduler:
-            self._scheduler.passed()
-        return ()
+    def take_events(self) -> Sequence[Any]:
+        """What routers are to be told. vLLM asks for each step, when it has taken in its output."""
+        return self._scheduler.passed() if self._scheduler else ()
 
     @guarded(lambda _: (False, None))
     def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
-        """Whether the request's blocks must wait for its saves."""
-        assert self._scheduler is not None
-        return self._scheduler.finished(request.request_id), None
+        """`request_finished_all_groups`, of a vLLM without its hybrid manager."""
+        return self._finished(request, (block_ids,))
 
+    @guarded(lambda _: (False, None))
     def request_finished_all_groups(
         self, request: Any, block_ids: Any
     ) -> tuple[bool, dict[str, Any] | None]:
-        """`request_finished`, as vLLM asks it of a connector that bears several groups."""
-        return self.request_finished(request, block_ids[0] if block_ids else [])
+        """Whether the request's blocks must wait for its saves."""
+        return self._finished(request, block_ids)
+
+    def _finished(self, request: Any, blocks: Any) -> tuple[bool, dict[str, Any] | None]:
+        assert self._scheduler is not None
+        return self._scheduler.finished(request, blocks), None
 
     @guarded(lambda _: {})
     def get_external_cache_hit_sources(
@@ -300,6 +334,13 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         sent, received = self._worker.finished(self._orders)
         return sent or None, received or None
 
+    @guarded(lambda _: compat.transfer_results((), (), ()))
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """`get_finished`, and which of the loaded requests have failed as a whole."""
+        sent, received = self.get_finished(finished_req_ids)
+        failed = self._worker.failed() if self._worker else ()
+        return compat.transfer_results(sent or (), received or (), failed)
+
     @guarded(lambda _: set())
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks of this step's received requests that could not be loaded."""
@@ -317,3 +358,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             self._scheduler.close()
         if self._worker:
             self._worker.close()
+
+
+if compat.INSTALLED:  # it looks the child of a MultiConnector up by its registered name
+    plugin.register()

@@ -42,20 +42,21 @@ COUNTS: dict[str, str] = {
     "CacheConfig": """cache_dtype sliding_window kv_cache_dtype_skip_layers mamba_cache_dtype
         mamba_ssm_cache_dtype mamba_cache_mode enable_mamba_shared_prefix_checkpoint
         replayssm_buffer_len use_replayssm use_kda_recoverssm kv_sharing_fast_prefill
-        swa_bounded_replay""",
-    "ParallelConfig": """pipeline_parallel_size tensor_parallel_size prefill_context_parallel_size
+        swa_bounded_replay enable_mamba_fine_grained_prefix_cache""",
+    "ParallelConfig": """pipeline_parallel_size prefill_context_parallel_size
         decode_context_parallel_size dcp_kv_cache_interleave_size cp_kv_cache_interleave_size
         all2all_backend""",
     "LoadConfig": "load_format model_loader_extra_config ignore_patterns",
     "AttentionConfig": """backend minimax_m3_msa_decode_backend backend_per_kind flash_attn_version
         use_trtllm_attention disable_flashinfer_q_quantization mla_prefill_backend
         use_prefill_query_quantization trtllm_ragged_backend indexer_kv_dtype indexer_sparse_logits
-        minimax_m3_indexer_cp hisparse_config use_non_causal sparse_mla_force_mqa""",
+        minimax_m3_indexer_cp hisparse_config use_non_causal sparse_mla_force_mqa
+        use_fp4_indexer_cache use_prefill_decode_attention""",
     "HiSparseConfig": "device_buffer_size eager_host_mirror",
     "MambaConfig": """backend enable_stochastic_rounding stochastic_rounding_philox_rounds
         ssu_algorithm""",
     "KernelConfig": """monokernel moe_backend sparse_indexer_topk_backend linear_backend
-        linear_backend_per_quant""",
+        linear_backend_per_quant enable_bf16x3_router_gemm""",
     "LoRAConfig": """fully_sharded_loras lora_dtype target_modules enable_tower_connector_lora
         enable_mixed_moe_lora_format enable_moe_shared_loras max_lora_cls_labels""",
     "SpeculativeConfig": """num_speculative_tokens method draft_tensor_parallel_size quantization
@@ -89,7 +90,7 @@ IGNORED: dict[str, dict[str, str]] = {
             renderer_num_workers hf_token""",
         OUTPUT: """return_sampling_mask max_logprobs logprobs_mode use_fp64_gumbel
             enable_trace_replay generation_config override_generation_config logits_processors
-            pooler_config served_model_name""",
+            pooler_config served_model_name enable_return_routed_experts""",
         SPEED: """enforce_eager enable_sleep_mode sleep_preserve_parameter_names
             sleep_mode_backend sleep_mode_offload_cudagraph enable_nccl_comm_suspend
             enable_cumem_allocator""",
@@ -111,8 +112,8 @@ IGNORED: dict[str, dict[str, str]] = {
             simple_cpu_offload_num_blocks kv_cache_size_tokens kv_cache_max_concurrency
             kv_cache_memory_bytes kv_offloading_size mamba_page_size_padded skip_page_size_padded
             mamba_block_size""",
-        NAMED: """block_size user_specified_block_size _block_size_resolved
-            effective_attention_block_size hash_block_size prefix_match_unit
+        NAMED: """block_size user_specified_block_size user_specified_mamba_block_size
+            _block_size_resolved effective_attention_block_size hash_block_size prefix_match_unit
             cache_hit_alignment_tokens prefix_caching_hash_algo""",
         REGISTERED: "kv_cache_layout is_attention_free",
         SPEED: "enable_prefix_caching prefix_cache_retention_interval kv_offloading_backend",
@@ -124,17 +125,18 @@ IGNORED: dict[str, dict[str, str]] = {
             data_parallel_external_lb data_parallel_hybrid_lb data_parallel_index
             max_parallel_loading_workers enable_elastic_ep elastic_ep_max_dp_size
             ray_workers_use_nsight ray_runtime_env placement_group distributed_executor_backend
-            worker_cls worker_extension_cls master_addr master_port node_rank nnodes numa_bind
-            numa_bind_nodes numa_bind_cpus assigned_physical_gpu_ids distributed_timeout_seconds
-            cpu_distributed_timeout_seconds rank world_size _data_parallel_master_port_list
-            _coord_store_port _api_process_count _api_process_rank enable_fault_tolerance
-            fault_tolerance_config""",
+            worker_cls sd_worker_cls worker_extension_cls master_addr master_port node_rank nnodes
+            numa_bind numa_bind_nodes numa_bind_cpus assigned_physical_gpu_ids
+            distributed_timeout_seconds cpu_distributed_timeout_seconds rank world_size
+            _data_parallel_master_port_list _coord_store_port _api_process_count _api_process_rank
+            enable_fault_tolerance fault_tolerance_config""",
         SUMS: """enable_hc_sp enable_expert_parallel enable_batch_sharded_sampling
             enable_ep_weight_filter enable_eplb eplb_config expert_placement_strategy
             disable_custom_all_reduce dcp_comm_backend dcp_q_replicate""",
         SPEED: """enable_shm_tensor_arena enable_dbo ubatch_size dbo_decode_token_threshold
             dbo_prefill_token_threshold disable_nccl_for_dp_synchronization""",
         "follows from the model": "is_moe_model",
+        "is said with the registered memory, where it matters (ranks.py)": "tensor_parallel_size",
         "lets an interleave be chosen, and that counts": "_allow_auto_resolve_cp_interleave_size",
     },
     "LoadConfig": {
@@ -231,6 +233,7 @@ ENVIRONMENT = frozenset(
         "VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD",
         "VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD",
         "VLLM_MARLIN_INPUT_DTYPE",
+        "VLLM_TEST_FORCE_FP8_MARLIN",
         "VLLM_HUMMING_ONLINE_QUANT_CONFIG",
         "VLLM_HUMMING_INPUT_QUANT_CONFIG",
         "VLLM_HUMMING_USE_F16_ACCUM",
@@ -249,6 +252,8 @@ ENVIRONMENT = frozenset(
         "VLLM_ROCM_USE_AITER_FP8BMM",
         "VLLM_ROCM_USE_AITER_FP4BMM",
         "VLLM_ROCM_USE_AITER_MOE_A4W4_DSV4",
+        "VLLM_ROCM_USE_AITER_MOE_SITUV2_A8W4",
+        "VLLM_ROCM_USE_AITER_FP4_ASM_GEMM",
         "VLLM_ROCM_QUICK_REDUCE_QUANTIZATION",
         "VLLM_ROCM_QUICK_REDUCE_CAST_BF16_TO_FP16",
         "VLLM_ROCM_FP8_MFMA_PAGE_ATTN",

@@ -16,6 +16,10 @@ A `look` reads all of it; a `glance` reads the next few places and says whether 
 were. An update by training or a merge touches nearly every parameter, so a glance sees it at once;
 one that touches a single parameter is seen by the next look.
 
+Each tensor parallel rank has its part of the large matrices, and so another `digest` than the
+others. `common` is of those parameters alone that every rank has whole, of modules named in WHOLE:
+it is the same in all ranks, however many there are.
+
 Cost, measured on one core of a busy EPYC: a look at the 195 parameters of an 8B model takes 3 ms, a
 glance 0.1 ms.  The look is in the step in which an idle engine begins, beyond the 0.2 ms that a
 step is to take, and is not cut into pieces over the steps that follow: their loads and saves would
@@ -41,6 +45,10 @@ it misses one in five, and a glance reads dozens."""
 
 GLANCE: Count = 32
 """Pieces that a glance reads: within a scheduler step it is not noticed."""
+
+
+WHOLE = frozenset({"RMSNorm", "LayerNorm", "ReplicatedLinear"})
+"""vLLM's modules that no rank has a part of; norms are in every layer, and training moves them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,7 @@ class Weights:
         self._next = 0  # where the next glance begins
         self.sure = True  # no weights that cannot be read were exchanged
         self.digest = b""  # of the last look; empty where the weights cannot be read
+        self.common = b""  # likewise, of what every tensor parallel rank has whole
         self.look()
         self.first = self.digest  # of the weights as they were loaded
 
@@ -116,14 +125,16 @@ class Weights:
 
     def _read(self) -> bytes:
         digest = blake2b(digest_size=16, person=b"pegaflow.live")
+        common = blake2b(digest_size=16, person=b"pegaflow.common")
         for path, module, name, tensor in _tensors(self._models):
             if tensor.is_meta or tensor.device.type != "cpu":
                 return b""
             address, size = _memory(tensor)
             offsets = _offsets(size)
             pieces = [_piece(address, size, offset) for offset in offsets]
-            digest.update(f"{path}.{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(b"".join(pieces))
+            said = f"{path}.{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode()
+            for every in (digest, common) if type(module).__name__ in WHOLE else (digest,):
+                every.update(said + b"".join(pieces))
             if pieces:
                 self._reads.append(_Read(module, name, offsets, pieces))
         if not self._reads:
@@ -134,6 +145,7 @@ class Weights:
             for name, value in list(vars(module).items()):
                 if isinstance(value, FunctionType) and value.__closure__:
                     self._packed.append(_Packed(module, name, weakref.ref(value)))
+        self.common = common.digest()
         return digest.digest()
 
 

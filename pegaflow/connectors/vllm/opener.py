@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pegaflow.client import Client, Done, Lease, LookupDone
+from pegaflow.client import Client, Done, Lease, LookupDone, Seen
 from pegaflow.wire.units import Count, Seconds
 
 OPEN_S: Seconds = 5.0
@@ -32,10 +32,10 @@ class Opener:
     _opened: deque[Client] = field(default_factory=deque)  # left behind by the thread; one at most
     _kept: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
 
-    def connect(self, patience: float) -> str:
+    def connect(self, patience_s: float) -> str:
         """Open the first session; why it is not open yet, '' if it is."""
         self._client = self.make(0)
-        if self._client.connect(patience):
+        if self._client.connect(patience_s):
             return ""
         return f"{self._client.refusal or 'no answer yet'}; it is used once it is there"
 
@@ -65,10 +65,10 @@ class Opener:
         return self._client
 
     @property
-    def on_its_way(self) -> bool:
-        """Whether a session is being opened, and nothing is known to be in the way."""
+    def refused(self) -> bool:
+        """Whether something is known to be in the way of a session."""
         client = self._present()
-        return client is None or not (client.attached or client.refusal)
+        return client is not None and client.refused
 
     def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int | None:
         """Ask about a request's blocks that `find` cannot say, as `Client.start_lookup`.
@@ -85,6 +85,11 @@ class Opener:
         """A request's blocks that are in memory, as `Client.find`; None: ask by `start_lookup`."""
         client = self._present()
         return None if client is None else client.find(keys)
+
+    def see(self, keys: Sequence[bytes]) -> Seen | None:
+        """Which of these blocks the cache has, as `Client.see`; None: nobody can say."""
+        client = self._present()
+        return None if client is None else client.see(keys)
 
     @property
     def by_message(self) -> str | None:

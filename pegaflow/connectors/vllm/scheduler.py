@@ -6,8 +6,7 @@ when a request arrives and collected when it is scheduled, within one small budg
 of a step; what is not there yet is asked for again in the next step. The first requests of an
 engine may come before all of its ranks have joined the session: they are held back like any whose
 answer is not there, for as long as a lookup may take. The half owns one Client, without registered
-memory, which opens the engine's session (opener.py), and another session in each epoch (watch.py);
-the workers' clients join that session.
+memory, which opens the engine's session, another one in each epoch (opener.py); the workers' join.
 
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
@@ -20,20 +19,24 @@ published as well.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pegaflow.client import Client, Lease, LookupDone
-from pegaflow.connectors.common.requests import LoadOrder, Requests, SaveOrder, Tracked
-from pegaflow.connectors.common.steps import Saving, Steps
+from pegaflow.connectors.common.hints import hints
+from pegaflow.connectors.common.steps import Steps
+from pegaflow.connectors.common.tracked import LoadOrder, Lookup, SaveOrder, Tracked
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Seconds
 
 from . import compat
 from .adapters import Adapters
+from .events import Events
+from .metrics import SchedulerTally, Stats
 from .opener import Opener
-from .settings import Engine, Reading
+from .orders import StepOrders
+from .settings import Engine, Reading, requests
+from .tables import Tables
 from .watch import Look
 
 STEP_BUDGET_S: Seconds = 0.0002
@@ -46,23 +49,10 @@ CONNECT_S: Seconds = 1.0
 """Once, while the engine starts, which takes far longer: its first requests should not all miss.
 Later nothing waits for a connection."""
 
+IGNORED_EVERY_S: Seconds = 60.0
+"""One line in this time on what requests ask for and is not understood."""
+
 FOR_EVER = float("inf")
-
-
-@dataclass
-class StepOrders(compat.Metadata):  # type: ignore[misc]
-    """What the workers are to do in one step. Plain values: it may cross processes."""
-
-    namespace: bytes = b""  # the scheduler's; a worker with another one does not work
-    epoch: int = 0  # counts changes of the weights
-    loads: tuple[LoadOrder, ...] = ()
-    saves: tuple[SaveOrder, ...] = ()
-    preempted: tuple[str, ...] = ()  # requests whose blocks are gone
-    held: tuple[str, ...] = ()  # finished requests whose blocks wait for their saves
-    let_go: tuple[str, ...] = ()  # held requests that need not be held any more
-    dropped: tuple[int, ...] = ()  # saves whose blocks are written by somebody else from now on
-    abandoned: tuple[tuple[str, tuple[int, ...]], ...] = ()  # loads to report failed: ids, blocks
-    look: Look = Look()  # whether the weights are to be looked at
 
 
 class Scheduler:
@@ -70,30 +60,33 @@ class Scheduler:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._requests = Requests(
-            engine.block_tokens, engine.hash_tokens, engine.world, engine.settings.saves
-        )
+        self._tally = SchedulerTally(engine.settings.timeout_s)
+        self._requests, self._grouped = requests(engine, lambda keys: self._client.see(keys))
+        self._tables = Tables(engine.block_tokens, engine.groups is not None)
         self._steps = Steps(compat.processed_tokens)
         self._pool: Any = None  # vLLM's, which knows how many of its blocks are free
         self._epoch = 0  # counts changes of the weights, as the workers saw them
         self._look = Look()
-        self._look_until = 0.0  # a request that must wait for it waits so long
+        self._look_until_s = 0.0  # a request that must wait for it waits so long
         self._looked = 0  # the newest look that every worker has answered
         self._stale = False  # vLLM holds blocks of other weights: nothing is read or saved
         self._adapters = Adapters(
             engine.adapters, _no_keys, engine.settings.weights_hash is Reading.FULL
         )
-        self._checked = False  # the worked-out hash seed was compared with vLLM's
+        self._checked = False  # there was a request, by which vLLM can be looked at
         self._off = ""  # why nothing is asked or saved any more
         self._client = Opener(self._new_client)
+        self._events = Events(engine, self._client.see)
         why = self._client.connect(CONNECT_S)
         if why:
             compat.logger().warning("pegaflow: no service: %s", why)
-        # So long a session of which a rank is missing is waited for: from its first such answer on.
-        self._early_until = FOR_EVER
+        # So long a session that is gone, or of which a rank is missing, is waited for: from its
+        # first such answer on.
+        self._early_until_s = FOR_EVER
         self._by_message: str | None = ""  # why lookups cost a message, as it was last logged
-        self._spent = 0.0  # of STEP_BUDGET_S, in this step
-        self._polled = 0.0  # when the client was last given the time to do its I/O
+        self._spent_s = 0.0  # of STEP_BUDGET_S, in this step
+        self._ignored_s = -FOR_EVER  # when it was last logged that a request was not understood
+        self._polled_s = 0.0  # when the client was last given the time to do its I/O
         # Loads promised to vLLM that no worker has been told of: request -> order or block ids.
         self._loads: dict[str, LoadOrder | tuple[int, ...]] = {}
         self._held: list[str] = []  # finished since the last step, to be reported by the workers
@@ -118,7 +111,6 @@ class Scheduler:
 
     def new_request(self, request: Any) -> None:
         """A request arrived: ask the cache about it."""
-        self._check_seed()
         self._track(request)
         self._ask(request)
 
@@ -135,10 +127,10 @@ class Scheduler:
         name = request.request_id
         self._track(request)
         if self._look.number > self._looked and (self._look.reset or self._engine.careful):
-            return (None if time.monotonic() < self._look_until else 0), False
+            return (None if time.monotonic() < self._look_until_s else 0), False
         self._ask(request)
         tokens = self._requests.offer(name, computed)
-        if tokens is None and self._spent < STEP_BUDGET_S:
+        if tokens is None and self._spent_s < STEP_BUDGET_S:
             self._collect()
             tokens = self._requests.offer(name, computed)
         if tokens is None:
@@ -152,9 +144,14 @@ class Scheduler:
         name, tracked = request.request_id, self._requests.tracked
         if name in tracked:
             return tracked[name]
+        self._check(request)
         if not tracked:
             self._look_again(reset=False)
-        return self._requests.add(name, self._adapters.source(request))
+        asked, ignored = hints(*compat.said(request), self._engine.settings.hints)
+        if ignored and time.monotonic() >= self._ignored_s + IGNORED_EVERY_S:
+            self._ignored_s = time.monotonic()
+            compat.logger().warning("pegaflow: of what request %s asks: %s", name, ignored)
+        return self._requests.add(name, self._adapters.source(request), asked)
 
     def _look_again(self, reset: bool) -> None:
         before, clean = self._look, compat.holds_nothing(self._pool)
@@ -162,40 +159,50 @@ class Scheduler:
             clean = reset or (before.clean and before.number > self._looked)
         reset = reset or (before.reset and before.number > self._looked)
         self._look = Look(before.number + 1, reset, clean)
-        self._look_until = time.monotonic() + self._engine.settings.timeout_s
+        self._look_until_s = time.monotonic() + self._engine.settings.timeout_s
 
     def _ask(self, request: Any) -> None:
         off = self._off or self._stale or not self._engine.settings.loads
-        if off or time.monotonic() >= self._early_until:
-            self._requests.settle(request.request_id)
+        name, now_s = request.request_id, time.monotonic()
+        if off or now_s >= self._early_until_s:
+            self._requests.settle(name, Lookup.EARLY)
         if off:
+            self._requests.settle(name, Lookup.SHORT)
             return
         if getattr(request, "skip_reading_prefix_cache", False):
             return
-        keys = self._requests.wants(request.request_id)
-        found = self._client.find(keys) if keys else None
-        if found is not None:
-            self._requests.asked(request.request_id, found.ticket, time.monotonic())
-            self._answer(found, time.monotonic())
-        elif keys:
-            timeout = self._engine.settings.timeout_s
-            ticket = self._client.start_lookup(keys, timeout=timeout)
-            if ticket is not None:
-                self._requests.asked(request.request_id, ticket, time.monotonic())
+        keys = self._requests.wants(name, now_s)
+        while keys:
+            found = self._client.find(keys)
+            if found is None:
+                self._ask_session(name, keys, now_s)
+                return
+            self._requests.asked(name, found.ticket, now_s)
+            self._answer(found, now_s)
+            keys = self._grouped.wants_next(name) if self._grouped else ()
+
+    def _ask_session(self, name: str, keys: Sequence[bytes], now_s: float) -> None:
+        ticket = self._client.start_lookup(keys, timeout=self._engine.settings.timeout_s)
+        if ticket is not None:
+            self._requests.asked(name, ticket, now_s)
+            self._tally.asked(ticket, now_s)
+        else:
+            self._requests.settle(name, Lookup.SHORT)
 
     def _collect(self) -> None:
         """Read answers for as long as this step's budget lasts, if none is here at once."""
         start = time.monotonic()
-        for done in self._client.poll(max(0.0, STEP_BUDGET_S - self._spent)):
+        for done in self._client.poll(max(0.0, STEP_BUDGET_S - self._spent_s)):
             assert isinstance(done, LookupDone)
+            self._tally.answered(done.ticket, time.monotonic(), done.blocks)
             if self._is_early(done.status, start):
                 self._requests.early(done.ticket)
                 continue
             self._answer(done, start)
-        now = time.monotonic()
-        self._spent += now - start
-        self._polled = now
-        self._requests.give_up(now - self._engine.settings.timeout_s)
+        now_s = time.monotonic()
+        self._spent_s += now_s - start
+        self._polled_s = now_s
+        self._requests.give_up(now_s - self._engine.settings.timeout_s)
 
     def _report(self) -> None:
         """One line for each change of how lookups go."""
@@ -205,32 +212,35 @@ class Scheduler:
         elif before and not self._by_message:
             compat.logger().info("pegaflow: lookups of what is in memory cost no message")
 
-    def _answer(self, done: LookupDone, now: float) -> None:
+    def _answer(self, done: LookupDone, now_s: float) -> None:
         if done.status is Status.OK:
-            self._early_until = 0.0  # all have been there
+            self._early_until_s = FOR_EVER
         in_time = done.status is not Status.EXPIRED
-        unwanted = self._requests.answered(done.ticket, done.lease, in_time, now, disk=done.disk)
+        unwanted = self._requests.answered(done.ticket, done.lease, in_time, now_s, disk=done.disk)
         self._release([unwanted] if unwanted else [])
 
-    def _is_early(self, status: Status, now: float) -> bool:
-        """Whether the session, or a rank of it, may still be on its way."""
-        opening = status is Status.DISCONNECTED and self._client.on_its_way
-        if not opening and status is not Status.NOT_ATTACHED:
+    def _is_early(self, status: Status, now_s: float) -> bool:
+        """Whether the session, or a rank of it, was still on its way, and may be here by now."""
+        lost = status is Status.DISCONNECTED and not self._client.refused
+        if not lost and status is not Status.NOT_ATTACHED:
             return False
-        if self._early_until == FOR_EVER:
-            self._early_until = now + self._engine.settings.timeout_s
-        return now < self._early_until
+        if self._early_until_s == FOR_EVER:
+            self._early_until_s = now_s + self._engine.settings.timeout_s
+        return now_s < self._early_until_s
 
     def _release(self, leases: list[Lease]) -> None:
         for lease in leases:
             self._client.release(lease)
 
-    def _check_seed(self) -> None:
-        if not self._checked:
-            self._checked = True
-            if compat.parent_differs(self._engine.parent):
-                self._off = "vLLM's hash seed is not what its configuration says"
-                compat.logger().error("pegaflow: off: %s", self._off)
+    def _check(self, request: Any) -> None:
+        """With the first request, whether vLLM is what the start of the engine took it for."""
+        if self._checked:
+            return
+        self._checked = True
+        engine = self._engine
+        self._off = compat.unlike(request, self._pool, engine.parent, engine.hash_tokens)
+        if self._off:
+            compat.logger().error("pegaflow: off: %s", self._off)
 
     # loads and saves
 
@@ -249,16 +259,20 @@ class Scheduler:
             blocks: vLLM's KVCacheBlocks, of the whole request.
             tokens: those that vLLM waits for, as `matched` has said; 0: none.
         """
-        name, ids = request.request_id, compat.block_ids(blocks)
+        name, tables = request.request_id, self._tables.of(blocks)
         tracked = self._track(request)
-        self._allocated[name] = ids[tracked.local :] if tokens else ids
+        given = self._tables.ids(tables, tracked.local if tokens else 0)
+        self._allocated[name] = given
         if tokens:
-            self._loads[name] = tuple(ids[tracked.local :])  # come what may, it is reported
-        self._release(self._requests.allocated(name, ids, tokens))
+            self._loads[name] = tuple(given)  # come what may, it is reported
+        self._release(self._requests.allocated(name, tables, tokens))
         order = tracked.loading
         if tokens and order is not None:
             self._client.share(order.lease)
             self._loads[name] = order
+            self._tally.found(len(order.blocks), self._requests.from_disk(name))
+            loaded = -(-tokens // self._engine.block_tokens)
+            self._events.add(tracked.source, 0, tracked.local + loaded)
 
     def sources(self, name: str, tokens: int) -> dict[Any, int]:
         """Which tiers the load just ordered comes from.
@@ -273,6 +287,10 @@ class Scheduler:
         disk = min(tokens, self._requests.from_disk(name) * self._engine.block_tokens)
         return compat.hit_sources(tokens - disk, disk)
 
+    def stats(self) -> Stats | None:
+        """What was counted since the last step."""
+        return self._tally.step(time.monotonic())
+
     def lost_sight(self) -> None:
         """Blocks were given to somebody, and we do not know which."""
         self._blind = True
@@ -283,11 +301,11 @@ class Scheduler:
 
     def orders(self, output: Any) -> StepOrders:
         """Everything that this step brings, for the workers."""
-        if time.monotonic() - self._polled > POLL_EVERY_S:
-            self._spent = STEP_BUDGET_S
+        if time.monotonic() - self._polled_s > POLL_EVERY_S:
+            self._spent_s = STEP_BUDGET_S
             self._collect()
             self._report()
-        self._spent = 0.0
+        self._spent_s = 0.0
         preempted = tuple(getattr(output, "preempted_req_ids", None) or ())
         for name in preempted:
             self._release(self._requests.preempted(name))
@@ -295,11 +313,15 @@ class Scheduler:
         cold = self._stale and not (self._look.clean and self._look.number > self._looked)
         orders = self._outgoing()
         orders.preempted = preempted
-        orders.saves = () if self._off or cold else tuple(self._saves(output))
         if self._blind:
             orders.dropped = self._requests.drop_loose()
         elif self._requests.loose:
-            orders.dropped = self._requests.reused(self._given(output))
+            given = self._tables.given(output, self._allocated)
+            orders.dropped = self._requests.reused(given)
+        if self._grouped:
+            orders.late = tuple(self._grouped.late(orders.dropped))
+            self._note(orders.late)
+        orders.saves = () if self._off or cold else tuple(self._saves(output))
         orders.let_go = self._requests.relax(self._free())
         self._sent()
         return orders
@@ -310,6 +332,8 @@ class Scheduler:
             if isinstance(order, LoadOrder):
                 self._loads[name] = order.blocks
         orders = self._outgoing()
+        if self._grouped:
+            self._grouped.drop_late()
         orders.dropped = self._requests.drop_loose()
         self._sent()
         return orders
@@ -328,56 +352,43 @@ class Scheduler:
     def _sent(self) -> None:
         self._loads, self._held, self._allocated, self._blind = {}, [], {}, False
 
-    def _rows(self, output: Any) -> Iterator[tuple[str, list[int], bool, int]]:
-        """Of each scheduled request: its new blocks, whether they are all it has, and its tokens
-        that are computed."""
-        for new in output.scheduled_new_reqs:
-            yield new.req_id, compat.block_ids(new.block_ids), True, new.num_computed_tokens
-        cached = output.scheduled_cached_reqs
-        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
-        for name, blocks, computed in rows:
-            ids = compat.block_ids(blocks) if blocks is not None else []
-            yield name, ids, name in cached.resumed_req_ids, computed
-
-    def _given(self, output: Any) -> list[int]:
-        """Blocks that this step, or a load that it starts, may write: all that their owner has not
-        had before, but for those that it found in vLLM's own cache."""
-        found: list[int] = []
-        for _, blocks, replaced, computed in self._rows(output):
-            found += blocks[computed // self._engine.block_tokens :] if replaced else blocks
-        for name, blocks in self._allocated.items():
-            if name not in output.num_scheduled_tokens:
-                found += blocks
-        return found
-
     def _saves(self, output: Any) -> list[SaveOrder]:
         scheduled: Mapping[str, int] = output.num_scheduled_tokens
-        found = [
-            self._requests.step(name, blocks, replaced, computed, scheduled=scheduled.get(name, 0))
-            for name, blocks, replaced, computed in self._rows(output)
+        orders = [
+            order
+            for name, blocks, replaced, computed in self._tables.rows(output)
+            for order in self._requests.stepped(
+                name, blocks, replaced, computed, scheduled=scheduled.get(name, 0)
+            )
         ]
-        orders = [order for order in found if order is not None]
-        whole, tracked = self._engine.block_tokens, self._requests.tracked
-        self._steps.ordered(
-            Saving(o.order, tracked[o.request], o.first, (o.first + len(o.keys)) * whole)
-            for o in orders
-        )
+        self._note(orders)
         return orders
+
+    def _note(self, orders: Sequence[SaveOrder]) -> None:
+        """These leave with the step."""
+        savings = [self._requests.saving(order) for order in orders]
+        self._steps.ordered(savings)
+        for saving in savings:
+            self._tally.saving(saving.order, saving.request)
+            last = saving.end // self._engine.block_tokens
+            self._events.add(saving.request.source, saving.first, last)
 
     # what the workers report
 
     def output(self, output: Any) -> None:
         """Failures first: a load that ended may have failed."""
         bad = getattr(output, "invalid_block_ids", None)
-        if bad or getattr(output, "failed_recving", None):
+        done = getattr(output, "kv_connector_worker_meta", None)
+        if bad or getattr(output, "failed_recving", None) or getattr(done, "stale", False):
             self._steps.void()
         if bad:
             self._requests.failed(bad)
+        if self._grouped:
+            self._grouped.refused(output.failed_recving)
         for name in output.finished_recving or ():
             self._requests.loaded(name)
-        done = getattr(output, "kv_connector_worker_meta", None)
-        for order, count in getattr(done, "saves", {}).items():
-            self._requests.saved(order, count)
+        for order, ranks in getattr(done, "saves", {}).items():
+            self._requests.saved(order, ranks)
         for name in output.finished_sending or ():
             self._requests.sent(name)
         if done is not None:
@@ -386,17 +397,21 @@ class Scheduler:
             if done.epoch > self._epoch:
                 self._begin_epoch(done.epoch)
 
-    def passed(self) -> None:
-        """vLLM has taken in the output of the oldest step."""
+    def passed(self) -> list[Any]:
+        """vLLM has taken in the output of the oldest step; what routers are to be told."""
         stands, void = self._steps.passed()
         if stands:
             self._client.commit(stands)
         for saving in void:
             self._client.skip_save(saving.order)
             self._requests.void(saving.request, saving.first)
+        return self._events.take(self._pool)
 
-    def finished(self, name: str) -> bool:
-        """The request ended; whether its blocks must wait for saves."""
+    def finished(self, request: Any, blocks: Sequence[Sequence[int]]) -> bool:
+        """The request ended, with these blocks of each group; whether they must wait for saves."""
+        name = request.request_id
+        if self._grouped and not (self._off or self._stale):
+            self._grouped.ends(name, blocks, compat.processed_tokens(request))
         held, leases = self._requests.finished(name, self._free())
         self._release(leases)
         if held:
@@ -411,9 +426,10 @@ class Scheduler:
     def _begin_epoch(self, epoch: int) -> None:
         """The weights have changed: nothing that the cache said so far holds."""
         self._epoch = epoch
+        self._events.lost()
         self._release(self._requests.clear_answers())
         self._client.reopen(epoch)
-        self._early_until = FOR_EVER
+        self._early_until_s = FOR_EVER
 
     def close(self) -> None:
         """The engine stops."""

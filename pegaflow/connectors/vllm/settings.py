@@ -8,19 +8,24 @@ worker can tell if they ever do not.
 import difflib
 import enum
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pegaflow.client import Seen
 from pegaflow.client.client import WAYS
+from pegaflow.connectors.common.grouped import GroupedRequests
+from pegaflow.connectors.common.groups import Groups
+from pegaflow.connectors.common.hints import NO_HINTS, PREFIX, Hints
+from pegaflow.connectors.common.requests import Requests
 from pegaflow.wire.units import Milliseconds
 
-from . import compat
+from . import compat, kvgroups
 from .endpoint import choose
 from .identity import adapter_settings, facts
 from .namespace import Namespace, namespace
+from .ranks import divided_by, replicas
 
-PREFIX = "pegaflow."
 DEFAULT_TIMEOUT_MS: Milliseconds = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
 long."""
@@ -61,6 +66,7 @@ class Settings:
     role: str = Role.BOTH  # vLLM's kv_role: a Role, or what another vLLM has
     weights_hash: Reading = Reading.SPREAD
     owner: int | None = None  # the user whose service is trusted, beside our own and root
+    hints: Hints = NO_HINTS  # of requests that say nothing
 
     @property
     def loads(self) -> bool:
@@ -86,8 +92,8 @@ def settings(
     Returns:
         The settings, and one warning per key or value that was not understood or is overruled.
     """
-    names = "endpoint host port curve owner mode timeout_ms way weights_hash".split()
-    known = {f"{PREFIX}{name}" for name in names}
+    names = "endpoint host port curve owner mode timeout_ms way weights_hash"
+    known = {f"{PREFIX}{name}" for name in [*names.split(), "wait_for_full_prefix"]}
     where = choose(extra, env)
     warnings = list(where.warnings)
     for key in extra:
@@ -113,6 +119,10 @@ def settings(
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
     reading = Reading(one_of("weights_hash", tuple(Reading)))
+    full = extra.get(f"{PREFIX}wait_for_full_prefix", False)
+    if not isinstance(full, bool):
+        warnings.append(f"{PREFIX}wait_for_full_prefix {full!r} is not true or false; using false")
+        full = False
     made = Settings(
         endpoint=where.url,
         curve=where.curve,
@@ -122,6 +132,7 @@ def settings(
         role=role,
         weights_hash=reading,
         owner=where.owner,
+        hints=Hints(wait_for_full_prefix=full),
     )
     if f"{PREFIX}mode" in extra:
         said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
@@ -143,10 +154,13 @@ class Engine:
     hash_tokens: int
     world: int  # ranks that hold a part of every block
     rank: int  # this process's; 0 in the scheduler
+    replicas: int  # consecutive ranks that hold the same bytes
+    divided_by: int  # tensor parallel ranks that share the KV out; 0: none does (ranks.py)
     parent: bytes | None  # what hash chains start from, if it can be known beforehand
     space: Namespace
     private: str  # why nobody else may have this namespace; '' if others may
     adapters: str  # what the configuration says of LoRA adapters
+    groups: Groups | None  # None: one of full attention
 
     @property
     def careful(self) -> bool:
@@ -159,6 +173,48 @@ class Engine:
         return compat.generation(self.config, epoch)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom an engine may exchange blocks with."""
+
+    parent: bytes | None  # what hash chains start from, if it can be known beforehand
+    space: Namespace
+    private: str  # why nobody else may have this namespace; '' if others may
+
+
+def identity(
+    vllm_config: Any, kv_cache_config: Any, whole: bool, more: Mapping[str, str] | None = None
+) -> tuple[Identity, list[str]]:
+    """Whom an engine of this configuration may exchange blocks with.
+
+    Args:
+        whole: every byte of weight files is read, not spread pages.
+        more: facts beside those of the configuration.
+
+    Returns:
+        That, and warnings for the log.
+    """
+    warnings = []
+    algorithm = compat.hash_algorithm(vllm_config)
+    parent = compat.first_parent(algorithm)
+    if parent is None:
+        # Nobody else can have this seed, so nobody else may have this namespace.
+        probe = compat.generation(vllm_config)
+        warnings.append(
+            f"{algorithm} hashes have a random seed in every process, so no other engine, and not"
+            " this one after a restart, will find what it caches; set PYTHONHASHSEED to the same"
+            f" value for all engines{compat.other_cure(algorithm)}"
+        )
+    else:
+        probe = compat.probe(algorithm, parent)
+    found = facts(vllm_config, kv_cache_config, whole)
+    found.base |= more or {}
+    if found.private:
+        warnings.append(f"no other engine will find what this one caches: {found.private}")
+        found.base["private"] = compat.generation(vllm_config).hex()
+    return Identity(parent, namespace(found.base, probe), found.private), warnings
+
+
 def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
     """What this engine is to the cache; the same in the scheduler and in every worker.
 
@@ -167,27 +223,16 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
     """
     role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", Role.BOTH))
     chosen, warnings = settings(compat.extra_config(vllm_config), os.environ, role)
-    algorithm = compat.hash_algorithm(vllm_config)
-    parent = compat.first_parent(algorithm)
-    if parent is None:
-        # Nobody else can have this seed, so nobody else may have this namespace.
-        probe = compat.generation(vllm_config)
-        warnings.append(
-            f"{algorithm} hashes have a random seed in every process, so no other engine, and not"
-            " this one after a restart, will find what it caches; set PYTHONHASHSEED to a shared"
-            " value or use sha256"
-        )
-    else:
-        probe = compat.probe(algorithm, parent)
     if compat.attribute(vllm_config, "kv_transfer_config.kv_load_failure_policy") == "fail":
         warnings.append(
             "kv_load_failure_policy is 'fail': a block that cannot be loaded ends its request with"
             " an error; set it to 'recompute'"
         )
-    found = facts(vllm_config, kv_cache_config, chosen.weights_hash is Reading.FULL)
-    if found.private:
-        warnings.append(f"no other engine will find what this one caches: {found.private}")
-        found.base["private"] = compat.generation(vllm_config).hex()
+    whole = chosen.weights_hash is Reading.FULL
+    groups = kvgroups.groups(kv_cache_config)
+    facts = {"kv groups": kvgroups.describe(kv_cache_config)} if groups else {}
+    known, more = identity(vllm_config, kv_cache_config, whole, facts)
+    warnings += more
     made = Engine(
         name=compat.engine_id(vllm_config),
         config=vllm_config,
@@ -196,9 +241,28 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
         hash_tokens=compat.hash_tokens(vllm_config, kv_cache_config),
         world=compat.world(vllm_config),
         rank=compat.rank(vllm_config),
-        parent=parent,
-        space=namespace(found.base, probe),
-        private=found.private,
+        replicas=replicas(vllm_config, kv_cache_config),
+        divided_by=divided_by(vllm_config, kv_cache_config),
+        parent=known.parent,
+        space=known.space,
+        private=known.private,
         adapters=adapter_settings(vllm_config),
+        groups=groups,
     )
     return made, warnings
+
+
+def requests(
+    engine: Engine, see: Callable[[Sequence[bytes]], Seen | None]
+) -> tuple[Requests, GroupedRequests | None]:
+    """The book of an engine's requests; and once more, if it is one of several groups.
+
+    Args:
+        see: the client's.
+    """
+    args = (engine.block_tokens, engine.hash_tokens, engine.world, engine.settings.saves)
+    patience_s = engine.settings.timeout_s
+    if engine.groups is None:
+        return Requests(*args, patience_s=patience_s), None
+    made = GroupedRequests(*args, patience_s=patience_s, groups=engine.groups, see=see)
+    return made, made

@@ -41,6 +41,7 @@ class Readable(Protocol):
     """What is used of `live.Weights`."""
 
     digest: bytes
+    common: bytes
 
     @property
     def known(self) -> bool:
@@ -82,6 +83,7 @@ class Watch:
     private: str  # why identity is not established; '' if it is
     weights: Readable
     generation: Callable[[int], bytes]  # a number that only this epoch of this start has
+    whole: bool = False  # what is registered is the same with any number of tensor parallel ranks
     epoch: int = 0
     looked: int = 0  # number of the last look
     stale: bool = False
@@ -122,6 +124,7 @@ class Watch:
     def name(self) -> str:
         """What the registered memory is called, beside its layout."""
         read = self.weights.known
-        said = f"model={self.memory or '-'} weights={self.weights.digest.hex() if read else '-'}"
+        digest = self.weights.common if self.whole else self.weights.digest
+        said = f"model={self.memory or '-'} weights={digest.hex() if read else '-'}"
         established = not self.private and (self.weights.original if read else self.epoch == 0)
         return said if established else f"{said} of {self.generation(self.epoch).hex()}"

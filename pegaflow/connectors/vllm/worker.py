@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pegaflow.client import Client
-from pegaflow.connectors.common.requests import LoadOrder
+from pegaflow.connectors.common.tracked import LoadOrder, SaveOrder
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.units import Seconds
 
@@ -33,8 +33,9 @@ from . import compat
 from .identity import in_memory
 from .layout import Tensor, Unrepresentable, plan
 from .live import Weights
+from .metrics import Tally
 from .mover import LET_GO_S, LOAD_TIMEOUT_S, Load, Mover, Reset, Save, Skip
-from .scheduler import StepOrders
+from .orders import StepOrders
 from .settings import Engine
 from .watch import Seen, Watch
 
@@ -58,7 +59,10 @@ from a session that hangs, and to stop what it is doing."""
 
 @dataclass
 class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
-    """Workers that ended a save since the last step, per order; the ranks' reports are added up."""
+    """Workers that ended a save since the last step, per order; the ranks' reports are joined.
+
+    Each has a bit, so that a report that comes twice says what it said.
+    """
 
     saves: dict[int, int] = field(default_factory=dict)
     looked: int = 0  # the newest look that was answered (watch.py)
@@ -69,7 +73,7 @@ class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
         """Both reports in one."""
         orders = self.saves.keys() | other.saves.keys()
         return SavesDone(
-            {n: self.saves.get(n, 0) + other.saves.get(n, 0) for n in orders},
+            {n: self.saves.get(n, 0) | other.saves.get(n, 0) for n in orders},
             min(self.looked, other.looked),
             max(self.epoch, other.epoch),
             self.stale or other.stale,
@@ -133,16 +137,22 @@ class Worker:
         engine: None: it could not be made, and nothing is moved; promises are kept.
         layout_name: vLLM's own of the axis order; '' where it has none.
         blocks: how many the engine has.
+        rank: this worker's.
+        whole: vLLM hears of a load that has failed by the request's name, not by the blocks.
     """
 
-    def __init__(self, engine: Engine | None, layout_name: str, blocks: int) -> None:
+    def __init__(
+        self, engine: Engine | None, layout_name: str, blocks: int, *, rank: int, whole: bool
+    ) -> None:
         self._engine = engine  # None: it could not be made; nothing is moved, promises are kept
         self._layout_name = layout_name
         self._blocks = blocks  # how many the engine has
+        self._rank = rank
+        self._whole = whole
         self._memory: tuple[Layout, list[Any]] | None = None  # what the Mover is given
         self._mover: Mover | None = None  # None: nothing can be moved
         self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
-        self._dead_since: float | None = None  # when the Mover was found dead
+        self._dead_since_s: float | None = None  # when the Mover was found dead
         self._watch: Watch | None = None  # present once memory is registered
         self._told = (0, 0, False)  # what the scheduler knows: look answered, epoch, stale
         self._orders: StepOrders | None = None  # of the step that runs, or ran last
@@ -152,7 +162,9 @@ class Worker:
         self._held: dict[str, float] = {}  # request -> when its saves are dropped
         self._received: set[str] = set()  # to be reported in this step
         self._errors: set[int] = set()  # to be reported in this step
+        self._failed: set[str] = set()  # to be reported in this step; those of `_received`
         self._ended: set[int] = set()  # save orders to be reported to the scheduler
+        self.tally = Tally()
 
     def register(self, caches: Mapping[str, Any], models: Sequence[Any] = ()) -> None:
         """The engine's KV memory; from now on it is offered to the service.
@@ -173,7 +185,8 @@ class Worker:
         if why:
             compat.logger().warning("pegaflow: no other engine will find what is cached: %s", why)
         private = self._engine.private or why
-        self._watch = Watch(said, private, weights_of(models), self._engine.generation)
+        weights, whole = weights_of(models), not self._engine.divided_by
+        self._watch = Watch(said, private, weights, self._engine.generation, whole=whole)
         self.restore()
 
     def unregister(self) -> None:
@@ -190,16 +203,17 @@ class Worker:
     def restore(self) -> None:
         """The KV memory is there, for the first time or again."""
         if self._mover is None and self._memory is not None and self._engine is not None:
-            self._dead_since = None
+            self._dead_since_s = None
             epoch = self._watch.epoch if self._watch else 0
             self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch=epoch)
             self._mover.start()
 
     def _named(self) -> Layout:
         """The layout of the registered memory, under the name of what is computed with."""
-        assert self._memory is not None and self._watch is not None
-        layout = self._memory[0]
-        return replace(layout, name=f"{layout.name} {self._watch.name()}")
+        assert self._memory is not None and self._watch is not None and self._engine is not None
+        layout, ranks = self._memory[0], self._engine.divided_by
+        divided = f" tp={ranks}" if ranks else ""
+        return replace(layout, name=f"{layout.name} {self._watch.name()}{divided}")
 
     @property
     def _moves(self) -> bool:
@@ -231,6 +245,7 @@ class Worker:
             self._finish(name, blocks)
         for order in orders.loads:
             self._load(order)
+        self._start(orders.late)
 
     def _follow(self, orders: StepOrders) -> None:
         """Go on under the scheduler's namespace."""
@@ -277,17 +292,19 @@ class Worker:
 
     def save(self, orders: StepOrders) -> None:
         """The step's KV is computed: start its saves, and note who waits for theirs."""
-        jobs: list[Save | Skip] = []
-        for order in orders.saves:
-            if self._moves:
-                save = Save(order)
-                self._saves.setdefault(order.request, []).append(save)
-                jobs.append(save)
-            else:
-                self._ended.add(order.order)
-                jobs.append(Skip(order.order))
-        if jobs and self._mover is not None and self._moves:
-            self._mover.submit(*jobs)
+        self._start(orders.saves)
+
+    def _start(self, orders: Sequence[SaveOrder]) -> None:
+        if self._mover is None or not orders:
+            self._ended.update(order.order for order in orders)
+        elif self._moves:
+            saves = tuple(map(Save, orders))
+            for save in saves:
+                self._saves.setdefault(save.order.request, []).append(save)
+            self._mover.submit(saves)
+        else:
+            self._ended.update(order.order for order in orders)
+            self._mover.submit(*(Skip(order.order) for order in orders))
 
     def finished(self, orders: StepOrders | None) -> tuple[set[str], set[str]]:
         """What has ended, each request once.
@@ -298,13 +315,13 @@ class Worker:
         Returns:
             Held requests whose saves are over, and requests whose load is over.
         """
-        now = time.monotonic()
-        if any(now >= load.until for load in self._loads.values()):
+        now_s = time.monotonic()
+        if any(now_s >= load.until_s for load in self._loads.values()):
             time.sleep(GIVE_WAY_S)
         for name in orders.held if orders else ():
-            self._held[name] = now + HOLD_S
-        for name, until in self._held.items():
-            if now >= until:
+            self._held[name] = now_s + HOLD_S
+        for name, until_s in self._held.items():
+            if now_s >= until_s:
                 self._drop(name)
         sent = {name for name in self._held if name not in self._saves}
         if orders:
@@ -315,9 +332,14 @@ class Worker:
         return sent, received
 
     def errors(self) -> set[int]:
-        """Engine blocks that this step's received requests do not have."""
+        """Engine blocks that this step's received requests do not have, where that is asked for."""
         errors, self._errors = self._errors, set()
-        return errors
+        return set() if self._whole else errors
+
+    def failed(self) -> set[str]:
+        """Those of this step's received requests that have to be computed anew."""
+        failed, self._failed = self._failed, set()
+        return failed if self._whole else set()
 
     def report(self) -> SavesDone | None:
         """What the scheduler half should know; None: nothing new."""
@@ -325,7 +347,7 @@ class Worker:
         now = (asked, watch.epoch, watch.stale) if watch else (asked, 0, False)
         if not self._ended and now == self._told:
             return None
-        done, self._told = SavesDone(dict.fromkeys(self._ended, 1), *now), now
+        done, self._told = SavesDone(dict.fromkeys(self._ended, 1 << self._rank), *now), now
         self._ended.clear()
         return done
 
@@ -346,27 +368,40 @@ class Worker:
         while mover is not None and mover.done:
             job = mover.done.popleft()
             if isinstance(job, Save):
+                self._count(job)
                 self._end(job)
             elif self._loads.pop(job.order.request, None) is not None:
-                self._finish(job.order.request, job.order.blocks if job.spoiled else job.failed)
+                failed = job.order.blocks if job.spoiled else job.failed
+                self._finish(job.order.request, failed, job)
         if mover is None or mover.dead:
             self._give_up()
 
     def _give_up(self) -> None:
         """Nobody will report what is open."""
-        now = time.monotonic()
-        if self._dead_since is None:
-            self._dead_since = now
+        now_s = time.monotonic()
+        if self._dead_since_s is None:
+            self._dead_since_s = now_s
             if self._mover is not None:
                 compat.logger().error("pegaflow: off: the mover thread has died")
         self.drop_all()
-        if now >= self._dead_since + DEAD_LOAD_S:
+        if now_s >= self._dead_since_s + DEAD_LOAD_S:
             for name in list(self._loads):
                 self._finish(name, self._loads.pop(name).order.blocks)
 
-    def _finish(self, name: str, failed: Iterable[int]) -> None:
+    def _finish(self, name: str, failed: Sequence[int], load: Load | None = None) -> None:
         self._received.add(name)
         self._errors.update(failed)
+        if failed:
+            self._failed.add(name)
+            self.tally.count("load_failure")
+        elif load is not None:
+            self.tally.moved("load", load.took_s, len(load.order.blocks))
+
+    def _count(self, save: Save) -> None:
+        if save.missing:
+            self.tally.count("save_failure")
+        elif save.missing is not None:
+            self.tally.moved("save", save.took_s, len(save.order.keys))
 
     def _drop(self, name: str) -> None:
         self._drop_saves(list(self._saves.get(name, ())))

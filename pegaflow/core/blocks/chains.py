@@ -63,10 +63,11 @@ class Chains:
             First pages, that of the head first.
         """
         while True:
-            walked = np.array(self._columns.walk(last, most), np.int64)
-            stamps = self._rows(walked[1:])[:, 1]
-            broken = np.flatnonzero(~self._columns.linked(walked[:-1], walked[1:], stamps))
-            found = walked[: broken[0] + 1 if len(broken) else len(walked)]
+            found = np.array(self._columns.walk(last, most), np.int64)
+            if len(found) > 1:
+                stamps = self._rows(found[1:])[:, 1]
+                broken = np.flatnonzero(~self._columns.linked(found[:-1], found[1:], stamps))
+                found = found[: broken[0] + 1 if len(broken) else len(found)]
             if not self._orphans or not self._adopt(PageId(int(found[-1]))):
                 return found[::-1]
 

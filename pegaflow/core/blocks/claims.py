@@ -7,6 +7,7 @@ claimed it.
 """
 
 from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
@@ -30,7 +31,7 @@ class _Open:
     holder: Hashable
     number: ClaimId
     namespace: Namespace
-    keys: tuple[Key, ...]  # those it owns; at least one
+    keys: frozenset[Key]  # those it owns; at least one
     due: tuple[int, int]  # (when it expires, serial): its place in the order of expiry
 
 
@@ -38,12 +39,12 @@ class ClaimTable:
     """All open claims. A claim in which nothing was new is not kept.
 
     Args:
-        ttl: nanoseconds that a claim lasts.
+        lasting_ns: how long a claim lasts.
     """
 
-    def __init__(self, ttl: int) -> None:
-        assert ttl > 0
-        self._ttl = ttl  # nanoseconds that a claim lasts
+    def __init__(self, lasting_ns: int) -> None:
+        assert lasting_ns > 0
+        self._lasting_ns = lasting_ns
         self._open: Grants[ClaimId, _Open] = Grants(ClaimId)
         self._owner: dict[Namespace, dict[Key, _Open]] = {}  # namespace -> key -> claim; none empty
         self._due: SortedDict = SortedDict()  # (when, serial) -> claim
@@ -89,14 +90,16 @@ class ClaimTable:
         self.expire(now)
         self.go_on_from(holder, number)
         owners = self._owner.get(namespace, {})
-        new: dict[Key, int] = {}
-        for position, key in enumerate(keys):
-            if key not in owners:
-                new.setdefault(key, position)
+        new = dict(zip(keys, range(len(keys)), strict=True))
+        if len(new) < len(keys) or not owners.keys().isdisjoint(new):
+            new = {}
+            for position, key in enumerate(keys):
+                if key not in owners:
+                    new.setdefault(key, position)
         if new:
             self._serial += 1
-            due = (now + self._ttl, self._serial)
-            taken = _Open(holder, number, namespace, tuple(new), due=due)
+            due = (now + self._lasting_ns, self._serial)
+            taken = _Open(holder, number, namespace, frozenset(new), due=due)
             self._open.add(holder, number, taken)
             self._owner.setdefault(namespace, owners).update(dict.fromkeys(new, taken))
             self._due[due] = taken
@@ -108,6 +111,13 @@ class ClaimTable:
         """Of each key whether this claim is open and has it. Anything else must not be sealed."""
         claim, owners = self._open.get(holder, number), self._owner.get(namespace, {})
         return [claim is not None and owners.get(key) is claim for key in keys]
+
+    def owns_all(
+        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: AbstractSet[Key]
+    ) -> bool:
+        """Whether this claim is open and has all of these."""
+        claim = self._open.get(holder, number)
+        return claim is not None and claim.namespace == namespace and claim.keys >= keys
 
     def expire(self, now: int) -> int:
         """Ends the claims that are due; returns how many."""
@@ -164,10 +174,11 @@ class ClaimTable:
 
     def _forget(self, claim: _Open) -> None:
         owners = self._owner[claim.namespace]
-        for key in claim.keys:
-            del owners[key]
-        if not owners:
+        if len(owners) == len(claim.keys):
             del self._owner[claim.namespace]
+        else:
+            for key in claim.keys:
+                del owners[key]
         del self._due[claim.due]
 
     def check(self) -> None:

@@ -18,14 +18,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Columns:
-    """Of resident blocks that are not cold."""
+    """Of resident blocks."""
 
     def __init__(self) -> None:
         self._head = np.zeros(0, np.uint32)  # first page of the block it belongs to + 1; 0: none
         self._next = np.zeros(0, np.uint32)  # page of the block's next shard + 1; 0: the last
         self._parent = np.zeros(0, np.uint32)  # first page of the block before it + 1; 0: unknown
         self._parent_stamp = np.zeros(0, np.uint32)  # under which that was so: its lower half
-        self._born = np.zeros(0, np.int64)  # nanoseconds; 0: in an earlier life, nobody knows
+        self._born_ns = np.zeros(0, np.int64)  # nanoseconds; 0: in an earlier life, nobody knows
 
     def reach(self, pages: int) -> None:
         """There are so many page ids at least."""
@@ -38,22 +38,22 @@ class Columns:
 
     # which pages are a block
 
-    def add(self, pages: Pages, born: int) -> None:
+    def add(self, pages: Pages, born_ns: int) -> None:
         """Blocks that are here now.
 
         Args:
             pages: a row per block, a column per shard; none of them is another's.
-            born: when they were published.
+            born_ns: when they were published.
         """
         self.reach(int(pages.max()) + 1)
         first = pages[:, 0]
-        assert not self._head[pages].any(), pages
+        assert not np.count_nonzero(self._head[pages]), pages
         self._head[pages] = first[:, None] + 1
         if pages.shape[1] > 1:
             self._next[pages[:, :-1]] = pages[:, 1:] + 1
         self._next[pages[:, -1]] = 0
         self._parent[first] = 0
-        self._born[first] = born
+        self._born_ns[first] = born_ns
 
     def remove(self, pages: Pages) -> None:
         """Nothing is here any more: all pages of the blocks that go."""
@@ -152,11 +152,11 @@ class Columns:
         same &= self._head[parents] == parents + 1
         return same
 
-    def born(self, first: PageId) -> int:
+    def born_ns(self, first: PageId) -> int:
         """When the block was published."""
-        return int(self._born[first])
+        return int(self._born_ns[first])
 
     def ages(self, first: Pages) -> Counter[int]:
         """How many of these were published when."""
-        times, counts = np.unique(self._born[first], return_counts=True)
+        times, counts = np.unique(self._born_ns[first], return_counts=True)
         return Counter(dict(zip(times.tolist(), counts.tolist(), strict=True)))

@@ -30,7 +30,7 @@ class Block:
     parent: Key = NO_KEY  # key of the block before it; may have been evicted since.  Empty: unknown
     leases: int = 0  # leases that name it, kept by the lease table; evictable only at 0
     checksums: tuple[int, ...] = ()  # of its pages, where they are kept; 0: never computed
-    born: int = 0  # when it was published, in nanoseconds; 0: in an earlier life, nobody knows
+    born_ns: int = 0  # when it was published; 0: in an earlier life, nobody knows
 
 
 class Handles:

@@ -23,9 +23,9 @@ block, and half as much again while others are filled."""
 STEP_BUCKETS: Count = 256
 """Copied in one go: a third of a millisecond."""
 
-COPIED_EACH: Count = 4
-"""Buckets copied for each block that is put: all are, before another eighth of the slots is used,
-if only one were."""
+COPIED_EACH: Count = 2
+"""Buckets copied for each block that is put: all are, before another sixteenth of the slots is
+used; after an eighth there would be too little room."""
 
 _LEAST_LOG2 = 3
 
@@ -39,6 +39,11 @@ class KeyMap:
         self._copied = 0  # buckets that `_next` has
         self._owed = 0  # buckets that are to be copied by now
         self._spilt: dict[int, PageId] = {}  # what found no place
+
+    def reserve(self, blocks: Count) -> None:
+        """So many are coming to an empty map."""
+        assert not len(self) and self._next is None
+        self._own = _empty(_log2_for(blocks))
 
     def find(self, fingerprints: U64) -> Pages:
         """The page of each, -1 where there is none."""

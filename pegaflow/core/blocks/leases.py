@@ -17,13 +17,18 @@ namespace, hence cut alike.
 """
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+
+import numpy as np
 
 from pegaflow.core.grants import Grants
 from pegaflow.core.pool.geometry import slot_size
-from pegaflow.wire.identities import LeaseId, PageId
+from pegaflow.wire.identities import LeaseId
 
+from .columns import Pages
 from .table import Block
 
 
@@ -34,7 +39,7 @@ class Lease:
     holder: Hashable
     number: LeaseId  # 1, 2, ... per holder
     blocks: tuple[Block, ...]  # in chain order
-    since: int  # when it was granted, in nanoseconds; to report old ones, never to end them
+    since_ns: int  # when it was granted; to report old ones, never to end them
 
 
 class LeaseTable:
@@ -44,7 +49,7 @@ class LeaseTable:
         self._open: Grants[LeaseId, Lease] = Grants(LeaseId)
         self._blocks: Counter[Hashable] = Counter()  # in all leases of a holder that has any
         self._pins: dict[Hashable, dict[Block, int]] = {}  # holder -> block -> its leases
-        self._pinned: Counter[Hashable] = Counter()  # bytes of those, once each
+        self._pinned_bytes: Counter[Hashable] = Counter()  # of those, once each
         self.pinned_bytes = 0  # of all blocks that have a lease, once each
 
     def grant(self, holder: Hashable, blocks: Sequence[Block], now: int) -> Lease:
@@ -69,7 +74,7 @@ class LeaseTable:
             pins[block] = count + 1
         size = _size(lease.blocks)
         self.pinned_bytes += fresh * size
-        self._pinned[holder] += mine * size
+        self._pinned_bytes[holder] += mine * size
         return lease
 
     def adopt(self, holder: Hashable, number: LeaseId, blocks: Sequence[Block], now: int) -> Lease:
@@ -133,27 +138,30 @@ class LeaseTable:
         """
         return self._open.count(holder), self._blocks[holder]
 
-    def pinned(self, holder: Hashable) -> int:
+    def bytes_of(self, holder: Hashable) -> int:
         """Bytes that this holder pins."""
-        return self._pinned[holder]
+        return self._pinned_bytes[holder]
 
-    def pages(self) -> Iterator[PageId]:
+    def pages(self) -> Pages:
         """Of all leased blocks; those that several holders lease come several times."""
-        return (page for pins in self._pins.values() for block in pins for page in block.pages)
+        blocks = chain.from_iterable(self._pins.values())
+        return np.fromiter(chain.from_iterable(map(attrgetter("pages"), blocks)), np.int64)
 
-    def affordable(self, holder: Hashable, blocks: Sequence[Block], most: int, of_all: int) -> int:
+    def affordable(
+        self, holder: Hashable, blocks: Sequence[Block], most_bytes: int, of_all_bytes: int
+    ) -> int:
         """How long a lead of these blocks may be leased.
 
         Args:
-            most: bytes that the holder may pin.
-            of_all: bytes that all holders together may pin.
+            most_bytes: what the holder may pin.
+            of_all_bytes: what all holders together may pin.
 
         Returns:
             Blocks, from the first on; what is pinned already costs nothing.
         """
-        mine, all_, size = self._pinned[holder], self.pinned_bytes, _size(blocks)
+        mine, all_, size = self._pinned_bytes[holder], self.pinned_bytes, _size(blocks)
         whole = len(blocks) * size
-        if mine + whole <= most and all_ + whole <= of_all:
+        if mine + whole <= most_bytes and all_ + whole <= of_all_bytes:
             return len(blocks)
         pins = self._pins.get(holder, {})
         for count, block in enumerate(blocks):
@@ -161,7 +169,7 @@ class LeaseTable:
                 continue
             mine += size
             all_ += 0 if block.leases else size
-            if mine > most or (all_ > of_all and not block.leases):
+            if mine > most_bytes or (all_ > of_all_bytes and not block.leases):
                 return count
         return len(blocks)
 
@@ -185,9 +193,9 @@ class LeaseTable:
                     mine += 1
             size = _size(lease.blocks)
             self.pinned_bytes -= free * size
-            self._pinned[holder] -= mine * size
+            self._pinned_bytes[holder] -= mine * size
         if ended and not self._open.count(holder):
-            del self._blocks[holder], self._pins[holder], self._pinned[holder]
+            del self._blocks[holder], self._pins[holder], self._pinned_bytes[holder]
 
     def check(self) -> None:
         """What is counted beside the leases is what they add up to."""
@@ -203,9 +211,9 @@ class LeaseTable:
             assert self._blocks[holder] == sum(len(lease.blocks) for _, lease in held)
             pins = Counter(block for _, lease in held for block in lease.blocks)
             assert self._pins[holder] == pins
-            assert self._pinned[holder] == sum(map(block_bytes, pins))
+            assert self._pinned_bytes[holder] == sum(map(block_bytes, pins))
         holders = self._open.holders()
-        assert self._blocks.keys() == holders == self._pins.keys() == self._pinned.keys()
+        assert self._blocks.keys() == holders == self._pins.keys() == self._pinned_bytes.keys()
         for block, count in counts.items():
             assert block.leases == count, (block, count)
         assert self.pinned_bytes == sum(map(block_bytes, counts))

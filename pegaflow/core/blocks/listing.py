@@ -12,8 +12,10 @@ Beside it stands what a tier has, for a reader who wonders whether a run goes on
 """
 
 from collections.abc import Collection, Iterable
-from itertools import chain
 
+import numpy as np
+
+from pegaflow.core.pool.columns import distinct
 from pegaflow.core.pool.fingerprints import U64, fingerprints, fold
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.scan import by_namespace, scan
@@ -86,11 +88,13 @@ class Listing:
         chunk = scan(self._ledger, first, count)
         self._next = PageId(first + count)
         heads = chunk.rows["shard"] == 0
-        single = heads & (chunk.rows["shards"] == 1)
-        found, rows = chunk.pages[single], chunk.rows[single]
+        found, rows = chunk.pages[heads], chunk.rows[heads]
         for namespace, here, hashes in by_namespace(rows):
-            self.table.add(fold(namespace, hashes), found[here])
-        self._add(filter(None, map(self._blocks.by_page, chunk.pages[heads & ~single].tolist())))
+            names, shards = fold(namespace, hashes), rows["shards"][here].astype(np.int64)
+            for count in distinct(shards).tolist():
+                some = shards == count
+                every, _ = self._blocks.columns.all_pages(found[here][some], shards[some])
+                self.table.add(names[some], every, count)
         if self._complete:
             self.table.publish()
             self._lacked = self.table.lacks
@@ -135,14 +139,8 @@ class Listing:
         names = fingerprints(namespace, list(keys)).tolist()
         assert not filter_.counts or all(map(filter_.may_have, names))
 
-    def _add(self, blocks: Iterable[Block]) -> None:
-        for (namespace, shards), some in _alike(blocks):
-            names = fingerprints(namespace, [block.key for block in some])
-            pages = list(chain.from_iterable([block.pages for block in some]))
-            self.table.add(names, pages, shards)
-
     def check(self) -> None:
-        """Readers find every block that is not cold, but for those that there was no room for."""
+        """Readers find every block, but for those that there was no room for."""
         if not self._complete or self.table.lacks:
             return
         for (namespace, _), some in _alike(self._blocks):

@@ -9,26 +9,24 @@ handles many blocks at once names them by their first pages; a `Block` (handles.
 only if somebody is to refer to it.
 
 Two keys may have the same fingerprint, if somebody wants it so: the second of them is in a dict.
-After a restart a block of one page may be *cold* (cold.py): nothing but its page is known, whose
-ledger record says the rest.  It becomes one like any other as soon as somebody asks for it.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pegaflow.core.pool.fingerprints import U64, fingerprints, fold
 from pegaflow.core.pool.ledger import NAMESPACE_BYTES, RECORD_BYTES, Record
-from pegaflow.core.pool.records import ROW, are_of, body_of, keys_of, page_sizes
+from pegaflow.core.pool.records import ROW, are_of, body_of, keys_of
 from pegaflow.core.pool.scan import by_namespace
 from pegaflow.wire.identities import NO_KEY, Key, Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes, Count
 
 from .chains import Chains
-from .cold import ColdTable, Hashes
 from .columns import Columns, Mask, Pages
 from .handles import Block as Block
 from .handles import Handles
@@ -47,10 +45,30 @@ class Fresh(NamedTuple):
     """Blocks of one namespace that are new, and of which no page belongs to another."""
 
     namespace: Namespace
-    keys: Sequence[Key]  # all different
+    keys: tuple[Key, ...]  # all different
     names: U64  # their fingerprints
     pages: Pages  # a row per block, a column per shard
     page_size: Bytes
+
+
+class Old(NamedTuple):
+    """The same of blocks that an earlier life has left, whose keys may be those of others."""
+
+    namespace: Namespace
+    names: U64
+    rows: npt.NDArray[Any]  # records of their first pages, of ROW
+    pages: Pages
+    page_size: Bytes
+
+    def fresh(self, places: Pages | slice, keys: tuple[Key, ...]) -> Fresh:
+        """Those at these places; without keys none of them has the fingerprint of another."""
+        return Fresh(
+            namespace=self.namespace,
+            keys=keys,
+            names=self.names[places],
+            pages=self.pages[places],
+            page_size=self.page_size,
+        )
 
 
 class Cut(NamedTuple):
@@ -66,8 +84,6 @@ class PrefixIndex:
 
     Args:
         read: the ledger record of a page.
-        warmed: called with the page size and the first pages of cold blocks that have just become
-            ones like any other.
         rows: the ledger's records of pages as rows of words, the state word first; None: they are
             made of what `read` says.
     """
@@ -75,16 +91,14 @@ class PrefixIndex:
     def __init__(
         self,
         read: Callable[[PageId], Record | None] = lambda page: None,
-        warmed: Callable[[int, Pages], None] = lambda page_size, pages: None,
         rows: Callable[[Pages], U64] | None = None,
     ) -> None:
         self.columns = Columns()
         self.handles = Handles(self._made)
         self._map = KeyMap()
         self._twins: dict[tuple[Namespace, Key], PageId] = {}  # whose fingerprint another one has
-        self._cuts: dict[Namespace, Cut] = {}  # of those that are not cold; none without blocks
-        self._cold: dict[Namespace, ColdTable] = {}  # by namespace; none empty
-        self._read, self._warmed = read, warmed
+        self._cuts: dict[Namespace, Cut] = {}  # none without blocks
+        self._read = read
         self._rows = rows if rows is not None else self._rows_read
         self.chains = Chains(self.columns, self._map, self._rows)
 
@@ -94,17 +108,24 @@ class PrefixIndex:
         """The first pages of the blocks of these keys, -1 where there is none."""
         return self.look(namespace, keys).first
 
-    def look(self, namespace: Namespace, keys: Sequence[Key], whole: bool = True) -> Looked:
-        """Search for keys; cold blocks among them become ones like any other.
-
-        Args:
-            whole: else only the leading run matters.
-        """
-        looked = self._look(namespace, keys)
-        cold = self._cold.get(namespace)
-        if cold is not None:
-            self._warm_keys(cold, namespace, keys, looked.first, whole=whole)
-        return looked
+    def look(self, namespace: Namespace, keys: Sequence[Key]) -> Looked:
+        """Search for keys."""
+        if not keys or len(namespace) != NAMESPACE_BYTES:
+            return Looked(np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.uint64), False)
+        names = fingerprints(namespace, keys)
+        if namespace not in self._cuts:
+            taken = bool(self.are_taken(names).any())
+            return Looked(np.full(len(keys), -1, np.int64), names, taken)
+        found, taken = self._map.find(names), False
+        hit = np.flatnonzero(found >= 0)
+        if len(hit):
+            wanted = keys if len(hit) == len(keys) else [keys[at] for at in hit.tolist()]
+            same = are_of(self._rows(found[hit]), namespace, wanted)
+            found[hit[~same]] = -1
+            taken = bool(np.count_nonzero(same) < len(same))
+        for at in np.flatnonzero(found < 0).tolist() if self._twins else ():
+            found[at] = self._twins.get((namespace, keys[at]), -1)
+        return Looked(found, names, taken)
 
     def page(self, namespace: Namespace, key: Key) -> PageId | None:
         """The first page of the block of this key; None: there is none."""
@@ -123,35 +144,26 @@ class PrefixIndex:
             keys: in chain order.
 
         Returns:
-            As many blocks as the run is long; a cold one among them becomes one like any other.
+            As many blocks as the run is long.
         """
-        found = self.look(namespace, keys, whole=False).first
+        found = self.look(namespace, keys).first
         absent = np.flatnonzero(found < 0)
         run = found[: absent[0]] if len(absent) else found
         return list(map(self.handles.of, run.tolist()))
 
     def cut(self, namespace: Namespace) -> Cut | None:
         """How blocks of the namespace are cut; None: none of it is here."""
-        found = self._cuts.get(namespace)
-        cold = self._cold.get(namespace)
-        page = cold.any_page() if found is None and cold else None
-        if page is not None:
-            record = self._read(page)
-            assert record is not None, page
-            return Cut(_page_size(record.payload_bytes), 1, 0)
-        return found
+        return self._cuts.get(namespace)
 
     # by page
 
     def by_page(self, page: PageId) -> Block | None:
         """The resident block that has this page; None: no block does."""
         first = self.columns.head(page)
-        return self.handles.of(first) if first is not None else self.warm(page)
+        return self.handles.of(first) if first is not None else None
 
     def heads(self, pages: Pages) -> Pages:
         """The first pages of the blocks that have these, -1 where there is none."""
-        if self._cold:
-            self.warm_pages(pages)
         return self.columns.heads(pages)
 
     def holds(self, block: Block) -> bool:
@@ -168,7 +180,7 @@ class PrefixIndex:
         """The same of several of one namespace, with equally many pages each."""
         if blocks:
             namespace, page_size = blocks[0].namespace, blocks[0].page_size
-            keys = [block.key for block in blocks]
+            keys = tuple([block.key for block in blocks])
             pages = np.array([block.pages for block in blocks], np.int64)
             for block in blocks:
                 assert len(block.pages) == len(block.stamps) == len(set(block.pages)) > 0, block
@@ -179,29 +191,49 @@ class PrefixIndex:
             )
             self.put(new, 0, self.are_taken(names))
 
-    def put(self, new: Fresh, born: int, taken: Mask | None = None) -> None:
+    def put(self, new: Fresh, born_ns: int, taken: Mask | None = None) -> None:
         """These blocks are resident now.
 
         Args:
-            born: when they were published.
+            born_ns: when they were published.
             taken: which of their fingerprints those of other blocks are; None: none.
         """
         first, names = new.pages[:, 0], new.names
-        if taken is None:
-            taken = np.zeros(len(names), np.bool_)
         if len(set(names.tolist())) < len(names):
-            taken = taken | _repeated(names)
-        if taken.any():
+            again = _repeated(names)
+            taken = again if taken is None else taken | again
+        if taken is not None and np.count_nonzero(taken):
             for at in np.flatnonzero(taken).tolist():
                 assert (new.namespace, new.keys[at]) not in self._twins, new.keys[at]
                 self._twins[new.namespace, new.keys[at]] = PageId(int(first[at]))
             self._map.put(names[~taken], first[~taken])
         else:
             self._map.put(names, first)
-        self.columns.add(new.pages, born)
+        self.columns.add(new.pages, born_ns)
         before = self._cuts.get(new.namespace)
         count = (before.blocks if before else 0) + len(names)
         self._cuts[new.namespace] = Cut(new.page_size, new.pages.shape[1], count)
+
+    def reserve(self, blocks: Count) -> None:
+        """So many blocks are coming to an empty index."""
+        self._map.reserve(blocks)
+
+    def adopt(self, found: Old) -> Mask:
+        """These blocks are resident, if no other one has the same key.
+
+        Returns:
+            Which are.
+        """
+        taken = self.are_taken(found.names) | _repeated(found.names)
+        here = ~taken
+        if here.any():
+            self.put(found.fresh(slice(None) if here.all() else np.flatnonzero(here), ()), 0)
+        for at in np.flatnonzero(taken).tolist():
+            (key,) = keys_of(found.rows[at : at + 1])
+            if self.page(found.namespace, key) is None:
+                self.put(found.fresh(slice(at, at + 1), (key,)), 0, taken[at : at + 1])
+                here[at] = True
+        return here
 
     def are_taken(self, names: U64) -> Mask:
         """Which of these fingerprints a block has."""
@@ -250,129 +282,16 @@ class PrefixIndex:
         block.parent = before.key
         self.chains.link(block.pages[0], before.pages[0])
 
-    def add_cold(self, namespace: Namespace, hashes: Hashes, pages: Pages) -> None:
-        """Blocks of one page each, to be found once they are settled.
-
-        Args:
-            hashes: `cold.hash_of` their keys.
-            pages: beside `hashes`.
-        """
-        if namespace not in self._cold:
-            self._cold[namespace] = ColdTable(self._read)
-        self._cold[namespace].add(hashes, pages)
-
-    def settle_cold(self) -> list[PageId]:
-        """All cold blocks are added.  Pages whose key has a later one are not here: these."""
-        return [page for table in self._cold.values() for page in table.settle()]
-
-    def warm(self, page: PageId) -> Block | None:
-        """The block in this page, if it is cold: it becomes one like any other."""
-        if not self._cold:
-            return None
-        warmed = self.warm_pages(np.array([page], np.int64))
-        return self.handles.of(page) if len(warmed) else None
-
-    def warm_pages(self, pages: Pages) -> Pages:
-        """Those of these blocks that are cold become ones like any other.
-
-        Returns:
-            Their pages.
-        """
-        if not self._cold or not len(pages):
-            return np.empty(0, np.int64)
-        pages = pages[np.sort(np.unique(pages, return_index=True)[1])]
-        rows = self._rows(pages).view(ROW)[:, 0]
-        sizes = page_sizes(rows)
-        warmed = np.zeros(len(pages), np.bool_)
-        for namespace, here, hashes in by_namespace(rows):
-            cold = self._cold.get(namespace)
-            if cold is None:
-                continue
-            at = np.flatnonzero(here)
-            taken = cold.take(hashes, pages[at])
-            at, hashes = at[taken], hashes[taken]
-            warmed[at] = True
-            for size in np.unique(sizes[at]).tolist():
-                alike = sizes[at] == size
-                some, keys = pages[at[alike]], keys_of(rows[at[alike]])
-                names = fold(namespace, hashes[alike])
-                new = Fresh(
-                    namespace=namespace,
-                    keys=keys,
-                    names=names,
-                    pages=some[:, None],
-                    page_size=size,
-                )
-                self.put(new, 0, self.are_taken(names))
-                self._warmed(size, some[::-1])  # as if one after the other were the oldest
-            if not cold:
-                del self._cold[namespace]
-        return pages[warmed]
-
-    def _warm_keys(
-        self,
-        cold: ColdTable,
-        namespace: Namespace,
-        keys: Sequence[Key],
-        found: Pages,
-        *,
-        whole: bool,
-    ) -> None:
-        """The cold ones among these become ones like any other.
-
-        Args:
-            found: first pages beside `keys`; is completed.
-            whole: else only the leading run.
-        """
-        absent = np.flatnonzero(found < 0)
-        wanted = [keys[at] for at in absent.tolist()]
-        pages = cold.find_all(wanted)
-        hit = np.flatnonzero(pages >= 0)
-        same = are_of(self._rows(pages[hit]), namespace, [wanted[at] for at in hit.tolist()])
-        for at in hit[~same].tolist():
-            other = cold.find(wanted[at])
-            pages[at] = -1 if other is None else other
-        if not whole and len(missing := np.flatnonzero(pages < 0)):
-            pages = pages[: missing[0]]
-        here = pages >= 0
-        self.warm_pages(pages[here])
-        found[absent[: len(pages)][here]] = pages[here]
-
-    @property
-    def cold(self) -> int:
-        """How many blocks are cold."""
-        return sum(map(len, self._cold.values()))
-
     def __len__(self) -> int:
-        return sum(cut.blocks for cut in self._cuts.values()) + self.cold
+        return sum(cut.blocks for cut in self._cuts.values())
 
     def __iter__(self) -> Iterator[Block]:
-        """Every block that is not cold; not while adding or removing."""
+        """Every block; not while adding or removing."""
         return map(self.handles.of, self.columns.every_head().tolist())
 
     def pages(self) -> set[PageId]:
-        """The pages of all blocks, cold ones too."""
-        warm: list[PageId] = self.columns.every_page().tolist()
-        return {*warm, *(page for cold in self._cold.values() for page in cold)}
-
-    def _look(self, namespace: Namespace, keys: Sequence[Key]) -> Looked:
-        """As `look`, for those that are not cold."""
-        if not keys or len(namespace) != NAMESPACE_BYTES:
-            return Looked(np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.uint64), False)
-        names = fingerprints(namespace, keys)
-        if namespace not in self._cuts:
-            taken = bool(self.are_taken(names).any())
-            return Looked(np.full(len(keys), -1, np.int64), names, taken)
-        found, taken = self._map.find(names), False
-        hit = np.flatnonzero(found >= 0)
-        if len(hit):
-            wanted = keys if len(hit) == len(keys) else [keys[at] for at in hit.tolist()]
-            same = are_of(self._rows(found[hit]), namespace, wanted)
-            found[hit[~same]] = -1
-            taken = bool(np.count_nonzero(same) < len(same))
-        for at in np.flatnonzero(found < 0).tolist() if self._twins else ():
-            found[at] = self._twins.get((namespace, keys[at]), -1)
-        return Looked(found, names, taken)
+        """The pages of all blocks."""
+        return set(self.columns.every_page().tolist())
 
     def _made(self, first: PageId) -> Block:
         """The object of a block, out of its records."""
@@ -391,7 +310,7 @@ class PrefixIndex:
             depth=records[0].depth,
             parent=NO_KEY if parent is None else parent.key,
             checksums=tuple(record.checksum or 0 for record in records),
-            born=self.columns.born(first),
+            born_ns=self.columns.born_ns(first),
         )
 
     def _rows_read(self, pages: Pages) -> U64:
@@ -425,14 +344,6 @@ class PrefixIndex:
         assert cuts == {namespace: cut.blocks for namespace, cut in self._cuts.items()}
         assert sum(len(block.pages) for block in blocks) == len(self.columns.every_page())
         assert len(self._map) + len(self._twins) == len(blocks)
-        for namespace, cold in self._cold.items():
-            there = list(cold)
-            assert there or cold, "an empty table stayed"
-            for page in there:
-                record = self._read(page)
-                assert record is not None and record.shards == 1, (page, record)
-                assert record.namespace == namespace and cold.find(record.key) == page
-                assert self._look(namespace, (record.key,)).first.tolist() == [-1]
 
 
 def _page_size(payload_bytes: Bytes) -> Bytes:

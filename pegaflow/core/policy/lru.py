@@ -24,11 +24,14 @@ import numpy.typing as npt
 
 from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.handles import Block, Handles
-from pegaflow.wire.identities import PageId
+from pegaflow.core.pool.columns import among
 from pegaflow.wire.units import Count, Share
 
 LOOK_MAX: Count = 65536
 """Blocks one search looks at: some milliseconds.  It may find too few; the next one goes on."""
+
+LOOK_FIRST: Count = 256
+"""Blocks that are looked at before others, where some of the first will do."""
 
 CHUNK: Count = 4096
 """Uses of one array: looked through in 30 microseconds."""
@@ -40,6 +43,8 @@ SWEEP: Count = 4
 """Arrays swept for one that is filled: more than as many traces go as come."""
 
 _Ticks = npt.NDArray[np.int64]
+
+_NOTHING: Pages = np.empty(0, np.int64)
 
 
 class _Chunk:
@@ -287,8 +292,8 @@ class Lru:
     def coldest_extent(
         self,
         page_size_excluded: int,
-        extent_of: Callable[[PageId], int],
-        avoided: frozenset[int] = frozenset(),
+        extents_of: Callable[[Pages], tuple[Pages, Pages]],
+        avoided: Pages = _NOTHING,
     ) -> int | None:
         """The extent of the oldest block without a lease, to be emptied and reassigned. Other
         blocks in that extent may be leased.
@@ -296,24 +301,30 @@ class Lru:
         Args:
             page_size_excluded: blocks of this size are not looked at: it is the one that needs an
                 extent.
-            extent_of: the extent of a page id.
+            extents_of: for first pages of blocks the extents of all their pages, block by block,
+                and of which of the blocks each is, by its place.
             avoided: extents that are not to be chosen.
 
         Returns:
             None if there is no such block.
         """
-        oldest: tuple[int, PageId] | None = None
+        oldest: tuple[int, int] | None = None
         for page_size in [size for size in self._orders if size != page_size_excluded]:
-            for first in self.coldest(page_size, LOOK_MAX if avoided else 1).tolist():
-                if extent_of(first) in avoided:
-                    continue
-                pages = self._handles.of(first).pages if avoided else ()
-                if not avoided.isdisjoint(map(extent_of, pages)):
-                    continue
-                if oldest is None or self._last[first] < oldest[0]:
-                    oldest = (int(self._last[first]), first)
-                break
-        return extent_of(oldest[1]) if oldest else None
+            looked = LOOK_FIRST if len(avoided) else 1
+            while True:
+                first = self.coldest(page_size, looked)
+                extents, owners = extents_of(first)
+                free = np.ones(len(first), np.bool_)
+                free[owners[among(extents, avoided)]] = False
+                chosen = np.flatnonzero(free)[:1]
+                if len(chosen) or len(first) < looked or not len(avoided) or looked == LOOK_MAX:
+                    break
+                looked = min(8 * looked, LOOK_MAX)
+            for at in chosen.tolist():
+                use = int(self._last[first[at]])
+                if oldest is None or use < oldest[0]:
+                    oldest = (use, int(extents[np.searchsorted(owners, at)]))
+        return oldest[1] if oldest else None
 
     def __len__(self) -> int:
         """All blocks."""

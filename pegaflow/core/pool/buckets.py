@@ -59,6 +59,10 @@ class Half:
         Returns:
             The first page of each block, -1 where none is known.
         """
+        if len(fingerprints) <= FEW:
+            homes = (fingerprints >> self._shift).tolist()
+            each = zip(fingerprints.tolist(), homes, strict=True)
+            return np.array([self._find_from(name, home, HOPS) for name, home in each], np.int64)
         rows, slots, hit = self._look(fingerprints, fingerprints >> self._shift)
         slots += np.arange(2 * SLOTS, len(slots) * _NARROW, _NARROW)
         found: Pages = rows.view(np.uint32).reshape(-1).take(slots).astype(np.int64)
@@ -77,18 +81,19 @@ class Half:
             on = (hit == 0) & (rows[:, :SLOTS] != _EMPTY).all(axis=1)
             left, buckets = left[on], buckets[on]
         for at, bucket in zip(left.tolist(), buckets.tolist(), strict=True):
-            found[at] = self._find_after(int(fingerprints[at]), bucket, hops)
+            after = (bucket + 1) & len(self.words) - 1
+            found[at] = self._find_from(int(fingerprints[at]), after, hops)
         return found
 
-    def _find_after(self, fingerprint: int, bucket: int, hops: int) -> int:
-        """The page of this one, in the buckets after this one; -1: it is not there."""
+    def _find_from(self, fingerprint: int, bucket: int, hops: int) -> int:
+        """The page of this one, in this bucket or one after it; -1: it is not there."""
         for _ in range(hops):
-            bucket = (bucket + 1) & len(self.words) - 1
             row = self._slots[bucket * _WIDE : bucket * _WIDE + SLOTS].tolist()
             if fingerprint in row:
                 return int(self._pages[bucket * _NARROW + 2 * SLOTS + row.index(fingerprint)])
             if _EMPTY in row:
                 break
+            bucket = (bucket + 1) & len(self.words) - 1
         return -1
 
     def entries(self, first: int, last: int) -> tuple[U64, HalfWords]:
@@ -107,6 +112,10 @@ class Half:
         Returns:
             The bucket of each; -1: there was no free slot near its own.
         """
+        if len(fingerprints) <= FEW:
+            homes = (fingerprints >> self._shift).tolist()
+            each = zip(fingerprints, pages, homes, strict=True)
+            return np.array([self._put_from(*one, HOPS) for one in each], np.int64)
         put = np.full(len(fingerprints), -1, np.int64)
         mask = len(self.words) - 1
         left = np.arange(len(fingerprints))

@@ -5,7 +5,7 @@ On the wire a list of numbers is a blob of 64-bit words (wire/values.py), which 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,12 @@ Rows = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 """Places in a list."""
 
+Mask = npt.NDArray[np.bool_]
 
-def column(numbers: Sequence[int] | U64) -> U64:
+_Number = TypeVar("_Number", np.uint64, np.int64, np.uint32, np.uint16)
+
+
+def column(numbers: Sequence[int] | U64 | Places) -> U64:
     """The numbers of a message, or whatever else is a list of them.
 
     Returns:
@@ -32,6 +36,12 @@ def column(numbers: Sequence[int] | U64) -> U64:
     if isinstance(numbers, PackedU64s):
         return np.frombuffer(numbers.blob, np.uint64)
     return np.asarray(numbers, np.uint64)
+
+
+def signed(numbers: Sequence[int] | U64) -> Places:
+    """The same, to choose elements of an array by; a number that is too large for any place becomes
+    a negative one."""
+    return column(numbers).astype(np.int64)
 
 
 def said(numbers: U64 | Places) -> Packed[Any]:
@@ -57,14 +67,40 @@ def said_keys(rows: Rows) -> Packed[Key]:
     return PackedKeys(bytes((rows.shape[1],)) + rows.tobytes())
 
 
+def are_pages(geometry: Geometry, pages: U64, page_size: int) -> bool:
+    """Whether there are all of these in extents that are cut into pages of this size."""
+    extents, slots = np.divmod(pages, np.uint64(geometry.records_per_extent))
+    there = extents < np.uint64(geometry.extents)
+    there &= slots < np.uint64(geometry.pages_per_extent(page_size))
+    return bool(np.count_nonzero(there) == len(there))
+
+
 def offsets_of(geometry: Geometry, pages: U64, page_size: int) -> U64:
     """Where pages of one size are in the pool."""
+    assert are_pages(geometry, pages, page_size), pages
     extents, slots = np.divmod(pages, np.uint64(geometry.records_per_extent))
-    there = (extents < np.uint64(geometry.extents)).all()
-    assert there and (slots < np.uint64(geometry.pages_per_extent(page_size))).all(), pages
     offsets: U64 = extents * np.uint64(geometry.extent_bytes)
     offsets += slots * np.uint64(slot_size(page_size))
     return offsets
+
+
+def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """The different ones among these, ascending.  As np.unique, whose first call takes 40 ms: it
+    imports numpy.ma."""
+    ordered = np.sort(numbers)
+    first = np.ones(len(ordered), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
+def among(numbers: npt.NDArray[_Number], others: npt.NDArray[_Number]) -> Mask:
+    """Which of these are among those.  As np.isin, which may call np.unique."""
+    if not len(others):
+        return np.zeros(len(numbers), np.bool_)
+    ordered = np.sort(others)
+    at = np.minimum(np.searchsorted(ordered, numbers), len(ordered) - 1)
+    found: Mask = ordered[at] == numbers
+    return found
 
 
 def grouped(numbers: U64, size: int) -> Iterator[tuple[int, U64]]:

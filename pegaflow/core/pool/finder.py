@@ -14,19 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pegaflow.wire.identities import Key, Namespace, PageId, Stamp
+from pegaflow.wire.identities import Key, Namespace
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.values import LIST_MAX
 
 from .fingerprints import U64, fingerprints
 from .geometry import Geometry, slot_size
 from .hazards import Hazards, Pages, Rows
-from .ledger import LEAVING, MAX_KEY, RECORD_BYTES, SEALED, Ledger, sums_of, tags_of
+from .ledger import LEAVING, MAX_KEY, RECORD_BYTES, SEALED, Ledger, sums_of
 from .records import ROW
 from .table import TableReader
 
@@ -37,6 +37,7 @@ _STATE, _STAMP, _SEAL = 0, 1, 2
 _PAYLOAD_BYTES = 7  # half a word
 _SHARD_AT = 24
 _SHARD = Struct("=HHI")  # which, of how many, bytes of payload
+_NAMESPACE_AT = _SHARD_AT + _SHARD.size
 
 
 class Run(NamedTuple):
@@ -44,34 +45,30 @@ class Run(NamedTuple):
 
     blocks: int
     payload_bytes: int  # in each page
-    places: Pages  # the pages, `shards` per block, block-major
-    records: U64  # of the ledger, as they were read; beside `places`
+    pages: Pages  # `shards` per block, block-major
+    records: U64  # of the ledger, as they were read; beside `pages`
     bytes_: int  # of the pool, in their slots
     rows: Rows  # their hazards, one per block
     cut: bool  # more is here, beyond `most_bytes` or the hazards that are left
     goes_on: bool = False  # a tier may have the next block
 
     @property
-    def pages(self) -> tuple[PageId, ...]:
-        """The pages, one by one."""
-        named: list[Any] = self.places.tolist()
-        return tuple(named)
-
-    @property
-    def stamp_words(self) -> U64:
-        """The stamps, beside `places`."""
+    def stamps(self) -> U64:
+        """Beside `pages`."""
         return self.records[:, _STAMP]
 
     @property
-    def stamps(self) -> tuple[Stamp, ...]:
-        """Beside `pages`."""
-        named: list[Any] = self.records[:, _STAMP].tolist()
-        return tuple(named)
-
-    @property
-    def checksums(self) -> tuple[int, ...]:
+    def checksums(self) -> U64:
         """Beside `pages`; 0 where it was never computed."""
-        return tuple(self.records.view(ROW)["checksum"].reshape(-1).tolist())
+        sums: U64 = self.records.view(ROW)["checksum"].reshape(-1)
+        return sums
+
+
+class Sight(NamedTuple):
+    """What was seen of each of some blocks; nothing keeps it so."""
+
+    here: Mask  # it is in memory
+    below: Mask | None  # a tier may have it; None: that is not known of each block
 
 
 class _Wanted(NamedTuple):
@@ -140,7 +137,32 @@ class Finder:
             return run._replace(goes_on=True)
         return run
 
-    def sealed(self, pages: Sequence[PageId], stamps: Sequence[Stamp]) -> bool:
+    def see(self, namespace: Namespace, keys: Sequence[Key], *, shards: int) -> Sight | None:
+        """Look at blocks, in any order, without keeping them.
+
+        Args:
+            shards: pages of each block; blocks of others are not seen.
+
+        Returns:
+            None: only the index can say.
+        """
+        longest = max(map(len, keys), default=MAX_KEY + 1)
+        if longest > MAX_KEY:
+            return None
+        names = fingerprints(namespace, keys, longest)
+        found = self._table.find(names)
+        if found is None:
+            return None
+        here = (found >= 0) & (found < len(self._records))
+        records = self._records.take(np.where(here, found, 0), axis=0)
+        rows = records.view(ROW)[:, 0]
+        here &= _are_sealed(records) & (rows["shard"] == 0) & (rows["shards"] == shards)
+        expected, width = _expected(namespace, keys, longest)
+        part = records.view(np.uint8)[:, _NAMESPACE_AT : _NAMESPACE_AT + width]
+        here &= (part == np.frombuffer(expected, np.uint8).reshape(-1, width)).all(axis=1)
+        return Sight(here, self._table.below(names))
+
+    def sealed(self, pages: Pages, stamps: U64) -> bool:
         """Whether all of these pages hold now what was sealed in them under these stamps.  One that
         is leaving does: it is not free before it is void, and who has a hazard makes it stay.
 
@@ -148,15 +170,10 @@ class Finder:
             pages: any of a run's, not only first ones.
             stamps: beside `pages`, those of the run.
         """
-        records = self._records.take(np.array(pages, np.int64), axis=0)
-        tags = tags_of(records[:, _STATE], records[:, 1:])
-        there = (tags == SEALED) | (tags == LEAVING)
-        there &= records[:, _STAMP] == np.array(stamps, np.uint64)
-        return bool(there.all())
+        records = self._records.take(pages, axis=0)
+        return bool((_hold_blocks(records) & (records[:, _STAMP] == stamps)).all())
 
-    def kept(
-        self, namespace: Namespace, pages: Pages, stamps: U64, shards: int
-    ) -> tuple[int, ...] | None:
+    def kept(self, namespace: Namespace, pages: Pages, stamps: U64, shards: int) -> U64 | None:
         """Look at blocks that somebody else has found.
 
         Args:
@@ -170,13 +187,12 @@ class Finder:
         if len(pages) % shards or (pages < 0).any() or (pages >= len(self._records)).any():
             return None
         records = self._records.take(pages, axis=0)
-        tags, rows = tags_of(records[:, _STATE], records[:, 1:]), records.view(ROW)[:, 0]
-        good = (tags == SEALED) | (tags == LEAVING)
+        good, rows = _hold_blocks(records), records.view(ROW)[:, 0]
         good &= (records[:, _STAMP] == stamps) & (rows["shards"] == shards)
         good &= rows["shard"] == np.arange(len(pages)) % shards
         good &= rows["namespace"] == namespace
         good &= rows["seal"] == np.repeat(rows["seal"][::shards], shards)
-        return tuple(rows["checksum"].tolist()) if good.all() else None
+        return rows["checksum"] if good.all() else None
 
     def _candidates(self, found: Pages) -> Pages:
         """The leading run of pages, out of the extent that is being cleared."""
@@ -233,21 +249,33 @@ def _are_sealed(records: U64) -> Mask:
     return same
 
 
+def _hold_blocks(records: U64) -> Mask:
+    """Which of them are whole, and sealed or leaving."""
+    sums, words = sums_of(records[:, 1:]), records[:, _STATE]
+    held: Mask = (words == sums | np.uint64(SEALED)) | (words == sums | np.uint64(LEAVING))
+    return held
+
+
 def _say(records: U64, says: bytes, wanted: _Wanted) -> Mask | None:
     """Which of them say this, and the key beside them; None if all do."""
-    count, keys, longest = len(records), wanted.keys, wanted.longest
-    prefix = says + bytes([longest])
-    expected = prefix + prefix.join(keys)
-    width = len(prefix) + longest
-    if len(expected) < width * len(keys):
-        named = [says + bytes([len(key)]) + key.ljust(longest, b"\0") for key in keys]
-        expected = b"".join(named)
+    count, (expected, width) = len(records), _expected(says, wanted.keys, wanted.longest)
     part = records.view(np.uint8)[:, _SHARD_AT : _SHARD_AT + width]
     if part.tobytes() == expected[: count * width]:
         return None
     described = np.frombuffer(expected, np.uint8, count * width).reshape(count, width)
     same: Mask = (part == described).all(axis=1)
     return same
+
+
+def _expected(says: bytes, keys: Sequence[Key], longest: int) -> tuple[bytes, int]:
+    """For each key: this, the length of the key, and the key; and how long each is."""
+    prefix = says + bytes([longest])
+    expected = prefix + prefix.join(keys)
+    width = len(prefix) + longest
+    if len(expected) < width * len(keys):
+        named = [says + bytes([len(key)]) + key.ljust(longest, b"\0") for key in keys]
+        expected = b"".join(named)
+    return expected, width
 
 
 def _payload_bytes(records: U64) -> int:
@@ -271,7 +299,7 @@ def _run(records: U64, pages: Pages, rows: Rows, *, most_bytes: int, cut: bool) 
     return Run(
         blocks=fits,
         payload_bytes=payload_bytes,
-        places=pages[:fits].reshape(-1),
+        pages=pages[:fits].reshape(-1),
         records=used,
         bytes_=fits * size,
         rows=rows[:fits],

@@ -163,6 +163,7 @@ class LentRows:
         rows: U64 = np.ndarray((self.most, 2), np.uint64, raw, _HEAD)
         self._pages, self._stamps = rows[:, 0], rows[:, 1]
         self.owned: npt.NDArray[np.bool_] = np.zeros(self.most, np.bool_)  # rows given to us
+        self._place: Rows = np.zeros(self.most, np.int64)  # of a row among those that are named
 
     def allow(self, bytes_: int) -> None:
         """Say how much of the pool the section may keep."""
@@ -179,14 +180,16 @@ class LentRows:
         Returns:
             Whether it is so; if not, nothing has changed.
         """
-        there = len(rows) and rows.min() >= 0 and rows.max() < self.most
-        if not there or len(np.unique(rows)) < len(rows):
+        if not len(rows) or rows.astype(np.uint64).max() >= self.most:
             return False
-        same = (self._pages[rows] == pages.astype(np.uint64) + np.uint64(1)).all()
-        same &= (self._stamps[rows] == stamps).all() and not self.owned[rows].any()
-        if same:
-            self.owned[rows] = True
-        return bool(same)
+        self._place[rows] = order = np.arange(len(rows))
+        same = (self._place[rows] == order) & ~self.owned[rows]
+        same &= self._pages[rows] == pages.astype(np.uint64) + np.uint64(1)
+        same &= self._stamps[rows] == stamps
+        if not same.all():
+            return False
+        self.owned[rows] = True
+        return True
 
     def clear(self, rows: Rows) -> None:
         """Rows that were given to us have ended: the client may have them back."""
@@ -201,6 +204,11 @@ class LentRows:
     def standing(self) -> int:
         """Rows that name a page."""
         return int(np.count_nonzero(self._pages[: self._words[_MARK_WORD]]))
+
+    @property
+    def unsaid(self) -> int:
+        """Those of them that were not given to us."""
+        return self.standing - int(np.count_nonzero(self.owned))
 
 
 class HazardReader:

@@ -255,11 +255,12 @@ class Ledger:
         """
         import numpy as np
 
+        assert len(set(pages)) == len(pages) and self.void_among(pages).all(), pages
         bodies = np.frombuffer(b"".join(map(_body, records)), np.uint64)
         self.seal_bodies(pages, bodies.reshape(-1, len(FACTORS)))
 
     def seal_bodies(self, pages: Pages, bodies: U64) -> None:
-        """The same of bodies that are made already.
+        """The same of bodies that are made already, and pages that were looked at already.
 
         Args:
             pages: different ones, and all void.
@@ -267,12 +268,11 @@ class Ledger:
         """
         import numpy as np
 
-        at = self._checked(pages)
-        assert len(set(at.tolist())) == len(at) and all(self.are_void(at)), pages
+        at, rows = self._checked(pages), self.rows()
         sums = sums_of(bodies) | np.uint64(SEALED)
-        self.rows()[at, 0] = VOID
-        self.rows()[at, 1:] = bodies
-        self.rows()[at, 0] = sums
+        rows[at, 0] = VOID
+        rows[at, 1:] = bodies
+        rows[at, 0] = sums
 
     def void(self, pages: Pages) -> None:
         """End these records, sealed or not."""
@@ -320,9 +320,11 @@ class Ledger:
 
     def _tags(self, pages: Pages) -> U64:
         """Of each page SEALED, LEAVING, QUARANTINED, or VOID, also where it is torn."""
+        import numpy as np
+
         at = self._checked(pages)
         words = self.rows()[at, 0]
-        return tags_of(words, self.rows()[at, 1:]) if words.any() else words
+        return tags_of(words, self.rows()[at, 1:]) if np.count_nonzero(words) else words
 
     def _turn(self, pages: Pages, before: int, after: int) -> None:
         """Each word becomes another in one store; what it says of the body stays."""
@@ -336,8 +338,8 @@ class Ledger:
     def _checked(self, pages: Pages) -> npt.NDArray[np.int64]:
         import numpy as np
 
-        at = np.array(pages, np.int64)
-        assert not len(at) or (0 <= at.min() and at.max() < self.records), pages
+        at = np.array(pages, np.int64)  # as unsigned numbers those below 0 are large
+        assert not np.count_nonzero(at.view(np.uint64) >= np.uint64(self.records)), pages
         return at
 
     def _at(self, page: PageId) -> int:

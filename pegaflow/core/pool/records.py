@@ -150,5 +150,12 @@ def keys_of(rows: npt.NDArray[Any]) -> list[Key]:
         rows: of ROW.
     """
     raw = np.ascontiguousarray(rows["key"]).tobytes()
+    if not len(rows):
+        return []
+    width = int(rows["key_length"][0])
+    if width and (rows["key_length"] == width).all():
+        named = np.frombuffer(raw, np.uint8).reshape(-1, MAX_KEY)[:, :width]
+        found: list[Key] = np.ascontiguousarray(named).view(f"V{width}")[:, 0].tolist()
+        return found
     lengths = rows["key_length"].tolist()
     return [Key(raw[at * MAX_KEY : at * MAX_KEY + n]) for at, n in enumerate(lengths)]

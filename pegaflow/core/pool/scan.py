@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pegaflow.wire.identities import Namespace, PageId
 from pegaflow.wire.layout import PAGE_ALIGN
 
+from .cuts import Cuts
 from .fingerprints import U64, hashes_of
 from .geometry import MIN_PAGE, Geometry
 from .ledger import LEAVING, MAX_KEY, QUARANTINED, RECORD_BYTES, SEALED, VOID, Ledger, tags_of
@@ -41,9 +42,7 @@ def scan(ledger: Ledger, first: PageId, count: int) -> Chunk:
     return Chunk(good + first, rows, quarantined.tolist(), leaving.tolist())
 
 
-def occupied(
-    ledger: Ledger, first: PageId, count: int
-) -> tuple[tuple[PageId, ...], tuple[int, ...]]:
+def occupied(ledger: Ledger, first: PageId, count: int) -> tuple[Pages, Pages]:
     """What of a chunk is not void, leaving and quarantined pages too.
 
     Args:
@@ -56,10 +55,9 @@ def occupied(
     raw, used, tags = _read(ledger, first, count)
     there = tags != VOID
     used = used[there]
-    lengths = np.where(
-        tags[there] == QUARANTINED, 0, np.frombuffer(raw, ROW)["payload_bytes"][used]
-    )
-    return tuple((used + first).tolist()), tuple(lengths.tolist())
+    lengths = np.frombuffer(raw, ROW)["payload_bytes"][used].astype(np.int64)
+    lengths[tags[there] == QUARANTINED] = 0
+    return used + first, lengths
 
 
 def _read(ledger: Ledger, first: PageId, count: int) -> tuple[bytes, Pages, U64]:
@@ -117,8 +115,7 @@ class Sense:
     one page size, which is that of its first page."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
-        self._sizes: dict[int, int] = {}  # extent -> page size
+        self._cuts = Cuts(geometry)
 
     def look(self, chunk: Chunk) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
         """Which records make sense.
@@ -130,16 +127,9 @@ class Sense:
             Beside the chunk's pages: whether the record fits, and the page size in bytes that its
             length asks for.
         """
-        g, rows = self._geometry, chunk.rows
+        rows = chunk.rows
         sizes = np.maximum(1, -(-rows["payload_bytes"].astype(np.int64) // PAGE_ALIGN)) * PAGE_ALIGN
-        extents, slots = np.divmod(chunk.pages, g.records_per_extent)
-        fits = slots < g.extent_bytes // np.maximum(sizes, MIN_PAGE)
-        fits &= (rows["payload_bytes"] > 0) & (rows["shard"] < rows["shards"])
+        fits = (rows["payload_bytes"] > 0) & (rows["shard"] < rows["shards"])
         fits &= (rows["key_length"] > 0) & (rows["key_length"] <= MAX_KEY)
-        there = np.flatnonzero(fits)
-        met, at = np.unique(extents[there], return_index=True)
-        for extent, size in zip(met.tolist(), sizes[there[at]].tolist(), strict=True):
-            self._sizes.setdefault(extent, size)
-        cut = np.array([self._sizes[e] for e in met.tolist()], np.int64)
-        fits[there] = sizes[there] == cut[np.searchsorted(met, extents[there])]
+        fits[fits] = self._cuts.fit(chunk.pages[fits], sizes[fits])
         return fits, sizes

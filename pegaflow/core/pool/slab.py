@@ -13,7 +13,7 @@ Every verb takes many pages at once and costs some array operations for each ext
 in, plus O(log extents) where a class gains or loses an extent with room.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,39 +90,34 @@ class Slab:
         return extent in self._absent
 
     def adopt(
-        self,
-        extent: int,
-        page_size: int,
-        left: set[PageId],
-        granted: dict[PageId, Grant],
+        self, extent: int, page_size: int, left: U64, granted: Sequence[tuple[Grant, U64]]
     ) -> None:
         """absent -> cut: an earlier life has left it so.
 
         Args:
             left: page ids that nobody holds and whose records are sealed.
-            granted: page id -> holder, and the number of its grant. `left` and `granted` are
-                disjoint, not both empty, and pages of this extent and size.
+            granted: holders, the numbers of their grants, and their page ids. All of these and
+                `left` are different, at least one, and pages of this extent and size.
         """
         self._absent.remove(extent)
-        first = extent * self.geometry.records_per_extent
-        used = left | granted.keys()
+        first = np.uint64(extent * self.geometry.records_per_extent)
+        used = np.concatenate([left, *(pages for _, pages in granted)]) - first
         slots = self.geometry.pages_per_extent(page_size)
-        fresh = max(used) - first + 1
-        returned = [slot for slot in range(fresh) if first + slot not in used]
-        cut = self._cuts[extent] = _Cut(page_size, slots, fresh, returned)
+        fresh = int(used.max()) + 1
+        free = np.ones(fresh, np.bool_)
+        free[used] = False
+        cut = _Cut(page_size, slots, fresh, np.flatnonzero(free).tolist())
+        self._cuts[extent] = cut
         size_class = self._classes.setdefault(page_size, _Class(0, 0, SortedSet()))
         size_class.extents += 1
         size_class.free += cut.free
         if cut.free:
             size_class.roomy.add(extent)
-        by_grant: dict[Grant, list[PageId]] = {}
-        for page, grant in granted.items():
-            by_grant.setdefault(grant, []).append(page)
-        for (holder, number), pages in by_grant.items():
-            self.owners.give(holder, number, extent, column(pages))
-        self.owners.leave(column(sorted(left)))
+        for (holder, number), pages in granted:
+            self.owners.give(holder, number, extent, pages)
+        self.owners.leave(left)
         size = slot_size(page_size)
-        self._granted_bytes += len(granted) * size
+        self._granted_bytes += (len(used) - len(left)) * size
         self._left_bytes += len(left) * size
         self._waste_bytes += self.geometry.extent_bytes - slots * size
 
@@ -140,6 +135,12 @@ class Slab:
         own = size_class.free if size_class else 0
         return own + len(self._free) * self.geometry.pages_per_extent(page_size)
 
+    def cut_pages(self, page_size: int) -> int:
+        """All pages of the extents that are cut for this size."""
+        size_class = self._classes.get(page_size)
+        extents = size_class.extents if size_class else 0
+        return extents * self.geometry.pages_per_extent(page_size)
+
     def shortage(self, page_size: int, count: int) -> tuple[int, bool]:
         """What `take` would lack.
 
@@ -149,10 +150,7 @@ class Slab:
         """
         missing = max(0, count - self.free_pages(page_size))
         size_class = self._classes.get(page_size)
-        used = 0
-        if size_class:
-            slots = size_class.extents * self.geometry.pages_per_extent(page_size)
-            used = slots - size_class.free
+        used = self.cut_pages(page_size) - size_class.free if size_class else 0
         return missing, missing > used
 
     def take(self, page_size: int, count: int, holder: Hashable, number: GrantId) -> U64 | None:

@@ -63,6 +63,13 @@ class TierFilterReader:
         shift, cells = 64 - self._log2, self._cells
         return all(cells[(fingerprint * factor & _MASK) >> shift] for factor in _FACTORS)
 
+    def may_have_each(self, fingerprints: U64) -> npt.NDArray[np.bool_]:
+        """The same of many blocks."""
+        shift, cells = np.uint64(64 - self._log2), np.frombuffer(self._cells, np.uint8)
+        first, second = (cells[fingerprints * np.uint64(f) >> shift] for f in _FACTORS)
+        both: npt.NDArray[np.bool_] = (first != 0) & (second != 0)
+        return both
+
 
 class TierFilter(TierFilterReader):
     """The index's: counts what tiers have, from nothing on."""

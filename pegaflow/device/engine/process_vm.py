@@ -1,7 +1,8 @@
 """An engine's memory, read and written from the session's process by process_vm_readv/writev.
 
 A layout becomes a table of runs (address of block 0, stride from block to block, length), so that
-the pieces of any list of blocks are a few numpy operations.  Copies go in chunks of at most
+the pieces of any list of blocks, and the iovecs of all calls, are a few numpy operations: what they
+take is taken from all threads, for it holds the interpreter lock.  Copies go in chunks of at most
 CHUNK_BYTES and IOV_MAX pieces; before each one the pidfd of the engine's process is polled, so that
 no byte moves to or from a stranger who got the pid of a dead engine, and the deadline is looked at.
 The kernel counts bytes: a short count (a hole, a cut file, a process that is ending) is a failure.
@@ -11,6 +12,7 @@ import ctypes
 import os
 import select
 import time
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +22,13 @@ from pegaflow.core.limits import IOV_MAX
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Bytes, Constant
 
 CHUNK_BYTES: Bytes = 4 << 20
 """Bytes of one call, about a millisecond: the longest copy that goes on after a death."""
+
+IOVEC_BYTES: Constant = 16
+"""Of a struct iovec: address and length."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in ("process_vm_readv", "process_vm_writev"):
@@ -39,7 +44,7 @@ class ForeignMemory:
 
     Args:
         pid: of the engine's process.
-        started: its start time, as `procs.start_ticks` has it: with the pid it names one process.
+        started_ticks: as `procs.start_ticks` has it: with the pid it names one process.
         bases: address of each registered region in that process.
         layout: where the blocks lie in the regions.
         scratch: an address in that process at which `proof` is to be read.
@@ -53,13 +58,13 @@ class ForeignMemory:
         self,
         *,
         pid: int,
-        started: int,
+        started_ticks: int,
         bases: tuple[int, ...],
         layout: Layout,
         scratch: int,
         proof: bytes,
     ) -> None:
-        fd = open_pidfd(pid, started)
+        fd = open_pidfd(pid, started_ticks)
         if fd is None:
             raise UserError(f"process {pid} is not to be seen from the session")
         self.pid = pid
@@ -88,8 +93,9 @@ class ForeignMemory:
         got = np.zeros(len(proof), dtype=np.uint8)
         here = np.array([[got.ctypes.data, len(proof)]], dtype=np.uint64)
         there = np.array([[scratch, len(proof)]], dtype=np.uint64)
-        why = self._move(_libc.process_vm_readv, here, there)
-        if why:
+        moved = _libc.process_vm_readv(self.pid, here.ctypes.data, 1, there.ctypes.data, 1, 0)
+        if moved != len(proof):
+            why = _short(moved, len(proof))
             raise UserError(f"cannot read the engine's memory (process {self.pid}): {why}")
         if got.tobytes() != proof:
             raise UserError(f"process {self.pid} is not the engine's: another pid namespace?")
@@ -125,52 +131,72 @@ class ForeignMemory:
     ) -> tuple[Status, str]:
         ids = np.asarray(blocks, np.uint64)[:, None]
         pages = np.asarray(offsets, np.uint64)[:, None] + np.uint64(pool)
-        there = (self._starts + ids * self._strides).ravel()
-        here = (pages + self._places).ravel()
         lengths = np.tile(self._lengths, len(blocks))
+        ends = np.cumsum(lengths)
+        edges = _calls(ends)
+        here = _vector((pages + self._places).ravel(), lengths, edges)
+        there = _vector((self._starts + ids * self._strides).ravel(), lengths, edges)
         dead = select.poll()  # one per thread: a poll object serves one caller at a time
         dead.register(self._pidfd, select.POLLIN)
-        for first, last in _chunks(lengths):
+        done = 0
+        for number, last in enumerate(edges[1:]):
             if self.closed or dead.poll(0):
                 return Status.COPY_FAILED, "the engine has gone"
             if time.monotonic_ns() >= deadline:
                 return Status.EXPIRED, "the deadline has passed"
-            part = slice(first, last)
-            why = self._move(
-                call,
-                _merged(here[part], lengths[part]),
-                _merged(there[part], lengths[part]),
-            )
-            if why:
-                return Status.COPY_FAILED, why
+            got = call(self.pid, *here.of(number), *there.of(number), 0)
+            wanted, done = int(ends[last - 1]) - done, int(ends[last - 1])
+            if got != wanted:
+                return Status.COPY_FAILED, _short(got, wanted)
         return Status.OK, ""
 
-    def _move(self, call: "ctypes._NamedFuncPointer", here: Words, there: Words) -> str:
-        wanted = int(here[:, 1].sum())
-        got = call(self.pid, here.ctypes.data, len(here), there.ctypes.data, len(there), 0)
-        if got == wanted:
-            return ""
-        return os.strerror(ctypes.get_errno()) if got < 0 else f"{got} of {wanted} bytes"
+
+class _Vector(NamedTuple):
+    """The iovecs of all calls."""
+
+    pairs: Words  # (address, length) each
+    address: int  # of `pairs`
+    cuts: list[int]  # first one of each call, and how many there are
+
+    def of(self, call: int) -> tuple[int, int]:
+        """Address and number of those of one call."""
+        first, last = self.cuts[call : call + 2]
+        return self.address + first * IOVEC_BYTES, last - first
 
 
-def _chunks(lengths: Words) -> list[tuple[int, int]]:
-    """Ranges of pieces for one call each; a piece larger than a chunk goes alone."""
-    ends = np.cumsum(lengths)
-    found: list[tuple[int, int]] = []
-    first = 0
-    while first < len(lengths):
-        before = int(ends[first - 1]) if first else 0
-        last = int(np.searchsorted(ends, before + CHUNK_BYTES, side="right"))
-        last = min(max(last, first + 1), first + IOV_MAX)
-        found.append((first, last))
-        first = last
-    return found
+def _calls(ends: Words) -> list[int]:
+    """First piece of each call, and how many pieces there are; a piece larger than a chunk goes
+    alone.
+
+    Args:
+        ends: bytes of all pieces up to each.
+    """
+    edges = [0]
+    while edges[-1] < len(ends):
+        first = edges[-1]
+        most = (int(ends[first - 1]) if first else 0) + CHUNK_BYTES
+        last = int(ends.searchsorted(np.uint64(most), side="right"))
+        edges.append(min(max(last, first + 1), first + IOV_MAX))
+    return edges
 
 
-def _merged(starts: Words, lengths: Words) -> Words:
-    """(address, length) pairs, those that touch made one."""
-    breaks = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1
-    firsts = np.concatenate(([0], breaks))
-    return np.ascontiguousarray(
-        np.stack((starts[firsts], np.add.reduceat(lengths, firsts)), axis=1), dtype=np.uint64
-    )
+def _vector(starts: Words, lengths: Words, edges: list[int]) -> _Vector:
+    """Pieces as iovecs, those of one call that touch made one.
+
+    Args:
+        starts: addresses.
+        edges: of the calls, as `_calls` has them.
+    """
+    begins = np.ones(len(starts), np.bool_)
+    np.not_equal(starts[1:], starts[:-1] + lengths[:-1], out=begins[1:])
+    begins[edges[:-1]] = True
+    firsts = np.flatnonzero(begins)
+    pairs = np.empty((len(firsts), 2), np.uint64)
+    pairs[:, 0] = starts[firsts]
+    pairs[:, 1] = np.add.reduceat(lengths, firsts)
+    return _Vector(pairs, pairs.ctypes.data, firsts.searchsorted(edges).tolist())
+
+
+def _short(got: int, wanted: int) -> str:
+    """Why a call has not moved what it should."""
+    return os.strerror(ctypes.get_errno()) if got < 0 else f"{got} of {wanted} bytes"

@@ -5,6 +5,7 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.core.pool.fingerprints import U64
 from pegaflow.device import locks
 from pegaflow.device.memory import SharedFile
 
@@ -35,10 +36,9 @@ class Bounce:
         """Make all slots really there; '' or the reason why not."""
         return self.file.reserve(0, self.file.length)
 
-    def fill(
-        self, pool: mmap.mmap, slots: tuple[int, ...], offsets: tuple[int, ...], length: int
-    ) -> None:
-        """Copy slots into the pool; numpy releases the GIL meanwhile.
+    def fill(self, pool: mmap.mmap, slots: U64, offsets: U64, length: int) -> None:
+        """Copy slots into the pool, neighbours that go to neighbours at once; numpy releases the
+        GIL meanwhile.
 
         Args:
             pool: the pool's mapping, writable.
@@ -46,10 +46,13 @@ class Bounce:
             offsets: byte of the pool to which each slot goes.
             length: bytes of each slot that mean something.
         """
-        target = _bytes(pool)
-        for slot, offset in zip(slots, offsets, strict=True):
-            start = slot * self.page_size
-            target[offset : offset + length] = self._bytes[start : start + length]
+        target, starts = _bytes(pool), slots * np.uint64(self.page_size)
+        joined = (np.diff(starts) == length) & (np.diff(offsets) == length)
+        firsts = np.concatenate(([0], np.flatnonzero(~joined) + 1))
+        sizes = np.diff(firsts, append=len(slots)) * length
+        pieces = starts[firsts].tolist(), offsets[firsts].tolist(), sizes.tolist()
+        for start, offset, size in zip(*pieces, strict=True):
+            target[offset : offset + size] = self._bytes[start : start + size]
 
 
 def _bytes(mapped: mmap.mmap) -> npt.NDArray[np.uint8]:

@@ -1,8 +1,11 @@
 """Who may fill which page: grants, statements, and what becomes of a page that is left."""
 
+import pytest
+
+from pegaflow.actors.allocator import reservations
 from pegaflow.actors.allocator.actor import Allocator
 from pegaflow.wire.allocator import Freed, PagesHeld, Pressure, Reserve, Reserved, Return
-from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello
+from pegaflow.wire.control import BEAT_NS, Fenced, Gone, Hello, Welcome
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import NO_GRANT, GrantId
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
@@ -26,16 +29,17 @@ from tests.actors.rig import (
     pick,
     said,
 )
+from tests.naming import as_pages
 
 ALL = POOL // PAGE
 
 
-def allocator(extents: int = POOL // EXTENT) -> tuple[Rig, Allocator]:
+def allocator(extents: int = POOL // EXTENT, welcome: Welcome = WELCOME) -> tuple[Rig, Allocator]:
     """An allocator whose index has dialled it and whose first extents are there."""
     actor = Allocator(ALLOC, BOSS, HELLO)
     rig = Rig(actor)
     assert said(rig.start(), Hello, BOSS) == HELLO
-    rig.tell(BOSS, WELCOME)
+    rig.tell(BOSS, welcome)
     rig.tell(BOSS, NOBODY_ELSE)
     rig.tell(IDX, Freed(()))
     rig.done(ScanRecords, RecordsScanned((), ()))
@@ -123,6 +127,21 @@ def test_a_full_pool_presses_the_index_once() -> None:
     assert set(granted(sent, SESSION_4).pages) < set(pages[:3])
 
 
+def test_what_is_missing_is_pressed_for_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservations, "PRESSURE_PAGES", 2)
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
+    rig.tell(SESSION_4, Return(pages))
+    rig.done(ReadRecords, RecordsRead(pages))
+    sent = rig.ask(SESSION_5, Reserve(PAGE, 5))
+    for first, count in ((0, 2), (2, 2), (4, 1)):
+        pressure = one(sent, Pressure, IDX)
+        assert pressure.message == Pressure(PAGE, count, False)
+        assert rig.answer(pressure, Freed(pages[first : first + count])) == []
+        sent = rig.done(ReadRecords, RecordsRead(()))
+    assert set(granted(sent, SESSION_5).pages) == set(pages[:5])
+
+
 def test_another_page_size_presses_for_an_extent_to_be_reassigned() -> None:
     rig, _ = allocator()
     pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
@@ -141,6 +160,15 @@ def test_an_index_that_frees_nothing_or_is_silent_means_no_space() -> None:
     assert said(rig.answer(pressure, Freed(())), Reserved).status is Status.NO_SPACE
     one(rig.ask(SESSION_5, Reserve(PAGE, 1)), Pressure)
     assert said(rig.wait(600 * MS), Reserved).status is Status.NO_SPACE
+
+
+def test_an_index_that_frees_what_is_no_page_has_freed_nothing() -> None:
+    rig, _ = allocator()
+    granted(rig.ask(SESSION_4, Reserve(PAGE, ALL)))
+    for _ in range(2):
+        pressure = one(rig.ask(SESSION_5, Reserve(PAGE, 1)), Pressure)
+        sent = rig.answer(pressure, Freed(as_pages(1 << 40)))
+        assert said(sent, Reserved).status is Status.NO_SPACE
 
 
 def test_a_reservation_past_its_deadline_takes_nothing() -> None:

@@ -3,10 +3,13 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 
 from pegaflow.actors.allocator.actor import Allocator
+from pegaflow.actors.allocator.adoption import SCAN_RECORDS
 from pegaflow.core.pool.columns import column, said
+from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.wire.allocator import Freed, PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import GrowExtent, ReadRecords, RecordsRead, RecordsScanned, ScanRecords
@@ -84,3 +87,36 @@ def test_a_statement_takes_no_step_for_a_page() -> None:
         held = said(column(reserved.pages)[::2])
         took.append(counting.told(SESSION_4, PagesHeld(reserved.number, held, PAGE), False))
     assert took[1] <= took[0] + FEW, took
+
+
+def restart(extents: int) -> list[tuple[int, int]]:
+    """An allocator comes up over a pool whose pages are all sealed: of each look at the ledger the
+    records, and the steps of Python that they take."""
+    rig, per = Rig(Allocator(ALLOC, BOSS, HELLO)), MANY
+    rig.start()
+    size = per * MIN_PAGE
+    rig.tell(BOSS, replace(WELCOME, pool_bytes=extents * size, extent_bytes=size))
+    rig.tell(BOSS, NOBODY_ELSE)
+    rig.tell(IDX, Freed(()))
+    took, jobs = [], rig.jobs
+    while jobs and isinstance(job := jobs[0][1], ScanRecords):
+        number, _ = jobs.pop()
+        pages = said(np.arange(job.first, job.first + job.count))
+        lengths = said(np.full(job.count, MIN_PAGE))
+        scanned = RecordsScanned(pages, lengths)
+
+        def act(number: int = number, scanned: RecordsScanned = scanned) -> None:
+            jobs.extend(rig.host.complete(number, scanned, rig.now).jobs)
+
+        took.append((job.count, steps(act)))
+    rig.host.check()
+    assert rig.host.actor.gauges()["pool_sealed_bytes"] == extents * size
+    return took
+
+
+def test_a_restart_takes_no_step_for_a_page_and_as_many_for_each_look_at_the_ledger() -> None:
+    looks = SCAN_RECORDS // MANY
+    few, many = restart(2 * looks), restart(16 * looks)
+    assert {count for count, _ in many} == {SCAN_RECORDS} and len(many) == 16
+    assert max(taken for _, taken in many[1:-1]) <= few[0][1] + FEW, (few, many)
+    assert many[-1][1] < SCAN_RECORDS, "a step for each page"

@@ -118,3 +118,25 @@ def test_a_number_that_is_taken_is_not_used() -> None:
     disks.work()
     made = next(job for job in disks.did if isinstance(job, MakeSegment))
     assert made.segment == 8
+
+
+def test_of_a_lost_directory_a_segment_is_forgotten_in_a_turn() -> None:
+    disks = Disks()
+    disks.segments = {(0, n): _rows(n) for n in range(4)}
+    disks.ready()
+    disks.faults[WatchVolume] = broken(Status.GONE, LOST)
+    disks.rig.wait(BEAT_NS)
+    sent = disks.work(WatchVolume)
+    assert len(pick(sent, Forget)) == 1 and disks.actor.volumes.catalog.blocks == 3
+    catalog = disks.actor.volumes.catalog
+    assert not any(catalog.has(row_of(0).namespace, key) for key in KEYS[:4]), "none is found"
+    disks.rig.now += RETRY_NS[0]
+    assert not disks.rig.wanted(OpenVolume)
+    for left in (2, 1, 0):
+        assert len(pick(disks.rig.wake(), Forget)) == 1 and catalog.blocks == left
+        assert not disks.rig.wanted(OpenVolume) or not left, "not before all of it is"
+    disks.rig.wake()
+    assert disks.rig.wanted(OpenVolume)
+    disks.faults.clear()
+    sent = disks.told(disks.work())
+    assert len(pick(sent, Manifest)) == 5 and catalog.blocks == 4

@@ -114,8 +114,10 @@ def find(rig: Rig, keys: tuple[Key, ...], holder: Address = SESSION_4) -> Held:
     return said(rig.ask(holder, Find(NS, keys)), Held)
 
 
-def press(rig: Rig, count: int, page: int = PAGE, reassign: bool = False) -> tuple[int, ...]:
-    return tuple(said(rig.ask(ALLOC, Pressure(page, count, reassign)), Freed).pages)
+def press(
+    rig: Rig, count: int, page: int = PAGE, reassign: bool = False, *, ahead: bool = False
+) -> tuple[int, ...]:
+    return tuple(said(rig.ask(ALLOC, Pressure(page, count, reassign, ahead)), Freed).pages)
 
 
 def test_a_sealed_block_is_found_by_everyone_in_its_namespace() -> None:
@@ -180,8 +182,41 @@ def test_the_same_stamps_are_acked_again_and_others_refused() -> None:
     msg = save(rig, KEYS[:2])
     assert said(rig.ask(SESSION_4, msg), Sealed) == Sealed(Status.OK, (0, 1))
     other = seal_of(msg.claim, KEYS[:2], first_page=4)
-    assert said(rig.ask(SESSION_4, other), Sealed) == Sealed(Status.STALE_CLAIM, ())
+    assert said(rig.ask(SESSION_4, other), Sealed) == Sealed(Status.OK, (), known=2)
     assert find(rig, KEYS[:2]).pages == msg.pages
+
+
+def test_without_a_claim_all_is_published_that_is_not_here() -> None:
+    rig, actor = index()
+    first = seal_of(NO_CLAIM, KEYS[:2])
+    assert said(rig.ask(SESSION_4, first), Sealed) == Sealed(Status.OK, (0, 1))
+    claimed = claim(rig, KEYS[2:3], SESSION_5)
+    more = seal_of(NO_CLAIM, KEYS[:4], first_page=4)
+    assert said(rig.ask(SESSION_4, more), Sealed) == Sealed(Status.OK, (2, 3), known=2)
+    assert said(rig.ask(SESSION_4, more), Sealed) == Sealed(Status.OK, (2, 3), known=2), "again"
+    assert find(rig, KEYS[:4]).pages == (*first.pages, *more.pages[2:])
+    late = seal_of(claimed.number, KEYS[2:3], first_page=2)
+    assert said(rig.ask(SESSION_5, late), Sealed) == Sealed(Status.OK, (), known=1)
+    assert len(actor.residency.blocks) == 4
+
+
+def test_of_two_blocks_with_one_key_in_a_seal_the_second_is_known() -> None:
+    rig, _ = index()
+    both = seal_of(NO_CLAIM, (*KEYS[:2], *KEYS[:2]))
+    assert said(rig.ask(SESSION_4, both), Sealed) == Sealed(Status.OK, (0, 1), known=2)
+    assert find(rig, KEYS[:2]).pages == (0, 1)
+
+
+def test_chains_that_are_sealed_together_go_each_tail_first() -> None:
+    rig, _ = index()
+    first = seal_of(NO_CLAIM, (KEYS[0], KEYS[4]))
+    roots = replace(first, parents=(ROOT, ROOT))
+    assert said(rig.ask(SESSION_4, roots), Sealed).positions == (0, 1)
+    more = seal_of(NO_CLAIM, (KEYS[1], KEYS[2], KEYS[5]), first_page=2)
+    more = replace(more, parents=(KEYS[0], KEYS[1], KEYS[4]))
+    assert said(rig.ask(SESSION_4, more), Sealed).positions == (0, 1, 2)
+    assert press(rig, 2) == (3, 2), "of the first chain, of which the head stays"
+    assert press(rig, 3) == (0, 4, 1)
 
 
 def test_malformed_seals() -> None:
@@ -224,6 +259,25 @@ def test_pressure_takes_the_tail_first_and_voids_before_it_says_so() -> None:
     assert actor.residency.ledger.are_void([PageId(3), PageId(2)]) == [True, False]
     assert press(rig, 9) == (2, 1, 0)
     assert press(rig, 1) == ()
+
+
+def test_no_more_blocks_go_than_have_the_pages_that_are_asked_for() -> None:
+    rig, _ = index()
+    msg = seal_of(claim(rig, KEYS[:3]).number, KEYS[:3])
+    pages, stamps = tuple(range(6)), tuple(range(900, 906))
+    msg = replace(msg, shards=2, pages=as_pages(*pages), stamps=as_stamps(*stamps))
+    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+    assert set(press(rig, 3)) == {2, 3, 4, 5}
+    assert set(press(rig, 2)) == {0, 1}
+
+
+def test_nobody_who_does_not_wait_has_an_extent_of_another_size_emptied() -> None:
+    rig, actor = index()
+    save(rig, KEYS[:4])
+    assert press(rig, 1, EXTENT, ahead=True) == ()
+    assert len(actor.residency.blocks) == 4
+    assert press(rig, 1, ahead=True) == (3,)
+    assert len(press(rig, 1, EXTENT)) == 3
 
 
 def test_leases_pin_against_pressure_until_the_last_is_released() -> None:

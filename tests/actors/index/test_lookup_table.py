@@ -84,7 +84,7 @@ def seen(
     finder = Finder(memory.ledger, table, Geometry(pool.pool_bytes, pool.extent_bytes))
     hazards = Hazards(bytearray(hazard_bytes(256)))
     run = finder.find(namespace, keys, hazards, shards=shards, most_bytes=1 << 40)
-    return None if run is None else run.pages
+    return None if run is None else tuple(run.pages.tolist())
 
 
 # the table
@@ -387,7 +387,7 @@ def test_what_was_used_is_younger() -> None:
     save(rig, KEYS[2:3], 2)
     rig.tell(SESSION_4, Touched(as_pages(0, 1)))
     assert rig.count("blocks_touched") == 2 and rig.count("blocks_asked") == 0
-    assert actor.leasing.loaded_at == rig.now
+    assert actor.leasing.loaded_ns == rig.now
     assert press(rig, 3) == (2, 1, 0)
 
 

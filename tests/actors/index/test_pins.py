@@ -55,7 +55,7 @@ def test_an_engine_that_asks_again_and_again_leaves_room_for_everybodys_saves() 
         assert len(find(rig, KEYS, SESSION_5).pages) == 4, "a lookup ends early, every time"
         assert len(find(rig, KEYS[4:], SESSION_5).pages) == 0
     assert len(press(rig, 8)) == 4, "the other half can be evicted"
-    assert actor.leasing.leases.pinned(SESSION_5) == HALF == actor.gauges()["pinned_bytes"]
+    assert actor.leasing.leases.bytes_of(SESSION_5) == HALF == actor.gauges()["pinned_bytes"]
     assert rig.count("blocks_unpinned") == 20 * 8
 
 

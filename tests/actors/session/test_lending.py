@@ -7,6 +7,7 @@ import pytest
 
 from pegaflow.actors.session.leases import LASTING_NS
 from pegaflow.actors.session.lending import LENT_EACH, LENT_FIRST
+from pegaflow.core.pool.columns import said as as_said
 from pegaflow.core.pool.finder import Run
 from pegaflow.core.pool.hazards import Hazards, section_of
 from pegaflow.wire import index as to_index
@@ -20,11 +21,13 @@ from pegaflow.wire.session import (
     Borrow,
     Confirmed,
     Copied,
+    Found,
     Leave,
     Left,
     Lent,
     Load,
     Looked,
+    Lookup,
     Pages,
     Ping,
     Pong,
@@ -68,8 +71,8 @@ class Borrower:
     def took(self, run: Run) -> Took:
         """What is said of it."""
         number, self.number = self.number, LeaseId(self.number + 1)
-        rows = tuple(run.rows.tolist())
-        return Took(number, self.lent.namespace, run.pages, run.stamps, rows=rows)
+        pages, stamps = as_said(run.pages), as_said(run.stamps)
+        return Took(number, self.lent.namespace, pages, stamps, rows=as_said(run.rows))
 
     def share(self, run: Run) -> LeaseId:
         """Pass it on."""
@@ -97,6 +100,27 @@ def test_what_is_lent_is_said() -> None:
     assert (lent.hazard_path, lent.hazard_file, lent.section) == ("hazards", (7, 8), 1)
     assert (lent.world, lent.block_bytes, lent.first) == (1, PAGE, LENT_FIRST)
     assert client.hazards.allowed > PLENTY
+
+
+def test_what_a_client_has_found_counts_when_it_asks_for_more() -> None:
+    client, rig, _ = borrowing(8, replace(WELCOME, max_pinned_bytes=4 * PAGE))
+    run = client.find(3)
+    assert said(rig.ask(CLIENT_7, Lookup(KEYS[4:8])), Found).blocks == 1
+    client.share(run)
+    rig.notes.clear()
+    for _ in range(3):
+        assert said(rig.ask(CLIENT_7, Lookup(KEYS[5:8])), Found).blocks == 0
+        rig.wait(BEAT_NS)
+    assert [note.event for note in rig.notes].count("engine_pins_too_much") == 0, "said already"
+
+
+def test_a_client_that_keeps_all_it_may_by_itself_is_named_once() -> None:
+    client, rig, _ = borrowing(8, replace(WELCOME, max_pinned_bytes=4 * PAGE))
+    client.find(4)
+    for _ in range(3):
+        assert said(rig.ask(CLIENT_7, Lookup(KEYS[4:8])), Found).blocks == 0
+        rig.wait(BEAT_NS)
+    assert [note.event for note in rig.notes].count("engine_pins_too_much") == 1
 
 
 def test_a_lease_that_is_passed_on_is_loaded_and_ends() -> None:

@@ -39,15 +39,17 @@ class Service:
 
     Args:
         ready: of these pages; it has asked for more.
+        page: bytes of each.
+        pool: bytes of the pool.
     """
 
-    def __init__(self, ready: int = FEW) -> None:
-        layout = replace(LAYOUT, blocks=MANY, layers=(LayerLayout(0, 0, PAGE, PAGE),))
-        welcome = replace(WELCOME, pool_bytes=SIZE, extent_bytes=SIZE)
+    def __init__(self, ready: int = FEW, page: int = PAGE, pool: int = SIZE) -> None:
+        layout = replace(LAYOUT, blocks=MANY, layers=(LayerLayout(0, 0, page, page),))
+        welcome = replace(WELCOME, pool_bytes=pool, extent_bytes=pool)
         self.rig, _ = serving(welcome=welcome)
         self.said: Counter[str] = Counter()  # what it has said in `run`
         self.granted = 0
-        self.rig.ask(CLIENT_7, replace(DIRECT, layout=layout, region_bytes=(MANY * PAGE,)))
+        self.rig.ask(CLIENT_7, replace(DIRECT, layout=layout, region_bytes=(MANY * page,)))
         self.rig.done(DrawProof, ProofDrawn(PROOF))
         self.rig.ask(CLIENT_7, Proven())
         reserve = one(self.rig.done(MapEngine), Reserve)
@@ -117,6 +119,30 @@ def test_a_save_of_a_thousand_blocks_takes_few_messages() -> None:
     assert said["Seal"] <= said["BatchCopied"]
 
 
+@pytest.mark.parametrize(
+    ("pool", "sizes"),
+    [(1 << 30, [4, 28]), (256 << 20, [4, 16, 12]), (64 << 20, [4, 8, 8, 8, 4])],
+)
+def test_few_large_blocks_move_in_few_batches(pool: int, sizes: list[int]) -> None:
+    """The first has the pages that are ready; the others are as large as the pool allows."""
+    service = Service(4, page=2 << 20, pool=pool)
+    sent = service.save(32)
+    every = as_said(column(range(32)))
+    service.tell(IDX, Claimed(ClaimId(1), every), answer=one(sent, Claim).question)
+    reserve = one(sent, Reserve)
+    assert isinstance(reserve.message, Reserve)
+    service.tell(ALLOC, service.grant(reserve.message.count), answer=reserve.question)
+    jobs = [job for _, job in service.rig.jobs]
+    assert [len(job.blocks) for job in jobs if isinstance(job, ReadBlocks)] == sizes
+
+
+def test_what_ended_saves_have_left_is_said_when_it_is_as_much_as_is_kept_ready() -> None:
+    service = Service(4 * READY_PAGES_MAX)
+    for returns in (0, 1, 1, 2):
+        service.run(READY_PAGES_MAX // 2)
+        assert service.said["Return"] == returns and not service.said["Reserve"]
+
+
 def test_a_save_takes_no_step_for_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((batches, "BATCH_BLOCKS"), (reservation, "RESERVE_MAX")):
         monkeypatch.setattr(module, name, 2 * MANY)
@@ -124,7 +150,7 @@ def test_a_save_takes_no_step_for_a_block(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(reservation, "RESERVE_BYTES", 2 * SIZE)
     took = []
     for count in (FEW, MANY):
-        service = Service()
+        service = Service(FEW // 2 + 1)  # two batches of either
         took.append(steps(partial(service.run, count)))
         assert service.said["Saved"] == 1
     assert took[1] <= 1.1 * took[0], took

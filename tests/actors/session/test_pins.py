@@ -5,6 +5,7 @@ from dataclasses import replace
 from pegaflow.actors.runtime.contract import Send
 from pegaflow.actors.session.leases import LASTING_NS
 from pegaflow.actors.session.touches import TOUCHED_BATCH, TOUCHED_MAX, Touches
+from pegaflow.core.pool.columns import signed
 from pegaflow.core.pool.table import TierWord
 from pegaflow.wire import index as to_index
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
@@ -114,12 +115,12 @@ def test_what_was_used_while_there_was_no_index_is_told_to_the_next() -> None:
 def test_many_blocks_are_told_at_once_and_too_many_are_forgotten() -> None:
     rig, actor = reading(Shared())
     touches = next(part for part in actor.parts if isinstance(part, Touches))
-    assert touches.add(as_pages(*range(TOUCHED_BATCH - 1))) == []
-    sent = touches.add(as_pages(7, 8))
+    assert touches.add(signed(range(TOUCHED_BATCH - 1))) == []
+    sent = touches.add(signed((7, 8)))
     told = [e.message for e in sent if isinstance(e, Send)]
     assert [len(msg.pages) for msg in told if isinstance(msg, to_index.Touched)] == [4096, 1]
     rig.tell(BOSS, Gone(IDX))
-    touches.add(as_pages(*range(TOUCHED_MAX + 5)))
+    touches.add(signed(range(TOUCHED_MAX + 5)))
     assert actor.counts["touches_forgotten"] == 5
     rig.tell(BOSS, Neighbour(IDX._replace(incarnation=Incarnation(30)), "ipc://n", 3))
     late = [e.message for e in rig.wait(BEAT_NS)]

@@ -57,7 +57,7 @@ def test_who_cannot_be_reached_has_left(foreign: bool) -> None:
 
 def test_who_never_comes_is_not_waited_for(foreign: bool) -> None:
     rig, actor = far(foreign)
-    while rig.now < actor.engine.served + DIAL_NS:
+    while rig.now < actor.engine.served_ns + DIAL_NS:
         assert rig.stop is None
         rig.wait(500 * MS)
     rig.wait(500 * MS)
@@ -67,6 +67,6 @@ def test_who_never_comes_is_not_waited_for(foreign: bool) -> None:
 def test_a_local_engine_may_take_its_time() -> None:
     rig, actor = spare()
     rig.ask(BOSS, SERVE)
-    while rig.now < actor.engine.served + 2 * DIAL_NS:
+    while rig.now < actor.engine.served_ns + 2 * DIAL_NS:
         rig.wait(500 * MS)
     assert rig.stop is None

@@ -1,9 +1,14 @@
 """A save of blocks that the session sees in memory itself."""
 
+import pytest
+
+from pegaflow.actors.session.space import Space
+from pegaflow.core.pool.finder import Run
 from pegaflow.wire.identities import NO_KEY, ClaimId
 from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.session import CopyBatch, Drop, Save, Saved
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import Keys
 from tests.actors.rig import CLIENT_7, one, said
 from tests.actors.session.test_hazards import gone
 from tests.actors.sessions import KEYS, reading
@@ -33,3 +38,18 @@ def test_without_an_index_what_is_in_memory_is_known_and_the_rest_is_refused() -
     assert said(rig.ask(CLIENT_7, Save(1, 0, KEYS[:4], NO_KEY)), Saved) == Saved(Status.OK, 0, 4)
     refused = said(rig.ask(CLIENT_7, Save(2, 0, KEYS[:6], NO_KEY)), Saved)
     assert refused == Saved(Status.PEER_GONE, 0, 4)
+
+
+def test_a_save_of_new_blocks_looks_for_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, actor = reading(Shared())
+    looked, find = list[int](), actor.hazards.find
+
+    def look(space: Space, keys: Keys) -> Run | None:
+        looked.append(len(keys))
+        return find(space, keys)
+
+    monkeypatch.setattr(actor.hazards, "find", look)
+    assert one(rig.ask(CLIENT_7, Save(1, 0, KEYS[4:8], NO_KEY)), Claim)
+    assert looked == [1]
+    one(rig.ask(CLIENT_7, Save(2, 0, KEYS[3:8], NO_KEY)), Claim)
+    assert looked == [1, 1, 5]

@@ -3,19 +3,20 @@
 from dataclasses import replace
 
 from pegaflow.actors.session.actor import Session
-from pegaflow.actors.session.publish import INDEX_NS
+from pegaflow.actors.session.publish import INDEX_NS, SEALS_MAX
 from pegaflow.actors.session.saves import SAVE_NS
 from pegaflow.wire.allocator import Reserve, Reserved, Return
-from pegaflow.wire.control import BEAT_NS
+from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, NO_KEY, ClaimId, Key
+from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, NO_KEY, ClaimId, Incarnation, Key
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import CopyBatch, Drop, Keep, Leave, Left, Ping, Save, Saved
 from pegaflow.wire.status import Status
-from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
+from tests.actors.rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
 from tests.actors.sessions import KEYS, attached, grant
 
+NEXT = IDX._replace(incarnation=Incarnation(30))
 NO_SPACE = Reserved(Status.NO_SPACE, NO_GRANT, (), ())
 
 
@@ -59,8 +60,8 @@ def test_a_save() -> None:
     sent = rig.answer(seal, Sealed(Status.OK, (0, 1, 2)))
     assert said(sent, Saved, CLIENT_7) == Saved(Status.OK, 3, 0)
     assert said(sent, EndClaim, IDX).number == 1
-    assert said(sent, Return, ALLOC).pages == msg.pages
-    assert idle(actor)
+    assert idle(actor) and not pick(sent, Return), "they are few"
+    assert said(rig.wait(BEAT_NS), Return, ALLOC).pages == msg.pages
 
 
 def test_bytes_are_filled_from_the_slots_that_were_taken() -> None:
@@ -147,8 +148,8 @@ def test_refused_blocks_give_their_pages_back() -> None:
     seal = fill(rig, begin(rig))
     sent = rig.answer(seal, Sealed(Status.STALE_CLAIM, (0,)))
     assert said(sent, Saved) == Saved(Status.STALE_CLAIM, 1, 0)
-    one(sent, Return, ALLOC)
     assert idle(actor)
+    assert len(said(rig.wait(BEAT_NS), Return, ALLOC).pages) == 3
 
 
 def test_a_failed_fill_seals_nothing() -> None:
@@ -212,25 +213,50 @@ def test_more_blocks_than_slots_take_turns() -> None:
     assert idle(actor)
 
 
-def test_what_is_whole_while_a_seal_is_unanswered_goes_with_the_next() -> None:
-    rig, actor = with_pages()
+def two_seals(rig: Rig, actor: Session) -> tuple[list[Envelope], CopyBatch]:
+    """A save of all KEYS in batches of two, of which two are being sealed, and the next batch."""
     rank = actor.engine.ranks[0]
     rank.slots, rank.free_slots = 2, [0, 1]
-    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS[:5], NO_KEY)), Claim)
-    take = said(rig.answer(claim, Claimed(ClaimId(1), (0, 1, 2, 3, 4))), CopyBatch)
-    rig.tell(CLIENT_7, Keep(1, take.batch))
-    sent = rig.done(FillPages)
-    first, take = one(sent, Seal), said(sent, CopyBatch)
+    claim = one(rig.ask(CLIENT_7, Save(1, 0, KEYS, NO_KEY)), Claim)
+    take = said(rig.answer(claim, Claimed(ClaimId(1), tuple(range(len(KEYS))))), CopyBatch)
+    seals = []
+    for _ in range(SEALS_MAX):
+        rig.tell(CLIENT_7, Keep(1, take.batch))
+        sent = rig.done(FillPages)
+        seals.append(one(sent, Seal))
+        take = said(sent, CopyBatch)
+    return seals, take
+
+
+def test_what_is_whole_while_two_seals_are_unanswered_goes_with_the_next() -> None:
+    rig, actor = with_pages()
+    (first, second), take = two_seals(rig, actor)
     rig.tell(CLIENT_7, Keep(1, take.batch))
     sent = rig.done(FillPages)
     assert not pick(sent, Seal)
     rig.tell(CLIENT_7, Keep(1, said(sent, CopyBatch).batch))
     assert not pick(rig.done(FillPages), Seal)
-    second = one(rig.answer(first, Sealed(Status.OK, (0, 1))), Seal)
-    assert isinstance(second.message, Seal) and second.message.keys == KEYS[2:5]
-    sent = rig.answer(second, Sealed(Status.OK, (0, 1, 2)))
-    assert said(sent, Saved) == Saved(Status.OK, 5, 0)
+    third = one(rig.answer(second, Sealed(Status.OK, (0, 1))), Seal)
+    assert isinstance(third.message, Seal) and third.message.keys == KEYS[4:8]
+    assert not pick(rig.answer(third, Sealed(Status.OK, (0, 1, 2, 3))), Saved)
+    sent = rig.answer(first, Sealed(Status.OK, (0,)))
+    assert said(sent, Saved) == Saved(Status.STALE_CLAIM, 7, 0)
     assert idle(actor)
+    assert len(said(rig.wait(BEAT_NS), Return).pages) == 8
+
+
+def test_both_seals_that_an_index_has_not_answered_go_to_the_next() -> None:
+    rig, actor = with_pages()
+    seals, take = two_seals(rig, actor)
+    rig.tell(CLIENT_7, Drop(1))
+    assert not pick(rig.tell(BOSS, Gone(IDX)), Saved)
+    held = {page for e in seals if isinstance(e.message, Seal) for page in e.message.pages}
+    assert held <= set(actor.reservation.statement().pages)
+    again = pick(rig.tell(BOSS, Neighbour(NEXT, "ipc://n", 3)), Seal)
+    assert [e.message for e in again] == [e.message for e in seals]
+    assert not pick(rig.answer(again[1], Sealed(Status.OK, (0, 1))), Saved)
+    sent = rig.answer(again[0], Sealed(Status.OK, (0, 1)))
+    assert said(sent, Saved) == Saved(Status.DROPPED, 4, 0) and idle(actor)
 
 
 def test_pages_ahead_that_the_pool_cannot_give_do_not_end_a_small_save() -> None:

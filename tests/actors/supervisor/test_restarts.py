@@ -32,7 +32,7 @@ def test_each_failure_in_a_row_waits_longer() -> None:
     budget, waits = Budget(), []
     for _ in range(len(BACKOFF_NS) + 1):
         assert not budget.failed(START, START)
-        waits.append(budget.not_before - START)
+        waits.append(budget.next_start_ns - START)
     assert waits == [*BACKOFF_NS, BACKOFF_NS[-1]]
 
 
@@ -42,7 +42,7 @@ def test_a_long_life_ends_the_row() -> None:
         budget.failed(START, START)
     now = START + CALM_NS + 1
     budget.failed(START, now)
-    assert budget.not_before == now + BACKOFF_NS[0]
+    assert budget.next_start_ns == now + BACKOFF_NS[0]
     assert budget.restarts == 4
 
 
@@ -52,7 +52,7 @@ def test_too_many_failures_in_a_period_open_the_breaker() -> None:
     opened = [budget.failed(START + n * step, START + n * step) for n in range(FAILURES_MAX)]
     now = START + (FAILURES_MAX - 1) * step
     assert opened == [False] * (FAILURES_MAX - 1) + [True]
-    assert (budget.state(now), budget.not_before) == ("broken", now + REST_NS)
+    assert (budget.state(now), budget.next_start_ns) == ("broken", now + REST_NS)
     assert budget.state(now + REST_NS) == "ok"
 
 
@@ -62,7 +62,7 @@ def test_after_its_rest_one_more_failure_is_enough_until_a_life_was_long() -> No
         budget.failed(START, START)
     now = START + PERIOD_NS + REST_NS
     assert budget.failed(now, now)
-    assert budget.broken_until == now + REST_NS
+    assert budget.broken_until_ns == now + REST_NS
     born = now + REST_NS
     assert not budget.failed(born, born + CALM_NS + 1)
     assert not budget.failed(born + PERIOD_NS, born + PERIOD_NS)
@@ -80,9 +80,9 @@ def test_an_engine_that_breaks_its_sessions_delays_nobody_else() -> None:
     restarts = Restarts((SESSION, INDEX), Counter())
     for n in range(FAILURES_MAX):
         restarts.ended(served(n, "bad"), START)
-    assert restarts.engine_rest("bad", START) == REST_NS
-    assert restarts.engine_rest("bad", START + REST_NS) == 0
-    assert restarts.engine_rest("good", START) == 0
+    assert restarts.engine_rest_ns("bad", START) == REST_NS
+    assert restarts.engine_rest_ns("bad", START + REST_NS) == 0
+    assert restarts.engine_rest_ns("good", START) == 0
     sessions = restarts.kinds[SESSION]
     assert (sessions.state(START), sessions.restarts) == ("ok", FAILURES_MAX)
 
@@ -93,5 +93,5 @@ def test_only_so_many_engines_are_remembered() -> None:
         restarts.ended(served(n, "bad"), START)
     for n in range(ENGINES_MAX):
         restarts.ended(served(n, f"engine {n}"), START)
-    assert restarts.engine_rest("bad", START) == 0
+    assert restarts.engine_rest_ns("bad", START) == 0
     assert len(restarts._engines) == ENGINES_MAX

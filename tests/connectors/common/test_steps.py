@@ -1,7 +1,7 @@
 """Which saves stand, step by step."""
 
-from pegaflow.connectors.common.requests import Tracked
 from pegaflow.connectors.common.steps import OPEN_MAX, Saving, Steps
+from pegaflow.connectors.common.tracked import Tracked
 from tests.connectors.vllm.fakes import Request
 
 

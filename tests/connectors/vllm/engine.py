@@ -52,6 +52,7 @@ class Options:
     extra: dict[str, Any] = field(default_factory=dict)  # more connector configuration
     more: dict[str, Any] = field(default_factory=dict)  # of vLLM's own settings
     role: str = "kv_both"
+    events: str = ""  # where KV events are published; empty: nowhere
     beside: str = ""  # a module whose `Connector` is asked first, with ours in a MultiConnector
     lengths: list[int] = field(default_factory=lambda: [300, 513, 777, 641])
     seed: int = 7  # of the prompts
@@ -64,6 +65,7 @@ class Options:
     reset: bool = False  # forget vLLM's own prefix cache first
     reset_connector: bool = False  # with `reset`: tell the connector, too
     reset_after: bool = False  # forget it right after the batch; the answer says whether it could
+    params: dict[str, Any] | None = None  # kv_transfer_params of each request
     abort_after: int = 0  # abort the first request after this many steps; 0: never
     kill_rank_after: int = 0  # SIGKILL the process of a rank after this many steps; 0: never
 
@@ -98,6 +100,12 @@ def build(model: str, options: Options) -> Any:
             ours = {"kv_connector": "MultiConnector", "kv_role": options.role}
             ours["kv_connector_extra_config"] = both
         more["kv_transfer_config"] = KVTransferConfig(**ours, kv_load_failure_policy="recompute")
+    if options.events:
+        from vllm.config import KVEventsConfig
+
+        more["kv_events_config"] = KVEventsConfig(
+            enable_kv_cache_events=True, publisher="zmq", endpoint=options.events
+        )
     if options.tp > 1:
         more |= {"tensor_parallel_size": options.tp, "distributed_executor_backend": "mp"}
     if options.kv_blocks:
@@ -154,7 +162,11 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
     from vllm import SamplingParams
 
     how = SamplingParams(
-        temperature=0, max_tokens=options.tokens, ignore_eos=True, detokenize=False
+        temperature=0,
+        max_tokens=options.tokens,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={"kv_transfer_params": options.params} if options.params else None,
     )
     engine = llm.llm_engine
     for index, tokens in enumerate(prompts(options)):
@@ -188,6 +200,7 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
         "prompt": sum(options.lengths),
         "reset": could_reset,
         "sources": sources(llm),
+        "seen": seen(llm),
         "left": left_over(llm, options),
         **{name: values.get(metric, 0) for name, metric in METRICS.items()},
     }
@@ -200,6 +213,16 @@ def sources(llm: Any) -> dict[str, int]:
         if metric.name == "vllm:prompt_tokens_cached_by_source":
             tier = metric.labels["source"]
             found[tier] = found.get(tier, 0) + int(metric.value)
+    return found
+
+
+def seen(llm: Any) -> dict[str, float]:
+    """The connector's metrics, by name and source; of a histogram the sum."""
+    found: dict[str, float] = {}
+    for metric in llm.get_metrics():
+        if metric.name.startswith("vllm:pega_"):
+            name = metric.name.removeprefix("vllm:pega_") + metric.labels.get("source", "")
+            found[name] = metric.value if hasattr(metric, "value") else metric.sum
     return found
 
 

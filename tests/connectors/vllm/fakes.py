@@ -6,7 +6,7 @@ opens a generation, who joins it, and when a block of several ranks is published
 """
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from types import SimpleNamespace
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pegaflow.client import Done, Lease, LoadDone, LookupDone, SaveDone
+from pegaflow.client import Chain, Done, Lease, LoadDone, LookupDone, Seen
 from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.layout import Layout, pieces
 from pegaflow.wire.status import Status
+
+from .conversations import Conversation, Order, Part
 
 BLOCK = 4
 """Tokens of a block."""
@@ -32,6 +34,13 @@ class Request:
     salt: str = ""
     num_computed_tokens: int = 0
     num_in_flight_tokens: int = 0
+    kv_transfer_params: Any = None
+    kv_hints: Any = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """All of them."""
+        return self.num_tokens
 
     @property
     def block_hashes(self) -> list[bytes]:
@@ -43,24 +52,6 @@ class FullAttentionSpec:
     """The only kind that is supported; the connector goes by its name."""
 
     block_size = BLOCK
-
-
-class SlidingWindowSpec:
-    """Of layers that see a window."""
-
-    block_size = BLOCK
-
-
-class MambaSpec:
-    """Of layers that keep a state."""
-
-    block_size = BLOCK
-
-
-class PrefixLMSpec(FullAttentionSpec):
-    """Of layers that see later tokens."""
-
-    non_causal = True
 
 
 class VllmConfig(SimpleNamespace):
@@ -90,22 +81,25 @@ def config(
     kv_role: str = "kv_both",
     data: int = 1,
     executor: str = "uni",
+    policy: str = "recompute",
+    decode: int = 1,
     **model: Any,
 ) -> Any:
     """A VllmConfig, as a process of that rank sees it; `data`: parallel ranks that the launcher
-    counts in."""
+    counts in; `decode`: ranks among which a request's tokens are parted."""
     return VllmConfig(
         instance_id=life,
         parallel_config=ParallelConfig(
             rank=rank,
             world_size=world * data,
             tensor_parallel_size=world,
+            decode_context_parallel_size=decode,
             distributed_executor_backend=executor,
         ),
         kv_transfer_config=SimpleNamespace(
             engine_id="engine",
             kv_role=kv_role,
-            kv_load_failure_policy="recompute",
+            kv_load_failure_policy=policy,
             kv_connector_extra_config={
                 **({"pegaflow.mode": mode} if mode else {}),
                 **(extra or {}),
@@ -170,10 +164,6 @@ def worker_output(
     )
 
 
-Order = tuple[bytes, int]
-"""Generation and number of a save order."""
-
-
 @dataclass
 class Store:
     """The service behind all fake clients of a test."""
@@ -192,6 +182,8 @@ class Store:
     failing: int = 0  # of each load, so many last blocks fail
     failing_ranks: Collection[int] = (0,)  # where they do
     broken: bool = False  # every call raises
+    gathers: bool = True  # a save may bring several chains
+    conversations: list[int] = field(default_factory=list)  # chains of each save
     clients: list["FakeClient"] = field(default_factory=list)
     number: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -263,12 +255,15 @@ class FakeClient:
         self.closed = False
         self.woken = threading.Event()
         self.done: list[Done] = []
-        self.saves: list[_Save] = []  # not ended yet
+        self.saves: list[Part] = []  # not ended yet
 
     @property
     def attached(self) -> bool:
         """Whether a session serves this client."""
         return self.opens or self.rank in self.store.serves(self.generation)
+
+    refused = property(lambda self: not self.attached and bool(self.refusal))
+    gathers = property(lambda self: self.store.gathers)
 
     @property
     def complete(self) -> bool:
@@ -285,7 +280,7 @@ class FakeClient:
             self.store.number += 1
             return self.store.number
 
-    def register(self, layout: Layout, buffers: Sequence[Any], *, rank: int = 0) -> None:
+    def register(self, layout: Layout, buffers: Sequence[Any], *, rank: int = 0, **_: int) -> None:
         """Remember the memory."""
         self.layout, self.buffers = layout, [np.asarray(b) for b in buffers]
         self.rank = rank
@@ -306,6 +301,12 @@ class FakeClient:
         done = self._look_up(keys, self._ticket())
         self.store.private |= {done.lease.number} if done.lease else set()
         return done
+
+    def see(self, keys: Sequence[bytes]) -> Seen | None:
+        """Which are there, where the store is one that a client looks into."""
+        if not (self.store.finds and self.attached and self.complete):
+            return None
+        return Seen(tuple(key in self.store.pages for key in self._named(keys)), None)
 
     def share(self, lease: Lease) -> None:
         """Others may load from it."""
@@ -358,16 +359,16 @@ class FakeClient:
         blocks: Sequence[int],
         *,
         timeout: float,
-        parent: bytes = b"",
-        order: int = 0,
-        commits: bool = False,
-        valid: Callable[[], bool] = lambda: True,
+        commits: bool,
+        more: Sequence[Chain],
+        **first: Any,
     ) -> int:
         """Copied by `poll`."""
-        assert order and commits
-        ticket = self._ticket()
-        self.saves.append(_Save(ticket, (self.generation, order), keys, blocks, valid=valid))
-        return ticket
+        assert commits and (self.gathers or not more)
+        save = Conversation(self._ticket())
+        self.saves += save.parts(self.generation, (Chain(keys, blocks, **first), *more))
+        self.store.conversations.append(save.open)
+        return save.ticket
 
     def skip_save(self, order: int) -> None:
         """No rank's part of it is published."""
@@ -406,22 +407,21 @@ class FakeClient:
             for save in list(self.saves):
                 parts = self.store.orders.setdefault(save.order, {})
                 assert self.rank is not None
-                if not save.valid():
+                if not save.chain.valid():
                     self.skip_save(save.order[1])
                 elif self.rank not in parts:
-                    parts[self.rank] = [self._block(block) for block in save.blocks]
+                    parts[self.rank] = [self._block(block) for block in save.chain.blocks]
                 if save.order in self.store.given_up:
                     self._end(save, Status.DROPPED)
                 elif len(parts) == self.world and save.order in self.store.committed:
                     pages = zip(*(parts[rank] for rank in range(self.world)), strict=True)
-                    self.store.pages.update(
-                        zip(self._named(save.keys), map(list, pages), strict=True)
-                    )
+                    named = self._named(save.chain.keys)
+                    self.store.pages.update(zip(named, map(list, pages), strict=True))
                     self._end(save, Status.OK)
 
-    def _end(self, save: "_Save", status: Status) -> None:
+    def _end(self, save: Part, status: Status) -> None:
         self.saves.remove(save)
-        self.done.append(SaveDone(save.ticket, status, len(save.keys), 0))
+        self.done += save.save.end(save, status)
         self.store.wake_all()
 
     def _block(self, block: int) -> bytes:
@@ -437,12 +437,3 @@ class FakeClient:
         with self.store.lock:
             self.closed = True
             self.store.given_up |= {save.order for save in self.saves}
-
-
-@dataclass(frozen=True, eq=False)
-class _Save:
-    ticket: int
-    order: Order
-    keys: Sequence[bytes]
-    blocks: Sequence[int]
-    valid: Callable[[], bool]

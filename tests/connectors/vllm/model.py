@@ -48,7 +48,19 @@ def gemma() -> Any:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     windows = {"sliding_window": 128, "sliding_window_pattern": 2, "pad_token_id": 0}
-    return Gemma3ForCausalLM(Gemma3TextConfig(**COMMON, **WIDE, **windows, head_dim=64))
+    sharp = {"query_pre_attn_scalar": 4}
+    made = Gemma3ForCausalLM(Gemma3TextConfig(**COMMON, **WIDE, **windows, **sharp, head_dim=64))
+    for name, weight in made.named_parameters():
+        if "post_" in name:  # else it repeats the token that it has just read, whatever was before
+            weight.data.fill_(20.0)
+    return made
+
+
+def mistral() -> Any:
+    """Windows alone."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(MistralConfig(**COMMON, **WIDE, head_dim=64, sliding_window=128))
 
 
 def granite() -> Any:
@@ -114,7 +126,7 @@ def whisper() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, granite, falcon, lfm, whisper)
+    made.__name__: made for made in (llama, gemma, mistral, granite, falcon, lfm, whisper)
 }
 
 

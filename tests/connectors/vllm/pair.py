@@ -4,6 +4,7 @@ vLLM's order, over fake clients.
 The ranks' threads are real; a step that needs their results is repeated, as an idle engine does.
 """
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
@@ -11,12 +12,16 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import pytest
 
+import pegaflow.connectors.vllm.worker
 from pegaflow.connector import PegaKVConnector
+from pegaflow.connectors.vllm.layout import Tensor
 from pegaflow.connectors.vllm.mover import Mover
-from pegaflow.connectors.vllm.scheduler import StepOrders
+from pegaflow.connectors.vllm.orders import StepOrders
 
 from .fakes import Request, Store, blocks, config, kv_cache_config, output, role, worker_output
+from .latent import cache_config
 
 BLOCKS = 64
 PATIENCE_S = 10.0
@@ -24,6 +29,33 @@ SCHEDULER = -1
 """Stands for the scheduler in the order in which an engine's processes come up."""
 
 _lives = count()
+
+
+def plain_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers take numpy arrays where vLLM has tensors."""
+
+    def numbers(caches: dict[str, Any]) -> list[Tensor]:
+        arrays = {name: a.__array_interface__["data"][0] for name, a in caches.items()}
+        return [
+            Tensor(
+                n,
+                a.shape,
+                a.strides,
+                0,
+                element=1,
+                dtype="uint8",
+                storage=arrays[n],
+                storage_bytes=a.nbytes,
+            )
+            for n, a in caches.items()
+        ]
+
+    monkeypatch.setattr(pegaflow.connectors.vllm.worker, "tensors", numbers)
+    monkeypatch.setattr(
+        pegaflow.connectors.vllm.worker,
+        "buffers",
+        lambda caches, _: [a.reshape(-1) for a in caches.values()],
+    )
 
 
 class Pair:
@@ -36,12 +68,27 @@ class Pair:
         *,
         memory: Any = None,
         world: int = 1,
+        latent: bool = False,
         dtype: str = "auto",
         order: Sequence[int] = (),
         kv_role: str = "kv_both",
+        policy: str = "recompute",
+        early: Request | None = None,
+        waits: bool = True,
     ) -> None:
-        self.world = world
-        life = str(next(_lives))
+        """Build it.
+
+        Args:
+            latent: its model has latent attention: all ranks hold the same.
+            order: in which its processes come up.
+            early: a request that is there as soon as the scheduler is.
+            waits: whether to wait until its ranks are served.
+        """
+        self.world, self._apart = world, 0 if latent else 64
+        cache = kv_cache_config(BLOCKS)
+        if latent:
+            cache = cache_config(BLOCKS, replicas=world)
+        life = f"{os.getpid()}.{next(_lives)}"
         shape = (world, 2, BLOCKS, 16)
         self.memories = np.zeros(shape, np.uint8) if memory is None else memory[None]
         ranks: dict[int, PegaKVConnector] = {}
@@ -54,23 +101,31 @@ class Pair:
                 life=life,
                 dtype=dtype,
                 kv_role=kv_role,
+                policy=policy,
             )
             name = "SCHEDULER" if one == SCHEDULER else "WORKER"
-            made = PegaKVConnector(seen, role(name), kv_cache_config(BLOCKS))
+            made = PegaKVConnector(seen, role(name), cache)
             if one == SCHEDULER:
                 self.scheduler = made
+                if early is not None:
+                    made.on_new_request(early)
+                    made.get_num_new_matched_tokens(early, 0)
             else:
                 ranks[one] = made
                 caches = {f"layers.{i}": layer for i, layer in enumerate(self.memories[one])}
                 made.register_kv_caches(caches)
         self.workers = [ranks[rank] for rank in range(world)]
+        self.orders = StepOrders()  # of a step that a test has scheduled and not yet executed
         self.sent: list[str] = []
         self.received: list[str] = []
         self.errors: set[int] = set()
+        self.told: list[Any] = []  # KV events, since the start
+        self.counted = PegaKVConnector.build_kv_connector_stats()  # by all, since the start
         self._sending: Counter[str] = Counter()
         self._receiving: Counter[str] = Counter()
         self._flying: deque[list[tuple[Request, int]]] = deque()  # of the steps under way
-        self._attach()
+        if waits:
+            self._attach()
 
     def _attach(self) -> None:
         """Wait for the ranks that have memory to offer."""
@@ -78,6 +133,7 @@ class Pair:
         for mover in self.movers:
             while mover._client is None or not mover._client.attached:
                 assert time.monotonic() < end
+                self.step()  # the scheduler's client has no thread
 
     @property
     def worker(self) -> PegaKVConnector:
@@ -145,6 +201,7 @@ class Pair:
             reports = worker.get_finished(set(finished))
             errors |= worker.get_block_ids_with_load_errors()
             done = worker.build_connector_worker_meta()
+            self.counted.aggregate(worker.get_kv_connector_stats())
             worker.clear_connector_metadata()
             sent |= self._by_all(self._sending, reports[0])
             received |= self._by_all(self._receiving, reports[1])
@@ -153,7 +210,8 @@ class Pair:
             request.num_in_flight_tokens -= tokens
         named = errors | set(bad)
         self.scheduler.update_connector_output(worker_output(received, named, meta, sent))
-        assert list(self.scheduler.take_events()) == []
+        self.counted.aggregate(self.scheduler.get_kv_connector_stats())
+        self.told += self.scheduler.take_events()
         self.sent += sent
         self.received += received
         self.errors |= errors
@@ -175,15 +233,16 @@ class Pair:
             self.step()
 
     def compute(self, request: Request, ids: list[int], done: int = 0) -> StepOrders:
-        """Schedule a whole request in one step; its KV is its block ids, plus 64 per rank."""
+        """Schedule a whole request in one step; its KV is its block ids, plus 64 per rank unless
+        the ranks hold the same."""
         for rank, block in ((r, b) for r in range(self.world) for b in ids):
-            self.memories[rank, :, block] = block + 64 * rank
+            self.memories[rank, :, block] = block + self._apart * rank
         return self.step(output(new=[(request.request_id, ids, done, request.num_tokens - done)]))
 
     def holds(self, ids: Sequence[int], of: Sequence[int]) -> bool:
         """Whether each rank's blocks are what `compute` puts into these others."""
         return all(
-            (self.memories[rank, :, block] == source + 64 * rank).all()
+            (self.memories[rank, :, block] == source + self._apart * rank).all()
             for rank in range(self.world)
             for block, source in zip(ids, of, strict=True)
         )
@@ -225,8 +284,11 @@ class Pair:
         self.end(request)
 
     def idle(self) -> bool:
-        """Whether no rank has anything to do."""
-        return not any(mover._open or mover._jobs for mover in self.movers)
+        """Whether no rank has anything to do, and the scheduler has heard that its saves are over:
+        what a mover begins is for a moment in neither of its lists."""
+        half = self.scheduler._scheduler
+        open_ = half is not None and half._requests._open
+        return not open_ and not any(mover._open or mover._jobs for mover in self.movers)
 
     def close(self) -> None:
         """The engine stops."""

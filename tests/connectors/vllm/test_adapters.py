@@ -41,7 +41,7 @@ def adapters(later: float = 1e4, settings: str = "rank 8") -> tuple[Adapters, li
     """Of an engine that was started so long after the files were made."""
     lines: list[str] = []
     made = Adapters(settings, lambda name, why: lines.append(f"{name}: {why}"))
-    made.made_at += later
+    made.made_s += later
     return made, lines
 
 

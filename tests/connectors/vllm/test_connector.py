@@ -16,10 +16,10 @@ import pegaflow.connectors.vllm.worker
 from pegaflow.connectors.vllm import plugin
 from pegaflow.connectors.vllm.connector import MAX_ERRORS
 from pegaflow.connectors.vllm.mover import LOAD_TIMEOUT_S
-from pegaflow.connectors.vllm.scheduler import StepOrders
+from pegaflow.connectors.vllm.orders import StepOrders
 from pegaflow.connectors.vllm.worker import GIVE_WAY_S, SavesDone
 
-from .fakes import FakeClient, Request, Store, blocks, output
+from .fakes import Request, Store, blocks, output
 from .pair import PATIENCE_S, Pair
 
 
@@ -311,6 +311,7 @@ def test_memory_that_cannot_be_described_is_a_cache_that_has_nothing(store: Stor
 def test_reports_of_ranks_add_up() -> None:
     both = SavesDone({1: 1, 2: 2}).aggregate(SavesDone({2: 1, 3: 1}))
     assert both.saves == {1: 1, 2: 3, 3: 1}
+    assert both.aggregate(both) == both
 
 
 def test_the_plugin_registers_once_and_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,52 +388,3 @@ def test_a_service_that_does_not_let_go_is_waited_for_but_not_for_ever(
     assert "not let go" in caplog.text and not client.closed
     let_go.set()
     assert mover.stop(PATIENCE_S) and client.closed
-
-
-def ask(pair: Pair, request: Request) -> tuple[int | None, bool]:
-    return pair.scheduler.get_num_new_matched_tokens(request, 0)
-
-
-def test_the_first_requests_wait_for_ranks_that_are_on_their_way(
-    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
-    with monkeypatch.context() as patched:
-        patched.setattr(FakeClient, "complete", False)
-        other.scheduler.on_new_request(request)
-        assert [ask(other, request) for _ in range(5)] == [(None, False)] * 5
-    other.until(lambda: ask(other, request) == (24, True))
-    other.close()
-
-
-def test_a_rank_that_never_comes_is_waited_for_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = Pair(extra={"pegaflow.timeout_ms": 50})
-    monkeypatch.setattr(FakeClient, "complete", False)
-    request, later = Request("a", 25), Request("b", 25)
-    pair.scheduler.on_new_request(request)
-    assert ask(pair, request) == (None, False)
-    pair.until(lambda: ask(pair, request) == (0, False))
-    pair.scheduler.on_new_request(later)
-    assert ask(pair, later) == (0, False)
-    pair.close()
-
-
-@pytest.mark.parametrize("refusal", ["", "the service is another user's"])
-def test_the_first_requests_wait_for_a_session_that_is_being_opened(
-    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch, refusal: str
-) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
-    client = next(c for c in store.clients[2:] if c.opens)
-    with monkeypatch.context() as patched:
-        patched.setattr(FakeClient, "attached", False)
-        patched.setattr(client, "refusal", refusal)
-        other.scheduler.on_new_request(request)
-        first = ask(other, request)
-    assert first == ((0, False) if refusal else (None, False))
-    if not refusal:
-        other.until(lambda: ask(other, request) == (24, True))
-    other.close()

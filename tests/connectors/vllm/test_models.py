@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 
 from pegaflow.connector import PegaKVConnector
-from pegaflow.connectors.vllm.scheduler import StepOrders
+from pegaflow.connectors.vllm import compat
+from pegaflow.connectors.vllm.orders import StepOrders
 
 from .fakes import (
     FullAttentionSpec,
-    MambaSpec,
-    PrefixLMSpec,
     Request,
-    SlidingWindowSpec,
     Store,
     config,
     kv_cache_config,
@@ -21,6 +19,15 @@ from .fakes import (
     role,
 )
 from .pair import Pair
+from .specs import (
+    ChunkedLocalAttentionSpec,
+    LeftSpec,
+    MambaSpec,
+    PrefixLMSpec,
+    PrivateSpec,
+    SlidingWindowSpec,
+    WideSpec,
+)
 
 
 @pytest.mark.parametrize(("mode", "loads", "saves"), [("save_only", 0, 6), ("read_only", 24, 0)])
@@ -72,8 +79,8 @@ def test_vllms_role_is_honoured(
 
 
 def test_an_engine_that_cannot_be_served_works_without() -> None:
-    windowed = kv_cache_config(kinds=(FullAttentionSpec, SlidingWindowSpec))
-    connector = PegaKVConnector(config(), role("SCHEDULER"), windowed)
+    hybrid = kv_cache_config(kinds=(FullAttentionSpec, MambaSpec))
+    connector = PegaKVConnector(config(), role("SCHEDULER"), hybrid)
     request = Request("a", 25)
     assert connector.get_num_new_matched_tokens(request, 0) == (0, False)
     assert connector.build_connector_meta(output()) == StepOrders()
@@ -83,8 +90,13 @@ def test_an_engine_that_cannot_be_served_works_without() -> None:
 
 
 UNSERVED = [
-    ({}, (FullAttentionSpec, SlidingWindowSpec), "--disable-hybrid-kv-cache-manager"),
-    ({}, (FullAttentionSpec, MambaSpec), "2 KV cache groups (FullAttentionSpec, MambaSpec)"),
+    ({}, (FullAttentionSpec, WideSpec), "--disable-hybrid-kv-cache-manager"),
+    ({}, (FullAttentionSpec, WideSpec), "differ in their tokens"),
+    ({}, (FullAttentionSpec, LeftSpec), "keep more than they attend to"),
+    ({}, (FullAttentionSpec, PrivateSpec), "may not be stored"),
+    ({}, (FullAttentionSpec, ChunkedLocalAttentionSpec), "--disable-hybrid-kv-cache-manager"),
+    ({"decode": 2}, (FullAttentionSpec, SlidingWindowSpec), "decode context parallelism"),
+    ({}, (FullAttentionSpec, MambaSpec), "the KV cache kind MambaSpec"),
     ({}, (), "0 KV cache groups"),
     ({}, (MambaSpec,), "the KV cache kind MambaSpec"),
     ({}, (PrefixLMSpec,), "later tokens"),
@@ -113,6 +125,18 @@ def test_a_model_that_cannot_be_served_is_said_in_one_line(
     (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]
     assert why in line
     assert all(connector._off for connector in made)
+
+
+def test_windows_are_off_where_vllm_cannot_hear_of_a_failed_load(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "Results", None)
+    windowed = kv_cache_config(kinds=(FullAttentionSpec, SlidingWindowSpec))
+    assert PegaKVConnector(config(), role("WORKER"), windowed)._off
+    connector = PegaKVConnector(config(), role("SCHEDULER"), windowed)
+    assert connector._off and connector.get_transfer_results(set()) is None
+    (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]
+    assert "vLLM 0.30" in line
 
 
 def test_the_engine_of_an_encoder_decoder_has_no_connector(

@@ -1,5 +1,8 @@
 """The namespace changes with everything that changes bytes, and with nothing else."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pegaflow.connectors.vllm import compat
@@ -42,6 +45,31 @@ def test_a_random_seed_makes_the_namespace_private(monkeypatch: pytest.MonkeyPat
     assert one.space.final == same.space.final != restarted.space.final
 
 
+NEW = SimpleNamespace(resolve_none_hash_seed=lambda _: "")
+CURES = [
+    ("sha256", SimpleNamespace(), "vLLM 0.29"),
+    ("xxhash", NEW, "or use sha256"),
+    ("xxhash", SimpleNamespace(), "for all engines"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "hashes", "cure"), CURES)
+def test_the_line_on_a_random_seed_says_once_what_helps(
+    monkeypatch: pytest.MonkeyPatch, algorithm: str, hashes: Any, cure: str
+) -> None:
+    vllm_config = config()
+    vllm_config.cache_config.prefix_caching_hash_algo = algorithm
+    monkeypatch.setattr(compat, "_hashes", hashes)
+    monkeypatch.setattr(compat, "_hash_function", lambda _: lambda value: b"")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    _, warnings = engine(vllm_config, kv_cache_config())
+    (line,) = [line for line in warnings if "seed" in line]
+    assert line.startswith(algorithm) and "PYTHONHASHSEED" in line and cure in line
+    assert algorithm == "xxhash" or "use sha256" not in line
+    monkeypatch.setattr(compat, "_hashes", NEW)
+    assert compat.seed_is_fixed(algorithm) == (algorithm == "sha256")
+
+
 def test_a_generation_is_new_with_every_start_and_epoch() -> None:
     one, other = config(), config()
     other.instance_id = "43"
@@ -51,6 +79,8 @@ def test_a_generation_is_new_with_every_start_and_epoch() -> None:
 
 
 def test_settings_name_the_right_key() -> None:
+    chosen, warnings = settings({"pegaflow.wait_for_full_prefix": "no"}, {})
+    assert len(warnings) == 1 and not chosen.hints.wait_for_full_prefix
     chosen, warnings = settings({"pegaflow.timeout": 5, "other.key": 1}, {})
     assert (chosen.endpoint, chosen.mode, chosen.timeout_s) == (None, "read_write", 1.0)
     assert len(warnings) == 1 and "'pegaflow.timeout_ms'" in warnings[0]

@@ -6,7 +6,7 @@ import pytest
 
 import pegaflow.connectors.vllm.worker
 from pegaflow.connectors.common.steps import OPEN_MAX
-from pegaflow.connectors.vllm.scheduler import StepOrders
+from pegaflow.connectors.vllm.orders import StepOrders
 
 from .fakes import Request, Store, blocks, output
 from .pair import PATIENCE_S, Pair

@@ -14,6 +14,7 @@ from pegaflow.connectors.vllm.settings import Engine, engine
 
 from .fakes import Request, Store, config, kv_cache_config, output
 from .pair import PATIENCE_S, SCHEDULER, Pair
+from .test_weights import Said
 
 SAVED = [1, 2, 3, 4, 5, 6, 7]
 LOADED = [10, 11, 12, 13, 14, 15]
@@ -90,6 +91,21 @@ def test_a_step_in_which_one_rank_reports_errors_is_published_by_none(
     both.until(both.idle)
     assert not store.has(other), "rank 0 has saved its part of a poisoned step"
     both.end(other)
+
+
+def test_a_step_in_which_one_rank_sees_other_weights_is_not_stood_by(
+    both: Pair, store: Store
+) -> None:
+    both.save(store, Request("a", 25), SAVED)
+    committed, half = len(store.committed), both.workers[1]._worker
+    assert half is not None and half._watch is not None
+    half._watch.weights = Said(sames=[False] * 9)
+    request = Request("c", 25, salt="c")
+    both.scheduler.on_new_request(request)
+    assert both.compute(request, [20, 21, 22, 23, 24, 25, 26]).saves != ()
+    both.until(both.idle)
+    assert half._watch.stale and len(store.committed) == committed and not store.has(request)
+    both.end(request)
 
 
 def test_blocks_that_one_rank_gives_back_too_early_are_published_by_none(

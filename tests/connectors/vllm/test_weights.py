@@ -52,6 +52,10 @@ class Module:
         yield "", self
 
 
+class RMSNorm(Module):
+    """A module that every rank has whole."""
+
+
 def model(*sizes: int) -> Module:
     return Module(list(sizes) or [1 << 16, 300, 64, 0, 1])
 
@@ -102,6 +106,16 @@ def test_equal_weights_have_equal_digests() -> None:
     assert Weights([model(64, 65)]).digest != Weights([model(65, 64)]).digest
 
 
+def test_what_every_rank_has_whole_is_alike_however_the_rest_is_shared_out() -> None:
+    def common(norm: int, *matrices: int) -> tuple[bytes, bytes]:
+        weights = Weights([RMSNorm([norm]), model(*matrices)])
+        return weights.common, weights.digest
+
+    one, two = common(64, 4096, 300), common(64, 2048, 150)
+    assert one[0] == two[0] and one[1] != two[1]
+    assert common(65, 4096, 300)[0] != one[0]
+
+
 def test_a_glance_comes_round_to_everything() -> None:
     one = model(*[4096] * 50)
     weights = Weights([one])
@@ -148,6 +162,7 @@ class Said:
     """Weights as a test wants them."""
 
     digest: bytes = b"first"
+    common: bytes = b"all"
     known: bool = True
     original: bool = True
     sames: list[bool] = field(default_factory=list)  # answers to come; then always the same
@@ -224,6 +239,14 @@ def test_an_engine_without_identity_shares_nothing() -> None:
     one = Watch("m", "random weights", Said(), lambda epoch: b"start 1")
     two = Watch("m", "random weights", Said(), lambda epoch: b"start 2")
     assert one.name() != two.name()
+
+
+def test_what_no_rank_has_a_part_of_is_named_by_what_every_rank_has_whole() -> None:
+    half, other = Said(digest=b"half", common=b"all"), Said(digest=b"other half", common=b"all")
+    names = [Watch("m", "", said, lambda epoch: b"", whole=True).name() for said in (half, other)]
+    assert names[0] == names[1] and watch(half).name() != watch(other).name()
+    trained = Watch("m", "", Said(common=b"trained"), lambda epoch: b"", whole=True)
+    assert trained.name() != names[0]
 
 
 # the whole connector, of an engine whose weights can be read

@@ -20,8 +20,8 @@ BYTES_MOST = 96
 """Of private memory for each block, beside the ledger and the table behind it."""
 
 
-def keys_of(first: int) -> list[Key]:
-    return [Key(n.to_bytes(32, "little")) for n in range(first, first + BATCH)]
+def keys_of(first: int) -> tuple[Key, ...]:
+    return tuple([Key(n.to_bytes(32, "little")) for n in range(first, first + BATCH)])
 
 
 def test_no_block_is_an_object_and_none_costs_more_than_its_columns() -> None:

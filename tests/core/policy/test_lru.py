@@ -1,9 +1,11 @@
 """Leases and the eviction order together, as the index uses them, against plain lists."""
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.leases import Lease, LeaseTable
 from pegaflow.core.blocks.table import Block
 from pegaflow.core.policy import lru as eviction
@@ -25,6 +27,11 @@ def block_of(number: int, page_size: int, depth: int = 0) -> Block:
         seal=1,
         depth=depth,
     )
+
+
+def extents_of(first: Pages) -> tuple[Pages, Pages]:
+    """Each block is of one page, in an extent of its own."""
+    return first + 1000, np.arange(len(first))
 
 
 class LeasesAgainstLists(RuleBasedStateMachine):
@@ -118,7 +125,11 @@ class LeasesAgainstLists(RuleBasedStateMachine):
     def coldest(self, page_size: int) -> None:
         others = [b for b in self.order if b.page_size != page_size and not self.leased(b)]
         expected = others[0].pages[0] + 1000 if others else None
-        assert self.lru.coldest_extent(page_size, lambda page: page + 1000) == expected
+        assert self.lru.coldest_extent(page_size, extents_of) == expected
+        extents = [b.pages[0] + 1000 for b in others]
+        for at in range(len(extents)):
+            avoided = np.array(sorted(extents[:at]), np.int64)
+            assert self.lru.coldest_extent(page_size, extents_of, avoided) == extents[at]
 
     @invariant()
     def same(self) -> None:

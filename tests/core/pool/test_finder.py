@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pegaflow.core.pool.columns import column, signed
 from pegaflow.core.pool.finder import Finder, Run
 from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import HazardReader, Hazards, hazard_bytes
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Header, Ledger, Record
-from pegaflow.core.pool.table import Table, TableReader, file_bytes
+from pegaflow.core.pool.table import Table, TableReader, TierWord, file_bytes
 from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
 from tests.naming import as_keys, as_pages
 
@@ -114,8 +115,8 @@ def test_what_is_there_is_found_and_stays() -> None:
     stamps = pool.put(KEYS[:5], [9, 3, 200, 77, 255])
     run = pool.find()
     assert (run.blocks, run.payload_bytes, run.bytes_, run.cut) == (5, 5000, 5 * 16384, False)
-    assert (run.pages, run.stamps) == ((9, 3, 200, 77, 255), tuple(stamps))
-    assert run.checksums == tuple(s * 7 if n % 2 else 0 for n, s in enumerate(stamps))
+    assert run.pages.tolist() == [9, 3, 200, 77, 255] and run.stamps.tolist() == list(stamps)
+    assert run.checksums.tolist() == [s * 7 if n % 2 else 0 for n, s in enumerate(stamps)]
     assert pool.evict([3, 9]) == [3, 9]
     assert pool.find().blocks == 5
     pool.hazards.clear(run.rows)
@@ -124,7 +125,7 @@ def test_what_is_there_is_found_and_stays() -> None:
 def test_the_run_ends_where_nothing_is() -> None:
     pool = Pool()
     pool.put([*KEYS[:3], *KEYS[4:]], [*range(3), *range(4, 20)])
-    assert pool.find().pages == (0, 1, 2)
+    assert pool.find().pages.tolist() == [0, 1, 2]
     assert pool.find(KEYS[4:]).blocks == 16
     assert pool.find(KEYS[3:]).blocks == pool.find(as_keys(b"?")).blocks == 0
     assert pool.find(KEYS, OTHER).blocks == 0
@@ -134,8 +135,8 @@ def test_equal_keys_of_two_namespaces_never_meet() -> None:
     pool = Pool()
     pool.put(KEYS, range(20))
     pool.put(KEYS, range(20, 40), OTHER)
-    assert pool.find().pages == tuple(range(20))
-    assert pool.find(space=OTHER).pages == tuple(range(20, 40))
+    assert pool.find().pages.tolist() == list(range(20))
+    assert pool.find(space=OTHER).pages.tolist() == list(range(20, 40))
     # A table that leads to the other's pages, for whatever reason.
     pool.table.remove(fingerprints(SPACE, KEYS), as_pages(*range(20)))
     pool.table.add(fingerprints(SPACE, KEYS), as_pages(*range(20, 40)))
@@ -153,7 +154,7 @@ def test_keys_of_any_length_are_told_apart(data: st.DataObject) -> None:
     wanted = data.draw(st.permutations(keys))
     run = pool.find(wanted)
     here = next((n for n, one in enumerate(wanted) if one not in there), len(wanted))
-    assert run.pages == tuple(sorted(there).index(one) for one in wanted[:here])
+    assert run.pages.tolist() == [sorted(there).index(one) for one in wanted[:here]]
 
 
 def test_two_keys_that_are_two_others_when_joined_are_not_these() -> None:
@@ -246,7 +247,7 @@ def test_all_shards_of_a_block_or_none() -> None:
     pages = [10, 20, 30, 11, 21, 31, 12, 22, 32]
     stamps = pool.put(KEYS[:3], pages, shards=3)
     run = pool.find(shards=3)
-    assert (run.pages, run.stamps, run.blocks) == (tuple(pages), tuple(stamps), 3)
+    assert (run.pages.tolist(), run.stamps.tolist()) == (pages, list(stamps))
     assert run.bytes_ == 9 * 16384
     assert (
         pool.named(as_pages(10, 11, 12), stamps[::3]).all()
@@ -254,7 +255,7 @@ def test_all_shards_of_a_block_or_none() -> None:
     )
     assert pool.find(KEYS[:3], shards=2).blocks == pool.find(KEYS[:3]).blocks == 0
     pool.ledger.void(as_pages(31))
-    assert pool.find(shards=3).pages == tuple(pages[:3])
+    assert pool.find(shards=3).pages.tolist() == pages[:3]
     pool.ledger.leave(as_pages(20))
     assert pool.find(shards=3).blocks == 0
     assert pool.find(KEYS[2:], shards=3).blocks == 1
@@ -288,7 +289,7 @@ def test_a_link_that_leads_elsewhere_is_no_block(leads_to: int) -> None:
     pool = Pool()
     pool.put(KEYS[:2], [10, 20, 11, 21], shards=2)
     pool.table._links()[11] = leads_to
-    assert pool.find(shards=2).pages == (10, 20)
+    assert pool.find(shards=2).pages.tolist() == [10, 20]
 
 
 def test_so_many_bytes_and_hazards_as_there_are() -> None:
@@ -337,11 +338,63 @@ def test_only_the_index_can_say() -> None:
     assert len(pool.hazards) == 20
 
 
+def test_what_is_seen_is_not_kept() -> None:
+    pool = Pool()
+    pool.put(KEYS[:6], range(6))
+    pool.put(KEYS[10:12], [20, 21, 22, 23], shards=2)
+    pool.put(KEYS[15:16], [30], OTHER)
+    pool.evict([2, 3])
+    mixed = [KEYS[n] for n in (15, 4, 0, 10, 2, 9)]
+    sight = pool.finder.see(SPACE, mixed, shards=1)
+    assert sight is not None and len(pool.hazards) == 0
+    assert sight.here.tolist() == [False, True, True, False, False, False]
+    twos = pool.finder.see(SPACE, KEYS[9:12], shards=2)
+    assert twos is not None and twos.here.tolist() == [False, True, True]
+
+
+def test_what_a_tier_may_have_is_seen_if_it_is_known_of_each_block() -> None:
+    pool = Pool()
+    pool.put(KEYS[:2], range(2))
+    pool.table.filter.add(fingerprints(SPACE, KEYS[1:4]))
+
+    def below() -> list[bool] | None:
+        sight = pool.finder.see(SPACE, KEYS[:6], shards=1)
+        assert sight is not None and sight.here.tolist() == [True] * 2 + [False] * 4
+        return None if sight.below is None else sight.below.tolist()
+
+    assert below() == [False] * 6
+    pool.table.set_tiers(TierWord.ASK)
+    assert below() is None, "it could be any of them"
+    pool.table.set_tiers(TierWord.FILTER)
+    assert below() == [False, True, True, True, False, False]
+
+
+def test_nothing_is_seen_where_only_the_index_can_say() -> None:
+    pool = Pool()
+    pool.put(KEYS, range(20))
+    too_long = [Key(b"k" * 65)]
+    assert pool.finder.see(SPACE, too_long, shards=1) is None
+    assert pool.finder.see(SPACE, [], shards=1) is None
+    no_table = Finder(Ledger(pool.raw), TableReader(bytearray(len(pool.raw)), PAGES), GEOMETRY)
+    assert no_table.see(SPACE, KEYS, shards=1) is None
+
+
+def test_a_torn_record_is_not_seen() -> None:
+    pool = Pool()
+    pool.put(KEYS[:4], range(4))
+    pool.raw[HEADER_BYTES + 2 * RECORD_BYTES + 50] ^= 1
+    sight = pool.finder.see(SPACE, KEYS[:4], shards=1)
+    assert sight is not None and sight.here.tolist() == [True, True, False, True]
+
+
 def test_a_copy_is_whole_while_its_pages_are_sealed_or_leaving() -> None:
     pool = Pool()
     stamps = pool.put(KEYS[:2], [0, 1])
-    sealed = pool.finder.sealed
-    assert sealed(as_pages(0, 1), stamps) and sealed([], [])
+
+    def sealed(pages: Sequence[PageId], stamps: Sequence[Stamp]) -> bool:
+        return pool.finder.sealed(signed(pages), column(stamps))
+
+    assert sealed(as_pages(0, 1), stamps) and sealed((), ())
     pool.ledger.leave(as_pages(1))
     assert sealed(as_pages(0, 1), stamps), "its bytes are there until it is void"
     pool.ledger.void(as_pages(1))
@@ -362,6 +415,6 @@ def test_many_blocks() -> None:
         pool.put(keys[at : at + 8], range(at, at + 8))
         while pool.table.rebuild_step(16):
             run = pool.find(keys)
-            assert run.pages == tuple(range(at + 8))
+            assert run.pages.tolist() == list(range(at + 8))
             pool.hazards.clear(run.rows)
     assert pool.find(keys).blocks == PAGES

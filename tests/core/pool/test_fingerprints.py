@@ -27,3 +27,15 @@ def test_equal_keys_of_two_namespaces_differ() -> None:
     keys = [Key(b"%032d" % n) for n in range(1000)]
     spaces = [Namespace(bytes([n]) * 16) for n in range(20)]
     assert len({f for space in spaces for f in fingerprints(space, keys).tolist()}) == 20_000
+
+
+@given(st.lists(st.binary(min_size=1, max_size=MAX_KEY).map(Key), min_size=1))
+def test_one_by_one_or_all_at_once_the_hash_is_the_same(keys: list[Key]) -> None:
+    for width in (MAX_KEY, -(-max(map(len, keys)) // 8) * 8):
+        rows = np.frombuffer(b"".join(key.ljust(width, b"\0") for key in keys), np.uint8)
+        assert hashes_of(rows.reshape(-1, width)).tolist() == [hash_of(key) for key in keys]
+
+
+def test_keys_of_a_counter_have_different_hashes() -> None:
+    keys = [b"%016x%016x" % (chain, block) for chain in range(100) for block in range(100)]
+    assert len({hash_of(Key(key)) for key in keys}) == len(keys)

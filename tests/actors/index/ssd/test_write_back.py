@@ -152,6 +152,35 @@ def test_without_room_a_victim_goes_at_once_and_is_counted() -> None:
     assert rig.count("ssd_write_queue_full") == rig.count("ssd_blocks_dropped") == 3
 
 
+def test_ahead_of_need_nothing_goes_that_the_log_is_to_have() -> None:
+    """Not without room either: whoever waits for pages has them at its expense, nobody else."""
+    rig, _ = index(replace(TIER, depth=1, batch_blocks=1))
+    flush = said(saving(rig, KEYS[:1]), Flush)
+    saving(rig, KEYS[1:4], 1)
+    assert press(rig, 9, ahead=True) == ()
+    while flush.keys != KEYS[3:4]:
+        flush = said(flushed(rig, flush), Flush)
+    assert press(rig, 9, ahead=True) == (2, 1, 0), "the last is on its way"
+    assert rig.count("ssd_blocks_dropped") == 0
+
+
+def test_ahead_of_need_it_is_written_and_goes_after_that() -> None:
+    rig, _ = index(replace(TIER, depth=1))
+    first = said(saving(rig, KEYS[:4]), Flush)
+    flushed(rig, first, 0)
+    sent = rig.ask(ALLOC, Pressure(PAGE, 2, False, ahead=True))
+    written = said(sent, Flush)
+    assert said(sent, Freed).pages == ()
+    flushed(rig, written)
+    assert press(rig, 2, ahead=True) == tuple(range(3, 1, -1))
+
+
+def test_what_cannot_be_written_is_no_reason_to_keep_it() -> None:
+    rig, _ = index(replace(TIER, writable=False))
+    saving(rig, KEYS[:4])
+    assert press(rig, 2, ahead=True) == (3, 2)
+
+
 def test_the_share_of_the_log_while_somebody_loads_is_larger_while_blocks_are_lost() -> None:
     rig, _ = index(replace(TIER, depth=1, batch_blocks=1))
     flush = said(saving(rig, KEYS[:1]), Flush)

@@ -1,5 +1,6 @@
 """A real engine as a child process; everything here is skipped where vLLM is not installed."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,6 +19,24 @@ from tests.procs.service import Service, eventually
 REASON = "vLLM is not installed here; `tox -e vllm` installs it and runs these"
 PATIENT = {"pegaflow.timeout_ms": 20_000}  # what is measured is hits, not a busy machine's speed
 Answer = dict[str, Any]
+
+
+def vllm_version() -> tuple[int, int]:
+    """Major and minor of the vLLM that is installed here; (0, 0): none is."""
+    try:
+        major, minor = importlib.metadata.version("vllm").split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:
+        return 0, 0
+    return int(major), int(minor)
+
+
+VLLM = vllm_version()
+DRAWS_SEEDS = (0, 0) < VLLM < (0, 29)
+"""Whether its hashes are its own in every process unless PYTHONHASHSEED is set."""
+if DRAWS_SEEDS:
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+TELLS_SOURCES = VLLM >= (0, 32)
+"""Whether it counts from which tier a hit came."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +60,9 @@ def end(process: subprocess.Popen[str]) -> None:
 class Engine:
     """`tests.connectors.vllm.engine` as a process that answers one batch per `run`."""
 
-    def __init__(self, model: str, log: Path, fault: Path, **options: Any) -> None:
+    def __init__(
+        self, model: str, log: Path, fault: Path, *, seeded: bool = True, **options: Any
+    ) -> None:
         # Its ranks wait for each other by sched_yield, which on Linux 6.18 keeps every process on
         # their cores from running for up to 20 s at a time, unless that weighs more than they do.
         command = ["nice", "-n", "19", sys.executable, "-m", "tests.connectors.vllm.engine", model]
@@ -55,6 +76,8 @@ class Engine:
             "VLLM_USE_SPINLOOP_EXT": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores) if ranks > 1 else "nobind",
         }
+        if not seeded:
+            env.pop("PYTHONHASHSEED", None)
         fault.write_text("")
         self.fault = fault
         self._external = 0  # tokens found in the cache so far
@@ -97,6 +120,10 @@ class Engine:
         total = answer.get("external", 0)
         answer["external"], self._external = total - self._external, total
         return answer
+
+    def said(self, words: str) -> list[str]:
+        """Lines of its log with these words."""
+        return [line for line in self._log.read_text().splitlines() if words in line]
 
     def kill(self) -> None:
         """SIGKILL, with everything it started."""

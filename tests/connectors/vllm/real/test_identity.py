@@ -69,6 +69,7 @@ SAME: list[dict[str, Any]] = [
     {"max_model_len": 512},
     {"seed": 5, "served_model_name": "another", "enforce_eager": True},
     {"gpu_memory_utilization": 0.3, "enable_prefix_caching": False, "enable_lora": True},
+    {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
 ]
 OTHER: list[dict[str, Any]] = [
     {"dtype": "bfloat16"},
@@ -80,7 +81,6 @@ OTHER: list[dict[str, Any]] = [
     {"load_format": "pt"},
     {"attention_config": {"backend": "CPU_ATTN"}},
     {"disable_sliding_window": True},
-    {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
 ]
 
 

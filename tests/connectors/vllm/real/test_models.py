@@ -16,7 +16,6 @@ STATE = {"max_num_batched_tokens": 128}  # of Mamba layers, on the CPU
 MEAN = {"runner": "pooling", "convert": "embed", "pooler_config": {"seq_pooling_type": "MEAN"}}
 KINDS: dict[str, dict[str, Any]] = {
     "mean": {"model": "llama", **MEAN},
-    "gemma": {},
     "granite": STATE,
     "falcon": STATE,
     "lfm": STATE,
@@ -24,10 +23,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 WHY = {
     "mean": "vLLM does not support prefix caching for this model",
-    "gemma": "--disable-hybrid-kv-cache-manager",
-    "granite": "KV cache groups",
-    "falcon": "KV cache groups",
-    "lfm": "KV cache groups",
+    "granite": "the KV cache kind MambaSpec",
+    "falcon": "the KV cache kind MambaSpec",
+    "lfm": "the KV cache kind MambaSpec",
     "whisper": "encoder-decoder",
 }
 
@@ -36,8 +34,9 @@ WHY = {
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     """What one process sees of all of them."""
     folder = tmp_path_factory.mktemp("models")
-    for kind in models.KINDS:
-        models.make(str(folder / kind), kind)
+    for kind in KINDS:
+        name = KINDS[kind].get("model", kind)
+        models.make(str(folder / name), name)
     env = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command = [sys.executable, "-m", "tests.connectors.vllm.starts", str(folder), json.dumps(KINDS)]
     with Told(command, env, folder / "log", name="name") as made:

@@ -1,0 +1,382 @@
+"""`Requests` of a model with windows, or with several KV cache groups (groups.py). Pure.
+
+Blocks of all groups have the same number of tokens, and a place is a number of blocks.
+
+lookup   in up to three questions. First the full attention's blocks, as ever: the *prefix*. Then
+         whether all is there that is needed to resume at its end; and if it is not, at the largest
+         place before it that a look at the blocks near it (`see`) shows. The answer to the first
+         is given back before the second is asked, so a request has one lease at most. Only who
+         finds all that is needed for one place has a hit.
+offer    up to that place and to no other; one token at least is left to be computed
+load     what the request needs to resume there and vLLM has not itself: one order, one lease
+save     of full attention what `Requests` saves; of windows what is needed at the places that
+         groups.py lists, in the step that computes up to there: it has all of the window's blocks.
+         These orders are *loose* at once: vLLM may take a window's blocks away while the request
+         goes on, so the save is dropped if they are given to somebody before it is over.
+end      a request that has ended leaves its last window. Its order goes out with the next step, if
+         none of the blocks has been given to anybody by then. Only a request of which a step has
+         stood leaves one: before, what its blocks hold may be another connector's failed load.
+
+A load fails as a whole: vLLM hears the request's name and computes everything again; the request
+never asks again.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from pegaflow.client import Lease, Seen
+from pegaflow.wire.values import LIST_MAX
+
+from .groups import Entry, Groups, blocks_of
+from .hints import NO_HINTS, Hints
+from .requests import Requests
+from .tracked import Hashed, LoadOrder, Lookup, SaveOrder, Tracked
+
+Tables = Sequence[Sequence[int]]
+"""The engine's blocks of a request, by vLLM's number of the group."""
+
+
+@dataclass(slots=True)
+class GroupedRequest(Tracked):
+    """One request known to the scheduler."""
+
+    tables: list[list[int]] = field(default_factory=list)  # `blocks` of each group
+    begun: int = 0  # its computed tokens when it was scheduled first with these blocks
+    prefix: int | None = None  # of full attention, in the cache; None: not asked
+    place: int = 0  # where it is asked whether the request can resume; in HIT, where it can
+    looked: bool = False  # `place` is the last that is asked for
+    parted: int = 0  # the prefix, where no window was found at its end; 0: none
+    kept: int = 0  # the last place whose windows are in the cache or offered to it; 0: none
+
+    def usable(self) -> int:
+        """Blocks up to the place at which it can resume, if no load of it has failed."""
+        return self.place if self.lease is not None and self.limit is None else 0
+
+
+class GroupedRequests(Requests):
+    """See the module.
+
+    Args:
+        see: which blocks the cache has, without a lease; None: nobody can say.
+    """
+
+    def __init__(
+        self,
+        block_tokens: int,
+        hash_tokens: int,
+        ranks: int = 1,
+        saving: bool = True,
+        *,
+        patience_s: float = 0.0,
+        groups: Groups,
+        see: Callable[[Sequence[bytes]], Seen | None],
+    ) -> None:
+        super().__init__(block_tokens, hash_tokens, ranks, saving, patience_s=patience_s)
+        self._groups, self._see = groups, see
+        self._late: list[SaveOrder] = []  # of requests that have ended, for the next step
+
+    def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
+        """The request's entry, made if it is new."""
+        return self.tracked.setdefault(request, GroupedRequest(source, hints))
+
+    # lookup
+
+    def wants_next(self, request: str) -> tuple[bytes, ...]:
+        """Keys of the next question, if there is one."""
+        tracked = self.tracked[request]
+        return self._question(tracked) if self._is_asking(tracked) else ()
+
+    def _question(self, tracked: Tracked) -> tuple[bytes, ...]:
+        assert isinstance(tracked, GroupedRequest)
+        if tracked.prefix is None and self._groups.full:
+            return self._groups.full_keys(super()._question(tracked))
+        if tracked.prefix is None:
+            tracked.prefix = tracked.place = self._askable(tracked)
+        if not tracked.place:
+            tracked.lookup = Lookup.MISS
+            return ()
+        return self._groups.needed_keys(self.keys(tracked, 0, tracked.place), tracked.place)
+
+    def _askable(self, tracked: Tracked) -> int:
+        """So many that something is left to compute, and that all their keys are one question."""
+        left = (tracked.source.num_tokens - 1) // self.block_tokens
+        most = super()._askable(tracked)
+        full, reach = len(self._groups.full), self._groups.reach * len(self._groups.windows)
+        return min(most, left, (LIST_MAX - reach) // max(1, full))
+
+    def asked(self, request: str, ticket: int, now_s: float) -> None:
+        """The next question was sent; the time for all of them counts from the first."""
+        tracked = self.tracked[request]
+        assert isinstance(tracked, GroupedRequest)
+        since_s = tracked.since_s
+        super().asked(request, ticket, now_s)
+        if tracked.prefix is not None and since_s:
+            tracked.since_s = since_s
+
+    def answered(
+        self,
+        ticket: int,
+        lease: Lease | None,
+        in_time: bool,
+        now_s: float,
+        *,
+        disk: tuple[int, ...] = (),
+    ) -> Lease | None:
+        """An answer came; as of `Requests`, but for what it is an answer to."""
+        if (tracked := self._awaiting(ticket)) is None:
+            return lease
+        assert isinstance(tracked, GroupedRequest)
+        blocks = lease.blocks if lease else 0
+        tracked.lookup = Lookup.MISS  # should what follows fail
+        if not in_time:
+            tracked.lookup = Lookup.NEVER
+        elif tracked.prefix is None:
+            self._prefix(tracked, blocks // len(self._groups.full), now_s)
+        elif blocks == self._groups.count(tracked.place):
+            tracked.lookup, tracked.lease, tracked.answered_s = Lookup.HIT, lease, now_s
+            tracked.disk, tracked.kept = disk, tracked.place
+            return None
+        else:
+            self._elsewhere(tracked, now_s)
+        return lease
+
+    def _prefix(self, tracked: GroupedRequest, blocks: int, now_s: float) -> None:
+        """The full attention's blocks are there, so many."""
+        known = blocks if tracked.saved_to is None else min(blocks, tracked.saved_to)
+        tracked.saved_to = known
+        if blocks < self._askable(tracked) and self._waits(tracked, now_s):
+            return
+        tracked.prefix = tracked.place = blocks
+        if blocks:
+            tracked.lookup = Lookup.NONE
+
+    def _elsewhere(self, tracked: GroupedRequest, now_s: float) -> None:
+        """The request cannot resume at this place: look for the next one."""
+        if not tracked.looked and self._groups.full:
+            tracked.parted = tracked.place
+        place = 0 if tracked.looked else self._before(tracked)
+        tracked.looked = True
+        if not place and self._waits(tracked, now_s):
+            tracked.prefix, tracked.looked = None, False
+            return
+        tracked.place = place
+        if place:
+            tracked.lookup = Lookup.NONE
+
+    def _waits(self, tracked: Tracked, now_s: float) -> bool:
+        """Whether the request waits for its full prefix; then it asks from the start."""
+        waits = now_s < (tracked.full_until_s or 0.0)
+        if waits:
+            tracked.lookup = Lookup.SHORT
+        return waits
+
+    def _before(self, tracked: GroupedRequest) -> int:
+        """The largest place before this one at which windows seem to be; 0: there is none."""
+        groups, end = self._groups, tracked.place
+        group = groups.windows[0]
+        first = group.first(max(0, end - groups.apart))
+        names = self.keys(tracked, first, end)
+        seen = self._see([groups.key(group, name) for name in names])
+        if seen is None:
+            return (end - 1) // groups.apart * groups.apart
+        here = [a or b for a, b in zip(seen.here, seen.below or seen.here, strict=True)]
+        run = 0
+        runs = [run := run + 1 if one else 0 for one in here]
+        for place in range(end - 1, first, -1):
+            if runs[place - 1 - first] >= place - group.first(place) > 0:
+                return place
+        return 0
+
+    # scheduling
+
+    def offer(self, request: str, local_tokens: int) -> int | None:
+        """Tokens that can be loaded behind those; None: the last answer is not here yet."""
+        if self._is_asking(self.tracked[request]):
+            return None
+        return super().offer(request, local_tokens)
+
+    def settle(self, request: str, state: Lookup) -> None:
+        """As of `Requests`; between two questions a request is like one that asks again."""
+        super().settle(request, state)
+        tracked = self.tracked[request]
+        if state is Lookup.SHORT and self._is_asking(tracked):
+            tracked.lookup = Lookup.MISS
+
+    def _is_asking(self, tracked: Tracked) -> bool:
+        """Whether the request has another question to ask."""
+        assert isinstance(tracked, GroupedRequest)
+        between = tracked.lookup is Lookup.NONE and tracked.prefix is not None
+        return between and not tracked.loading and tracked.limit != 0
+
+    def allocated(self, request: str, blocks: Tables, tokens: int) -> list[Lease]:
+        """vLLM gave the request its blocks, and wants `tokens` loaded; as of `Requests`."""
+        tracked = self.tracked[request]
+        assert isinstance(tracked, GroupedRequest)
+        self._give(tracked, blocks)
+        tracked.full_until_s = 0.0
+        if tokens == 0:
+            return self._drop_answer(tracked)
+        place, local = tracked.local + tokens // self.block_tokens, tracked.local
+        targets = blocks_of(blocks, self._groups.needed(place, local))
+        promised = tracked.usable()
+        if not targets or tokens % self.block_tokens or place != promised or not tracked.lease:
+            tracked.limit = 0
+            return self._drop_answer(tracked)
+        first = self._groups.count(place) - len(targets)
+        tracked.loading = LoadOrder(request, tracked.lease, first, targets)
+        tracked.lookup, tracked.lease = Lookup.NONE, None
+        return []
+
+    def from_disk(self, request: str) -> int:
+        """Blocks of tokens of which the load had to read something from SSD."""
+        entries = super().from_disk(request)
+        tracked = self.tracked.get(request)
+        if not entries or tracked is None or tracked.loading is None:
+            return 0
+        assert isinstance(tracked, GroupedRequest)
+        blocks, all_entries = tracked.place - tracked.local, len(tracked.loading.blocks)
+        return -(-entries * blocks // all_entries)
+
+    def _give(self, tracked: GroupedRequest, tables: Tables) -> None:
+        tracked.tables = [list(table) for table in tables]
+        tracked.blocks = tracked.tables[0] if tracked.tables else []
+
+    def stepped(
+        self, request: str, blocks: Tables, replace: bool, computed: int, *, scheduled: int
+    ) -> list[SaveOrder]:
+        """One request's part in a step, as of `Requests`: an order of each kind at most."""
+        tracked = self.tracked.get(request)
+        if tracked is None:
+            return []
+        assert isinstance(tracked, GroupedRequest)
+        if replace:
+            self._give(tracked, blocks)
+            tracked.begun = computed
+        else:
+            for table, new in zip(tracked.tables, blocks, strict=False):
+                table.extend(new)
+        if tracked.saved_to is None:
+            tracked.saved_to = computed // self.block_tokens
+        if not self._saving or tracked.hints.skip_save:
+            return []
+        end = computed + scheduled
+        orders = [self._full(tracked, request, end), self._windows(tracked, request, computed, end)]
+        return [order for order in orders if order is not None]
+
+    def _full(self, tracked: GroupedRequest, request: str, end: int) -> SaveOrder | None:
+        """What a step up to this token adds to full attention."""
+        groups, first = self._groups, tracked.saved_to or 0
+        last = min(end // self.block_tokens, first + LIST_MAX // max(1, len(groups.full)))
+        names = self.keys(tracked, first, last)
+        if not names or not groups.full:
+            return None
+        last = first + len(names)
+        entries = [(group, block) for block in range(first, last) for group in groups.full]
+        blocks = blocks_of(tracked.tables, entries)
+        if blocks is None:
+            return None
+        tracked.saved_to = last
+        parent = self._name(tracked, first - 1)
+        keys = groups.full_keys(names)
+        return self.order(request, tracked, keys, blocks, parent=parent, first=first, end=last)
+
+    def _windows(
+        self, tracked: GroupedRequest, request: str, computed: int, end: int
+    ) -> SaveOrder | None:
+        """The windows at places that a step from one token to another reaches."""
+        tokens, prompt = self.block_tokens, tracked.source.num_prompt_tokens
+        special = (prompt // tokens, (prompt - 1) // tokens, tracked.parted)
+        last = min(end // tokens, len(tracked.source.block_hashes) // self._ratio)
+        places = self._groups.places(-(-computed // tokens), last, special)
+        order = self._keep(request, tracked, tracked.tables, places)
+        if order is not None:  # it stands if the step does, wherever in it the place is
+            opened = self._open[order.order]
+            opened.tokens = max(opened.tokens, computed + 1)
+        return order
+
+    def _keep(
+        self, request: str, tracked: GroupedRequest, tables: Tables, places: list[int]
+    ) -> SaveOrder | None:
+        """Windows at these places, but for those that the cache has."""
+        places = [place for place in places if place > tracked.kept]
+        entries: list[Entry] = self._groups.kept(places, tracked.kept) if places else []
+        blocks = blocks_of(tables, entries)
+        if not entries or blocks is None or len(entries) > LIST_MAX:
+            return None
+        keys = tuple(self._groups.key(g, self._name(tracked, block)) for g, block in entries)
+        last = places[-1]
+        parent = self._name(tracked, last - 1) if self._groups.full else b""
+        order = self.order(request, tracked, keys, blocks, parent=parent, first=last, end=last)
+        tracked.kept = last
+        self._loose.add(order.order)
+        return order
+
+    def _name(self, tracked: Tracked, block: int) -> bytes:
+        """The engine's hash of a block of the request; empty before the first."""
+        return b"".join(self.keys(tracked, block, block + 1)) if block >= 0 else b""
+
+    def void(self, tracked: Tracked, first: int) -> None:
+        """What was saved from this block on is not published: windows are kept anew from now on."""
+        super().void(tracked, first)
+        assert isinstance(tracked, GroupedRequest)
+        tracked.kept = 0
+
+    # what became of it
+
+    def refused(self, requests: Collection[str]) -> None:
+        """Loads have failed, ours or somebody else's: these requests are not loaded again."""
+        for name in requests:
+            tracked = self.tracked.get(name)
+            if isinstance(tracked, GroupedRequest):
+                tracked.limit, tracked.kept = 0, 0
+                tracked.saved_to = min(tracked.local, tracked.saved_to or 0)
+
+    def preempted(self, request: str) -> list[Lease]:
+        """The request lost its blocks; it will be looked up again."""
+        tracked = self.tracked.get(request)
+        if isinstance(tracked, GroupedRequest):
+            tracked.tables, tracked.kept = [], 0
+        return super().preempted(request)
+
+    def ends(self, request: str, tables: Tables, processed: int) -> None:
+        """The request is about to be `finished`: its last window is kept.
+
+        Args:
+            tables: the engine's blocks, as it has them now.
+            processed: its tokens that are computed, by steps that are over.
+        """
+        tracked = self.tracked.get(request)
+        if tracked is None or tracked.loading is not None:
+            return
+        assert isinstance(tracked, GroupedRequest)
+        wanted = self._saving and not tracked.hints.skip_save and tracked.tables
+        if not wanted or processed <= tracked.begun:
+            return
+        full = len(tracked.source.block_hashes) // self._ratio
+        place = min(processed // self.block_tokens, full)
+        order = self._keep(request, tracked, tables, [place] if place else [])
+        if order is not None:
+            self._late.append(order)
+
+    def late(self, dropped: Collection[int]) -> list[SaveOrder]:
+        """Orders of requests that have ended since the last step, but for what was dropped."""
+        gone = [order for order in self._late if order.order in dropped]
+        left = [order for order in self._late if order.order not in dropped]
+        self._late = gone
+        self.drop_late()
+        return left
+
+    def drop_late(self) -> None:
+        """They will not leave: no rank has heard of them."""
+        for order in self._late:
+            self.saved(order.order, self._ranks)
+        self._late = []
+
+    def _wanted(self, free: int) -> bool:
+        """As of `Requests`; each group has blocks of its own."""
+        return super()._wanted(free // self._groups.number)
+
+    def _drop_answer(self, tracked: Tracked) -> list[Lease]:
+        assert isinstance(tracked, GroupedRequest)
+        tracked.prefix, tracked.place, tracked.looked, tracked.since_s = None, 0, False, 0.0
+        return super()._drop_answer(tracked)

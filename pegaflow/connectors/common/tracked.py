@@ -1,0 +1,101 @@
+"""One request as the scheduler half knows it (requests.py), and the orders that are made for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from pegaflow.client import Lease
+
+from .hints import NO_HINTS, Hints
+
+
+class Hashed(Protocol):
+    """What we use of vLLM's Request beyond its id: its growing list of block hashes."""
+
+    @property
+    def block_hashes(self) -> Sequence[bytes]:
+        """One hash per hash block of its tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and output."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """Write blocks first.. of the lease into the engine's `blocks`. Travels to every worker."""
+
+    request: str
+    lease: Lease
+    first: int
+    blocks: tuple[int, ...]
+
+
+class SaveOrder(NamedTuple):
+    """Save these blocks of a request under these keys. Travels to every worker.
+
+    `order` is its number, never used twice by one engine: a block is published when every worker
+    has saved its part of it under the same number, so parts of two computations never meet.
+    """
+
+    order: int
+    request: str
+    keys: tuple[bytes, ...]
+    blocks: tuple[int, ...]
+    parent: bytes  # the key before the first; empty at the start of a prompt
+    first: int = 0  # place of the first block in the request
+
+
+@dataclass(slots=True)
+class Open:
+    """A save order that not every worker has reported over."""
+
+    tracked: "Tracked"
+    blocks: tuple[int, ...]
+    waits: int  # workers that have not, a bit each
+    first: int  # if it is void, blocks from here on are saved again
+    tokens: int  # that must have been computed for it
+
+
+class Lookup(Enum):
+    """How far a request's question to the cache has come."""
+
+    NONE = "not asked, or the answer is used up"
+    ASKED = "asked"
+    EARLY = "answered before the engine was all there: to be asked again"
+    SHORT = "answered: not all of it is there yet, which is waited for: to be asked again"
+    HIT = "answered; the lease is ours"
+    MISS = "answered: nothing, for this time of scheduling"
+    NEVER = "unanswered for too long: a miss for good"
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One request known to the scheduler."""
+
+    source: Hashed  # vLLM's request
+    hints: Hints = NO_HINTS
+    lookup: Lookup = Lookup.NONE
+    since_s: float = 0.0  # when it was first asked; valid in ASKED and SHORT
+    asked_s: float = 0.0  # and last; the same but for what was SHORT
+    full_until_s: float | None = None  # so long all of it is waited for; None: never asked
+    ticket: int = 0  # of the lookup; valid in ASKED
+    lease: Lease | None = None  # present exactly in HIT
+    disk: tuple[int, ...] = ()  # places in the last hit of blocks that came from SSD
+    answered_s: float = 0.0  # valid in HIT
+    local: int = 0  # blocks vLLM had itself at the last offer
+    limit: int | None = None  # first block never to be loaded again; None: no failure yet
+    blocks: list[int] = field(default_factory=list)  # the engine's blocks, in order
+    saved_to: int | None = None  # first block not yet offered to the cache; None: never scheduled
+    loading: LoadOrder | None = None  # a load under way or ordered
+    open: set[int] = field(default_factory=set)  # its save orders that are not over
+
+    def usable(self) -> int:
+        """Leading blocks that the lease covers and that never failed."""
+        held = self.lease.blocks if self.lease else 0
+        return held if self.limit is None else min(held, self.limit)

@@ -1,0 +1,58 @@
+"""The blocks that vLLM names: those of a request are a list, or with several KV cache groups a list
+for each of them (a *table*)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+class Tables:
+    """Reads what vLLM says of requests' blocks.
+
+    Args:
+        block_tokens: of a block, in every group.
+        several: whether tables are wanted, of all groups; otherwise it is the list of the only one.
+    """
+
+    def __init__(self, block_tokens: int, several: bool) -> None:
+        self._block_tokens = block_tokens
+        self._several = several
+
+    def of(self, blocks: Any) -> list[Any]:
+        """Those of a KVCacheBlocks, or of a tuple of lists as step outputs have it; None: none."""
+        if blocks is None:
+            return []
+        groups = blocks.get_block_ids() if hasattr(blocks, "get_block_ids") else blocks
+        if self._several:
+            return [list(group) for group in groups]
+        return list(groups[0]) if groups else []
+
+    def ids(self, tables: Sequence[Any], first: int = 0) -> list[int]:
+        """All blocks from a place on; 0 is none, but stands for one that was taken away."""
+        if not self._several:
+            return list(tables[first:])
+        return [block for table in tables for block in table[first:] if block]
+
+    def rows(self, output: Any) -> Iterator[tuple[str, list[Any], bool, int]]:
+        """Of each scheduled request: its new blocks, whether they are all it has, and its tokens
+        that are computed."""
+        for new in output.scheduled_new_reqs:
+            yield new.req_id, self.of(new.block_ids), True, new.num_computed_tokens
+        cached = output.scheduled_cached_reqs
+        rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
+        for name, blocks, computed in rows:
+            yield name, self.of(blocks), name in cached.resumed_req_ids, computed
+
+    def given(self, output: Any, allocated: Mapping[str, list[int]]) -> list[int]:
+        """Blocks that a step, or a load that it starts, may write: all that their owner has not
+        had before, but for those that it found in vLLM's own cache.
+
+        Args:
+            allocated: blocks given to requests since the last step.
+        """
+        found: list[int] = []
+        for _, tables, replaced, computed in self.rows(output):
+            found += self.ids(tables, computed // self._block_tokens if replaced else 0)
+        for name, blocks in allocated.items():
+            if name not in output.num_scheduled_tokens:
+                found += blocks
+        return found

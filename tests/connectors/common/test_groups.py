@@ -1,0 +1,71 @@
+"""Which blocks the groups of a model need, and what they are called."""
+
+import pytest
+
+from pegaflow.connectors.common.groups import APART, Group, Groups, blocks_of, window_blocks
+
+FULL, FAR, NEAR = Group(1), Group(0, 3), Group(2, 1)
+NAMES = [bytes([i]) * 32 for i in range(64)]
+
+
+def test_a_window_reaches_back_to_the_block_of_its_first_token() -> None:
+    # The token at the place is the last of its window.
+    assert [window_blocks(tokens, 4) for tokens in (1, 2, 5, 6, 8, 9)] == [0, 1, 1, 2, 2, 2]
+
+
+def test_to_resume_is_to_have_every_group() -> None:
+    groups = Groups([FAR, FULL, NEAR])
+    assert groups.needed(5) == [
+        (FULL, 0), (FULL, 1),
+        (FULL, 2), (FAR, 2),
+        (FULL, 3), (FAR, 3),
+        (FULL, 4), (FAR, 4), (NEAR, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 5, 9])
+def test_what_is_needed_beyond_what_one_has_is_the_end_of_the_list(place: int) -> None:
+    groups = Groups([FAR, FULL, NEAR, Group(3)])
+    whole = groups.needed(place)
+    for since in range(place + 1):
+        part = groups.needed(place, since)
+        assert part == whole[len(whole) - len(part) :]
+        assert groups.count(place, since) == len(part)
+    keys = groups.needed_keys(NAMES, place)
+    assert keys == tuple(groups.key(group, NAMES[block]) for group, block in whole)
+
+
+def test_a_window_at_the_start_of_a_prompt_is_all_of_it() -> None:
+    assert Groups([FAR]).needed(2) == [(FAR, 0), (FAR, 1)]
+
+
+def test_no_two_groups_share_a_key_and_the_first_goes_by_the_engines_hash() -> None:
+    groups = Groups([FAR, FULL, NEAR])
+    keys = {groups.key(group, name) for group in (FULL, FAR, NEAR) for name in NAMES}
+    assert len(keys) == 3 * len(NAMES)
+    assert groups.key(FULL, NAMES[0]) == NAMES[0] == groups.full_keys(NAMES)[0]
+    assert all(len(key) == 32 for key in keys)
+    assert Groups([FAR, NEAR]).key(FAR, NAMES[0]) == NAMES[0]
+
+
+def test_windows_are_kept_at_regular_places_and_at_those_of_the_request() -> None:
+    groups = Groups([FULL, FAR, NEAR])
+    regular = APART * 3
+    assert groups.places(0, 2 * regular, (7, 5, 99)) == [5, 7, regular, 2 * regular]
+    assert groups.places(6, regular - 1, (7, 5, 0)) == [7]
+    assert Groups([FULL]).places(0, 100, (7,)) == [7], "without windows there is nothing to keep"
+
+
+def test_what_is_kept_at_a_place_is_known_at_the_next() -> None:
+    groups = Groups([FULL, FAR, NEAR])
+    assert groups.kept([5, 6], 0) == [(FAR, 2), (FAR, 3), (FAR, 4), (FAR, 5), (NEAR, 4), (NEAR, 5)]
+    assert groups.kept([6], 5) == [(FAR, 5), (NEAR, 5)]
+    assert groups.kept([9], 5) == [(FAR, 6), (FAR, 7), (FAR, 8), (NEAR, 8)]
+
+
+def test_a_block_that_was_taken_away_is_none() -> None:
+    tables = [[0, 0, 12, 13], [1, 2, 3, 4]]
+    assert blocks_of(tables, [(FAR, 2), (FULL, 0)]) == (12, 1)
+    assert blocks_of(tables, [(FAR, 1), (FULL, 0)]) is None
+    assert blocks_of(tables, [(FAR, 4)]) is None, "there is no such block yet"
+    assert blocks_of(tables, [(NEAR, 0)]) is None
