@@ -19,6 +19,8 @@ import pytest
 
 from pegaflow.replay.trace import BUNDLED
 from pegaflow.service import signals
+from pegaflow.wire.control import ProcessRow
+from pegaflow.wire.values import Address
 
 from .service import PATIENCE_S, UNIGNORED, Engine, Service, eventually, keys, logged
 
@@ -30,6 +32,19 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests that leave it whole."""
     with Service(tmp_path_factory.mktemp("run")) as made:
         yield made
+
+
+def at_rest(service: Service) -> dict[Address, int]:
+    """Pids of a service that nobody joins or leaves: the session of an engine that is gone ends by
+    itself, at any moment, and is a zombie for as long as its supervisor is stopped."""
+    rows: list[ProcessRow] = []
+
+    def rests() -> bool:
+        rows[:] = service.processes()
+        return service.up() and {r.state for r in rows if r.address.name == "session"} == {"spare"}
+
+    eventually("it is whole, and no session has an engine", rests)
+    return {row.address: row.pid for row in rows}
 
 
 def lines(service: Service, event: str) -> list[dict[str, Any]]:
@@ -291,8 +306,7 @@ STRANGE = [n for n in signals.SENT if n not in signals.STOP] + sorted(signals.NO
 
 def test_no_signal_ends_a_service_or_a_child_but_those_that_say_so(service: Service) -> None:
     meant = {signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    eventually("it is whole", service.up)
-    before = {row.address: row.pid for row in service.processes()}
+    before = at_rest(service)
     for number in STRANGE:
         for pid in before.values():
             if pid != service.pid or number not in meant:
@@ -320,8 +334,7 @@ def is_stopped(pid: int, wanted: bool = True) -> bool:
 
 
 def test_job_control_stops_everybody_and_goes_on(service: Service) -> None:
-    eventually("it is whole", service.up)
-    before = {row.address: row.pid for row in service.processes()}
+    before = at_rest(service)
     for number in (signal.SIGTSTP, signal.SIGCONT):
         os.killpg(service.pid, number)
         for pid in before.values():
