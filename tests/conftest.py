@@ -2,8 +2,8 @@
 
 Property tests have no deadline (the machine is shared), keep no database beside the code, and draw
 the same examples each time in CI: what fails there fails everywhere.  They draw few of them with
-`--hypothesis-profile few`: for a first look, and for coverage.  A command that a test runs in this
-process takes its signals; they are given back.
+`--hypothesis-profile few`: for a first look.  A command that a test runs in this process
+takes its signals; they are given back.
 """
 
 from __future__ import annotations
