@@ -49,7 +49,12 @@ class SaltedHashes(Sequence[bytes]):
         return map(self._mixed, self._hashes)
 
     def _mixed(self, one: bytes) -> bytes:
-        return blake2b(bytes(one), digest_size=32, key=self._salt).digest()
+        return mixed(one, self._salt)
+
+
+def mixed(one: bytes, salt: bytes) -> bytes:
+    """One hash, seen through an adapter."""
+    return blake2b(bytes(one), digest_size=32, key=salt).digest()
 
 
 class Adapted:
@@ -69,6 +74,10 @@ class Adapted:
         if self._salt is None:
             return ()
         return SaltedHashes(self._request.block_hashes, self._salt)
+
+    def seen(self, one: bytes) -> bytes:
+        """A hash of vLLM's, seen through the adapter; empty: the request has no keys."""
+        return b"" if self._salt is None else mixed(one, self._salt)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)

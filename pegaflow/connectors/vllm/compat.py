@@ -348,6 +348,25 @@ def probe(algorithm: str, parent: bytes) -> bytes:
     return bytes(_hashes.hash_block_tokens(function, parent, PROBE_TOKENS))
 
 
+def hash_of(algorithm: str, request: Any, start: int, end: int, *, parent: bytes | None) -> bytes:
+    """The hash that vLLM would give to some tokens of a request, were they a block.
+
+    Args:
+        start: the first of them.
+        end: behind the last.
+        parent: of the block before them; None: there is none.
+
+    Returns:
+        Empty: this vLLM cannot be asked.
+    """
+    function = _hash_function(algorithm)
+    if function is None or _hashes is None:
+        return b""
+    extra, _ = _hashes.generate_block_hash_extra_keys(request, start, end, 0)
+    tokens = request.all_token_ids[start:end]
+    return bytes(_hashes.hash_block_tokens(function, parent, tokens, extra))
+
+
 def parent_differs(parent: bytes | None) -> bool:
     """Whether vLLM's own NONE_HASH is there and is not what we worked out."""
     real = getattr(_hashes, "NONE_HASH", None)

@@ -135,8 +135,9 @@ class Scheduler:
             tokens = self._requests.offer(name, computed)
         if tokens is None:
             return None, False
-        tokens = min(tokens, request.num_tokens - computed)
-        tokens -= tokens % self._engine.block_tokens
+        rest = request.num_tokens - computed
+        if tokens > rest:
+            tokens = rest - rest % self._engine.block_tokens
         return tokens, tokens > 0
 
     def _track(self, request: Any) -> Tracked:

@@ -18,6 +18,7 @@ from pegaflow.connectors.common.grouped import GroupedRequests
 from pegaflow.connectors.common.groups import Groups
 from pegaflow.connectors.common.hints import NO_HINTS, PREFIX, Hints
 from pegaflow.connectors.common.requests import Requests
+from pegaflow.connectors.common.tails import TailedRequests
 from pegaflow.wire.units import Milliseconds
 
 from . import compat, kvgroups
@@ -25,6 +26,7 @@ from .endpoint import choose
 from .identity import adapter_settings, facts
 from .namespace import Namespace, namespace
 from .ranks import divided_by, replicas
+from .tails import hash_of
 
 DEFAULT_TIMEOUT_MS: Milliseconds = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
@@ -67,6 +69,8 @@ class Settings:
     weights_hash: Reading = Reading.SPREAD
     owner: int | None = None  # the user whose service is trusted, beside our own and root
     hints: Hints = NO_HINTS  # of requests that say nothing
+    tail_save: bool = False  # prompts' last blocks are saved before they are full (common/tails.py)
+    tail_load: bool = False  # and asked for
 
     @property
     def loads(self) -> bool:
@@ -93,7 +97,8 @@ def settings(
         The settings, and one warning per key or value that was not understood or is overruled.
     """
     names = "endpoint host port curve owner mode timeout_ms way weights_hash"
-    known = {f"{PREFIX}{name}" for name in [*names.split(), "wait_for_full_prefix"]}
+    flags = "wait_for_full_prefix pd_tail_save pd_tail_load"
+    known = {f"{PREFIX}{name}" for name in f"{names} {flags}".split()}
     where = choose(extra, env)
     warnings = list(where.warnings)
     for key in extra:
@@ -109,6 +114,12 @@ def settings(
         warnings.append(f"{PREFIX}{name} {chosen!r} is none of {listed}; using {values[0]}")
         return values[0]
 
+    def flag(name: str) -> bool:
+        chosen = extra.get(f"{PREFIX}{name}", False)
+        if not isinstance(chosen, bool):
+            warnings.append(f"{PREFIX}{name} {chosen!r} is not true or false; using false")
+        return chosen is True
+
     mode, way = Mode(one_of("mode", tuple(Mode))), one_of("way", tuple(WAYS))
     raw = extra.get(f"{PREFIX}timeout_ms", DEFAULT_TIMEOUT_MS)
     try:
@@ -119,10 +130,6 @@ def settings(
         warnings.append(f"{PREFIX}timeout_ms {raw!r} is no time; using {DEFAULT_TIMEOUT_MS}")
         timeout = float(DEFAULT_TIMEOUT_MS)
     reading = Reading(one_of("weights_hash", tuple(Reading)))
-    full = extra.get(f"{PREFIX}wait_for_full_prefix", False)
-    if not isinstance(full, bool):
-        warnings.append(f"{PREFIX}wait_for_full_prefix {full!r} is not true or false; using false")
-        full = False
     made = Settings(
         endpoint=where.url,
         curve=where.curve,
@@ -132,7 +139,9 @@ def settings(
         role=role,
         weights_hash=reading,
         owner=where.owner,
-        hints=Hints(wait_for_full_prefix=full),
+        hints=Hints(wait_for_full_prefix=flag("wait_for_full_prefix")),
+        tail_save=flag("pd_tail_save"),
+        tail_load=flag("pd_tail_load"),
     )
     if f"{PREFIX}mode" in extra:
         said = f"{PREFIX}mode {mode} and kv_role {role} contradict each other"
@@ -230,6 +239,11 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
         )
     whole = chosen.weights_hash is Reading.FULL
     groups = kvgroups.groups(kv_cache_config)
+    if groups and (chosen.tail_save or chosen.tail_load):
+        warnings.append(
+            f"{PREFIX}pd_tail_save and {PREFIX}pd_tail_load are ignored: the model has windows or"
+            " several KV cache groups, and its tails are not handed over"
+        )
     facts = {"kv groups": kvgroups.describe(kv_cache_config)} if groups else {}
     known, more = identity(vllm_config, kv_cache_config, whole, facts)
     warnings += more
@@ -261,8 +275,13 @@ def requests(
         see: the client's.
     """
     args = (engine.block_tokens, engine.hash_tokens, engine.world, engine.settings.saves)
-    patience_s = engine.settings.timeout_s
-    if engine.groups is None:
-        return Requests(*args, patience_s=patience_s), None
-    made = GroupedRequests(*args, patience_s=patience_s, groups=engine.groups, see=see)
-    return made, made
+    chosen = engine.settings
+    patience_s = chosen.timeout_s
+    if engine.groups is not None:
+        made = GroupedRequests(*args, patience_s=patience_s, groups=engine.groups, see=see)
+        return made, made
+    if chosen.tail_save or chosen.tail_load:
+        named = hash_of(compat.hash_algorithm(engine.config), engine.hash_tokens)
+        tails = (chosen.tail_save, chosen.tail_load)
+        return TailedRequests(*args, patience_s=patience_s, hash_of=named, tails=tails), None
+    return Requests(*args, patience_s=patience_s), None
