@@ -400,13 +400,14 @@ class ReadBlocks(Job[Done]):
 @message(216)
 class WriteBlocks(Job[Done | PagesDiffer]):
     """Copy pool offset i into the engine's block i; COPY_FAILED or EXPIRED if not all of it.  With
-    `checksums` each page is checked first."""
+    `checksums`, of the first `summed_bytes` of each page, it is checked first."""
 
     mapping: int
     blocks: U64s
     offsets: U64s
     deadline: int
     checksums: U64s = ()
+    summed_bytes: int = 0
 
 
 @message(318)

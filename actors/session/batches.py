@@ -221,7 +221,7 @@ class Batches(Part):
         job: Job[Done]
         if batch.slots:
             job = FillPages(
-                batch.slots, offsets, space.payload_bytes, space.page_size, mapping=rank.mapping
+                batch.slots, offsets, rank.payload_bytes, rank.page_size, mapping=rank.mapping
             )
         else:
             blocks = said(column(save.msg.blocks)[batch.positions])

@@ -94,13 +94,15 @@ class Copies:
             engine = self._engines[job.mapping]
             move = engine.read if isinstance(job, ReadBlocks) else engine.write
             address = self._pool.address
-            sums = column(job.checksums if isinstance(job, WriteBlocks) else ())
+            sums, summed = column(()), 0
+            if isinstance(job, WriteBlocks):
+                sums, summed = column(job.checksums), job.summed_bytes
             ids, pages = column(job.blocks), column(job.offsets)
 
             def move_part(first: int, last: int) -> Done | PagesDiffer:
                 part = slice(first, last)
                 if len(sums):
-                    bad = self._differing(pages[part], sums[part], engine.payload_bytes)
+                    bad = self._differing(pages[part], sums[part], summed)
                     if len(bad):
                         return PagesDiffer(said(bad))
                 return Done(*move(address, ids[part], pages[part], job.deadline))

@@ -25,7 +25,7 @@ from pegaflow.wire.index import Corrupt
 from pegaflow.wire.jobs import Done, PagesDiffer, PagesSummed, SumPages, WriteBlocks
 from pegaflow.wire.session import Confirmed, Copied, Load, Loaded, Pages, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count, Nanoseconds
+from pegaflow.wire.units import Bytes, Count, Nanoseconds
 from pegaflow.wire.values import CLIENT, INDEX, U64s
 
 from .engine import Engine
@@ -55,6 +55,7 @@ class _Copy:
     pages: Places
     offsets: U64s  # beside `pages`: in the pool
     sums: U64  # beside `pages`; empty: nothing is checked
+    summed_bytes: Bytes  # of each page
 
 
 class Loads(Part):
@@ -132,6 +133,7 @@ class Loads(Part):
             pages=pages,
             offsets=space.offsets(pages),
             sums=sums,
+            summed_bytes=space.payload_bytes,
         )
         self.copies[copy.number] = copy
         lease.copies += 1
@@ -140,7 +142,7 @@ class Loads(Part):
         if rank.loads is Way.PROCESS_VM:
             return self._write(sender, copy, msg, now)
         if len(sums):
-            return self._check(sender, copy, space.payload_bytes)
+            return self._check(sender, copy)
         return [Reply(sender, Pages(Status.OK, copy.number, copy.offsets))]
 
     def _write(self, sender: Sender, copy: _Copy, msg: Load, now: int) -> list[Effect]:
@@ -162,10 +164,17 @@ class Loads(Part):
         rank.running += 1
         deadline = sender.deadline or now + LOAD_NS
         sums = said(copy.sums) if len(copy.sums) else ()
-        job = WriteBlocks(rank.mapping, msg.blocks, copy.offsets, deadline, checksums=sums)
+        job = WriteBlocks(
+            mapping=rank.mapping,
+            blocks=msg.blocks,
+            offsets=copy.offsets,
+            deadline=deadline,
+            checksums=sums,
+            summed_bytes=copy.summed_bytes,
+        )
         return [Do(job, written)]
 
-    def _check(self, sender: Sender, copy: _Copy, payload_bytes: int) -> list[Effect]:
+    def _check(self, sender: Sender, copy: _Copy) -> list[Effect]:
         """Look at the pages before the client copies them."""
 
         def summed(result: PagesSummed | Done, now: int) -> list[Effect]:
@@ -184,7 +193,7 @@ class Loads(Part):
             refused = Reply(sender, Pages(status, 0, ()))
             return [refused, *self._corrupt(bad), *self._end_copy(copy.number)]
 
-        return [Do(SumPages(copy.offsets, payload_bytes), summed)]
+        return [Do(SumPages(copy.offsets, copy.summed_bytes), summed)]
 
     def _corrupt(self, bad: Places) -> list[Effect]:
         """These pages do not hold what was sealed."""

@@ -17,6 +17,11 @@ an engine of one rank.  Ranks that call themselves replicas and cut pages of oth
 are refused; of those that name them differently (their weights were not changed alike) every name
 counts, and no other engine has that namespace.
 
+Pages of a block are of one size, that of the rank whose block is the largest: pipeline stages may
+have unequal numbers of layers, and a draft model lies in one of them.  What a smaller block leaves
+of its page is whatever lay there: it is copied to no engine, and a checksum covers it as well, for
+the readers of a page do not know whose it is.
+
 `running` counts the device jobs that touch a rank's memory or slots.  Whoever takes a rank over, or
 leaves, waits until it is zero.
 """
@@ -69,8 +74,13 @@ class Rank:
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page of its blocks."""
+        """Bytes of a page that holds one of its blocks."""
         return layouts.page_size(self.layout)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of one of its blocks."""
+        return layouts.page_bytes(self.layout)
 
     @property
     def replicas(self) -> range:
@@ -125,11 +135,6 @@ def fault(msg: Attach, others: dict[int, Rank]) -> str:
         if other.asked.world != msg.world:
             said = f"rank {other.number} says that there are {other.asked.world} ranks"
             return f"{said}, rank {msg.rank} says {msg.world}"
-        if other.page_size != layouts.page_size(msg.layout):
-            return (
-                f"ranks {other.number} and {msg.rank} have blocks of {other.page_size} and"
-                f" {layouts.page_size(msg.layout)} bytes: ranks of different sizes are not served"
-            )
         if msg.rank not in other.replicas and other.number not in _replicas(msg):
             continue
         if other.asked.replicas != msg.replicas or not layouts.alike(other.layout, msg.layout):

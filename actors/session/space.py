@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pegaflow.core.pool.columns import Places, column, offsets_of, said
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import Geometry, slot_size
-from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Serve, Welcome
 from pegaflow.wire.identities import Namespace
 from pegaflow.wire.units import Share
@@ -28,7 +27,7 @@ class Space:
 
     namespace: Namespace
     page_size: int
-    payload_bytes: int  # bytes of a page that mean something
+    payload_bytes: int  # bytes of a page that mean something to the rank with the largest block
     shard_of: tuple[int, ...]  # the shard of each rank
     verify: bool  # a checksum is made of each page
     used_bytes_max: int  # of the pages of open saves; 0: any number
@@ -58,8 +57,8 @@ def space_of(welcome: Welcome, serve: Serve, ranks: dict[int, Rank]) -> Space:
     """The space of ranks that are all there."""
     return Space(
         namespace=namespace(serve, ranks),
-        page_size=ranks[0].page_size,
-        payload_bytes=layouts.page_bytes(ranks[0].layout),
+        page_size=max(rank.page_size for rank in ranks.values()),
+        payload_bytes=max(rank.payload_bytes for rank in ranks.values()),
         shard_of=shards(ranks),
         verify=welcome.verify,
         used_bytes_max=int(welcome.pool_bytes * USED_SHARE) if welcome.max_pinned_bytes else 0,

@@ -275,11 +275,12 @@ class Device:
         client, size, pool = mapping.client, mapping.size, self.pool
         cuts = [size * n // PIECES for n in range(PIECES + 1)]
         reads = isinstance(job, ReadBlocks)
-        sums = job.checksums[first:last] if isinstance(job, WriteBlocks) else ()
         bad: list[int] = []
-        for offset, sum_ in zip(job.offsets[first:last], sums, strict=False):
-            found = xxh3_64_intdigest(pool[offset : offset + size]) or 1
-            bad += [offset] if sum_ not in (0, found) else []
+        if isinstance(job, WriteBlocks) and job.checksums:
+            sums = job.checksums[first:last]
+            for offset, sum_ in zip(job.offsets[first:last], sums, strict=True):
+                found = xxh3_64_intdigest(pool[offset : offset + job.summed_bytes]) or 1
+                bad += [offset] if sum_ not in (0, found) else []
         if bad:
             return PagesDiffer(tuple(bad))
         for block, offset in zip(job.blocks[first:last], job.offsets[first:last], strict=True):

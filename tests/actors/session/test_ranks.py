@@ -299,15 +299,6 @@ def test_ranks_that_do_not_fit_together(other: Attach) -> None:
     assert refused.status in (Status.BAD_REQUEST, Status.BAD_LAYOUT)
 
 
-def test_ranks_of_different_page_sizes() -> None:
-    rig, _ = serving()
-    attach(rig, CLIENT_7, replace(ATTACH, rank=0, world=2))
-    half = replace(LAYOUT.layers[0], segment_bytes=PAGE // 2)
-    other = replace(ATTACH, rank=1, world=2, layout=replace(LAYOUT, layers=(half,)))
-    refused = said(rig.ask(CLIENT_8, other), Refused)
-    assert refused.status is Status.BAD_REQUEST and "different sizes" in refused.why
-
-
 def staged_batch(rig: Rig, rank: int, sent: list[Envelope]) -> list[Envelope]:
     """Keep and fill what a rank was told to take."""
     take = said(sent, CopyBatch, RANKS[rank])

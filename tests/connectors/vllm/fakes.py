@@ -83,21 +83,25 @@ def config(
     executor: str = "uni",
     policy: str = "recompute",
     decode: int = 1,
+    pipeline: int = 1,
+    name: str = "engine",
     **model: Any,
 ) -> Any:
     """A VllmConfig, as a process of that rank sees it; `data`: parallel ranks that the launcher
-    counts in; `decode`: ranks among which a request's tokens are parted."""
+    counts in; `decode`: ranks among which a request's tokens are parted; `pipeline`: stages;
+    `name`: the engine's."""
     return VllmConfig(
         instance_id=life,
         parallel_config=ParallelConfig(
             rank=rank,
             world_size=world * data,
-            tensor_parallel_size=world,
+            tensor_parallel_size=world // pipeline,
+            pipeline_parallel_size=pipeline,
             decode_context_parallel_size=decode,
             distributed_executor_backend=executor,
         ),
         kv_transfer_config=SimpleNamespace(
-            engine_id="engine",
+            engine_id=name,
             kv_role=kv_role,
             kv_load_failure_policy=policy,
             kv_connector_extra_config={

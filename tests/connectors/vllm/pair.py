@@ -69,6 +69,9 @@ class Pair:
         memory: Any = None,
         world: int = 1,
         latent: bool = False,
+        stages: Sequence[int] = (),
+        decode: int = 1,
+        name: str = "engine",
         dtype: str = "auto",
         order: Sequence[int] = (),
         kv_role: str = "kv_both",
@@ -80,6 +83,8 @@ class Pair:
 
         Args:
             latent: its model has latent attention: all ranks hold the same.
+            stages: layers of each rank, which is a pipeline stage; empty: each has both layers.
+            decode: ranks among which a request's tokens are parted.
             order: in which its processes come up.
             early: a request that is there as soon as the scheduler is.
             waits: whether to wait until its ranks are served.
@@ -89,8 +94,9 @@ class Pair:
         if latent:
             cache = cache_config(BLOCKS, replicas=world)
         life = f"{os.getpid()}.{next(_lives)}"
-        shape = (world, 2, BLOCKS, 16)
+        shape = (world, max(stages, default=2), BLOCKS, 16)
         self.memories = np.zeros(shape, np.uint8) if memory is None else memory[None]
+        self._layers = list(stages) or [self.memories.shape[1]] * world
         ranks: dict[int, PegaKVConnector] = {}
         for one in order or [*range(world), SCHEDULER]:
             seen = config(
@@ -102,9 +108,12 @@ class Pair:
                 dtype=dtype,
                 kv_role=kv_role,
                 policy=policy,
+                decode=decode,
+                pipeline=len(stages) or 1,
+                name=name,
             )
-            name = "SCHEDULER" if one == SCHEDULER else "WORKER"
-            made = PegaKVConnector(seen, role(name), cache)
+            half = role("SCHEDULER" if one == SCHEDULER else "WORKER")
+            made = PegaKVConnector(seen, half, cache)
             if one == SCHEDULER:
                 self.scheduler = made
                 if early is not None:
@@ -112,8 +121,8 @@ class Pair:
                     made.get_num_new_matched_tokens(early, 0)
             else:
                 ranks[one] = made
-                caches = {f"layers.{i}": layer for i, layer in enumerate(self.memories[one])}
-                made.register_kv_caches(caches)
+                before, mine = sum(stages[:one]), self.memories[one, : self._layers[one]]
+                made.register_kv_caches({f"layers.{before + i}": a for i, a in enumerate(mine)})
         self.workers = [ranks[rank] for rank in range(world)]
         self.orders = StepOrders()  # of a step that a test has scheduled and not yet executed
         self.sent: list[str] = []
@@ -242,8 +251,8 @@ class Pair:
     def holds(self, ids: Sequence[int], of: Sequence[int]) -> bool:
         """Whether each rank's blocks are what `compute` puts into these others."""
         return all(
-            (self.memories[rank, :, block] == source + self._apart * rank).all()
-            for rank in range(self.world)
+            (self.memories[rank, :layers, block] == source + self._apart * rank).all()
+            for rank, layers in enumerate(self._layers)
             for block, source in zip(ids, of, strict=True)
         )
 
