@@ -1,4 +1,4 @@
-"""`Requests` of a model with windows, or with several KV cache groups (groups.py). Pure.
+"""`Requests` of a model with windows, states, or several KV cache groups (groups.py). Pure.
 
 Blocks of all groups have the same number of tokens, and a place is a number of blocks.
 
@@ -11,8 +11,12 @@ offer    up to that place and to no other; one token at least is left to be comp
 load     what the request needs to resume there and vLLM has not itself: one order, one lease
 save     of full attention what `Requests` saves; of windows what is needed at the places that
          groups.py lists, in the step that computes up to there: it has all of the window's blocks.
-         These orders are *loose* at once: vLLM may take a window's blocks away while the request
-         goes on, so the save is dropped if they are given to somebody before it is over.
+         Of recurrent groups the states that vLLM says are whole once the step has run (`states`):
+         where they lie is in no table, for vLLM moves them and takes them away. A place counts if
+         every recurrent group has its state there.
+         These orders are *loose* at once: vLLM may take a window's blocks, or a state's, away while
+         the request goes on, so the save is dropped if they are given to somebody before it is
+         over.
 end      a request that has ended leaves its last window. Its order goes out with the next step, if
          none of the blocks has been given to anybody by then. Only a request of which a step has
          stood leaves one: before, what its blocks hold may be another connector's failed load.
@@ -21,7 +25,7 @@ A load fails as a whole: vLLM hears the request's name and computes everything a
 never asks again.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pegaflow.client import Lease, Seen
@@ -34,6 +38,9 @@ from .tracked import Hashed, LoadOrder, Lookup, SaveOrder, Tracked
 
 Tables = Sequence[Sequence[int]]
 """The engine's blocks of a request, by vLLM's number of the group."""
+
+State = tuple[int, int, int]
+"""A state: vLLM's number of its group, the engine's block, and the tokens that it stands behind."""
 
 
 @dataclass(slots=True)
@@ -101,8 +108,7 @@ class GroupedRequests(Requests):
         """So many that something is left to compute, and that all their keys are one question."""
         left = (tracked.source.num_tokens - 1) // self.block_tokens
         most = super()._askable(tracked)
-        full, reach = len(self._groups.full), self._groups.reach * len(self._groups.windows)
-        return min(most, left, (LIST_MAX - reach) // max(1, full))
+        return min(most, left, (LIST_MAX - self._groups.most) // max(1, len(self._groups.full)))
 
     def asked(self, request: str, ticket: int, now_s: float) -> None:
         """The next question was sent; the time for all of them counts from the first."""
@@ -171,10 +177,9 @@ class GroupedRequests(Requests):
         return waits
 
     def _before(self, tracked: GroupedRequest) -> int:
-        """The largest place before this one at which windows seem to be; 0: there is none."""
+        """The largest place before this one where one seems to resume; 0: there is none."""
         groups, end = self._groups, tracked.place
-        group = groups.windows[0]
-        first = group.first(max(0, end - groups.apart))
+        group, first = groups.looked_for(end)
         names = self.keys(tracked, first, end)
         seen = self._see([groups.key(group, name) for name in names])
         if seen is None:
@@ -292,6 +297,38 @@ class GroupedRequests(Requests):
         if order is not None:  # it stands if the step does, wherever in it the place is
             opened = self._open[order.order]
             opened.tokens = max(opened.tokens, computed + 1)
+        return order
+
+    def states(self, request: str, offered: Iterable[State], end: int) -> list[SaveOrder]:
+        """One request's states that are whole once a step has run.
+
+        Args:
+            offered: as vLLM says it, loaded ones and such of a part of a block among them.
+            end: its tokens that are computed then.
+        """
+        tracked = self.tracked.get(request)
+        if tracked is None or not self._saving or tracked.hints.skip_save:
+            return []
+        assert isinstance(tracked, GroupedRequest)
+        blocks = {(tokens, group): block for group, block, tokens in offered}
+        orders = []
+        for tokens in sorted({tokens for tokens, _ in blocks}):
+            found = tuple(blocks.get((tokens, group.number), 0) for group in self._groups.states)
+            place, part = divmod(tokens, self.block_tokens)
+            name = self._name(tracked, place - 1)
+            if not part and name and all(found) and tracked.begun < tokens <= end:
+                orders.append(self._state(request, tracked, place, found))
+        return orders
+
+    def _state(
+        self, request: str, tracked: Tracked, place: int, blocks: tuple[int, ...]
+    ) -> SaveOrder:
+        """The state at a place, of all recurrent groups."""
+        name, groups = self._name(tracked, place - 1), self._groups
+        keys = tuple(groups.key(group, name) for group in groups.states)
+        parent = name if groups.full else b""
+        order = self.order(request, tracked, keys, blocks, parent=parent, first=place, end=place)
+        self._loose.add(order.order)
         return order
 
     def _keep(

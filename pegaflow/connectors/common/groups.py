@@ -2,12 +2,16 @@
 
 vLLM puts layers that need the same blocks into a group; a request has a table of blocks for each
 of them. Layers of full attention need all blocks of a request. Layers of a sliding window need the
-few last ones, and vLLM takes the others away while the request goes on.
+few last ones, and vLLM takes the others away while the request goes on. Recurrent layers (Mamba,
+linear attention, short convolutions) keep a state, which is one block whatever the length of the
+request; the block before a place holds the state behind all tokens up to there.
 
 To *resume* at a block means to have all that is needed to go on computing behind it: in a group of
-full attention every block before it, in one of windows the `window` blocks before it. So a hit is
-the largest place at which every group can resume. Windows are not kept everywhere, only at places
-where requests are likely to part from each other or to be continued:
+full attention every block before it, in one of windows the `window` blocks before it, in a
+recurrent one the block before it. So a hit is the largest place at which every group can resume.
+States are kept wherever vLLM has a whole one, at the ends of its chunks (grouped.py). Windows are
+not kept everywhere, only at places where requests are likely to part from each other or to be
+continued:
 
     every APART windows of tokens     so that a long prompt that others share a part of is not lost
     the end of the prompt             a prompt that is sent again, or has another question behind it
@@ -33,12 +37,18 @@ APART: Count = 8
 """A window in this many is kept of a long prompt: an eighth of what all of them would take, and a
 request that parts from another one computes no more than so many windows again."""
 
+STATES_BACK: Count = 1024
+"""Blocks before the end of a prefix among which a state is looked for. Chunks of some thousand
+tokens end in a state, and a block of such models has hundreds; a look at so many takes some
+milliseconds, once for a request that parts from what is cached."""
+
 
 class Group(NamedTuple):
     """Layers that share a table of blocks."""
 
     number: int  # vLLM's
     window: int | None = None  # blocks before a place that are needed there; None: all of them
+    recurrent: bool = False  # such a block is a state, of which one is needed (a window of 1)
 
     def first(self, place: int) -> int:
         """The first block that is needed to resume at a place."""
@@ -55,9 +65,13 @@ class Groups:
     def __init__(self, groups: Iterable[Group]) -> None:
         self._all = sorted(groups, key=lambda group: (group.window is not None, group.number))
         self.full = [group for group in self._all if group.window is None]
-        self.windows = [group for group in self._all if group.window is not None]
-        self.reach = max((group.window or 0 for group in self.windows), default=0)
+        partial = [group for group in self._all if group.window is not None]
+        self.windows = [group for group in partial if not group.recurrent]
+        self.states = [group for group in partial if group.recurrent]
+        self.reach = max((group.window or 0 for group in partial), default=0)
         """Blocks of the widest window."""
+        self.most = self.reach * len(partial)
+        """Blocks that are needed at a place at most, beside those of full attention."""
 
     @property
     def number(self) -> int:
@@ -68,6 +82,15 @@ class Groups:
     def apart(self) -> int:
         """Blocks from one place at which windows are kept, come what may, to the next."""
         return APART * self.reach
+
+    def looked_for(self, end: int) -> tuple[Group, int]:
+        """Where else one can resume than at this place.
+
+        Returns:
+            The group whose blocks tell it, the rarest of all, and the first block to look at.
+        """
+        group = (self.states or self.windows)[0]
+        return group, group.first(max(0, end - (STATES_BACK if self.states else self.apart)))
 
     # which blocks
 

@@ -2,9 +2,17 @@
 
 import pytest
 
-from pegaflow.connectors.common.groups import APART, Group, Groups, blocks_of, window_blocks
+from pegaflow.connectors.common.groups import (
+    APART,
+    STATES_BACK,
+    Group,
+    Groups,
+    blocks_of,
+    window_blocks,
+)
 
 FULL, FAR, NEAR = Group(1), Group(0, 3), Group(2, 1)
+STATE = Group(4, 1, recurrent=True)
 NAMES = [bytes([i]) * 32 for i in range(64)]
 
 
@@ -21,6 +29,24 @@ def test_to_resume_is_to_have_every_group() -> None:
         (FULL, 3), (FAR, 3),
         (FULL, 4), (FAR, 4), (NEAR, 4),
     ]  # fmt: skip
+
+
+def test_of_a_recurrent_group_the_state_before_a_place_is_needed() -> None:
+    groups = Groups([STATE, FULL, NEAR])
+    assert groups.needed(3) == [
+        (FULL, 0),
+        (FULL, 1),
+        (FULL, 2), (NEAR, 2), (STATE, 2),
+    ]  # fmt: skip
+    assert groups.count(3, 2) == 3 and groups.count(3) == 5
+    assert (groups.windows, groups.states, groups.most) == ([NEAR], [STATE], 2)
+    assert groups.kept([3], 0) == [(NEAR, 2)], "no table says where a state lies"
+
+
+def test_a_state_is_looked_for_farther_back_than_a_window() -> None:
+    assert Groups([FULL, FAR]).looked_for(100) == (FAR, 100 - 3 * APART - 3)
+    assert Groups([FULL, FAR, STATE]).looked_for(100) == (STATE, 0)
+    assert Groups([STATE]).looked_for(5000) == (STATE, 5000 - STATES_BACK - 1)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 5, 9])
