@@ -6,7 +6,9 @@ one of PROMPT tokens, which then decodes for LIFE steps: in turn one with a prom
 cache (it is computed and saved) and one with the prompt that was computed BEHIND pairs of newcomers
 before (it is found and loaded).  What the decoders fill is saved too.  A figure is the time spent
 in the connector's methods in one step, waiting included; copies are done by the worker's own
-thread.
+thread.  Under each half stand its methods, each over the steps in which it was called: what was
+spent in all of its calls of a step.  A method in which nothing is done (`wait_for_layer_load` and
+`save_kv_layer`, once for every layer) has its row too.
 
 Goal: a median and a p99 under 200 us for each half.  In an engine with one process they add up.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -35,9 +37,12 @@ from perf.machine import microseconds, percentile, verdict
 from tests.connectors.vllm import fakes
 
 T = TypeVar("T")
+Spent = dict[tuple[str, str], float]
+"""Seconds of one step, by half and method."""
 
-COLUMNS = ("half", "steps", "p50", "p99", "most", "goal (us)", "load")
+COLUMNS = ("half", "method", "steps", "p50", "p99", "most", "goal (us)", "load")
 GOAL_US = 200.0
+HALVES = ("scheduler", "worker")
 TOKENS = 16  # of a block
 LAYERS, LAYER_BYTES = 8, 8192
 DECODERS, PROMPT, BLOCKS = 16, 512, 4096
@@ -70,7 +75,7 @@ class Engine:
 
     config: Any
     cache: Any
-    spent: dict[str, float] = field(default_factory=lambda: {"scheduler": 0.0, "worker": 0.0})
+    spent: Spent = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)  # that are scheduled
     hits: int = 0  # newcomers that were found in the step that asked
     received: set[str] = field(default_factory=set)
@@ -88,28 +93,35 @@ class Engine:
     def call(self, half: str, method: Callable[..., T], *arguments: Any) -> T:
         """Call it, and note the time."""
         seconds, found = machine.timed(lambda: method(*arguments))
-        self.spent[half] += seconds
+        name = (half, method.__name__)
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
         return found
 
-    def step(self, output: Any) -> dict[str, float]:
-        """The fixed calls of a step; seconds of each half, those of the calls before included."""
+    def step(self, output: Any) -> Spent:
+        """The fixed calls of a step; those before are included in what is returned."""
         scheduler, worker, call = self.scheduler, self.worker, self.call
         orders = call("scheduler", scheduler.build_connector_meta, output)
         self._count(output)
-        worker.bind_connector_metadata(orders)
         call("worker", worker.handle_preemptions, orders)
+        call("worker", worker.bind_connector_metadata, orders)
         call("worker", worker.start_load_kv, None)
+        for layer in range(LAYERS):
+            call("worker", worker.wait_for_layer_load, f"layers.{layer}")
+            call("worker", worker.save_kv_layer, f"layers.{layer}", self.memory[layer], None)
         call("worker", worker.wait_for_save)
-        sent, received = call("worker", worker.get_finished, set())
+        results = call("worker", worker.get_transfer_results, set())
+        sent, received = results.finished_sending, results.finished_recving
         bad = call("worker", worker.get_block_ids_with_load_errors)
+        call("worker", worker.get_kv_connector_stats)
         meta = call("worker", worker.build_connector_worker_meta)
-        worker.clear_connector_metadata()
+        call("worker", worker.clear_connector_metadata)
         ended = fakes.worker_output(received, bad, meta)
         call("scheduler", scheduler.update_connector_output, ended)
+        call("scheduler", scheduler.get_kv_connector_stats)
         call("scheduler", scheduler.take_events)
         self.received |= received or set()
         self.sent |= sent or set()
-        spent, self.spent = self.spent, {"scheduler": 0.0, "worker": 0.0}
+        spent, self.spent = self.spent, {}
         return spent
 
     def _count(self, output: Any) -> None:
@@ -147,6 +159,8 @@ def newcomer(engine: Engine, number: int) -> Iterator[tuple[list[Any], list[Any]
         yield [], []
         tokens, _ = call("scheduler", scheduler.get_num_new_matched_tokens, new, 0)
     call("scheduler", scheduler.update_state_after_alloc, new, fakes.blocks(new.ids), tokens)
+    if tokens:
+        call("scheduler", scheduler.get_external_cache_hit_sources, new, tokens)
     while tokens and new.request_id not in engine.received:
         yield [], []
     yield [(new.request_id, new.ids, tokens, new.num_tokens - tokens)], []
@@ -180,8 +194,8 @@ def warm_up(engine: Engine) -> int:
     raise UserError(f"no lookup was answered in its step for {SERVED_S:.0f} s")
 
 
-def measure(engine: Engine, steps: int) -> dict[str, list[float]]:
-    """Seconds per step of each half."""
+def measure(engine: Engine, steps: int) -> list[Spent]:
+    """Of each step."""
     each = PROMPT // TOKENS + steps // TOKENS + 2
     assert DECODERS * each <= BLOCKS // 2, "more steps than there are blocks"
     came = warm_up(engine)
@@ -194,17 +208,40 @@ def measure(engine: Engine, steps: int) -> dict[str, list[float]]:
         engine.scheduler.update_state_after_alloc(made, fakes.blocks(made.ids), 0)
         decoders.append(made)
     engine.step(fakes.output(new=[(d.request_id, d.ids, 0, PROMPT) for d in decoders]))
-    found: dict[str, list[float]] = {"scheduler": [], "worker": []}
+    found = []
     lives = (step for number in count(came) for step in newcomer(engine, number))
     for done in range(steps):
         decoding = [(d.request_id, None, PROMPT + done, 1) for d in decoders]
         fresh, going_on = next(lives)
-        spent = engine.step(fakes.output(new=fresh, cached=decoding + going_on))
-        for half, seconds in spent.items():
-            found[half].append(seconds)
+        found.append(engine.step(fakes.output(new=fresh, cached=decoding + going_on)))
         time.sleep(FORWARD_S)
     print(f"{engine.hits} newcomers were found in the step that asked")
     return found
+
+
+def rows(found: Sequence[Spent]) -> list[list[str]]:
+    """Each half, its methods in the order of their first call, and both halves together."""
+    made = []
+    methods = dict.fromkeys(name for spent in found for name in spent)
+    for half in HALVES:
+        made.append(_row(half, "", [_sum(spent, half) for spent in found]))
+        for name in methods:
+            if name[0] == half:
+                own = [spent[name] for spent in found if name in spent]
+                made.append(_row("", name[1], own))
+    made.append(_row("both", "", [sum(spent.values()) for spent in found]))
+    return made
+
+
+def _sum(spent: Spent, half: str) -> float:
+    return sum(seconds for (own, _), seconds in spent.items() if own == half)
+
+
+def _row(half: str, method: str, seconds: Sequence[float]) -> list[str]:
+    figures = (percentile(seconds, 50), percentile(seconds, 99), max(seconds))
+    goal = " ".join(verdict(figure * 1e6, GOAL_US) for figure in figures[:2]) if half else ""
+    cells = [half, method, str(len(seconds)), *map(microseconds, figures)]
+    return [*cells, goal, machine.load() if half else ""]
 
 
 @contextmanager
@@ -253,12 +290,8 @@ def main() -> None:
             found = measure(engine, steps)
         finally:
             engine.close()
-    both = [sum(pair) for pair in zip(*found.values(), strict=True)]
-    for half, seconds in {**found, "both": both}.items():
-        figures = (percentile(seconds, 50), percentile(seconds, 99), max(seconds))
-        goal = " ".join(verdict(figure * 1e6, GOAL_US) for figure in figures[:2])
-        load = machine.load()
-        table.add_row(half, str(steps), *map(microseconds, figures), goal, load)
+    for row in rows(found):
+        table.add_row(*row)
     machine.show(table)
 
 
