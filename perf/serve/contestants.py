@@ -120,6 +120,7 @@ def server(python: Path, size: int) -> Iterator[str]:
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
             answers(process, f"http://127.0.0.1:{http}/healthcheck", lmcache.START_S, log)
             extra = {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port}
