@@ -84,6 +84,7 @@ class Hybrid:
     """One engine.
 
     Args:
+        store: of its clients; None: they are real, and `extra` says where the service is.
         windows: tokens of each group's window; None: full attention.
         blocks: of its memory, of which the first is none.
         chunk: tokens of a request that are computed in a step, at most.
@@ -92,7 +93,7 @@ class Hybrid:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | None,
         windows: list[int | None],
         *,
         blocks: int = 700,
@@ -100,14 +101,18 @@ class Hybrid:
         caches: bool = True,
         seed: int = 0,
         mode: str = "read_write",
+        extra: dict[str, Any] | None = None,
+        policy: str = "recompute",
     ) -> None:
         self.store, self.windows, self.chunk, self.caches = store, windows, chunk, caches
+        self.policy = policy
         self.draw = random.Random(seed)
         self.memory = np.zeros((SHAPE[0], blocks, SHAPE[1]), np.uint8)
         self.groups = Groups(
             Group(n, None if w is None else window_blocks(w, BLOCK)) for n, w in enumerate(windows)
         )
-        seen = config(mode, life=f"hybrid{os.getpid()}.{next(_lives)}")
+        life = f"hybrid{os.getpid()}.{next(_lives)}"
+        seen = config(mode, extra, life=life, policy=policy)
         cache = kv_config(windows, blocks)
         self.scheduler = PegaKVConnector(seen, role("SCHEDULER"), cache)
         self.worker = PegaKVConnector(seen, role("WORKER"), cache)
@@ -359,6 +364,8 @@ class Hybrid:
                 self.failed.append(name)
                 self._release(request)
                 request.state, request.num_computed_tokens = "waits", 0
+                if self.policy == "fail":
+                    self._end(request)
             else:
                 self.external += request.found
                 request.state = "loaded"
@@ -399,10 +406,15 @@ class Hybrid:
     def drain(self, steps: int = 20_000) -> None:
         """Until everything is answered, saved and given back."""
         for _ in range(steps):
-            if not (self.requests or self.held or self._open):
+            if not self.busy:
                 return
             self.step()
         raise AssertionError(f"{list(self.requests)} hang, {list(self.held)} are held")
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is not answered, saved or given back."""
+        return bool(self.requests or self.held or self._open)
 
     @property
     def _open(self) -> bool:
