@@ -204,6 +204,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def own_service(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service for one model."""
+    with Service(tmp_path_factory.mktemp("run"), pool_size="256MiB") as made:
+        yield made
+
+
 def fill(engine: Engine, truth: Truth) -> None:
     """Run the prompts until they come from the cache: a busy machine may drop a save."""
 
