@@ -18,6 +18,8 @@ Whoever finds nothing by its nature takes no part: an engine without a connector
 and native offloading after a restart.  Before what is measured, each engine has computed and found
 a few other prompts.
 
+What each run has come to is said on stderr while it goes on.
+
 `free` leaves the last core to the service and the client, and binds the engine with all its
 processes to the others; with `busy` all of them have every core.
 
@@ -206,6 +208,7 @@ class Turns:
                 target.forget()
                 if what:
                     self.runs.append(run)
+                    print(f"{self._cores.name}: {run}", file=sys.stderr)
 
             for _ in range(2):
                 bench("", first)

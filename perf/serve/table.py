@@ -45,6 +45,13 @@ class Run:
         """Tokens a second, prompts included."""
         return (self.prompt_tokens + self.new_tokens) / self.seconds
 
+    def __str__(self) -> str:
+        """Who, what, and what came of it, in one line."""
+        share = self.found / self.prompt_tokens
+        first = 1e3 * percentile(self.ttfts, 50)
+        said = f"turn {self.turn + 1}, {self.who}, {self.what}"
+        return f"{said}: {share:.0%} found, TTFT p50 {first:.0f} ms, {self.speed:.0f} tokens/s"
+
 
 def rows(cores: str, runs: Sequence[Run]) -> list[list[str]]:
     """One for each contestant and each thing that was measured.

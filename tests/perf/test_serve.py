@@ -118,6 +118,11 @@ def test_rows_and_goals() -> None:
     assert [row[10] for row in repeated] == ["", ""] and repeated[1][8] == "1.250"
 
 
+def test_what_is_said_of_a_run_while_others_go_on() -> None:
+    said = "turn 2, ours, warm: 50% found, TTFT p50 100 ms, 5000 tokens/s"
+    assert str(run("ours", WARM, 0.2, 0.1, turn=1)) == said
+
+
 def test_a_goal_is_of_ours_and_where_it_was_set() -> None:
     assert table.goal("free", COLD, "ours", (1.031, 0.0)) == "miss (< 1.03)"
     assert table.goal("busy", COLD, "ours", (1.0, 0.0)) == ""
