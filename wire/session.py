@@ -29,7 +29,7 @@ scheduler can never open a session: of two generations of one engine id the one 
 is served, and the late ranks of a superseded one are refused by the front desk while their old
 session is dead.  The session stops as soon as the opener or any attached rank is proven dead.
 Every rank attaches by itself; lookups and saves are answered NOT_ATTACHED until all `world` ranks
-have.  All ranks cut pages of one size.
+have.  Pages have the size of the largest rank's blocks.
 
 Two ways for the bytes, chosen per direction at Attach:
 

@@ -31,8 +31,9 @@ SAVES_MAX: Count = 4096
 KEYS_MAX: Count = 1 << 20
 """Keys of all open saves: more blocks than an engine has, and some 100 MB of our memory."""
 
-ENDED_MAX: Count = 4096
-"""Orders remembered as ended: a rank is never so many steps behind."""
+ENDED_MAX: Count = 1 << 16
+"""Orders remembered as ended: a step has one per request that fills a block, up to some thousand,
+and no rank is sixteen steps behind."""
 
 EARLY_MAX: Count = 1 << 16
 """Commits remembered that have come before their Save: seconds of an engine's orders."""

@@ -179,6 +179,8 @@ class GroupedRequests(Requests):
     def _before(self, tracked: GroupedRequest) -> int:
         """The largest place before this one where one seems to resume; 0: there is none."""
         groups, end = self._groups, tracked.place
+        if not groups.most:
+            return 0
         group, first = groups.looked_for(end)
         names = self.keys(tracked, first, end)
         seen = self._see([groups.key(group, name) for name in names])
@@ -243,6 +245,7 @@ class GroupedRequests(Requests):
         return -(-entries * blocks // all_entries)
 
     def _give(self, tracked: GroupedRequest, tables: Tables) -> None:
+        tracked.unsure = False
         tracked.tables = [list(table) for table in tables]
         tracked.blocks = tracked.tables[0] if tracked.tables else []
 
@@ -262,7 +265,7 @@ class GroupedRequests(Requests):
                 table.extend(new)
         if tracked.saved_to is None:
             tracked.saved_to = computed // self.block_tokens
-        if not self._saving or tracked.hints.skip_save:
+        if not self._saving or tracked.hints.skip_save or tracked.unsure:
             return []
         end = computed + scheduled
         orders = [self._full(tracked, request, end), self._windows(tracked, request, computed, end)]
@@ -307,7 +310,7 @@ class GroupedRequests(Requests):
             end: its tokens that are computed then.
         """
         tracked = self.tracked.get(request)
-        if tracked is None or not self._saving or tracked.hints.skip_save:
+        if tracked is None or not self._saving or tracked.hints.skip_save or tracked.unsure:
             return []
         assert isinstance(tracked, GroupedRequest)
         blocks = {(tokens, group): block for group, block, tokens in offered}

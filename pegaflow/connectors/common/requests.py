@@ -83,7 +83,7 @@ class Requests:
         self._tickets: dict[int, str] = {}  # open lookups: ticket -> request
         self._order = 0  # number of the newest save order
         self._open: dict[int, Open] = {}  # save orders that are not over
-        self._loose: set[int] = set()  # those of them whose request has ended and is not held
+        self._loose: set[int] = set()  # those of them whose blocks vLLM may give away
         self._held: dict[str, set[int]] = {}  # finished requests that vLLM keeps for these orders
 
     def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[bytes, ...]:
@@ -231,7 +231,7 @@ class Requests:
             Leases to release.
         """
         tracked = self.tracked[request]
-        tracked.blocks, tracked.full_until_s = list(blocks), 0.0
+        tracked.blocks, tracked.full_until_s, tracked.unsure = list(blocks), 0.0, False
         if tokens == 0:
             return self._drop_answer(tracked)
         count = -(-tokens // self.block_tokens)
@@ -278,9 +278,11 @@ class Requests:
         if tracked is None:
             return None
         if replace:
-            tracked.blocks = list(blocks)
+            tracked.blocks, tracked.unsure = list(blocks), False
         else:
             tracked.blocks.extend(blocks)
+        if tracked.unsure:
+            return None
         if tracked.saved_to is None:
             tracked.saved_to = computed // self.block_tokens
         full = min((computed + scheduled) // self.block_tokens, len(tracked.blocks))
@@ -364,8 +366,7 @@ class Requests:
 
     def preempted(self, request: str) -> list[Lease]:
         """The request lost its blocks; it will be looked up again."""
-        tracked = self.tracked.get(request)
-        if tracked is None:
+        if (tracked := self.tracked.get(request)) is None:
             return []
         tracked.blocks = []
         return self._drop_answer(tracked)
@@ -397,11 +398,9 @@ class Requests:
         """Held requests that need not be any more, with so many free blocks: vLLM may have them."""
         if not self._held or self._wanted(free):
             return ()
-        names = tuple(self._held)
-        for orders in self._held.values():
-            self._loose |= orders
-        self._held.clear()
-        return names
+        held, self._held = self._held, {}
+        self._loose.update(*held.values())
+        return tuple(held)
 
     def sent(self, request: str) -> None:
         """vLLM was told that it can have the blocks of a held request."""
@@ -419,11 +418,13 @@ class Requests:
         self._loose.difference_update(gone)
         return gone
 
-    def drop_loose(self) -> tuple[int, ...]:
-        """Saves to be dropped, for any block may be written by somebody else."""
-        gone = tuple(self._loose)
+    def lose_sight(self) -> tuple[int, ...]:
+        """Saves to be dropped: all, for whose blocks are whose is not known until vLLM names them
+        anew, and until then nothing of these requests is saved."""
+        for tracked in self.tracked.values():
+            tracked.unsure = True
         self._loose.clear()
-        return gone
+        return tuple(self._open)
 
     def _wanted(self, free: int) -> bool:
         """Whether those who are there may soon take more than these blocks."""

@@ -152,7 +152,7 @@ class TailedRequests(Requests):
             tracked.saved_to = min(tracked.saved_to, self._hashed(tracked))
         orders = super().stepped(request, blocks, replace, computed, scheduled=scheduled)
         is_last = computed < tracked.source.num_prompt_tokens <= computed + scheduled
-        if is_last and self._saves_tails and not tracked.hints.skip_save:
+        if is_last and self._saves_tails and not (tracked.unsure or tracked.hints.skip_save):
             tail = self._tail(tracked)
             if tail is not None and tail.place < len(tracked.blocks):
                 orders.append(self._save(request, tracked, tail))

@@ -91,6 +91,7 @@ class Tracked:
     local: int = 0  # blocks vLLM had itself at the last offer
     limit: int | None = None  # first block never to be loaded again; None: no failure yet
     blocks: list[int] = field(default_factory=list)  # the engine's blocks, in order
+    unsure: bool = False  # not all of them: a step went by unseen
     saved_to: int | None = None  # first block not yet offered to the cache; None: never scheduled
     loading: LoadOrder | None = None  # a load under way or ordered
     open: set[int] = field(default_factory=set)  # its save orders that are not over

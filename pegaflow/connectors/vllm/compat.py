@@ -429,9 +429,12 @@ def calling_models() -> list[Any]:
 
 
 def holds_nothing(pool: Any) -> bool:
-    """Whether vLLM's own prefix cache is known to be empty."""
+    """Whether vLLM is known to hold no KV: its prefix cache is empty, and no request has blocks,
+    of which one that is not full is in no cache."""
     cached: Any = getattr(pool, "cached_block_hash_to_block", None)
-    return hasattr(cached, "__len__") and not len(cached)
+    if not hasattr(cached, "__len__") or len(cached):
+        return False
+    return int(pool.num_gpu_blocks) - int(pool.get_num_free_blocks()) <= 1  # vLLM's null block
 
 
 def layout_name(kv_cache_config: Any) -> str:

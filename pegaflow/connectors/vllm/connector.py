@@ -85,6 +85,11 @@ def _lost_sight(self: "_Halves") -> None:
         self._scheduler.lost_sight()
 
 
+def _let_go(self: "_Halves") -> tuple[bool, None]:
+    _lost_sight(self)
+    return False, None
+
+
 def _drop_all(self: "_Halves") -> None:
     if self._worker:
         self._worker.drop_all()
@@ -245,12 +250,12 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         """What routers are to be told. vLLM asks for each step, when it has taken in its output."""
         return self._scheduler.passed() if self._scheduler else ()
 
-    @guarded(lambda _: (False, None))
+    @guarded(_let_go)
     def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """`request_finished_all_groups`, of a vLLM without its hybrid manager."""
         return self._finished(request, (block_ids,))
 
-    @guarded(lambda _: (False, None))
+    @guarded(_let_go)
     def request_finished_all_groups(
         self, request: Any, block_ids: Any
     ) -> tuple[bool, dict[str, Any] | None]:

@@ -343,14 +343,19 @@ def together(saves: Together) -> Iterator[Together]:
     """Which saves of a step are one conversation: the same at every rank."""
     group: list[Save] = []
     room = TOGETHER_BLOCKS
-    for save in sorted(saves, key=lambda save: len(save.order.keys)):
+    for save in sorted(saves, key=lambda save: (_width(save), len(save.order.keys))):
         room -= len(save.order.keys)
-        if group and room < 0:
+        if group and (room < 0 or _width(group[0]) != _width(save)):
             yield tuple(group)
             group, room = [], TOGETHER_BLOCKS - len(save.order.keys)
         group.append(save)
     if group:
         yield tuple(group)
+
+
+def _width(save: Save) -> int:
+    """Bytes of its keys: those of a request with an adapter may be longer than the others'."""
+    return len(save.order.keys[0])
 
 
 def _chain(save: Save) -> Chain:

@@ -18,6 +18,7 @@ our own connection, so it needs no further step: what the last step of an idle e
 published as well.
 """
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -315,7 +316,7 @@ class Scheduler:
         orders = self._outgoing()
         orders.preempted = preempted
         if self._blind:
-            orders.dropped = self._requests.drop_loose()
+            orders.dropped = self._requests.lose_sight()
         elif self._requests.loose:
             given = self._tables.given(output, self._allocated)
             orders.dropped = self._requests.reused(given)
@@ -332,10 +333,11 @@ class Scheduler:
         for name, order in self._loads.items():
             if isinstance(order, LoadOrder):
                 self._loads[name] = order.blocks
+                self._release([order.lease])
         orders = self._outgoing()
         if self._grouped:
             self._grouped.drop_late()
-        orders.dropped = self._requests.drop_loose()
+        orders.dropped = self._requests.lose_sight()
         self._sent()
         return orders
 
@@ -411,9 +413,13 @@ class Scheduler:
     def finished(self, request: Any, blocks: Sequence[Sequence[int]]) -> bool:
         """The request ended, with these blocks of each group; whether they must wait for saves."""
         name = request.request_id
-        if self._grouped and not (self._off or self._stale):
-            self._grouped.ends(name, blocks, compat.processed_tokens(request))
-        held, leases = self._requests.finished(name, self._free())
+        try:
+            if self._grouped and not (self._off or self._stale):
+                self._grouped.ends(name, blocks, compat.processed_tokens(request))
+            held, leases = self._requests.finished(name, self._free())
+        except Exception:
+            self._release(self._requests.finished(name, sys.maxsize)[1])
+            raise
         self._release(leases)
         if held:
             self._held.append(name)

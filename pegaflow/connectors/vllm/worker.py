@@ -261,7 +261,14 @@ class Worker:
             if self._mover is not None:
                 self._mover.stop(0.0)
         elif self._watch is not None:
-            self._see(self._watch, orders)
+            try:
+                self._see(self._watch, orders)
+            except Exception:  # nobody knows what is computed with
+                self._disagrees = True
+                self.drop_all()
+                for load in self._loads.values():
+                    load.spoiled = True
+                raise
 
     def _see(self, watch: Watch, orders: StepOrders) -> None:
         """Whether the weights are still those of what was saved and is loaded."""

@@ -283,3 +283,21 @@ def test_after_an_error_no_late_order_leaves(book: Book) -> None:
     ended(book, processed=56)
     book.drop_late()
     assert book.late(()) == [] and not book._open
+
+
+def test_blocks_of_two_groups_of_full_attention_that_go_between_two_questions_are_a_miss() -> None:
+    """A model without windows has no other place to look at."""
+    second = Group(1)
+    book = Book(FULL, second)
+    for group in (FULL, second):
+        book.has(group, *range(7))
+    tracked = book.arrive()
+    first = book.wants("r", 0.0)
+    book.asked("r", 1, 0.0)
+    one, other = (Lease(Incarnation(1), LeaseId(n), n) for n in (14, 13))
+    assert len(first) == 20 and book.answered(1, one, True, 0.0) is one
+    again = book.wants_next("r")
+    book.asked("r", 2, 0.0)
+    assert len(again) == 14
+    assert book.answered(2, other, True, 0.0) is other, "evicted meanwhile: it goes back"
+    assert tracked.lookup is Lookup.MISS

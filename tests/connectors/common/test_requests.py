@@ -259,11 +259,15 @@ def test_a_running_request_takes_a_block_now_and_then() -> None:
     assert requests.finished("r", 2) == (False, [])
 
 
-def test_when_we_do_not_know_any_save_of_a_finished_request_gives_way() -> None:
+def test_when_we_do_not_know_every_save_gives_way_until_blocks_are_named_anew() -> None:
     requests, order = saving()
+    requests.add("s", Request("s", 25))
+    second = requests.step("s", [11, 12, 13, 14], True, 0, scheduled=12)
     requests.finished("r", 0)
-    assert requests.drop_loose() == (order,)
+    assert second is not None and requests.lose_sight() == (order, second.order)
     assert requests.reused([3]) == ()
+    assert requests.step("s", [], False, 12, scheduled=4) is None
+    assert requests.step("s", [11, 12, 13, 14], True, 12, scheduled=4) is not None
 
 
 def test_what_turned_out_void_is_saved_again() -> None:

@@ -45,7 +45,9 @@ def told(pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(eventwords, "are_wanted", lambda _: True)
     monkeypatch.setattr(events, "LOOK_EVERY_S", 0.0)
     made = Pair()
-    pool = SimpleNamespace(cached_block_hash_to_block={}, get_num_free_blocks=lambda: 60)
+    pool = SimpleNamespace(
+        cached_block_hash_to_block={}, num_gpu_blocks=61, get_num_free_blocks=lambda: 60
+    )
     made.scheduler.bind_gpu_block_pool(pool)
     store.finds = True
     yield made

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pegaflow.connectors.common.groups import APART
+from pegaflow.connectors.common.requests import Requests
 
 from .fakes import BLOCK, Store
 from .hybrid import SHAPE, Hybrid, kv, names
@@ -223,3 +224,18 @@ def crowd(start: Start, store: Store, windows: list[int | None], seed: int) -> i
     assert wrong(store, engine, texts) == []
     assert store.leases == {} and crowded
     return external
+
+
+@pytest.mark.parametrize("windows", KINDS.values(), ids=KINDS)
+def test_steps_that_fail_save_and_load_nothing_wrong(
+    start: Start, store: Store, monkeypatch: pytest.MonkeyPatch, windows: list[int | None]
+) -> None:
+    draw, real = random.Random(1), Requests.stale
+
+    def stale(self: Requests, now_s: float) -> Any:
+        if draw.random() < 0.03:
+            raise RuntimeError("on purpose")
+        return real(self, now_s)
+
+    monkeypatch.setattr(Requests, "stale", stale)
+    crowd(start, store, windows, 1)

@@ -170,3 +170,14 @@ def test_a_rank_that_saves_nothing_says_so_of_each(store: Store) -> None:
     assert not any(map(store.has, requests))
     assert {order for _, order in store.given_up} == {o.order for o in orders.saves}
     made.close()
+
+
+def test_keys_of_one_conversation_are_of_one_length() -> None:
+    """A request with an adapter has keys of 32 bytes, beside those of 16 that xxhash makes."""
+    mixed = [
+        Save(SaveOrder(n, str(n), (b"k" * length,), (n,), parent=b""))
+        for n, length in enumerate((16, 32, 16, 32))
+    ]
+    groups = list(together(tuple(mixed)))
+    lengths = [{len(key) for save in group for key in save.order.keys} for group in groups]
+    assert lengths == [{16}, {32}]

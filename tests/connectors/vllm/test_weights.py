@@ -260,7 +260,9 @@ class Running(Pair):
         super().__init__(**how)
         self.cached: dict[str, str] = {}  # of vLLM's own prefix cache
         pool = SimpleNamespace(
-            cached_block_hash_to_block=self.cached, get_num_free_blocks=lambda: 50
+            cached_block_hash_to_block=self.cached,
+            num_gpu_blocks=51,
+            get_num_free_blocks=lambda: 50,
         )
         self.scheduler.bind_gpu_block_pool(pool)
 
@@ -408,3 +410,24 @@ def test_an_engine_whose_memory_cannot_be_described_answers_a_look(store: Store)
     assert off.scheduler.get_num_new_matched_tokens(request, 0) == (None, False)
     off.until(lambda: off.scheduler.get_num_new_matched_tokens(request, 0) == (0, False))
     off.close()
+
+
+def test_weights_whose_look_fails_are_not_taken_for_the_same(
+    running: Running, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(running.get_model())
+    running.scheduler.reset_cache()
+
+    def fails(_: Any, *args: Any) -> bool:
+        raise RuntimeError("no storage")
+
+    monkeypatch.setattr(Weights, "look", fails)
+    monkeypatch.setattr(Weights, "glance", fails)
+    request = Request("b", 25)
+    running.scheduler.on_new_request(request)
+    running.step()
+    loaded = running.load(request, LOADED)
+    if loaded:
+        running.step()
+        running.until(lambda: "b" in running.received)
+    assert not loaded or running.errors == set(LOADED), "what was loaded is KV of other weights"
