@@ -309,7 +309,7 @@ class Client(Shell):
             timeout: seconds; then what is not copied yet is not saved.
             parent: the key before the first, if there is one; it orders eviction.
             order: with several ranks: the number, from one up, under which all of them save these
-                same keys; a block is there when every rank has saved its part of it.
+                same keys; a block is there when each rank, or one of its replicas, has saved it.
             commits: with an order: published only when a `commit` of the engine has named it.
             valid: asked (by the thread that polls) before each copy and once more after it; False:
                 the engine has taken its blocks back, and nothing copied meanwhile is published.

@@ -39,8 +39,9 @@ class LoadOrder:
 class SaveOrder(NamedTuple):
     """Save these blocks of a request under these keys. Travels to every worker.
 
-    `order` is its number, never used twice by one engine: a block is published when every worker
-    has saved its part of it under the same number, so parts of two computations never meet.
+    `order` is its number, never used twice by one engine: a block is published when all parts of it
+    are saved under the same number, so parts of two computations never meet. Each worker has a part
+    of its own, or those that hold the same bytes have one between them.
     """
 
     order: int

@@ -4,8 +4,8 @@ vLLM makes one connector in its scheduler and one in each worker; `Scheduler` an
 work. This file adds what both need: the boundary that nothing passes. An exception out of a
 connector kills the engine, and a promise that is not kept hangs a request for ever. So every method
 is `guarded`: what is thrown inside is logged (once per kind and minute), and the caller gets the
-answer of a cache that has nothing. After MAX_ERRORS errors the connector stops taking new work and
-only keeps its promises: loads and held requests already under way are still reported.
+answer of a cache that has nothing. After MAX_ERRORS errors the scheduler half looks up and orders
+nothing more; loads and held requests already under way are still reported.
 """
 
 import functools

@@ -25,7 +25,7 @@ their blocks are not saved; they have one deadline.  All ranks put the same save
 
 A load or save is one of several where the engine has several ranks: each has its own Mover, and
 the session publishes a block when all of them have saved their part under the same order, or when
-one of those has that hold the same bytes (ranks.py). A rank that will not save an order says so
+one of those has that hold the same bytes. A rank that will not save an order says so
 (`Skip`), so that the others' parts are given up at once.
 
 After a `Reset` jobs wait until the loads under way have ended. Then a new client joins the epoch's
