@@ -12,6 +12,7 @@ import mmap
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from pegaflow.actors.index.actor import Index
@@ -40,7 +41,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR, Address
 
 CHAIN = 1024  # blocks of one save
-PIECE = 128  # blocks of one Seal: what a session copies at a time
+PIECE = 256  # blocks of one Seal: what a session copies at a time
 FOUND = 128  # keys of one lookup
 EXTENT = 32 << 20
 PER_EXTENT = EXTENT // MIN_PAGE
@@ -145,7 +146,8 @@ def numbers(first: int, end: int) -> Any:
 
 
 def keys_of(chain: int) -> Any:
-    return tuple(b"%016x%016x" % (chain, block) for block in range(CHAIN))
+    """What engines name blocks by: digests."""
+    return tuple(sha256(b"%d %d" % (chain, block)).digest() for block in range(CHAIN))
 
 
 def save(driver: Driver, chain: int, pages: Any) -> None:

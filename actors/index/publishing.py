@@ -4,15 +4,25 @@ A session publishes what it has claimed, the process of a tier what it was asked
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pegaflow.actors.runtime.contract import Effect, On, Part, Reply, Sender, on
 from pegaflow.core.blocks.columns import Pages
-from pegaflow.core.blocks.table import Fresh
-from pegaflow.core.pool.columns import are_pages, column
+from pegaflow.core.blocks.table import Fresh, Looked
+from pegaflow.core.pool.columns import (
+    Places,
+    are_pages,
+    chained,
+    column,
+    first_of,
+    led_by,
+    repeats,
+    said,
+    signed,
+)
 from pegaflow.core.pool.ledger import MAX_SHARDS, NAMESPACE_BYTES, PAYLOAD_BYTES_MAX
 from pegaflow.wire.identities import NO_CLAIM, Key, PageId
 from pegaflow.wire.index import Seal, Sealed
@@ -29,10 +39,11 @@ from .tiers import Tier, Tiers
 class _Published(NamedTuple):
     """What of a Seal is published now, and what was before."""
 
-    places: list[int]  # of its blocks
+    places: Places  # of its blocks
     first: Pages  # first pages of these
-    before: PageId | None  # first page of the block before them, if they are one chain, and new
     known: int  # blocks that are here under other pages
+    chained: bool  # they are one chain, and all new
+    before: PageId | None  # if they are: first page of the block before them, if it is here
 
 
 class Publishing(Part):
@@ -62,37 +73,38 @@ class Publishing(Part):
             self._counts["seals_malformed"] += 1
             return [Reply(sender, Sealed(Status.BAD_REQUEST, ()))]
         tier = self._tiers.served_by(sender.address.name)
-        places, first, before, known = self._publish(sender.address, tier, msg, now)
+        places, first, known, chained_, before = self._publish(sender.address, tier, msg, now)
         status = Status.OK if len(places) + known == len(msg.keys) else Status.STALE_CLAIM
-        effects: list[Effect] = [Reply(sender, Sealed(status, tuple(places), known))]
-        if not places:
+        named = said(places) if len(places) else ()
+        effects: list[Effect] = [Reply(sender, Sealed(status, named, known))]
+        if not len(places):
             return effects
         here = self._residency
         blocks = list(map(here.blocks.handles.of, first.tolist())) if self._lookup.awaited else []
         if tier is None:
             self._counts["blocks_sealed"] += len(places)
-            if before is not None:
+            if chained_:
                 here.make_young(msg.page_size, first, before)
             else:
                 self._make_young(msg, places, first)
             return effects + self._lookup.arrived(blocks, now) + self._tiers.write(now)
         here.policy.make_young(msg.page_size, first)
         effects += self._lookup.arrived(blocks, now)
-        unawaited = np.flatnonzero(~here.blocks.handles.leased(first)).tolist()
-        if unawaited:  # of the others the end of the lease makes the whole chain young
-            self._make_young(msg, [places[at] for at in unawaited], first[unawaited])
+        unawaited = np.flatnonzero(~here.blocks.handles.leased(first))
+        if len(unawaited):  # of the others the end of the lease makes the whole chain young
+            self._make_young(msg, places[unawaited], first[unawaited])
         return effects + self._tiers.write(now)
 
-    def _make_young(self, msg: Seal, places: list[int], first: Pages) -> None:
+    def _make_young(self, msg: Seal, places: Places, first: Pages) -> None:
         """Those at these places are the youngest now, each chain of them with what it goes on
         from.
 
         Args:
             first: their first pages.
         """
-        keys, parents = _at(places, tuple(msg.keys)), _at(places, tuple(msg.parents))
+        keys, parents = _at(places, msg.keys), _at(places, msg.parents)
         starts = [0]
-        if parents[1:] != keys[:-1]:
+        if not chained(keys, parents):
             starts += [at for at in range(1, len(keys)) if parents[at] != keys[at - 1]]
         here = self._residency
         for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
@@ -108,50 +120,50 @@ class Publishing(Part):
         other = self._residency.blocks.cut(msg.namespace)
         if other is not None and (other.page_size, other.shards) != (size, msg.shards):
             return False
+        pages = column(msg.pages)
         return (
             len(msg.parents) == count
             and 0 < msg.shards <= MAX_SHARDS
-            and len(msg.pages) == len(msg.stamps) == count * msg.shards
-            and len(set(msg.pages)) == len(msg.pages)
+            and len(pages) == len(msg.stamps) == count * msg.shards
+            and not repeats(pages)
             and len(msg.namespace) == NAMESPACE_BYTES
             and 0 < msg.payload_bytes <= min(size, PAYLOAD_BYTES_MAX)
             and size == -(-msg.payload_bytes // PAGE_ALIGN) * PAGE_ALIGN
-            and len(msg.checksums) in (0, len(msg.pages))
+            and len(msg.checksums) in (0, len(pages))
             and len(msg.depths) in (0, count)
-            and are_pages(self._residency.geometry, column(msg.pages), size)
+            and are_pages(self._residency.geometry, pages, size)
         )
 
     def _publish(self, holder: Address, tier: Tier | None, msg: Seal, now: int) -> _Published:
         """Publish what the claim still covers."""
-        here, shards, keys = self._residency, msg.shards, tuple(msg.keys)
-        pages = column(msg.pages).astype(np.int64).reshape(-1, shards)
+        here, shards, count = self._residency, msg.shards, len(msg.keys)
+        pages = signed(msg.pages).reshape(-1, shards)
         void = here.ledger.void_among(pages.reshape(-1))
-        looked = here.blocks.look(msg.namespace, msg.keys)
+        lead, looked = self._look(msg)
         resident = looked.first
-        new = found = list(range(len(keys)))
+        new = found = np.arange(count)
         known = 0
-        whole = not np.count_nonzero(resident >= 0) and np.count_nonzero(void) == len(void)
-        if not (whole and self._owns_all(holder, tier, msg, keys)):
-            owned = self._owned(holder, tier, msg, keys)
+        fresh = not np.count_nonzero(resident >= 0) and np.count_nonzero(void) == len(void)
+        if not (fresh and not repeats(looked.names) and self._owns_all(holder, tier, msg)):
+            owned = self._owned(holder, tier, msg)
             every = [bool(row.all()) for row in void.reshape(-1, shards)]
             new, found, known = self._judge(msg, owned, every, resident, tier=tier)
-        before = None
-        if new:
-            rows = slice(None) if len(new) == len(keys) else new
+        whole = len(new) == count
+        if len(new):
+            rows = slice(None) if whole else new
             names, taken = looked.names[rows], None
             if looked.taken:
                 taken = here.blocks.are_taken(names)
             blocks = Fresh(
                 namespace=msg.namespace,
-                keys=_at(new, keys),
+                keys=_at(new, msg.keys),
                 names=names,
                 pages=pages[rows],
                 page_size=msg.page_size,
             )
-            described = self._described(msg, blocks, new, rows)
-            here.seal(blocks, described, now, taken)
-            if len(new) == len(found):
-                before = _went_on_from(blocks, described)
+            if not whole:
+                lead = None
+            here.seal(blocks, self._described(msg, blocks, new, rows, lead=lead), now, taken)
         if tier is not None:
             self._counts["blocks_fetched"] += len(new)
         else:
@@ -159,33 +171,43 @@ class Publishing(Part):
             if self._tiers.mind:
                 self._tiers.offer(list(map(here.blocks.handles.of, pages[new, 0].tolist())))
         first = pages[:, 0]
-        if len(new) < len(keys):
+        if not whole:
             first = np.where(resident < 0, first, resident)[found]
-        return _Published(found, first, before, known)
+        before = PageId(lead) if lead is not None and lead >= 0 else None
+        return _Published(found, first, known, chained=whole and lead is not None, before=before)
 
-    def _owns_all(
-        self, holder: Address, tier: Tier | None, msg: Seal, keys: tuple[Key, ...]
-    ) -> bool:
-        """Whether the holder may publish all of these, and no two are the same."""
-        every = set(keys)
-        if len(every) < len(keys):
-            return False
+    def _look(self, msg: Seal) -> tuple[int | None, Looked]:
+        """Search for the keys, and for the block that they go on from.
+
+        Returns:
+            Its first page, -1: it is not here, None: they are not one chain; and what was found of
+            the keys.
+        """
+        blocks = self._residency.blocks
+        if not msg.keys or not chained(msg.keys, msg.parents):
+            return None, blocks.look(msg.namespace, msg.keys)
+        parent = first_of(msg.parents)
+        if not any(parent):
+            return -1, blocks.look(msg.namespace, msg.keys)
+        first, names, taken = blocks.look(msg.namespace, led_by(parent, msg.keys))
+        return int(first[0]), Looked(first[1:], names[1:], taken)
+
+    def _owns_all(self, holder: Address, tier: Tier | None, msg: Seal) -> bool:
+        """Whether the holder may publish all of these."""
         if tier is None and msg.claim == NO_CLAIM:
             return True
         if tier is None:
-            return self._claims.table.owns_all(holder, msg.claim, msg.namespace, every)
-        return all(self._owned(holder, tier, msg, keys))
+            return self._claims.table.owns_all(holder, msg.claim, msg.namespace, msg.keys)
+        return all(self._owned(holder, tier, msg))
 
-    def _owned(
-        self, holder: Address, tier: Tier | None, msg: Seal, keys: tuple[Key, ...]
-    ) -> list[bool]:
+    def _owned(self, holder: Address, tier: Tier | None, msg: Seal) -> list[bool]:
         """Which of these the holder may publish: what nobody else has meanwhile, without a
         claim."""
         if tier is None and msg.claim == NO_CLAIM:
-            return [True] * len(keys)
+            return [True] * len(msg.keys)
         if tier is None:
-            return self._claims.table.owns(holder, msg.claim, msg.namespace, keys)
-        return [tier.owns(msg.claim, msg.namespace, key) for key in keys]
+            return self._claims.table.owns(holder, msg.claim, msg.namespace, msg.keys)
+        return [tier.owns(msg.claim, msg.namespace, key) for key in msg.keys]
 
     def _judge(
         self,
@@ -195,7 +217,7 @@ class Publishing(Part):
         resident: Pages,
         *,
         tier: Tier | None,
-    ) -> tuple[list[int], list[int], int]:
+    ) -> tuple[Places, Places, int]:
         """Block by block.
 
         Args:
@@ -228,16 +250,26 @@ class Publishing(Part):
                 new.append(at)
                 found.append(at)
                 met.add(key)
-        return new, found, known
+        return np.array(new, np.int64), np.array(found, np.int64), known
 
-    def _described(self, msg: Seal, blocks: Fresh, new: list[int], rows: slice | list[int]) -> New:
-        """What the Seal says of the blocks at these places."""
-        stamps, sums = column(msg.stamps), np.zeros(len(msg.pages), np.uint64)
-        if msg.checksums:
+    def _described(
+        self, msg: Seal, blocks: Fresh, new: Places, rows: slice | Places, *, lead: int | None
+    ) -> New:
+        """What the Seal says of the blocks at these places.
+
+        Args:
+            lead: first page of the block before them, -1: it is not here; None: they are not one
+                chain, as far as is known.
+        """
+        stamps, sums = column(msg.stamps), np.zeros(len(msg.stamps), np.uint64)
+        if len(msg.checksums):
             sums = column(msg.checksums)
-        parents, depths = self._chained(blocks, _at(new, tuple(msg.parents)))
-        if msg.depths:
-            depths = column(msg.depths).astype(np.int64)[rows]
+        if lead is None:
+            parents, depths = self._chained(blocks, _at(new, msg.parents))
+        else:
+            parents, depths = self._one_chain(blocks, msg.parents, lead)
+        if len(msg.depths):
+            depths = signed(msg.depths)[rows]
         seal = self._first_seal + self._seals + 1
         self._seals += len(new)
         return New(
@@ -249,7 +281,17 @@ class Publishing(Part):
             parents=parents,
         )
 
-    def _chained(self, blocks: Fresh, parents: tuple[Key, ...]) -> tuple[Pages, Pages]:
+    def _one_chain(self, blocks: Fresh, parents: Sequence[Key], lead: int) -> tuple[Pages, Pages]:
+        """`_chained`, of blocks that go on each from the one before it, the first from `lead`."""
+        here, first = self._residency, blocks.pages[:, 0]
+        if lead < 0:
+            here.blocks.chains.await_parent(
+                PageId(int(first[0])), blocks.namespace, first_of(parents)
+            )
+        depth = 0 if lead < 0 else here.depth(PageId(lead)) + 1
+        return np.concatenate(([lead], first[:-1])), np.arange(depth, depth + len(first))
+
+    def _chained(self, blocks: Fresh, parents: Sequence[Key]) -> tuple[Pages, Pages]:
         """What new blocks go on from.
 
         Args:
@@ -258,16 +300,10 @@ class Publishing(Part):
         Returns:
             First pages of those, -1 where they are not here; and the depths of the new blocks.
         """
-        here, keys, first = self._residency, blocks.keys, blocks.pages[:, 0]
-        if parents[1:] == keys[:-1]:
-            page = here.blocks.page(blocks.namespace, parents[0]) if any(parents[0]) else None
-            before = np.concatenate(([-1 if page is None else page], first[:-1]))
-            if page is None:
-                here.blocks.chains.await_parent(PageId(int(first[0])), blocks.namespace, parents[0])
-            return before, np.arange(len(keys)) + (0 if page is None else here.depth(page) + 1)
-        places = {key: at for at, key in enumerate(keys)}
+        here, first = self._residency, blocks.pages[:, 0]
+        places = {key: at for at, key in enumerate(blocks.keys)}
         before = here.blocks.known(blocks.namespace, parents)
-        depths = np.zeros(len(keys), np.int64)
+        depths = np.zeros(len(first), np.int64)
         for at, parent in enumerate(parents):
             place = places.get(parent)
             if place is not None:
@@ -281,12 +317,6 @@ class Publishing(Part):
         return before, depths
 
 
-def _at(places: list[int], keys: tuple[Key, ...]) -> tuple[Key, ...]:
+def _at(places: Places, keys: Sequence[Key]) -> Sequence[Key]:
     """The keys at these places, all of them if there are as many."""
-    return keys if len(places) == len(keys) else tuple([keys[at] for at in places])
-
-
-def _went_on_from(blocks: Fresh, new: New) -> PageId | None:
-    """First page of the block before new ones that are one chain; None: it is not here."""
-    one_chain = np.array_equal(new.parents[1:], blocks.pages[:-1, 0])
-    return PageId(int(new.parents[0])) if one_chain and new.parents[0] >= 0 else None
+    return keys if len(places) == len(keys) else tuple([keys[at] for at in places.tolist()])

@@ -9,10 +9,11 @@ Of a chain the tail goes before the head, so whoever adds to one makes all of it
 save adds to its chain piece by piece, and a request that is being computed block by block: to walk
 the whole chain for each would cost more than all the rest.  So a chain that grows is walked once,
 when it begins to, and what is added after that is the youngest alone.  The chain is put in order
-with the next beat, or before somebody looks for victims among what is as young as it.
+after the next beat, a few chains in one go, or before somebody looks for victims among what is as
+young as it.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,15 @@ from pegaflow.core.pool.records import ROW, bodies_of, page_sizes
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import PageId, Stamp
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import LIST_MAX
 
 from .hazards import Hazards
 from .memory import Memory
+
+SETTLED_BLOCKS: Count = 4096
+"""Of the chains that are put in order in one go, when the last of them has its turn: a millisecond
+in which nothing else is answered."""
 
 
 class New(NamedTuple):
@@ -75,12 +80,15 @@ class Residency(Part):
         self._listing: Listing | None = None  # of the blocks, in the table behind the ledger
         self.geometry = Geometry(0, MIN_PAGE)  # the pool's from Welcome on
         self.blocks = PrefixIndex(
-            lambda page: self.ledger.read(page), lambda pages: self.records(pages)
+            lambda page: self.ledger.read(page),
+            lambda pages: self.records(pages),
+            lambda pages: self.ledger.rows()[pages, 1],
         )
         self.policy = Lru(self.blocks.handles)  # exactly the resident blocks
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
         self._growing: dict[_End, _Growth] = {}  # by the last block of each such chain
+        self._grown: deque[tuple[_End, _Growth]] = deque()  # to be put in order, the oldest first
         self._adopted = False  # what an earlier life has left is here, and in order
 
     @property
@@ -196,8 +204,17 @@ class Residency(Part):
         self.quarantined += len(block.pages)
 
     def beat(self, now: int) -> list[Effect]:
-        """Chains that grew are in order again; what is added from here on is another growth."""
-        self._settle()
+        """Chains that grew are put in order; what is added from here on is another growth."""
+        self._growth_ends()
+        return []
+
+    def wake_at(self) -> int | None:
+        """At once while there are such chains."""
+        return 0 if self._grown else None
+
+    def wake(self, now: int) -> list[Effect]:
+        """Put some of them in order."""
+        self._settle(SETTLED_BLOCKS)
         return []
 
     def make_young(self, page_size: Bytes, first: Pages, before: PageId | None) -> None:
@@ -234,7 +251,9 @@ class Residency(Part):
         tail."""
         found = self.policy.coldest(page_size, count)
         ticks = [growth.tick for growth in self._growing.values() if growth.grown]
+        ticks += [growth.tick for _, growth in self._grown]
         if len(found) and ticks and self.policy.last_uses(found[-1:])[0] > min(ticks):
+            self._growth_ends()
             self._settle()
             found = self.policy.coldest(page_size, count)
         return found
@@ -266,18 +285,31 @@ class Residency(Part):
                 record = self.ledger.read(page)
                 assert record is not None and record.stamp == stamp and record.key == block.key
 
-    def _settle(self) -> None:
-        growing, self._growing = self._growing, {}
-        for (page, stamp), growth in growing.items():
-            if growth.grown and self.blocks.columns.head(page) == page:
-                if self._end(page) == (page, stamp):
-                    self._make_chain_young(growth.page_size, np.array([page], np.int64))
+    def _growth_ends(self) -> None:
+        """What has grown is to be put in order."""
+        self._grown += [one for one in self._growing.items() if one[1].grown]
+        self._growing = {}
 
-    def _make_chain_young(self, page_size: Bytes, first: Pages) -> None:
+    def _settle(self, most: Count | None = None) -> None:
+        """Put chains in order.
+
+        Args:
+            most: until so many of their blocks have been; None: all.
+        """
+        settled = 0
+        while self._grown and (most is None or settled < most):
+            (page, stamp), growth = self._grown.popleft()
+            if self.blocks.columns.head(page) == page and self._end(page) == (page, stamp):
+                chain = np.array([page], np.int64)
+                settled += self._make_chain_young(growth.page_size, chain)
+
+    def _make_chain_young(self, page_size: Bytes, first: Pages) -> Count:
+        """These, and the resident chain that ends in the last of them; how long that is."""
         young = self._chain(PageId(int(first[-1])))
         others = first[~among(first, young)] if len(first) > 1 else first[:0]
         self.policy.make_young(page_size, others)
         self.policy.make_young(page_size, young)
+        return len(young)
 
     def _chain(self, last: PageId) -> Pages:
         """The resident chain that ends in this block, head first: its tail must go before its head,

@@ -28,17 +28,17 @@ class Chains:
     Args:
         columns: where the links are.
         map_: from fingerprints to first pages.
-        rows: the ledger's records of pages.
+        stamps: under which pages are filled, as the ledger says.
     """
 
-    def __init__(self, columns: Columns, map_: KeyMap, rows: Callable[[Pages], U64]) -> None:
-        self._columns, self._map, self._rows = columns, map_, rows
+    def __init__(self, columns: Columns, map_: KeyMap, stamps: Callable[[Pages], U64]) -> None:
+        self._columns, self._map, self._stamps = columns, map_, stamps
         self._orphans: dict[PageId, int] = {}  # first page -> fingerprint of the block before it
 
     def link(self, first: PageId, before: PageId) -> None:
         """The block at one page goes on from that at another."""
         parents = np.array([before], np.int64)
-        self._columns.link(np.array([first]), parents, self._rows(parents)[:, 1])
+        self._columns.link(np.array([first]), parents, self._stamps(parents))
         self._orphans.pop(first, None)
 
     def await_parent(self, first: PageId, namespace: Namespace, parent: Key) -> None:
@@ -63,9 +63,9 @@ class Chains:
             First pages, that of the head first.
         """
         while True:
-            found = np.array(self._columns.walk(last, most), np.int64)
+            found = self._columns.walk(last, most)
             if len(found) > 1:
-                stamps = self._rows(found[1:])[:, 1]
+                stamps = self._stamps(found[1:])
                 broken = np.flatnonzero(~self._columns.linked(found[:-1], found[1:], stamps))
                 found = found[: broken[0] + 1 if len(broken) else len(found)]
             if not self._orphans or not self._adopt(PageId(int(found[-1]))):

@@ -7,7 +7,6 @@ claimed it.
 """
 
 from collections.abc import Collection, Hashable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
@@ -113,11 +112,11 @@ class ClaimTable:
         return [claim is not None and owners.get(key) is claim for key in keys]
 
     def owns_all(
-        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: AbstractSet[Key]
+        self, holder: Hashable, number: ClaimId, namespace: Namespace, keys: Sequence[Key]
     ) -> bool:
         """Whether this claim is open and has all of these."""
         claim = self._open.get(holder, number)
-        return claim is not None and claim.namespace == namespace and claim.keys >= keys
+        return claim is not None and claim.namespace == namespace and claim.keys.issuperset(keys)
 
     def expire(self, now: int) -> int:
         """Ends the claims that are due; returns how many."""

@@ -5,11 +5,13 @@ looked at by a garbage collector.  Memory is there once it is touched, so a pool
 whose extents leave most of their page ids unused, pays for few of them.
 """
 
+from array import array
 from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.core.pool.columns import again, repeats
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.wire.identities import PageId
 
@@ -125,7 +127,7 @@ class Columns:
         self._parent[first] = parents + 1
         self._parent_stamp[first] = stamps & np.uint64(0xFFFF_FFFF)
 
-    def walk(self, first: PageId, most: int) -> list[PageId]:
+    def walk(self, first: PageId, most: int) -> Pages:
         """Where the block before this one was, the one before that, and so on, whatever is there
         by now.
 
@@ -133,12 +135,17 @@ class Columns:
             most: blocks, this one among them; each comes once.
         """
         parent = self._parent.data
-        seen: dict[PageId, None] = {}
-        page: int = first
-        while page >= 0 and page not in seen and len(seen) < most:
-            seen[PageId(page)] = None
+        walked = array("q")
+        go, page = walked.append, int(first)
+        for _ in range(most):
+            go(page)
             page = parent[page] - 1
-        return list(seen)
+            if page < 0:
+                break
+        found: Pages = np.frombuffer(walked, np.int64)
+        if len(found) == most and repeats(found):  # it goes round
+            found = found[: int(again(found).argmax())]
+        return found
 
     def linked(self, first: Pages, parents: Pages, stamps: U64) -> Mask:
         """Whether blocks go on from those that are there by now.

@@ -4,7 +4,9 @@ The table behind the ledger (core/pool/table.py) is a hint, in memory that may b
 index has to know, so it has buckets of its own (core/pool/buckets.py): 12 bytes a slot.  When three
 quarters of them are in use, or many were removed from, other buckets take their place, and they are
 filled with every `put`, a few at a time: whoever fills a million of them at once answers nobody
-meanwhile.  What finds no place near its bucket, one of many millions, is in a dict beside them.
+meanwhile.  What finds no place near its bucket, one of a thousand in the fullest map, is in a dict
+beside them until others take their place; the lowest bits of its fingerprint are marked, so that
+whoever searches for many asks that dict for few.
 """
 
 import numpy as np
@@ -27,7 +29,12 @@ COPIED_EACH: Count = 2
 """Buckets copied for each block that is put: all are, before another sixteenth of the slots is
 used; after an eighth there would be too little room."""
 
+MARKS: Count = 1 << 15
+"""Of what is in the dict: 128 KiB.  When a map of ten million blocks is at its fullest, one key in
+four is looked for in the dict too."""
+
 _LEAST_LOG2 = 3
+_LOWEST = np.uint64(MARKS - 1)
 
 
 class KeyMap:
@@ -39,6 +46,7 @@ class KeyMap:
         self._copied = 0  # buckets that `_next` has
         self._owed = 0  # buckets that are to be copied by now
         self._spilt: dict[int, PageId] = {}  # what found no place
+        self._marks = np.zeros(MARKS, np.uint32)  # how many of these have the same lowest bits
 
     def reserve(self, blocks: Count) -> None:
         """So many are coming to an empty map."""
@@ -49,8 +57,9 @@ class KeyMap:
         """The page of each, -1 where there is none."""
         found = self._own.find(fingerprints)
         if self._spilt:
-            for at in np.flatnonzero(found < 0).tolist():
-                found[at] = self._spilt.get(int(fingerprints[at]), -1)
+            for at in self._marked(fingerprints):
+                if found[at] < 0:
+                    found[at] = self._spilt.get(int(fingerprints[at]), -1)
         return found
 
     def put(self, fingerprints: U64, pages: Pages) -> None:
@@ -70,20 +79,31 @@ class KeyMap:
         for half in (self._own, self._next):
             if half is not None:
                 half.take(fingerprints, first)
-        if self._spilt:
-            for name, page in zip(fingerprints.tolist(), pages.tolist(), strict=True):
-                if self._spilt.get(name) == page:
-                    del self._spilt[name]
+        for at in self._marked(fingerprints) if self._spilt else ():
+            name = int(fingerprints[at])
+            if self._spilt.get(name) == pages[at]:
+                del self._spilt[name]
+                self._marks[name % MARKS] -= 1
 
     def __len__(self) -> int:
         return self._own.used + len(self._spilt)
 
     def _put(self, half: Half, fingerprints: U64, pages: npt.NDArray[np.uint32]) -> Pages:
         put = half.put(fingerprints, pages)
-        if np.count_nonzero(put < 0):
-            for at in np.flatnonzero(put < 0).tolist():
-                self._spilt[int(fingerprints[at])] = PageId(int(pages[at]))
+        self._spill(put, fingerprints, pages)
         return put
+
+    def _spill(self, put: Pages, fingerprints: U64, pages: npt.NDArray[np.uint32]) -> None:
+        """Those that were not put have found no place."""
+        for at in np.flatnonzero(put < 0).tolist() if np.count_nonzero(put < 0) else ():
+            name = int(fingerprints[at])
+            self._marks[name % MARKS] += name not in self._spilt
+            self._spilt[name] = PageId(int(pages[at]))
+
+    def _marked(self, fingerprints: U64) -> list[int]:
+        """The places of those that may have spilt, few of which have not."""
+        found: list[int] = self._marks[fingerprints & _LOWEST].nonzero()[0].tolist()
+        return found
 
     def _grow(self, more: int) -> None:
         """Have room for so many more, and go on with what takes the place of this."""
@@ -102,10 +122,14 @@ class KeyMap:
     def _copy(self, target: Half) -> None:
         own = self._own
         last = min(self._copied + STEP_BUCKETS, len(own.words))
-        self._put(target, *own.entries(self._copied, last))
+        names, pages = own.entries(self._copied, last)
+        self._spill(target.pour(names, pages), names, pages)
         self._copied, self._owed = last, self._owed - STEP_BUCKETS
         if last == len(own.words):
             self._own, self._next = target, None
+            spilt, self._spilt = self._spilt, {}
+            self._marks[:] = 0
+            self._put(target, np.array([*spilt], np.uint64), np.array([*spilt.values()], np.uint32))
 
     def check(self) -> None:
         """What is there is found."""
@@ -115,6 +139,8 @@ class KeyMap:
         assert len(names) == self._own.used == len(set(names.tolist()))
         assert (self._own.find(names) == pages).all()
         assert self._spilt.keys().isdisjoint(names.tolist())
+        lowest = np.array([name % MARKS for name in self._spilt], np.int64)
+        assert (np.bincount(lowest, minlength=MARKS) == self._marks).all()
 
 
 def _empty(log2: int) -> Half:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.core.pool.columns import again, repeats
 from pegaflow.core.pool.fingerprints import U64, fingerprints, fold
 from pegaflow.core.pool.ledger import NAMESPACE_BYTES, RECORD_BYTES, Record
 from pegaflow.core.pool.records import ROW, are_of, body_of, keys_of
@@ -45,7 +46,7 @@ class Fresh(NamedTuple):
     """Blocks of one namespace that are new, and of which no page belongs to another."""
 
     namespace: Namespace
-    keys: tuple[Key, ...]  # all different
+    keys: Sequence[Key]  # all different
     names: U64  # their fingerprints
     pages: Pages  # a row per block, a column per shard
     page_size: Bytes
@@ -86,12 +87,14 @@ class PrefixIndex:
         read: the ledger record of a page.
         rows: the ledger's records of pages as rows of words, the state word first; None: they are
             made of what `read` says.
+        stamps: the same of the word that says under which stamp a page is filled.
     """
 
     def __init__(
         self,
         read: Callable[[PageId], Record | None] = lambda page: None,
         rows: Callable[[Pages], U64] | None = None,
+        stamps: Callable[[Pages], U64] | None = None,
     ) -> None:
         self.columns = Columns()
         self.handles = Handles(self._made)
@@ -100,7 +103,9 @@ class PrefixIndex:
         self._cuts: dict[Namespace, Cut] = {}  # none without blocks
         self._read = read
         self._rows = rows if rows is not None else self._rows_read
-        self.chains = Chains(self.columns, self._map, self._rows)
+        if stamps is None:
+            stamps = lambda pages: self._rows(pages)[:, 1]  # noqa: E731
+        self.chains = Chains(self.columns, self._map, stamps)
 
     # by key
 
@@ -199,9 +204,9 @@ class PrefixIndex:
             taken: which of their fingerprints those of other blocks are; None: none.
         """
         first, names = new.pages[:, 0], new.names
-        if len(set(names.tolist())) < len(names):
-            again = _repeated(names)
-            taken = again if taken is None else taken | again
+        if repeats(names):
+            twice = again(names)
+            taken = twice if taken is None else taken | twice
         if taken is not None and np.count_nonzero(taken):
             for at in np.flatnonzero(taken).tolist():
                 assert (new.namespace, new.keys[at]) not in self._twins, new.keys[at]
@@ -224,7 +229,7 @@ class PrefixIndex:
         Returns:
             Which are.
         """
-        taken = self.are_taken(found.names) | _repeated(found.names)
+        taken = self.are_taken(found.names) | again(found.names)
         here = ~taken
         if here.any():
             self.put(found.fresh(slice(None) if here.all() else np.flatnonzero(here), ()), 0)
@@ -348,10 +353,3 @@ class PrefixIndex:
 
 def _page_size(payload_bytes: Bytes) -> Bytes:
     return -(-payload_bytes // PAGE_ALIGN) * PAGE_ALIGN
-
-
-def _repeated(names: U64) -> Mask:
-    """Which of these were there before."""
-    found = np.ones(len(names), np.bool_)
-    found[np.unique(names, return_index=True)[1]] = False
-    return found

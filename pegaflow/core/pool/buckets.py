@@ -49,7 +49,7 @@ class Half:
         self.words: U64 = np.ndarray((1 << log2, _WIDE), np.uint64, buffer, at)  # by bucket
         self._slots = self.words.reshape(-1)
         self._pages: HalfWords = np.ndarray(_NARROW << log2, np.uint32, buffer, at)
-        self._shift = np.uint64(64 - log2)
+        self._shift, self._last = np.uint64(64 - log2), len(self.words) - 1
         self.used = 0  # slots with a page
         self.removed = 0  # slots of 1
 
@@ -63,26 +63,30 @@ class Half:
             homes = (fingerprints >> self._shift).tolist()
             each = zip(fingerprints.tolist(), homes, strict=True)
             return np.array([self._find_from(name, home, HOPS) for name, home in each], np.int64)
-        rows, slots, hit = self._look(fingerprints, fingerprints >> self._shift)
-        slots += np.arange(2 * SLOTS, len(slots) * _NARROW, _NARROW)
-        found: Pages = rows.view(np.uint32).reshape(-1).take(slots).astype(np.int64)
-        if np.count_nonzero(hit) == len(hit):
-            return found
-        found[hit == 0] = -1
-        left = np.flatnonzero(hit == 0)
-        left = left[(rows[left, :SLOTS] != _EMPTY).all(axis=1)]
-        buckets = (fingerprints[left] >> self._shift).astype(np.int64)
-        hops = HOPS - 1
-        while len(left) > FEW and hops:
-            buckets, hops = (buckets + 1) & len(self.words) - 1, hops - 1
-            rows, slots, hit = self._look(fingerprints[left], buckets)
-            there = np.flatnonzero(hit)
-            found[left[there]] = rows.view(np.uint32)[there, slots[there] + 2 * SLOTS]
-            on = (hit == 0) & (rows[:, :SLOTS] != _EMPTY).all(axis=1)
-            left, buckets = left[on], buckets[on]
-        for at, bucket in zip(left.tolist(), buckets.tolist(), strict=True):
-            after = (bucket + 1) & len(self.words) - 1
-            found[at] = self._find_from(int(fingerprints[at]), after, hops)
+        found = np.full(len(fingerprints), -1, np.int64)
+        left, names = np.arange(len(found)), fingerprints
+        buckets, hops = (names >> self._shift).astype(np.int64), HOPS
+        while len(names) > FEW and hops:
+            rows = self.words.take(buckets, axis=0)
+            there = rows[:, :SLOTS]
+            same = there == names[:, None]
+            hit = _words(same)
+            hits = int(np.count_nonzero(hit))
+            if hits:
+                slots = same.argmax(axis=1)
+                slots += np.arange(2 * SLOTS, len(slots) * _NARROW, _NARROW)
+                pages = rows.view(np.uint32).reshape(-1).take(slots)
+                if hits == len(found):
+                    found[:] = pages
+                    return found
+                some = hit.nonzero()[0]
+                found[left[some]] = pages[some]
+            on = ((hit | _words(there == _EMPTY)) == 0).nonzero()[0]
+            left, names = left[on], names[on]
+            buckets, hops = (buckets[on] + 1) & self._last, hops - 1
+        rest = zip(left.tolist(), names.tolist(), buckets.tolist(), strict=True)
+        for at, name, bucket in rest:
+            found[at] = self._find_from(name, bucket, hops)
         return found
 
     def _find_from(self, fingerprint: int, bucket: int, hops: int) -> int:
@@ -93,7 +97,7 @@ class Half:
                 return int(self._pages[bucket * _NARROW + 2 * SLOTS + row.index(fingerprint)])
             if _EMPTY in row:
                 break
-            bucket = (bucket + 1) & len(self.words) - 1
+            bucket = (bucket + 1) & self._last
         return -1
 
     def entries(self, first: int, last: int) -> tuple[U64, HalfWords]:
@@ -117,33 +121,86 @@ class Half:
             each = zip(fingerprints, pages, homes, strict=True)
             return np.array([self._put_from(*one, HOPS) for one in each], np.int64)
         put = np.full(len(fingerprints), -1, np.int64)
-        mask = len(self.words) - 1
-        left = np.arange(len(fingerprints))
-        buckets = (fingerprints >> self._shift).astype(np.int64)
+        left, names, first = np.arange(len(fingerprints)), fingerprints, pages
+        buckets = (names >> self._shift).astype(np.int64)
         hops = np.full(len(left), HOPS)  # that they may still make
         while len(left) > FEW:
-            there = self.words.take(buckets, axis=0)[:, :SLOTS]
-            slots = (there <= _GONE).argmax(axis=1)
-            fits = np.flatnonzero(there[np.arange(len(left)), slots] <= _GONE)
-            at = buckets[fits] * _WIDE + slots[fits]
-            once = np.unique(at, return_index=True)[1]  # of two with one slot, one
-            at, now = at[once], fits[once]
-            where = buckets[now]
-            self.removed -= int(np.count_nonzero(there[now, slots[now]]))
-            self._pages[where * _NARROW + 2 * SLOTS + slots[now]] = pages[left[now]]
-            self._slots[at] = fingerprints[left[now]]
-            self.used += len(now)
-            put[left[now]] = where
-            full = np.ones(len(left), np.bool_)
-            full[fits] = False
-            buckets = (buckets + full) & mask
+            rows = self.words.take(buckets, axis=0)
+            free = rows[:, :SLOTS] <= _GONE
+            full = _words(free) == 0
+            some, slots = (~full).nonzero()[0], free.argmax(axis=1)
+            went = self._fill(some, slots, rows, (names, first, buckets))
+            put[left[went]] = buckets[went]
+            if len(went) == len(left):
+                return put
+            stays = np.ones(len(left), np.bool_)
+            stays[went] = False
             hops -= full
-            stays = hops > 0
-            stays[now] = False
-            left, buckets, hops = left[stays], buckets[stays], hops[stays]
-        for at, bucket, more in zip(left.tolist(), buckets.tolist(), hops.tolist(), strict=True):
-            put[at] = self._put_from(fingerprints[at], pages[at], bucket, more)
+            stays &= hops > 0
+            buckets = (buckets + full) & self._last
+            left, names, first = left[stays], names[stays], first[stays]
+            buckets, hops = buckets[stays], hops[stays]
+        rest = zip(left.tolist(), buckets.tolist(), hops.tolist(), strict=True)
+        for n, (at, bucket, more) in enumerate(rest):
+            put[at] = self._put_from(names[n], first[n], bucket, more)
         return put
+
+    def pour(self, fingerprints: U64, pages: HalfWords) -> Pages:
+        """`put`, for what comes bucket by bucket out of another half, several into each of these:
+        one by one it would be as many rounds as the fullest bucket gets."""
+        count = len(fingerprints)
+        if count <= FEW:
+            return self.put(fingerprints, pages)
+        homes = (fingerprints >> self._shift).astype(np.int64)
+        order = np.argsort(homes, kind="stable")
+        homes = homes[order]
+        first = np.ones(count, np.bool_)  # of its bucket
+        first[1:] = homes[1:] != homes[:-1]
+        starts = first.nonzero()[0]
+        each = np.diff(starts, append=count)
+        slots = np.arange(count) - np.repeat(starts, each)
+        there = self.words.take(homes[starts], axis=0)[:, :SLOTS]
+        fits = np.repeat(_words(there != _EMPTY) == 0, each)
+        fits &= slots < SLOTS
+        some, rest = order[fits], order[~fits]
+        homes, slots = homes[fits], slots[fits]
+        self._pages[homes * _NARROW + 2 * SLOTS + slots] = pages[some]
+        self._slots[homes * _WIDE + slots] = fingerprints[some]
+        self.used += len(some)
+        put = np.empty(count, np.int64)
+        put[some] = homes
+        put[rest] = self.put(fingerprints[rest], pages[rest])
+        return put
+
+    def _fill(
+        self, some: Pages, slots: Pages, rows: U64, what: tuple[U64, HalfWords, Pages]
+    ) -> Pages:
+        """Put entries into slots.
+
+        Args:
+            some: of the entries these.
+            slots: of its bucket that each entry is to have.
+            rows: copies of their buckets, in which these slots are free.
+            what: fingerprints, pages and buckets of the entries.
+
+        Returns:
+            Which are there now: of several that were to have one slot, one.
+        """
+        names, first, buckets = what
+        if len(some) < len(names):
+            names, first, buckets, slots = names[some], first[some], buckets[some], slots[some]
+        wide = buckets * _WIDE + slots
+        narrow = 2 * wide + (2 * SLOTS - slots)
+        self._pages[narrow] = first
+        self._slots[wide] = names
+        there = self._slots.take(wide) == names
+        there &= self._pages.take(narrow) == first
+        if self.removed:
+            before = rows.reshape(-1).take(some * _WIDE + slots)
+            self.removed -= int(np.count_nonzero(before[there]))
+        went = there.nonzero()[0]
+        self.used += len(went)
+        return some if len(went) == len(some) else some[went]
 
     def _put_from(self, fingerprint: np.uint64, page: np.uint32, bucket: int, hops: int) -> int:
         """Put this one into this bucket or one after it; which that was, -1: there was no place."""
@@ -157,7 +214,7 @@ class Half:
                 self.used += 1
                 self.removed -= least
                 return bucket
-            bucket = (bucket + 1) & len(self.words) - 1
+            bucket = (bucket + 1) & self._last
         return -1
 
     def take(self, fingerprints: U64, pages: HalfWords) -> None:
@@ -166,27 +223,48 @@ class Half:
         Args:
             pages: the first page of each, since two blocks may have the same fingerprint.
         """
-        mask = len(self.words) - 1
-        left = np.arange(len(fingerprints))
-        home = (fingerprints >> self._shift).astype(np.int64)
-        for hop in range(HOPS):
-            if not len(left):
-                break
-            buckets = (home[left] + hop) & mask
-            rows = self.words[buckets]
+        names, first = fingerprints, pages
+        buckets, hops = (names >> self._shift).astype(np.int64), HOPS
+        while len(names) > FEW and hops:
+            rows = self.words.take(buckets, axis=0)
             there = rows[:, :SLOTS]
-            same = there == fingerprints[left, None]
-            same &= rows.view(np.uint32)[:, 2 * SLOTS :] == pages[left, None]
-            hit, ends = same.any(axis=1), (there == _EMPTY).any(axis=1)
-            at, slot = buckets[hit], same[hit].argmax(axis=1)
+            same = there == names[:, None]
+            same &= rows.view(np.uint32)[:, 2 * SLOTS :] == first[:, None]
+            hit, full = _words(same) != 0, _words(there == _EMPTY) == 0
+            some = hit.nonzero()[0]
+            at = buckets[some] * _WIDE + same.argmax(axis=1)[some]
             # Nothing went past a bucket with an empty slot, so that another one does no harm.
-            self._slots[at * _WIDE + slot] = np.where(ends[hit], _EMPTY, _GONE).astype(np.uint64)
-            self.used -= len(at)
-            self.removed += int((~ends[hit]).sum())
-            left = left[~hit & ~ends]
+            gone = full[some]
+            self._slots[at] = gone
+            self.used -= len(some)
+            self.removed += int(np.count_nonzero(gone))
+            on = (full & ~hit).nonzero()[0]
+            names, first, buckets = names[on], first[on], (buckets[on] + 1) & self._last
+            hops -= 1
+        for name, page, bucket in zip(
+            names.tolist(), first.tolist(), buckets.tolist(), strict=True
+        ):
+            self._take_from(name, page, bucket, hops)
 
-    def _look(self, wanted: U64, buckets: U64 | Pages) -> tuple[U64, Pages, U64]:
-        """Copies of these buckets, and in which slot of each the fingerprint is; 0: in none."""
-        rows = self.words.take(buckets, axis=0)
-        same = rows[:, :SLOTS] == wanted[:, None]
-        return rows, same.argmax(axis=1), same.view(np.uint64).reshape(-1)
+    def _take_from(self, fingerprint: int, page: int, bucket: int, hops: int) -> None:
+        """Empty its slot, in this bucket or one after it."""
+        for _ in range(hops):
+            at = bucket * _WIDE
+            row = self._slots[at : at + SLOTS].tolist()
+            if fingerprint in row:
+                behind = bucket * _NARROW + 2 * SLOTS
+                pages = self._pages[behind : behind + SLOTS].tolist()
+                if (fingerprint, page) in (pairs := list(zip(row, pages, strict=True))):
+                    gone = _EMPTY not in row
+                    self._slots[at + pairs.index((fingerprint, page))] = gone
+                    self.used -= 1
+                    self.removed += gone
+                    return
+            if _EMPTY in row:
+                return
+            bucket = (bucket + 1) & self._last
+
+
+def _words(mask: npt.NDArray[np.bool_]) -> U64:
+    """Rows of SLOTS truth values as a word each: 0 where none is true."""
+    return mask.view(np.uint64).reshape(-1)

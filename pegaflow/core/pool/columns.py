@@ -67,6 +67,30 @@ def said_keys(rows: Rows) -> Packed[Key]:
     return PackedKeys(bytes((rows.shape[1],)) + rows.tobytes())
 
 
+def chained(keys: Sequence[Key], parents: Sequence[Key]) -> bool:
+    """Whether each of these keys but the first goes on from the one before it.
+
+    Args:
+        parents: what each of them goes on from.
+    """
+    if isinstance(keys, PackedKeys) and isinstance(parents, PackedKeys):
+        size = keys.blob[0]
+        return parents.blob[0] == size and parents.blob[1 + size :] == keys.blob[1:-size]
+    return tuple(parents[1:]) == tuple(keys[:-1])
+
+
+def first_of(keys: Sequence[Key]) -> Key:
+    """The first of some keys, of which a message has not been taken apart."""
+    return Key(keys.blob[1 : 1 + keys.blob[0]]) if isinstance(keys, PackedKeys) else keys[0]
+
+
+def led_by(first: Key, keys: Sequence[Key]) -> Sequence[Key]:
+    """A key, and these behind it."""
+    if isinstance(keys, PackedKeys) and len(first) == keys.blob[0]:
+        return PackedKeys(b"".join((keys.blob[:1], first, keys.blob[1:])))
+    return (first, *keys)
+
+
 def are_pages(geometry: Geometry, pages: U64, page_size: int) -> bool:
     """Whether there are all of these in extents that are cut into pages of this size."""
     extents, slots = np.divmod(pages, np.uint64(geometry.records_per_extent))
@@ -91,6 +115,21 @@ def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     first = np.ones(len(ordered), np.bool_)
     first[1:] = ordered[1:] != ordered[:-1]
     return ordered[first]
+
+
+def repeats(numbers: npt.NDArray[_Number]) -> bool:
+    """Whether some number is there twice."""
+    ordered = np.sort(numbers)
+    return bool(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
+def again(numbers: npt.NDArray[_Number]) -> Mask:
+    """Which of these were there before."""
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    found = np.zeros(len(numbers), np.bool_)
+    found[order[1:]] = ordered[1:] == ordered[:-1]
+    return found
 
 
 def among(numbers: npt.NDArray[_Number], others: npt.NDArray[_Number]) -> Mask:

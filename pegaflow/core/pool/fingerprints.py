@@ -71,7 +71,8 @@ def fingerprints(namespace: Namespace, keys: Sequence[Key], longest: int | None 
 def key_hashes(keys: Sequence[Key], longest: int | None = None) -> U64:
     """The hashes of these keys; `longest` as for `fingerprints`."""
     if isinstance(keys, PackedKeys) and keys.blob[0] % 8 == 0:
-        return _hashes(np.frombuffer(keys.blob, np.uint64, offset=1).reshape(len(keys), -1))
+        aligned = keys.blob[1:]
+        return _hashes(np.frombuffer(aligned, np.uint64).reshape(-1, keys.blob[0] // 8))
     if longest is None:
         longest = max(map(len, keys), default=0)
     width = max(8, -(-longest // 8) * 8)
@@ -82,7 +83,9 @@ def key_hashes(keys: Sequence[Key], longest: int | None = None) -> U64:
 
 
 def _hashes(words: U64) -> U64:
-    found: U64 = np.dot(words ^ words >> _32, _COLUMN[: words.shape[1]])
+    mixed = words >> _32
+    mixed ^= words
+    found: U64 = mixed @ _COLUMN[: words.shape[1]]
     return found
 
 

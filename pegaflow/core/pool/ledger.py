@@ -383,7 +383,7 @@ def sums_of(bodies: U64) -> U64:
     """The checksums of these bodies, which are rows of words."""
     import numpy as np
 
-    sums: U64 = np.dot(bodies, _column())
+    sums: U64 = bodies @ _column()
     sums >>= np.uint64(32)
     return sums
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pegaflow.wire.identities import Key, Namespace, Stamp
 from pegaflow.wire.layout import PAGE_ALIGN
+from pegaflow.wire.values import PackedKeys
 
 from .fingerprints import U64
 from .ledger import FACTORS, MAX_KEY, NAMESPACE_BYTES, RECORD_BYTES
@@ -68,11 +69,11 @@ def bodies_of(
     Returns:
         A row of words for each page.
     """
-    assert len(namespace) == NAMESPACE_BYTES and len({*map(len, keys)}) == 1
-    width = len(keys[0])
+    assert len(namespace) == NAMESPACE_BYTES
+    named = _named(keys)
+    width = named.itemsize
     alike = bytearray(_alike(namespace, payload_bytes, shards, width) * (len(keys) * shards))
     rows = np.frombuffer(alike, BODY)
-    named: npt.NDArray[Any] = np.frombuffer(b"".join(keys), f"S{width}")
     numbers, places = np.asarray(seals, np.uint64), np.asarray(depths, np.uint32)
     sums = np.asarray(checksums, np.uint64)
     rows["stamp"] = np.asarray(stamps, np.uint64)
@@ -84,6 +85,14 @@ def bodies_of(
     if sums.any():
         rows["checksum"], rows["has_checksum"] = sums, sums != 0
     return rows.view(np.uint64).reshape(len(rows), len(FACTORS))
+
+
+def _named(keys: Sequence[Key]) -> npt.NDArray[Any]:
+    """Keys of one length, as an array has them."""
+    if isinstance(keys, PackedKeys):
+        return np.frombuffer(keys.blob, f"S{keys.blob[0]}", offset=1)
+    (width,) = {*map(len, keys)}
+    return np.frombuffer(b"".join(keys), f"S{width}")
 
 
 @lru_cache(maxsize=256)
@@ -118,7 +127,8 @@ def are_of(records: U64, namespace: Namespace, keys: Sequence[Key]) -> npt.NDArr
     Args:
         records: rows of words, the state word first.
     """
-    count, longest = len(keys), max(map(len, keys), default=0)
+    count = len(keys)
+    longest = keys.blob[0] if isinstance(keys, PackedKeys) else max(map(len, keys), default=0)
     prefix = namespace + bytes([longest])
     width = len(prefix) + longest
     expected = prefix + prefix.join(keys)

@@ -290,7 +290,7 @@ class Table(TableReader):
         if self.clear_step(4 * slots):
             return True
         first, last = self._copied, min(self._copied + buckets, len(self._own.words))
-        self._put(self._next, *self._own.entries(first, last))
+        self._count(self._next.pour(*self._own.entries(first, last)))
         self._copied = last
         if last == len(self._own.words):
             self._switch()
@@ -399,7 +399,10 @@ class Table(TableReader):
         return made
 
     def _put(self, half: Half, fingerprints: U64, pages: npt.NDArray[np.uint32]) -> Pages:
-        put = half.put(fingerprints, pages)
+        return self._count(half.put(fingerprints, pages))
+
+    def _count(self, put: Pages) -> Pages:
+        """Those that were not put have found no place."""
         self.lacks += len(put) - int(np.count_nonzero(put >= 0))
         return put
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pegaflow.actors.index import residency
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.blocks.columns import Pages
 from pegaflow.wire.control import BEAT_NS
@@ -63,6 +64,28 @@ def test_a_chain_that_grows_is_walked_once_and_once_more_with_the_beat(
     assert walked == [1, 8]
     rig.wait(2 * BEAT_NS)
     assert walked == [1, 8], "it has not grown since"
+
+
+def test_many_chains_that_have_grown_are_put_in_order_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "SETTLED_BLOCKS", 3)
+    rig, actor = index()
+    walked = walks(actor, monkeypatch)
+    for keys, page in ((KEYS[:2], 0), (KEYS[4:6], 2), (OTHERS[:2], 4)):
+        number = claim(rig, keys).number
+        piece(rig, number, keys, range(1), page)
+        piece(rig, number, keys, range(1, 2), page)
+    assert walked == [1, 1, 1]
+    in_each: list[int] = []
+    until = rig.now + BEAT_NS
+    while (at := rig.host.wake_at()) is not None and at <= until:
+        rig.now = max(rig.now, at)
+        rig.wake()
+        in_each.append(len(walked))
+    assert walked == [1, 1, 1, 2, 2, 2]
+    assert {5, 6} <= set(in_each), "two chains in one go, and one in the next"
+    assert press(rig, 2) == (1, 0)
 
 
 def test_what_is_saved_in_one_piece_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:

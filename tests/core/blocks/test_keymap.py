@@ -65,3 +65,18 @@ def test_it_grows_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         names = rng.integers(2, 1 << 63, 64, dtype=np.uint64) * np.uint64(2)
         found.put(names, np.arange(first, first + 64))
     assert max(copied) <= 1 and sum(copied) > 50
+
+
+def test_what_found_no_place_gets_one_in_the_next_buckets() -> None:
+    found, rng = KeyMap(), np.random.default_rng(1)
+    names = rng.integers(2, 1 << 63, 49_000, dtype=np.uint64) * np.uint64(2)
+    found.reserve(32_000)  # 65,536 slots
+    for first in range(0, len(names), 1000):
+        found.put(names[first : first + 1000], np.arange(first, first + 1000))
+    assert found._spilt, "it would not tell"
+    assert found.find(names).tolist() == list(range(49_000))
+    more = rng.integers(2, 1 << 63, 8_000, dtype=np.uint64) * np.uint64(2)
+    found.put(more, np.arange(49_000, 57_000))
+    assert not found._spilt
+    assert found.find(np.concatenate([names, more])).tolist() == list(range(57_000))
+    found.check()
