@@ -10,7 +10,7 @@ from pegaflow.wire.units import Count
 
 from .columns import Pages
 
-PART: Count = 4096
+PART: Count = 2048
 """Entries of a part, more or less, and those that one step looks at: some milliseconds with what is
 done to a part."""
 

@@ -1,10 +1,14 @@
 """A resident block is no object, and costs what its numbers cost."""
 
 import gc
+import random
 import tracemalloc
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pegaflow.core.blocks.columns import Columns
 from pegaflow.core.blocks.table import Fresh, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from pegaflow.core.pool.fingerprints import fingerprints
@@ -63,3 +67,37 @@ def test_what_nobody_refers_to_any_more_is_no_object() -> None:
     index.put(new, 1)
     assert not index.handles.leased(pages).any()
     assert all(index.handles.get(PageId(page)) is None for page in range(BATCH))
+
+
+def walked_one_by_one(parents: list[int], first: int, most: int) -> list[int]:
+    found: list[int] = []
+    while first >= 0 and first not in found and len(found) < most:
+        found.append(first)
+        first = parents[first]
+    return found
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 40)), min_size=1, max_size=8),
+    st.integers(1, 300),
+    st.randoms(use_true_random=False),
+)
+def test_a_chain_is_walked_as_its_blocks_lie(
+    runs: list[tuple[int, int]], most: int, dice: random.Random
+) -> None:
+    """Runs of pages that lie equally far apart, cut by others; it may go round."""
+    parents = [-1] * 200
+    for step, length in runs:
+        page = dice.randrange(200)
+        for _ in range(length):
+            if not 0 <= page + step < 200:
+                break
+            parents[page] = page + step
+            page += step
+        parents[page] = dice.randrange(-1, 200)
+    columns = Columns()
+    columns.reach(200)
+    columns.link(np.arange(200), np.array(parents), np.zeros(200, np.uint64))
+    for first in range(0, 200, 7):
+        found = columns.walk(PageId(first), most).tolist()
+        assert found == walked_one_by_one(parents, first, most)
