@@ -28,7 +28,7 @@ from pegaflow.core.pool.columns import among, distinct
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry, slot_size
 from pegaflow.core.pool.ledger import Ledger
-from pegaflow.core.pool.records import ROW, bodies_of, page_sizes
+from pegaflow.core.pool.records import ROW, bodies_of, page_sizes, shards_of
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import PageId, Stamp
@@ -244,7 +244,7 @@ class Residency(Part):
 
     def pages_to(self, first: Pages) -> Pages:
         """How many pages these blocks have, each together with those before it."""
-        return np.cumsum(self.records(first).view(ROW)[:, 0]["shards"], dtype=np.int64)
+        return np.cumsum(shards_of(self.ledger.rows(), first), dtype=np.int64)
 
     def victims(self, page_size: Bytes, count: int) -> Pages:
         """As of the policy: first pages of blocks without a lease, the oldest first, of a chain its

@@ -13,6 +13,7 @@ from sortedcontainers import SortedDict
 
 from pegaflow.core.grants import Grants
 from pegaflow.wire.identities import ClaimId, Key, Namespace
+from pegaflow.wire.values import PackedKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class _Open:
     number: ClaimId
     namespace: Namespace
     keys: frozenset[Key]  # those it owns; at least one
+    joined: bytes  # the same end to end, in the order in which they were asked for
     due: tuple[int, int]  # (when it expires, serial): its place in the order of expiry
 
 
@@ -98,7 +100,8 @@ class ClaimTable:
         if new:
             self._serial += 1
             due = (now + self._lasting_ns, self._serial)
-            taken = _Open(holder, number, namespace, frozenset(new), due=due)
+            owned, joined = frozenset(new), b"".join(new)
+            taken = _Open(holder, number, namespace, keys=owned, joined=joined, due=due)
             self._open.add(holder, number, taken)
             self._owner.setdefault(namespace, owners).update(dict.fromkeys(new, taken))
             self._due[due] = taken
@@ -116,7 +119,9 @@ class ClaimTable:
     ) -> bool:
         """Whether this claim is open and has all of these."""
         claim = self._open.get(holder, number)
-        return claim is not None and claim.namespace == namespace and claim.keys.issuperset(keys)
+        if claim is None or claim.namespace != namespace:
+            return False
+        return _are_in(claim.joined, keys) or claim.keys.issuperset(keys)
 
     def expire(self, now: int) -> int:
         """Ends the claims that are due; returns how many."""
@@ -195,3 +200,13 @@ class ClaimTable:
                 assert self._owner[claim.namespace][key] is claim
             keys += len(claim.keys)
         assert keys == sum(map(len, self._owner.values())), "a key is owned by an ended claim"
+
+
+def _are_in(joined: bytes, keys: Sequence[Key]) -> bool:
+    """Whether keys of a message, one after the other as they are there, are among these; if not,
+    they may be in another order."""
+    if not isinstance(keys, PackedKeys):
+        return False
+    size, wanted = keys.blob[0], keys.blob[1:]
+    at = joined.find(wanted[:size])
+    return at >= 0 and at % size == 0 and joined[at : at + len(wanted)] == wanted

@@ -43,6 +43,7 @@ class Handles:
     def __init__(self, make: Callable[[PageId], Block] | None = None) -> None:
         self._make = make
         self._there: WeakValueDictionary[PageId, Block] = WeakValueDictionary()
+        self._marks = np.zeros(0, np.bool_)  # by first page; others have no object
 
     def get(self, first: PageId) -> Block | None:
         """The object, if there is one."""
@@ -53,23 +54,41 @@ class Handles:
         block = self._there.get(first)
         if block is None:
             assert self._make is not None, first
-            block = self._there[first] = self._make(first)
+            block = self._make(first)
+            self.note(block)
         return block
 
     def note(self, block: Block) -> None:
         """This object stands for the block."""
-        self._there[block.pages[0]] = block
+        first = block.pages[0]
+        if first >= len(self._marks):
+            grown = np.zeros(max(first + 1, 2 * len(self._marks)), np.bool_)
+            grown[: len(self._marks)] = self._marks
+            self._marks = grown
+        self._there[first], self._marks[first] = block, True
 
     def forget(self, first: Pages) -> None:
         """The blocks are gone, whoever still refers to them."""
-        if self._there:
-            for page in first.tolist():
-                self._there.pop(page, None)
+        for at in self._marked(first):
+            page = PageId(int(first[at]))
+            self._there.pop(page, None)
+            self._marks[page] = False
 
     def leased(self, first: Pages) -> Mask:
         """Which of these have leases: without an object there is none."""
-        get = self._there.get
+        found = np.zeros(len(first), np.bool_)
+        for at in self._marked(first):
+            page = PageId(int(first[at]))
+            block = self._there.get(page)
+            found[at] = block is not None and block.leases > 0
+            self._marks[page] = block is not None
+        return found
+
+    def _marked(self, first: Pages) -> list[int]:
+        """The places of those that may have an object: it goes with the last who refers to it, and
+        its mark when somebody looks."""
         if not self._there:
-            return np.zeros(len(first), np.bool_)
-        blocks = [get(page) for page in first.tolist()]
-        return np.array([block is not None and block.leases > 0 for block in blocks], np.bool_)
+            return []
+        marked = self._marks.take(first, mode="clip") & (first < len(self._marks))
+        found: list[int] = marked.nonzero()[0].tolist()
+        return found

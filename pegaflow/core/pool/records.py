@@ -40,6 +40,7 @@ BODY = _fields(0, 8 * len(FACTORS))
 ROW = _fields(8, RECORD_BYTES)
 """A record."""
 
+_SHARDS_AT = 26
 _NAMESPACE_AT = 32  # bytes into a record; the length of the key is behind it, and then the key
 
 
@@ -141,6 +142,16 @@ def are_of(records: U64, namespace: Namespace, keys: Sequence[Key]) -> npt.NDArr
     described = np.frombuffer(expected, np.uint8).reshape(count, width)
     same: npt.NDArray[np.bool_] = (part == described).all(axis=1)
     return same
+
+
+def shards_of(records: U64, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    """How many pages the block of each page has.
+
+    Args:
+        records: of all pages, rows of words, the state word first.
+    """
+    found: npt.NDArray[np.uint16] = records.view(np.uint16)[pages, _SHARDS_AT // 2]
+    return found
 
 
 def page_sizes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pegaflow.core.blocks.claims import ClaimTable
 from pegaflow.wire.identities import ClaimId, Key, Namespace
+from pegaflow.wire.values import PackedKeys
 
 TTL = 10
 HOLDERS = [("session", 1), ("session", 2)]
@@ -68,6 +69,10 @@ class ClaimsAgainstList(RuleBasedStateMachine):
                 for namespace in NAMESPACES:
                     expected = [(holder, number, namespace, key) in owners for key in KEYS]
                     assert self.table.owns(holder, ClaimId(number), namespace, KEYS) == expected
+                    for first in range(len(KEYS)):
+                        some = PackedKeys(bytes([32]) + b"".join(KEYS[first : first + 2]))
+                        every = self.table.owns_all(holder, ClaimId(number), namespace, some)
+                        assert every == all(expected[first : first + 2])
 
 
 TestClaimsAgainstList = ClaimsAgainstList.TestCase

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.core.blocks.columns import Columns
+from pegaflow.core.blocks.handles import Block, Handles
 from pegaflow.core.blocks.table import Fresh, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from pegaflow.core.pool.fingerprints import fingerprints
-from pegaflow.wire.identities import Key, Namespace, PageId
+from pegaflow.wire.identities import Key, Namespace, PageId, Stamp
 
 NAMESPACE = Namespace(b"n" * 16)
 PAGE, BATCH, BLOCKS = 16384, 1024, 98_304
@@ -67,6 +68,24 @@ def test_what_nobody_refers_to_any_more_is_no_object() -> None:
     index.put(new, 1)
     assert not index.handles.leased(pages).any()
     assert all(index.handles.get(PageId(page)) is None for page in range(BATCH))
+
+
+def test_only_what_somebody_refers_to_can_be_leased() -> None:
+    handles = Handles(
+        lambda page: Block(
+            NAMESPACE, Key(b"k"), PAGE, pages=(page,), stamps=(Stamp(1),), seal=1, depth=0
+        )
+    )
+    pages, kept = np.arange(64), [handles.of(PageId(page)) for page in (3, 5, 60)]
+    for block in kept:
+        block.leases = 1
+    handles.of(PageId(7))
+    assert handles.leased(pages).nonzero()[0].tolist() == [3, 5, 60]
+    assert handles.leased(np.array([5000, 5, 7])).tolist() == [False, True, False]
+    handles.forget(np.array([5, 7, 5000]))
+    assert handles.get(PageId(5)) is None and handles.get(PageId(3)) is kept[0]
+    assert handles.leased(pages).nonzero()[0].tolist() == [3, 60]
+    assert handles.of(PageId(5)) is not kept[1]
 
 
 def walked_one_by_one(parents: list[int], first: int, most: int) -> list[int]:
