@@ -1,9 +1,11 @@
 """vLLM's KV cache groups: which of them are served, and what they are to us (common/groups.py).
 
-Served are full attention (MLA too) and sliding windows, in any number of groups, all with blocks of
-the same number of tokens. The memory of all groups is the same: vLLM gives a block to one group at
-a time, so what a block of any group holds is one page, and one layout describes them all. Which
-layers are in which group goes into the layout's name: another vLLM may group them otherwise.
+Served are full attention (MLA too), sliding windows and recurrent states (Mamba, linear attention)
+in vLLM's `align` mode, in any number of groups, all with blocks of the same number of tokens. The
+memory of all groups is the same: vLLM gives a block to one group at a time, so what a block of any
+group holds is one page, and one layout describes them all. A state may be shorter than its page,
+which vLLM makes as long as those of attention; the page is saved as it lies. Which layers are in
+which group goes into the layout's name: another vLLM may group them otherwise.
 
 A model of one group of full attention is served as ever, as if there were no groups at all.
 """
@@ -22,6 +24,16 @@ each."""
 
 WINDOW = "SlidingWindowSpec"
 """The kind whose blocks leave their request when all of their tokens are out of the window."""
+
+STATE = "MambaSpec"
+"""The kind whose block is a state, of whatever recurrent layer."""
+
+SHORT = "SHORT_CONV"
+"""The end of the names of short convolutions, as vLLM types recurrent layers.  On the CPU a request
+that resumes from such a state, which vLLM has found in its own cache, says something else."""
+
+SERVED = FULL_ATTENTION | {WINDOW, STATE}
+"""All kinds that are served."""
 
 WINDOWED = frozenset({WINDOW, "ChunkedLocalAttentionSpec"})
 """Kinds that vLLM treats as full attention if it is started without its hybrid manager."""
@@ -49,6 +61,11 @@ def _window_tokens(spec: Any) -> int | None:
     return int(windows.pop()) if windows else None
 
 
+def _is_recurrent(spec: Any) -> bool:
+    """Whether a group's blocks are states."""
+    return _kinds([spec]) == {STATE}
+
+
 def are_several(kv_cache_config: Any) -> bool:
     """Whether there is more than one group of full attention."""
     found = _specs(kv_cache_config)
@@ -63,6 +80,8 @@ def groups(kv_cache_config: Any) -> Groups | None:
 
 
 def _group(number: int, spec: Any) -> Group:
+    if _is_recurrent(spec):
+        return Group(number, 1, recurrent=True)
     window = _window_tokens(spec)
     return Group(number, window and window_blocks(window, int(spec.block_size)))
 
@@ -70,8 +89,17 @@ def _group(number: int, spec: Any) -> Group:
 def describe(kv_cache_config: Any) -> str:
     """What changes the meaning of a group's key: part of an engine's identity."""
     return " ".join(
-        f"{'/'.join(sorted(_kinds([spec])))}:{_window_tokens(spec)}"
-        for spec in _specs(kv_cache_config)
+        f"{'/'.join(sorted(_kinds([spec])))}:{_form(spec)}" for spec in _specs(kv_cache_config)
+    )
+
+
+def _form(spec: Any) -> str:
+    """What of a group's kind matters beside its name."""
+    if not _is_recurrent(spec):
+        return str(_window_tokens(spec))
+    names = ("mamba_type", "shapes", "dtypes")
+    return "/".join(
+        sorted({str([str(getattr(one, name, "")) for name in names]) for one in _layer_specs(spec)})
     )
 
 
@@ -93,8 +121,8 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     if not found:
         return "the model has 0 KV cache groups"
     why = ""
-    if kinds - FULL_ATTENTION - {WINDOW}:
-        listed = ", ".join(sorted(kinds - FULL_ATTENTION - {WINDOW}))
+    if kinds - SERVED:
+        listed = ", ".join(sorted(kinds - SERVED))
         why = f"the KV cache kind {listed} is not supported"
     elif are_several(kv_cache_config):
         why = _unservable(vllm_config, kv_cache_config)
@@ -107,20 +135,54 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
     found = _specs(kv_cache_config)
     if compat.Results is None:
         return "windows need vLLM 0.30 or later, which hears of a load that has failed as a whole"
-    if len({spec.block_size for spec in found}) > 1:
-        return "the blocks of the model's KV cache groups differ in their tokens"
     if compat.attribute(vllm_config, "parallel_config.decode_context_parallel_size", 1) > 1:
         return "decode context parallelism is not supported with several KV cache groups"
+    if STATE in _kinds(found) and (why := _unservable_states(vllm_config, kv_cache_config)):
+        return why
+    if len({spec.block_size for spec in found}) > 1:
+        return "the blocks of the model's KV cache groups differ in their tokens"
     if any(
         len({(type(one), compat.attribute(one, "sliding_window")) for one in _layer_specs(spec)})
         > 1
         for spec in found
     ):
-        return "layers of one KV cache group differ in their windows"
+        return "layers of one KV cache group differ in what they keep"
     if any(compat.attribute(spec, "extra_retained_tokens", 0) for spec in found):
         return "windows that keep more than they attend to are not supported"
     for group in kv_cache_config.kv_cache_groups:
         stored = compat.attribute(group, "enable_kv_transfer", True)
         if not stored or not compat.attribute(group.kv_cache_spec, "prefix_cacheable", True):
             return "a KV cache group of the model may not be stored"
+    return ""
+
+
+def _unservable_states(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why the states of recurrent layers cannot be served, with what to set; '' if they can."""
+    kept = [one for one in compat.specs(kv_cache_config) if type(one).__name__ == STATE]
+    if not compat.TELLS_STATES:
+        return "this vLLM does not say where the states of recurrent layers are whole; 0.30 does"
+    if any(compat.attribute(one, "mamba_cache_mode") != "align" for one in kept):
+        return (
+            "the states of recurrent layers are not kept at the ends of blocks; start vLLM with"
+            " --enable-prefix-caching (mamba_cache_mode 'align')"
+        )
+    if any(str(compat.attribute(one, "mamba_type.name", "")).endswith(SHORT) for one in kept):
+        return "the states of short convolutions are not supported"
+    speculates = compat.attribute(vllm_config, "speculative_config") is not None
+    if speculates or any(compat.attribute(one, "num_speculative_blocks", 0) for one in kept):
+        return (
+            "speculative decoding is not supported with recurrent layers; start vLLM without"
+            " --speculative-config"
+        )
+    if compat.attribute(vllm_config, "cache_config.use_replayssm", False):
+        return (
+            "the states of recurrent layers are not written in each step; start vLLM without"
+            " --use-replayssm"
+        )
+    whole = compat.block_tokens(vllm_config, kv_cache_config)
+    if compat.hash_tokens(vllm_config, kv_cache_config) != whole:
+        return (
+            "a recurrent layer's block has several hashes, and its state may be one of a part of"
+            " the block; leave --prefix-match-unit unset"
+        )
     return ""

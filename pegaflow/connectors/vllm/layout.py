@@ -7,13 +7,18 @@ steps between them (keys and values in separate planes, heads outside of blocks)
 holds one such step, and further steps become further entries. The page keeps the order of memory;
 what the axes *mean* goes into the layout's name, which the fingerprint covers.
 
+Layers of different groups may lie on top of each other: a block belongs to one group at a time.
+Where all keep the same, they are the same tensor. Recurrent layers keep something else: bytes
+without a type, fewer than the page that vLLM pads them to. So in their models all tensors that
+overlap are one run of bytes, as long as the longest of them (`overlaid`).
+
 An attention backend may cut the engine's blocks into smaller ones of its own, so that the tensor
 counts k times as many; those k are the outermost part of the block's inside.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import prod
 
@@ -50,22 +55,23 @@ class Plan:
     storages: tuple[int, ...]  # addresses; entry i is region i of the layout
 
 
-def plan(tensors: Sequence[Tensor], blocks: int, name: str = "") -> Plan:
+def plan(tensors: Sequence[Tensor], blocks: int, name: str = "", *, overlaid: bool = False) -> Plan:
     """The layout of all layers.
 
     Args:
         tensors: of every layer, as the engine registers them.
         blocks: how many the engine has.
         name: vLLM's own of the axis order; '' where it has none.
+        overlaid: tensors may overlap that are not the same.
 
     Raises:
         Unrepresentable: a tensor's blocks are not where a `Layout` can say it.
     """
     if not tensors or blocks < 1:
         raise Unrepresentable(f"{len(tensors)} tensors and {blocks} blocks")
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1:
-        raise Unrepresentable(f"layers of different dtypes: {', '.join(sorted(dtypes))}")
+    dtypes = sorted({tensor.dtype for tensor in tensors})
+    if len(dtypes) > 1 and not overlaid:
+        raise Unrepresentable(f"layers of different dtypes: {', '.join(dtypes)}")
     unique: dict[tuple[object, ...], Tensor] = {}
     for tensor in sorted(tensors, key=lambda one: _natural(one.layer)):
         place = (tensor.storage, tensor.offset, tensor.shape, tensor.stride)
@@ -76,11 +82,31 @@ def plan(tensors: Sequence[Tensor], blocks: int, name: str = "") -> Plan:
     for tensor in unique.values():
         axis, split = block_axis(tensor.shape, blocks)
         layers += _entries(tensor, axis, split, storages.index(tensor.storage))
-        meanings.append(f"{tensor.layer} {_meaning(tensor, axis, split)}")
+        kind = f"{tensor.dtype} " if overlaid else ""
+        meanings.append(f"{tensor.layer} {kind}{_meaning(tensor, axis, split)}")
+    layers = _joined(layers) if overlaid else layers
     first = _meaning(tensors[0], *block_axis(tensors[0].shape, blocks))
     every = blake2b("\n".join(meanings).encode(), digest_size=8).hexdigest()
     label = f"vllm {name or '-'} {first} layers={len(meanings)}:{every}"
-    return Plan(Layout(blocks, tuple(layers), tensors[0].dtype, label), storages)
+    return Plan(Layout(blocks, tuple(layers), "/".join(dtypes), label), storages)
+
+
+def _joined(layers: Sequence[LayerLayout]) -> list[LayerLayout]:
+    """One entry for all that overlap."""
+    found: list[LayerLayout] = []
+    for layer in sorted(layers, key=lambda one: (one.region, one.offset)):
+        if layer.segments > 1:
+            raise Unrepresentable("a block of a layer is not one run of bytes")
+        before = found[-1] if found and found[-1].region == layer.region else None
+        if before is not None and before.block_stride != layer.block_stride:
+            raise Unrepresentable("blocks of some layers lie farther apart than those of others")
+        end = before.offset + before.segment_bytes if before else 0
+        if before is None or layer.offset >= end:
+            found.append(layer)
+            continue
+        size = max(end, layer.offset + layer.segment_bytes) - before.offset
+        found[-1] = replace(before, segment_bytes=size)
+    return found
 
 
 def block_axis(shape: Sequence[int], blocks: int) -> tuple[int, int]:

@@ -357,13 +357,13 @@ class Scheduler:
 
     def _saves(self, output: Any) -> list[SaveOrder]:
         scheduled: Mapping[str, int] = output.num_scheduled_tokens
-        orders = [
-            order
-            for name, blocks, replaced, computed in self._tables.rows(output)
-            for order in self._requests.stepped(
-                name, blocks, replaced, computed, scheduled=scheduled.get(name, 0)
-            )
-        ]
+        states = self._tables.states(output) if self._grouped else {}
+        orders: list[SaveOrder] = []
+        for name, blocks, replaced, computed in self._tables.rows(output):
+            tokens = scheduled.get(name, 0)
+            orders += self._requests.stepped(name, blocks, replaced, computed, scheduled=tokens)
+            if self._grouped and name in states:
+                orders += self._grouped.states(name, states[name], computed + tokens)
         self._note(orders)
         return orders
 

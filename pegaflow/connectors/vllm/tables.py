@@ -4,6 +4,8 @@ for each of them (a *table*)."""
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .compat import attribute
+
 
 class Tables:
     """Reads what vLLM says of requests' blocks.
@@ -41,6 +43,12 @@ class Tables:
         rows = zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True)
         for name, blocks, computed in rows:
             yield name, self.of(blocks), name in cached.resumed_req_ids, computed
+
+    def states(self, output: Any) -> Mapping[str, Sequence[tuple[int, int, int]]]:
+        """States of recurrent layers that are whole once a step has run: by request, vLLM's number
+        of the group, the block, and the tokens that it stands behind."""
+        found = attribute(output, "kv_connector_block_state.boundary_state_offloads", {})
+        return found if isinstance(found, Mapping) else {}
 
     def given(self, output: Any, allocated: Mapping[str, list[int]]) -> list[int]:
         """Blocks that a step, or a load that it starts, may write: all that their owner has not

@@ -175,8 +175,10 @@ class Worker:
         """
         if self._engine is None:
             return
+        overlaid = bool(self._engine.groups and self._engine.groups.states)
         try:
-            planned = plan(tensors(caches), self._blocks, self._layout_name)
+            found = tensors(caches)
+            planned = plan(found, self._blocks, self._layout_name, overlaid=overlaid)
         except Unrepresentable as error:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return

@@ -56,6 +56,7 @@ class Options:
     beside: str = ""  # a module whose `Connector` is asked first, with ours in a MultiConnector
     lengths: list[int] = field(default_factory=lambda: [300, 513, 777, 641])
     seed: int = 7  # of the prompts
+    after: list[list[int]] = field(default_factory=list)  # tokens behind each; empty: none
     tokens: int = 24  # to generate for each
     block_size: int = 32
     kv_blocks: int = 0  # blocks of KV memory; 0: a few thousand
@@ -71,9 +72,11 @@ class Options:
 
 
 def prompts(options: Options) -> list[list[int]]:
-    """Random tokens; the same for the same seed."""
+    """Random tokens, the same for the same seed, and what goes on behind them."""
     draw = random.Random(options.seed)
-    return [[draw.randrange(3, VOCABULARY) for _ in range(n)] for n in options.lengths]
+    made = [[draw.randrange(3, VOCABULARY) for _ in range(n)] for n in options.lengths]
+    after = options.after or [[] for _ in made]
+    return [begin + end for begin, end in zip(made, after, strict=True)]
 
 
 def build(model: str, options: Options) -> Any:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from pegaflow.connector import PegaKVConnector
-from pegaflow.connectors.common.groups import Group, Groups, window_blocks
+from pegaflow.connectors.common.groups import Groups
 
-from .fakes import BLOCK, FullAttentionSpec, Store, config, role, worker_output
-from .specs import SlidingWindowSpec
+from .fakes import BLOCK, Store, config, role, worker_output
+from .grouping import STATE, kv_config, seen_as
 
 SHAPE = (2, 16)
 """Layers, and bytes of a block in each."""
@@ -104,13 +104,14 @@ class Hybrid:
         extra: dict[str, Any] | None = None,
         policy: str = "recompute",
     ) -> None:
-        self.store, self.windows, self.chunk, self.caches = store, windows, chunk, caches
+        self.store, self.chunk, self.caches = store, chunk, caches
+        # A state is taken away when a window of two tokens would be.
+        self.windows = [2 if w == STATE else w for w in windows]
+        self.recurrent = {n for n, w in enumerate(windows) if w == STATE}
         self.policy = policy
         self.draw = random.Random(seed)
         self.memory = np.zeros((SHAPE[0], blocks, SHAPE[1]), np.uint8)
-        self.groups = Groups(
-            Group(n, None if w is None else window_blocks(w, BLOCK)) for n, w in enumerate(windows)
-        )
+        self.groups = Groups(map(seen_as, range(len(windows)), windows))
         life = f"hybrid{os.getpid()}.{next(_lives)}"
         seen = config(mode, extra, life=life, policy=policy)
         cache = kv_config(windows, blocks)
@@ -184,10 +185,18 @@ class Hybrid:
         missing = [number - len(table) for table in request.tables]
         if sum(missing) > len(self.free):
             return None
-        new = [self._take(n) for n in missing]
+        new = [self._more(group, number) for group, number in enumerate(missing)]
         for table, blocks in zip(request.tables, new, strict=True):
             table += blocks
         return new
+
+    def _more(self, group: int, number: int) -> list[int]:
+        """So many more entries of a group's table."""
+        return self._take(number)
+
+    def _tokens(self, request: Asked, computed: int) -> int:
+        """So many are computed in the next step."""
+        return min(self.chunk, request.num_tokens - computed)
 
     # a step
 
@@ -231,7 +240,7 @@ class Hybrid:
             if request.state != "runs":
                 continue
             computed = request.num_computed_tokens
-            tokens = min(self.chunk, request.num_tokens - computed)
+            tokens = self._tokens(request, computed)
             self._slide(request)
             blocks = self._grow(request, computed + tokens)
             while blocks is None:
@@ -290,7 +299,7 @@ class Hybrid:
             self._allocated(request, external)
             return True
         computed = request.num_computed_tokens
-        tokens = min(self.chunk, request.num_tokens - computed)
+        tokens = self._tokens(request, computed)
         self._slide(request)
         if self._grow(request, computed + tokens) is None:
             if request.state == "waits":
@@ -426,14 +435,3 @@ class Hybrid:
         """The engine stops."""
         self.scheduler.shutdown()
         self.worker.shutdown()
-
-
-def kv_config(windows: list[int | None], blocks: int) -> Any:
-    """vLLM's KVCacheConfig."""
-    groups = []
-    for number, window in enumerate(windows):
-        spec: Any = FullAttentionSpec() if window is None else SlidingWindowSpec()
-        if window is not None:
-            spec.sliding_window = window
-        groups.append(SimpleNamespace(kv_cache_spec=spec, layer_names=[f"layers.{number}"]))
-    return SimpleNamespace(num_blocks=blocks, kv_cache_groups=groups, hash_block_size=BLOCK)

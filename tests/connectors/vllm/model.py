@@ -64,30 +64,21 @@ def mistral() -> Any:
 
 
 def granite() -> Any:
-    """Attention layers between Mamba layers."""
+    """Two groups of Mamba layers, and one of attention layers."""
     from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
 
-    kinds = ["mamba", "attention"]
+    kinds = ["mamba", "mamba", "attention"]
     config = GraniteMoeHybridConfig(
         **COMMON,
         **STATE,
         shared_intermediate_size=256,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         layer_types=kinds * 2,
         num_local_experts=0,
         num_experts_per_tok=0,
         position_embedding_type="rope",
     )
     return GraniteMoeHybridForCausalLM(config)
-
-
-def falcon() -> Any:
-    """Attention and Mamba side by side in each layer."""
-    from transformers import FalconH1Config, FalconH1ForCausalLM
-
-    return FalconH1ForCausalLM(
-        FalconH1Config(**COMMON, **STATE, num_hidden_layers=2, head_dim=32, mamba_d_ssm=256)
-    )
 
 
 def lfm() -> Any:
@@ -126,7 +117,7 @@ def whisper() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, mistral, granite, falcon, lfm, whisper)
+    made.__name__: made for made in (llama, gemma, mistral, granite, lfm, whisper)
 }
 
 

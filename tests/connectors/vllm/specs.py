@@ -1,5 +1,7 @@
 """vLLM's KV cache specs, of more kinds than full attention; the connector goes by their names."""
 
+from types import SimpleNamespace
+
 from .fakes import BLOCK, FullAttentionSpec
 
 
@@ -9,8 +11,38 @@ class SlidingWindowSpec(FullAttentionSpec):
     sliding_window = 4 * BLOCK
 
 
-class MambaSpec(SlidingWindowSpec):
+class MambaSpec:
     """Of layers that keep a state."""
+
+    block_size = BLOCK
+    shapes = ((3, 8), (2, 4, 4))
+    dtypes = ("float32", "float32")
+    mamba_type = SimpleNamespace(name="MAMBA2")
+    mamba_cache_mode = "align"
+    num_speculative_blocks = 0
+
+
+class DenseSpec(MambaSpec):
+    """Of such layers without vLLM's prefix cache."""
+
+    mamba_cache_mode = "none"
+    block_size = 2048
+
+
+class ShortConvSpec(MambaSpec):
+    """Of short convolutions."""
+
+    mamba_type = SimpleNamespace(name="PLE_SHORT_CONV")
+
+
+class DraftedSpec(MambaSpec):
+    """Of such layers whose states tokens are tried out on."""
+
+    num_speculative_blocks = 2
+
+
+class CrossAttentionSpec(FullAttentionSpec):
+    """Of layers that see an encoder's output."""
 
 
 class PrefixLMSpec(FullAttentionSpec):
@@ -43,3 +75,4 @@ class ChunkedLocalAttentionSpec(FullAttentionSpec):
 
 WideSpec.__name__ = LeftSpec.__name__ = "SlidingWindowSpec"
 PrivateSpec.__name__ = "FullAttentionSpec"
+DenseSpec.__name__ = DraftedSpec.__name__ = ShortConvSpec.__name__ = "MambaSpec"

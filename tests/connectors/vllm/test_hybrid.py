@@ -11,13 +11,18 @@ from pegaflow.connectors.common.groups import APART
 from pegaflow.connectors.common.requests import Requests
 
 from .fakes import BLOCK, Store
+from .grouping import STATE
 from .hybrid import SHAPE, Hybrid, kv, names
+from .recurrent import Recurrent
 
 FULL_AND_WINDOW = [None, 4 * BLOCK]
 KINDS = {
     "full and window": FULL_AND_WINDOW,
     "windows alone": [4 * BLOCK],
     "many": [3 * BLOCK + 1, None, 2, 7 * BLOCK, None],
+    "full and states": [STATE, None, STATE],
+    "states alone": [STATE],
+    "all kinds": [4 * BLOCK, STATE, None],
 }
 Start = Callable[..., Hybrid]
 
@@ -28,7 +33,8 @@ def start(store: Store) -> Iterator[Start]:
     made: list[Hybrid] = []
 
     def run(windows: list[int | None], **how: Any) -> Hybrid:
-        made.append(Hybrid(store, windows, **how))
+        kind = Recurrent if STATE in windows else Hybrid
+        made.append(kind(store, windows, **how))
         return made[-1]
 
     yield run
@@ -62,7 +68,7 @@ def saved(store: Store, engine: Hybrid, tokens: list[int]) -> list[list[int]]:
 
 def wrong(store: Store, engine: Hybrid, texts: list[list[int]]) -> list[Any]:
     """Pages that do not hold what their key says, or whose key says nothing."""
-    groups = engine.groups.full + engine.groups.windows
+    groups = engine.groups.full + engine.groups.windows + engine.groups.states
     right = {
         engine.groups.key(group, name): kv(group.number, name)
         for tokens in texts

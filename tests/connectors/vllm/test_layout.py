@@ -87,6 +87,51 @@ def test_layers_that_share_their_memory_are_copied_once() -> None:
     assert len(plan([tensor(n, array, array) for n in ("a", "b")], BLOCKS).layout.layers) == 1
 
 
+def overlaid(state: int, page: int) -> list[Tensor]:
+    """Two layers of attention, and on top of each a state of so many bytes in a page."""
+    base = np.zeros((2, BLOCKS, page), np.int8)
+    typed = base.view(np.float32).reshape(2, BLOCKS, 2, page // 8)
+    attention = [tensor(f"layers.{2 * i}.attn", typed[i], base) for i in range(2)]
+    return attention + [
+        tensor(f"layers.{2 * i + 1}.mixer", base[i, :, :state].reshape(BLOCKS, 1, 1, state), base)
+        for i in range(2)
+    ]
+
+
+def test_a_page_of_states_is_as_long_as_one_of_attention() -> None:
+    made = plan(overlaid(40, 64), BLOCKS, overlaid=True)
+    assert [(one.offset, one.segment_bytes) for one in made.layout.layers] == [
+        (0, 64),
+        (BLOCKS * 64, 64),
+    ]
+    assert fault(made.layout, [2 * BLOCKS * 64]) == ""
+    other = plan(overlaid(48, 64), BLOCKS, overlaid=True)
+    assert fingerprint(made.layout) != fingerprint(other.layout)
+    with pytest.raises(Unrepresentable, match="dtypes"):
+        plan(overlaid(40, 64), BLOCKS)
+
+
+def test_states_longer_than_what_they_lie_on_are_saved_whole() -> None:
+    (attention, _, state, _), base = overlaid(64, 64), np.zeros((BLOCKS, 64), np.int8)
+    short = tensor("layers.0.attn", base[:, :40].reshape(BLOCKS, 1, 1, 40), base)
+    whole = tensor("layers.1.mixer", base.reshape(BLOCKS, 1, 1, 64), base)
+    for order in ([short, whole], [whole, short]):
+        (one,) = plan(order, BLOCKS, overlaid=True).layout.layers
+        assert (one.offset, one.segment_bytes, one.block_stride) == (0, 64, 64)
+    assert attention.dtype != state.dtype
+
+
+def test_pages_that_cannot_lie_on_each_other_are_refused() -> None:
+    base = np.zeros((BLOCKS, 128), np.int8)
+    near = tensor("layers.0", base.reshape(2 * BLOCKS, 64)[:BLOCKS], base)
+    far = tensor("layers.1", base, base)
+    with pytest.raises(Unrepresentable, match="farther apart"):
+        plan([near, far], BLOCKS, overlaid=True)
+    apart = np.zeros((2, BLOCKS, 4, 8), np.int8)
+    with pytest.raises(Unrepresentable, match="one run"):
+        plan([tensor("layers.0", apart.transpose(1, 0, 2, 3), apart)], BLOCKS, overlaid=True)
+
+
 def test_the_meaning_of_axes_is_part_of_the_fingerprint() -> None:
     memory = np.zeros((BLOCKS, 4, 4, 16), np.uint16)
     plain = plan([tensor("l", memory, memory)], BLOCKS, "LBHNC")

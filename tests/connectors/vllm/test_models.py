@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from pegaflow.connector import PegaKVConnector
-from pegaflow.connectors.vllm import compat
+from pegaflow.connectors.vllm import compat, kvgroups
 from pegaflow.connectors.vllm.orders import StepOrders
 
 from .fakes import (
+    BLOCK,
     FullAttentionSpec,
     Request,
     Store,
@@ -21,10 +22,14 @@ from .fakes import (
 from .pair import Pair
 from .specs import (
     ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
+    DenseSpec,
+    DraftedSpec,
     LeftSpec,
     MambaSpec,
     PrefixLMSpec,
     PrivateSpec,
+    ShortConvSpec,
     SlidingWindowSpec,
     WideSpec,
 )
@@ -79,7 +84,7 @@ def test_vllms_role_is_honoured(
 
 
 def test_an_engine_that_cannot_be_served_works_without() -> None:
-    hybrid = kv_cache_config(kinds=(FullAttentionSpec, MambaSpec))
+    hybrid = kv_cache_config(kinds=(FullAttentionSpec, CrossAttentionSpec))
     connector = PegaKVConnector(config(), role("SCHEDULER"), hybrid)
     request = Request("a", 25)
     assert connector.get_num_new_matched_tokens(request, 0) == (0, False)
@@ -96,9 +101,14 @@ UNSERVED = [
     ({}, (FullAttentionSpec, PrivateSpec), "may not be stored"),
     ({}, (FullAttentionSpec, ChunkedLocalAttentionSpec), "--disable-hybrid-kv-cache-manager"),
     ({"decode": 2}, (FullAttentionSpec, SlidingWindowSpec), "decode context parallelism"),
-    ({}, (FullAttentionSpec, MambaSpec), "the KV cache kind MambaSpec"),
+    ({}, (FullAttentionSpec, CrossAttentionSpec), "the KV cache kind CrossAttentionSpec"),
     ({}, (), "0 KV cache groups"),
-    ({}, (MambaSpec,), "the KV cache kind MambaSpec"),
+    ({}, (FullAttentionSpec, DenseSpec), "--enable-prefix-caching"),
+    ({}, (DenseSpec,), "--enable-prefix-caching"),
+    ({}, (FullAttentionSpec, DraftedSpec), "without --speculative-config"),
+    ({}, (FullAttentionSpec, ShortConvSpec), "short convolutions"),
+    ({"decode": 2}, (FullAttentionSpec, MambaSpec), "decode context parallelism"),
+    ({}, (MambaSpec, WideSpec), "differ in their tokens"),
     ({}, (PrefixLMSpec,), "later tokens"),
     ({"is_encoder_decoder": True}, (FullAttentionSpec,), "encoder-decoder"),
     ({"executor": "external_launcher", "world": 2}, (FullAttentionSpec,), "must decide alike"),
@@ -137,6 +147,32 @@ def test_windows_are_off_where_vllm_cannot_hear_of_a_failed_load(
     assert connector._off and connector.get_transfer_results(set()) is None
     (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]
     assert "vLLM 0.30" in line
+
+
+def recurrent(**how: Any) -> str:
+    """Why an engine with recurrent layers is off; '' if it is served."""
+    seen = config()
+    seen.speculative_config = how.get("speculates")
+    seen.cache_config.use_replayssm = how.get("replays", False)
+    groups = kv_cache_config(kinds=(FullAttentionSpec, MambaSpec))
+    groups.hash_block_size = how.get("hashed", BLOCK)
+    return kvgroups.unsupported(seen, groups)
+
+
+def test_what_recurrent_layers_are_served_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recurrent() == ""
+    assert "--speculative-config" in recurrent(speculates=SimpleNamespace(method="ngram"))
+    assert "--use-replayssm" in recurrent(replays=True)
+    assert "--prefix-match-unit" in recurrent(hashed=BLOCK // 2)
+    monkeypatch.setattr(compat, "TELLS_STATES", False)
+    assert "0.30" in recurrent()
+
+
+def test_states_of_other_shapes_are_apart() -> None:
+    one, other = kv_cache_config(kinds=(MambaSpec,)), kv_cache_config(kinds=(MambaSpec,))
+    assert kvgroups.describe(one) == kvgroups.describe(other)
+    other.kv_cache_groups[0].kv_cache_spec.shapes = ((8, 3), (2, 4, 4))
+    assert kvgroups.describe(one) != kvgroups.describe(other)
 
 
 def test_the_engine_of_an_encoder_decoder_has_no_connector(

@@ -10,7 +10,7 @@ from pegaflow.connectors.vllm.settings import engine
 from pegaflow.connectors.vllm.tails import hash_of
 
 from .fakes import BLOCK, FullAttentionSpec, Request, Store, config, kv_cache_config
-from .hybrid import kv_config
+from .grouping import kv_config
 from .pair import Pair
 
 SAVED = [1, 2, 3, 4, 5, 6, 7]

@@ -12,20 +12,18 @@ from tests.connectors.vllm import model as models
 
 from .conftest import Told
 
-STATE = {"max_num_batched_tokens": 128}  # of Mamba layers, on the CPU
+UNCACHED = {"enable_prefix_caching": False}  # then vLLM keeps no states at the ends of blocks
 MEAN = {"runner": "pooling", "convert": "embed", "pooler_config": {"seq_pooling_type": "MEAN"}}
 KINDS: dict[str, dict[str, Any]] = {
     "mean": {"model": "llama", **MEAN},
-    "granite": STATE,
-    "falcon": STATE,
-    "lfm": STATE,
+    "granite": UNCACHED,
+    "lfm": {"max_num_batched_tokens": 128},
     "whisper": {"limit_mm_per_prompt": {"audio": 1}},
 }
 WHY = {
     "mean": "vLLM does not support prefix caching for this model",
-    "granite": "the KV cache kind MambaSpec",
-    "falcon": "the KV cache kind MambaSpec",
-    "lfm": "the KV cache kind MambaSpec",
+    "granite": "--enable-prefix-caching",
+    "lfm": "short convolutions",
     "whisper": "encoder-decoder",
 }
 

@@ -1,0 +1,32 @@
+"""KV cache groups of a model, as vLLM configures them and as the connector sees them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from pegaflow.connectors.common.groups import Group, window_blocks
+
+from .fakes import BLOCK, FullAttentionSpec
+from .specs import MambaSpec, SlidingWindowSpec
+
+STATE = -1
+"""In place of a window: the group's layers keep a state (recurrent.py)."""
+
+
+def seen_as(number: int, window: int | None) -> Group:
+    """What a group is to the connector."""
+    if window == STATE:
+        return Group(number, 1, recurrent=True)
+    return Group(number, None if window is None else window_blocks(window, BLOCK))
+
+
+def kv_config(windows: list[int | None], blocks: int) -> Any:
+    """vLLM's KVCacheConfig."""
+    groups = []
+    for number, window in enumerate(windows):
+        spec: Any = FullAttentionSpec() if window is None else SlidingWindowSpec()
+        if window == STATE:
+            spec = MambaSpec()
+        elif window is not None:
+            spec.sliding_window = window
+        groups.append(SimpleNamespace(kv_cache_spec=spec, layer_names=[f"layers.{number}"]))
+    return SimpleNamespace(num_blocks=blocks, kv_cache_groups=groups, hash_block_size=BLOCK)
