@@ -35,11 +35,6 @@ except ImportError:
     _hashes = None
 
 try:
-    from vllm.v1.core.sched.output import KVConnectorBlockState as _Blocks
-except ImportError:
-    _Blocks = None
-
-try:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource as _Source
 except ImportError:
     _Source = None
@@ -99,9 +94,6 @@ Metadata: Any = _named("KVConnectorMetadata")
 WorkerMetadata: Any = _named("KVConnectorWorkerMetadata")
 Results: Any = getattr(_base, "KVConnectorTransferResults", None if INSTALLED else SimpleNamespace)
 """What has ended, since 0.30; None in older versions."""
-
-TELLS_STATES = not INSTALLED or "boundary_state_offloads" in getattr(_Blocks, "__annotations__", ())
-"""Whether each step says which blocks hold whole states of recurrent layers."""
 
 Stats: Any = getattr(_metrics, "KVConnectorStats", _StandInStats)
 PromMetrics: Any = getattr(_metrics, "KVConnectorPromMetrics", _StandInMetrics)

@@ -134,7 +134,10 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
 def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
     found = _specs(kv_cache_config)
     if compat.Results is None:
-        return "windows need vLLM 0.30 or later, which hears of a load that has failed as a whole"
+        return (
+            "windows and states need vLLM 0.30 or later, which says where states are whole, and"
+            " hears of a load that has failed as a whole"
+        )
     if compat.attribute(vllm_config, "parallel_config.decode_context_parallel_size", 1) > 1:
         return "decode context parallelism is not supported with several KV cache groups"
     if STATE in _kinds(found) and (why := _unservable_states(vllm_config, kv_cache_config)):
@@ -159,8 +162,6 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
 def _unservable_states(vllm_config: Any, kv_cache_config: Any) -> str:
     """Why the states of recurrent layers cannot be served, with what to set; '' if they can."""
     kept = [one for one in compat.specs(kv_cache_config) if type(one).__name__ == STATE]
-    if not compat.TELLS_STATES:
-        return "this vLLM does not say where the states of recurrent layers are whole; 0.30 does"
     if any(compat.attribute(one, "mamba_cache_mode") != "align" for one in kept):
         return (
             "the states of recurrent layers are not kept at the ends of blocks; start vLLM with"

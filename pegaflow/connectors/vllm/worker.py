@@ -16,7 +16,8 @@ other.
 Of an engine with several ranks each makes these reports by itself. vLLM waits until all of them
 have reported a request as received or sent, adds their failed blocks up, and computes again from
 the first one that any rank names. A block is published only when every rank has saved its part, or
-one of those has that hold the same bytes, and the scheduler has committed its order: never that of a step in which any rank reports errors (steps.py).
+one of those has that hold the same bytes, and the scheduler has committed its order: never that of
+a step in which any rank reports errors (steps.py).
 """
 
 import time
