@@ -195,7 +195,8 @@ def test_an_engine_that_only_reads_saves_no_windows(start: Start, store: Store) 
 def test_whatever_happens_nothing_wrong_is_saved_or_loaded(
     start: Start, store: Store, windows: list[int | None]
 ) -> None:
-    assert sum(crowd(start, store, windows, seed) for seed in range(3)) > 0
+    seeds = [1] if STATE in windows else range(3)  # test_recurrent.py has more of those
+    assert sum(crowd(start, store, windows, seed) for seed in seeds) > 0
 
 
 def crowd(start: Start, store: Store, windows: list[int | None], seed: int) -> int:
