@@ -12,6 +12,9 @@ Where all keep the same, they are the same tensor. Recurrent layers keep somethi
 without a type, fewer than the page that vLLM pads them to. So in their models all tensors that
 overlap are one run of bytes, as long as the longest of them (`overlaid`).
 
+In a model of one group no two layers overlap, and each may have a size and a dtype of its own: an
+indexer's cache of bytes beside latent vectors.
+
 An attention backend may cut the engine's blocks into smaller ones of its own, so that the tensor
 counts k times as many; those k are the outermost part of the block's inside.
 """
@@ -55,7 +58,14 @@ class Plan:
     storages: tuple[int, ...]  # addresses; entry i is region i of the layout
 
 
-def plan(tensors: Sequence[Tensor], blocks: int, name: str = "", *, overlaid: bool = False) -> Plan:
+def plan(
+    tensors: Sequence[Tensor],
+    blocks: int,
+    name: str = "",
+    *,
+    overlaid: bool = False,
+    mixed: bool = False,
+) -> Plan:
     """The layout of all layers.
 
     Args:
@@ -63,6 +73,7 @@ def plan(tensors: Sequence[Tensor], blocks: int, name: str = "", *, overlaid: bo
         blocks: how many the engine has.
         name: vLLM's own of the axis order; '' where it has none.
         overlaid: tensors may overlap that are not the same.
+        mixed: they never do, so their dtypes may differ.
 
     Raises:
         Unrepresentable: a tensor's blocks are not where a `Layout` can say it.
@@ -70,7 +81,7 @@ def plan(tensors: Sequence[Tensor], blocks: int, name: str = "", *, overlaid: bo
     if not tensors or blocks < 1:
         raise Unrepresentable(f"{len(tensors)} tensors and {blocks} blocks")
     dtypes = sorted({tensor.dtype for tensor in tensors})
-    if len(dtypes) > 1 and not overlaid:
+    if len(dtypes) > 1 and not (overlaid or mixed):
         raise Unrepresentable(f"layers of different dtypes: {', '.join(dtypes)}")
     unique: dict[tuple[object, ...], Tensor] = {}
     for tensor in sorted(tensors, key=lambda one: _natural(one.layer)):
@@ -82,7 +93,7 @@ def plan(tensors: Sequence[Tensor], blocks: int, name: str = "", *, overlaid: bo
     for tensor in unique.values():
         axis, split = block_axis(tensor.shape, blocks)
         layers += _entries(tensor, axis, split, storages.index(tensor.storage))
-        kind = f"{tensor.dtype} " if overlaid else ""
+        kind = f"{tensor.dtype} " if overlaid or len(dtypes) > 1 else ""
         meanings.append(f"{tensor.layer} {kind}{_meaning(tensor, axis, split)}")
     layers = _joined(layers) if overlaid else layers
     first = _meaning(tensors[0], *block_axis(tensors[0].shape, blocks))

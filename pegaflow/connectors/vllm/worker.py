@@ -176,10 +176,10 @@ class Worker:
         """
         if self._engine is None:
             return
-        overlaid = bool(self._engine.groups and self._engine.groups.states)
+        groups, name = self._engine.groups, self._layout_name
+        overlaid, mixed = bool(groups and groups.states), groups is None
         try:
-            found = tensors(caches)
-            planned = plan(found, self._blocks, self._layout_name, overlaid=overlaid)
+            planned = plan(tensors(caches), self._blocks, name, overlaid=overlaid, mixed=mixed)
         except Unrepresentable as error:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return

@@ -1,5 +1,7 @@
 """Tensors of every known shape become layouts whose pages hold exactly a block's bytes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,22 @@ def test_layers_stand_in_the_order_of_their_numbers() -> None:
     shuffled = sorted(given, key=lambda t: t.layer)
     assert [t.layer for t in shuffled][2] == "layers.10.attn"
     assert plan(shuffled, BLOCKS).layout == plan(given, BLOCKS).layout
+
+
+def test_an_indexer_s_cache_of_bytes_lies_beside_latent_vectors() -> None:
+    latent = np.arange(BLOCKS * 4 * 24, dtype=np.uint16).reshape(BLOCKS, 1, 4, 24)
+    index = np.arange(BLOCKS * 4 * 13, dtype=np.uint8).reshape(BLOCKS, 1, 4, 13)
+    both = [tensor("layers.0.attn", latent, latent), tensor("layers.0.indexer", index, index)]
+    with pytest.raises(Unrepresentable):
+        plan(both, BLOCKS)
+    made = plan(both, BLOCKS, mixed=True)
+    assert made.layout.dtype == "uint16/uint8" and len(made.storages) == 2
+    assert fault(made.layout, [latent.nbytes, index.nbytes]) == ""
+    raw = [latent.reshape(-1).view(np.uint8), index.reshape(-1)]
+    page = np.concatenate([raw[r][o : o + n] for r, o, n, _ in pieces(made.layout, 3)])
+    assert page.tobytes() == latent[3].tobytes() + index[3].tobytes()
+    swapped = [replace(both[0], dtype="uint8"), replace(both[1], dtype="uint16")]
+    assert fingerprint(plan(swapped, BLOCKS, mixed=True).layout) != fingerprint(made.layout)
 
 
 def test_layers_that_share_their_memory_are_copied_once() -> None:
