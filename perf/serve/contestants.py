@@ -92,9 +92,15 @@ def ours(size: int) -> Iterator[str]:
 
 @contextmanager
 def native(size: int) -> Iterator[str]:
-    """vLLM's own, without a process of its own."""
+    """vLLM's own, without a process of its own; what its engine leaves of its memory is removed."""
     extra = {"spec_name": "HostSpec", "spec_module_path": "tests.connectors.vllm.real.offloaded"}
-    yield told("OffloadingConnector", None, {**extra, "cpu_bytes_to_use": size})
+    said = json.loads(told("OffloadingConnector", None, {**extra, "cpu_bytes_to_use": size}))
+    name = f"perf-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        yield json.dumps({**said, "engine_id": name})
+    finally:
+        for left in Path("/dev/shm").glob(f"vllm_offload_*{name}*"):
+            left.unlink()
 
 
 @contextmanager

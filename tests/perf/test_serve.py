@@ -65,6 +65,9 @@ def test_a_counter_is_summed_over_engines() -> None:
 def test_what_an_engine_is_told() -> None:
     with contestants.native(1 << 30) as told:
         said = json.loads(told)
+        left = Path(f"/dev/shm/vllm_offload_{said['engine_id']}.mmap")
+        left.touch()
+    assert not left.exists(), "an engine that is told to end leaves it"
     assert said["kv_connector"] == "OffloadingConnector" and "kv_connector_module_path" not in said
     assert said["kv_connector_extra_config"]["cpu_bytes_to_use"] == 1 << 30
     said = json.loads(contestants.told("X", "a.module", {}))
