@@ -118,10 +118,10 @@ class Eviction(Part):
         going = int(np.searchsorted(here.pages_to(found), count)) + 1
         if not tiers.mind:
             return _Chosen(found[:going], [], [])
-        of = here.blocks.handles.of
+        all_of = here.blocks.handles.all_of
 
         def candidates(some: slice) -> list[Block]:
-            return list(map(of, found[some].tolist()))
+            return all_of(found[some])
 
         blocks, effects = tiers.before_eviction(candidates, min(going, len(found)), now)
         if msg.ahead:
@@ -182,7 +182,7 @@ class Eviction(Part):
     def _evict(self, victims: Pages, now: int) -> tuple[int, list[PageId]]:
         """Those of these that nobody uses go: how many, and their pages."""
         here, mind = self._residency, self._tiers.mind
-        blocks = list(map(here.blocks.handles.of, victims.tolist())) if mind else []
+        blocks = here.blocks.handles.all_of(victims) if mind else []
         gone, pages = here.evict(victims, now)
         if mind:
             self._tiers.evicted([blocks[at] for at in np.flatnonzero(gone).tolist()], now)

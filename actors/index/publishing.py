@@ -80,7 +80,7 @@ class Publishing(Part):
         if not len(places):
             return effects
         here = self._residency
-        blocks = list(map(here.blocks.handles.of, first.tolist())) if self._lookup.awaited else []
+        blocks = here.blocks.handles.all_of(first) if self._lookup.awaited else []
         if tier is None:
             self._counts["blocks_sealed"] += len(places)
             if chained_:
@@ -169,7 +169,7 @@ class Publishing(Part):
         else:
             self._counts["bytes_sealed"] += len(new) * shards * msg.payload_bytes
             if self._tiers.mind:
-                self._tiers.offer(list(map(here.blocks.handles.of, pages[new, 0].tolist())))
+                self._tiers.offer(here.blocks.handles.all_of(pages[new, 0]))
         first = pages[:, 0]
         if not whole:
             first = np.where(resident < 0, first, resident)[found]

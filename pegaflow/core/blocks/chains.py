@@ -71,6 +71,17 @@ class Chains:
             if not self._orphans or not self._adopt(PageId(int(found[-1]))):
                 return found[::-1]
 
+    def before(self, first: Pages) -> Pages:
+        """First page of the block before each of these, -1: it is not here."""
+        for page in first.tolist() if self._orphans else ():
+            self._adopt(PageId(page))
+        found = self._columns.parents(first)
+        at = (found >= 0).nonzero()[0]
+        parents = found[at]
+        there = self._columns.linked(first[at], parents, self._stamps(parents))
+        found[at[~there]] = -1
+        return found
+
     def _adopt(self, first: PageId) -> bool:
         """Whether the block before this one has come."""
         name = self._orphans.get(first)

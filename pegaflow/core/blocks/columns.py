@@ -181,6 +181,15 @@ class Columns:
         same &= self._head[parents] == parents + 1
         return same
 
+    def parents(self, first: Pages) -> Pages:
+        """Where the block before each of these was, -1: nobody knows."""
+        return self._parent[first].astype(np.int64) - 1
+
+    def births(self, first: Pages) -> list[int]:
+        """When each of these was published."""
+        times: list[int] = self._born_ns[first].tolist()
+        return times
+
     def born_ns(self, first: PageId) -> int:
         """When the block was published."""
         return int(self._born_ns[first])

@@ -38,10 +38,15 @@ class Handles:
 
     Args:
         make: the block that begins at a page, of which there is no object.
+        make_all: the same of many.
     """
 
-    def __init__(self, make: Callable[[PageId], Block] | None = None) -> None:
-        self._make = make
+    def __init__(
+        self,
+        make: Callable[[PageId], Block] | None = None,
+        make_all: Callable[[Pages], list[Block]] | None = None,
+    ) -> None:
+        self._make, self._make_all = make, make_all
         self._there: WeakValueDictionary[PageId, Block] = WeakValueDictionary()
         self._marks = np.zeros(0, np.bool_)  # by first page; others have no object
 
@@ -57,6 +62,18 @@ class Handles:
             block = self._make(first)
             self.note(block)
         return block
+
+    def all_of(self, first: Pages) -> list[Block]:
+        """The objects of many: those that are not there are made together."""
+        pages = first.tolist()
+        held = [self._there.get(page) for page in pages]
+        absent = dict.fromkeys([page for page, b in zip(pages, held, strict=True) if b is None])
+        made: list[Block] = []  # referred to, as `held` is, until they are given out
+        if absent and self._make_all is not None:
+            made = self._make_all(np.array([*absent], np.int64))
+        for block in made:
+            self.note(block)
+        return list(map(self.of, pages))
 
     def note(self, block: Block) -> None:
         """This object stands for the block."""

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from pegaflow.core.pool.columns import again, repeats
 from pegaflow.core.pool.fingerprints import U64, fingerprints, fold
 from pegaflow.core.pool.ledger import NAMESPACE_BYTES, RECORD_BYTES, Record
-from pegaflow.core.pool.records import ROW, are_of, body_of, keys_of
+from pegaflow.core.pool.records import ROW, are_of, body_of, keys_of, page_sizes
 from pegaflow.core.pool.scan import by_namespace
-from pegaflow.wire.identities import NO_KEY, Key, Namespace, PageId
+from pegaflow.wire.identities import NO_KEY, Key, Namespace, PageId, Stamp
 from pegaflow.wire.layout import PAGE_ALIGN
 from pegaflow.wire.units import Bytes, Count
 
@@ -97,7 +97,7 @@ class PrefixIndex:
         stamps: Callable[[Pages], U64] | None = None,
     ) -> None:
         self.columns = Columns()
-        self.handles = Handles(self._made)
+        self.handles = Handles(self._made, self._made_all if rows is not None else None)
         self._map = KeyMap()
         self._twins: dict[tuple[Namespace, Key], PageId] = {}  # whose fingerprint another one has
         self._cuts: dict[Namespace, Cut] = {}  # none without blocks
@@ -154,7 +154,7 @@ class PrefixIndex:
         found = self.look(namespace, keys).first
         absent = np.flatnonzero(found < 0)
         run = found[: absent[0]] if len(absent) else found
-        return list(map(self.handles.of, run.tolist()))
+        return self.handles.all_of(run)
 
     def cut(self, namespace: Namespace) -> Cut | None:
         """How blocks of the namespace are cut; None: none of it is here."""
@@ -317,6 +317,52 @@ class PrefixIndex:
             checksums=tuple(record.checksum or 0 for record in records),
             born_ns=self.columns.born_ns(first),
         )
+
+    def _made_all(self, first: Pages) -> list[Block]:
+        """The objects of blocks, of which none is there twice."""
+        records = self._rows(first)
+        rows = records.view(ROW)[:, 0]
+        pages, owners = self.columns.all_pages(first, rows["shards"])
+        every = rows if len(pages) == len(first) else self._rows(pages).view(ROW)[:, 0]
+        ends = np.searchsorted(owners, np.arange(1, len(first) + 1)).tolist()
+        starts, ids = [0, *ends[:-1]], list(map(PageId, pages.tolist()))
+        stamps = list(map(Stamp, every["stamp"].tolist()))
+        sums = every["checksum"].tolist()
+        spaces: list[Namespace] = [Namespace(b"")] * len(first)
+        for namespace, here, _ in by_namespace(rows):
+            for at in here.nonzero()[0].tolist():
+                spaces[at] = namespace
+        columns = zip(
+            *(spaces, keys_of(rows), page_sizes(rows).tolist()),
+            *(rows["seal"].tolist(), rows["depth"].tolist()),
+            *(self._parents_of(first), self.columns.births(first)),
+            *(starts, ends),
+            strict=True,
+        )
+        return [
+            Block(
+                namespace=namespace,
+                key=key,
+                page_size=size,
+                pages=tuple(ids[start:end]),
+                stamps=tuple(stamps[start:end]),
+                seal=seal,
+                depth=depth,
+                parent=parent,
+                checksums=tuple(sums[start:end]),
+                born_ns=born_ns,
+            )
+            for namespace, key, size, seal, depth, parent, born_ns, start, end in columns
+        ]
+
+    def _parents_of(self, first: Pages) -> list[Key]:
+        """The keys of the blocks before these; NO_KEY: it is not here."""
+        before = self.chains.before(first)
+        found, here = [NO_KEY] * len(first), before >= 0
+        keys = keys_of(self._rows(before[here]).view(ROW)[:, 0])
+        for at, key in zip(here.nonzero()[0].tolist(), keys, strict=True):
+            found[at] = key
+        return found
 
     def _rows_read(self, pages: Pages) -> U64:
         rows = [self._row(page) for page in pages.tolist()]

@@ -1,10 +1,12 @@
 """A resident block is no object, and costs what its numbers cost."""
 
+import dataclasses
 import gc
 import random
 import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +15,9 @@ from pegaflow.core.blocks.handles import Block, Handles
 from pegaflow.core.blocks.table import Fresh, PrefixIndex
 from pegaflow.core.policy.lru import Lru
 from pegaflow.core.pool.fingerprints import fingerprints
-from pegaflow.wire.identities import Key, Namespace, PageId, Stamp
+from pegaflow.core.pool.ledger import Header, Ledger, ledger_bytes
+from pegaflow.core.pool.records import bodies_of
+from pegaflow.wire.identities import NO_KEY, Incarnation, Key, Namespace, PageId, Stamp
 
 NAMESPACE = Namespace(b"n" * 16)
 PAGE, BATCH, BLOCKS = 16384, 1024, 98_304
@@ -120,3 +124,50 @@ def test_a_chain_is_walked_as_its_blocks_lie(
     for first in range(0, 200, 7):
         found = columns.walk(PageId(first), most).tolist()
         assert found == walked_one_by_one(parents, first, most)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_objects_that_are_made_together_are_those_made_one_by_one(shards: int) -> None:
+    count = 40
+    size = ledger_bytes(1, 256)
+    header = Header(
+        bytes(16),
+        b"boot",
+        PAGE * 256,
+        PAGE * 256,
+        records_per_extent=256,
+        incarnation=Incarnation(1),
+    )
+    ledger = Ledger.format(bytearray(size), header)
+    index = PrefixIndex(ledger.read, lambda pages: ledger.rows().take(pages, axis=0))
+    keys = keys_of(0)[:count]
+    pages = np.random.default_rng(1).permutation(200)[: count * shards].reshape(count, shards)
+    flat = pages.reshape(-1)
+    bodies = bodies_of(
+        NAMESPACE,
+        PAGE - 7,
+        shards,
+        stamps=flat.astype(np.uint64) + np.uint64(500),
+        checksums=(flat % 3).tolist(),
+        seals=range(1, count + 1),
+        keys=keys,
+        depths=np.arange(count),
+    )
+    ledger.seal_bodies(flat, bodies)
+    names = fingerprints(NAMESPACE, keys)
+    index.put(Fresh(NAMESPACE, keys, names, pages=pages, page_size=PAGE), 17)
+    before = np.concatenate(([-1], pages[:-1, 0]))
+    before[20] = -1  # nobody knows
+    index.columns.link(pages[:, 0], before, ledger.rows()[before, 1])
+    index.columns.link(pages[30:31, 0], before[30:31], np.array([9], np.uint64))  # another is there
+    one_by_one = [index._made(PageId(page)) for page in pages[:, 0].tolist()]
+    kept = index.handles.of(PageId(int(pages[3, 0])))
+    together = index.handles.all_of(np.append(pages[:, 0], pages[5, 0]))
+    assert together[3] is kept and together[5] is together[-1]
+    assert together[5] is index.handles.of(PageId(int(pages[5, 0])))
+    for mine, other in zip(together[:-1], one_by_one, strict=True):
+        for field in dataclasses.fields(Block):
+            if field.name != "leases":
+                assert getattr(mine, field.name) == getattr(other, field.name), field.name
+    assert [block.parent for block in together[19:22]] == [keys[18], NO_KEY, keys[20]]
+    assert together[30].parent == NO_KEY
