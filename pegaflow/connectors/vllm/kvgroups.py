@@ -120,6 +120,11 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     kinds = _kinds(found)
     if not found:
         return "the model has 0 KV cache groups"
+    if _computes_whole_prompts(vllm_config):
+        return (
+            "vLLM computes latent attention here from a prompt's first token on alone (so it does"
+            " on a CPU without AMX, with its own prefix cache turned off)"
+        )
     why = ""
     if kinds - SERVED:
         listed = ", ".join(sorted(kinds - SERVED))
@@ -129,6 +134,14 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     if why and kinds <= FULL_ATTENTION | WINDOWED and kinds & FULL_ATTENTION:
         why += "; vLLM started with --disable-hybrid-kv-cache-manager is served"
     return why
+
+
+def _computes_whole_prompts(vllm_config: Any) -> bool:
+    """Whether tokens behind found ones would be computed without these: of latent attention vLLM's
+    platform for CPUs knows it, and turns both of these settings off (platforms/cpu.py)."""
+    settings = ("cache_config.enable_prefix_caching", "scheduler_config.enable_chunked_prefill")
+    off = all(compat.attribute(vllm_config, name) is False for name in settings)
+    return off and bool(compat.attribute(vllm_config, "model_config.use_mla", False))
 
 
 def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:

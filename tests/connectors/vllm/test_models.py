@@ -19,6 +19,7 @@ from .fakes import (
     output,
     role,
 )
+from .latent import MLAAttentionSpec
 from .pair import Pair
 from .specs import (
     ChunkedLocalAttentionSpec,
@@ -166,6 +167,18 @@ def test_what_recurrent_layers_are_served_with(monkeypatch: pytest.MonkeyPatch) 
     assert "--prefix-match-unit" in recurrent(hashed=BLOCK // 2)
     monkeypatch.setattr(compat, "Results", None)
     assert "0.30" in recurrent()
+
+
+def test_latent_attention_that_cannot_go_on_behind_found_tokens_is_off() -> None:
+    made = config(use_mla=True)
+    cache = kv_cache_config(kinds=(MLAAttentionSpec,))
+    assert kvgroups.unsupported(made, cache) == ""
+    made.cache_config.enable_prefix_caching = False
+    assert kvgroups.unsupported(made, cache) == "", "somebody has turned vLLM's own cache off"
+    made.scheduler_config = SimpleNamespace(enable_chunked_prefill=False)
+    assert "from a prompt's first token on alone" in kvgroups.unsupported(made, cache)
+    made.model_config.use_mla = False
+    assert kvgroups.unsupported(made, cache) == ""
 
 
 def test_states_of_other_shapes_are_apart() -> None:
