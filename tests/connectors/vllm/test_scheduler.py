@@ -10,6 +10,12 @@ from .fakes import FakeClient, Request, Store, output
 from .pair import PATIENCE_S, Pair
 
 
+def after_another(pair: Pair, store: Store) -> tuple[Pair, Request]:
+    """A patient engine behind one that has saved a prompt, and a request for that."""
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    return Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
+
+
 def ask(pair: Pair, request: Request) -> tuple[int | None, bool]:
     return pair.scheduler.get_num_new_matched_tokens(request, 0)
 
@@ -17,8 +23,7 @@ def ask(pair: Pair, request: Request) -> tuple[int | None, bool]:
 def test_the_first_requests_wait_for_ranks_that_are_on_their_way(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
+    other, request = after_another(pair, store)
     with monkeypatch.context() as patched:
         patched.setattr(FakeClient, "complete", False)
         other.scheduler.on_new_request(request)
@@ -45,8 +50,7 @@ def test_a_rank_that_never_comes_is_waited_for_once(
 def test_the_first_requests_wait_for_a_session_that_is_being_opened(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch, refusal: str
 ) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
+    other, request = after_another(pair, store)
     client = next(c for c in store.clients[2:] if c.opens)
     with monkeypatch.context() as patched:
         patched.setattr(FakeClient, "attached", False)
@@ -110,8 +114,7 @@ def test_a_session_that_is_lost_and_comes_back_costs_no_hit(
 def test_that_it_was_lost_is_no_miss_where_it_is_read_once_it_is_back(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
-    other, request = Pair(extra={"pegaflow.timeout_ms": 1000 * PATIENCE_S}), Request("b", 25)
+    other, request = after_another(pair, store)
     with monkeypatch.context() as patched:
         patched.setattr(FakeClient, "attached", False)
         other.scheduler.on_new_request(request)
