@@ -98,7 +98,8 @@ hazards any more, and no copies that would need them.
     Load     may overtake the Took, since ranks have their own connections: one that names a number
              that was lent waits for it, TOOK_NS at most
     Looked   sent now and then: lookups, keys and hits for the metrics, and what was used under
-             hazards that the client has cleared itself, for Touched
+             hazards that the client has cleared itself, for Touched; before a Save too, if there is
+             such a use, as Touched is before a Seal: it must not look younger than what is saved
 
 A lease that the client has not passed on within SHARE_NS is passed on when it next looks at its
 sockets.  Before and after each copy the session compares the pages with the ledger, so a hazard

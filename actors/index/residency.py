@@ -88,7 +88,7 @@ class Residency(Part):
         self.resident_bytes = 0  # of the pool, in pages of resident blocks
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
         self._growing: dict[_End, _Growth] = {}  # by the last block of each such chain
-        self._grown: deque[tuple[_End, _Growth]] = deque()  # to be put in order, the oldest first
+        self._grown: deque[tuple[_End, _Growth]] = deque()  # to be put in order, in this order
         self._adopted = False  # what an earlier life has left is here, and in order
 
     @property
@@ -286,8 +286,11 @@ class Residency(Part):
                 assert record is not None and record.stamp == stamp and record.key == block.key
 
     def _growth_ends(self) -> None:
-        """What has grown is to be put in order."""
-        self._grown += [one for one in self._growing.items() if one[1].grown]
+        """What has grown is to be put in order, and so is what was begun after it: the first piece
+        of a chain that is being saved must not be older than a whole one before it."""
+        chains = list(self._growing.items())
+        first = next((at for at, (_, growth) in enumerate(chains) if growth.grown), len(chains))
+        self._grown += chains[first:]
         self._growing = {}
 
     def _settle(self, most: Count | None = None) -> None:

@@ -81,7 +81,12 @@ class Session(Actor):
         self.orders = orders = Orders(member)
         self.reservation = reservation = Reservation(member, engine)
         publishing = Publishing(
-            member, engine, orders=orders, reservation=reservation, counts=counts
+            member,
+            engine,
+            orders=orders,
+            reservation=reservation,
+            touches=touches,
+            counts=counts,
         )
         batches = Batches(
             engine, orders=orders, reservation=reservation, publishing=publishing, counts=counts

@@ -34,6 +34,7 @@ from .orders import Orders, count_dropped
 from .records import NO_PLACES, Order, Seals
 from .reservation import Reservation
 from .space import Space
+from .touches import Touches
 
 INDEX_NS: Nanoseconds = 1000 * MS
 """Patience with the index: a hundred times its worst answer on a busy host."""
@@ -58,11 +59,12 @@ class Publishing(Part):
         *,
         orders: Orders,
         reservation: Reservation,
+        touches: Touches,
         counts: Counter[str],
     ) -> None:
         self._member, self._engine = member, engine
         self._orders, self._reservation = orders, reservation
-        self._counts = counts
+        self._touches, self._counts = touches, counts
         self._unsealed: list[_Parts] = []  # Seals for the next index
         self._gathered: dict[Hashable, Order] = {}  # with something to seal under no claim, by name
         self._unclaimed = Seals()  # under no claim, of all orders
@@ -130,7 +132,8 @@ class Publishing(Part):
             effects = self._sealed(parts, answer) + self._seal(parts[0][0], now)
             return effects + self._reservation.pass_on(now)
 
-        return [Ask(index, _seal_of(space, parts), now + INDEX_NS, sealed)]
+        ask = Ask(index, _seal_of(space, parts), now + INDEX_NS, sealed)
+        return [*self._touches.tell(), ask]
 
     def _sealed(self, parts: _Parts, answer: Message) -> list[Effect]:
         """The index has answered for what a Seal has named."""

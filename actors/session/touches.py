@@ -1,7 +1,10 @@
 """What was used under hazards, told to the index after the fact.
 
-It ages blocks as the end of a lease of its own does.  A word that is lost makes a block older than
-it is, so what is too much while there is no index is forgotten, the oldest first.
+It ages blocks as the end of a lease of its own does.  It is told with the beat, and before a Seal:
+what was used before a block was published must not look younger than the block, for a pool that
+everybody has just read from would give up what is being saved into it, its head first.  A word that
+is lost makes a block older than it is, so what is too much while there is no index is forgotten,
+the oldest first.
 """
 
 from collections import Counter
@@ -33,7 +36,7 @@ class Touches(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Tell the index."""
-        return self._tell()
+        return self.tell()
 
     def add(self, firsts: Places) -> list[Effect]:
         """A lease of our own has ended.
@@ -42,9 +45,10 @@ class Touches(Part):
             firsts: the first page of each block, in chain order.
         """
         self._waiting = np.concatenate([self._waiting, firsts])
-        return self._tell() if len(self._waiting) >= TOUCHED_BATCH else []
+        return self.tell() if len(self._waiting) >= TOUCHED_BATCH else []
 
-    def _tell(self) -> list[Effect]:
+    def tell(self) -> list[Effect]:
+        """The index hears of all that waits."""
         if self._member.peer(INDEX) == NOBODY:
             forgotten = len(self._waiting) - TOUCHED_MAX
             if forgotten > 0:

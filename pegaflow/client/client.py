@@ -330,7 +330,7 @@ class Client(Shell):
         as_keys([key for chain in chains for key in chain.keys])
         deadline = self._deadline(timeout)
         ticket, effects = self._own.operations.save(chains, deadline, commits=commits)
-        self._apply(effects)
+        self._apply([*self._search.tell_used(time.monotonic_ns()), *effects])
         return ticket
 
     def skip_save(self, order: int) -> None:

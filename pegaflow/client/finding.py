@@ -219,6 +219,10 @@ class Finding:
         effects = [effect for number in old for effect in self._pass_on(number)]
         return effects + (self._tell(now) if now >= self._told_ns + LOOKED_NS else [])
 
+    def tell_used(self, now: int) -> list[Effect]:
+        """Say which blocks were used, before something is saved that is younger than this use."""
+        return self._tell(now) if self._used and self._current else []
+
     # inside
 
     @property

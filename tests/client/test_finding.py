@@ -151,6 +151,16 @@ def test_a_lease_that_is_released_costs_no_message() -> None:
     assert s.wait(LOOKED_NS) == [] and s.f.wake_at() is None
 
 
+def test_a_use_is_told_at_once_if_something_is_saved_after_it() -> None:
+    s = Searcher().borrow()
+    lease = s.held(3)
+    assert s.f.tell_used(s.c.now) == [], "it is in use"
+    assert s.f.release(lease)
+    s.c.do(s.f.tell_used(s.c.now))
+    assert s.c.look() == [Looked(1, 3, 3, as_pages(5, 6, 7))]
+    assert s.f.tell_used(s.c.now) == []
+
+
 def test_a_lease_that_is_passed_on_is_the_sessions() -> None:
     s = Searcher().borrow()
     lease = s.held(3)

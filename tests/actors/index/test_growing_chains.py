@@ -122,6 +122,19 @@ def test_what_it_grows_from_is_as_young() -> None:
     assert press(rig, 8) == (4, 3, 2, 1, 0)
 
 
+@pytest.mark.parametrize("beats", [0, 1])
+def test_what_was_begun_after_it_stays_younger(beats: int) -> None:
+    """Else the first piece of what is being saved would be the oldest of all, and go."""
+    rig, _ = index()
+    first, second = claim(rig, OTHERS[:3]).number, claim(rig, KEYS[:4]).number
+    piece(rig, first, OTHERS, range(2), 5)
+    piece(rig, first, OTHERS, range(2, 3), 5)
+    piece(rig, second, KEYS, range(2))
+    rig.wait(beats * BEAT_NS)
+    assert press(rig, 3) == (7, 6, 5)
+    assert press(rig, 2) == (1, 0)
+
+
 def test_victims_older_than_its_growth_put_nothing_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
