@@ -27,17 +27,18 @@ EMPTY_SHARE: Share = 1 / 16
 """Of the extents of a page size, so much stands empty at most: 2 MiB of 32.  It is memory without
 blocks, and as large a share of the hits is lost with it at most."""
 
-EMPTY_PAGES: Count = 1152
+EMPTY_PAGES: Count = 2176
 """There are so many free pages of a size at most: what two of the largest Reserves of a session
-take (512, and the 64 that it keeps ready).  So the lower mark is one of them: while that is filled,
-the next is evicted."""
+take (1,024, and the 64 that it keeps ready).  So the lower mark is one of them: while that is
+filled, the next is evicted."""
 
 EMPTY_BYTES: Bytes = 128 * MIB
 """And up to so many bytes: two of the largest Reserves again, if the pages are large."""
 
-BATCH_PAGES: Count = 256
-"""Of one Pressure ahead of need: one or two milliseconds of the index, for which a Claim, a Seal or
-a Reserve that finds too few pages waits at most.  Smaller ones would pay for more barriers."""
+BATCH_PAGES: Count = 544
+"""Of one Pressure ahead of need, half of the lower mark: one or two milliseconds of the index, for
+which a Claim, a Seal or a Reserve that finds too few pages waits at most.  Smaller ones would pay
+for more barriers."""
 
 REST_NS: Nanoseconds = 100 * MS
 """After a Pressure that freed nothing, none is sent ahead of need for so long: what could go is in

@@ -40,9 +40,9 @@ READY_BYTES: Bytes = 8 << 20
 READY_PAGES_MAX: Count = 64
 """Pages kept ready at most: nobody else has them, and of a pool of 32 MiB they are an eighth."""
 
-RESERVE_MAX: Count = 512
-"""Pages asked for at once: a long save must not evict the whole pool before it copies a byte, nor
-keep the index from its lookups for long."""
+RESERVE_MAX: Count = 1024
+"""Pages asked for at once, those of a batch: a long save must not evict the whole pool before it
+copies a byte, nor keep the index from its lookups for long."""
 
 RESERVE_BYTES: Bytes = 64 << 20
 """Bytes of these pages at most, but for one batch."""

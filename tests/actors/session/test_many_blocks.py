@@ -8,7 +8,6 @@ import pytest
 
 from pegaflow.actors.session import batches, reservation
 from pegaflow.actors.session.actor import Session
-from pegaflow.actors.session.batches import BATCH_BLOCKS
 from pegaflow.actors.session.reservation import READY_PAGES_MAX
 from pegaflow.core.pool.columns import column
 from pegaflow.core.pool.columns import said as as_said
@@ -121,10 +120,10 @@ def test_a_save_of_a_thousand_blocks_takes_few_messages() -> None:
 
 @pytest.mark.parametrize(
     ("pool", "sizes"),
-    [(1 << 30, [4, 28]), (256 << 20, [4, 16, 12]), (64 << 20, [4, 8, 8, 8, 4])],
+    [(1 << 30, [32]), (256 << 20, [16, 16]), (64 << 20, [8, 8, 8, 8])],
 )
 def test_few_large_blocks_move_in_few_batches(pool: int, sizes: list[int]) -> None:
-    """The first has the pages that are ready; the others are as large as the pool allows."""
+    """They are as large as the pool allows."""
     service = Service(4, page=2 << 20, pool=pool)
     sent = service.save(32)
     every = as_said(column(range(32)))
@@ -180,8 +179,12 @@ def test_what_a_claim_has_brought_is_not_expected_any_more() -> None:
     assert actor.reservation._demand.wanted() == (0, 0)
 
 
-def test_what_is_sealed_is_returned_before_other_pages_are_asked_for_or_by_the_beat() -> None:
-    service = Service(ready=BATCH_BLOCKS // 2)
+def test_what_is_sealed_is_returned_before_other_pages_are_asked_for_or_by_the_beat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "BATCH_BLOCKS", MANY // 4)
+    monkeypatch.setattr(reservation, "RESERVE_MAX", MANY // 2)
+    service = Service(ready=MANY // 4)
     sent = service.save(MANY)
     everything = as_said(column(range(MANY)))
     service.tell(IDX, Claimed(ClaimId(1), everything), answer=sent[0].question)
