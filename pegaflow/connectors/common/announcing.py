@@ -23,6 +23,7 @@ from enum import IntEnum
 from itertools import islice
 from typing import Any
 
+from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Count, Seconds
 
 KNOWN_MAX: Count = 131_072
@@ -49,7 +50,7 @@ class Tier(IntEnum):
 class Block:
     """One block that is looked at."""
 
-    key: bytes
+    key: Key
     parent: "Block | None"
     content: Any  # what an event says of it
     until_s: float  # when it is not awaited any more
@@ -81,17 +82,17 @@ class Announcer:
 
     def __init__(self, most: int = KNOWN_MAX) -> None:
         self._most = most
-        self._new: OrderedDict[bytes, Block] = OrderedDict()  # awaited; the next one first
-        self._old: OrderedDict[bytes, Block] = OrderedDict()
+        self._new: OrderedDict[Key, Block] = OrderedDict()  # awaited; the next one first
+        self._old: OrderedDict[Key, Block] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._new) + len(self._old)
 
-    def get(self, key: bytes) -> Block | None:
+    def get(self, key: Key) -> Block | None:
         """The block of this key, if it is known."""
         return self._new.get(key) or self._old.get(key)
 
-    def add(self, key: bytes, parent: Block | None, content: Any, now_s: float) -> Block | None:
+    def add(self, key: Key, parent: Block | None, content: Any, now_s: float) -> Block | None:
         """A block is there, or soon will be.
 
         Args:

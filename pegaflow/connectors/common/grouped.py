@@ -29,6 +29,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pegaflow.client import Lease, Seen
+from pegaflow.wire.identities import NO_KEY, Key
 from pegaflow.wire.values import LIST_MAX
 
 from .groups import Entry, Groups, blocks_of
@@ -76,7 +77,7 @@ class GroupedRequests(Requests):
         *,
         patience_s: float = 0.0,
         groups: Groups,
-        see: Callable[[Sequence[bytes]], Seen | None],
+        see: Callable[[Sequence[Key]], Seen | None],
     ) -> None:
         super().__init__(block_tokens, hash_tokens, ranks, saving, patience_s=patience_s)
         self._groups, self._see = groups, see
@@ -88,12 +89,12 @@ class GroupedRequests(Requests):
 
     # lookup
 
-    def wants_next(self, request: str) -> tuple[bytes, ...]:
+    def wants_next(self, request: str) -> tuple[Key, ...]:
         """Keys of the next question, if there is one."""
         tracked = self.tracked[request]
         return self._question(tracked) if self._is_asking(tracked) else ()
 
-    def _question(self, tracked: Tracked) -> tuple[bytes, ...]:
+    def _question(self, tracked: Tracked) -> tuple[Key, ...]:
         assert isinstance(tracked, GroupedRequest)
         if tracked.prefix is None and self._groups.full:
             return self._groups.full_keys(super()._question(tracked))
@@ -329,7 +330,7 @@ class GroupedRequests(Requests):
         """The state at a place, of all recurrent groups."""
         name, groups = self._name(tracked, place - 1), self._groups
         keys = tuple(groups.key(group, name) for group in groups.states)
-        parent = name if groups.full else b""
+        parent = name if groups.full else NO_KEY
         order = self.order(request, tracked, keys, blocks, parent=parent, first=place, end=place)
         self._loose.add(order.order)
         return order
@@ -345,15 +346,15 @@ class GroupedRequests(Requests):
             return None
         keys = tuple(self._groups.key(g, self._name(tracked, block)) for g, block in entries)
         last = places[-1]
-        parent = self._name(tracked, last - 1) if self._groups.full else b""
+        parent = self._name(tracked, last - 1) if self._groups.full else NO_KEY
         order = self.order(request, tracked, keys, blocks, parent=parent, first=last, end=last)
         tracked.kept = last
         self._loose.add(order.order)
         return order
 
-    def _name(self, tracked: Tracked, block: int) -> bytes:
+    def _name(self, tracked: Tracked, block: int) -> Key:
         """The engine's hash of a block of the request; empty before the first."""
-        return b"".join(self.keys(tracked, block, block + 1)) if block >= 0 else b""
+        return next(iter(self.keys(tracked, block, block + 1)), NO_KEY) if block >= 0 else NO_KEY
 
     def void(self, tracked: Tracked, first: int) -> None:
         """What was saved from this block on is not published: windows are kept anew from now on."""

@@ -31,6 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
+from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Count
 
 APART: Count = 8
@@ -133,7 +134,7 @@ class Groups:
 
     # their names
 
-    def key(self, group: Group, name: bytes) -> bytes:
+    def key(self, group: Group, name: Key) -> Key:
         """The key of a group's block.
 
         Args:
@@ -142,15 +143,15 @@ class Groups:
         if group is self._all[0]:
             return name
         tag = b"kv cache group %d" % group.number
-        return blake2b(name, digest_size=len(name), key=tag).digest()
+        return Key(blake2b(name, digest_size=len(name), key=tag).digest())
 
-    def full_keys(self, names: Iterable[bytes]) -> tuple[bytes, ...]:
+    def full_keys(self, names: Iterable[Key]) -> tuple[Key, ...]:
         """Keys of these blocks in all groups of full attention, block by block."""
         if len(self.full) == 1:
             return tuple(names)
         return tuple(self.key(group, name) for name in names for group in self.full)
 
-    def needed_keys(self, names: Sequence[bytes], place: int) -> tuple[bytes, ...]:
+    def needed_keys(self, names: Sequence[Key], place: int) -> tuple[Key, ...]:
         """Keys of all that is needed to resume at a place.
 
         Args:

@@ -36,6 +36,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from pegaflow.client import Lease
+from pegaflow.wire.identities import NO_KEY, Key
 from pegaflow.wire.units import Count, Seconds, Share
 from pegaflow.wire.values import LIST_MAX
 
@@ -86,12 +87,12 @@ class Requests:
         self._loose: set[int] = set()  # those of them whose blocks vLLM may give away
         self._held: dict[str, set[int]] = {}  # finished requests that vLLM keeps for these orders
 
-    def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[bytes, ...]:
+    def keys(self, tracked: Tracked, first: int = 0, end: int | None = None) -> tuple[Key, ...]:
         """Keys of the request's full blocks first..end."""
         hashes, ratio = tracked.source.block_hashes, self._ratio
-        last = len(hashes) // ratio
-        end = last if end is None else min(end, last)
-        return tuple(map(bytes, hashes[(first + 1) * ratio - 1 : end * ratio : ratio]))
+        stop = None if end is None else end * ratio
+        keys: Iterable[Any] = map(bytes, hashes[(first + 1) * ratio - 1 : stop : ratio])
+        return tuple(keys)
 
     def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
         """The request's entry, made if it is new."""
@@ -99,7 +100,7 @@ class Requests:
 
     # lookup
 
-    def wants(self, request: str, now_s: float) -> tuple[bytes, ...]:
+    def wants(self, request: str, now_s: float) -> tuple[Key, ...]:
         """Keys to look up now; empty if nothing is to be asked."""
         tracked = self.tracked[request]
         asks = tracked.lookup in (Lookup.NONE, Lookup.EARLY)
@@ -109,7 +110,7 @@ class Requests:
             return ()
         return self._question(tracked)
 
-    def _question(self, tracked: Tracked) -> tuple[bytes, ...]:
+    def _question(self, tracked: Tracked) -> tuple[Key, ...]:
         """Keys that a request asks for first."""
         return self.keys(tracked, 0, self._askable(tracked))
 
@@ -293,8 +294,7 @@ class Requests:
         if not keys:
             return None
         tracked.saved_to = first + len(keys)
-        hashes = tracked.source.block_hashes
-        parent = bytes(hashes[first * self._ratio - 1]) if first else b""
+        parent = self.keys(tracked, first - 1, first)[0] if first else NO_KEY
         targets = tuple(tracked.blocks[first : tracked.saved_to])
         end = tracked.saved_to
         return self.order(request, tracked, keys, targets, parent=parent, first=first, end=end)
@@ -303,10 +303,10 @@ class Requests:
         self,
         request: str,
         tracked: Tracked,
-        keys: tuple[bytes, ...],
+        keys: tuple[Key, ...],
         blocks: tuple[int, ...],
         *,
-        parent: bytes,
+        parent: Key,
         first: int,
         end: int,
     ) -> SaveOrder:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from pegaflow.wire.identities import NO_KEY, Key
 from pegaflow.wire.units import Count
 from pegaflow.wire.values import LIST_MAX
 
@@ -46,17 +47,17 @@ class Tail(NamedTuple):
 
     place: int  # full blocks before it
     end: int  # tokens of the prompt
-    key: bytes
+    key: Key
 
 
-def tail_key(name: bytes, tokens: int) -> bytes:
+def tail_key(name: bytes, tokens: int) -> Key:
     """The key of a block that has so many tokens.
 
     Args:
         name: vLLM's hash of them.
     """
     said = tokens.to_bytes(8, "little") + name
-    return blake2b(said, digest_size=len(name), person=b"pegaflow.tail").digest()
+    return Key(blake2b(said, digest_size=len(name), person=b"pegaflow.tail").digest())
 
 
 @dataclass(slots=True)
@@ -117,7 +118,7 @@ class TailedRequests(Requests):
 
     # lookup
 
-    def _question(self, tracked: Tracked) -> tuple[bytes, ...]:
+    def _question(self, tracked: Tracked) -> tuple[Key, ...]:
         assert isinstance(tracked, TailedRequest)
         tracked.tail = None
         keys = super()._question(tracked)
@@ -160,7 +161,7 @@ class TailedRequests(Requests):
 
     def _save(self, request: str, tracked: Tracked, tail: Tail) -> SaveOrder:
         place, blocks = tail.place, (tracked.blocks[tail.place],)
-        parent = b"".join(self.keys(tracked, place - 1, place)) if place else b""
+        parent = self.keys(tracked, place - 1, place)[0] if place else NO_KEY
         order = self.order(
             request, tracked, (tail.key,), blocks, parent=parent, first=place, end=place
         )

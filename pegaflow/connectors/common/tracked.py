@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from pegaflow.client import Lease
+from pegaflow.wire.identities import Key
 
 from .hints import NO_HINTS, Hints
 
@@ -46,9 +47,9 @@ class SaveOrder(NamedTuple):
 
     order: int
     request: str
-    keys: tuple[bytes, ...]
+    keys: tuple[Key, ...]
     blocks: tuple[int, ...]
-    parent: bytes  # the key before the first; empty at the start of a prompt
+    parent: Key  # the one before the first; NO_KEY at the start of a prompt
     first: int = 0  # place of the first block in the request
 
 

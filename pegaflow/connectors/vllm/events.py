@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pegaflow.client import Seen
 from pegaflow.connectors.common.announcing import Announcer, Block, Said, Stored, Tier
+from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Count, Seconds
 
 from . import compat, eventwords
@@ -66,7 +67,7 @@ class Events:
         see: the client's.
     """
 
-    def __init__(self, engine: Engine, see: Callable[[Sequence[bytes]], Seen | None]) -> None:
+    def __init__(self, engine: Engine, see: Callable[[Sequence[Key]], Seen | None]) -> None:
         self._engine, self._see = engine, see
         self._on = eventwords.are_wanted(engine.config) and engine.settings.loads
         self._ratio = engine.block_tokens // engine.hash_tokens  # hashes of a block
@@ -133,8 +134,8 @@ class Events:
             span.at -= 1
         span.parent = parent if span.at else None
 
-    def _key(self, span: _Span, place: int) -> bytes:
-        return bytes(span.keys[(place + 1) * self._ratio - 1])
+    def _key(self, span: _Span, place: int) -> Key:
+        return Key(bytes(span.keys[(place + 1) * self._ratio - 1]))
 
     def _add_next(self, span: _Span, now_s: float) -> bool:
         key = self._key(span, span.at)

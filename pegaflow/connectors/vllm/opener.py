@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pegaflow.client import Client, Done, Lease, LookupDone, Seen
+from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Count, Seconds
 
 OPEN_S: Seconds = 5.0
@@ -70,7 +71,7 @@ class Opener:
         client = self._present()
         return client is not None and client.refused
 
-    def start_lookup(self, keys: Sequence[bytes], *, timeout: float) -> int | None:
+    def start_lookup(self, keys: Sequence[Key], *, timeout: float) -> int | None:
         """Ask about a request's blocks that `find` cannot say, as `Client.start_lookup`.
 
         Returns:
@@ -81,12 +82,12 @@ class Opener:
             return None
         return client.start_lookup(keys, timeout=timeout, first_find=False)
 
-    def find(self, keys: Sequence[bytes]) -> LookupDone | None:
+    def find(self, keys: Sequence[Key]) -> LookupDone | None:
         """A request's blocks that are in memory, as `Client.find`; None: ask by `start_lookup`."""
         client = self._present()
         return None if client is None else client.find(keys)
 
-    def see(self, keys: Sequence[bytes]) -> Seen | None:
+    def see(self, keys: Sequence[Key]) -> Seen | None:
         """Which of these blocks the cache has, as `Client.see`; None: nobody can say."""
         client = self._present()
         return None if client is None else client.see(keys)

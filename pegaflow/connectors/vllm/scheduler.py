@@ -14,8 +14,7 @@ between, `emergency` sends what is left as abandoned, and the workers report it 
 
 The workers copy a save at once, but the service publishes it only when we commit it: when vLLM has
 taken in the step's output and stands by what was computed (steps.py). That is said from here, over
-our own connection, so it needs no further step: what the last step of an idle engine computed is
-published as well.
+our own connection, so it needs no further step, which an idle engine does not have.
 """
 
 import sys
@@ -27,6 +26,7 @@ from pegaflow.client import Client, Lease, LookupDone
 from pegaflow.connectors.common.hints import hints
 from pegaflow.connectors.common.steps import Steps
 from pegaflow.connectors.common.tracked import LoadOrder, Lookup, SaveOrder, Tracked
+from pegaflow.wire.identities import Key
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Seconds
 
@@ -183,7 +183,7 @@ class Scheduler:
             self._answer(found, now_s)
             keys = self._grouped.wants_next(name) if self._grouped else ()
 
-    def _ask_session(self, name: str, keys: Sequence[bytes], now_s: float) -> None:
+    def _ask_session(self, name: str, keys: Sequence[Key], now_s: float) -> None:
         ticket = self._client.start_lookup(keys, timeout=self._engine.settings.timeout_s)
         if ticket is not None:
             self._requests.asked(name, ticket, now_s)

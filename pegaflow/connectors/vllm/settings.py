@@ -19,6 +19,7 @@ from pegaflow.connectors.common.groups import Groups
 from pegaflow.connectors.common.hints import NO_HINTS, PREFIX, Hints
 from pegaflow.connectors.common.requests import Requests
 from pegaflow.connectors.common.tails import TailedRequests
+from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Milliseconds
 
 from . import compat, kvgroups
@@ -267,7 +268,7 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
 
 
 def requests(
-    engine: Engine, see: Callable[[Sequence[bytes]], Seen | None]
+    engine: Engine, see: Callable[[Sequence[Key]], Seen | None]
 ) -> tuple[Requests, GroupedRequests | None]:
     """The book of an engine's requests; and once more, if it is one of several groups.
 

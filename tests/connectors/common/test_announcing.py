@@ -18,6 +18,7 @@ from pegaflow.connectors.common.announcing import (
     Stored,
     Tier,
 )
+from pegaflow.wire.identities import Key
 
 CPU, DISK = Tier.CPU, Tier.DISK
 
@@ -59,9 +60,9 @@ class Cache:
         """A chain of one-letter keys."""
         parent: Block | None = None
         for name in names:
-            block = self.announcer.get(name.encode())
+            block = self.announcer.get(Key(name.encode()))
             if block is None:
-                block = self.announcer.add(name.encode(), parent, name, self.now_s)
+                block = self.announcer.add(Key(name.encode()), parent, name, self.now_s)
             else:
                 self.announcer.again(block, self.now_s)
             if block is None:
@@ -171,7 +172,7 @@ def test_a_parent_is_kept_for_its_children() -> None:
 def test_what_is_added_is_looked_at_before_all_others() -> None:
     cache = Cache()
     for number in range(3 * OLD_MAX):
-        key = b"%d" % number
+        key = Key(b"%d" % number)
         assert cache.announcer.add(key, None, 0, cache.now_s) is not None
         cache.there[CPU].add(key)
     cache.look(4)

@@ -10,10 +10,11 @@ from pegaflow.connectors.common.groups import (
     blocks_of,
     window_blocks,
 )
+from pegaflow.wire.identities import Key
 
 FULL, FAR, NEAR = Group(1), Group(0, 3), Group(2, 1)
 STATE = Group(4, 1, recurrent=True)
-NAMES = [bytes([i]) * 32 for i in range(64)]
+NAMES = [Key(bytes([i]) * 32) for i in range(64)]
 
 
 def test_a_window_reaches_back_to_the_block_of_its_first_token() -> None:

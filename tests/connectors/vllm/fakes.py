@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pegaflow.client import Chain, Done, Lease, LoadDone, LookupDone, Seen
-from pegaflow.wire.identities import Incarnation, LeaseId
+from pegaflow.wire.identities import Incarnation, Key, LeaseId
 from pegaflow.wire.layout import Layout, pieces
 from pegaflow.wire.status import Status
 
@@ -43,9 +43,10 @@ class Request:
         return self.num_tokens
 
     @property
-    def block_hashes(self) -> list[bytes]:
+    def block_hashes(self) -> list[Key]:
         """One per full block."""
-        return [f"{self.salt}/{i}".encode().ljust(32) for i in range(self.num_tokens // BLOCK)]
+        blocks = range(self.num_tokens // BLOCK)
+        return [Key(f"{self.salt}/{block}".encode().ljust(32)) for block in blocks]
 
 
 class FullAttentionSpec:

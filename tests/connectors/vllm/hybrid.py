@@ -19,6 +19,7 @@ import numpy as np
 
 from pegaflow.connector import PegaKVConnector
 from pegaflow.connectors.common.groups import Groups
+from pegaflow.wire.identities import NO_KEY, Key
 
 from .fakes import BLOCK, Store, config, role, worker_output
 from .grouping import STATE, kv_config, seen_as
@@ -42,7 +43,7 @@ class Asked:
     tables: list[list[int]] = field(default_factory=list)
     state: str = "waits"
     found: int = 0  # tokens of the last hit in the cache
-    chain: list[bytes] = field(default_factory=list)
+    chain: list[Key] = field(default_factory=list)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -57,18 +58,18 @@ class Asked:
         return self.prompt + self.output[: self.said]
 
     @property
-    def block_hashes(self) -> list[bytes]:
+    def block_hashes(self) -> list[Key]:
         if len(self.chain) < self.num_tokens // BLOCK:
             self.chain = names(self.all_token_ids)
         return self.chain
 
 
-def names(tokens: list[int]) -> list[bytes]:
+def names(tokens: list[int]) -> list[Key]:
     """The chain of hashes of full blocks."""
-    found, parent = [], b""
+    found, parent = [], NO_KEY
     for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
         content = repr(tokens[start : start + BLOCK]).encode()
-        parent = blake2b(parent + content, digest_size=32).digest()
+        parent = Key(blake2b(parent + content, digest_size=32).digest())
         found.append(parent)
     return found
 

@@ -81,6 +81,28 @@ def granite() -> Any:
     return GraniteMoeHybridForCausalLM(config)
 
 
+def qwen() -> Any:
+    """Two groups of linear attention (gated delta rule), and one of attention layers."""
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    kinds = ["linear_attention", "linear_attention", "full_attention"]
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    wide = {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 64}
+    config = Qwen3NextConfig(
+        **COMMON,
+        **heads,
+        **wide,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        layer_types=kinds * 2,
+        mlp_only_layers=list(range(6)),
+        num_experts=0,
+        pad_token_id=0,
+    )
+    return Qwen3NextForCausalLM(config)
+
+
 def lfm() -> Any:
     """Attention layers between short convolutions."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
@@ -117,7 +139,7 @@ def whisper() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, mistral, granite, lfm, whisper)
+    made.__name__: made for made in (llama, gemma, mistral, granite, qwen, lfm, whisper)
 }
 
 

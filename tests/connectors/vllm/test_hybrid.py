@@ -9,6 +9,7 @@ import pytest
 
 from pegaflow.connectors.common.groups import APART
 from pegaflow.connectors.common.requests import Requests
+from pegaflow.wire.identities import Key
 
 from .fakes import BLOCK, Store
 from .grouping import STATE
@@ -76,7 +77,7 @@ def wrong(store: Store, engine: Hybrid, texts: list[list[int]]) -> list[Any]:
         for group in groups
     }
     with store.lock:
-        pages = {key[-32:]: parts[0] for key, parts in store.pages.items()}
+        pages = {Key(key[-32:]): parts[0] for key, parts in store.pages.items()}
     return [
         key
         for key, page in pages.items()

@@ -9,6 +9,7 @@ from pegaflow.client import SaveDone
 from pegaflow.connectors.common.tracked import SaveOrder
 from pegaflow.connectors.vllm.mover import TOGETHER_BLOCKS, Save, missing, together
 from pegaflow.connectors.vllm.orders import StepOrders
+from pegaflow.wire.identities import NO_KEY, Key
 from pegaflow.wire.status import Status
 
 from .fakes import BLOCK, Request, Store, output
@@ -20,7 +21,7 @@ NAMES = "abcd"
 
 def saves(*blocks: int) -> tuple[Save, ...]:
     return tuple(
-        Save(SaveOrder(n, str(n), (b"k" * 32,) * count, tuple(range(count)), parent=b""))
+        Save(SaveOrder(n, str(n), (Key(b"k" * 32),) * count, tuple(range(count)), parent=NO_KEY))
         for n, count in enumerate(blocks)
     )
 
@@ -175,7 +176,7 @@ def test_a_rank_that_saves_nothing_says_so_of_each(store: Store) -> None:
 def test_keys_of_one_conversation_are_of_one_length() -> None:
     """A request with an adapter has keys of 32 bytes, beside those of 16 that xxhash makes."""
     mixed = [
-        Save(SaveOrder(n, str(n), (b"k" * length,), (n,), parent=b""))
+        Save(SaveOrder(n, str(n), (Key(b"k" * length),), (n,), parent=NO_KEY))
         for n, length in enumerate((16, 32, 16, 32))
     ]
     groups = list(together(tuple(mixed)))
