@@ -41,7 +41,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR, Address
 
 CHAIN = 1024  # blocks of one save
-PIECE = 256  # blocks of one Seal: what a session copies at a time
+PIECE = 1024  # blocks of one Seal at most: what a session copies at a time
 FOUND = 128  # keys of one lookup
 EXTENT = 32 << 20
 PER_EXTENT = EXTENT // MIN_PAGE

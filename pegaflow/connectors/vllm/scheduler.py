@@ -3,10 +3,8 @@
 It runs in the engine's scheduling loop, so it never waits. What is in memory its client finds at
 once, without a message: the step that asks has the answer. What only the session can say is asked
 when a request arrives and collected when it is scheduled, within one small budget for all requests
-of a step; what is not there yet is asked for again in the next step. The first requests of an
-engine may come before all of its ranks have joined the session: they are held back like any whose
-answer is not there, for as long as a lookup may take. The half owns one Client, without registered
-memory, which opens the engine's session, another one in each epoch (opener.py); the workers' join.
+of a step; what is not there yet is asked for again in the next step. The half owns one Client,
+without registered memory, which opens the session, a new one in each epoch (opener.py).
 
 A step's decisions leave in a `StepOrders`, which vLLM carries to every worker. An order for a load
 is kept until it has left in one: vLLM waits for each load it was promised. Should we fail in
@@ -127,19 +125,21 @@ class Scheduler:
         """
         name = request.request_id
         self._track(request)
-        if self._look.number > self._looked and (self._look.reset or self._engine.careful):
-            return (None if time.monotonic() < self._look_until_s else 0), False
+        looks = self._look.number > self._looked
+        unseen = None if time.monotonic() < self._look_until_s else 0
+        if looks and self._look.reset:
+            return unseen, False
         self._ask(request)
         tokens = self._requests.offer(name, computed)
         if tokens is None and self._spent_s < STEP_BUDGET_S:
             self._collect()
             tokens = self._requests.offer(name, computed)
-        if tokens is None:
-            return None, False
+        if tokens and looks and self._engine.careful:
+            tokens = unseen
         rest = request.num_tokens - computed
-        if tokens > rest:
+        if tokens is not None and tokens > rest:
             tokens = rest - rest % self._engine.block_tokens
-        return tokens, tokens > 0
+        return tokens, bool(tokens)
 
     def _track(self, request: Any) -> Tracked:
         """The request's entry; with the first in an idle engine, weights are looked at again."""

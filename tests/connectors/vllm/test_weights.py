@@ -385,7 +385,8 @@ def test_an_engine_that_must_not_fail_a_load_looks_first(running: Running, store
     assert policy is not None
     policy._engine.config.kv_transfer_config.kv_load_failure_policy = "fail"
     train(running.get_model())
-    request = Request("b", 25)
+    unknown, request = Request("new", 25, salt="other"), Request("b", 25)
+    assert running.scheduler.get_num_new_matched_tokens(unknown, 0) == (0, False), "at once"
     running.scheduler.on_new_request(request)
     assert running.scheduler.get_num_new_matched_tokens(request, 0) == (None, False)
     running.step()
