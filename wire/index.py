@@ -255,4 +255,4 @@ class HazardsNoted(Message):
 class Touched(Message):
     """Blocks with these first pages were used under hazards, and are not any more."""
 
-    pages: Numbers[PageId]
+    pages: Numbers[PageId]  # the latest use first, each in chain order

@@ -446,4 +446,4 @@ class Looked(Message):
     lookups: int
     asked: int
     hit: int
-    pages: Numbers[PageId] = ()  # first pages of blocks that were used, and are not any more
+    pages: Numbers[PageId] = ()  # of blocks used, and not any more: as those of Touched

@@ -139,10 +139,12 @@ class Eviction(Part):
         return first[: int(np.searchsorted(pages, LIST_MAX - named, side="right"))]
 
     def _touch_named(self) -> None:
-        """The blocks that hazards name, as far as one can see, are the youngest."""
+        """The blocks that hazards name, as far as one can see, are the youngest, in the order in
+        which they were."""
         named = self._hazards.pages()
-        first = self._residency.blocks.heads(named[named < self._residency.ledger.records])
-        self._residency.use(distinct(first[first >= 0]))
+        here = self._residency
+        first = here.blocks.heads(named[named < here.ledger.records])
+        here.use(here.policy.youngest_first(distinct(first[first >= 0])))
 
     def _empty_extent(self, page_size: int, now: int) -> list[PageId]:
         """Evict what can be evicted of the extent that another page size has used longest ago and

@@ -165,7 +165,7 @@ class Residency(Part):
 
     def evict(self, first: Pages, now: int) -> tuple[Mask, Pages]:
         """End blocks that have no lease, but for those that a hazard names, which are the youngest
-        then.
+        then, in the order in which they were.
 
         Args:
             first: page of each; all of one page size.
@@ -186,7 +186,7 @@ class Residency(Part):
         gone = ~stays
         if stays.any():
             self.ledger.stay(pages[stays[owners]])
-            self.policy.make_young(page_size, first[stays])
+            self.policy.make_young(page_size, self.policy.youngest_first(first[stays]))
             self._counts["evictions_turned_back"] += int(np.count_nonzero(stays))
         all_gone = pages[gone[owners]]
         self.ledger.void(all_gone)
@@ -230,8 +230,11 @@ class Residency(Part):
         growth = None if before is None else self._growing.pop(self._end(before), None)
         end = self._end(PageId(int(first[-1])))
         if growth is None:
-            self._growing[end] = _Growth(self.policy.tick, grown=False, page_size=page_size)
+            begun = _Growth(self.policy.tick, grown=False, page_size=page_size)
+            self._growing[end] = begun
             self._make_chain_young(page_size, first)
+            if self._grown:  # chains begun before it, which would be younger
+                self._grown.append((end, begun))
         else:
             self._growing[end] = growth._replace(grown=True)
             self.policy.make_young(page_size, first)

@@ -2,9 +2,12 @@
 
 It ages blocks as the end of a lease of its own does.  It is told with the beat, and before a Seal:
 what was used before a block was published must not look younger than the block, for a pool that
-everybody has just read from would give up what is being saved into it, its head first.  A word that
-is lost makes a block older than it is, so what is too much while there is no index is forgotten,
-the oldest first.
+everybody has just read from would give up what is being saved into it, its head first.
+
+The latest use is told first, each in chain order, for the index takes what comes first for the
+youngest.  What one message does not hold goes in several, the last of them first: the tail of a
+chain must not be told of after its head.  A word that is lost makes a block older than it is, so
+what is too much while there is no index is forgotten, the oldest use first.
 """
 
 from collections import Counter
@@ -32,7 +35,7 @@ class Touches(Part):
 
     def __init__(self, member: Member, counts: Counter[str]) -> None:
         self._member, self._counts = member, counts
-        self._waiting = NO_PLACES  # first pages, in the order in which their leases ended
+        self._waiting = NO_PLACES  # first pages, those of the lease that ended last first
 
     def beat(self, now: int) -> list[Effect]:
         """Tell the index."""
@@ -44,7 +47,7 @@ class Touches(Part):
         Args:
             firsts: the first page of each block, in chain order.
         """
-        self._waiting = np.concatenate([self._waiting, firsts])
+        self._waiting = np.concatenate([firsts, self._waiting])
         return self.tell() if len(self._waiting) >= TOUCHED_BATCH else []
 
     def tell(self) -> list[Effect]:
@@ -53,8 +56,9 @@ class Touches(Part):
             forgotten = len(self._waiting) - TOUCHED_MAX
             if forgotten > 0:
                 self._counts["touches_forgotten"] += forgotten
-                self._waiting = self._waiting[forgotten:]
+                self._waiting = self._waiting[:TOUCHED_MAX]
             return []
         pages, self._waiting = self._waiting, NO_PLACES
         batches = [pages[at : at + TOUCHED_BATCH] for at in range(0, len(pages), TOUCHED_BATCH)]
-        return [e for batch in batches for e in self._member.tell(INDEX, Touched(said(batch)))]
+        told = [Touched(said(batch)) for batch in reversed(batches)]
+        return [effect for msg in told for effect in self._member.tell(INDEX, msg)]

@@ -43,7 +43,8 @@ LOOKED_NS: Nanoseconds = 500_000_000
 """From one Looked to the next: metrics are read every few seconds."""
 
 USED_MAX: Count = 4096
-"""Used blocks that are told of at once; more would make them no older."""
+"""Used blocks that are told of at once, those of the latest uses, and of a use the leading ones: a
+tail that is told of without its head would outlive it."""
 
 OpenLent = Callable[[Lent], tuple[Finder, Hazards]]
 """Maps what was lent; raises UserError if it cannot."""
@@ -79,7 +80,7 @@ class Finding:
         self._asked = False  # a Borrow has no answer yet
         self._tries, self._ask_at_ns = 0, 0
         self._looked = 0, 0, 0  # lookups, blocks asked and hit, not told of
-        self._used: list[Pages] = []  # first pages, not told of
+        self._used: list[Pages] = []  # first pages, use by use, not told of
         self._told_ns = 0  # when it was told last
 
     # lookups
@@ -278,7 +279,7 @@ class Finding:
 
     def _tell(self, now: int) -> list[Effect]:
         self._told_ns, (lookups, asked, hit) = now, self._looked
-        used = np.concatenate([*self._used, np.zeros(0, np.int64)])[-USED_MAX:]
+        used = np.concatenate([*self._used[::-1], np.zeros(0, np.int64)])[:USED_MAX]
         self._looked, self._used = (0, 0, 0), []
         if not (lookups or len(used)):
             return []

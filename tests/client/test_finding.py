@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pegaflow.client import finding
 from pegaflow.client.effects import CopyIn
 from pegaflow.client.finding import AGAIN_NS, LOOKED_NS, USED_MAX, Finding
 from pegaflow.client.results import Lease, LoadDone
@@ -325,3 +326,11 @@ def test_what_was_used_is_told_of_as_far_as_it_matters() -> None:
     (told,) = s.wait(LOOKED_NS)
     assert isinstance(told, Looked)
     assert (told.lookups, len(told.pages)) == (USED_MAX // 4 + 5, USED_MAX)
+
+
+def test_of_a_use_that_is_too_long_its_head_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "USED_MAX", 5)
+    s = Searcher().borrow()
+    for count in (4, 3):
+        assert s.f.release(s.held(count))
+    assert s.wait(LOOKED_NS) == [Looked(2, 7, 7, as_pages(5, 6, 7, 5, 6))]

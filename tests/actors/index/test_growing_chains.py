@@ -135,6 +135,24 @@ def test_what_was_begun_after_it_stays_younger(beats: int) -> None:
     assert press(rig, 2) == (1, 0)
 
 
+def test_so_does_what_is_begun_while_they_are_put_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "SETTLED_BLOCKS", 1)
+    rig, _ = index()
+    for keys, page in ((OTHERS[:2], 0), (OTHERS[4:6], 2)):
+        number = claim(rig, keys).number
+        piece(rig, number, keys, range(1), page)
+        piece(rig, number, keys, range(1, 2), page)
+    rig.now = rig.host.wake_at() or 0
+    rig.wake()
+    assert rig.host.wake_at() == 0, "one of them is in order, the other one is not"
+    piece(rig, claim(rig, KEYS[:4]).number, KEYS, range(2), 4)
+    rig.wait(0)
+    assert press(rig, 4) == (1, 0, 3, 2)
+    assert press(rig, 2) == (5, 4)
+
+
 def test_victims_older_than_its_growth_put_nothing_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

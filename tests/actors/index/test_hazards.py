@@ -152,6 +152,43 @@ def test_however_much_is_named_the_next_search_finds_others() -> None:
     assert [b.pages[0] for b in actor.residency.policy.victims(PAGE, 9)][0] == 0
 
 
+def backwards(rig: Rig, keys: tuple[Key, ...]) -> None:
+    """Save a chain whose pages fall from its head on."""
+    pages = range(len(keys))[::-1]
+    msg = Seal(
+        claim=claim(rig, keys).number,
+        namespace=NS,
+        page_size=PAGE,
+        payload_bytes=PAGE,
+        shards=1,
+        keys=keys,
+        parents=(ROOT, *keys[:-1]),
+        pages=as_pages(*pages),
+        stamps=as_stamps(*(900 + page for page in pages)),
+    )
+    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+
+
+def test_what_a_hazard_has_kept_goes_from_its_tail_when_its_session_is_dead() -> None:
+    rig, _, memory = index()
+    hazards = note(rig, memory)
+    backwards(rig, KEYS[:4])
+    publish(hazards, memory.ledger, *range(4))
+    assert press(rig, 4) == ()
+    rig.tell(BOSS, Gone(SESSION_4))
+    assert press(rig, 2) == (0, 1) and press(rig, 2) == (2, 3)
+
+
+def test_so_does_what_it_has_kept_in_an_extent_that_was_to_be_emptied() -> None:
+    rig, _, memory = index()
+    hazards = note(rig, memory)
+    backwards(rig, KEYS[:RECORDS])
+    publish(hazards, memory.ledger, *range(RECORDS))
+    assert press(rig, 1, EXTENT, reassign=True) == ()
+    rig.tell(BOSS, Gone(SESSION_4))
+    assert press(rig, 2) == (0, 1)
+
+
 def test_no_more_searches_than_some(monkeypatch: pytest.MonkeyPatch) -> None:
     rig, _, memory, hazards = saved(KEYS[: SEARCHES_MAX + 2])
     barrier, met = memory.barrier, []

@@ -98,7 +98,7 @@ def test_what_was_used_is_told_in_batches_and_lost_without_harm() -> None:
     for _ in range(2):
         rig.tell(CLIENT_7, Release(look(rig, 0, 2).lease))
     rig.tell(CLIENT_7, Release(look(rig, 2, 4).lease))
-    assert said(rig.wait(BEAT_NS), to_index.Touched, IDX).pages == (0, 1, 0, 1, 2, 3)
+    assert said(rig.wait(BEAT_NS), to_index.Touched, IDX).pages == (2, 3, 0, 1, 0, 1)
     assert not pick(rig.wait(BEAT_NS), to_index.Touched), "once, whoever has heard it"
     assert look(rig, 0, 4).blocks == 4
 
@@ -115,14 +115,16 @@ def test_what_was_used_while_there_was_no_index_is_told_to_the_next() -> None:
 def test_many_blocks_are_told_at_once_and_too_many_are_forgotten() -> None:
     rig, actor = reading(Shared())
     touches = next(part for part in actor.parts if isinstance(part, Touches))
-    assert touches.add(signed(range(TOUCHED_BATCH - 1))) == []
-    sent = touches.add(signed((7, 8)))
+    assert touches.add(signed((7, 8))) == []
+    sent = touches.add(signed(range(TOUCHED_BATCH - 1)))
     told = [e.message for e in sent if isinstance(e, Send)]
-    assert [len(msg.pages) for msg in told if isinstance(msg, to_index.Touched)] == [4096, 1]
+    older, younger = [msg.pages for msg in told if isinstance(msg, to_index.Touched)]
+    assert older == (8,), "the tail of a use is told of before its head, which is the youngest"
+    assert younger == (*range(TOUCHED_BATCH - 1), 7)
     rig.tell(BOSS, Gone(IDX))
     touches.add(signed(range(TOUCHED_MAX + 5)))
     assert actor.counts["touches_forgotten"] == 5
     rig.tell(BOSS, Neighbour(IDX._replace(incarnation=Incarnation(30)), "ipc://n", 3))
     late = [e.message for e in rig.wait(BEAT_NS)]
     firsts = [msg.pages[0] for msg in late if isinstance(msg, to_index.Touched)]
-    assert firsts == list(range(5, TOUCHED_MAX, TOUCHED_BATCH))
+    assert firsts == list(range(TOUCHED_MAX - TOUCHED_BATCH, -1, -TOUCHED_BATCH))
