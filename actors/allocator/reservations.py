@@ -153,6 +153,8 @@ class Reservations(Part):
         assert self._pages.slab is not None
         wanted = sum(w.count for w in self._waiting if w.page_size == first.page_size)
         missing, resize = self._pages.slab.shortage(first.page_size, wanted)
+        if resize:  # that is too much at once, but may not be for the first alone
+            missing, resize = self._pages.slab.shortage(first.page_size, first.count)
         ask = Pressure(first.page_size, min(max(missing, 1), PRESSURE_PAGES), resize)
         return self._ask(ask, self._refuse_first, now)
 

@@ -127,6 +127,23 @@ def test_a_full_pool_presses_the_index_once() -> None:
     assert set(granted(sent, SESSION_4).pages) < set(pages[:3])
 
 
+def test_who_together_want_more_than_the_pool_has_are_served_one_after_the_other() -> None:
+    """To ask for an extent of another page size, where there is none, frees nothing."""
+    rig, _ = allocator()
+    pages = granted(rig.ask(SESSION_4, Reserve(PAGE, ALL))).pages
+    rig.tell(SESSION_4, Return(pages))
+    rig.done(ReadRecords, RecordsRead(pages))
+    pressure = one(rig.ask(SESSION_4, Reserve(PAGE, 3)), Pressure, IDX)
+    assert rig.ask(SESSION_5, Reserve(PAGE, ALL)) == []
+    rig.answer(pressure, Freed(pages[:1]))
+    pressure = one(rig.done(ReadRecords, RecordsRead(())), Pressure, IDX)
+    assert pressure.message == Pressure(PAGE, 2, False)
+    rig.answer(pressure, Freed(pages[1:3]))
+    sent = rig.done(ReadRecords, RecordsRead(()))
+    granted(sent, SESSION_4)
+    assert one(sent, Pressure, IDX).message == Pressure(PAGE, ALL, False)
+
+
 def test_what_is_missing_is_pressed_for_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reservations, "PRESSURE_PAGES", 2)
     rig, _ = allocator()
