@@ -17,6 +17,7 @@ import numpy as np
 
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Part, Send
 from pegaflow.core.pool.columns import Places, column, distinct, said
+from pegaflow.core.pool.geometry import slot_size
 from pegaflow.wire.jobs import Done, FillPages, Job, PagesSummed, ReadBlocks, SumPages
 from pegaflow.wire.session import BatchCopied, CopyBatch, Way
 from pegaflow.wire.status import Status
@@ -39,11 +40,15 @@ BATCH_BYTES: Bytes = 64 << 20
 about one of 16 MiB cost 2 ms of CPU, which is as long as its copy."""
 
 BATCH_SHARE: Share = 1 / 8
-"""Of the pool, a batch at most: half of what may be in use, so that one is copied while another is
-published, and no save waits until a large part of the pool is free."""
+"""Of the pool, a batch of each rank at most: half of what may be in use, so that one is copied
+while another is published, and no save waits until a large part of the pool is free."""
 
 BATCH_LEAST_BYTES: Bytes = 16 << 20
-"""The same for a batch in a pool that is so small that its share would be less."""
+"""The same in a pool that is so small that its share would be less."""
+
+NARROWER: Count = 4
+"""Where the pool has not so many pages as a batch wants, a part of it is tried that is so many
+times smaller, and so on: a batch of 1,024 blocks asks five times more before it is given up."""
 
 READ_NS: Nanoseconds = 10_000 * MS
 """Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
@@ -85,6 +90,9 @@ class Batches(Part):
         for rank in [*self._engine.ranks.values(), *self._engine.leaving]:
             slots = rank.free_slots + self._orders.used_slots(rank)
             assert sorted(slots) == list(range(rank.slots))
+            mine = [save for save in self._orders.saves.values() if save.rank is rank]
+            filling = sum(len(b.pages) for save in mine for b in save.batches.values())
+            assert rank.used == filling + sum(save.placed for save in mine)
 
     def start_anew(self) -> None:
         """The engine has other blocks now."""
@@ -139,7 +147,7 @@ class Batches(Part):
         space = self._engine.space
         assert space is not None
         share = max(BATCH_LEAST_BYTES, int(space.geometry.pool_bytes * BATCH_SHARE))
-        return max(1, min(BATCH_BLOCKS, min(BATCH_BYTES, share) // space.page_size))
+        return max(1, min(BATCH_BLOCKS, min(BATCH_BYTES, share // space.ranks) // space.page_size))
 
     def _new_batch(self, save: RankSave, batch: Batch) -> int:
         self._batch += 1
@@ -171,9 +179,45 @@ class Batches(Part):
         Returns:
             Pages that all want who may have some now or soon, and that the first who waits wants.
         """
-        sizes = [len(save.batches[number].positions) for save, number in self._waiting]
-        first = sizes[0] if sizes else 0
-        return (0, 0) if self._reservation.is_full(first) else (sum(sizes) + self._expected, first)
+        turns = self._turns()
+        sizes = [len(save.batches[number].positions) for save, number in turns]
+        expected = self._expected if len(turns) == len(self._waiting) else 0
+        return sum(sizes) + expected, sizes[0] if sizes else 0
+
+    def narrow(self) -> bool:
+        """The pool has not so many pages as the first who waits wants: make its batch two, the
+        first of them smaller.
+
+        Returns:
+            Whether that could be; one of a single block could not.
+        """
+        save, number = entry = self._turns()[0]
+        batch = save.batches[number]
+        if len(batch.positions) < 2:
+            return False
+        at = max(1, len(batch.positions) // NARROWER)
+        rest = Batch(batch.positions[at:], batch.slots[at:], kept=batch.kept)
+        batch.positions, batch.slots = batch.positions[:at], batch.slots[:at]
+        place = self._waiting.index(entry) + 1
+        self._waiting.insert(place, (save, self._new_batch(save, rest)))
+        return True
+
+    def _turns(self) -> list[tuple[RankSave, int]]:
+        """What waits, but for what ranks want that have so many pages in use as they may."""
+        may: dict[Rank, bool] = {}
+        for save, number in self._waiting:
+            if save.rank not in may:
+                may[save.rank] = not self._is_full(save.rank, len(save.batches[number].positions))
+        return [entry for entry in self._waiting if may[entry[0].rank]]
+
+    def _is_full(self, rank: Rank, count: int) -> bool:
+        """Whether so many pages more would be too many of this rank in use; the first ones never
+        are.  Each has its own share: a block is published, and its pages leave us, once every rank
+        has filled its own, and none of them waits for that of another to have pages."""
+        space = self._engine.space
+        assert space is not None
+        wanted = (rank.used + count) * slot_size(space.page_size) * space.ranks
+        return bool(space.used_bytes_max and rank.used) and wanted > space.used_bytes_max
 
     def waiting_of(self, save: RankSave) -> Places:
         """Positions of its batches that have no pages yet."""
@@ -181,16 +225,25 @@ class Batches(Part):
         return np.concatenate([NO_PLACES, *batches])
 
     def feed(self, now: int) -> list[Effect]:
-        """Give pages to waiting batches, in the order in which they came."""
+        """Give pages to waiting batches, of each rank in the order in which they came."""
         effects: list[Effect] = []
+        full: set[Rank] = set()
+        stay: list[tuple[RankSave, int]] = []
         while self._waiting:
             save, number = self._waiting[0]
-            batch = save.batches[number]
-            batch.pages, batch.stamps = self._reservation.take(len(batch.positions))
+            batch, rank = save.batches[number], save.rank
+            count = len(batch.positions)
+            if rank in full or self._is_full(rank, count):
+                full.add(rank)
+                stay.append(self._waiting.popleft())
+                continue
+            batch.pages, batch.stamps = self._reservation.take(count)
             if not len(batch.pages):
                 break
+            rank.used += count
             self._waiting.popleft()
             effects += self._fill(save, number, now)
+        self._waiting.extendleft(reversed(stay))
         return effects + self._reservation.refill(now)
 
     def no_space(self, status: Status, now: int) -> list[Effect]:
@@ -266,6 +319,7 @@ class Batches(Part):
         here, pages, stamps = batch.positions[lives], batch.pages[lives], batch.stamps[lives]
         whole = order.blocks.put(here, save.rank.number, pages, stamps)
         save.placed += len(here)
+        save.rank.used -= len(batch.pages) - len(here)
         effects = self._reservation.give_back(batch.pages[~lives])
         return effects + self._publishing.publish(order, whole, now) + self._orders.finish(order)
 
@@ -287,7 +341,7 @@ class Batches(Part):
         effects = self._reservation.give_back(blocks.pages[lost][here])
         blocks.here[lost] = False
         for save in order.saves.values():
-            save.placed -= int(here[:, save.rank.number].sum())
+            save.leave(int(np.count_nonzero(here[:, save.rank.number])))
             save.todo = save.todo[~blocks.dead[save.todo]]
             for number, batch in list(save.batches.items()):
                 waits = not len(batch.pages) and (batch.kept or not batch.slots)  # waiting
@@ -300,6 +354,7 @@ class Batches(Part):
         batch = save.batches.pop(number)
         self._waiting = deque(entry for entry in self._waiting if entry[1] != number)
         save.rank.free_slots.extend(batch.slots)
+        save.rank.used -= len(batch.pages)
         effects = self._reservation.give_back(batch.pages)
         return effects + self._hand_out(save.rank) + self._orders.finish(save.order)
 

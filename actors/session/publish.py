@@ -161,7 +161,7 @@ class Publishing(Part):
         order.known += known
         for save in order.saves.values():
             mine = here[:, save.rank.number]
-            save.placed -= int(np.count_nonzero(mine))
+            save.leave(int(np.count_nonzero(mine)))
             save.saved += int(np.count_nonzero(mine & ours))
         count_dropped(self._counts, Status.STALE_CLAIM, lost)
         order.lose(whole[~ours][known:], Status.STALE_CLAIM)

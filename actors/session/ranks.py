@@ -64,6 +64,7 @@ class Rank:
     slots: int = 0  # of the bounce file
     free_slots: list[int] = field(default_factory=list)
     running: int = 0  # device jobs that touch its memory or slots
+    used: int = 0  # pages that its open saves fill or have filled
     gone: bool = False  # taken over, or its client has left
     leaving: Sender | None = None  # the Leave to answer once `running` is zero
 

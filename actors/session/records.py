@@ -186,6 +186,11 @@ class RankSave:
             mine = self.stripe = mine[share :: len(replicas)]
         self.todo = mine[~order.blocks.dead[mine]]
 
+    def leave(self, count: int) -> None:
+        """So many blocks in place are sealed now, or dead."""
+        self.placed -= count
+        self.rank.used -= count
+
     @property
     def lost(self) -> Places:
         """Of what was this rank's to save, what will not be in the cache."""

@@ -60,6 +60,9 @@ class Demand(Protocol):
     def feed(self, now: int) -> list[Effect]:
         """There are pages: take them."""
 
+    def narrow(self) -> bool:
+        """There are not so many as the first wants: whether it can do with fewer at a time."""
+
     def no_space(self, status: Status, now: int) -> list[Effect]:
         """There are none to be had, and why."""
 
@@ -127,22 +130,20 @@ class Reservation(Part):
         return self.too_late(msg, now)
 
     def beat(self, now: int) -> list[Effect]:
-        """Say what has left us, if nothing else has had it said."""
+        """Say what has left us, if nothing else has had it said.  What nobody wants goes back: it
+        came too late, or what was claimed was not new."""
+        space, demand = self._engine.space, self._demand
+        if space is not None and demand is not None and not demand.waits():
+            spare = tuple(self.free)[demand.wanted()[0] + _ready(space.page_size) :]
+            deque(map(self.free.pop, spare), maxlen=0)
+            self._leaving.append(np.array(spare, np.uint64))
         return self.return_()
 
     # who waits for pages
 
-    def is_full(self, count: int) -> bool:
-        """Whether so many pages more would be too many in use; the first ones never are."""
-        space = self._engine.space
-        assert space is not None
-        wanted = (len(self.used) + count) * slot_size(space.page_size)
-        return bool(space.used_bytes_max and self.used) and wanted > space.used_bytes_max
-
     def take(self, count: int) -> tuple[U64, U64]:
-        """So many pages to use, and their stamps; none if there are not so many, or too many are in
-        use."""
-        if len(self.free) < count or self.is_full(count):
+        """So many pages to use, and their stamps; none if there are not so many."""
+        if len(self.free) < count:
             return NO_PAGES, NO_PAGES
         pages = tuple(islice(self.free, count))
         stamps = tuple(map(self.free.pop, pages))
@@ -206,7 +207,8 @@ class Reservation(Part):
         return self._demand.feed(now)
 
     def _reserve(self, count: int, now: int) -> list[Effect]:
-        """Ask for pages; if there are not so many, for just what the first who waits needs."""
+        """Ask for pages; if there are not so many, for just what the first who waits needs, and
+        then for fewer and fewer, so that what the pool has is used."""
         self._reserving = True
         space, demand = self._engine.space, self._demand
         assert space is not None and demand is not None
@@ -221,9 +223,12 @@ class Reservation(Part):
             _, first = demand.wanted()
             if not first or gone:
                 return []
-            least = first - len(self.free)
-            if isinstance(answer, Reserved) and 0 < least < count:
-                return self._reserve(least, now)
+            if isinstance(answer, Reserved):
+                least = first - len(self.free)
+                if 0 < least < count:
+                    return self._reserve(least, now)
+                if answer.status is not Status.BUSY and demand.narrow():
+                    return self._narrowed(now)
             status = answer.status if isinstance(answer, NoAnswer | Reserved) else Status.UNKNOWN
             return demand.no_space(status, now)
 
@@ -232,6 +237,12 @@ class Reservation(Part):
             *self.return_(),
             Ask(self._member.peer(ALLOCATOR), ask, now + ALLOCATOR_NS, reserved),
         ]
+
+    def _narrowed(self, now: int) -> list[Effect]:
+        """The first who waits wants fewer pages now."""
+        assert self._demand is not None
+        least = self._demand.wanted()[1] - len(self.free)
+        return self._reserve(least, now) if least > 0 else self._demand.feed(now)
 
 
 def _ready(page_size: Bytes) -> Count:

@@ -2,19 +2,30 @@
 
 from dataclasses import replace
 
+import pytest
+
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.publish import INDEX_NS, SEALS_MAX
 from pegaflow.actors.session.saves import SAVE_NS
 from pegaflow.wire.allocator import Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.envelope import Envelope
-from pegaflow.wire.identities import NO_CLAIM, NO_GRANT, NO_KEY, ClaimId, Incarnation, Key
+from pegaflow.wire.identities import (
+    NO_CLAIM,
+    NO_GRANT,
+    NO_KEY,
+    ClaimId,
+    GrantId,
+    Incarnation,
+    Key,
+)
 from pegaflow.wire.index import Claim, Claimed, EndClaim, Seal, Sealed
 from pegaflow.wire.jobs import FillPages
 from pegaflow.wire.session import CopyBatch, Drop, Keep, Leave, Left, Ping, Save, Saved
 from pegaflow.wire.status import Status
 from tests.actors.rig import ALLOC, BOSS, CLIENT_7, CLIENT_8, IDX, MS, PAGE, Rig, one, pick, said
 from tests.actors.sessions import KEYS, attached, grant
+from tests.naming import as_pages, as_stamps
 
 NEXT = IDX._replace(incarnation=Incarnation(30))
 NO_SPACE = Reserved(Status.NO_SPACE, NO_GRANT, (), ())
@@ -162,20 +173,53 @@ def test_a_failed_fill_seals_nothing() -> None:
     assert not pick(sent, Seal) and idle(actor)
 
 
+def refused(rig: Rig, sent: list[Envelope], room: int = 0) -> list[Envelope]:
+    """What is said when the allocator has so many pages, and refuses whoever asks for more."""
+    every: list[Envelope] = []
+    first = 0
+    while pick(sent, Reserve):
+        question = one(sent, Reserve, ALLOC)
+        assert isinstance(question.message, Reserve)
+        pages = range(first, first + question.message.count)
+        answer = NO_SPACE
+        if pages.stop <= room:
+            first, stamps = pages.stop, as_stamps(*(1000 + page for page in pages))
+            answer = Reserved(Status.OK, GrantId(first), as_pages(*pages), stamps)
+        sent = rig.answer(question, answer)
+        every += sent
+    return every
+
+
 def test_no_space_ends_kept_batches_and_waits_for_the_others() -> None:
     rig, actor, reserve = attached()
     kept, open_ = begin(rig, 1), begin(rig, 2, KEYS[3:5])
     rig.tell(CLIENT_7, Keep(1, kept.batch))
-    least = one(rig.answer(reserve, NO_SPACE), Reserve, ALLOC)
-    sent = rig.answer(least, NO_SPACE)
+    sent = refused(rig, [reserve])
     assert said(sent, Saved) == Saved(Status.NO_SPACE, 0, 0)
     assert said(sent, EndClaim).number == 1
     free = actor.engine.ranks[0].free_slots
     assert set(kept.slots) <= set(free)
     assert not set(open_.slots) & set(free), "the client may be writing there"
-    again = one(rig.tell(CLIENT_7, Keep(2, open_.batch)), Reserve, ALLOC)
-    again = one(rig.answer(again, NO_SPACE), Reserve, ALLOC)
-    assert said(rig.answer(again, NO_SPACE), Saved).status is Status.NO_SPACE
+    sent = refused(rig, rig.tell(CLIENT_7, Keep(2, open_.batch)))
+    assert said(sent, Saved).status is Status.NO_SPACE
+    assert idle(actor)
+
+
+@pytest.mark.parametrize("room", range(8))
+def test_what_the_pool_has_room_for_is_saved_of_a_larger_batch(room: int) -> None:
+    rig, actor, reserve = attached()
+    take = begin(rig, 1, KEYS[:8])
+    rig.tell(CLIENT_7, Keep(1, take.batch))
+    sent = refused(rig, [reserve], room)
+    while rig.wanted(FillPages):
+        sent += rig.done(FillPages)
+    keys: tuple[Key, ...] = ()
+    for envelope in sent:
+        if isinstance(envelope.message, Seal):
+            keys += (new := tuple(envelope.message.keys))
+            sent += rig.answer(envelope, Sealed(Status.OK, tuple(range(len(new)))))
+    assert keys == KEYS[:room], "its head"
+    assert said(sent, Saved) == Saved(Status.NO_SPACE, room, 0)
     assert idle(actor)
 
 
