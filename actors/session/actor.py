@@ -79,7 +79,7 @@ class Session(Actor):
         )
         self.loads = loads = Loads(member, engine, leases=leases, lending=lending, counts=counts)
         self.orders = orders = Orders(member)
-        self.reservation = reservation = Reservation(member, engine)
+        self.reservation = reservation = Reservation(member, engine, touches)
         publishing = Publishing(
             member,
             engine,
@@ -96,6 +96,7 @@ class Session(Actor):
             member,
             engine,
             hazards=hazards,
+            touches=touches,
             orders=orders,
             batches=batches,
             counts=counts,

@@ -30,6 +30,7 @@ from pegaflow.wire.values import ALLOCATOR, NOBODY
 
 from .engine import Engine
 from .records import NO_PAGES
+from .touches import Touches
 
 ALLOCATOR_NS: Nanoseconds = 1000 * MS
 """Patience with the allocator: a hundred times its worst answer on a busy host."""
@@ -70,8 +71,8 @@ class Demand(Protocol):
 class Reservation(Part):
     """Granted pages of one size: a book of the allocator's (roles/holder.py)."""
 
-    def __init__(self, member: Member, engine: Engine) -> None:
-        self._member, self._engine = member, engine
+    def __init__(self, member: Member, engine: Engine, touches: Touches) -> None:
+        self._member, self._engine, self._touches = member, engine, touches
         self.free: dict[PageId, Stamp] = {}  # page -> stamp: granted, not yet used
         self.used: dict[PageId, Stamp] = {}  # page -> stamp: being filled, in place or in a Seal
         self._grants = Heard(GrantId)
@@ -235,6 +236,7 @@ class Reservation(Part):
         ask = Reserve(space.page_size, count)
         return [
             *self.return_(),
+            *self._touches.tell(),
             Ask(self._member.peer(ALLOCATOR), ask, now + ALLOCATOR_NS, reserved),
         ]
 

@@ -53,6 +53,7 @@ from .publish import INDEX_NS
 from .ranks import Rank
 from .records import Order, RankSave
 from .space import Space
+from .touches import Touches
 
 SAVE_NS: Nanoseconds = 120_000 * MS
 """An order of a single rank that is not saved within this time is given up: a client waits less."""
@@ -67,13 +68,14 @@ class Saves(Part):
         engine: Engine,
         *,
         hazards: HazardBook,
+        touches: Touches,
         orders: Orders,
         batches: Batches,
         counts: Counter[str],
     ) -> None:
         self._member, self._engine = member, engine
-        self._hazards, self._orders, self._batches = hazards, orders, batches
-        self._counts = counts
+        self._hazards, self._touches = hazards, touches
+        self._orders, self._batches, self._counts = orders, batches, counts
 
     def handlers(self) -> Iterable[On]:
         """The words of clients that save."""
@@ -166,7 +168,7 @@ class Saves(Part):
 
     def _claim(self, space: Space, order: Order, rank: Rank, now: int) -> list[Effect]:
         """Claim what is not in memory already, as far as we see it ourselves: mostly not even the
-        first block is."""
+        first block is.  What is there counts as used, for the pages of the rest must not be its."""
         index = self._member.peer(INDEX)
         run = self._hazards.find(space, said_keys(order.rows[:1]))
         if run is not None and run.blocks:
@@ -181,9 +183,10 @@ class Saves(Part):
         if index == NOBODY:
             return self._claimed(order, NoAnswer(Status.PEER_GONE), now)
 
+        used = self._touches.add(run.pages[:: space.shards]) if run is not None else []
         if run is not None and space.ranks == 1 and rank.saves is Way.PROCESS_VM:
             order.claim, order.new = NO_CLAIM, np.arange(order.known, len(order.keys))
-            return self._start(order, list(order.saves.values()), now)
+            return used + self._start(order, list(order.saves.values()), now)
 
         stripe = -(-asked // len(rank.replicas))
 
@@ -193,7 +196,7 @@ class Saves(Part):
 
         keys = said_keys(order.rows[order.known :]) if order.known else order.keys
         ask = Ask(index, Claim(space.namespace, keys), now + INDEX_NS, claimed)
-        return [ask, *self._batches.expect(rank, stripe, now)]
+        return [*used, ask, *self._batches.expect(rank, stripe, now)]
 
     def _refuse(self, rank: Rank, sender: Sender, msg: Save, why: Status) -> list[Effect]:
         """Nothing of it is saved; of an order its first rank's word is counted."""

@@ -2,7 +2,9 @@
 
 It ages blocks as the end of a lease of its own does.  It is told with the beat, and before a Seal:
 what was used before a block was published must not look younger than the block, for a pool that
-everybody has just read from would give up what is being saved into it, its head first.
+everybody has just read from would give up what is being saved into it, its head first.  And it is
+told before pages are asked for, which may be those of whatever looks oldest: a prompt that is saved
+from where its hit has ended must not have its pages from its own head.
 
 The latest use is told first, each in chain order, for the index takes what comes first for the
 youngest.  What one message does not hold goes in several, the last of them first: the tail of a
