@@ -106,12 +106,10 @@ class Publishing(Part):
         starts = [0]
         if not chained(keys, parents):
             starts += [at for at in range(1, len(keys)) if parents[at] != keys[at - 1]]
-        here = self._residency
-        for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
-            before = (
-                here.blocks.page(msg.namespace, parents[start]) if any(parents[start]) else None
-            )
-            here.make_young(msg.page_size, first[start:end], before)
+        here, heads = self._residency, [parents[start] for start in starts]
+        before = here.blocks.known(msg.namespace, heads)
+        before[[not any(parent) for parent in heads]] = -1
+        here.make_pieces_young(msg.page_size, first, starts, before)
 
     def _makes_sense(self, msg: Seal) -> bool:
         """Whether the lists fit each other, and the numbers the ledger's records and the pool.

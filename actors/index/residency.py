@@ -14,6 +14,7 @@ young as it.
 """
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -227,17 +228,47 @@ class Residency(Part):
             before: first page of the block that they go on from; None: there is none, or they are
                 not one chain.
         """
-        growth = None if before is None else self._growing.pop(self._end(before), None)
-        end = self._end(PageId(int(first[-1])))
-        if growth is None:
-            begun = _Growth(self.policy.tick, grown=False, page_size=page_size)
-            self._growing[end] = begun
-            self._make_chain_young(page_size, first)
-            if self._grown:  # chains begun before it, which would be younger
-                self._grown.append((end, begun))
-        else:
-            self._growing[end] = growth._replace(grown=True)
+        rows = self.ledger.rows()
+        end, before_it = _end(rows, first[-1]), None if before is None else _end(rows, before)
+        if self._grows(page_size, end, before_it):
             self.policy.make_young(page_size, first)
+        else:
+            self._make_chain_young(page_size, first)
+
+    def make_pieces_young(
+        self, page_size: Bytes, first: Pages, starts: Sequence[int], before: Pages
+    ) -> None:
+        """`make_young` of pieces of chains: what one replica has saved is a piece for each block.
+
+        Args:
+            starts: where in `first` each piece begins.
+            before: beside `starts`, first page of the block that the piece goes on from, -1: it is
+                not here.
+        """
+        stops, rows = [*starts[1:], len(first)], self.ledger.rows()
+        ends, befores = _ends(rows, first[np.array(stops) - 1]), _ends(rows, before)
+        alone = np.zeros(len(first), np.bool_)
+        for start, stop, end, from_ in zip(starts, stops, ends, befores, strict=True):
+            is_head = from_[0] < 0
+            grows = self._grows(page_size, end, None if is_head else from_)
+            if grows or is_head:
+                alone[start:stop] = True
+            else:
+                self._make_chain_young(page_size, first[start:stop])
+        self.policy.make_young(page_size, first[alone])
+
+    def _grows(self, page_size: Bytes, end: _End, before: _End | None) -> bool:
+        """Whether a chain that ends with `end` now has ended with `before`, and was growing; if
+        not, it may grow from here on."""
+        growth = None if before is None else self._growing.pop(before, None)
+        if growth is not None:
+            self._growing[end] = growth._replace(grown=True)
+            return True
+        begun = _Growth(self.policy.tick, grown=False, page_size=page_size)
+        self._growing[end] = begun
+        if self._grown:  # chains begun before it, which would be younger
+            self._grown.append((end, begun))
+        return False
 
     def use(self, first: Pages) -> None:
         """These are the youngest now: first pages, of whatever page sizes, in chain order."""
@@ -257,7 +288,7 @@ class Residency(Part):
         ticks += [growth.tick for _, growth in self._grown]
         if len(found) and ticks and self.policy.last_uses(found[-1:])[0] > min(ticks):
             self._growth_ends()
-            self._settle()
+            self._settle_all()
             found = self.policy.coldest(page_size, count)
         return found
 
@@ -296,18 +327,35 @@ class Residency(Part):
         self._grown += chains[first:]
         self._growing = {}
 
-    def _settle(self, most: Count | None = None) -> None:
-        """Put chains in order.
-
-        Args:
-            most: until so many of their blocks have been; None: all.
-        """
+    def _settle(self, most: Count) -> None:
+        """Put chains in order, until so many of their blocks have been."""
         settled = 0
-        while self._grown and (most is None or settled < most):
+        while self._grown and settled < most:
             (page, stamp), growth = self._grown.popleft()
-            if self.blocks.columns.head(page) == page and self._end(page) == (page, stamp):
+            if self._stands(page, stamp):
                 chain = np.array([page], np.int64)
                 settled += self._make_chain_young(growth.page_size, chain)
+
+    def _settle_all(self) -> None:
+        """Put all of them in order; a block of several is as young as the last of these."""
+        placed: set[int] = set()
+        parts: list[tuple[Bytes, Pages]] = []
+        while self._grown:
+            (page, stamp), growth = self._grown.pop()
+            if page in placed or not self._stands(page, stamp):
+                continue
+            chain = self._chain(page)
+            pages, at = chain.tolist(), len(chain)
+            while at and pages[at - 1] not in placed:
+                at -= 1
+            placed.update(pages[at:])
+            parts.append((growth.page_size, chain[at:]))
+        for page_size, part in reversed(parts):
+            self.policy.make_young(page_size, part)
+
+    def _stands(self, page: PageId, stamp: Stamp) -> bool:
+        """Whether the end of a chain is still here."""
+        return self.blocks.columns.head(page) == page and bool(self.ledger.rows()[page, 1] == stamp)
 
     def _make_chain_young(self, page_size: Bytes, first: Pages) -> Count:
         """These, and the resident chain that ends in the last of them; how long that is."""
@@ -321,9 +369,6 @@ class Residency(Part):
         """The resident chain that ends in this block, head first: its tail must go before its head,
         so adding to a chain makes all of it young again."""
         return self.blocks.chains.chain(last, LIST_MAX)
-
-    def _end(self, first: PageId) -> _End:
-        return first, Stamp(int(self.ledger.rows()[first, 1]))
 
     def _remove(self, first: Pages, records: U64, pages: Pages, now: int, *, why: str) -> None:
         """Blocks are not resident any more; their records say so already.
@@ -351,3 +396,13 @@ def sayable(blocks: list[Block]) -> list[Block]:
     """So many of these, which have equally many pages each, that one message can name their
     pages."""
     return blocks[: LIST_MAX // len(blocks[0].pages)] if blocks else blocks
+
+
+def _end(rows: U64, first: PageId | np.int64) -> _End:
+    """The name of a chain that ends here, by the ledger's records."""
+    return PageId(int(first)), Stamp(int(rows[first, 1]))
+
+
+def _ends(rows: U64, first: Pages) -> list[_End]:
+    """The same of many; a page of -1 stands for none."""
+    return list(zip(map(PageId, first.tolist()), map(Stamp, rows[first, 1].tolist()), strict=True))

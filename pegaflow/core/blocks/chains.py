@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pegaflow.core.pool.columns import again, repeats
 from pegaflow.core.pool.fingerprints import U64, fingerprints
 from pegaflow.wire.identities import Key, Namespace, PageId
 from pegaflow.wire.units import Count
@@ -62,14 +63,22 @@ class Chains:
         Returns:
             First pages, that of the head first.
         """
-        while True:
-            found = self._columns.walk(last, most)
-            if len(found) > 1:
-                stamps = self._stamps(found[1:])
-                broken = np.flatnonzero(~self._columns.linked(found[:-1], found[1:], stamps))
-                found = found[: broken[0] + 1 if len(broken) else len(found)]
-            if not self._orphans or not self._adopt(PageId(int(found[-1]))):
-                return found[::-1]
+        found = self._linked(last, most)
+        while self._orphans and len(found) < most and self._adopt(PageId(int(found[-1]))):
+            before = PageId(int(self._columns.parents(found[-1:])[0]))
+            found = np.concatenate([found, self._linked(before, most - len(found))])
+            if repeats(found):  # it goes round
+                found = found[: int(again(found).argmax())]
+        return found[::-1]
+
+    def _linked(self, last: PageId, most: int) -> Pages:
+        """The chain as far as its links are known, that of the head last."""
+        found = self._columns.walk(last, most)
+        if len(found) == 1:
+            return found
+        stamps = self._stamps(found[1:])
+        broken = np.flatnonzero(~self._columns.linked(found[:-1], found[1:], stamps))
+        return found[: broken[0] + 1 if len(broken) else len(found)]
 
     def before(self, first: Pages) -> Pages:
         """First page of the block before each of these, -1: it is not here."""

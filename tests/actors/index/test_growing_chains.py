@@ -6,7 +6,7 @@ from pegaflow.actors.index import residency
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.blocks.columns import Pages
 from pegaflow.wire.control import BEAT_NS
-from pegaflow.wire.identities import ClaimId, Key, PageId
+from pegaflow.wire.identities import NO_CLAIM, ClaimId, Key, PageId
 from pegaflow.wire.index import EndClaim, Seal, Sealed
 from pegaflow.wire.status import Status
 from tests.actors.rig import PAGE, SESSION_4, SESSION_5, Rig, said
@@ -189,4 +189,57 @@ def test_a_run_with_a_hole_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None
         pages=as_pages(2, 4), stamps=as_stamps(902, 904),
     )  # fmt: skip
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
-    assert walked == [2, 1]
+    assert walked == [2], "nothing that is here comes before the last one"
+    assert len(actor.residency._growing) == 2
+
+
+def stripe(rig: Rig, at: range, first_page: int) -> None:
+    """A replica has saved these KEYS."""
+    msg = Seal(
+        NO_CLAIM,
+        NS,
+        PAGE,
+        PAGE,
+        shards=1,
+        keys=tuple(KEYS[n] for n in at),
+        parents=tuple(KEYS[n - 1] if n else ROOT for n in at),
+        pages=as_pages(*range(first_page, first_page + len(at))),
+        stamps=as_stamps(*range(1, 1 + len(at))),
+    )
+    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+
+
+@pytest.mark.parametrize("beats", [0, 1])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_replicas_save_is_walked_when_it_is_put_in_order(
+    first: int, beats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, actor = index()
+    walked = walks(actor, monkeypatch)
+    stripe(rig, range(first, 8, 2), 0)
+    assert walked == []
+    stripe(rig, range(1 - first, 8, 2), 4)
+    assert len(walked) <= 1
+    rig.wait(beats * BEAT_NS)
+    pages = [0, 4, 1, 5, 2, 6, 3, 7] if not first else [4, 0, 5, 1, 6, 2, 7, 3]
+    assert press(rig, 3) == tuple(pages[:4:-1])
+    assert press(rig, 8) == tuple(pages[4::-1])
+
+
+def test_chains_that_are_said_to_go_round_end() -> None:
+    rig, actor = index()
+    for key, parent, page in ((0, 1, 0), (1, 0, 1), (2, 1, 2)):
+        msg = Seal(
+            NO_CLAIM,
+            NS,
+            PAGE,
+            PAGE,
+            shards=1,
+            keys=KEYS[key : key + 1],
+            parents=KEYS[parent : parent + 1],
+            pages=as_pages(page),
+            stamps=as_stamps(page + 1),
+        )
+        assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+    assert actor.residency._chain(PageId(2)).tolist() == [0, 1, 2]
+    assert sorted(press(rig, 8)) == [0, 1, 2]
