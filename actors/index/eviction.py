@@ -108,7 +108,6 @@ class Eviction(Part):
             pages += freed
             if gone == len(victims) or len(pages) >= most:
                 break
-            self._touch_named()
         return pages, effects
 
     def _victims(self, msg: Pressure, count: int, now: int) -> _Chosen:
@@ -138,13 +137,13 @@ class Eviction(Part):
         pages = self._residency.pages_to(first)
         return first[: int(np.searchsorted(pages, LIST_MAX - named, side="right"))]
 
-    def _touch_named(self) -> None:
-        """The blocks that hazards name, as far as one can see, are the youngest, in the order in
-        which they were."""
-        named = self._hazards.pages()
-        here = self._residency
+    def _touch_named(self, kept: Pages) -> None:
+        """What hazards have kept is the youngest now, and so is whatever hazards name, as far as
+        one can see: a chain of which only the tail was to go must not have its head go first."""
+        here, named = self._residency, self._hazards.pages()
         first = here.blocks.heads(named[named < here.ledger.records])
-        here.use(here.policy.youngest_first(distinct(first[first >= 0])))
+        every = distinct(np.concatenate([kept, first[first >= 0]]))
+        here.use(here.blocks.chains.heads_first(every))
 
     def _empty_extent(self, page_size: int, now: int) -> list[PageId]:
         """Evict what can be evicted of the extent that another page size has used longest ago and
@@ -186,6 +185,8 @@ class Eviction(Part):
         here, mind = self._residency, self._tiers.mind
         blocks = here.blocks.handles.all_of(victims) if mind else []
         gone, pages = here.evict(victims, now)
+        if not gone.all():
+            self._touch_named(victims[~gone])
         if mind:
             self._tiers.evicted([blocks[at] for at in np.flatnonzero(gone).tolist()], now)
         return int(np.count_nonzero(gone)), pages.tolist()

@@ -165,8 +165,8 @@ class Residency(Part):
         self.listing.add(blocks.names, blocks.pages)
 
     def evict(self, first: Pages, now: int) -> tuple[Mask, Pages]:
-        """End blocks that have no lease, but for those that a hazard names, which are the youngest
-        then, in the order in which they were.
+        """End blocks that have no lease, but for those that a hazard names; how young these are
+        then is the caller's to say.
 
         Args:
             first: page of each; all of one page size.
@@ -187,7 +187,6 @@ class Residency(Part):
         gone = ~stays
         if stays.any():
             self.ledger.stay(pages[stays[owners]])
-            self.policy.make_young(page_size, self.policy.youngest_first(first[stays]))
             self._counts["evictions_turned_back"] += int(np.count_nonzero(stays))
         all_gone = pages[gone[owners]]
         self.ledger.void(all_gone)

@@ -91,6 +91,22 @@ class Chains:
         found[at[~there]] = -1
         return found
 
+    def heads_first(self, first: Pages) -> Pages:
+        """The same blocks, each behind those of them that come before it in its chain.
+
+        Args:
+            first: their first pages, each once, ascending.
+        """
+        before = self.before(first)
+        at = np.minimum(np.searchsorted(first, before), max(len(first) - 1, 0))
+        up = np.where((before >= 0) & (first[at] == before), at, -1)
+        depths = (up >= 0).astype(np.int64)  # of each below the one that `up` leads to
+        for _ in range(len(first).bit_length()):
+            on = (up >= 0).nonzero()[0]
+            depths[on] += depths[up[on]]
+            up[on] = up[up[on]]
+        return first[np.argsort(depths, kind="stable")]
+
     def _adopt(self, first: PageId) -> bool:
         """Whether the block before this one has come."""
         name = self._orphans.get(first)

@@ -248,10 +248,6 @@ class Lru:
         if not order.blocks:
             del self._orders[page_size]
 
-    def youngest_first(self, pages: Pages) -> Pages:
-        """The same blocks by age; as long as no chain is growing, those of one in chain order."""
-        return pages[np.argsort(-self._last[pages])]
-
     def last_uses(self, pages: Pages) -> _Ticks:
         """The ticks of their last uses: blocks used later have a higher one."""
         return self._last[pages]

@@ -11,7 +11,15 @@ from pegaflow.core.pool.hazards import Hazards
 from pegaflow.core.pool.ledger import LEAVING, SEALED
 from pegaflow.wire.control import BEAT_NS, Beat, Gone, Members
 from pegaflow.wire.identities import NO_CLAIM, NO_LEASE, Incarnation, Key
-from pegaflow.wire.index import Corrupt, HazardFile, HazardsNoted, LeasesHeld, Seal, Sealed
+from pegaflow.wire.index import (
+    Corrupt,
+    HazardFile,
+    HazardsNoted,
+    LeasesHeld,
+    Seal,
+    Sealed,
+    Touched,
+)
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION, TEXT_CHARS_MAX, Address
 from tests.actors.memory import IndexMemory, new_ledger, publish
@@ -187,6 +195,16 @@ def test_so_does_what_it_has_kept_in_an_extent_that_was_to_be_emptied() -> None:
     assert press(rig, 1, EXTENT, reassign=True) == ()
     rig.tell(BOSS, Gone(SESSION_4))
     assert press(rig, 2) == (0, 1)
+
+
+def test_a_tail_that_was_kept_goes_before_its_head() -> None:
+    rig, _, memory, hazards = saved()
+    save(rig, KEYS[4:6], 4)
+    rows = publish(hazards, memory.ledger, *range(4))
+    rig.tell(SESSION_4, Touched(as_pages(0, 1, 2)))
+    assert press(rig, 2) == (5, 4), "the tail is older, and in use"
+    hazards.clear(rows)
+    assert press(rig, 2) == (3, 2)
 
 
 def test_no_more_searches_than_some(monkeypatch: pytest.MonkeyPatch) -> None:
