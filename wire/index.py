@@ -180,7 +180,7 @@ class Seal(Message):
     pages: Numbers[PageId]
     stamps: Numbers[Stamp]
     checksums: U64s = ()  # with `verify`: one per page
-    depths: U64s = ()  # flusher: position of each block in its chain; else parents tell
+    depths: U64s = ()  # position of each block in its chain, or from a session in one order
 
 
 @message(67)

@@ -14,6 +14,7 @@ from pegaflow.core.blocks.columns import Pages
 from pegaflow.core.blocks.table import Fresh, Looked
 from pegaflow.core.pool.columns import (
     Places,
+    among,
     are_pages,
     chained,
     column,
@@ -161,7 +162,13 @@ class Publishing(Part):
             )
             if not whole:
                 lead = None
-            here.seal(blocks, self._described(msg, blocks, new, rows, lead=lead), now, taken)
+            described = self._described(msg, blocks, new, rows, lead=lead)
+            if len(msg.depths):
+                depths = signed(msg.depths)[rows]
+                if tier is None:
+                    depths = _placed(blocks, described, depths)
+                described = described._replace(depths=depths)
+            here.seal(blocks, described, now, taken)
         if tier is not None:
             self._counts["blocks_fetched"] += len(new)
         else:
@@ -266,8 +273,6 @@ class Publishing(Part):
             parents, depths = self._chained(blocks, _at(new, msg.parents))
         else:
             parents, depths = self._one_chain(blocks, msg.parents, lead)
-        if len(msg.depths):
-            depths = signed(msg.depths)[rows]
         seal = self._first_seal + self._seals + 1
         self._seals += len(new)
         return New(
@@ -318,3 +323,17 @@ class Publishing(Part):
 def _at(places: Places, keys: Sequence[Key]) -> Sequence[Key]:
     """The keys at these places, all of them if there are as many."""
     return keys if len(places) == len(keys) else tuple([keys[at] for at in places.tolist()])
+
+
+def _placed(blocks: Fresh, described: New, places: Pages) -> Pages:
+    """Depths as far as they are known, and else as far from these as they are said to be: of pieces
+    of one chain some may be here before those that they go on from, and after a restart nobody
+    knows more of their order.
+
+    Args:
+        places: of the blocks, in what a session has been told to save.
+    """
+    before = described.parents
+    known = (before >= 0) & ~among(before, blocks.pages[:, 0])
+    at = int(known.argmax())
+    return places + (described.depths[at] - places[at]) if known[at] else places

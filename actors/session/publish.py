@@ -27,7 +27,7 @@ from pegaflow.wire.message import Message
 from pegaflow.wire.session import Commit
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count, Nanoseconds
-from pegaflow.wire.values import CLIENT, INDEX, LIST_MAX, NOBODY
+from pegaflow.wire.values import CLIENT, INDEX, LIST_MAX, NOBODY, U64s
 
 from .engine import Engine
 from .orders import Orders, count_dropped
@@ -205,4 +205,14 @@ def _seal_of(space: Space, parts: _Parts) -> Seal:
         pages=said(np.concatenate([of.of_shards(of.pages, whole) for of, whole in blocks])),
         stamps=said(np.concatenate([of.of_shards(of.stamps, whole) for of, whole in blocks])),
         checksums=said(np.concatenate(sums)) if sums else (),
+        depths=_depths_of(parts),
     )
+
+
+def _depths_of(parts: _Parts) -> U64s:
+    """Positions in an order of one chain, if there are others before or between them: what these go
+    on from may not be here yet."""
+    (order, whole), *others = parts
+    if others or order.said.starts or whole[-1] == len(whole) - 1:
+        return ()
+    return said(whole)

@@ -6,13 +6,14 @@ from pegaflow.actors.index import residency
 from pegaflow.actors.index.actor import Index
 from pegaflow.core.blocks.columns import Pages
 from pegaflow.wire.control import BEAT_NS
-from pegaflow.wire.identities import NO_CLAIM, ClaimId, Key, PageId
+from pegaflow.wire.identities import NO_CLAIM, ClaimId, Incarnation, Key, PageId
 from pegaflow.wire.index import EndClaim, Seal, Sealed
 from pegaflow.wire.status import Status
-from tests.actors.rig import PAGE, SESSION_4, SESSION_5, Rig, said
+from tests.actors.memory import IndexMemory, new_ledger
+from tests.actors.rig import IDX, NOBODY_ELSE, PAGE, SESSION_4, SESSION_5, WELCOME, Rig, said
 from tests.naming import as_pages, as_stamps
 
-from .test_index import KEYS, NS, ROOT, claim, find, index, press, save
+from .test_index import KEYS, NS, ROOT, claim, find, index, index_in, press, save
 
 OTHERS = tuple(Key(bytes([n]) * 32) for n in range(101, 109))
 
@@ -193,8 +194,8 @@ def test_a_run_with_a_hole_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(actor.residency._growing) == 2
 
 
-def stripe(rig: Rig, at: range, first_page: int) -> None:
-    """A replica has saved these KEYS."""
+def stripe(rig: Rig, at: range, first_page: int, depths: range = range(0)) -> None:
+    """A replica has saved these KEYS, whose positions are said to be `depths`."""
     msg = Seal(
         NO_CLAIM,
         NS,
@@ -205,6 +206,7 @@ def stripe(rig: Rig, at: range, first_page: int) -> None:
         parents=tuple(KEYS[n - 1] if n else ROOT for n in at),
         pages=as_pages(*range(first_page, first_page + len(at))),
         stamps=as_stamps(*range(1, 1 + len(at))),
+        depths=tuple(depths),
     )
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
 
@@ -224,6 +226,24 @@ def test_what_replicas_save_is_walked_when_it_is_put_in_order(
     pages = [0, 4, 1, 5, 2, 6, 3, 7] if not first else [4, 0, 5, 1, 6, 2, 7, 3]
     assert press(rig, 3) == tuple(pages[:4:-1])
     assert press(rig, 8) == tuple(pages[4::-1])
+
+
+@pytest.mark.parametrize(("first", "base"), [(0, 0), (1, 0), (0, 2)])
+def test_what_replicas_have_saved_goes_from_its_tail_after_a_restart(first: int, base: int) -> None:
+    """Positions are said within an order, which goes on from `base` blocks."""
+    memory = IndexMemory(new_ledger(WELCOME))
+    rig, _ = index_in(memory)
+    if base:
+        save(rig, KEYS[:base])
+    pages = dict(zip(range(base), range(base), strict=True))
+    for part in (first, 1 - first):
+        keys = range(base + part, len(KEYS), 2)
+        stripe(rig, keys, len(pages), range(part, len(KEYS) - base, 2))
+        pages |= zip(keys, range(len(pages), len(pages) + len(keys)), strict=True)
+    rig, _ = index_in(memory, NOBODY_ELSE, IDX._replace(incarnation=Incarnation(90)))
+    tail_first = tuple(pages[at] for at in sorted(pages, reverse=True))
+    assert press(rig, 3) == tail_first[:3]
+    assert press(rig, 8) == tail_first[3:]
 
 
 def test_chains_that_are_said_to_go_round_end() -> None:

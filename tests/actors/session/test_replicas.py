@@ -153,7 +153,7 @@ def test_each_saves_a_stripe_and_what_one_has_in_place_is_sealed() -> None:
     assert [job.blocks for job in rig.wanted(ReadBlocks)] == [(21, 23)]
     envelope, seal = seal_of(kept(rig, 0))
     assert (seal.shards, seal.keys) == (1, (KEYS[1], KEYS[3])) and len(seal.pages) == 2
-    assert seal.parents == (KEYS[0], KEYS[2])
+    assert seal.parents == (KEYS[0], KEYS[2]) and tuple(seal.depths) == (1, 3)
     sent = rig.answer(envelope, Sealed(Status.OK, (0, 1)))
     assert said(sent, Saved, CLIENT_7) == Saved(Status.OK, 2, 3)
     assert not pick(begin(rig, 1), Claim) and not pick(sent, EndClaim)
