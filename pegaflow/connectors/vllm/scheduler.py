@@ -68,7 +68,7 @@ class Scheduler:
         self._look = Look()
         self._look_until_s = 0.0  # a request that must wait for it waits so long
         self._looked = 0  # the newest look that every worker has answered
-        self._stale = False  # vLLM holds blocks of other weights: nothing is read or saved
+        self._stale = 0  # ranks, a bit each, that hold blocks of other weights: nothing is moved
         self._adapters = Adapters(
             engine.adapters, _no_keys, engine.settings.weights_hash is Reading.FULL
         )
@@ -382,7 +382,7 @@ class Scheduler:
         """Failures first: a load that ended may have failed."""
         bad = getattr(output, "invalid_block_ids", None)
         done = getattr(output, "kv_connector_worker_meta", None)
-        if bad or getattr(output, "failed_recving", None) or getattr(done, "stale", False):
+        if bad or getattr(output, "failed_recving", None) or getattr(done, "stale", 0):
             self._steps.void()
         if bad:
             self._requests.failed(bad)
@@ -396,7 +396,7 @@ class Scheduler:
             self._requests.sent(name)
         if done is not None:
             self._looked = max(self._looked, done.looked)
-            self._stale = done.stale
+            self._stale = self._stale & ~done.sound | done.stale
             if done.epoch > self._epoch:
                 self._begin_epoch(done.epoch)
 

@@ -8,7 +8,7 @@ new ones). So nobody's word is taken: the weights are looked at. The conversatio
     scheduler → worker   StepOrders.look   "look again": after each reset, and whenever work begins
                                            in an engine that was idle
     worker → scheduler   SavesDone         which look is answered, the worker's epoch, whether it is
-                                           stale
+                                           stale; a worker of which nothing is new says nothing
     worker → service     Attach            the layout's name says what is computed with: see `name`
 
 Nothing changed: the worker answers, and that is all. The session, its hits and every save stay, and

@@ -68,7 +68,8 @@ class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
     saves: dict[int, int] = field(default_factory=dict)
     looked: int = 0  # the newest look that was answered (watch.py)
     epoch: int = 0
-    stale: bool = False
+    stale: int = 0  # workers that neither load nor save
+    sound: int = 0  # workers that do; of the others nothing is said here
 
     def aggregate(self, other: "SavesDone") -> "SavesDone":
         """Both reports in one."""
@@ -77,7 +78,8 @@ class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
             {n: self.saves.get(n, 0) | other.saves.get(n, 0) for n in orders},
             min(self.looked, other.looked),
             max(self.epoch, other.epoch),
-            self.stale or other.stale,
+            self.stale | other.stale,
+            self.sound | other.sound,
         )
 
 
@@ -357,9 +359,10 @@ class Worker:
         now = (asked, watch.epoch, watch.stale) if watch else (asked, 0, False)
         if not self._ended and now == self._told:
             return None
-        done, self._told = SavesDone(dict.fromkeys(self._ended, 1 << self._rank), *now), now
+        self._told, (looked, epoch, stale), bit = now, now, 1 << self._rank
+        ended, states = dict.fromkeys(self._ended, bit), (bit, 0) if stale else (0, bit)
         self._ended.clear()
-        return done
+        return SavesDone(ended, looked, epoch, *states)
 
     def report_unbegun(self, orders: StepOrders | None) -> None:
         """After an error in `begin`: loads it did not get to are reported failed."""

@@ -108,6 +108,23 @@ def test_a_step_in_which_one_rank_sees_other_weights_is_not_stood_by(
     both.end(request)
 
 
+def test_what_other_ranks_report_does_not_end_the_wait_of_one_that_is_stale(
+    both: Pair, store: Store
+) -> None:
+    both.save(store, Request("a", 25), SAVED)
+    half, request = both.workers[1]._worker, Request("c", 25, salt="c")
+    assert half is not None and half._watch is not None
+    both.scheduler.on_new_request(request)
+    store.holding = True
+    both.compute(request, [20, 21, 22, 23, 24, 25, 26])
+    half._watch.weights = Said(sames=[False])
+    both.step()
+    store.let_go()
+    both.until(both.idle)
+    assert half._watch.stale
+    assert both.load(Request("b", 25), LOADED) == 0, "one rank would not load it"
+
+
 def test_blocks_that_one_rank_gives_back_too_early_are_published_by_none(
     both: Pair, store: Store
 ) -> None:
