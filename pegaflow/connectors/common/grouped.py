@@ -49,7 +49,7 @@ class GroupedRequest(Tracked):
     """One request known to the scheduler."""
 
     tables: list[list[int]] = field(default_factory=list)  # `blocks` of each group
-    begun: int = 0  # its computed tokens when it was scheduled first with these blocks
+    begun: int | None = None  # its computed tokens in the first step with these blocks; None: none
     prefix: int | None = None  # of full attention, in the cache; None: not asked
     place: int = 0  # where it is asked whether the request can resume; in HIT, where it can
     looked: bool = False  # `place` is the last that is asked for
@@ -246,7 +246,7 @@ class GroupedRequests(Requests):
         return -(-entries * blocks // all_entries)
 
     def _give(self, tracked: GroupedRequest, tables: Tables) -> None:
-        tracked.unsure = False
+        tracked.unsure, tracked.begun = False, None
         tracked.tables = [list(table) for table in tables]
         tracked.blocks = tracked.tables[0] if tracked.tables else []
 
@@ -320,7 +320,8 @@ class GroupedRequests(Requests):
             found = tuple(blocks.get((tokens, group.number), 0) for group in self._groups.states)
             place, part = divmod(tokens, self.block_tokens)
             name = self._name(tracked, place - 1)
-            if not part and name and all(found) and tracked.begun < tokens <= end:
+            begun = end if tracked.begun is None else tracked.begun
+            if not part and name and all(found) and begun < tokens <= end:
                 orders.append(self._state(request, tracked, place, found))
         return orders
 
@@ -391,7 +392,7 @@ class GroupedRequests(Requests):
             return
         assert isinstance(tracked, GroupedRequest)
         wanted = self._saving and not tracked.hints.skip_save and tracked.tables
-        if not wanted or processed <= tracked.begun:
+        if not wanted or tracked.begun is None or processed <= tracked.begun:
             return
         full = len(tracked.source.block_hashes) // self._ratio
         place = min(processed // self.block_tokens, full)

@@ -271,6 +271,17 @@ def test_of_what_no_step_of_its_own_stands_behind_nothing_is_left(book: Book) ->
     assert book.late(()) == []
 
 
+def test_a_request_that_ends_while_another_connector_loads_leaves_nothing(book: Book) -> None:
+    book.arrive()
+    tables = [list(range(11, 18)), [0, 0, 0, 0, 0, 26, 27]]
+    for processed in (28, 24):  # before it was ever computed, and again when it was preempted
+        assert book.allocated("r", tables, 0) == []
+        book.ends("r", tables, processed)
+        assert book.late(()) == []
+        book.stepped("r", [list(range(1, 12)), list(range(21, 32))], True, 0, scheduled=8)
+        book.preempted("r")
+
+
 def test_late_orders_whose_blocks_are_given_away_do_not_leave(book: Book) -> None:
     ended(book, processed=56)
     book.finished("r", 99)
