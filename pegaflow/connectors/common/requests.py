@@ -48,15 +48,12 @@ KEEP_S: Seconds = 10.0
 """A hit waiting for its request to be scheduled is given back after this long: a queue of waiting
 requests must not pin the cache, and the session drops leases of 120 s anyway."""
 
-
 FULL_EVERY_S: Seconds = 0.01
 """How often a prefix that is not all there yet is asked for: as often as somebody else's step may
 add to it."""
 
-
 FULL_SHARE: Share = 0.9
 """Of the time for a lookup: then what is there is asked for, and the answer has to come in time."""
-
 
 AHEAD_BLOCKS: Count = 2
 """What a running request may take while a save is copied: steps write a block each, at most."""
@@ -249,8 +246,7 @@ class Requests:
     def from_disk(self, request: str) -> int:
         """Blocks of the request's load that had to be read from SSD."""
         tracked = self.tracked.get(request)
-        order = tracked.loading if tracked else None
-        if tracked is None or order is None:
+        if tracked is None or (order := tracked.loading) is None:
             return 0
         return sum(0 <= place - order.first < len(order.blocks) for place in tracked.disk)
 
@@ -365,10 +361,12 @@ class Requests:
             save.tracked.open.discard(order)
 
     def preempted(self, request: str) -> list[Lease]:
-        """The request lost its blocks; it will be looked up again."""
+        """The request lost its blocks, and its saves: it asks again, and saves them again."""
         if (tracked := self.tracked.get(request)) is None:
             return []
-        tracked.blocks = []
+        for order in tracked.open:
+            self.void(tracked, self._open[order].first)
+        tracked.blocks, tracked.open = [], set()
         return self._drop_answer(tracked)
 
     def finished(self, request: str, free: int) -> tuple[bool, list[Lease]]:
@@ -423,6 +421,8 @@ class Requests:
         anew, and until then nothing of these requests is saved."""
         for tracked in self.tracked.values():
             tracked.unsure = True
+        for save in self._open.values():
+            self.void(save.tracked, save.first)
         self._loose.clear()
         return tuple(self._open)
 

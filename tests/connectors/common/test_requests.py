@@ -194,6 +194,21 @@ def test_preemption_asks_again_and_saves_what_got_lost() -> None:
     assert save is not None and save.blocks == (22, 23, 24, 25)
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_was_dropped_is_saved_again_although_nobody_is_asked_what_is_there(seen: bool) -> None:
+    requests = book()
+    requests.add("r", Request("r", 25))
+    for done in (0, 8, 16):
+        requests.step("r", [1, 2, 3, 4, 5, 6, 7][done // BLOCK :], not done, done, scheduled=8)
+    requests.saved(1, 1)
+    if seen:
+        requests.preempted("r")
+    else:
+        requests.lose_sight()
+    save = requests.step("r", [20, 21, 22, 23, 24, 25, 26], True, 0, scheduled=25)
+    assert save is not None and save.blocks == (22, 23, 24, 25)
+
+
 def saving(ranks: int = 1, waiting: int = 0) -> tuple[Requests, int]:
     """A request "r" with a save under way, beside one that waits for so many tokens' memory."""
     requests = book(ranks=ranks)
@@ -290,6 +305,19 @@ def test_blocks_of_a_load_that_came_from_ssd() -> None:
     assert requests.from_disk("r") == 0, "nothing is loaded yet"
     requests.allocated("r", [10, 11, 12, 13, 14], 12)
     assert requests.from_disk("r") == 2 and requests.from_disk("x") == 0
+
+
+def test_a_request_aborted_while_it_waits_for_a_load_of_whomever_is_not_held() -> None:
+    """A second report of it would be the end of vLLM."""
+    requests, _ = saving(waiting=40)
+    requests.preempted("r")
+    requests.offer("r", 0)
+    assert requests.allocated("r", [1, 2, 3, 4, 5], 20) == [], "it was offered, and is gone"
+    assert requests.finished("r", 0) == (False, [])
+    requests, _ = saving(waiting=40)
+    requests.preempted("r")
+    requests.allocated("r", [1, 2, 3, 4, 5], 0)
+    assert requests.finished("r", 0) == (False, []), "another connector loads it"
 
 
 def test_a_request_aborted_while_it_loads_is_not_held() -> None:
