@@ -236,6 +236,7 @@ class Worker:
         if orders.dropped:
             for saves in list(self._saves.values()):
                 self._drop_saves([s for s in saves if s.order.order in orders.dropped])
+            self._ended.update(orders.dropped)  # those, too, of which a failed step has not told us
 
     def drop_all(self) -> None:
         """Any block may be about to be overwritten."""

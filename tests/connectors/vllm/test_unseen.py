@@ -84,6 +84,19 @@ def test_after_a_step_that_failed_each_block_is_saved_under_its_own_key(
                 assert set(parts[0]) == {place + 1}, f"what is under the key of block {place}"
 
 
+def test_orders_that_a_failed_step_has_not_sent_are_over(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half: Any = pair.scheduler._scheduler
+    request = Request("a", 9)
+    pair.scheduler.on_new_request(request)
+    with monkeypatch.context() as patch:
+        patch.setattr(half, "_note", lambda orders: fail())
+        assert pair.step(output(new=[("a", [1, 2, 3], 0, 9)])).saves == ()
+    pair.step()
+    assert not half._requests._open and not pair.finish(request)
+
+
 def test_a_block_that_is_begun_with_other_weights_is_not_saved(store: Store) -> None:
     running = Running(model())
     used = SimpleNamespace(
