@@ -248,7 +248,7 @@ class Requests:
         tracked = self.tracked.get(request)
         if tracked is None or (order := tracked.loading) is None:
             return 0
-        return sum(0 <= place - order.first < len(order.blocks) for place in tracked.disk)
+        return order.among(tracked.disk)
 
     def stepped(
         self, request: str, blocks: Sequence[Any], replace: bool, computed: int, *, scheduled: int

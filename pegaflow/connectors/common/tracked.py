@@ -1,6 +1,6 @@
 """One request as the scheduler half knows it (requests.py), and the orders that are made for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -35,6 +35,10 @@ class LoadOrder:
     lease: Lease
     first: int
     blocks: tuple[int, ...]
+
+    def among(self, places: Iterable[int]) -> int:
+        """How many of these places in the lease are loaded."""
+        return sum(0 <= place - self.first < len(self.blocks) for place in places)
 
 
 class SaveOrder(NamedTuple):

@@ -272,7 +272,7 @@ class Scheduler:
         if tokens and order is not None:
             self._client.share(order.lease)
             self._loads[name] = order
-            self._tally.found(len(order.blocks), self._requests.from_disk(name))
+            self._tally.found(len(order.blocks), order.among(tracked.disk))
             loaded = -(-tokens // self._engine.block_tokens)
             self._events.add(tracked.source, 0, tracked.local + loaded)
 

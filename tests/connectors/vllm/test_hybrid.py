@@ -172,6 +172,17 @@ def test_a_load_that_fails_is_named_by_its_request_and_not_tried_again(
     assert run(start(FULL_AND_WINDOW), "c", prompt) == 96
 
 
+def test_blocks_of_every_group_are_counted_where_they_are(start: Start, store: Store) -> None:
+    prompt = text(100)
+    run(start(FULL_AND_WINDOW), "a", prompt)
+    store.on_disk = {key[-32:] for key in store.pages}
+    engine = start(FULL_AND_WINDOW)
+    assert run(engine, "b", prompt) == 96
+    counted = engine.scheduler.get_kv_connector_stats()
+    assert counted is not None and counted.data["hit_blocks_disk"] == 24 + 4
+    assert "hit_blocks_host" not in counted.data
+
+
 def test_a_connector_that_shortens_the_hit_gets_nothing_loaded(start: Start, store: Store) -> None:
     prompt = text(100)
     run(start(FULL_AND_WINDOW), "a", prompt)
