@@ -76,12 +76,9 @@ class Scheduler:
         self._off = ""  # why nothing is asked or saved any more
         self._client = Opener(self._new_client)
         self._events = Events(engine, self._client.see)
-        why = self._client.connect(CONNECT_S)
-        if why:
+        if why := self._client.connect(CONNECT_S):
             compat.logger().warning("pegaflow: no service: %s", why)
-        # So long a session that is gone, or of which a rank is missing, is waited for: from its
-        # first such answer on.
-        self._early_until_s = FOR_EVER
+        self._early_until_s = FOR_EVER  # so long a session or rank that is missing is waited for
         self._by_message: str | None = ""  # why lookups cost a message, as it was last logged
         self._spent_s = 0.0  # of STEP_BUDGET_S, in this step
         self._ignored_s = -FOR_EVER  # when it was last logged that a request was not understood
@@ -124,6 +121,7 @@ class Scheduler:
             loaded asynchronously.
         """
         name = request.request_id
+        self._tables.local[name] = computed
         self._track(request)
         looks = self._look.number > self._looked
         unseen = None if time.monotonic() < self._look_until_s else 0
@@ -354,6 +352,7 @@ class Scheduler:
 
     def _sent(self) -> None:
         self._loads, self._held, self._allocated, self._blind = {}, [], {}, False
+        self._tables.local.clear()
 
     def _saves(self, output: Any) -> list[SaveOrder]:
         scheduled: Mapping[str, int] = output.num_scheduled_tokens

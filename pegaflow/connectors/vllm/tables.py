@@ -18,6 +18,8 @@ class Tables:
     def __init__(self, block_tokens: int, several: bool) -> None:
         self._block_tokens = block_tokens
         self._several = several
+        # Of requests that vLLM has asked about since the last step, tokens that it has itself.
+        self.local: dict[str, int] = {}
 
     def of(self, blocks: Any) -> list[Any]:
         """Those of a KVCacheBlocks, or of a tuple of lists as step outputs have it; None: none."""
@@ -52,14 +54,16 @@ class Tables:
 
     def given(self, output: Any, allocated: Mapping[str, list[int]]) -> list[int]:
         """Blocks that a step, or a load that it starts, may write: all that their owner has not
-        had before, but for those that it found in vLLM's own cache.
+        had before, but for those that it found in vLLM's own cache. What is computed without being
+        there is loaded in the step itself, by another connector.
 
         Args:
             allocated: blocks given to requests since the last step.
         """
         found: list[int] = []
-        for _, tables, replaced, computed in self.rows(output):
-            found += self.ids(tables, computed // self._block_tokens if replaced else 0)
+        for name, tables, replaced, computed in self.rows(output):
+            there = min(computed, self.local.get(name, computed)) if replaced else 0
+            found += self.ids(tables, there // self._block_tokens)
         for name, blocks in allocated.items():
             if name not in output.num_scheduled_tokens:
                 found += blocks

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .fakes import Request, Store, output
+from .fakes import Request, Store, blocks, output
 from .pair import Pair
 from .test_weights import Running, model, train
 
@@ -82,6 +82,36 @@ def test_after_a_step_that_failed_each_block_is_saved_under_its_own_key(
         for name, parts in store.pages.items():
             if name.endswith(key):
                 assert set(parts[0]) == {place + 1}, f"what is under the key of block {place}"
+
+
+@pytest.mark.parametrize("loaded", [0, 8])
+def test_blocks_that_another_connector_fills_at_once_are_somebody_elses(
+    pair: Pair, store: Store, loaded: int
+) -> None:
+    request = under_way(pair, store)
+    assert not pair.finish(request), "vLLM may have the blocks"
+    other, store.finds = Request("b", 9, salt="b"), True
+    pair.scheduler.on_new_request(other)
+    assert pair.scheduler.get_num_new_matched_tokens(other, 0) == (0, False)
+    pair.scheduler.update_state_after_alloc(other, blocks([1, 2, 3]), 0)
+    pair.step(output(new=[("b", [1, 2, 3], loaded, 9 - loaded)]))
+    written(pair, store)
+    assert not store.has(request)
+
+
+def test_a_request_that_finds_blocks_in_vllms_own_cache_leaves_their_saves_alone(
+    pair: Pair, store: Store
+) -> None:
+    request = under_way(pair, store)
+    assert not pair.finish(request)
+    again, store.finds = Request("b", 9), True
+    pair.scheduler.on_new_request(again)
+    assert pair.scheduler.get_num_new_matched_tokens(again, 8) == (0, False)
+    pair.scheduler.update_state_after_alloc(again, blocks([1, 2, 3]), 0)
+    pair.step(output(new=[("b", [1, 2, 3], 8, 1)]))
+    store.let_go()
+    pair.until(pair.idle)
+    assert store.has(request)
 
 
 def test_orders_that_a_failed_step_has_not_sent_are_over(
