@@ -55,12 +55,13 @@ class Tables:
     def given(self, output: Any, allocated: Mapping[str, list[int]]) -> list[int]:
         """Blocks that a step, or a load that it starts, may write: all that their owner has not
         had before, but for those that it found in vLLM's own cache. What is computed without being
-        there is loaded in the step itself, by another connector.
+        there is loaded in the step itself, by another connector. And vLLM zeroes blocks that it has
+        given to a request of low priority and taken back from it in the same step.
 
         Args:
             allocated: blocks given to requests since the last step.
         """
-        found: list[int] = []
+        found = list(attribute(output, "new_block_ids_to_zero", []))
         for name, tables, replaced, computed in self.rows(output):
             there = min(computed, self.local.get(name, computed)) if replaced else 0
             found += self.ids(tables, there // self._block_tokens)

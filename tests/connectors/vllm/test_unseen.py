@@ -99,6 +99,16 @@ def test_blocks_that_another_connector_fills_at_once_are_somebody_elses(
     assert not store.has(request)
 
 
+def test_a_block_that_is_zeroed_for_who_is_preempted_at_once_is_somebody_elses(
+    pair: Pair, store: Store
+) -> None:
+    request = under_way(pair, store)
+    assert not pair.finish(request)
+    pair.step(SimpleNamespace(**vars(output()), new_block_ids_to_zero=[2]))
+    written(pair, store)
+    assert not store.has(request)
+
+
 def test_a_request_that_finds_blocks_in_vllms_own_cache_leaves_their_saves_alone(
     pair: Pair, store: Store
 ) -> None:
