@@ -366,10 +366,11 @@ class Worker:
         return SavesDone(ended, looked, epoch, *states)
 
     def report_unbegun(self, orders: StepOrders | None) -> None:
-        """After an error in `begin`: loads it did not get to are reported failed."""
+        """After an error in `begin`: loads it did not get to are reported failed, saves over."""
         for order in orders.loads if orders else ():
             if order.request not in self._loads and order.request not in self._received:
                 self._finish(order.request, order.blocks)
+        self._ended.update(order.order for order in (orders.late if orders else ()))
 
     def close(self) -> None:
         """The engine stops, and with it its KV memory goes."""

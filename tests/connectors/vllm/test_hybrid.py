@@ -198,6 +198,22 @@ def test_a_connector_that_shortens_the_hit_gets_nothing_loaded(start: Start, sto
     assert store.leases == {}
 
 
+def test_a_last_window_that_a_failed_step_has_not_begun_is_over(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(FULL_AND_WINDOW, chunk=200)
+    engine.ask("a", text(97), text(20))
+    while engine.requests:
+        engine.step()
+    book: Any = engine.scheduler._scheduler._requests  # type: ignore[union-attr]
+    ((late,), half) = ([order.order for order in book._late], engine.worker._worker)
+    with monkeypatch.context() as patch:
+        patch.setattr(half, "_collect", lambda: 1 / 0)
+        engine.step()
+    assert late not in book._open
+    engine.drain()
+
+
 def test_an_engine_that_only_reads_saves_no_windows(start: Start, store: Store) -> None:
     run(start(FULL_AND_WINDOW, mode="read_only"), "a", text(100), 20)
     assert store.pages == {}
