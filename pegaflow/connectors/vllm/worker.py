@@ -357,13 +357,14 @@ class Worker:
     def report(self) -> SavesDone | None:
         """What the scheduler half should know; None: nothing new."""
         watch, asked = self._watch, self._orders.look.number if self._orders else 0
-        now = (asked, watch.epoch, watch.stale) if watch else (asked, 0, False)
+        stale = self._disagrees or (watch is not None and watch.stale)
+        now = asked, watch.epoch if watch else 0, stale
         if not self._ended and now == self._told:
             return None
-        self._told, (looked, epoch, stale), bit = now, now, 1 << self._rank
+        self._told, bit = now, 1 << self._rank
         ended, states = dict.fromkeys(self._ended, bit), (bit, 0) if stale else (0, bit)
         self._ended.clear()
-        return SavesDone(ended, looked, epoch, *states)
+        return SavesDone(ended, *now[:2], *states)
 
     def report_unbegun(self, orders: StepOrders | None) -> None:
         """After an error in `begin`: loads it did not get to are reported failed, saves over."""

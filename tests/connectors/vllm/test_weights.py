@@ -432,3 +432,5 @@ def test_weights_whose_look_fails_are_not_taken_for_the_same(
         running.step()
         running.until(lambda: "b" in running.received)
     assert not loaded or running.errors == set(LOADED), "what was loaded is KV of other weights"
+    again = running.load(Request("d", 25), LOADED)
+    assert again == 0, "all of its loads would fail, and under 'fail' their requests"
