@@ -134,8 +134,7 @@ class Scheduler:
             tokens = self._requests.offer(name, computed)
         if tokens and looks and self._engine.careful:
             tokens = unseen
-        rest = request.num_tokens - computed
-        if tokens is not None and tokens > rest:
+        if tokens is not None and tokens > (rest := request.num_tokens - computed):
             tokens = rest - rest % self._engine.block_tokens
         return tokens, bool(tokens)
 
@@ -157,6 +156,8 @@ class Scheduler:
         before, clean = self._look, compat.holds_nothing(self._pool)
         if self._pool is None:  # a reset says it, until there is work
             clean = reset or (before.clean and before.number > self._looked)
+        if clean and self._grouped:
+            self._grouped.drop_late()  # computed before the look: with other weights, maybe
         reset = reset or (before.reset and before.number > self._looked)
         self._look = Look(before.number + 1, reset, clean)
         self._look_until_s = time.monotonic() + self._engine.settings.timeout_s

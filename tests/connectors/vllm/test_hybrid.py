@@ -15,6 +15,7 @@ from .fakes import BLOCK, Store
 from .grouping import STATE
 from .hybrid import SHAPE, Hybrid, kv, names
 from .recurrent import Recurrent
+from .test_weights import Said
 
 FULL_AND_WINDOW = [None, 4 * BLOCK]
 KINDS = {
@@ -212,6 +213,23 @@ def test_a_last_window_that_a_failed_step_has_not_begun_is_over(
         engine.step()
     assert late not in book._open
     engine.drain()
+
+
+def test_a_last_window_is_not_saved_as_one_of_other_weights(start: Start, store: Store) -> None:
+    engine = start(FULL_AND_WINDOW, chunk=200)
+    engine.ask("a", text(97), text(20))
+    while engine.requests:
+        engine.step()
+    half: Any = engine.scheduler._scheduler
+    (late,), worker = half._requests._late, engine.worker._worker
+    half._pool.cached_block_hash_to_block = {}
+    half._pool.num_gpu_blocks = len(engine.free) + 1
+    assert worker is not None and worker._watch is not None
+    worker._watch.weights = Said(digest=b"other", original=False, sames=[False])
+    engine.scheduler.reset_cache()
+    engine.drain()
+    assert worker._watch.epoch == 1
+    assert not [key for key in store.pages if key[-32:] in late.keys]
 
 
 def test_an_engine_that_only_reads_saves_no_windows(start: Start, store: Store) -> None:
