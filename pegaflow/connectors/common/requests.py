@@ -420,7 +420,7 @@ class Requests:
         """Saves to be dropped: all, for whose blocks are whose is not known until vLLM names them
         anew, and until then nothing of these requests is saved."""
         for tracked in self.tracked.values():
-            tracked.unsure = True
+            tracked.unsure, tracked.open = True, set()
         for save in self._open.values():
             self.void(save.tracked, save.first)
         self._loose.clear()

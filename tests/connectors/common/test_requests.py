@@ -315,7 +315,7 @@ def test_a_request_aborted_while_it_waits_for_a_load_of_whomever_is_not_held() -
     assert requests.allocated("r", [1, 2, 3, 4, 5], 20) == [], "it was offered, and is gone"
     assert requests.finished("r", 0) == (False, [])
     requests, _ = saving(waiting=40)
-    requests.preempted("r")
+    requests.lose_sight()  # a step in which it was preempted has failed
     requests.allocated("r", [1, 2, 3, 4, 5], 0)
     assert requests.finished("r", 0) == (False, []), "another connector loads it"
 
