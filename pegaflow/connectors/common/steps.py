@@ -16,7 +16,9 @@ vLLM's queues when the failure comes. Two signs are asked for, and both have to 
 - vLLM counts the request's tokens as computed and their step as over: `processed`. A request that
   was set back, preempted, failed or aborted meanwhile stays below that, and so do its later saves.
 
-Nothing is published by silence: a step whose end we do not see is never committed.
+Nothing is published by silence: a step whose end we do not see is never committed. vLLM may lose a
+step's output and go on (its fault tolerance does); such a step is known by there being more under
+way than vLLM ever has.
 """
 
 from collections import deque
@@ -28,7 +30,7 @@ from pegaflow.wire.units import Count
 from .tracked import Hashed, Tracked
 
 OPEN_MAX: Count = 256
-"""Steps under way: as many as vLLM has pipeline ranks, and one more."""
+"""Steps under way, where vLLM does not say how many: more than it has pipeline ranks."""
 
 
 class Saving(NamedTuple):
@@ -43,18 +45,20 @@ class Saving(NamedTuple):
 class Steps:
     """The steps under way, oldest first.
 
-    `processed` says how many tokens of a request are computed by steps that are over.
+    Args:
+        processed: how many tokens of a request are computed by steps that are over.
+        most: so many steps are under way at once, at most.
     """
 
-    def __init__(self, processed: Callable[[Hashed], int]) -> None:
-        self._processed = processed
+    def __init__(self, processed: Callable[[Hashed], int], most: int = OPEN_MAX) -> None:
+        self._processed, self._most = processed, most
         self._open: deque[list[Saving]] = deque()
         self._void: list[Saving] = []  # void, and not yet returned
 
     def begin(self) -> None:
         """A step is scheduled."""
         self._open.append([])
-        if len(self._open) > OPEN_MAX:
+        if len(self._open) > self._most:
             self._void += self._open.popleft()
 
     def ordered(self, savings: Iterable[Saving]) -> None:

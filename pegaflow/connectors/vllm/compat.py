@@ -17,6 +17,7 @@ from math import prod
 from types import SimpleNamespace
 from typing import Any
 
+from pegaflow.connectors.common.steps import OPEN_MAX
 from pegaflow.wire.units import Constant, Count
 
 try:
@@ -380,6 +381,11 @@ def processed_tokens(request: Any) -> int:
     pipeline ranks some of that is still in flight.
     """
     return int(request.num_computed_tokens) - int(request.num_in_flight_tokens)
+
+
+def steps_under_way(vllm_config: Any) -> int:
+    """How many steps vLLM begins before it has taken in the output of the first."""
+    return int(attribute(vllm_config, "max_concurrent_batches", OPEN_MAX))
 
 
 def unlike(request: Any, pool: Any, parent: bytes | None, hash_tokens: int) -> str:

@@ -62,7 +62,7 @@ class Scheduler:
         self._tally = SchedulerTally(engine.settings.timeout_s)
         self._requests, self._grouped = requests(engine, lambda keys: self._client.see(keys))
         self._tables = Tables(engine.block_tokens, engine.groups is not None)
-        self._steps = Steps(compat.processed_tokens)
+        self._steps = Steps(compat.processed_tokens, compat.steps_under_way(engine.config))
         self._pool: Any = None  # vLLM's, which knows how many of its blocks are free
         self._epoch = 0  # counts changes of the weights, as the workers saw them
         self._look = Look()

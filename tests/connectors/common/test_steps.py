@@ -60,6 +60,20 @@ def test_a_failure_takes_all_steps_under_way_with_it_and_none_after() -> None:
     assert [steps.passed() for _ in range(3)] == [([], []), ([], []), ([3], [])]
 
 
+def test_a_step_whose_output_is_lost_holds_no_later_one_up() -> None:
+    steps = Steps(ended, most=2)
+    a = request("a")
+    for number in range(4):  # the output of the first is never taken in, of others in time
+        steps.begin()
+        steps.ordered([Saving(number, a, 3 * number, 12 * number + 12)])
+        computed(a, 12 * number)
+        if number == 2:
+            stands, void = steps.passed()
+            assert (stands, [saving.order for saving in void]) == ([1], [0])
+    computed(a, 48)
+    assert [steps.passed()[0] for _ in range(2)] == [[2], [3]]
+
+
 def test_a_step_whose_end_is_never_seen_is_void_in_the_end() -> None:
     steps = Steps(ended)
     three_steps(steps)
