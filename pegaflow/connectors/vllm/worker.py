@@ -76,10 +76,10 @@ class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
         orders = self.saves.keys() | other.saves.keys()
         return SavesDone(
             {n: self.saves.get(n, 0) | other.saves.get(n, 0) for n in orders},
-            min(self.looked, other.looked),
-            max(self.epoch, other.epoch),
-            self.stale | other.stale,
-            self.sound | other.sound,
+            looked=min(self.looked, other.looked),
+            epoch=max(self.epoch, other.epoch),
+            stale=self.stale | other.stale,
+            sound=self.sound | other.sound,
         )
 
 
@@ -157,7 +157,7 @@ class Worker:
         self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
         self._dead_since_s: float | None = None  # when the Mover was found dead
         self._watch: Watch | None = None  # present once memory is registered
-        self._told = (0, 0, False)  # what the scheduler knows: look answered, epoch, stale
+        self._told = (0, 0, 0)  # what the scheduler knows: look answered, epoch, stale
         self._orders: StepOrders | None = None  # of the step that runs, or ran last
         self._refusing = False  # this step's loads would bring KV of other weights
         self._loads: dict[str, Load] = {}  # not yet reported
@@ -357,14 +357,13 @@ class Worker:
     def report(self) -> SavesDone | None:
         """What the scheduler half should know; None: nothing new."""
         watch, asked = self._watch, self._orders.look.number if self._orders else 0
-        stale = self._disagrees or (watch is not None and watch.stale)
-        now = asked, watch.epoch if watch else 0, stale
-        if not self._ended and now == self._told:
+        epoch, bit = watch.epoch if watch else 0, 1 << self._rank
+        stale = bit if self._disagrees or (watch is not None and watch.stale) else 0
+        if not self._ended and (asked, epoch, stale) == self._told:
             return None
-        self._told, bit = now, 1 << self._rank
-        ended, states = dict.fromkeys(self._ended, bit), (bit, 0) if stale else (0, bit)
+        self._told, ended = (asked, epoch, stale), dict.fromkeys(self._ended, bit)
         self._ended.clear()
-        return SavesDone(ended, *now[:2], *states)
+        return SavesDone(ended, looked=asked, epoch=epoch, stale=stale, sound=bit & ~stale)
 
     def report_unbegun(self, orders: StepOrders | None) -> None:
         """After an error in `begin`: loads it did not get to are reported failed, saves over."""
