@@ -86,18 +86,20 @@ def qwen() -> Any:
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
     kinds = ["linear_attention", "linear_attention", "full_attention"]
-    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
-    wide = {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 64}
+    heads = {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
+    wide = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 64}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
     config = Qwen3NextConfig(
         **COMMON,
         **heads,
         **wide,
+        **experts,
+        shared_expert_intermediate_size=64,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=6,
         layer_types=kinds * 2,
-        mlp_only_layers=list(range(6)),
-        num_experts=0,
+        mlp_only_layers=[0, 1, 2, 3, 4],
         pad_token_id=0,
     )
     return Qwen3NextForCausalLM(config)
