@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -14,49 +14,46 @@ from .test_real import FAULTY, flip_all_pages
 
 pytestmark = pytest.mark.skipif(VLLM < (0, 33), reason="not tried with older ones yet")
 
+LENGTHS = [330, 490, 470]
+"""Tokens of the prompts; the answer to the last fills a block."""
 
-class Kind(NamedTuple):
-    """A model, and how vLLM runs it."""
+BLOCK = 160
+"""Tokens of a block, which vLLM makes so long that a state fits into a page of attention."""
 
-    name: str  # as model.py knows it
-    block: int  # tokens, which vLLM makes so many that a state fits into a page of attention
-    lengths: list[int]  # tokens of the prompts; the answer to the last fills a block
-    more: dict[str, Any]  # settings of vLLM
+SETTINGS = {"max_num_batched_tokens": 128, "prefix_cache_retention_interval": BLOCK}
+"""Of vLLM. With steps of 512 tokens its engine dies on the CPU, without us too. By the other it
+keeps the states of all full blocks, those of answers too, and not that of a prompt's last alone."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Of vLLM.  With steps of 512 tokens its engine dies on the CPU, without us too.  By the
-        other it keeps the states of all full blocks, those of answers too, and not that of a
-        prompt's last alone."""
-        own = {"max_num_batched_tokens": 128, "prefix_cache_retention_interval": self.block}
-        return {**own, **self.more}
+DTYPES = {"granite": "float32", "qwen": "bfloat16"}
+"""Mamba layers, and gated delta nets, for which vLLM's kernel on the CPU takes this dtype alone."""
 
 
-MAMBA = Kind("granite", 160, [330, 490, 470], {})
-DELTA = Kind("qwen", 256, [530, 790, 758], {"dtype": "bfloat16"})
-"""Gated delta rule (Qwen3-Next): vLLM's kernel for the CPU takes this dtype alone."""
-
-
-@pytest.fixture(scope="module", params=[MAMBA, DELTA], ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Kind:
+@pytest.fixture(scope="module", params=DTYPES)
+def kind(request: pytest.FixtureRequest) -> str:
     """Which model."""
-    found: Kind = request.param
+    found: str = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> str:
+def ours(kind: str) -> dict[str, Any]:
+    """How an engine is started."""
+    return {"more": {**SETTINGS, "dtype": DTYPES[kind]}, "lengths": LENGTHS}
+
+
+@pytest.fixture(scope="module")
+def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two groups of recurrent layers, and one of attention, on disk."""
-    path = str(tmp_path_factory.mktemp(kind.name))
-    command = [sys.executable, "-m", "tests.connectors.vllm.model", path, kind.name]
+    path = str(tmp_path_factory.mktemp(kind))
+    command = [sys.executable, "-m", "tests.connectors.vllm.model", path, kind]
     subprocess.run(command, check=True)
     return path
 
 
 @pytest.fixture(scope="module")
-def truth(kind: Kind, start: Start) -> Iterator[Truth]:
+def truth(ours: dict[str, Any], start: Start) -> Iterator[Truth]:
     """What an engine without us answers."""
-    engine = start(more=kind.settings, lengths=kind.lengths)
+    engine = start(**ours)
     yield answers(engine)
     engine.kill()
 
@@ -69,12 +66,10 @@ def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def test_an_engine_killed_and_started_again_resumes_from_states(
-    own_service: Service, kind: Kind, start: Start, truth: Truth
+    own_service: Service, ours: dict[str, Any], start: Start, truth: Truth
 ) -> None:
-    block, lengths = kind.block, kind.lengths
     assert len({token for tokens in truth() for token in tokens}) > 20, "the model says nothing"
-    ours: dict[str, Any] = {"endpoint": own_service.endpoint, "extra": PATIENT}
-    ours |= {"more": kind.settings, "lengths": lengths}
+    ours = {**ours, "endpoint": own_service.endpoint, "extra": PATIENT}
     first = start(inproc=False, **ours)
     answer = first.run()
     assert answer["tokens"] == truth() and answer["external"] == 0
@@ -86,13 +81,13 @@ def test_an_engine_killed_and_started_again_resumes_from_states(
     second = start(module=FAULTY, **ours)
     again = second.run()
     assert again["tokens"] == truth() and again["left"] == [0, 0]
-    assert again["external"] == sum((n - 1) // block * block for n in lengths)
+    assert again["external"] == sum((n - 1) // BLOCK * BLOCK for n in LENGTHS)
 
     turn = second.run(after=truth(), reset=True)
     alone = second.run(after=truth(), reset=True, params={"pegaflow.skip_load": True})
     assert turn["tokens"] == alone["tokens"] and alone["external"] == 0
-    longer = [n + len(said) for n, said in zip(lengths, truth(), strict=True)]
-    assert turn["external"] == sum((n - 1) // block * block for n in longer)
+    longer = [n + len(said) for n, said in zip(LENGTHS, truth(), strict=True)]
+    assert turn["external"] == sum((n - 1) // BLOCK * BLOCK for n in longer)
 
     for fault in ("fail tail", "fail all"):
         failed = second.run(fault, reset=True)
