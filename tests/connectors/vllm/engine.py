@@ -88,7 +88,7 @@ def build(model: str, options: Options) -> Any:
     from vllm import LLM
     from vllm.config import KVTransferConfig
 
-    more: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, **options.more}
+    more: dict[str, Any] = {"max_model_len": 2048, **options.more}
     if options.endpoint:
         ours: dict[str, Any] = {
             "kv_connector": "PegaKVConnector",
@@ -115,6 +115,7 @@ def build(model: str, options: Options) -> Any:
         more["num_gpu_blocks_override"] = options.kv_blocks
     return LLM(
         model=model,
+        dtype="float32",
         max_num_seqs=8,
         block_size=options.block_size,
         enforce_eager=True,

@@ -1,4 +1,4 @@
-"""Real engines of models with recurrent layers: killed, started again, damaged; the tokens stay."""
+"""Real engines of a model with Mamba layers: killed, started again, damaged; the tokens stay."""
 
 import subprocess
 import sys
@@ -24,36 +24,20 @@ SETTINGS = {"max_num_batched_tokens": 128, "prefix_cache_retention_interval": BL
 """Of vLLM. With steps of 512 tokens its engine dies on the CPU, without us too. By the other it
 keeps the states of all full blocks, those of answers too, and not that of a prompt's last alone."""
 
-DTYPES = {"granite": "float32", "qwen": "bfloat16"}
-"""Mamba layers, and gated delta nets, for which vLLM's kernel on the CPU takes this dtype alone."""
-
-
-@pytest.fixture(scope="module", params=DTYPES)
-def kind(request: pytest.FixtureRequest) -> str:
-    """Which model."""
-    found: str = request.param
-    return found
-
 
 @pytest.fixture(scope="module")
-def ours(kind: str) -> dict[str, Any]:
-    """How an engine is started."""
-    return {"more": {**SETTINGS, "dtype": DTYPES[kind]}, "lengths": LENGTHS}
-
-
-@pytest.fixture(scope="module")
-def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two groups of recurrent layers, and one of attention, on disk."""
-    path = str(tmp_path_factory.mktemp(kind))
-    command = [sys.executable, "-m", "tests.connectors.vllm.model", path, kind]
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two groups of Mamba layers, and one of attention, on disk."""
+    path = str(tmp_path_factory.mktemp("granite"))
+    command = [sys.executable, "-m", "tests.connectors.vllm.model", path, "granite"]
     subprocess.run(command, check=True)
     return path
 
 
 @pytest.fixture(scope="module")
-def truth(ours: dict[str, Any], start: Start) -> Iterator[Truth]:
+def truth(start: Start) -> Iterator[Truth]:
     """What an engine without us answers."""
-    engine = start(**ours)
+    engine = start(more=SETTINGS, lengths=LENGTHS)
     yield answers(engine)
     engine.kill()
 
@@ -66,10 +50,11 @@ def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def test_an_engine_killed_and_started_again_resumes_from_states(
-    own_service: Service, ours: dict[str, Any], start: Start, truth: Truth
+    own_service: Service, start: Start, truth: Truth
 ) -> None:
     assert len({token for tokens in truth() for token in tokens}) > 20, "the model says nothing"
-    ours = {**ours, "endpoint": own_service.endpoint, "extra": PATIENT}
+    ours: dict[str, Any] = {"endpoint": own_service.endpoint, "extra": PATIENT}
+    ours |= {"more": SETTINGS, "lengths": LENGTHS}
     first = start(inproc=False, **ours)
     answer = first.run()
     assert answer["tokens"] == truth() and answer["external"] == 0
