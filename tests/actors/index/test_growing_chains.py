@@ -1,5 +1,7 @@
 """A chain that grows piece by piece is not walked for each, and goes from its tail all the same."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from pegaflow.actors.index import residency
@@ -18,24 +20,40 @@ from .test_index import KEYS, NS, ROOT, claim, find, index, index_in, press, sav
 OTHERS = tuple(Key(bytes([n]) * 32) for n in range(101, 109))
 
 
-def piece(rig: Rig, number: ClaimId, keys: tuple[Key, ...], part: range, page: int = 0) -> None:
-    """Seal a part of a chain, in pages from `page` on."""
-    pages = [page + at for at in part]
-    parents = tuple(keys[at - 1] if at else ROOT for at in part)
-    stamps = as_stamps(*(900 + p for p in pages))
-    new = tuple(keys[at] for at in part)
+def seal(
+    rig: Rig,
+    number: ClaimId,
+    keys: Sequence[Key],
+    parents: Sequence[Key],
+    *,
+    pages: Sequence[int],
+    depths: range = range(0),
+) -> None:
+    """Seal these, one page each."""
     msg = Seal(
         number,
         NS,
         PAGE,
         PAGE,
         shards=1,
-        keys=new,
-        parents=parents,
+        keys=tuple(keys),
+        parents=tuple(parents),
         pages=as_pages(*pages),
-        stamps=stamps,
+        stamps=as_stamps(*(900 + page for page in pages)),
+        depths=tuple(depths),
     )
     assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+
+
+def parents_in(keys: tuple[Key, ...], part: range) -> list[Key]:
+    """The key before each of these."""
+    return [keys[at - 1] if at else ROOT for at in part]
+
+
+def piece(rig: Rig, number: ClaimId, keys: tuple[Key, ...], part: range, page: int = 0) -> None:
+    """Seal a part of a chain, in pages from `page` on."""
+    new = [keys[at] for at in part]
+    seal(rig, number, new, parents_in(keys, part), pages=[page + at for at in part])
 
 
 def walks(actor: Index, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -185,30 +203,16 @@ def test_a_run_with_a_hole_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None
     walked = walks(actor, monkeypatch)
     number = claim(rig, KEYS[:5]).number
     piece(rig, number, KEYS, range(2))
-    msg = Seal(
-        number, NS, PAGE, PAGE, shards=1, keys=(KEYS[2], KEYS[4]), parents=(KEYS[1], KEYS[3]),
-        pages=as_pages(2, 4), stamps=as_stamps(902, 904),
-    )  # fmt: skip
-    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+    seal(rig, number, [KEYS[2], KEYS[4]], [KEYS[1], KEYS[3]], pages=[2, 4])
     assert walked == [2], "nothing that is here comes before the last one"
     assert len(actor.residency._growing) == 2
 
 
 def stripe(rig: Rig, at: range, first_page: int, depths: range = range(0)) -> None:
     """A replica has saved these KEYS, whose positions are said to be `depths`."""
-    msg = Seal(
-        NO_CLAIM,
-        NS,
-        PAGE,
-        PAGE,
-        shards=1,
-        keys=tuple(KEYS[n] for n in at),
-        parents=tuple(KEYS[n - 1] if n else ROOT for n in at),
-        pages=as_pages(*range(first_page, first_page + len(at))),
-        stamps=as_stamps(*range(1, 1 + len(at))),
-        depths=tuple(depths),
-    )
-    assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+    pages = range(first_page, first_page + len(at))
+    keys = [KEYS[n] for n in at]
+    seal(rig, NO_CLAIM, keys, parents_in(KEYS, at), pages=pages, depths=depths)
 
 
 @pytest.mark.parametrize("beats", [0, 1])
@@ -249,17 +253,6 @@ def test_what_replicas_have_saved_goes_from_its_tail_after_a_restart(first: int,
 def test_chains_that_are_said_to_go_round_end() -> None:
     rig, actor = index()
     for key, parent, page in ((0, 1, 0), (1, 0, 1), (2, 1, 2)):
-        msg = Seal(
-            NO_CLAIM,
-            NS,
-            PAGE,
-            PAGE,
-            shards=1,
-            keys=KEYS[key : key + 1],
-            parents=KEYS[parent : parent + 1],
-            pages=as_pages(page),
-            stamps=as_stamps(page + 1),
-        )
-        assert said(rig.ask(SESSION_4, msg), Sealed).status is Status.OK
+        seal(rig, NO_CLAIM, [KEYS[key]], [KEYS[parent]], pages=[page])
     assert actor.residency._chain(PageId(2)).tolist() == [0, 1, 2]
     assert sorted(press(rig, 8)) == [0, 1, 2]

@@ -21,6 +21,13 @@ def under_way(pair: Pair, store: Store) -> Request:
     return request
 
 
+def ended(pair: Pair, store: Store) -> Request:
+    """The same, and vLLM may give its blocks to others: the request has ended."""
+    request = under_way(pair, store)
+    assert not pair.finish(request)
+    return request
+
+
 def written(pair: Pair, store: Store) -> set[int]:
     """Somebody else writes the blocks, and only then they are copied; the bytes in the cache."""
     pair.memories[:, :, [1, 2]] = 255
@@ -88,8 +95,7 @@ def test_after_a_step_that_failed_each_block_is_saved_under_its_own_key(
 def test_blocks_that_another_connector_fills_at_once_are_somebody_elses(
     pair: Pair, store: Store, loaded: int
 ) -> None:
-    request = under_way(pair, store)
-    assert not pair.finish(request), "vLLM may have the blocks"
+    request = ended(pair, store)
     other, store.finds = Request("b", 9, salt="b"), True
     pair.scheduler.on_new_request(other)
     assert pair.scheduler.get_num_new_matched_tokens(other, 0) == (0, False)
@@ -102,8 +108,7 @@ def test_blocks_that_another_connector_fills_at_once_are_somebody_elses(
 def test_a_block_that_is_zeroed_for_who_is_preempted_at_once_is_somebody_elses(
     pair: Pair, store: Store
 ) -> None:
-    request = under_way(pair, store)
-    assert not pair.finish(request)
+    request = ended(pair, store)
     pair.step(SimpleNamespace(**vars(output()), new_block_ids_to_zero=[2]))
     written(pair, store)
     assert not store.has(request)
@@ -112,8 +117,7 @@ def test_a_block_that_is_zeroed_for_who_is_preempted_at_once_is_somebody_elses(
 def test_a_request_that_finds_blocks_in_vllms_own_cache_leaves_their_saves_alone(
     pair: Pair, store: Store
 ) -> None:
-    request = under_way(pair, store)
-    assert not pair.finish(request)
+    request = ended(pair, store)
     again, store.finds = Request("b", 9), True
     pair.scheduler.on_new_request(again)
     assert pair.scheduler.get_num_new_matched_tokens(again, 8) == (0, False)
