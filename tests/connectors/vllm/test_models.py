@@ -101,6 +101,7 @@ UNSERVED = [
     ({}, (FullAttentionSpec, LeftSpec), "keep more than they attend to"),
     ({}, (FullAttentionSpec, PrivateSpec), "may not be stored"),
     ({}, (FullAttentionSpec, ChunkedLocalAttentionSpec), "--disable-hybrid-kv-cache-manager"),
+    ({}, (ChunkedLocalAttentionSpec,), "kind ChunkedLocalAttentionSpec is not supported"),
     ({"decode": 2}, (FullAttentionSpec, SlidingWindowSpec), "decode context parallelism"),
     ({}, (FullAttentionSpec, CrossAttentionSpec), "the KV cache kind CrossAttentionSpec"),
     ({}, (), "0 KV cache groups"),
