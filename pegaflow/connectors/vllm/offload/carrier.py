@@ -8,6 +8,7 @@ to others. The Client belongs to this thread alone; only its `wake` is called fr
     Fetch   keys into chunks of vLLM's memory: looked up again, for an answer may be old, and
             loaded as long as there is time
     Store   chunks under keys; vLLM keeps them as they are until it has the result
+    Look    where some chunks are now, for what routers are told (told.py)
     Renew   go on under another namespace
 
 A job ends within its time. A Fetch ends only when nobody writes into its chunks any more: that is
@@ -30,6 +31,7 @@ from pegaflow.wire.values import LIST_MAX
 from .. import compat
 from ..cores import step_aside
 from ..mover import ALONE_S, IDLE_S, LET_GO_S, SAVE_TIMEOUT_S
+from .told import Look
 from .verdicts import Ask
 
 
@@ -83,8 +85,8 @@ class Renew:
     make: Callable[[], Client]
 
 
-Job = Ask | Fetch | Store | Forget | Renew
-Result = Ask | Fetch | Store
+Job = Ask | Fetch | Store | Look | Forget | Renew
+Result = Ask | Fetch | Store | Look
 
 
 @dataclass(slots=True)
@@ -216,8 +218,11 @@ class Carrier:
                 self._seek(client, _Walk(job, job.keys, (), job.scattered))
             elif isinstance(job, Fetch):
                 self._fetch(client, job)
-            else:
+            elif isinstance(job, Store):
                 self._store(client, job)
+            else:
+                job.seen = client.see([block.key for block in job.blocks])
+                self._over(job)
 
     def _over(self, job: Result) -> None:
         self._running.pop(job, None)

@@ -30,6 +30,7 @@ class _LookupResult(Enum):
 
 class _Medium(Enum):
     CPU = "CPU"
+    STORAGE = "STORAGE"
 
 
 class _Locality(Enum):
@@ -43,6 +44,16 @@ class _JobResult:
     successful_keys: Sequence[bytes] | None = None
     transfer_time: float | None = None
     transfer_bytes: int | None = None
+
+
+@dataclass
+class _OffloadingEvent:
+    keys: Sequence[bytes]
+    medium: Any
+    removed: bool
+    locality: Any = None
+    ownership: str | None = None
+    removal_expected: bool = False
 
 
 class _RequestOffloadingContext:
@@ -66,6 +77,7 @@ JobResult: Any = getattr(_tiering, "JobResult", _JobResult)
 LookupResult: Any = getattr(_offload, "LookupResult", _LookupResult)
 Medium: Any = getattr(_offload, "Medium", _Medium)
 Locality: Any = getattr(_offload, "Locality", _Locality)
+OffloadingEvent: Any = getattr(_offload, "OffloadingEvent", _OffloadingEvent)
 RequestOffloadingContext: Any = getattr(
     _offload, "RequestOffloadingContext", _RequestOffloadingContext
 )

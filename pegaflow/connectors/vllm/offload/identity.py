@@ -92,6 +92,11 @@ def tenant(
         extra[key if key.startswith(PREFIX) else f"{PREFIX}{key}"] = value
     role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", Role.BOTH))
     chosen, warnings = settings(extra, os.environ, role)
+    if chosen.hints.wait_for_full_prefix or chosen.tail_save or chosen.tail_load:
+        warnings.append(
+            f"tier: {PREFIX}wait_for_full_prefix, {PREFIX}pd_tail_save and {PREFIX}pd_tail_load"
+            " have no effect: vLLM's offloading decides when it asks, and of which blocks"
+        )
     whole = chosen.weights_hash is Reading.FULL
     more, why = bytes_facts(offloading, vllm_config, kv_cache_config)
     if why:

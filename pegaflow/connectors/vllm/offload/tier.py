@@ -26,6 +26,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import numpy as np
 
 from pegaflow.client import Client
+from pegaflow.connectors.common.hints import NO_HINTS, Hints, hints
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.units import Seconds
 
@@ -36,6 +37,7 @@ from . import contract
 from .carrier import Carrier, Fetch, Forget, Renew, Run, Store
 from .contract import JobResult, LookupResult
 from .identity import Tenant, tenant
+from .told import Look, Told
 from .verdicts import Ask, Verdicts
 
 DRAIN_S: Seconds = LOAD_TIMEOUT_S + LET_GO_S
@@ -74,6 +76,7 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         tier_type: what the user calls this tier.
         backpressure_detector: vLLM's, or None.
         locality: of vLLM's tiers; this one is always local.
+        enable_kv_events: routers are told which chunks the pool has, where vLLM publishes events.
         options: the `pegaflow.*` keys of the connector, with or without that beginning.
     """
 
@@ -87,6 +90,7 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         tier_type: str,
         backpressure_detector: Any = None,
         locality: str | None = None,
+        enable_kv_events: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -102,12 +106,16 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         self._jobs: dict[int, Fetch | Store] = {}  # submitted, not reported
         self._results: list[Any] = []  # to be reported
         self._parents: dict[str, dict[int, bytes]] = {}  # by request and group: the last key stored
+        self._asked: dict[str, Hints] = {}  # by request, if anything is asked for it
+        self._told: Told | None = None  # None: routers are told nothing
         self._worked = False  # the engine has done a step since vLLM's caches were empty
         self._stale = False  # they hold blocks of weights that may have been exchanged
         self._errors = 0
-        self._logged: dict[str, float] = {}  # method -> when an error of it was logged last
+        self._logged: dict[str, float] = {}  # kind of line -> when one was logged last
         try:
             self._set_up(offloading_spec, primary_kv_view, options)
+            if enable_kv_events:
+                self._tell(offloading_spec)
         except Exception as error:
             self._note("start", error)
 
@@ -139,6 +147,13 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         else:
             contract.watch(core, self._exchanged)
 
+    def _tell(self, spec: Any) -> None:
+        if not spec.kv_events_config.enable_kv_cache_events:
+            line = "pegaflow: tier: enable_kv_events has no effect: vLLM publishes no KV events"
+            compat.logger().warning(line)
+        elif self._tenant is not None and self._tenant.settings.loads:
+            self._told = Told(self.tier_type, self.locality)
+
     def _maker(self, made: Tenant, generation: bytes, fresh: bool) -> Callable[[], Client]:
         space = made.space if fresh else made.space_of(generation)
         return lambda: Client(
@@ -152,11 +167,22 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
             way=made.settings.way,
         )
 
+    def _is_due(self, line: str) -> bool:
+        """Whether a line of this kind may be logged again."""
+        now_s = time.monotonic()
+        due = now_s - self._logged.get(line, float("-inf")) >= LOG_EVERY_S
+        if due:
+            self._logged[line] = now_s
+        return due
+
+    def _note_ignored(self, request: str, ignored: str) -> None:
+        if self._is_due("of what is asked"):
+            line = "pegaflow: tier: of what request %s asks: %s"
+            compat.logger().warning(line, request, ignored)
+
     def _note(self, where: str, error: Exception) -> None:
         self._errors += 1
-        now_s = time.monotonic()
-        if now_s - self._logged.get(where, float("-inf")) >= LOG_EVERY_S:
-            self._logged[where] = now_s
+        if self._is_due(where):
             log = compat.logger()
             log.error("pegaflow: tier: %s failed: %r", where, error, exc_info=error)
         if self._errors == MAX_ERRORS:
@@ -176,6 +202,8 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         """Whether a chunk is there; RETRY in the steps until that is known."""
         if self._serving is None or self._tenant is None or not self._tenant.settings.loads:
             return LookupResult.MISS
+        if self._asked.get(req_context.req_id, NO_HINTS).skip_load:
+            return LookupResult.MISS
         self._collect()
         place = req_context.get_offload_key_position(key) or 0
         found = self._verdicts.of(req_context.req_id, bytes(key), place, now_s=time.monotonic())
@@ -194,11 +222,12 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
     @guarded(lambda: None)
     def submit_store(self, job_metadata: Any) -> None:
         """Save chunks of vLLM's memory."""
-        number = int(job_metadata.job_id)
-        if self._tenant is not None and not self._tenant.settings.saves:
+        number, request = int(job_metadata.job_id), job_metadata.req_context.req_id
+        skipped = self._asked.get(request, NO_HINTS).skip_save
+        if skipped or (self._tenant is not None and not self._tenant.settings.saves):
             self._results.append(JobResult(number, True, transfer_bytes=0))
             return
-        parents = self._parents.setdefault(job_metadata.req_context.req_id, {})
+        parents = self._parents.setdefault(request, {})
         self._submit(number, lambda: Store(number, _runs(job_metadata, parents)))
 
     def _submit(self, number: int, make: Callable[[], Fetch | Store]) -> None:
@@ -229,6 +258,9 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
             job = carrier.done.popleft()
             if isinstance(job, Ask):
                 self._verdicts.answered(job)
+            elif isinstance(job, Look):
+                if self._told is not None:
+                    self._told.looked(job, time.monotonic())
             elif self._jobs.pop(job.number, None) is job:
                 self._report(job)
 
@@ -245,6 +277,8 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         if isinstance(job, Store):
             moved = job.saved * self._row_bytes
             whole = job.there == len(keys)
+            if self._told is not None and job.there and not self._stale:
+                self._told.stored(keys, whole, time.monotonic())
             return JobResult(job.number, whole, transfer_time=took_s, transfer_bytes=moved)
         missing = [key for key in keys if key not in job.loaded]
         self._verdicts.missed(job.request, missing)
@@ -256,17 +290,37 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
             transfer_bytes=len(job.loaded) * self._row_bytes,
         )
 
+    @guarded(tuple)
+    def take_events(self) -> Iterable[Any]:
+        """What routers are to be told. vLLM asks for each step."""
+        told, self._told = self._told, None  # for good, should this fail
+        if told is None:
+            return ()
+        if self._errors >= MAX_ERRORS or self._carrier is None:
+            told.lost()
+        elif (look := told.look(time.monotonic())) is not None:
+            self._carrier.submit(look)
+        self._told = told
+        return told.take()
+
     # what vLLM tells
 
     @guarded(contract.RequestOffloadingContext)
     def on_new_request(self, req_context: Any) -> Any:
-        """Nothing is wished for: chunks are saved as they are computed."""
+        """Nothing is wished for: chunks are saved as they are computed. What is asked for the
+        request is kept."""
+        asked, ignored = hints(*compat.said(req_context), NO_HINTS)
+        if ignored:
+            self._note_ignored(req_context.req_id, ignored)
+        if asked != NO_HINTS:
+            self._asked[req_context.req_id] = asked
         return contract.RequestOffloadingContext()
 
     @guarded(lambda: None)
     def on_request_finished(self, req_context: Any) -> None:
         """No more calls for this request."""
         self._parents.pop(req_context.req_id, None)
+        self._asked.pop(req_context.req_id, None)
         self._forget([req_context.req_id])
 
     @guarded(lambda: None)
@@ -295,6 +349,7 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         finally:
             self._verdicts.forget_all()
             self._parents.clear()
+            self._tell_lost()
             self._stale = self._worked = False
             self._renew(carrier)
 
@@ -303,12 +358,17 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
         """The workers' weights may be others from now on."""
         if self._worked and not self._stale:
             self._stale = True
+            self._tell_lost()
             compat.logger().warning(
                 "pegaflow: tier: weights may have been exchanged; nothing is found or saved until"
                 " vLLM's caches are reset (reset_prefix_cache with reset_connector)"
             )
         elif not self._worked and self._carrier is not None:
             self._renew(self._carrier)
+
+    def _tell_lost(self) -> None:
+        if self._told is not None:
+            self._told.lost()
 
     def _renew(self, carrier: Carrier) -> None:
         made = self._tenant

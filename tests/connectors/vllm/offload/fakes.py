@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pegaflow.client import Done, Lease, LoadDone, LookupDone, SaveDone
+from pegaflow.client import Done, Lease, LoadDone, LookupDone, SaveDone, Seen
 from pegaflow.connectors.vllm import compat
 from pegaflow.connectors.vllm.offload import contract
 from pegaflow.connectors.vllm.offload.contract import JobResult, LookupResult
@@ -148,6 +148,8 @@ class Host:
 
     skipped = 0
     """Chunks of the memory that the tier is not shown."""
+    publishes = True
+    """Whether vLLM publishes KV events."""
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class Host:
         self._numbers = count(1)
         self._contexts: dict[str, Any] = {}
         self.results: dict[int, Any] = {}
+        self.told: list[Any] = []  # vLLM's events
         self.core = Core()
         known = config or fakes.config("", extra)
         known.kv_transfer_config.engine_id = f"engine {next(_engines)}"
@@ -178,7 +181,9 @@ class Host:
     ) -> PegaTier:
         """The tier finds the first two among the names of its callers."""
         return PegaTier(
-            offloading_spec=SimpleNamespace(config=spec),
+            offloading_spec=SimpleNamespace(
+                config=spec, kv_events_config=SimpleNamespace(enable_kv_cache_events=self.publishes)
+            ),
             primary_kv_view=memoryview(self.memory)[self.skipped :],
             tier_type="PegaTier",
             **options,
@@ -195,10 +200,12 @@ class Host:
         eventually("the tier is attached", lambda: self.serves)
         return self
 
-    def context(self, request: str, places: dict[bytes, int] | None = None) -> Any:
+    def context(
+        self, request: str, places: dict[bytes, int] | None = None, params: Any = None
+    ) -> Any:
         """A ReqContext."""
         if request not in self._contexts:
-            made = SimpleNamespace(req_id=request)
+            made = SimpleNamespace(req_id=request, kv_transfer_params=params, kv_hints=None)
             known = places or {}
             made.get_offload_key_position = known.get
             self._contexts[request] = made
@@ -229,6 +236,7 @@ class Host:
         for result in self.tier.get_finished_jobs():
             assert result.job_id not in self.results, "a job is reported once"
             self.results[result.job_id] = result
+        self.told += self.tier.take_events()
 
     def _job(self, request: str, keys: Sequence[bytes], chunks: Sequence[int]) -> Any:
         return SimpleNamespace(
@@ -284,6 +292,7 @@ class Pool:
     broken: bool = False  # every call raises
     clings: bool = False  # the memory is not given up
     clung: int = 0  # how often that was asked for meanwhile
+    on_disk: set[bytes] = field(default_factory=set)  # keys that a tier has, too
     failing: set[bytes] = field(default_factory=set)  # keys whose load fails
     clients: list["PoolClient"] = field(default_factory=list)
     numbers: Any = field(default_factory=lambda: count(1))
@@ -318,6 +327,13 @@ class PoolClient:
     def attached(self) -> bool:
         """Whether a session serves it."""
         return not self.pool.away and not self.closed
+
+    def see(self, keys: Sequence[bytes]) -> Seen | None:
+        """Where they are."""
+        if not self.attached:
+            return None
+        here = tuple((self.space, one) in self.pool.blocks for one in keys)
+        return Seen(here, tuple(one in self.pool.on_disk for one in keys))
 
     def _ticket(self) -> int:
         if self.pool.broken:

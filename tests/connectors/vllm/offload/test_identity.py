@@ -142,3 +142,8 @@ def test_where_keys_do_not_say_what_is_computed_the_tier_is_off(
     assert not one.result(one.store("q", KEYS, [0, 1])).success
     one.tier.drain_jobs()
     assert not pool.clients
+
+
+def test_what_has_no_effect_is_said(host: Hosts, caplog: pytest.LogCaptureFixture) -> None:
+    host(options={"wait_for_full_prefix": True})
+    assert "pegaflow.wait_for_full_prefix" in caplog.text and "no effect" in caplog.text

@@ -7,177 +7,32 @@ would write for a token is a function of all tokens up to it.
 """
 
 import importlib.util
-import itertools
 import os
 import signal
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.procs.service import Service, eventually
+
+from .tiered import (
+    BLOCK_BYTES,
+    BLOCK_TOKENS,
+    CHUNKS,
+    HEAD,
+    HEADS,
+    LAYERS,
+    NAMES,
+    Offloading,
+    kv_cache_config,
+)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None
     or importlib.util.find_spec("vllm.v1.kv_offload.tiering.factory") is None,
     reason="this vLLM has no tiers",
 )
-LAYERS = ("a", "b")
-BLOCK_TOKENS, HEADS, HEAD = 16, 2, 64
-BLOCK_BYTES = len(LAYERS) * 2 * BLOCK_TOKENS * HEADS * HEAD * 4
-CHUNKS = 16
-_names = itertools.count(1)
-
-
-class Offloading:
-    """vLLM's manager with our tier below its host memory."""
-
-    def __init__(self, service: Service, dtype: str = "float32", **tier: Any) -> None:
-        from vllm.v1.kv_offload.base import ReqContext, ScheduleEndContext, make_offload_key
-
-        self._spec, self.manager = _build(service, dtype, tier)
-        self._make_key, self._context, self._end = make_offload_key, ReqContext, ScheduleEndContext
-        self.memory = np.asarray(self.manager.primary_tier.get_kv_memoryview())
-        eventually("the tier is attached", lambda: self.tier._carrier.attached)
-
-    @property
-    def tier(self) -> Any:
-        (tier,) = self.manager.secondary_tiers
-        return tier
-
-    def keys(self, *numbers: int) -> list[bytes]:
-        return [self._make_key(f"block {n}".encode().ljust(32), 0) for n in numbers]
-
-    def request(self, name: str) -> Any:
-        context = self._context(name)
-        with self.manager.lock:
-            self.manager.on_new_request(context)
-        return context
-
-    def end(self, context: Any) -> None:
-        with self.manager.lock:
-            self.manager.on_request_finished(context)
-
-    def step(self, *scheduled: str) -> None:
-        with self.manager.lock:
-            self.manager.on_schedule_end(self._end(scheduled, ()))
-
-    def settle(self) -> None:
-        def idle() -> bool:
-            self.step()
-            return not self.manager.has_pending_work()
-
-        eventually("all jobs have ended", idle)
-
-    def compute(self, context: Any, keys: list[bytes], seed: int = 0) -> list[bytes]:
-        """What a worker does: fill the chunks that vLLM gives; their bytes."""
-        with self.manager.lock:
-            given = self.manager.prepare_store(keys, context)
-            assert given is not None and list(given.keys_to_store) == keys
-            made = []
-            for number, chunk in enumerate(given.store_spec.chunk_ids):
-                draw = np.random.default_rng([seed, number])
-                self.memory[chunk] = draw.integers(-128, 128, self.memory.shape[1], np.int8)
-                made.append(self.memory[chunk].tobytes())
-            self.manager.complete_store(keys, context)
-        return made
-
-    def found(self, context: Any, keys: list[bytes]) -> list[bool]:
-        """vLLM's lookups, step after step, until none is to be asked again; hits are promoted."""
-        from vllm.v1.kv_offload.base import LookupResult
-
-        said: list[Any] = []
-
-        def known() -> bool:
-            with self.manager.lock:
-                said[:] = [self.manager.lookup(key, context) for key in keys]
-            self.step()
-            return not {LookupResult.RETRY, LookupResult.HIT_PENDING} & set(said)
-
-        eventually("every key has its answer", known)
-        return [one is LookupResult.HIT for one in said]
-
-    def read(self, context: Any, keys: list[bytes]) -> list[bytes]:
-        """What a worker would copy into the KV cache."""
-        with self.manager.lock:
-            chunks = self.manager.prepare_load(keys, context).chunk_ids
-            read = [self.memory[chunk].tobytes() for chunk in chunks]
-            self.manager.complete_load(keys, context)
-        return read
-
-    def close(self) -> None:
-        del self.memory
-        self.manager.shutdown()
-
-
-def _kv_cache_config(blocks: int) -> Any:
-    """Two layers of full attention, one after the other."""
-    import torch
-    from vllm.v1.kv_cache_interface import (
-        FullAttentionSpec,
-        KVCacheConfig,
-        KVCacheGroupSpec,
-        KVCacheTensor,
-    )
-
-    spec = FullAttentionSpec(
-        block_size=BLOCK_TOKENS, num_kv_heads=HEADS, head_size=HEAD, dtype=torch.float32
-    )
-    page = BLOCK_BYTES // len(LAYERS)
-    placed = KVCacheTensor(
-        size=blocks * BLOCK_BYTES,
-        layers=list(LAYERS),
-        layer_stride=blocks * page,
-        block_stride=page,
-    )
-    return KVCacheConfig(
-        num_blocks=blocks,
-        kv_cache_tensors=[placed],
-        kv_cache_groups=[KVCacheGroupSpec(list(LAYERS), spec)],
-        kv_cache_layout="LBHNC",
-        hash_block_size=BLOCK_TOKENS,
-    )
-
-
-def _build(service: Service, dtype: str, tier: dict[str, Any]) -> tuple[Any, Any]:
-    """vLLM's spec and manager, of configurations as small as they may be."""
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_offload import config as offload
-    from vllm.v1.kv_offload.factory import OffloadingSpecFactory
-
-    ranks = dict.fromkeys("world_size tp_size pp_size pcp_size dcp_size".split(), 1)
-    ours = {"type": "PegaTier", "module_path": "pegaflow.tier", "endpoint": service.endpoint}
-    made = OffloadingSpecFactory.create_spec(
-        offload.OffloadingConfig(
-            groups=(offload.OffloadingGroupConfig(BLOCK_TOKENS, LAYERS, 0),),
-            worker_kv_bytes_per_block=BLOCK_BYTES,
-            enable_kv_cache_events=False,
-            extra_config={
-                "spec_name": "TieringOffloadingSpec",
-                "cpu_bytes_to_use": CHUNKS * BLOCK_BYTES,
-                "secondary_tiers": [{**ours, "timeout_ms": 20_000, **tier}],
-            },
-            engine_id=f"test-{service.pid}-{next(_names)}",
-            model=offload.OffloadingModelConfig("a model", dtype),
-            cache=offload.OffloadingCacheConfig(BLOCK_TOKENS, 1),
-            parallel=offload.OffloadingParallelConfig(
-                rank=0,
-                **ranks,
-                data_parallel_index=0,
-                data_parallel_size=1,
-                data_parallel_rank_local=None,
-                is_parallelism_agnostic=True,
-            ),
-            kv_cache_layout="LBHNC",
-        )
-    )
-    return made, _manager(made, vllm_config=VllmConfig(), kv_cache_config=_kv_cache_config(8))
-
-
-def _manager(made: Any, *, vllm_config: Any, kv_cache_config: Any) -> Any:
-    """The tier finds both among its callers, as in the scheduler's half of vLLM's connector."""
-    return made.get_manager()
 
 
 @pytest.fixture
@@ -266,6 +121,29 @@ def test_a_session_that_dies_costs_misses_and_failed_jobs(
     eventually("it has another session", lambda: one.tier._carrier.attached)
 
 
+def test_vllms_events_tell_of_the_pool(offloading: Any) -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.events import (
+        OffloadingEventsTracker,
+    )
+
+    one = offloading(enable_kv_events=True)
+    first = one.request("r")
+    keys = one.keys(600, 601)
+    one.compute(first, keys, seed=8)
+    one.settle()
+    raw = list(one.manager.take_events())
+    assert [event.keys for event in raw if event.ownership == "PegaTier"] == [keys]
+    tracker = OffloadingEventsTracker(one._spec.kv_events_config)
+    told = [event for event in tracker.take_events(raw) if event.ownership == "PegaTier"]
+    assert [(type(event).__name__, event.medium) for event in told] == [("BlockStored", "CPU")] * 2
+    assert [event.locality for event in told] == ["LOCAL"] * 2
+    one.tier.drain_jobs()
+    (gone,) = tracker.take_events(one.tier.take_events())
+    assert type(gone).__name__ == "BlockRemoved" and gone.block_hashes == [
+        hash for event in told for hash in event.block_hashes
+    ]
+
+
 class Steps:
     """vLLM's scheduler and OffloadingConnector, step by step."""
 
@@ -306,11 +184,11 @@ class Steps:
             kv_transfer_config=KVTransferConfig(
                 kv_connector="OffloadingConnector",
                 kv_role="kv_both",
-                engine_id=f"steps-{service.pid}-{next(_names)}",
+                engine_id=f"steps-{service.pid}-{next(NAMES)}",
                 kv_connector_extra_config=extra,
             ),
         ).create_engine_config()
-        cached = _kv_cache_config(self.BLOCKS)
+        cached = kv_cache_config(self.BLOCKS)
         config.cache_config.num_gpu_blocks = self.BLOCKS
         config.cache_config.kv_cache_layout = "LBHNC"
         self.scheduler = Scheduler(
