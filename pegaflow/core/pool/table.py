@@ -271,7 +271,7 @@ class Table(TableReader):
         slots = SLOTS << half.log2
         if half.removed > REMOVED * slots:
             return True
-        return half.used + half.removed > FULL * slots and self._wanted_log2() > half.log2
+        return half.used + half.removed > FULL * slots and self._wanted_log2(half) > half.log2
 
     def rebuild_step(self, slots: int) -> bool:
         """Go on with the table that takes the place of this one.
@@ -285,7 +285,7 @@ class Table(TableReader):
         if self._own is None or not self.wants_rebuild:
             return False
         if self._next is None:
-            return self._start(self._wanted_log2())
+            return self._start(self._wanted_log2(self._own))
         buckets = max(1, slots // SLOTS)
         if self.clear_step(4 * slots):
             return True
@@ -296,19 +296,26 @@ class Table(TableReader):
             self._switch()
         return self.wants_rebuild
 
-    def _wanted_log2(self, more: int = 0) -> int:
+    def too_small_for(self, blocks: int) -> bool:
+        """Whether the table that is being made, since `begin`, has no room for so many more where a
+        larger one would have."""
+        return self._own is None and self._next is not None and self._crams(self._next, blocks)
+
+    def _wanted_log2(self, half: Half, more: int = 0) -> int:
         """For what is there, so many more, and as many again."""
-        assert self._own is not None
-        return min(_log2_for(2 * (self._own.used + more)), self._area.most_log2)
+        return min(_log2_for(2 * (half.used + more)), self._area.most_log2)
+
+    def _crams(self, half: Half, more: int) -> bool:
+        """Whether so many more are too many for this half, and fewer than the largest can have."""
+        crammed = half.used + half.removed + more > CRAMMED * (SLOTS << half.log2)
+        return crammed and self._wanted_log2(half, more) > half.log2
 
     def _make_room(self, blocks: int) -> None:
         """So many are too many to add before a rebuild is done in steps: do it at once."""
         while self._own is not None and self._patience <= 0:
-            half = self._own
-            crammed = half.used + half.removed + blocks > CRAMMED * (SLOTS << half.log2)
-            wanted = self._wanted_log2(blocks)
-            if not crammed or wanted <= half.log2:
+            if not self._crams(self._own, blocks):
                 return
+            wanted = self._wanted_log2(self._own, blocks)
             if self._next is None and not self._start(wanted):
                 return
             while self._next is not None:

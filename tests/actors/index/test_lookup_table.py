@@ -220,13 +220,19 @@ MANY = tuple(Key(sha256(bytes((n,))).digest()) for n in range(200))
 def crowded(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Index, IndexMemory]:
     """An index whose table has 64 slots."""
     monkeypatch.setattr(listing, "LEAST_BLOCKS", 1)
-    memory = IndexMemory(new_ledger(LARGE))
+    rig, actor, memory = begun(LARGE)
+    rig.wait(0)
+    return rig, actor, memory
+
+
+def begun(pool: Welcome) -> tuple[Rig, Index, IndexMemory]:
+    """An index that knows the pool, and has not read anything yet."""
+    memory = IndexMemory(new_ledger(pool))
     actor = Index(IDX, BOSS, HELLO, memory)
     rig = Rig(actor)
     rig.start()
-    rig.tell(BOSS, LARGE)
+    rig.tell(BOSS, pool)
     rig.tell(BOSS, NOBODY_ELSE)
-    rig.wait(0)
     return rig, actor, memory
 
 
@@ -239,6 +245,25 @@ def test_a_table_grows_when_nobody_asks(crowded: tuple[Rig, Index, IndexMemory])
             assert rig.host.wake_at() == 0
         rig.wait(0)
     assert not table.wants_rebuild and table.lacks == 0
+    assert seen(memory, MANY, pool=LARGE) == tuple(range(len(MANY)))
+
+
+def test_a_table_has_room_for_all_that_came_while_it_was_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listing, "LEAST_BLOCKS", 1)
+    monkeypatch.setattr(lookup_table, "STEP_PAGES", 100)
+    rig, actor, memory = begun(LARGE)
+    listed = actor.residency.listing
+    while not listed.running or listed.table.clear_step(1):
+        rig.wake()
+    rig.wake()
+    for first in range(0, len(MANY), 20):
+        save(rig, MANY[first : first + 20], first)
+        assert listed.running, "it was made before all had come"
+    rig.wait(0)
+    listed.check()
+    assert listed.table.lacks == 0
     assert seen(memory, MANY, pool=LARGE) == tuple(range(len(MANY)))
 
 
