@@ -31,7 +31,7 @@ import zmq
 from pegaflow.service.logs import get_logger
 from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.jobs import Result, Unreachable
-from pegaflow.wire.links import DRAIN_MAX, QUEUE_MAX
+from pegaflow.wire.links import DRAIN_MAX, DRAIN_NS, QUEUE_MAX
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
 from pegaflow.wire.values import CLIENT, Address
 
@@ -223,7 +223,8 @@ class Loop:
         self.turns.longest_ns = max(self.turns.longest_ns, monotonic() - begun_ns)
 
     def _receive(self, socket: zmq.Socket[bytes], peer: Address | None) -> None:
-        """Everything that has come, up to a limit."""
+        """Everything that has come, up to two limits."""
+        until = monotonic() + DRAIN_NS
         for _ in range(DRAIN_MAX):
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
@@ -233,6 +234,8 @@ class Loop:
             if socket.closed or self._stop is not None:
                 return
             if not cast(int, socket.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than Again
+                return
+            if monotonic() >= until:
                 return
 
     def _take(self, frames: list[bytes], peer: Address | None, remote: bool) -> None:

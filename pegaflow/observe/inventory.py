@@ -65,8 +65,8 @@ INNER = frozenset(
     core.policy.lru core.pool.ledger core.segments.codec device.disk.SCAN_BYTES
     device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
     service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX wire.envelope
-    wire.flusher.MANIFEST_KEYS wire.layout wire.links.DRAIN_MAX wire.links.QUEUE_MAX
-    wire.message.ITEMS_MAX wire.session.PROOF_BYTES wire.values.NUMBER_MAX
+    wire.flusher.MANIFEST_KEYS wire.layout wire.links.DRAIN_MAX wire.links.DRAIN_NS
+    wire.links.QUEUE_MAX wire.message.ITEMS_MAX wire.session.PROOF_BYTES wire.values.NUMBER_MAX
     """.split()
 )
 """Modules, with all below them, and single numbers that nobody outside the code runs into."""

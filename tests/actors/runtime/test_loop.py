@@ -1,14 +1,17 @@
 """A run of the loop: the longest turn is measured, and what was there before is left alone."""
 
 import gc
+from itertools import count
 from typing import Any
 
 import pytest
+import zmq
 
 import pegaflow.actors.runtime.loop
 from pegaflow.actors.gateway.actor import Gateway
 from pegaflow.actors.runtime.host import Host, Step
 from pegaflow.actors.runtime.loop import Loop
+from pegaflow.wire.links import DRAIN_MAX, DRAIN_NS
 from tests.actors.rig import BOSS, HELLO, IDX
 
 MS = 1_000_000
@@ -57,3 +60,28 @@ def test_no_collection_looks_at_what_was_there_before_the_first_turn() -> None:
     loop.context.destroy(linger=0)
     ((frozen, left),) = found
     assert frozen >= before and left < before / 10
+
+
+class Flood:
+    """A socket that always has one more message."""
+
+    closed = False
+    read = 0
+
+    def recv_multipart(self, flags: int) -> list[bytes]:
+        self.read += 1
+        return [b"somebody", b"no envelope", b""]
+
+    def get(self, what: int) -> int:
+        return zmq.POLLIN
+
+
+@pytest.mark.parametrize(("each_ns", "read"), [(0, DRAIN_MAX), (MS, DRAIN_NS // MS)])
+def test_a_flood_starves_nobody(monkeypatch: pytest.MonkeyPatch, each_ns: int, read: int) -> None:
+    clock = count(0, each_ns)
+    monkeypatch.setattr(pegaflow.actors.runtime.loop, "monotonic", lambda: next(clock))
+    loop = Loop(Host(Gateway(IDX, BOSS, HELLO)), lambda number, job: None)
+    flood: Any = Flood()
+    loop._receive(flood, None)
+    assert flood.read == read
+    loop.context.destroy(linger=0)
