@@ -36,7 +36,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -47,7 +47,15 @@ from perf import command, machine
 from perf.machine import ENVIRONMENT
 from perf.peers.contestants import Handle, default_folder
 from perf.serve import engine
-from perf.serve.contestants import LMCACHE, NATIVE, NONE, OURS, Contestant, contestants
+from perf.serve.contestants import (
+    CHUNK_TOKENS,
+    LMCACHE,
+    NATIVE,
+    NONE,
+    OURS,
+    Contestant,
+    contestants,
+)
 from perf.serve.cores import Cores, on, ways
 from perf.serve.engine import Engine
 from perf.serve.table import (
@@ -64,9 +72,9 @@ from perf.serve.table import (
 WHO = (NONE, OURS, LMCACHE, NATIVE)
 POOL = 2 << 30
 PROMPT_TOKENS, LAST_TOKENS, NEW_TOKENS = 1024, 16, 8
-"""LMCache's chunks are of 256 tokens and vLLM's blocks of a power of two, so all can find the same;
-the last tokens are computed."""
-REPEATED_TOKENS, OTHER_TOKENS, EACH = 768, 272, 8  # of prompts that begin alike
+"""What may be found of a prompt, in whole chunks of LMCache's (vLLM's blocks are of a smaller power
+of two, so that all can find the same), what is computed in any case, and what is generated."""
+REPEATED_SHARE, EACH = 3 / 4, 8  # of prompts that begin alike
 WARM_UP = 2  # prompts
 
 
@@ -76,7 +84,17 @@ class Load:
 
     prompts: int
     at_once: int
+    tokens: int  # of a prompt, that may be found
     restart: bool = True
+
+    def new(self, seed: int, count: int = 0) -> Prompts:
+        """Prompts that have nothing in common, as many as all unless it is said how many."""
+        return Prompts(seed, count or self.prompts, self.tokens, self.tokens)
+
+    def alike(self, seed: int) -> Prompts:
+        """Prompts of which EACH begin alike."""
+        first = int(self.tokens * REPEATED_SHARE) // CHUNK_TOKENS * CHUNK_TOKENS
+        return Prompts(seed, self.prompts, self.tokens, first, EACH)
 
 
 @dataclass(frozen=True)
@@ -85,16 +103,15 @@ class Prompts:
 
     seed: int
     count: int
-    each: int = 1  # that begin alike
+    tokens: int  # of each, but for the last
+    first: int  # the leading ones, which `each` prompts have in common
+    each: int = 1
 
     def arguments(self) -> list[str]:
         """Of its command line."""
-        alone = self.each == 1
-        first = PROMPT_TOKENS if alone else REPEATED_TOKENS
-        last = LAST_TOKENS if alone else OTHER_TOKENS
         how = {
-            "prefix-len": first,
-            "suffix-len": last,
+            "prefix-len": self.first,
+            "suffix-len": self.tokens - self.first + LAST_TOKENS,
             "num-prefixes": self.count // self.each,
             "output-len": NEW_TOKENS,
         }
@@ -174,18 +191,17 @@ class Turns:
         Raises:
             UserError: something does not start, or a request fails.
         """
-        new = Prompts(1, self._load.prompts)
-        alike = Prompts(2, self._load.prompts, EACH)
+        new, alike = self._load.new(1), self._load.alike(2)
         finds = contestant.name != NONE
         with contestant.service(POOL) as told:
-            with self._engine(contestant, told, number, Prompts(3, WARM_UP)) as bench:
+            with self._engine(contestant, told, number, self._load.new(3, WARM_UP)) as bench:
                 bench(COLD, new)
                 if finds:
                     bench(WARM, new)
                 bench(REPEATED, alike)
             if contestant.name in {NONE, NATIVE} or not self._load.restart:
                 return
-            with self._engine(contestant, told, number, Prompts(4, WARM_UP)) as bench:
+            with self._engine(contestant, told, number, self._load.new(4, WARM_UP)) as bench:
                 bench(RESTARTED, new)
                 bench(REPEATED_RESTARTED, alike)
 
@@ -267,16 +283,23 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=3 * EACH, help="of each run")
     parser.add_argument("--at-once", type=int, default=2, help="requests under way")
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="may be found")
     given = parser.parse_args()
-    load, turns, cores = Load(given.prompts, given.at_once), given.turns, given.cores
+    load = Load(given.prompts, given.at_once, given.prompt_tokens)
+    turns, cores = given.turns, given.cores
     who = given.who
     if given.quick:
-        load, turns, cores = Load(EACH, given.at_once, restart=False), 1, cores[:1]
+        load, turns, cores = replace(load, prompts=EACH, restart=False), 1, cores[:1]
         who = [name for name in who if name != NATIVE]
     if load.prompts < EACH or load.prompts % EACH:
         raise UserError(f"--prompts {load.prompts}: {EACH} each begin alike, so a multiple of it")
+    most = engine.MAX_TOKENS - CHUNK_TOKENS
+    if not CHUNK_TOKENS <= load.tokens <= most or load.tokens % CHUNK_TOKENS:
+        raise UserError(
+            f"--prompt-tokens {load.tokens}: a multiple of {CHUNK_TOKENS} up to {most} is wanted"
+        )
     chosen, lines = choose(given.over, given.peers, who)
-    each = f"{load.prompts} prompts of {PROMPT_TOKENS + LAST_TOKENS} tokens, {NEW_TOKENS} new ones"
+    each = f"{load.prompts} prompts of {load.tokens + LAST_TOKENS} tokens, {NEW_TOKENS} new ones"
     caption = f"milliseconds; {turns} turns of {each}, {load.at_once} at once"
     table = Table(*COLUMNS, box=None, caption=caption)
     with tempfile.TemporaryDirectory(prefix="pegaflow-perf-") as name:

@@ -21,7 +21,7 @@ from perf.serve.cores import Cores, on
 FOUND = "vllm:external_prefix_cache_hits_total"
 START_S, STOP_S, FREE_S = 240.0, 30.0, 30.0
 SETTLE_S = 1.0  # for what is saved after the last answer
-KV_GIB, MAX_TOKENS, REQUESTS = 1, 2048, 16
+KV_GIB, MAX_TOKENS, REQUESTS = 1, 4096, 16
 ARGUMENTS = (
     *("--dtype", "float32", "--enforce-eager", "--seed", "0", "--no-enable-log-requests"),
     *("--max-model-len", str(MAX_TOKENS), "--max-num-seqs", str(REQUESTS)),

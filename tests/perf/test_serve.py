@@ -79,8 +79,10 @@ def test_who_is_not_there_has_a_line(tmp_path: Path) -> None:
         serve.choose(tmp_path / "python", tmp_path, serve.WHO)
 
 
-def test_prompts_that_begin_alike_and_that_do_not() -> None:
-    alone, alike = serve.Prompts(1, 16).arguments(), serve.Prompts(2, 16, 8).arguments()
+@pytest.mark.parametrize("tokens", [serve.PROMPT_TOKENS, 3840])
+def test_prompts_that_begin_alike_and_that_do_not(tokens: int) -> None:
+    load = serve.Load(16, 2, tokens)
+    alone, alike = load.new(1).arguments(), load.alike(2).arguments()
     assert alone[alone.index("--prefix-repetition-num-prefixes") + 1] == "16"
     assert alike[alike.index("--prefix-repetition-num-prefixes") + 1] == "2"
     for given in (alone, alike):
@@ -88,7 +90,7 @@ def test_prompts_that_begin_alike_and_that_do_not() -> None:
             int(given[given.index(f"--prefix-repetition-{part}-len") + 1])
             for part in ("prefix", "suffix")
         ]
-        assert sum(lengths) == serve.PROMPT_TOKENS + serve.LAST_TOKENS
+        assert sum(lengths) == tokens + serve.LAST_TOKENS
         assert lengths[0] % contestants.CHUNK_TOKENS == 0
 
 
