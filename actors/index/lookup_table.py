@@ -5,7 +5,8 @@ is known, and again, a little at a time, when it has become too small.  Beside i
 that a lookup keeps to: which extent is to become empty (eviction.py says that), whether so much is
 kept from eviction by leases and hazards that nothing more may be, and whether a run that ends in
 memory may go on in a tier, so that the index has to be asked: about any block, or about those only
-that a filter names (core/pool/tierfilter.py).
+that a filter names (core/pool/tierfilter.py).  About any block it is asked too while the table lacks
+blocks, which are in memory: until all are listed, and where the table cannot grow.
 """
 
 from pegaflow.actors.roles.recovery import Recovery
@@ -82,7 +83,10 @@ class LookupTable(Part):
         return []
 
     def _word(self) -> TierWord:
-        """What the table is to say of the tiers."""
+        """What the table is to say of what it does not name."""
+        listing = self._residency.listing
+        if listing.running or listing.wanted or listing.table.fault:
+            return TierWord.ASK
         going_on = self._tiers.going_on()
         if not going_on:
             return TierWord.NONE

@@ -66,10 +66,10 @@ _LEAST_LOG2 = 3
 
 
 class TierWord(enum.IntEnum):
-    """What a lookup is told of the tiers."""
+    """What a lookup is told of the tiers, and of what the table lacks."""
 
     NONE = 0  # none has anything
-    ASK = 1  # any of them may have anything
+    ASK = 1  # any of them may have anything, or memory what the table has no place for
     FILTER = 2  # the filter says what they have
 
 

@@ -261,8 +261,11 @@ def test_a_table_has_room_for_all_that_came_while_it_was_made(
     for first in range(0, len(MANY), 20):
         save(rig, MANY[first : first + 20], first)
         assert listed.running, "it was made before all had come"
+    assert listed.table.tiers == TierWord.ASK
+    assert len(find(rig, MANY).pages) == len(MANY), "who asks finds what is not listed yet"
     rig.wait(0)
     listed.check()
+    assert listed.table.tiers == TierWord.NONE
     assert listed.table.lacks == 0
     assert seen(memory, MANY, pool=LARGE) == tuple(range(len(MANY)))
 
@@ -275,10 +278,12 @@ def test_what_found_no_room_in_the_table_is_listed_later(
     save(rig, MANY)
     rig.wait(0)
     assert actor.gauges()["blocks_unlisted"] > 0
+    assert actor.residency.listing.table.tiers == TierWord.ASK
     assert len(find(rig, MANY).pages) == len(MANY)
     memory.full = ""
     rig.wait(AGAIN_NS)
     assert actor.gauges()["blocks_unlisted"] == 0
+    assert actor.residency.listing.table.tiers == TierWord.NONE
     assert seen(memory, MANY, pool=LARGE) == tuple(range(len(MANY)))
     assert rig.host.wake_at() != 0
 
