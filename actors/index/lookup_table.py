@@ -5,8 +5,8 @@ is known, and again, a little at a time, when it has become too small.  Beside i
 that a lookup keeps to: which extent is to become empty (eviction.py says that), whether so much is
 kept from eviction by leases and hazards that nothing more may be, and whether a run that ends in
 memory may go on in a tier, so that the index has to be asked: about any block, or about those only
-that a filter names (core/pool/tierfilter.py).  About any block it is asked too while the table lacks
-blocks, which are in memory: until all are listed, and where the table cannot grow.
+that a filter names (core/pool/tierfilter.py).  About any block it is asked too while the table
+lacks some that are in memory: until all are listed, and where it cannot grow.
 """
 
 from pegaflow.actors.roles.recovery import Recovery
