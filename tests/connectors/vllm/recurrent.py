@@ -28,7 +28,7 @@ class Recurrent(Hybrid):
     """
 
     def __init__(
-        self, store: Store, windows: list[int | None], *, lags: bool = False, **how: Any
+        self, store: Store | None, windows: list[int | None], *, lags: bool = False, **how: Any
     ) -> None:
         super().__init__(store, windows, **how)
         self.lags = lags

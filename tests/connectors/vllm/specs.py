@@ -15,8 +15,8 @@ class MambaSpec:
     """Of layers that keep a state."""
 
     block_size = BLOCK
-    shapes = ((3, 8), (2, 4, 4))
-    dtypes = ("float32", "float32")
+    shapes: tuple[tuple[int, ...], ...] = ((3, 8), (2, 4, 4))
+    dtypes: tuple[str, ...] = ("float32", "float32")
     mamba_type = SimpleNamespace(name="MAMBA2")
     mamba_cache_mode = "align"
     num_speculative_blocks = 0

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from . import grouping
 from .fakes import BLOCK, Store
 from .grouping import STATE
 from .hybrid import names
 from .recurrent import Recurrent
+from .states import BESIDE, NAMES, GatedSpec, KdaSpec
 from .test_hybrid import run, text, wrong
 
 BOTH = [STATE, None]
@@ -88,6 +90,18 @@ def test_a_failed_load_leaves_no_state_behind(start: Start, store: Store) -> Non
     assert wrong(store, engine, [text(61)]) == [] and before <= set(store.pages)
     store.failing = 0
     assert run(start(caches=False), "c", text(61)) == 60
+
+
+@pytest.mark.parametrize("kind", BESIDE, ids=NAMES.get)
+def test_states_are_found_by_engines_of_their_kind_alone(
+    start: Start, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "MambaSpec", kind)
+    monkeypatch.setattr(grouping, "FullAttentionSpec", BESIDE[kind])
+    run(start(), "a", text(61))
+    assert run(start(), "b", text(61)) == 60
+    monkeypatch.setattr(grouping, "MambaSpec", GatedSpec if kind is KdaSpec else KdaSpec)
+    assert run(start(), "c", text(61)) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))
