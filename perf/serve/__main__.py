@@ -94,7 +94,7 @@ class Load:
     def alike(self, seed: int) -> Prompts:
         """Prompts of which EACH begin alike."""
         first = int(self.tokens * REPEATED_SHARE) // CHUNK_TOKENS * CHUNK_TOKENS
-        return Prompts(seed, self.prompts, self.tokens, first, EACH)
+        return Prompts(seed, self.prompts, self.tokens, first, each=EACH)
 
 
 @dataclass(frozen=True)
