@@ -28,7 +28,7 @@ What stands behind an arrow is the answer.  Each conversation file says what its
 which order they are said, and what each side does when the other dies.  message.py declares,
 encodes and checks; envelope.py puts sender, receiver, question and deadline around a message;
 links.py has the numbers that both ends of a link keep to; values.py, identities.py, layout.py,
-status.py and units.py are the nouns; jobs.py and diskjobs.py are what an actor asks of its own
-device, and never cross a socket.  Block bytes never travel in a message.  This package is pure: no
-clock, socket, file or thread.
+gpu.py, status.py and units.py are the nouns; jobs.py and diskjobs.py are what an actor asks of its
+own device, and never cross a socket.  Block bytes never travel in a message.  This package is pure:
+no clock, socket, file or thread.
 """

@@ -28,6 +28,7 @@ from types import UnionType
 from typing import ClassVar, Generic, TypeVar, get_args
 
 from .control import Report
+from .gpu import GpuMemory
 from .identities import Incarnation, PageId
 from .layout import Layout
 from .message import Message, message
@@ -380,9 +381,27 @@ class MapEngine(Job[Done]):
     proof: bytes
 
 
+@message(222)
+class MapGpu(Job[Done]):
+    """Open an engine's GPU memory under the number `mapping`.  COPY_FAILED: it cannot be had."""
+
+    mapping: int
+    layout: Layout
+    memory: GpuMemory
+
+
+@message(223)
+class PinPages(Job[Done]):
+    """Register this part of the pool with the driver.  COPY_FAILED: it refuses."""
+
+    offset: int
+    length: int
+
+
 @message(214)
 class UnmapEngine(Job[Done]):
-    """Copies of this mapping stop at their next chunk; its bounce file goes."""
+    """Copies of this mapping stop at their next chunk; its bounce file goes.  Of GPU memory it is
+    done once none runs and all of it is closed."""
 
     mapping: int
 

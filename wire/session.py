@@ -31,7 +31,7 @@ session is dead.  The session stops as soon as the opener or any attached rank i
 Every rank attaches by itself; lookups and saves are answered NOT_ATTACHED until all `world` ranks
 have.  Pages have the size of the largest rank's blocks.
 
-Two ways for the bytes, chosen per direction at Attach:
+Ways for the bytes, chosen per direction at Attach; memory of a GPU has its own, see gpu.py:
 
 Staged.  The client never writes the pool.  On a load its own thread copies from the pool, mapped
 read-only, into its blocks and then asks Copied: only a Confirmed(OK) makes it a success, because a
@@ -133,9 +133,8 @@ Who dies when:
 * session while it writes the engine's blocks: its pidfd fires at the client, or none of its threads
   can run any more, and only then are the blocks reported failed; a stopped session is killed by the
   watchdog or by the client.
-* session between CopyBatch and Saved: the save is lost, nothing was published; the client reports
-  it when its deadline passes or the process is proven dead.  The engine's blocks are free at once:
-  whoever reads them late has no Keep.
+* session between CopyBatch and Saved: nothing was published; the client reports the save when its
+  deadline passes or the process is proven dead.  Its blocks are free at once: there is no Keep.
 * session after Seal was sent: the index publishes it or not; both are right.
 * client at any point: the session's pidfd on it fires; leases are released, claims ended, slots and
   pages of open saves come back.  A half-copied slot has no Keep and so is never sealed.
@@ -148,14 +147,13 @@ Who dies when:
 * session while a client has such hazards: the client is told by its pidfd, at the latest when it
   looks up; until it knows, what it finds is of a session that is dead, and no load will take it.
 * session stopped: lookups go on; leases that are to be loaded wait for it as Loads do.
-* index: lookups go on, nobody evicts; the next one evicts nothing before the session has stated
-  the file, with all of its sections.
-* Drop crossing Keep: the session has the word that came first; a Drop after Keep is too late and
-  harmless, for Keep was said only when the bytes were already out.
+* index: lookups go on; the next one evicts nothing before the session has stated all sections.
+* Drop crossing Keep: what came first holds; a Drop after Keep is harmless, the bytes were out.
 """
 
 import enum
 
+from .gpu import NO_GPU, GpuMemory
 from .identities import NO_LEASE, NO_NAMESPACE, Key, LeaseId, Namespace, PageId, Stamp
 from .layout import Layout
 from .message import Message, message
@@ -188,6 +186,7 @@ class Way(enum.IntEnum):
     STAGED = 0
     PROCESS_VM = 1
     AUTO = 2  # in Attach: whichever is faster of those that work
+    CUDA_IPC = 3  # of GPU memory, and never wished: who names such memory gets it or STAGED
 
 
 @message(30)
@@ -204,6 +203,7 @@ class Attach(Message):
     bases: U64s = ()  # process_vm: address of each region
     scratch: int = 0  # process_vm: address of PROOF_BYTES that the client keeps for Prove
     replicas: int = 1  # so many consecutive ranks, this one among them, hold the same bytes
+    gpu: GpuMemory = NO_GPU  # cuda_ipc: where the regions are
 
 
 @message(31)

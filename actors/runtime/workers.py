@@ -83,6 +83,11 @@ class Workers:
         for part in parts:
             self._parts.put((job, part))
 
+    def ended(self, number: int, result: Result) -> None:
+        """A job is done, by a thread of ours or by another's."""
+        self._done.append((number, result))
+        os.eventfd_write(self.fd, 1)
+
     def deliver_to(self, loop: "Loop") -> None:
         """Complete the jobs of this loop."""
 
@@ -116,8 +121,7 @@ class Workers:
                 traceback.print_exc()
                 os._exit(1)
             if job.end(result):
-                self._done.append((job.number, job.result))
-                os.eventfd_write(self.fd, 1)
+                self.ended(job.number, job.result)
 
 
 def give_way() -> None:

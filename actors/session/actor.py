@@ -104,6 +104,7 @@ class Session(Actor):
         attachment = Attachment(
             member,
             engine,
+            tables=tables,
             hazards=hazards,
             leases=leases,
             loads=loads,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, On, Part, Reply, Sender, on
 from pegaflow.actors.runtime.member import Member
+from pegaflow.wire import gpu as gpus
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Refused
 from pegaflow.wire.identities import NO_NAMESPACE
@@ -17,7 +18,9 @@ from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
     DrawProof,
+    Job,
     MapEngine,
+    MapGpu,
     OpenBounce,
     ProofDrawn,
     UnmapEngine,
@@ -31,6 +34,7 @@ from .engine import CLIENTS_MAX, Engine
 from .hazards import HazardBook
 from .leases import Leases
 from .loads import Loads
+from .pagetables import PageTables
 from .ranks import (
     Rank,
     bounce_slots,
@@ -38,6 +42,7 @@ from .ranks import (
     complete,
     fault,
     new_rank,
+    wants_cuda_ipc,
     wants_process_vm,
 )
 from .reservation import Reservation
@@ -53,6 +58,7 @@ class Attachment(Part):
         member: Member,
         engine: Engine,
         *,
+        tables: PageTables,
         hazards: HazardBook,
         leases: Leases,
         loads: Loads,
@@ -60,6 +66,7 @@ class Attachment(Part):
         reservation: Reservation,
     ) -> None:
         self._member, self._engine, self._hazards = member, engine, hazards
+        self._tables = tables
         self._leases, self._loads, self._saves = leases, loads, saves
         self._reservation = reservation
         self._mapping = 0  # newest mapping number
@@ -89,6 +96,8 @@ class Attachment(Part):
             return [*effects, Reply(sender, busy)]
         self._mapping += 1
         rank = self._engine.ranks[msg.rank] = new_rank(sender.address, msg, self._mapping)
+        if not self._engine.is_blind(sender) and wants_cuda_ipc(rank):
+            return effects + self._map(rank, sender, MapGpu(rank.mapping, rank.layout, msg.gpu))
         if self._engine.is_blind(sender) or not wants_process_vm(rank):
             return effects + self._bounce(rank, sender, now)
 
@@ -114,7 +123,8 @@ class Attachment(Part):
                 "let `way` be auto or staged"
             )
             return Refused(Status.BAD_REQUEST, why)
-        why = fault(msg, self._engine.ranks)
+        why = gpus.fault(msg.gpu, len(msg.region_bytes)) if msg.gpu.regions else ""
+        why = why or fault(msg, self._engine.ranks)
         if why:
             return Refused(Status.BAD_REQUEST, why)
         if layouts.page_size(msg.layout) > self._member.welcome.extent_bytes:
@@ -132,19 +142,6 @@ class Attachment(Part):
             return [Reply(sender, Refused(Status.NOT_READY, "attach first"))]
         asked, proof = rank.asked, rank.proof
         rank.proof = b""
-
-        def mapped(done: Done, now: int) -> list[Effect]:
-            rank.running -= 1
-            if rank.gone:
-                return self._too_late(rank, sender)
-            if done.status is Status.OK:
-                choose_ways(rank)
-            elif asked.way is Way.PROCESS_VM:
-                return [Reply(sender, Refused(done.status, done.note)), *self._give_up(rank)]
-            rank.note = done.note
-            return self._bounce(rank, sender, now)
-
-        rank.running += 1
         job = MapEngine(
             mapping=rank.mapping,
             pid=asked.pid,
@@ -154,6 +151,24 @@ class Attachment(Part):
             scratch=asked.scratch,
             proof=proof,
         )
+        return self._map(rank, sender, job)
+
+    def _map(self, rank: Rank, sender: Sender, job: Job[Done]) -> list[Effect]:
+        """Have the device reach the rank's memory; if it cannot, the rank is served staged."""
+
+        def mapped(done: Done, now: int) -> list[Effect]:
+            rank.running -= 1
+            if rank.gone:
+                unmap = [self._unmap(rank)] if rank.on_gpu else []
+                return unmap + self._too_late(rank, sender)
+            if done.status is Status.OK:
+                choose_ways(rank)
+            elif rank.asked.way is Way.PROCESS_VM:
+                return [Reply(sender, Refused(done.status, done.note)), *self._give_up(rank)]
+            rank.note = done.note
+            return self._bounce(rank, sender, now)
+
+        rank.running += 1
         return [Do(job, mapped)]
 
     def _bounce(self, rank: Rank, sender: Sender, now: int) -> list[Effect]:
@@ -184,10 +199,10 @@ class Attachment(Part):
         engine, welcome = self._engine, self._member.welcome
         assert welcome is not None
         rank.there = True
-        effects: list[Effect] = []
+        effects = self._tables.pin() if rank.loads is Way.CUDA_IPC else []
         if complete(engine.ranks):
             engine.complete = True
-            effects = self._completed(now)
+            effects += self._completed(now)
         space = (
             engine.space.namespace if engine.complete and engine.space is not None else NO_NAMESPACE
         )
@@ -225,9 +240,19 @@ class Attachment(Part):
         self._hazards.pause()
         del engine.ranks[rank.number]
         engine.leaving.append(rank)
-        effects: list[Effect] = [Do(UnmapEngine(rank.mapping), lambda done, now: [])]
+        effects: list[Effect] = [self._unmap(rank)]
         effects += self._saves.forget(rank) + self._loads.forget(rank)
         return effects + engine.left(rank)
+
+    def _unmap(self, rank: Rank) -> Effect:
+        """No copy begins any more; of a GPU the rank goes only when all handles are closed."""
+        rank.running += rank.on_gpu
+
+        def unmapped(done: Done, now: int) -> list[Effect]:
+            rank.running -= rank.on_gpu
+            return self._engine.left(rank) if rank.on_gpu else []
+
+        return Do(UnmapEngine(rank.mapping), unmapped)
 
     def _on_leave(self, sender: Sender, msg: Leave, now: int) -> list[Effect]:
         client = sender.address

@@ -1,7 +1,7 @@
 """How the blocks of a rank's save move into the pool: in batches, by slots or straight into pages.
 
     staged       CopyBatch ──→ handed out ── Keep ──→ kept ── pages ──→ filling ──→ in place
-    process_vm   pages ──→ reading ── BatchCopied ──→ read ── Keep ──→ in place
+    our own hand pages ──→ reading ── BatchCopied ──→ read ── Keep ──→ in place
                  given up at any time before Keep: slots and pages come back
 
 A block whose shards are all in place is published (publish.py); then, and when it is
@@ -51,7 +51,7 @@ NARROWER: Count = 4
 times smaller, and so on: a batch of 1,024 blocks asks five times more before it is given up."""
 
 READ_NS: Nanoseconds = 10_000 * MS
-"""Longest read of one batch by process_vm; a client that gives up earlier says Drop."""
+"""Longest read of one batch by our own hand; a client that gives up earlier says Drop."""
 
 
 class Batches(Part):

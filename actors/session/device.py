@@ -2,12 +2,14 @@
 And the shared memory in which the session finds and keeps blocks by itself (hazards.py).
 
 Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
-A copy is cut into as many parts as there are threads, so that a single large load is moved by all
-of them.
+GPU memory is moved by threads of its device (pegaflow/device/engine/cuda_ipc.py), and whole: the
+workers only open it.  Any other copy is cut into as many parts as there are threads, so that a
+single large load is moved by all of them.
 """
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -25,6 +27,7 @@ from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, LentRows, cut, hazard
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.table import TableReader
 from pegaflow.device import locks, membarrier, pagetables
+from pegaflow.device.engine.cuda_ipc import Gpus, Opened
 from pegaflow.device.engine.process_vm import ForeignMemory
 from pegaflow.device.engine.staged import Bounce
 from pegaflow.device.memory import SharedFile
@@ -37,10 +40,12 @@ from pegaflow.wire.jobs import (
     EnterPages,
     FillPages,
     MapEngine,
+    MapGpu,
     OpenBounce,
     PagesDiffer,
     PagesEntered,
     PagesSummed,
+    PinPages,
     ProofDrawn,
     ReadBlocks,
     Result,
@@ -55,7 +60,7 @@ from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import Address
 
-from .hazards import Opened
+from .hazards import Opened as OpenedHazards
 
 PART_BYTES: Bytes = 1 << 20
 """Least bytes of a part: to wake another thread costs as much as copying some hundred KiB."""
@@ -76,6 +81,8 @@ class Copies:
         self._threads = threads
         self._bounces: dict[int, Bounce] = {}  # by mapping
         self._engines: dict[int, ForeignMemory] = {}  # by mapping
+        self._gpus = Gpus(pool.address)
+        self._opened: dict[int, Opened] = {}  # by mapping: GPU memory
 
     def parts(self, job: Message) -> list[Part]:
         """A job as parts for the threads, or one part if it is no copy."""
@@ -94,17 +101,13 @@ class Copies:
             engine = self._engines[job.mapping]
             move = engine.read if isinstance(job, ReadBlocks) else engine.write
             address = self._pool.address
-            sums, summed = column(()), 0
-            if isinstance(job, WriteBlocks):
-                sums, summed = column(job.checksums), job.summed_bytes
             ids, pages = column(job.blocks), column(job.offsets)
 
             def move_part(first: int, last: int) -> Done | PagesDiffer:
                 part = slice(first, last)
-                if len(sums):
-                    bad = self._differing(pages[part], sums[part], summed)
-                    if len(bad):
-                        return PagesDiffer(said(bad))
+                differ = self._checked(job, part)
+                if differ is not None:
+                    return differ
                 return Done(*move(address, ids[part], pages[part], job.deadline))
 
             return self._cut(len(job.blocks), engine.payload_bytes, move_part)
@@ -112,8 +115,41 @@ class Copies:
             return [lambda: PagesEntered(pagetables.enter(self._pool, job.offset, job.length))]
         if isinstance(job, OpenBounce):
             return [lambda: self._open_bounce(job)]
+        if isinstance(job, MapGpu):
+            return [lambda: self._map_gpu(job)]
+        if isinstance(job, PinPages):
+            return [lambda: self._pin(job)]
         assert isinstance(job, MapEngine), job
         return [lambda: self._map(job)]
+
+    def by_gpu(self, job: Message, over: Callable[[Result], None]) -> bool:
+        """Leave a job to the threads of a GPU, if it is about memory there.
+
+        Args:
+            over: called with its result, by any thread.
+        """
+        if isinstance(job, UnmapEngine):
+            opened = self._opened.pop(job.mapping, None)
+            if opened is not None:
+                opened.close(lambda: over(Done(Status.OK)))
+            return opened is not None
+        if not (isinstance(job, ReadBlocks | WriteBlocks) and job.mapping in self._opened):
+            return False
+        opened, ids, pages = self._opened[job.mapping], column(job.blocks), column(job.offsets)
+        if isinstance(job, ReadBlocks):
+            opened.read(ids, pages, job.deadline, over)
+        else:
+            check = partial(self._checked, job, slice(None))
+            opened.write(ids, pages, job.deadline, over, check=check)
+        return True
+
+    def _map_gpu(self, job: MapGpu) -> Done:
+        self._opened[job.mapping] = self._gpus.open(job.memory, job.layout)
+        return Done(Status.OK)
+
+    def _pin(self, job: PinPages) -> Done:
+        self._gpus.pin(job.offset, job.length)
+        return Done(Status.OK)
 
     def _cut(self, count: int, size: int, part: Callable[[int, int], Result]) -> list[Part]:
         """Parts of about equal size over `count` blocks of `size` bytes."""
@@ -129,6 +165,14 @@ class Copies:
         with memoryview(self._pool.map) as pool:
             pages = (pool[at : at + payload_bytes] for at in offsets.tolist())
             return np.fromiter((xxh3_64_intdigest(page) or 1 for page in pages), np.uint64)
+
+    def _checked(self, job: ReadBlocks | WriteBlocks, part: slice) -> PagesDiffer | None:
+        """What of a part does not hold what was sealed; None: nothing, as far as that is asked."""
+        if isinstance(job, ReadBlocks) or not job.checksums:
+            return None
+        pages, sums = column(job.offsets)[part], column(job.checksums)[part]
+        bad = self._differing(pages, sums, job.summed_bytes)
+        return PagesDiffer(said(bad)) if len(bad) else None
 
     def _differing(self, offsets: U64, sums: U64, payload_bytes: int) -> U64:
         """The offsets where the pool does not hold what was sealed."""
@@ -192,7 +236,7 @@ class Reader:
         ledger = Ledger(file.map, file.read)
         return Finder(ledger, TableReader(file.map, ledger.records), geometry)
 
-    def open_hazards(self, welcome: Welcome) -> Opened:
+    def open_hazards(self, welcome: Welcome) -> OpenedHazards:
         """A hazard file, for an index that makes our stores visible by a barrier.
 
         Raises:
@@ -213,7 +257,7 @@ class Reader:
             self.close()
             raise UserError(f"no room for hazards in /dev/shm: {why}")
         own, lent = cut(file.map, 2)
-        return Opened(Hazards(own), LentRows(lent), path, file.id)
+        return OpenedHazards(Hazards(own), LentRows(lent), path, file.id)
 
     def close(self) -> None:
         """Remove the hazard file's name; an index that knows it goes on honouring it."""
@@ -243,6 +287,9 @@ class SessionDevice:
             return self._watch(number, job)
         if isinstance(job, DrawProof):
             return ProofDrawn(os.urandom(PROOF_BYTES))
+        over = partial(self._workers.ended, number)
+        if self._copies is not None and self._copies.by_gpu(job, over):
+            return None
         if isinstance(job, UnmapEngine):
             if self._copies is not None:
                 self._copies.unmap(job.mapping)
@@ -253,7 +300,7 @@ class SessionDevice:
             path = self._files.welcome.pool_path
             gone = f"cannot map {path}: {err.strerror}; restart the service"
             return Done(Status.COPY_FAILED, gone)
-        patient = isinstance(job, EnterPages | FillPages | ReadBlocks | SumPages)
+        patient = isinstance(job, EnterPages | FillPages | PinPages | ReadBlocks | SumPages)
         workers = self._savers if patient and self._savers is not None else self._workers
         workers.put(number, *copies.parts(job))
         return None

@@ -1,8 +1,8 @@
 """What the engine gets: loads of leased blocks into a rank's memory, by our hand or the client's.
 
-A rank that is served by process_vm says Load and gets Loaded once its blocks are written.  A staged
-one gets Pages, copies them itself, and says Copied, which is Confirmed unless the lease was lost
-meanwhile: then what it copied is worth nothing.
+A rank whose memory we write ourselves says Load and gets Loaded once its blocks are written.  A
+staged one gets Pages, copies them itself, and says Copied, which is Confirmed unless the lease was
+lost meanwhile: then what it copied is worth nothing.
 
 A lease of our own (leases.py) is compared with the ledger before a copy and after it: what its
 hazards should have kept and is not there any more makes the load fail, and never gives other bytes.
@@ -39,7 +39,7 @@ COPIES_MAX: Count = 4096
 """Loads under way at once: an engine has one per request at most."""
 
 LOAD_NS: Nanoseconds = 10_000 * MS
-"""Longest load by process_vm, where the client named no deadline."""
+"""Longest load by our own hand, where the client named no deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Loads(Part):
             refusal = Status.NO_SUCH_LEASE
         if rank is None or space is None or lease is None or refusal is not Status.OK:
             self._counts["loads_refused"] += 1
-            direct = rank is not None and rank.loads is Way.PROCESS_VM
+            direct = rank is not None and rank.loads is not Way.STAGED
             answer = Loaded(refusal) if direct else Pages(refusal, 0, ())
             lost = lease is not None and lease.lost and not lease.ended
             return [Reply(sender, answer), *(self._leases.end_lease(msg.lease) if lost else ())]
@@ -139,7 +139,7 @@ class Loads(Part):
         lease.copies += 1
         lease.use(now)
         self._counts["blocks_loaded"] += len(pages)
-        if rank.loads is Way.PROCESS_VM:
+        if rank.loads is not Way.STAGED:
             return self._write(sender, copy, msg, now)
         if len(sums):
             return self._check(sender, copy)

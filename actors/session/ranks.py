@@ -1,7 +1,8 @@
 """The ranks of one engine: which client holds which rank's memory, and how its bytes move.
 
     Attach ── sound ──→ DrawProof → Prove → Proven → MapEngine ──→ OpenBounce → Attached
-                 └── staged only ──────────────────────────────────────┘  (only for staged saves)
+                 ├── on a GPU ──→ MapGpu ──────────────────────────────┤  (only for staged saves)
+                 └── staged only ──────────────────────────────────────┘
 
 A rank is *there* once it is attached; the engine is *complete* once all `world` ranks are, and only
 then has a namespace: a hash of what the engine says of itself and of every shard's layout.
@@ -74,6 +75,11 @@ class Rank:
         return self.asked.layout
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether its memory is one that the device opens with MapGpu."""
+        return wants_cuda_ipc(self)
+
+    @property
     def page_size(self) -> int:
         """Bytes of a page that holds one of its blocks."""
         return layouts.page_size(self.layout)
@@ -105,10 +111,15 @@ def wants_process_vm(rank: Rank) -> bool:
     return named and asked.way is not Way.STAGED
 
 
+def wants_cuda_ipc(rank: Rank) -> bool:
+    """Whether the client has its memory on a GPU, and did not ask for staged copies."""
+    return bool(rank.asked.gpu.regions) and rank.asked.way is not Way.STAGED
+
+
 def choose_ways(rank: Rank) -> None:
     """The client's memory is reachable, and it did not ask for staged copies: AUTO means the faster
-    way, which is process_vm in both directions (docs/perf.md)."""
-    rank.loads = rank.saves = Way.PROCESS_VM
+    way, which is ours in both directions (docs/perf.md)."""
+    rank.loads = rank.saves = Way.CUDA_IPC if rank.on_gpu else Way.PROCESS_VM
 
 
 def bounce_slots(page_size: int) -> int:

@@ -184,7 +184,7 @@ class Saves(Part):
             return self._claimed(order, NoAnswer(Status.PEER_GONE), now)
 
         used = self._touches.add(run.pages[:: space.shards]) if run is not None else []
-        if run is not None and space.ranks == 1 and rank.saves is Way.PROCESS_VM:
+        if run is not None and space.ranks == 1 and rank.saves is not Way.STAGED:
             order.claim, order.new = NO_CLAIM, np.arange(order.known, len(order.keys))
             return used + self._start(order, list(order.saves.values()), now)
 
@@ -292,7 +292,7 @@ def _chains(msg: Save) -> dict[int, slice]:
 def _may_join(order: Order | None, rank: Rank, msg: Save, chains: dict[int, slice]) -> bool:
     if not msg.keys or (chains and (0 in chains or len(chains) <= len(msg.starts))):
         return False
-    if rank.saves is Way.PROCESS_VM and not (
+    if rank.saves is not Way.STAGED and not (
         len(msg.blocks) == len(msg.keys) and column(msg.blocks).max() < rank.layout.blocks
     ):
         return False

@@ -5,6 +5,7 @@ environment stays small; import-linter has the list.
 """
 
 from .client import Client
+from .gpu import GpuBuffers, Unexportable, export
 from .place import inspect
 from .results import Chain, Done, Lease, LoadDone, LookupDone, SaveDone, Seen
 
@@ -12,10 +13,13 @@ __all__ = [
     "Chain",
     "Client",
     "Done",
+    "GpuBuffers",
     "Lease",
     "LoadDone",
     "LookupDone",
     "SaveDone",
     "Seen",
+    "Unexportable",
+    "export",
     "inspect",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pegaflow.wire.gpu import NO_GPU
 from pegaflow.wire.layout import Layout, fault, page_bytes
 from pegaflow.wire.values import U64s
 
@@ -76,6 +77,7 @@ class EngineMemory:
         if why:
             raise ValueError(why)
         self.layout = layout
+        self.gpu = NO_GPU
         self.payload_bytes = page_bytes(layout)
         self._layers = [
             self._view(regions[la.region], layout, i) for i, la in enumerate(layout.layers)

@@ -21,9 +21,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy.typing as npt
 import zmq
 
 from pegaflow.wire.identities import EngineNamespace
@@ -32,8 +31,8 @@ from pegaflow.wire.session import Way
 from pegaflow.wire.units import Seconds
 
 from . import place
-from .buffers import EngineMemory
 from .finding import as_keys
+from .gpu import Buffers, registered
 from .machine import State
 from .results import Chain, Done, Lease, LoadDone, LookupDone, SaveDone, Seen
 from .shell import Shell, Who
@@ -139,7 +138,7 @@ class Client(Shell):
     def register(
         self,
         layout: Layout,
-        buffers: Sequence[npt.NDArray[Any] | memoryview | bytearray],
+        buffers: Buffers,
         *,
         rank: int = 0,
         replicas: int = 1,
@@ -150,7 +149,8 @@ class Client(Shell):
 
         Args:
             layout: where the blocks lie; sizes and strides in bytes.
-            buffers: region i of the layout: writable, C-contiguous; kept referenced.
+            buffers: region i of the layout: writable, C-contiguous; kept referenced.  Of GPU
+                memory what `export` has made of it, which has no staged way.
             rank: this client's place among the engine's ranks, 0 .. world - 1.
             replicas: so many consecutive ranks, this one among them, hold the same bytes.
 
@@ -159,7 +159,7 @@ class Client(Shell):
                 rank, or one of its replicas, does not exist.
         """
         self._who.check_rank(rank, replicas)
-        memory = EngineMemory(layout, buffers)
+        memory = registered(layout, buffers)
         if not memory.writable:
             raise ValueError("the buffers are read-only: a load could not write them")
         if self._memory is not None:

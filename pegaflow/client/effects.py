@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from pegaflow.wire.control import OpenSession
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.gpu import NO_GPU, GpuMemory
 from pegaflow.wire.identities import EngineNamespace
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.session import Attach, Attached, Way
@@ -23,6 +24,7 @@ class Memory:
     bases: tuple[int, ...] = ()  # addresses of the regions
     scratch: int = 0  # address of PROOF_BYTES of ours
     replicas: int = 1  # ranks that hold the same bytes
+    gpu: GpuMemory = NO_GPU  # where the regions are, if not in the host's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Identity:
 
         Args:
             visible: whether it has a pidfd of the session: without that proof of death it asks for
-                no process_vm.
+                no process_vm, and names no GPU memory.
         """
         ask = Attach(
             pid=self.pid,
@@ -71,7 +73,8 @@ class Identity:
         )
         if not visible or memory.way is Way.STAGED:
             return ask
-        return replace(ask, way=memory.way, bases=memory.bases, scratch=memory.scratch)
+        named = replace(ask, way=memory.way, bases=memory.bases, scratch=memory.scratch)
+        return replace(named, gpu=memory.gpu)
 
 
 @dataclass(frozen=True, slots=True)

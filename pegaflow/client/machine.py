@@ -33,7 +33,7 @@ from .effects import (
 )
 from .link import Link
 from .operations import Operations
-from .patience import ABSENT_NS, LEAVE_NS, OPEN_NS, PING_NS, RETRY_NS
+from .patience import ABSENT_NS, LEAVE_NS, OPEN_GPU_NS, OPEN_NS, PING_NS, RETRY_NS
 
 
 class State(Enum):
@@ -76,6 +76,7 @@ class Machine:
         self._pinging = False
         self._mapped = False  # the session has had what it needs to reach our memory
         self.visible = False  # we hold a pidfd of the session
+        self.by_gpu = False  # a GPU may write into our blocks on its behalf
         self.lives = 0  # times that a session began to serve us
 
     # the engine's calls
@@ -116,15 +117,17 @@ class Machine:
 
     def dialled(self, visible: bool, now: int) -> list[Effect]:
         """The link is open; whether we hold a pidfd of the session, which is its proof of death."""
-        self.visible, self._mapped = visible, False
         memory, me = self.operations.memory, self.me
+        self.visible = visible
+        self._mapped = self.by_gpu = bool(visible and memory is not None and memory.gpu.regions)
         if memory is None:
             return self._ping(now)
         if memory.way is Way.PROCESS_VM and not visible:
             self._denied = True
             self.refusal = "no process_vm: the session is on TCP or in another pid namespace"
             return self._lose(now)
-        return [self.link.ask(me.attaching(memory, visible), now + OPEN_NS, self._attached)]
+        until = now + (OPEN_GPU_NS if self.by_gpu else OPEN_NS)
+        return [self.link.ask(me.attaching(memory, visible), until, self._attached)]
 
     def _attached(self, answer: Message | None, now: int) -> list[Effect]:
         if isinstance(answer, Prove) and len(answer.proof) == PROOF_BYTES:

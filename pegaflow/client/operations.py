@@ -213,7 +213,7 @@ class Operations:
 
         if not self._ready() or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
-        named = blocks if self.saves is Way.PROCESS_VM else ()
+        named = () if self.saves is Way.STAGED else blocks
         ask = _save(ticket, self.memory.rank, chains, commits, blocks=named)
         return ticket, [self._ask(ticket, ask, deadline, saved)]
 

@@ -17,6 +17,10 @@ ABSENT_NS: Nanoseconds = 100_000_000
 OPEN_NS: Nanoseconds = 2_000_000_000
 """Patience with the front desk: a spare is ready or starts in a fraction of a second."""
 
+OPEN_GPU_NS: Nanoseconds = 10_000_000_000
+"""Patience with a session that opens GPU memory: the first of its device imports cupy and makes a
+CUDA context, which takes a second or two on a host that has done neither lately."""
+
 PING_NS: Nanoseconds = 1_000_000_000
 """Patience with a session that let a deadline pass; the watchdog kills it a little later."""
 

@@ -40,6 +40,7 @@ from .effects import (
     WriteProof,
 )
 from .finding import Finding
+from .gpu import GpuRegions
 from .handshake import Monitor
 from .lent import open_lent
 from .machine import Machine, State
@@ -86,7 +87,7 @@ class Shell:
 
     def __init__(self, who: Who) -> None:
         self._who = who
-        self._memory: EngineMemory | None = None  # what is registered
+        self._memory: EngineMemory | GpuRegions | None = None  # what is registered
         self._rank, self._replicas = 0, 1  # of it
         self._closed = False
         self._setup()
@@ -134,7 +135,7 @@ class Shell:
         if self._memory is not None:
             self._machine.register(self._described(self._memory))
 
-    def _described(self, memory: EngineMemory) -> Memory:
+    def _described(self, memory: EngineMemory | GpuRegions) -> Memory:
         return Memory(
             rank=self._rank,
             replicas=self._replicas,
@@ -143,6 +144,7 @@ class Shell:
             way=self._who.way,
             bases=memory.addresses,
             scratch=ctypes.addressof(self._scratch),
+            gpu=memory.gpu,
         )
 
     def _turn(self, deadline: int | None) -> None:
@@ -167,7 +169,7 @@ class Shell:
                 if event & zmq.POLLOUT:
                     self._flush(ready)
                 self._receive(ready)
-        dying = self._killed and self._machine.state is State.DYING
+        dying = self._killed and self._machine.state is State.DYING and not self._machine.by_gpu
         if dying and place.is_past_running(self._session_pid):
             self._apply(self._machine.session_died(time.monotonic_ns()))
         self._apply(self._machine.wake(time.monotonic_ns()))
@@ -222,7 +224,7 @@ class Shell:
                 self._send(self._link, effect.envelope)
 
     def _copy_in(self, effect: CopyIn) -> None:
-        assert self._memory is not None and self._pool is not None
+        assert isinstance(self._memory, EngineMemory) and self._pool is not None
         ok = self._memory.copy(
             self._memory.load,
             self._pool.bytes,
@@ -233,7 +235,7 @@ class Shell:
         self._apply(self._machine.operations.copied_in(effect.ticket, ok, time.monotonic_ns()))
 
     def _copy_out(self, effect: CopyOut) -> None:
-        assert self._memory is not None and self._bounce is not None
+        assert isinstance(self._memory, EngineMemory) and self._bounce is not None
         offsets = [slot * self._slot_bytes for slot in effect.slots]
         ok = self._memory.copy(
             self._memory.save, self._bounce.bytes, offsets, effect.blocks, deadline=effect.deadline
@@ -242,6 +244,10 @@ class Shell:
         self._apply(self._machine.operations.copied_out(effect.ticket, effect.batch, ok, now))
 
     def _map(self, attached: Attached) -> None:
+        if isinstance(self._memory, GpuRegions) and attached.loads is Way.STAGED:
+            why = f"GPU memory is not served: {attached.note or 'the service cannot open it'}"
+            self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
+            return
         try:
             if attached.loads is Way.STAGED:
                 if self._pool is None or not self._pool.shows(

@@ -63,7 +63,8 @@ INNER = frozenset(
     client.shell connectors.vllm.compat connectors.vllm.layout connectors.vllm.namespace
     core.blocks.adoption core.blocks.backlog core.limits.IOV_MAX
     core.policy.lru core.pool.ledger core.segments.codec device.disk.SCAN_BYTES
-    device.engine.process_vm device.poolfiles replay service.keys.IGNORED_SHOWN
+    device.engine.process_vm device.engine.strides device.poolfiles replay
+    service.keys.IGNORED_SHOWN
     service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX wire.envelope
     wire.flusher.MANIFEST_KEYS wire.layout wire.links.DRAIN_MAX wire.links.DRAIN_NS
     wire.links.QUEUE_MAX wire.message.ITEMS_MAX wire.session.PROOF_BYTES wire.values.NUMBER_MAX

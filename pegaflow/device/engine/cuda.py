@@ -1,0 +1,108 @@
+"""The calls of the CUDA runtime that we use, under the names that cupy gives them.
+
+`load` returns `cupy.cuda.runtime`, and nothing else in the service knows of cupy.  It is imported
+when the first engine names GPU memory: everything else installs and runs without it.  Its runtime
+is linked into it, so there is no library that could be put in its place; what stands in for a GPU
+in tests is a package called cupy (tests/fakes/cuda.py).
+
+Each call raises cupy's CUDARuntimeError, a RuntimeError, where CUDA returns an error.
+"""
+
+import os
+from typing import Any, Protocol
+
+from pegaflow.core.errors import UserError
+from pegaflow.wire.gpu import GpuMemory
+from pegaflow.wire.units import Constant
+
+HOST_TO_DEVICE: Constant = 1  # cudaMemcpyHostToDevice
+DEVICE_TO_HOST: Constant = 2  # cudaMemcpyDeviceToHost
+NON_BLOCKING: Constant = 1  # cudaStreamNonBlocking: no order with the legacy default stream
+BLOCKING_SYNC: Constant = 1  # cudaEventBlockingSync: who waits for it sleeps
+DISABLE_TIMING: Constant = 2  # cudaEventDisableTiming
+PORTABLE: Constant = 1  # cudaHostRegisterPortable: for every context of the process
+LAZY_PEER_ACCESS: Constant = 1  # cudaIpcMemLazyEnablePeerAccess: the only flag there is
+
+
+class Runtime(Protocol):
+    """What we call; all of it is for the calling thread's current device."""
+
+    def getDeviceCount(self) -> int: ...
+    def getDeviceProperties(self, device: int, /) -> dict[str, Any]: ...
+    def deviceGetPCIBusId(self, device: int, /) -> str: ...
+    def setDevice(self, device: int, /) -> None: ...
+    def ipcOpenMemHandle(self, handle: bytes, flags: int, /) -> int: ...
+    def ipcCloseMemHandle(self, pointer: int, /) -> None: ...
+    def ipcOpenEventHandle(self, handle: bytes, /) -> int: ...
+    def hostRegister(self, pointer: int, size: int, flags: int, /) -> None: ...
+    def streamCreateWithFlags(self, flags: int, /) -> int: ...
+    def streamWaitEvent(self, stream: int, event: int, flags: int, /) -> None: ...
+    def eventCreateWithFlags(self, flags: int, /) -> int: ...
+    def eventRecord(self, event: int, stream: int, /) -> None: ...
+    def eventSynchronize(self, event: int, /) -> None: ...
+    def eventDestroy(self, event: int, /) -> None: ...
+
+    def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int, /) -> None: ...
+
+    def memcpy2DAsync(
+        self,
+        dst: int,
+        dpitch: int,
+        src: int,
+        spitch: int,
+        width: int,
+        height: int,
+        kind: int,
+        stream: int,
+        /,
+    ) -> None: ...
+
+
+def load() -> Runtime:
+    """The CUDA runtime of this process, in which all devices of the host are to be seen.
+
+    Raises:
+        UserError: there is no cupy, or it cannot be imported.
+    """
+    # An engine may be shown other devices than the service; the driver reads it once.
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    try:
+        from cupy.cuda import runtime
+    except ImportError as error:
+        how = "pip install 'pegaflow[gpu]' (CUDA 12) or 'pegaflow[gpu-cu13]' where serve runs"
+        raise UserError(f"GPU memory needs cupy: {how} ({first_line(error)})") from None
+    found: Runtime = runtime
+    return found
+
+
+def number_of(runtime: Runtime, memory: GpuMemory) -> int:
+    """What this process calls the device that the memory is on.
+
+    Raises:
+        UserError: it sees none such.
+    """
+    try:
+        count = runtime.getDeviceCount()
+        found = [n for n in range(count) if runtime.deviceGetPCIBusId(n).lower() == memory.bus]
+        if len(found) > 1:
+            found = [n for n in found if _uuid(runtime, n) == _cut(memory.uuid)]
+    except RuntimeError as error:
+        raise UserError(f"no GPU can be used: {first_line(error)}") from None
+    if len(found) != 1:
+        raise UserError(f"the service does not see the engine's GPU {memory.bus}, but {count} GPUs")
+    return found[0]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line for people."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _uuid(runtime: Runtime, device: int) -> bytes:
+    return _cut(runtime.getDeviceProperties(device)["uuid"])
+
+
+def _cut(uuid: bytes) -> bytes:
+    """Up to the first zero: cupy (14.2) takes the bytes for a string of C, and so returns no more
+    of them, or more than there are."""
+    return uuid[:16].partition(b"\0")[0]

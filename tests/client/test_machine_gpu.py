@@ -1,0 +1,79 @@
+"""A client whose blocks are on a GPU: what it says of them, and when nothing writes them."""
+
+from dataclasses import replace
+
+from pegaflow.client.effects import KillSession, MapFiles
+from pegaflow.client.machine import State
+from pegaflow.client.patience import GRACE_NS, LEAVE_NS, OPEN_NS
+from pegaflow.client.results import LoadDone
+from pegaflow.wire.control import OpenSession, SessionAt
+from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU, GpuMemory, GpuRegion
+from pegaflow.wire.session import Attach, Attached, Leave, Way
+from pegaflow.wire.status import Status
+
+from .test_machine import BLOCKS, BOSS, PEER, Client
+from .test_machine_direct import ATTACHED, DIRECT
+
+HANDLE = bytes(HANDLE_BYTES)
+GPU = GpuMemory("0000:65:00.0", bytes(16), (GpuRegion(HANDLE, 4096),), HANDLE)
+MEMORY = replace(DIRECT, bases=(), scratch=0, gpu=GPU)
+SERVED = replace(ATTACHED, loads=Way.CUDA_IPC, saves=Way.CUDA_IPC)
+
+
+def dialled(visible: bool = True) -> tuple[Client, Attach]:
+    c = Client(memory=MEMORY, visible=visible)
+    c.wait(0)
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+    attach = c.sent[0].message
+    assert isinstance(attach, Attach)
+    return c, attach
+
+
+def ready(served: Attached = SERVED) -> Client:
+    c, _ = dialled()
+    c.answer(c.question(Attach), served)
+    assert c.others.pop() == MapFiles(served)
+    c.do(c.m.mapped(True, "", c.now))
+    c.others.clear()
+    return c
+
+
+def test_an_attach_names_it_and_is_answered_without_a_proof() -> None:
+    _, attach = dialled()
+    assert (attach.gpu, attach.way) == (GPU, Way.AUTO)
+    assert ready().m.state is State.READY
+
+
+def test_without_proof_of_death_the_session_gets_no_handle() -> None:
+    _, attach = dialled(visible=False)
+    assert attach.gpu == NO_GPU
+
+
+def test_a_context_takes_longer_to_make_than_a_session_to_answer() -> None:
+    c, _ = dialled()
+    c.wait(2 * OPEN_NS)
+    assert c.m.state is State.JOINING
+
+
+def test_a_session_that_may_have_opened_it_is_killed_before_it_is_given_up() -> None:
+    c, _ = dialled()
+    c.do(c.m.leave(c.now))
+    c.wait(LEAVE_NS)
+    assert c.m.state is State.DYING and c.others[-1] == KillSession()
+
+
+def test_a_load_ends_by_the_sessions_word_or_death() -> None:
+    c = ready()
+    ticket, question = c.load()
+    assert tuple(question.message.blocks) == BLOCKS  # type: ignore[attr-defined]
+    c.wait(c.m.operations.open[ticket].deadline + GRACE_NS - c.now)
+    assert c.m.state is State.DYING and KillSession() in c.others and c.done == []
+    assert c.m.by_gpu, "that its threads are past running ends no copy of a device"
+    c.do(c.m.session_died(c.now))
+    assert c.done == [LoadDone(ticket, Status.PEER_GONE, BLOCKS)]
+
+
+def test_leaving_waits_for_left() -> None:
+    c = ready()
+    c.do(c.m.leave(c.now))
+    assert c.question(Leave) and c.m.state is State.LEAVING

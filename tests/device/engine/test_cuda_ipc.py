@@ -1,0 +1,283 @@
+"""GPU memory of an engine, opened and moved: what CUDA asks of us, by a runtime as strict as it."""
+
+import ctypes
+import mmap
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pegaflow.core.errors import UserError
+from pegaflow.device.engine import cuda as seam
+from pegaflow.device.engine import cuda_ipc
+from pegaflow.device.engine.cuda_ipc import Gpus, Opened
+from pegaflow.wire.gpu import GpuMemory
+from pegaflow.wire.jobs import Done, PagesDiffer, Result
+from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.status import Status
+from tests.fakes import cuda, gpus
+from tests.fakes.engines import Foreign, fresh
+
+BLOCKS, RUN, PAGE = 8, 512, 4096
+PLANE = BLOCKS * RUN
+LAYOUT = Layout(
+    BLOCKS,
+    tuple(
+        LayerLayout(0, n * 2 * PLANE, RUN, RUN, segments=2, segment_stride=PLANE) for n in (0, 1)
+    ),
+    "uint8",
+)
+NEVER = 1 << 62
+IDS = np.array([5, 0, 3], np.uint64)
+OFFSETS = np.array([2, 0, 1], np.uint64) * np.uint64(PAGE)
+
+
+class Session:
+    """A session's process: its pool, and copies that are waited for."""
+
+    def __init__(self) -> None:
+        self.map = mmap.mmap(-1, 16 * PAGE)
+        self.pool = np.frombuffer(self.map, np.uint8)
+        self.gpus = Gpus(ctypes.addressof(ctypes.c_char.from_buffer(self.map)))
+        self.ends: queue.SimpleQueue[Result] = queue.SimpleQueue()
+
+    def open(self, engine: Foreign, layout: Layout = LAYOUT) -> Opened:
+        return self.gpus.open(engine.named(0), layout)
+
+    def read(self, opened: Opened, deadline: int = NEVER) -> None:
+        opened.read(IDS, OFFSETS, deadline, self.ends.put)
+
+    def write(self, opened: Opened, deadline: int = NEVER, differ: Result | None = None) -> None:
+        opened.write(IDS, OFFSETS, deadline, self.ends.put, check=lambda: differ)
+
+    def ended(self) -> Result:
+        return self.ends.get(timeout=20)
+
+    def pages(self) -> list[bytes]:
+        return [self.pool[int(at) : int(at) + 4 * RUN].tobytes() for at in OFFSETS]
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    fresh(tmp_path, monkeypatch)
+    yield Session()
+    assert not cuda.machine().errors, "the device has met an error"
+
+
+@pytest.fixture
+def engine(session: Session) -> Foreign:
+    made = Foreign(4 * PLANE, before=256)
+    made.bytes[:] = np.random.default_rng(1).integers(0, 256, 4 * PLANE, np.uint8)
+    return made
+
+
+def blocks(engine: Foreign) -> list[bytes]:
+    """What is in IDS, layer by layer, keys before values."""
+    view = engine.bytes.reshape(4, BLOCKS, RUN)
+    return [view[:, int(block)].tobytes() for block in IDS]
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_blocks_go_and_come(session: Session, engine: Foreign, pinned: bool) -> None:
+    opened = session.open(engine)
+    if pinned:
+        session.gpus.pin(0, 16 * PAGE)
+    session.read(opened)
+    assert session.ended() == Done(Status.OK)
+    there = blocks(engine)
+    assert session.pages() == there
+    engine.bytes[:] = 0
+    session.write(opened)
+    assert session.ended() == Done(Status.OK)
+    assert blocks(engine) == there
+    assert int(np.count_nonzero(engine.bytes.reshape(4, BLOCKS, RUN)[:, 1])) == 0
+
+
+def test_a_block_takes_as_many_calls_as_its_layout_has_rows(
+    session: Session, engine: Foreign
+) -> None:
+    session.read(session.open(engine))
+    session.ended()
+    assert cuda.machine().calls == ["memcpy2DAsync"] * (2 * len(IDS))
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_copy_waits_for_the_kernels_before_it(
+    session: Session, engine: Foreign, pinned: bool
+) -> None:
+    opened = session.open(engine)
+    if pinned:
+        session.gpus.pin(0, 16 * PAGE)
+    engine.launch()
+    session.read(opened)
+    with pytest.raises(queue.Empty):
+        session.ends.get(timeout=0.05)
+    engine.bytes[:] = 77  # what the kernels do
+    engine.finish()
+    assert session.ended() == Done(Status.OK)
+    assert session.pages() == [bytes([77]) * (4 * RUN)] * 3
+
+
+def test_a_save_that_waits_holds_no_load_of_another_engine_up(
+    session: Session, engine: Foreign
+) -> None:
+    other = Foreign(4 * PLANE)
+    slow, quick = session.open(engine), session.open(other)
+    engine.launch()
+    session.read(slow)
+    session.write(quick)
+    assert session.ended() == Done(Status.OK), "that of the load"
+    engine.finish()
+    assert session.ended() == Done(Status.OK)
+
+
+def test_requests_of_a_step_end_one_by_one(session: Session, engine: Foreign) -> None:
+    """Of copies in one submission the first is over while the last waits for its kernels."""
+    other = Foreign(4 * PLANE)
+    first, last = session.open(other), session.open(engine)
+    engine.launch()
+    session.write(first)
+    session.write(last)
+    assert session.ended() == Done(Status.OK)
+    with pytest.raises(queue.Empty):
+        session.ends.get(timeout=0.02)
+    engine.finish()
+    assert session.ended() == Done(Status.OK)
+
+
+def test_a_deadline_that_has_passed_and_pages_that_differ(
+    session: Session, engine: Foreign
+) -> None:
+    opened, before = session.open(engine), engine.bytes.tobytes()
+    session.write(opened, deadline=time.monotonic_ns())
+    assert session.ended() == Done(Status.EXPIRED, "the deadline has passed")
+    session.write(opened, differ=PagesDiffer((0,)))
+    assert session.ended() == PagesDiffer((0,))
+    assert engine.bytes.tobytes() == before
+
+
+def test_an_allocation_is_opened_once_and_closed_by_its_last_user(
+    session: Session, engine: Foreign
+) -> None:
+    both = session.gpus.open(engine.named(0, 128), LAYOUT)
+    other = session.open(engine)
+    (name,) = cuda.handles()
+    assert cuda.machine().memory[engine_address(name)].users == 1
+    closed: queue.SimpleQueue[int] = queue.SimpleQueue()
+    both.close(lambda: closed.put(1))
+    assert closed.get(timeout=20) and list(engine.users) == [str(os.getpid())]
+    session.read(other)
+    assert session.ended() == Done(Status.OK)
+    other.close(lambda: closed.put(2))
+    assert closed.get(timeout=20) and list(engine.users) == [] and not cuda.machine().events_open()
+
+
+def engine_address(name: str) -> int:
+    return next(s.address for s in cuda.machine().memory.values() if s.name == name)
+
+
+def test_memory_is_closed_only_when_its_last_copy_is_over(
+    session: Session, engine: Foreign
+) -> None:
+    opened = session.open(engine)
+    closed: queue.SimpleQueue[int] = queue.SimpleQueue()
+    engine.launch()
+    session.read(opened)
+    with pytest.raises(queue.Empty):
+        session.ends.get(timeout=0.02)
+    session.read(opened)
+    opened.close(lambda: closed.put(1))
+    assert list(engine.users) and closed.empty()
+    engine.finish()
+    assert closed.get(timeout=20) and list(engine.users) == []
+
+
+def test_the_device_is_found_whatever_it_is_called_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh(tmp_path, monkeypatch, CUDA_VISIBLE_DEVICES="1")
+    runtime = seam.load()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ, "or the engine's GPU would not be seen"
+    assert [seam.number_of(runtime, Foreign(8, n).named(0)) for n in (0, 1)] == [0, 1]
+    session, engine = Session(), Foreign(4 * PLANE, device=1)
+    session.read(session.open(engine))
+    assert session.ended() == Done(Status.OK) and not cuda.machine().errors
+
+
+def test_devices_that_share_a_bus_are_told_apart_by_their_uuid(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of one GPU; cupy cuts the second's UUID off at its zero."""
+    monkeypatch.setattr(gpus, "BUSES", (gpus.BUSES[0],) * 2)
+    runtime = seam.load()
+    assert [seam.number_of(runtime, Foreign(8, n).named(0)) for n in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"bus": "0000:01:00.0"}, "does not see the engine's GPU 0000:01:00.0, but 2 GPUs"),
+        ({"event": bytes(64)}, "cannot open the engine's memory"),
+        ({"regions": ()}, "cannot open the engine's memory"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line_and_leaves_nothing_open(
+    session: Session, engine: Foreign, change: dict[str, object], why: str
+) -> None:
+    named: GpuMemory = replace(engine.named(0), **change)  # type: ignore[arg-type]
+    if not named.regions:
+        engine.free()
+        named = engine.named(0)
+    with pytest.raises(UserError, match=why) as error:
+        session.gpus.open(named, LAYOUT)
+    assert "\n" not in str(error.value)
+    assert list(cuda.handles()) == []
+
+
+def test_without_cupy_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", None)
+    with pytest.raises(UserError, match=r"pip install 'pegaflow\[gpu\]'"):
+        seam.load()
+
+
+def test_a_driver_that_registers_nothing_says_why(
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CUDA_MEMLOCK", "1")
+    opened = session.open(engine)
+    with pytest.raises(UserError, match="cudaErrorMemoryAllocation"):
+        session.gpus.pin(0, PAGE)
+    session.read(opened)
+    assert session.ended() == Done(Status.OK)
+
+
+def test_an_error_of_a_copy_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For it stays with the context; what comes after it must not look done."""
+    fresh(tmp_path, monkeypatch)
+    session, engine = Session(), Foreign(4 * PLANE)
+    died: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def give_up(error: BaseException) -> None:
+        died.put(str(error))
+        threading.Event().wait()  # this thread ends, in place of the process
+
+    monkeypatch.setattr(cuda_ipc, "give_up", give_up)
+    opened = session.open(engine)
+    session.gpus.pin(0, 16 * PAGE)
+    engine.free()
+    session.read(opened)
+    assert "cudaErrorIllegalAddress" in died.get(timeout=20)
+    with pytest.raises(queue.Empty):
+        session.ends.get(timeout=0.02)
+    session.read(opened)
+    assert "an earlier error" in died.get(timeout=20)

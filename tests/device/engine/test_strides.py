@@ -1,0 +1,120 @@
+"""Strided copies of a block: what the layout says, in as few calls as it allows."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pegaflow.device.engine.strides import PITCH_MAX, Rows, pieces
+from pegaflow.wire import layout as layouts
+from pegaflow.wire.layout import LayerLayout, Layout
+
+BLOCKS, RUN, LAYERS = 5, 16, 4
+
+
+def layout(layers: Sequence[LayerLayout], blocks: int = BLOCKS) -> Layout:
+    return Layout(blocks, tuple(layers), "uint8")
+
+
+def touched(cut: Layout, block: int) -> list[tuple[int, int, int]]:
+    """(region, byte there, byte in the page) of all bytes that the strided copies move."""
+    return [
+        (
+            p.region,
+            p.offset + block * p.block_stride + r * p.pitch + i,
+            p.page_at + r * p.page_pitch + i,
+        )
+        for p in pieces(cut)
+        for r in range(p.rows)
+        for i in range(p.width)
+    ]
+
+
+def meant(cut: Layout, block: int) -> list[tuple[int, int, int]]:
+    return [
+        (region, offset + i, at + i)
+        for region, offset, length, at in layouts.pieces(cut, block)
+        for i in range(length)
+    ]
+
+
+PLANE = BLOCKS * RUN
+KV_FIRST = [
+    LayerLayout(0, n * 2 * PLANE, RUN, RUN, segments=2, segment_stride=PLANE) for n in range(LAYERS)
+]
+KV_FIRST_EACH = [
+    LayerLayout(n, 0, RUN, RUN, segments=2, segment_stride=PLANE) for n in range(LAYERS)
+]
+LAYERS_FIRST = [LayerLayout(0, n * PLANE, RUN, RUN) for n in range(LAYERS)]
+BLOCKS_FIRST = [LayerLayout(0, n * RUN, LAYERS * RUN, RUN) for n in range(LAYERS)]
+PADDED = [LayerLayout(0, n * 2 * RUN, 2 * LAYERS * RUN, RUN) for n in range(LAYERS)]
+HEADS = [LayerLayout(0, 0, RUN, RUN, segments=6, segment_stride=PLANE)]
+MIXED = [*BLOCKS_FIRST, LayerLayout(1, 0, RUN // 2, RUN // 2), LayerLayout(1, 64, 8, 8)]
+REVERSED = LAYERS_FIRST[::-1]
+UNEVEN = [LayerLayout(0, at * PLANE, RUN, RUN) for at in (0, 1, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "calls"),
+    [
+        (KV_FIRST, 2),
+        (KV_FIRST_EACH, LAYERS),
+        (LAYERS_FIRST, 1),
+        (BLOCKS_FIRST, 1),
+        (PADDED, 1),
+        (HEADS, 1),
+        (MIXED, 2),
+        (REVERSED, LAYERS),
+        (UNEVEN, 2),
+    ],
+)
+def test_layouts_of_engines_take_few_calls(layers: list[LayerLayout], calls: int) -> None:
+    cut = layout(layers)
+    assert len(pieces(cut)) == calls
+    for block in range(BLOCKS):
+        assert sorted(touched(cut, block)) == sorted(meant(cut, block))
+
+
+def test_rows_that_touch_on_both_sides_are_one_piece() -> None:
+    (whole,) = pieces(layout(BLOCKS_FIRST))
+    assert (whole.width, whole.rows) == (LAYERS * RUN, 1)
+
+
+def test_rows_too_far_apart_are_copied_one_by_one() -> None:
+    far = [LayerLayout(0, n * (PITCH_MAX + 1), RUN, RUN) for n in range(3)]
+    single = [Rows(0, la.offset, RUN, page_at=n * RUN, width=RUN) for n, la in enumerate(far)]
+    assert pieces(layout(far)) == tuple(single)
+    near = [LayerLayout(0, n * PITCH_MAX, RUN, RUN) for n in range(3)]
+    assert [p.rows for p in pieces(layout(near))] == [3]
+
+
+@st.composite
+def some_layers(draw: st.DrawFn) -> list[LayerLayout]:
+    """Layers without order, of which some lie at equal distances."""
+    found: list[LayerLayout] = []
+    while len(found) < 6 and (not found or draw(st.booleans())):
+        segments, width = draw(st.integers(1, 3)), draw(st.sampled_from((4, 8)))
+        stride = draw(st.sampled_from((width, width + 4, 40))) if segments > 1 else 0
+        block = draw(st.sampled_from((200, 8)))
+        start, step = draw(st.integers(0, 400)), draw(st.sampled_from((width, 64, 120)))
+        region = draw(st.integers(0, 1))
+        for n in range(draw(st.integers(1, 4))):
+            found.append(
+                LayerLayout(
+                    region,
+                    start + n * step,
+                    block,
+                    width,
+                    segments=segments,
+                    segment_stride=stride,
+                )
+            )
+    return found
+
+
+@given(some_layers(), st.integers(0, BLOCKS - 1))
+def test_every_byte_goes_where_the_layout_says(layers: list[LayerLayout], block: int) -> None:
+    cut = layout(layers)
+    assert sorted(touched(cut, block)) == sorted(meant(cut, block))
+    assert all(p.rows == 1 or p.width <= min(p.pitch, p.page_pitch) for p in pieces(cut))

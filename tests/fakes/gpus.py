@@ -1,0 +1,193 @@
+"""The GPUs that are not there: memory and events that processes share, streams that run late.
+
+What they are for, and how strict they are: tests/fakes/cuda.py.
+"""
+
+import ctypes
+import mmap
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+BUSES = ("0000:65:00.0", "0000:B3:00.0")
+UUIDS = (bytes(range(16, 32)), bytes([7, 0, *range(14)]))
+
+LATE_S = 0.001  # nothing runs sooner after it was asked for
+LOOK_S = 0.0005
+INVALID_VALUE, NOT_SAME_PROCESS, INVALID_HANDLE, ILLEGAL_ADDRESS = 1, 201, 400, 700
+NAMES = {
+    INVALID_VALUE: "cudaErrorInvalidValue",
+    NOT_SAME_PROCESS: "cudaErrorDeviceUninitialized",
+    INVALID_HANDLE: "cudaErrorInvalidResourceHandle",
+    ILLEGAL_ADDRESS: "cudaErrorIllegalAddress",
+}
+HEAD = mmap.PAGESIZE  # of a file: words, before the bytes of an allocation
+LIVE, RECORDED, DONE = 0, 1, 2  # words
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int, why: str = "") -> None:
+        self.status = status
+        super().__init__(f"{NAMES.get(status, f'cudaError {status}')}: {why or 'refused'}")
+
+
+class Shared:
+    """A file that processes share: an allocation, or an event."""
+
+    def __init__(self, name: str, size: int = -1) -> None:
+        path = Path(os.environ["FAKE_CUDA"], name)
+        fd = os.open(path, os.O_RDWR | (os.O_CREAT if size >= 0 else 0))
+        try:
+            if size >= 0:
+                os.ftruncate(fd, HEAD + size)
+            self.map = mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
+        self.name, self.path = name, path
+        self.words = np.frombuffer(self.map, np.uint64, HEAD // 8)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map)) + HEAD
+        self.size = len(self.map) - HEAD
+        self.device = int(name.split(".")[1])
+        self.maker = int(name.split(".")[2])
+        self.users = 0  # of this process, that have opened it
+
+    @property
+    def opened(self) -> Path:
+        """There as long as this process has it open."""
+        return self.path.with_name(f"{self.name}.open.{os.getpid()}")
+
+    def elsewhere(self) -> list[int]:
+        """Living processes that have it open."""
+        pids = [
+            int(p.name.rpartition(".")[2]) for p in self.path.parent.glob(f"{self.name}.open.*")
+        ]
+        return [pid for pid in pids if lives(pid)]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@dataclass
+class Task:
+    """Something that a stream does, once it may."""
+
+    work: Callable[[], None]
+    ready: Callable[[], bool] = lambda: True
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Stream:
+    device: int
+    tasks: deque[Task] = field(default_factory=deque)
+
+
+class Machine:
+    """What this process knows of the devices."""
+
+    def __init__(self) -> None:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.devices = list(range(len(BUSES))) if shown is None else [*map(int, shown.split(","))]
+        self.lock = threading.Condition(threading.RLock())
+        self.here = threading.local()  # .device
+        self.errors: dict[int, int] = {}  # sticky, by device
+        self.memory: dict[int, Shared] = {}  # by address
+        self.events: dict[int, Shared] = {}
+        self.streams: dict[int, Stream] = {}
+        self.pinned: list[tuple[int, int]] = []  # (address, size) that are registered
+        self.number = 1 << 20  # newest of a stream or an event
+        self.calls: list[str] = []  # names of copies, in the order in which they were asked for
+        self.rng = random.Random(os.environ.get("FAKE_CUDA_SEED", "1"))
+        threading.Thread(target=self._run, name="fake-gpu", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                now = time.monotonic()
+                heads = [s for s in self.streams.values() if s.tasks]
+                able = [s for s in heads if now - s.tasks[0].since >= LATE_S]
+                able = [s for s in able if s.device not in self.errors and s.tasks[0].ready()]
+                if able:
+                    stream = self.rng.choice(able)
+                    try:
+                        stream.tasks[0].work()
+                    except CUDARuntimeError as error:
+                        self.errors[stream.device] = error.status
+                    stream.tasks.popleft()
+                    self.lock.notify_all()
+                    continue
+                self.lock.wait(LOOK_S if heads else None)
+
+    def check(self) -> int:
+        """The calling thread's device, which is sound."""
+        device = self.devices[getattr(self.here, "device", 0)]
+        if device in self.errors:
+            raise CUDARuntimeError(self.errors[device], "an earlier error of this context")
+        return device
+
+    def wait(self, device: int, over: Callable[[], bool]) -> None:
+        with self.lock:
+            while not over():
+                if device in self.errors:
+                    raise CUDARuntimeError(self.errors[device])
+                self.lock.wait(LOOK_S)
+
+    def add(self, stream: int, task: Task) -> None:
+        with self.lock:
+            self.stream(stream).tasks.append(task)
+            self.lock.notify_all()
+
+    def stream(self, number: int) -> Stream:
+        if number not in self.streams:
+            raise CUDARuntimeError(INVALID_HANDLE, f"no stream {number}")
+        return self.streams[number]
+
+    def event(self, number: int) -> Shared:
+        if number not in self.events or not self.events[number].words[LIVE]:
+            raise CUDARuntimeError(INVALID_HANDLE, f"no event {number}")
+        return self.events[number]
+
+    def events_open(self) -> list[str]:
+        """Names of events of other processes that this one has open."""
+        return [e.name for e in self.events.values() if e.maker != os.getpid()]
+
+    def new(self, kind: dict[int, Shared], shared: Shared) -> int:
+        with self.lock:
+            self.number += 1
+            kind[self.number] = shared
+            return self.number
+
+    def owner(self, pointer: int, size: int) -> Shared | None:
+        """The allocation that these bytes are in, dead or alive."""
+        with self.lock:
+            for shared in self.memory.values():
+                if shared.address <= pointer and pointer + size <= shared.address + shared.size:
+                    return shared
+        return None
+
+    def touch(self, device: int, pointer: int, size: int) -> None:
+        """The device reads or writes these bytes of its own memory."""
+        shared = self.owner(pointer, size)
+        if shared is None or not shared.words[LIVE] or shared.device != device:
+            raise CUDARuntimeError(ILLEGAL_ADDRESS, f"{size} bytes at {pointer:#x}")
+
+    def is_pinned(self, pointer: int, size: int) -> bool:
+        """Whether the device reaches this host memory by itself."""
+        with self.lock:
+            for start, length in self.pinned:
+                if start < pointer + size and pointer < start + length:
+                    if start <= pointer and pointer + size <= start + length:
+                        return True
+                    raise CUDARuntimeError(INVALID_VALUE, "across the end of a registration")
+        return False

@@ -1,0 +1,1 @@
+"""A cupy without a GPU: tests/fakes/cuda.py."""

@@ -1,0 +1,5 @@
+"""Its only module."""
+
+from tests.fakes import cuda as runtime
+
+__all__ = ["runtime"]

@@ -1,0 +1,96 @@
+"""A service and an engine on a GPU that is not there: tests/fakes/cuda.py.
+
+The engine is the process of the test; the session is a process of the service, as ever.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+
+from pegaflow.client import Client, export
+from pegaflow.wire.layout import LayerLayout, Layout
+from tests.fakes import cuda
+from tests.fakes.driver import Driver
+
+from .service import PATIENCE_S, Service, content
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS, LAYERS, RUN = 16, 4, 8192
+BEFORE = 4096  # of the allocation, that is somebody else's
+
+
+def host(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let this process and its children have GPUs."""
+    shared = folder / "gpus"
+    shared.mkdir()
+    patch.setenv("FAKE_CUDA", str(shared))
+    paths = [str(ROOT / "tests/fakes/site"), str(ROOT), *sys.path[1:]]
+    patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+class GpuEngine:
+    """Keys and values of all layers in planes of one allocation, after something else in it."""
+
+    def __init__(self, service: Service, name: str, *, device: int = 0) -> None:
+        cuda.setDevice(device)
+        self.name, self.device = name, device
+        planes, plane = 2 * LAYERS, BLOCKS * RUN
+        self.bytes = planes * plane
+        self.base = cuda.malloc(BEFORE + self.bytes + BEFORE)
+        self.stream = cuda.streamCreateWithFlags(1)
+        self.event = cuda.eventCreateWithFlags(2)
+        self.layout = Layout(
+            BLOCKS,
+            tuple(
+                LayerLayout(0, layer * 2 * plane, RUN, RUN, segments=2, segment_stride=plane)
+                for layer in range(LAYERS)
+            ),
+            "uint8",
+            "gpu",
+        )
+        self.memory = cuda.memory(self.base + BEFORE, self.bytes)
+        self.view = self.memory.reshape(planes, BLOCKS, RUN)
+        buffers = export(
+            [(self.base + BEFORE, self.bytes)], cuda.ipcGetEventHandle(self.event), Driver()
+        )
+        self.client = Client(name, b"tests" * 4, endpoint=service.endpoint)
+        self.client.register(self.layout, buffers)
+        self.record()
+
+    def record(self) -> None:
+        """Everything that was launched before has to be done before a copy."""
+        cuda.setDevice(self.device)
+        cuda.eventRecord(self.event, self.stream)
+
+    def fill(self, blocks: list[int], seed: int) -> None:
+        """At once, without a kernel."""
+        for place, block in enumerate(blocks):
+            self.view[:, block] = content(self.view[:, block].shape, seed + place)
+
+    def holds(self, blocks: list[int], seed: int) -> bool:
+        """Whether that is there now."""
+        return all(
+            np.array_equal(self.view[:, b], content(self.view[:, b].shape, seed + i))
+            for i, b in enumerate(blocks)
+        )
+
+    def free(self) -> None:
+        """As an engine does after its goodbye: an error if somebody has it open."""
+        cuda.setDevice(self.device)
+        cuda.free(self.base)
+
+    def __enter__(self) -> "GpuEngine":
+        assert self.client.connect(PATIENCE_S), self.client.refusal
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.client.close()

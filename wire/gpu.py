@@ -1,0 +1,107 @@
+"""GPU memory of an engine: how it is named to the session, and who may touch it until when.
+
+A rank whose KV blocks lie in GPU memory names them in its Attach (wire/session.py) by handles of
+CUDA IPC, and is served by `cuda_ipc`: the session opens the handles and moves blocks between that
+memory and the pool.  The conversation is that of process_vm but for its beginning: a handle is not
+to be had by chance, so there is nothing to prove.
+
+    client → session   Attach(gpu)  → Attached(CUDA_IPC)   the session has opened all of it
+                                    → Attached(STAGED)     it cannot; its note says why
+    client → session   Load         → Loaded               once the device has written the blocks
+    client → session   Save         → BatchCopied, Saved   once the device has read the blocks
+    client → session   Leave        → Left                 no copy runs, all handles are closed
+
+What is named.  A handle is that of a whole *allocation*, of which a region is a part: frameworks
+cut what they allocate.  So each region says the handle of its allocation and its offset in there;
+of regions in one allocation the handle is the same, and a process opens it once.  The device is
+named by its PCI bus id, and by its UUID where several share one (MIG): its number means nothing in
+another process, which may be shown other devices (CUDA_VISIBLE_DEVICES).  Nothing is pickled.
+
+Order on the device.  The engine's kernels run long after its thread has launched them.  So the
+client names an *event* as well, and records it, on the stream of the engine's kernels, before each
+Load and Save that it says: a block is full only when the kernels that fill it are done, and is free
+to be loaded only when the kernels that still read it are.  The session's stream waits for the
+event's newest record before a copy; nothing ever waits for the whole device.  A record that comes
+later makes a copy wait longer, and never less.  The other direction needs no event: Loaded and
+BatchCopied are said when the host has seen the copy's end, and what the engine launches after that
+comes after it.
+
+When the engine may free.  To free memory that another process has open, or an event, is undefined
+(CUDA runtime API, cudaIpcOpenMemHandle).  So the client frees nothing before Left, or before the
+session is proven dead; at Left the session has closed everything of that rank.
+
+Sticky errors.  An error of a copy or of a kernel stays with the CUDA context of the process that
+met it: every later call of it fails.  Nothing can be repaired there, so the session exits at once,
+and what it had under way comes back as after any death.  Other engines have other sessions, and
+their contexts are sound.  An error while handles are opened is none of these: the rank is not
+served by cuda_ipc, and stays what it was.
+
+What ends a dead process's copies.  A device goes on after the thread that gave it work is gone, so
+that no thread can run any more proves nothing here (as it does for process_vm); the pidfd of the
+process does.  It fires in exit_notify, which do_exit (Linux, kernel/exit.c) calls after exit_files
+and exit_task_work, so after the release of each open file; that of the driver's, nvidia_close
+(NVIDIA open-gpu-kernel-modules, kernel-open/nvidia/nv.c), takes the process's channels from the
+device (rm_cleanup_file_private) before it returns.  The one exception is there to be read: while
+the system goes to sleep as a whole that work is left to a thread of the kernel.
+
+Who dies when:
+* client between Attach and Attached: the session's pidfd on it fires, and the session ends.  A
+  handle that it had not opened yet cannot be opened any more; one that it has, keeps the memory
+  from being reused until the session's process is gone.
+* client while a copy runs: as above.  The copy reads or writes memory that nobody uses, or fails,
+  and the session exits of that; a save has no Keep and is never sealed.
+* client that waits for a GPU which hangs: the engine's event never comes, so neither does the end
+  of the copy.  A load is past its deadline then, and the client kills the session as it does for
+  process_vm; pages of a save in doubt stay in doubt until the engine or the session is dead.
+* session before Attached: the client asks for another; handles and event are good for any number
+  of sessions, one after the other or at once.
+* session while a copy runs: the client reports a load's blocks as failed only when the pidfd has
+  fired, see above; pages that a save was filling come back to the allocator by the same proof.
+* session after Loaded or Saved: as for process_vm.
+* supervisor, index, allocator: nothing of this is known to them.
+"""
+
+from .message import record
+from .units import Constant
+
+HANDLE_BYTES: Constant = 64
+"""Of a handle of CUDA IPC, be it of memory or of an event (driver_types.h)."""
+
+
+@record
+class GpuRegion:
+    """Where a region of a layout lies."""
+
+    handle: bytes  # of its allocation
+    offset: int  # bytes from the allocation's start
+
+
+@record
+class GpuMemory:
+    """The KV memory of one rank: regions on one device, in the order of the layout."""
+
+    bus: str  # PCI bus id of the device, in lower case: 0000:65:00.0
+    uuid: bytes  # of the device, 16 bytes
+    regions: tuple[GpuRegion, ...]  # of the layout
+    event: bytes  # handle of the event that the engine records before each Load and Save
+
+
+NO_GPU = GpuMemory("", b"", (), b"")
+"""Of a rank whose memory is the host's."""
+
+
+def fault(memory: GpuMemory, regions: int) -> str:
+    """What is wrong with what a client says of its GPU memory.
+
+    Args:
+        regions: how many its layout has.
+
+    Returns:
+        One line; '' if it may be tried.
+    """
+    if len(memory.regions) != regions:
+        return f"{len(memory.regions)} of {regions} regions are said to be on the GPU"
+    handles = [memory.event, *(region.handle for region in memory.regions)]
+    if any(len(handle) != HANDLE_BYTES for handle in handles):
+        return f"a handle of CUDA IPC has {HANDLE_BYTES} bytes"
+    return ""
