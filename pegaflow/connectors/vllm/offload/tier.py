@@ -278,7 +278,7 @@ class PegaTier(contract.TierBase):  # type: ignore[misc]
             moved = job.saved * self._row_bytes
             whole = job.there == len(keys)
             if self._told is not None and job.there and not self._stale:
-                self._told.stored(keys, whole, time.monotonic())
+                self._told.stored(keys, job.saved == len(keys), time.monotonic())
             return JobResult(job.number, whole, transfer_time=took_s, transfer_bytes=moved)
         missing = [key for key in keys if key not in job.loaded]
         self._verdicts.missed(job.request, missing)

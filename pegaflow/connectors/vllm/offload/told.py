@@ -1,7 +1,7 @@
 """What routers are told of this engine's chunks in the pool and on SSD: vLLM's events of a tier.
 
-A chunk that was stored is told of with its job's result. Until then vLLM keeps it in its host
-memory, and while anything was told of it, the tokens that an event of it has. Whatever else
+A chunk that a job has published is told of with the job's result. Until then vLLM keeps it in its
+host memory, and while anything was told of it, the tokens that an event of it has. Whatever else
 changes, evictions above all, is found by looks at some chunks at a time, for which the carrier
 asks; `common/announcing.py` says what there is to be told. Each chunk counts by itself, whether or
 not its parent is there: that may be in one of vLLM's own caches.
@@ -51,14 +51,15 @@ class Told:
         self._look_at_s = 0.0
         self._sighted_s = time.monotonic()  # when something was seen last
 
-    def stored(self, keys: Sequence[bytes], whole: bool, now_s: float) -> None:
+    def stored(self, keys: Sequence[bytes], new: bool, now_s: float) -> None:
         """A job has stored these chunks.
 
         Args:
-            whole: all of them are in the pool; otherwise that is to be seen.
+            new: all of them were published by it; otherwise that is to be seen: another engine may
+                be about to publish them, or have them on SSD.
         """
         blocks = [block for key in keys if (block := self._add(Key(key), now_s)) is not None]
-        if whole:
+        if new:
             said = self._announcer.seen(blocks, [True] * len(blocks), _on_disk(blocks), now_s)
             self._said += said
 

@@ -64,6 +64,20 @@ def test_what_is_evicted_is_taken_back_and_what_goes_to_disk_is_told(one: Host, 
     hears(one, [KEYS[0], *KEYS[2:], key(9, WINDOW)], KEYS[:2])
 
 
+def test_what_another_engine_saves_is_told_once_it_is_there(host: Hosts, pool: Pool) -> None:
+    other = host().ready()
+    other.result(other.store("r", KEYS, [0, 1, 2, 3]))
+    one = host(options=ON).ready()
+    theirs, pool.blocks = pool.blocks, dict(pool.blocks)
+    number = one.store("r", KEYS, [0, 1, 2, 3])
+    eventually("it is known", lambda: bool(one.tier._carrier and one.tier._carrier.done))
+    pool.blocks = {}  # the other engine has not published it yet
+    assert one.result(number).success
+    hears(one, [], [])
+    pool.blocks = theirs
+    hears(one, KEYS, [])
+
+
 def test_a_job_that_stored_a_part_tells_what_is_there(host: Hosts, pool: Pool) -> None:
     one = host(options=ON).ready()
     thread: Any = one.tier._carrier
