@@ -5,11 +5,12 @@ environment stays small; import-linter has the list.
 """
 
 from .client import Client
-from .gpu import GpuBuffers, Unexportable, export
+from .gpu import Buffers, GpuBuffers, Unexportable, export
 from .place import inspect
 from .results import Chain, Done, Lease, LoadDone, LookupDone, SaveDone, Seen
 
 __all__ = [
+    "Buffers",
     "Chain",
     "Client",
     "Done",

@@ -54,6 +54,9 @@ DYING_LOOK_NS: Nanoseconds = 2_000_000
 """Time between two looks at a session that was killed: a load that it may still write waits for
 them, and nothing tells when its last thread is past running."""
 
+NOT_NAMED = "its session is on TCP, in another pid namespace or older; or staged copies were wished"
+"""Why a session may not have been told of GPU memory, or not have understood it."""
+
 _HELD: "set[zmq.Context[zmq.Socket[bytes]] | zmq.Socket[bytes]]" = set()
 """What is open here: a context that is garbage together with its sockets waits for them for ever,
 so both live until their client's end, which has an order."""
@@ -245,7 +248,7 @@ class Shell:
 
     def _map(self, attached: Attached) -> None:
         if isinstance(self._memory, GpuRegions) and attached.loads is Way.STAGED:
-            why = f"GPU memory is not served: {attached.note or 'the service cannot open it'}"
+            why = f"GPU memory is not served: {attached.note or NOT_NAMED}"
             self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
             return
         try:

@@ -36,12 +36,11 @@ import threading
 import time
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
 
-from pegaflow.client import Chain, Client, LoadDone, SaveDone
+from pegaflow.client import Buffers, Chain, Client, LoadDone, SaveDone
 from pegaflow.connectors.common.tracked import LoadOrder, SaveOrder
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.status import Status
@@ -142,7 +141,7 @@ class Mover:
 
     engine: Engine
     layout: Layout
-    buffers: Sequence[Any]
+    buffers: Buffers
     make_client: Callable[..., Client]
     epoch: int = 0  # whose namespace is used; the thread's after the start
     done: deque[Load | Save] = field(default_factory=deque)  # results; the engine's thread pops

@@ -21,16 +21,16 @@ a step in which any rank reports errors (steps.py).
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pegaflow.client import Client
+from pegaflow.client import Client, GpuBuffers, Unexportable
 from pegaflow.connectors.common.tracked import LoadOrder, SaveOrder
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.units import Seconds
 
-from . import compat
+from . import compat, gpu
 from .identity import in_memory
 from .layout import Tensor, Unrepresentable, plan
 from .live import Weights
@@ -89,7 +89,7 @@ def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
     for layer, cache in caches.items():
         if not hasattr(cache, "untyped_storage"):
             raise Unrepresentable(f"layer {layer} is a {type(cache).__name__}, not one tensor")
-        if cache.device.type != "cpu":
+        if cache.device.type not in ("cpu", "cuda"):
             raise Unrepresentable(f"KV memory on {cache.device.type} is not supported yet")
         storage = cache.untyped_storage()
         found.append(
@@ -152,7 +152,8 @@ class Worker:
         self._blocks = blocks  # how many the engine has
         self._rank = rank
         self._whole = whole
-        self._memory: tuple[Layout, list[Any]] | None = None  # what the Mover is given
+        self._memory: tuple[Layout, list[Any] | GpuBuffers] | None = None  # the Mover is given it
+        self._mark: Callable[[], None] = lambda: None  # before loads and saves are ordered (gpu.py)
         self._mover: Mover | None = None  # None: nothing can be moved
         self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
         self._dead_since_s: float | None = None  # when the Mover was found dead
@@ -182,10 +183,14 @@ class Worker:
         overlaid, mixed = bool(groups and groups.states), groups is None
         try:
             planned = plan(tensors(caches), self._blocks, name, overlaid=overlaid, mixed=mixed)
-        except Unrepresentable as error:
+            on_gpu = gpu.exported(caches, planned.storages) if gpu.holds(caches) else None
+        except (Unrepresentable, Unexportable) as error:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return
-        self._memory = planned.layout, buffers(caches, planned.storages)
+        if on_gpu is None:
+            self._memory = planned.layout, buffers(caches, planned.storages)
+        else:
+            self._memory, self._mark = (planned.layout, on_gpu.buffers), on_gpu.mark
         said, why = in_memory(self._engine.config)
         if why:
             compat.logger().warning("pegaflow: no other engine will find what is cached: %s", why)
@@ -299,6 +304,7 @@ class Worker:
         if self._mover is None or not self._moves or self._refusing:
             self._finish(order.request, order.blocks)
             return
+        self._mark()
         load = Load(order, time.monotonic() + LOAD_TIMEOUT_S)
         self._loads[order.request] = load
         self._mover.submit(load)
@@ -311,6 +317,7 @@ class Worker:
         if self._mover is None or not orders:
             self._ended.update(order.order for order in orders)
         elif self._moves:
+            self._mark()
             saves = tuple(map(Save, orders))
             for save in saves:
                 self._saves.setdefault(save.order.request, []).append(save)
