@@ -22,6 +22,9 @@ from .halves import stand_in
 from .service import Service, eventually
 
 WINDOWS = [None, 4 * BLOCK, 2 * BLOCK]
+LONG = [2 * BLOCK, BLOCK, BLOCK]
+"""Tokens of a block of each group, where they differ."""
+
 LENGTH = 10 * BLOCK + 1
 FOUND = 10 * BLOCK
 FEW = 20
@@ -75,10 +78,10 @@ def written(service: Service) -> Iterator[int]:
     return cycle(range(WRITTEN // 2))
 
 
-def connect(service: Service, policy: str = "recompute") -> Hybrid:
+def connect(service: Service, policy: str = "recompute", sizes: list[int] | None = None) -> Hybrid:
     """An engine that finds nothing in memory of its own."""
     extra = {"pegaflow.endpoint": service.endpoint}
-    return Hybrid(None, WINDOWS, caches=False, extra=extra, policy=policy)
+    return Hybrid(None, WINDOWS, sizes=sizes, caches=False, extra=extra, policy=policy)
 
 
 def text(seed: int) -> list[int]:
@@ -121,7 +124,7 @@ def struck(service: Service, name: str, number: int) -> int:
     return pid
 
 
-def before(engine: Hybrid, method: str, orders: str, act: Callable[[], None]) -> None:
+def before(engine: Hybrid, method: str, orders: str, act: Callable[[], object]) -> None:
     """Go on until a step has orders of this kind; act when its worker hears of them."""
     begin: Callable[..., None] = getattr(engine.worker, method)
     done: list[Any] = []
@@ -173,5 +176,21 @@ def test_whoever_is_struck_while_requests_with_groups_run(
     eventually("the service is up", service.up)
     found_again(engine)
     eventually("and what was asked meanwhile", lambda: ask(engine, seed) == FOUND)
+    assert engine.scheduler._errors == engine.worker._errors == 0
+    engine.close()
+
+
+def test_blocks_of_other_lengths_are_found_and_a_load_of_them_that_fails_is_computed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    engine = connect(service, sizes=LONG)
+    assert ask(engine, WARM) == 0, "others have blocks of other lengths under the same hashes"
+    found_again(engine)
+    engine.ask("struck", text(WARM), [1])
+    before(engine, "start_load_kv", "loads", lambda: struck(service, SESSION, signal.SIGKILL))
+    drain(engine)
+    assert engine.failed == ["struck"]
+    found_again(engine)
     assert engine.scheduler._errors == engine.worker._errors == 0
     engine.close()

@@ -1,6 +1,6 @@
 """`Requests` of a model with windows, states, or several KV cache groups (groups.py). Pure.
 
-Blocks of all groups have the same number of tokens, and a place is a number of blocks.
+`block_tokens` are those from one place to the next, at which blocks of every group end.
 
 lookup   in up to three questions. First the full attention's blocks, as ever: the *prefix*. Then
          whether all is there that is needed to resume at its end; and if it is not, at the largest
@@ -32,9 +32,9 @@ from pegaflow.client import Lease, Seen
 from pegaflow.wire.identities import NO_KEY, Key
 from pegaflow.wire.values import LIST_MAX
 
-from .groups import Entry, Groups, blocks_of
+from .groups import Entry, Groups, blocks_of, table_of
 from .hints import NO_HINTS, Hints
-from .requests import Requests
+from .requests import AHEAD_BLOCKS, Requests
 from .tracked import Hashed, LoadOrder, Lookup, SaveOrder, Tracked
 
 Tables = Sequence[Sequence[int]]
@@ -80,6 +80,7 @@ class GroupedRequests(Requests):
         see: Callable[[Sequence[Key]], Seen | None],
     ) -> None:
         super().__init__(block_tokens, hash_tokens, ranks, saving, patience_s=patience_s)
+        assert self._ratio == groups.hashes
         self._groups, self._see = groups, see
         self._late: list[SaveOrder] = []  # of requests that have ended, for the next step
 
@@ -97,19 +98,19 @@ class GroupedRequests(Requests):
     def _question(self, tracked: Tracked) -> tuple[Key, ...]:
         assert isinstance(tracked, GroupedRequest)
         if tracked.prefix is None and self._groups.full:
-            return self._groups.full_keys(super()._question(tracked))
+            return self._groups.full_keys(tracked.source.block_hashes, 0, self._askable(tracked))
         if tracked.prefix is None:
             tracked.prefix = tracked.place = self._askable(tracked)
         if not tracked.place:
             tracked.lookup = Lookup.MISS
             return ()
-        return self._groups.needed_keys(self.keys(tracked, 0, tracked.place), tracked.place)
+        return self._groups.needed_keys(tracked.source.block_hashes, tracked.place)
 
     def _askable(self, tracked: Tracked) -> int:
         """So many that something is left to compute, and that all their keys are one question."""
         left = (tracked.source.num_tokens - 1) // self.block_tokens
         most = super()._askable(tracked)
-        return min(most, left, (LIST_MAX - self._groups.most) // max(1, len(self._groups.full)))
+        return min(most, left, (LIST_MAX - self._groups.most) // max(1, self._groups.full_blocks))
 
     def asked(self, request: str, ticket: int, now_s: float) -> None:
         """The next question was sent; the time for all of them counts from the first."""
@@ -138,7 +139,7 @@ class GroupedRequests(Requests):
         if not in_time:
             tracked.lookup = Lookup.NEVER
         elif tracked.prefix is None:
-            self._prefix(tracked, blocks // len(self._groups.full), now_s)
+            self._prefix(tracked, blocks // self._groups.full_blocks, now_s)
         elif blocks == self._groups.count(tracked.place):
             tracked.lookup, tracked.lease, tracked.answered_s = Lookup.HIT, lease, now_s
             tracked.disk, tracked.kept = disk, tracked.place
@@ -183,15 +184,15 @@ class GroupedRequests(Requests):
         if not groups.most:
             return 0
         group, first = groups.looked_for(end)
-        names = self.keys(tracked, first, end)
-        seen = self._see([groups.key(group, name) for name in names])
+        per = groups.per(group)
+        seen = self._see(groups.keys(group, tracked.source.block_hashes, first, end * per))
         if seen is None:
             return (end - 1) // groups.apart * groups.apart
         here = [a or b for a, b in zip(seen.here, seen.below or seen.here, strict=True)]
         run = 0
         runs = [run := run + 1 if one else 0 for one in here]
-        for place in range(end - 1, first, -1):
-            if runs[place - 1 - first] >= place - group.first(place) > 0:
+        for place in range(end - 1, first // per, -1):
+            if runs[place * per - 1 - first] >= place * per - groups.first(group, place) > 0:
                 return place
         return 0
 
@@ -248,7 +249,6 @@ class GroupedRequests(Requests):
     def _give(self, tracked: GroupedRequest, tables: Tables) -> None:
         tracked.unsure, tracked.begun = False, None
         tracked.tables = [list(table) for table in tables]
-        tracked.blocks = tracked.tables[0] if tracked.tables else []
 
     def stepped(
         self, request: str, blocks: Tables, replace: bool, computed: int, *, scheduled: int
@@ -275,18 +275,17 @@ class GroupedRequests(Requests):
     def _full(self, tracked: GroupedRequest, request: str, end: int) -> SaveOrder | None:
         """What a step up to this token adds to full attention."""
         groups, first = self._groups, tracked.saved_to or 0
-        last = min(end // self.block_tokens, first + LIST_MAX // max(1, len(groups.full)))
-        names = self.keys(tracked, first, last)
-        if not names or not groups.full:
+        chain = tracked.source.block_hashes
+        most = first + LIST_MAX // max(1, groups.full_blocks)
+        last = min(end // self.block_tokens, most, len(chain) // self._ratio)
+        if last <= first or not groups.full:
             return None
-        last = first + len(names)
-        entries = [(group, block) for block in range(first, last) for group in groups.full]
-        blocks = blocks_of(tracked.tables, entries)
+        blocks = blocks_of(tracked.tables, groups.full_entries(first, last))
         if blocks is None:
             return None
         tracked.saved_to = last
         parent = self._name(tracked, first - 1)
-        keys = groups.full_keys(names)
+        keys = groups.full_keys(chain, first, last)
         return self.order(request, tracked, keys, blocks, parent=parent, first=first, end=last)
 
     def _windows(
@@ -294,8 +293,10 @@ class GroupedRequests(Requests):
     ) -> SaveOrder | None:
         """The windows at places that a step from one token to another reaches."""
         tokens, prompt = self.block_tokens, tracked.source.num_prompt_tokens
-        special = (prompt // tokens, (prompt - 1) // tokens, tracked.parted)
+        special = [prompt // tokens, (prompt - 1) // tokens, tracked.parted]
         last = min(end // tokens, len(tracked.source.block_hashes) // self._ratio)
+        if computed >= prompt and self._groups.splits_places:
+            special.append(last)
         places = self._groups.places(-(-computed // tokens), last, special)
         order = self._keep(request, tracked, tracked.tables, places)
         if order is not None:  # it stands if the step does, wherever in it the place is
@@ -345,7 +346,7 @@ class GroupedRequests(Requests):
         blocks = blocks_of(tables, entries)
         if not entries or blocks is None or len(entries) > LIST_MAX:
             return None
-        keys = tuple(self._groups.key(g, self._name(tracked, block)) for g, block in entries)
+        keys = self._groups.keys_of(tracked.source.block_hashes, entries)
         last = places[-1]
         parent = self._name(tracked, last - 1) if self._groups.full else NO_KEY
         order = self.order(request, tracked, keys, blocks, parent=parent, first=last, end=last)
@@ -353,9 +354,9 @@ class GroupedRequests(Requests):
         self._loose.add(order.order)
         return order
 
-    def _name(self, tracked: Tracked, block: int) -> Key:
-        """The engine's hash of a block of the request; empty before the first."""
-        return next(iter(self.keys(tracked, block, block + 1)), NO_KEY) if block >= 0 else NO_KEY
+    def _name(self, tracked: Tracked, step: int) -> Key:
+        """The engine's hash of all up to the end of a step; empty before the first."""
+        return next(iter(self.keys(tracked, step, step + 1)), NO_KEY) if step >= 0 else NO_KEY
 
     def void(self, tracked: Tracked, first: int) -> None:
         """What was saved from this block on is not published: windows are kept anew from now on."""
@@ -416,7 +417,16 @@ class GroupedRequests(Requests):
 
     def _wanted(self, free: int) -> bool:
         """As of `Requests`; each group has blocks of its own."""
-        return super()._wanted(free // self._groups.number)
+        return sum(map(self._missing, self.tracked.values())) > free
+
+    def _missing(self, tracked: Tracked) -> int:
+        """Blocks that the request may soon take."""
+        assert isinstance(tracked, GroupedRequest)
+        steps, groups = tracked.source.num_tokens // self.block_tokens + 1, self._groups
+        return sum(
+            max(AHEAD_BLOCKS, steps * groups.per(group) - len(table_of(tracked.tables, group)))
+            for group in groups.all
+        )
 
     def _drop_answer(self, tracked: Tracked) -> list[Lease]:
         assert isinstance(tracked, GroupedRequest)

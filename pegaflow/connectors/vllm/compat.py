@@ -185,25 +185,6 @@ def rank(vllm_config: Any) -> int:
     return int(attribute(vllm_config, "parallel_config.rank", 0)) % world(vllm_config)
 
 
-def block_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
-    """Tokens of one scheduler block: ranks of a decode context-parallel group hold a slice each, of
-    the kinds of KV that are sharded among them (all, before vLLM could tell)."""
-    groups = attribute(kv_cache_config, "kv_cache_groups", [])
-    spec = attribute(groups[0], "kv_cache_spec") if groups else None
-    tokens = attribute(spec, "block_size")
-    if tokens is None:
-        tokens = attribute(vllm_config, "cache_config.block_size", 16)
-    if attribute(spec, "dcp_sharded", True):
-        tokens *= attribute(vllm_config, "parallel_config.decode_context_parallel_size", 1)
-    return int(tokens)
-
-
-def hash_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
-    """Tokens covered by one entry of `request.block_hashes`."""
-    tokens = attribute(kv_cache_config, "hash_block_size")
-    return int(tokens or block_tokens(vllm_config, kv_cache_config))
-
-
 def specs(kv_cache_config: Any) -> list[Any]:
     """What the engine's layers keep: the KV cache specs of all groups."""
     found: list[Any] = []
@@ -241,12 +222,6 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
         names = {str(attribute(vllm_config, f"{pooler}.{kind}_pooling_type", "")) for kind in KINDS}
         how = f" ({'/'.join(sorted(names - {''}))} pooling)" if names - {""} else ""
         return f"vLLM does not support prefix caching for this model{how}"
-    hashed, whole = (
-        hash_tokens(vllm_config, kv_cache_config),
-        block_tokens(vllm_config, kv_cache_config),
-    )
-    if whole % hashed:
-        return f"a block of {whole} tokens is no multiple of the {hashed} tokens of a hash"
     return ""
 
 
@@ -395,8 +370,8 @@ def unlike(request: Any, pool: Any, parent: bytes | None, hash_tokens: int) -> s
         request: its first.
         pool: its blocks; None: it has not shown them.
         parent: as of `first_parent`.
-        hash_tokens: as of the function of this name. Before 0.32 that is a guess, and a wrong one
-            would put blocks under the hashes of other tokens.
+        hash_tokens: of each hash (sizes.py). Before 0.32 that is a guess, and a wrong one would put
+            blocks under the hashes of other tokens.
     """
     if parent_differs(parent):
         return "vLLM's hash seed is not what its configuration says"

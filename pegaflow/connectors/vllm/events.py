@@ -68,9 +68,13 @@ class Events:
     """
 
     def __init__(self, engine: Engine, see: Callable[[Sequence[Key]], Seen | None]) -> None:
-        self._engine, self._see = engine, see
+        self._see = see
         self._on = eventwords.are_wanted(engine.config) and engine.settings.loads
-        self._ratio = engine.block_tokens // engine.hash_tokens  # hashes of a block
+        first = engine.groups.named_first if engine.groups else None
+        self._group = first.number if first else 0  # whose blocks are told of
+        self._tokens = engine.group_tokens[self._group]  # of a block
+        self._ratio = self._tokens // engine.hash_tokens  # hashes of a block
+        self._per = engine.block_tokens // self._tokens  # blocks from one place to the next
         self._announcer = Announcer()
         self._spans: deque[_Span] = deque(maxlen=SPANS_MAX)
         self._taken_back: Said = []  # to be said with the next step
@@ -80,13 +84,14 @@ class Events:
         self._sighted_s = time.monotonic()  # when something was seen last
 
     def add(self, source: Any, first: int, end: int) -> None:
-        """Blocks first..end of a request are in the cache, or soon will be.
+        """What a request has between two places is in the cache, or soon will be.
 
         Args:
             source: the request, as its keys are made of it.
         """
         if self._on:
-            self._spans.append(_Span(unsalted(source), source.block_hashes, first, end))
+            at, end = first * self._per, end * self._per
+            self._spans.append(_Span(unsalted(source), source.block_hashes, at, end))
 
     def lost(self) -> None:
         """What was told of cannot be loaded any more."""
@@ -153,7 +158,7 @@ class Events:
         return True
 
     def _content(self, span: _Span) -> _Content:
-        request, tokens = span.request, self._engine.block_tokens
+        request, tokens = span.request, self._tokens
         start, end = span.at * tokens, (span.at + 1) * tokens
         return _Content(
             eventwords.external(request.block_hashes[(span.at + 1) * self._ratio - 1]),
@@ -184,13 +189,14 @@ class Events:
         contents: list[_Content] = [block.content for block in said.blocks]
         hashes, medium = [one.hash for one in contents], said.tier.name
         if not isinstance(said, Stored):
-            return eventwords.removed(hashes, medium)
+            return eventwords.removed(hashes, medium, self._group)
         parent = said.blocks[0].parent
         return eventwords.stored(
             hashes,
             None if parent is None else parent.content.hash,
             [token for one in contents for token in one.tokens],
-            block_tokens=self._engine.block_tokens,
+            block_tokens=self._tokens,
+            group=self._group,
             medium=medium,
             lora=contents[0].lora,
             extra=[one.extra for one in contents],

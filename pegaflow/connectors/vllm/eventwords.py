@@ -79,6 +79,7 @@ def stored(
     tokens: list[int],
     *,
     block_tokens: int,
+    group: int,
     medium: str,
     lora: Any,
     extra: Sequence[tuple[Any, ...] | None],
@@ -90,6 +91,7 @@ def stored(
         parent: that of the block before them; None: there is none.
         tokens: of all of them.
         block_tokens: of each.
+        group: vLLM's number of their KV cache group.
         lora: vLLM's LoRARequest; None: there is no adapter.
         extra: `extra_keys` of each.
     """
@@ -103,13 +105,13 @@ def stored(
         medium=medium,
         lora_name=getattr(lora, "name", None),
         extra_keys=list(extra),
-        group_idx=0,
+        group_idx=group,
     )
 
 
-def removed(hashes: Sequence[Any], medium: str) -> Any:
+def removed(hashes: Sequence[Any], medium: str, group: int) -> Any:
     """Blocks are not there any more."""
-    return _made(_Removed, block_hashes=list(hashes), medium=medium, group_idx=0)
+    return _made(_Removed, block_hashes=list(hashes), medium=medium, group_idx=group)
 
 
 def _made(kind: Any, **fields: Any) -> Any:

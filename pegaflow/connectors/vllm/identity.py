@@ -20,7 +20,7 @@ from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
 
-from . import compat
+from . import compat, sizes
 from .digests import Digests, default_folder
 from .fields import COUNTS, ENVIRONMENT, FILE_FIELDS, ignored
 from .files import Unestablished, file_digest, fingerprint, locate
@@ -63,8 +63,8 @@ def facts(vllm_config: Any, kv_cache_config: Any, whole: bool = False) -> Facts:
     found = Facts()
     found.base = {
         "hash algorithm": compat.hash_algorithm(vllm_config),
-        "block tokens": str(compat.block_tokens(vllm_config, kv_cache_config)),
-        "hash tokens": str(compat.hash_tokens(vllm_config, kv_cache_config)),
+        "block tokens": str(sizes.block_tokens(vllm_config, kv_cache_config)),
+        "hash tokens": str(sizes.hash_tokens(vllm_config, kv_cache_config)),
         "kv layout": compat.layout_name(kv_cache_config),
     }
     for name in sorted(ENVIRONMENT & os.environ.keys()):

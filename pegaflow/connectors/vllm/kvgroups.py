@@ -1,11 +1,16 @@
 """vLLM's KV cache groups: which of them are served, and what they are to us (common/groups.py).
 
 Served are full attention (MLA too), sliding windows and recurrent states (Mamba, linear attention)
-in vLLM's `align` mode, in any number of groups, all with blocks of the same number of tokens. The
-memory of all groups is the same: vLLM gives a block to one group at a time, so what a block of any
-group holds is one page, and one layout describes them all. A state may be shorter than its page,
-which vLLM makes as long as those of attention; the page is saved as it lies. Which layers are in
-which group goes into the layout's name: another vLLM may group them otherwise.
+in vLLM's `align` mode, in any number of groups. The memory of all groups is the same: vLLM gives a
+block to one group at a time, so what a block of any group holds is one page, and one layout
+describes them all. A state may be shorter than its page, which vLLM makes as long as those of
+attention; the page is saved as it lies. Which layers are in which group goes into the layout's
+name: another vLLM may group them otherwise.
+
+Blocks of one group may have more tokens than those of another: where layers keep fewer bytes of a
+token than others, vLLM makes their blocks longer until the pages are alike, or packs pages of
+several sizes into each block. Of a recurrent layer that is not served unless each of its blocks has
+one hash: vLLM may keep a state in the middle of a block that has more.
 
 A model of one group of full attention is served as ever, as if there were no groups at all.
 """
@@ -16,7 +21,7 @@ from typing import Any
 
 from pegaflow.connectors.common.groups import Group, Groups, window_blocks
 
-from . import compat
+from . import compat, sizes
 
 FULL_ATTENTION = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
 """KV cache kinds whose blocks stay with their request until it ends, and are named by one hash
@@ -37,12 +42,6 @@ SERVED = FULL_ATTENTION | {WINDOW, STATE}
 
 WINDOWED = frozenset({WINDOW, "ChunkedLocalAttentionSpec"})
 """Kinds that vLLM treats as full attention if it is started without its hybrid manager."""
-
-
-def _specs(kv_cache_config: Any) -> list[Any]:
-    return [
-        group.kv_cache_spec for group in compat.attribute(kv_cache_config, "kv_cache_groups", [])
-    ]
 
 
 def _layer_specs(spec: Any) -> list[Any]:
@@ -68,28 +67,35 @@ def _is_recurrent(spec: Any) -> bool:
 
 def are_several(kv_cache_config: Any) -> bool:
     """Whether there is more than one group of full attention."""
-    found = _specs(kv_cache_config)
+    found = sizes.specs_of_groups(kv_cache_config)
     return len(found) > 1 or not _kinds(found) <= FULL_ATTENTION
 
 
-def groups(kv_cache_config: Any) -> Groups | None:
+def groups(vllm_config: Any, kv_cache_config: Any) -> Groups | None:
     """Those of an engine that is served; None: it has one group of full attention."""
     if not are_several(kv_cache_config):
         return None
-    return Groups(_group(number, spec) for number, spec in enumerate(_specs(kv_cache_config)))
+    found = sizes.specs_of_groups(kv_cache_config)
+    unit = sizes.hash_tokens(vllm_config, kv_cache_config)
+    tokens = sizes.all_tokens(vllm_config, kv_cache_config)
+    return Groups(
+        _group(number, spec, of_block, of_block // unit)
+        for number, (spec, of_block) in enumerate(zip(found, tokens, strict=True))
+    )
 
 
-def _group(number: int, spec: Any) -> Group:
+def _group(number: int, spec: Any, tokens: int, hashes: int) -> Group:
     if _is_recurrent(spec):
-        return Group(number, 1, recurrent=True)
+        return Group(number, 1, recurrent=True, hashes=hashes)
     window = _window_tokens(spec)
-    return Group(number, window and window_blocks(window, int(spec.block_size)))
+    return Group(number, window and window_blocks(window, tokens), hashes=hashes)
 
 
 def describe(kv_cache_config: Any) -> str:
     """What changes the meaning of a group's key: part of an engine's identity."""
     return " ".join(
-        f"{'/'.join(sorted(_kinds([spec])))}:{_form(spec)}" for spec in _specs(kv_cache_config)
+        f"{'/'.join(sorted(_kinds([spec])))}:{_form(spec)}:{compat.attribute(spec, 'block_size')}"
+        for spec in sizes.specs_of_groups(kv_cache_config)
     )
 
 
@@ -116,7 +122,7 @@ def layers(kv_cache_config: Any) -> str:
 
 def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     """Why these groups cannot be served, in one line; '' if they can."""
-    found = _specs(kv_cache_config)
+    found = sizes.specs_of_groups(kv_cache_config)
     kinds = _kinds(found)
     if not found:
         return "the model has 0 KV cache groups"
@@ -131,9 +137,20 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
         why = f"the KV cache kind {listed} is not supported"
     elif are_several(kv_cache_config):
         why = _unservable(vllm_config, kv_cache_config)
-    if why and kinds <= FULL_ATTENTION | WINDOWED and kinds & FULL_ATTENTION:
+    if not why:
+        return _unhashable(vllm_config, kv_cache_config)
+    if kinds <= FULL_ATTENTION | WINDOWED and kinds & FULL_ATTENTION:
         why += "; vLLM started with --disable-hybrid-kv-cache-manager is served"
     return why
+
+
+def _unhashable(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Which blocks have no hash of their own; '' if all have."""
+    unit = sizes.hash_tokens(vllm_config, kv_cache_config)
+    for tokens in sizes.all_tokens(vllm_config, kv_cache_config):
+        if tokens % unit:
+            return f"a block of {tokens} tokens is no multiple of the {unit} tokens of a hash"
+    return ""
 
 
 def _computes_whole_prompts(vllm_config: Any) -> bool:
@@ -145,7 +162,7 @@ def _computes_whole_prompts(vllm_config: Any) -> bool:
 
 
 def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
-    found = _specs(kv_cache_config)
+    found = sizes.specs_of_groups(kv_cache_config)
     if compat.Results is None:
         return (
             "windows and states need vLLM 0.30 or later, which says where states are whole, and"
@@ -155,8 +172,6 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
         return "decode context parallelism is not supported with several KV cache groups"
     if STATE in _kinds(found) and (why := _unservable_states(vllm_config, kv_cache_config)):
         return why
-    if len({spec.block_size for spec in found}) > 1:
-        return "the blocks of the model's KV cache groups differ in their tokens"
     if any(
         len({(type(one), compat.attribute(one, "sliding_window")) for one in _layer_specs(spec)})
         > 1
@@ -193,10 +208,12 @@ def _unservable_states(vllm_config: Any, kv_cache_config: Any) -> str:
             "the states of recurrent layers are not written in each step; start vLLM without"
             " --use-replayssm"
         )
-    whole = compat.block_tokens(vllm_config, kv_cache_config)
-    if compat.hash_tokens(vllm_config, kv_cache_config) != whole:
-        return (
-            "a recurrent layer's block has several hashes, and its state may be one of a part of"
-            " the block; leave --prefix-match-unit unset"
+    unit = sizes.hash_tokens(vllm_config, kv_cache_config)
+    if any(sizes.group_tokens(vllm_config, one) != unit for one in kept):
+        why = (
+            "a recurrent layer's block has several hashes, and its state may be one of a part of it"
         )
+        alike = len({*sizes.all_tokens(vllm_config, kv_cache_config)}) == 1
+        cure = "leave --prefix-match-unit unset" if alike else "other layers have shorter blocks"
+        return f"{why}; {cure}"
     return ""

@@ -9,8 +9,9 @@ what the axes *mean* goes into the layout's name, which the fingerprint covers.
 
 Layers of different groups may lie on top of each other: a block belongs to one group at a time.
 Where all keep the same, they are the same tensor. Recurrent layers keep something else: bytes
-without a type, fewer than the page that vLLM pads them to. So in their models all tensors that
-overlap are one run of bytes, as long as the longest of them (`overlaid`).
+without a type, fewer than the page that vLLM pads them to; and blocks of more tokens than those of
+another group have other shapes. So in such models all tensors that overlap are one run of bytes, as
+long as the longest of them (`overlaid`).
 
 In a model of one group no two layers overlap, and each may have a size and a dtype of its own: an
 indexer's cache of bytes beside latent vectors.

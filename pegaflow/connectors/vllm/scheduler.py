@@ -61,7 +61,7 @@ class Scheduler:
         self._engine = engine
         self._tally = SchedulerTally(engine.settings.timeout_s)
         self._requests, self._grouped = requests(engine, lambda keys: self._client.see(keys))
-        self._tables = Tables(engine.block_tokens, engine.groups is not None)
+        self._tables = Tables(engine.group_tokens, engine.groups is not None)
         self._steps = Steps(compat.processed_tokens, compat.steps_under_way(engine.config))
         self._pool: Any = None  # vLLM's, which knows how many of its blocks are free
         self._epoch = 0  # counts changes of the weights, as the workers saw them
@@ -262,7 +262,7 @@ class Scheduler:
         """
         name, tables = request.request_id, self._tables.of(blocks)
         tracked = self._track(request)
-        given = self._tables.ids(tables, tracked.local if tokens else 0)
+        given = self._tables.ids(tables, tracked.local * self._engine.block_tokens if tokens else 0)
         self._allocated[name] = given
         if tokens:
             self._loads[name] = tuple(given)  # come what may, it is reported

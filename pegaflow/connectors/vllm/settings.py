@@ -22,7 +22,7 @@ from pegaflow.connectors.common.tails import TailedRequests
 from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Milliseconds
 
-from . import compat, kvgroups
+from . import compat, kvgroups, sizes
 from .endpoint import choose
 from .identity import adapter_settings, facts
 from .namespace import Namespace, namespace
@@ -160,8 +160,9 @@ class Engine:
     name: str
     config: Any  # vLLM's configuration, for the generation
     settings: Settings
-    block_tokens: int
+    block_tokens: int  # from one place at which requests resume to the next
     hash_tokens: int
+    group_tokens: tuple[int, ...]  # of a block of each group
     world: int  # ranks that hold a part of every block
     rank: int  # this process's; 0 in the scheduler
     replicas: int  # consecutive ranks that hold the same bytes
@@ -239,7 +240,7 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
             " an error; set it to 'recompute'"
         )
     whole = chosen.weights_hash is Reading.FULL
-    groups = kvgroups.groups(kv_cache_config)
+    groups = kvgroups.groups(vllm_config, kv_cache_config)
     if groups and (chosen.tail_save or chosen.tail_load):
         warnings.append(
             f"{PREFIX}pd_tail_save and {PREFIX}pd_tail_load are ignored: the model has windows or"
@@ -252,8 +253,9 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
         name=compat.engine_id(vllm_config),
         config=vllm_config,
         settings=chosen,
-        block_tokens=compat.block_tokens(vllm_config, kv_cache_config),
-        hash_tokens=compat.hash_tokens(vllm_config, kv_cache_config),
+        block_tokens=sizes.block_tokens(vllm_config, kv_cache_config),
+        hash_tokens=sizes.hash_tokens(vllm_config, kv_cache_config),
+        group_tokens=sizes.all_tokens(vllm_config, kv_cache_config),
         world=compat.world(vllm_config),
         rank=compat.rank(vllm_config),
         replicas=replicas(vllm_config, kv_cache_config),

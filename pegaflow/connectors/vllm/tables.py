@@ -11,12 +11,12 @@ class Tables:
     """Reads what vLLM says of requests' blocks.
 
     Args:
-        block_tokens: of a block, in every group.
+        group_tokens: of a block of each group.
         several: whether tables are wanted, of all groups; otherwise it is the list of the only one.
     """
 
-    def __init__(self, block_tokens: int, several: bool) -> None:
-        self._block_tokens = block_tokens
+    def __init__(self, group_tokens: Sequence[int], several: bool) -> None:
+        self._group_tokens = group_tokens
         self._several = several
         # Of requests that vLLM has asked about since the last step, tokens that it has itself.
         self.local: dict[str, int] = {}
@@ -30,11 +30,13 @@ class Tables:
             return [list(group) for group in groups]
         return list(groups[0]) if groups else []
 
-    def ids(self, tables: Sequence[Any], first: int = 0) -> list[int]:
-        """All blocks from a place on; 0 is none, but stands for one that was taken away."""
+    def ids(self, tables: Sequence[Any], tokens: int = 0) -> list[int]:
+        """All blocks behind so many tokens, and those that these end in; 0 is none, but stands for
+        one that was taken away."""
         if not self._several:
-            return list(tables[first:])
-        return [block for table in tables for block in table[first:] if block]
+            return list(tables[tokens // self._group_tokens[0] :])
+        pairs = zip(tables, self._group_tokens, strict=False)  # there may be no tables
+        return [block for table, size in pairs for block in table[tokens // size :] if block]
 
     def rows(self, output: Any) -> Iterator[tuple[str, list[Any], bool, int]]:
         """Of each scheduled request: its new blocks, whether they are all it has, and its tokens
@@ -64,7 +66,7 @@ class Tables:
         found = list(attribute(output, "new_block_ids_to_zero", []))
         for name, tables, replaced, computed in self.rows(output):
             there = min(computed, self.local.get(name, computed)) if replaced else 0
-            found += self.ids(tables, there // self._block_tokens)
+            found += self.ids(tables, there)
         for name, blocks in allocated.items():
             if name not in output.num_scheduled_tokens:
                 found += blocks

@@ -180,7 +180,8 @@ class Worker:
         if self._engine is None:
             return
         groups, name = self._engine.groups, self._layout_name
-        overlaid, mixed = bool(groups and groups.states), groups is None
+        mixed = groups is None
+        overlaid = groups is not None and bool(groups.states or not groups.alike)
         try:
             planned = plan(tensors(caches), self._blocks, name, overlaid=overlaid, mixed=mixed)
             on_gpu = gpu.exported(caches, planned.storages) if gpu.holds(caches) else None

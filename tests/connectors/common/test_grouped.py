@@ -8,6 +8,7 @@ from pegaflow.connectors.common.groups import APART, Group, Groups
 from pegaflow.connectors.common.hints import Hints
 from pegaflow.connectors.common.tracked import Lookup
 from pegaflow.wire.identities import Incarnation, LeaseId
+from pegaflow.wire.values import LIST_MAX
 from tests.connectors.vllm.fakes import BLOCK, Request
 
 FULL, WINDOW = Group(0), Group(1, 2)
@@ -22,9 +23,9 @@ class Book(GroupedRequests):
         self.here: set[bytes] = set()
         self.sees = sees
         self.looks = 0
-        super().__init__(
-            BLOCK, BLOCK, patience_s=patience_s, groups=Groups(groups), see=self._sight
-        )
+        made = Groups(groups)
+        step = made.hashes * BLOCK
+        super().__init__(step, BLOCK, patience_s=patience_s, groups=made, see=self._sight)
 
     def _sight(self, keys: object) -> Seen | None:
         self.looks += 1
@@ -34,7 +35,8 @@ class Book(GroupedRequests):
     def has(self, group: Group, *blocks: int) -> None:
         """Blocks of the request are in the cache."""
         chain = Request("r", LENGTH).block_hashes
-        self.here |= {self._groups.key(group, chain[block]) for block in blocks}
+        for block in blocks:
+            self.here.update(self._groups.keys(group, chain, block, block + 1))
 
     def arrive(self, tokens: int = LENGTH, **hints: bool) -> GroupedRequest:
         """The request."""
@@ -312,3 +314,60 @@ def test_blocks_of_two_groups_of_full_attention_that_go_between_two_questions_ar
     assert len(again) == 14
     assert book.answered(2, other, True, 0.0) is other, "evicted meanwhile: it goes back"
     assert tracked.lookup is Lookup.MISS
+
+
+LONG = Group(0, hashes=2)
+"""Full attention, whose blocks are as long as two of the windows'."""
+
+
+def test_blocks_of_other_lengths_are_asked_for_found_and_loaded_to_a_place() -> None:
+    book = Book(LONG, WINDOW)
+    book.has(LONG, 0, 1, 2)
+    book.has(WINDOW, 2, 3, 4, 5)
+    tracked = book.arrive()
+    assert book.ask() == [5, 3 + 2]
+    assert [book.offer("r", local) for local in (0, 16, 24, 20)] == [24, 8, 0, 0]
+    assert book.offer("r", 8) == 16
+    assert book.allocated("r", [[11, 12, 13], [0, 0, 0, 0, 25, 26]], 16) == []
+    assert tracked.loading is not None
+    assert (tracked.loading.first, tracked.loading.blocks) == (1, (12, 13, 25, 26))
+
+
+def test_a_block_that_one_group_lacks_ends_the_hit_at_the_place_before() -> None:
+    book = Book(LONG, WINDOW)
+    book.has(LONG, *range(5))
+    book.has(WINDOW, 2, 3, 4, 5, 6, 7, 9)
+    book.arrive()
+    assert book.ask() == [5, 5 + 2, 4 + 2]
+    assert book.offer("r", 0) == 32
+
+
+def test_each_group_saves_blocks_of_its_own_up_to_the_last_place() -> None:
+    book = Book(LONG, WINDOW)
+    book.add("r", Request("r", 39))
+    full, window = book.stepped("r", [[1, 2, 3, 4, 5], [*range(21, 31)]], True, 0, scheduled=39)
+    chain = Request("r", 39).block_hashes
+    assert full.keys == tuple(chain[1:8:2]) and full.blocks == (1, 2, 3, 4)
+    assert window.keys == tuple(book._groups.key(WINDOW, name) for name in chain[6:8])
+    assert window.blocks == (27, 28) and window.parent == chain[7]
+    assert book.saving(window).end == book.saving(full).end == 32
+
+
+def test_a_request_that_waits_needs_more_blocks_of_short_ones() -> None:
+    book = Book(LONG, WINDOW)
+    book.arrive()
+    book.add("other", Request("other", 9))
+    book.stepped("other", [[1, 2], [3, 4, 5]], True, 0, scheduled=9)
+    # Six and twelve blocks wait to be taken, and two of each by the one that runs.
+    held = {free: book._wanted(free) for free in (21, 22)}
+    assert held == {21: True, 22: False}
+
+
+def test_no_question_has_more_keys_than_a_message_holds() -> None:
+    whole = Group(1, 4, hashes=2)
+    book = Book(FULL, whole)
+    long = Request("r", LIST_MAX * BLOCK + 1)
+    book.add("r", long)
+    places = (LIST_MAX - 4) // 2
+    assert len(book.wants("r", 0.0)) == 2 * places
+    assert len(book._groups.needed_keys(long.block_hashes, places)) == LIST_MAX

@@ -70,7 +70,7 @@ def test_no_two_groups_share_a_key_and_the_first_goes_by_the_engines_hash() -> N
     groups = Groups([FAR, FULL, NEAR])
     keys = {groups.key(group, name) for group in (FULL, FAR, NEAR) for name in NAMES}
     assert len(keys) == 3 * len(NAMES)
-    assert groups.key(FULL, NAMES[0]) == NAMES[0] == groups.full_keys(NAMES)[0]
+    assert groups.key(FULL, NAMES[0]) == NAMES[0] == groups.full_keys(NAMES, 0, 9)[0]
     assert all(len(key) == 32 for key in keys)
     assert Groups([FAR, NEAR]).key(FAR, NAMES[0]) == NAMES[0]
 
@@ -96,3 +96,65 @@ def test_a_block_that_was_taken_away_is_none() -> None:
     assert blocks_of(tables, [(FAR, 1), (FULL, 0)]) is None
     assert blocks_of(tables, [(FAR, 4)]) is None, "there is no such block yet"
     assert blocks_of(tables, [(NEAR, 0)]) is None
+
+
+HALF, WHOLE, THIRD = Group(1, hashes=2), Group(2, 3, hashes=6), Group(0, 4, hashes=3)
+"""Where a place is six hashes: three blocks, one block and two blocks."""
+
+
+def test_at_a_place_blocks_of_every_group_end() -> None:
+    groups = Groups([HALF, WHOLE, THIRD])
+    assert [groups.per(group) for group in (HALF, WHOLE, THIRD)] == [3, 1, 2]
+    assert (groups.hashes, groups.full_blocks, groups.blocks) == (6, 3, 6)
+    assert (groups.reach, groups.most) == (3, 7)
+    assert groups.needed(3, 2) == [
+        (HALF, 6),
+        (HALF, 7),
+        (HALF, 8),
+        (THIRD, 4),
+        (THIRD, 5),
+        (WHOLE, 2),
+    ]
+    assert groups.needed(3, 1)[:6] == [
+        (HALF, 3), (HALF, 4), (HALF, 5), (THIRD, 2), (THIRD, 3), (WHOLE, 1),
+    ]  # fmt: skip
+
+
+def test_the_window_of_short_blocks_begins_within_a_place() -> None:
+    groups = Groups([Group(0, hashes=2), Group(1, 3)])
+    assert groups.needed(3, 1) == [(Group(0, hashes=2), 1), (Group(1, 3), 3)] + [
+        (Group(0, hashes=2), 2), (Group(1, 3), 4), (Group(1, 3), 5),
+    ]  # fmt: skip
+    assert groups.kept([3], 2) == [(Group(1, 3), 4), (Group(1, 3), 5)]
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_blocks_of_other_lengths_are_in_the_same_order_everywhere(place: int) -> None:
+    groups = Groups([HALF, WHOLE, THIRD, Group(3, hashes=3)])
+    whole = groups.needed(place)
+    for since in range(place + 1):
+        part = groups.needed(place, since)
+        assert part == whole[len(whole) - len(part) :]
+        assert groups.count(place, since) == len(part)
+    assert groups.needed_keys(NAMES, place) == groups.keys_of(NAMES, whole)
+    full = [entry for entry in whole if entry[0].window is None]
+    assert groups.full_keys(NAMES, 0, place) == groups.keys_of(NAMES, full)
+    assert groups.full_entries(0, place) == full
+
+
+def test_a_block_of_several_hashes_is_named_by_the_last() -> None:
+    """What another session says behind the first of them has other KV, and must not be found."""
+    groups = Groups([WHOLE, HALF])
+    assert groups.names(WHOLE, NAMES, 0, 2) == [NAMES[5], NAMES[11]]
+    assert groups.names(HALF, NAMES, 1, 3) == [NAMES[3], NAMES[5]]
+    assert groups.names(WHOLE, NAMES[:11], 0, 2) == [NAMES[5]], "the rest has no hash yet"
+    ours, theirs = NAMES[:12], NAMES[:7] + NAMES[40:45]
+    first, other = groups.needed_keys(ours, 2), groups.needed_keys(theirs, 2)
+    shared = groups.needed_keys(NAMES, 1)
+    assert {*first} & {*other} == {*shared}, "what they part in is neither's"
+
+
+def test_a_state_is_that_at_the_end_of_its_place() -> None:
+    groups = Groups([Group(0, hashes=2), STATE])
+    assert groups.needed(2, 1) == [(Group(0, hashes=2), 1), (STATE, 3)]
+    assert groups.kept([2], 0) == [] and groups.looked_for(2) == (STATE, 0)

@@ -12,21 +12,28 @@ STATE = -1
 """In place of a window: the group's layers keep a state (recurrent.py)."""
 
 
-def seen_as(number: int, window: int | None) -> Group:
-    """What a group is to the connector."""
+def seen_as(number: int, window: int | None, tokens: int = BLOCK) -> Group:
+    """What a group with blocks of so many tokens is to the connector, where a hash has BLOCK."""
+    hashes = tokens // BLOCK
     if window == STATE:
-        return Group(number, 1, recurrent=True)
-    return Group(number, None if window is None else window_blocks(window, BLOCK))
+        return Group(number, 1, recurrent=True, hashes=hashes)
+    blocks = None if window is None else window_blocks(window, tokens)
+    return Group(number, blocks, hashes=hashes)
 
 
-def kv_config(windows: list[int | None], blocks: int) -> Any:
-    """vLLM's KVCacheConfig."""
+def kv_config(windows: list[int | None], blocks: int, sizes: list[int]) -> Any:
+    """vLLM's KVCacheConfig.
+
+    Args:
+        sizes: tokens of a block of each group.
+    """
     groups = []
-    for number, window in enumerate(windows):
+    for number, (window, tokens) in enumerate(zip(windows, sizes, strict=True)):
         spec: Any = FullAttentionSpec() if window is None else SlidingWindowSpec()
         if window == STATE:
             spec = MambaSpec()
         elif window is not None:
             spec.sliding_window = window
+        spec.block_size = tokens
         groups.append(SimpleNamespace(kv_cache_spec=spec, layer_names=[f"layers.{number}"]))
     return SimpleNamespace(num_blocks=blocks, kv_cache_groups=groups, hash_block_size=BLOCK)

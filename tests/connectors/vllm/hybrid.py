@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
+from math import lcm
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,6 +89,7 @@ class Hybrid:
         store: of its clients; None: they are real, and `extra` says where the service is.
         windows: tokens of each group's window; None: full attention.
         blocks: of its memory, of which the first is none.
+        sizes: tokens of a block of each group; none: BLOCK, as a hash has.
         chunk: tokens of a request that are computed in a step, at most.
         caches: whether it finds its own blocks again.
     """
@@ -97,6 +99,7 @@ class Hybrid:
         store: Store | None,
         windows: list[int | None],
         *,
+        sizes: list[int] | None = None,
         blocks: int = 700,
         chunk: int = 64,
         caches: bool = True,
@@ -108,14 +111,16 @@ class Hybrid:
         self.store, self.chunk, self.caches = store, chunk, caches
         # A state is taken away when a window of two tokens would be.
         self.windows = [2 if w == STATE else w for w in windows]
+        self.sizes = sizes or [BLOCK] * len(windows)
+        self.step_tokens = lcm(*self.sizes)  # it resumes at multiples of them
         self.recurrent = {n for n, w in enumerate(windows) if w == STATE}
         self.policy = policy
         self.draw = random.Random(seed)
         self.memory = np.zeros((SHAPE[0], blocks, SHAPE[1]), np.uint8)
-        self.groups = Groups(map(seen_as, range(len(windows)), windows))
+        self.groups = Groups(map(seen_as, range(len(windows)), windows, self.sizes))
         life = f"hybrid{os.getpid()}.{next(_lives)}"
         seen = config(mode, extra, life=life, policy=policy)
-        cache = kv_config(windows, blocks)
+        cache = kv_config(windows, blocks, self.sizes)
         self.scheduler = PegaKVConnector(seen, role("SCHEDULER"), cache)
         self.worker = PegaKVConnector(seen, role("WORKER"), cache)
         self.worker.register_kv_caches(
@@ -165,25 +170,30 @@ class Hybrid:
     def _slide(self, request: Asked) -> None:
         """Take away what is out of the windows."""
         done = request.num_computed_tokens - request.num_in_flight_tokens
-        for window, table in zip(self.windows, request.tables, strict=False):
+        for window, size, table in zip(self.windows, self.sizes, request.tables, strict=False):
             if window is not None:
-                gone = min(max(0, done - window + 1) // BLOCK, len(table))
+                gone = min(max(0, done - window + 1) // size, len(table))
                 self._give_back([block for block in table[:gone] if block])
                 table[:gone] = [0] * gone
 
     def _local(self, request: Asked) -> int:
-        """Blocks at which the request can resume with vLLM's own cache."""
-        chain = request.block_hashes
-        for place in range((request.num_tokens - 1) // BLOCK, 0, -1):
+        """Tokens at which the request can resume with vLLM's own cache."""
+        for place in range((request.num_tokens - 1) // self.step_tokens, 0, -1):
             needed = self.groups.needed(place)
-            if self.caches and all((g.number, chain[b]) in self.cached for g, b in needed):
-                return place
+            if self.caches and all(
+                self._name(request, g.number, b) in self.cached for g, b in needed
+            ):
+                return place * self.step_tokens
         return 0
+
+    def _name(self, request: Asked, group: int, block: int) -> tuple[int, Key]:
+        """What vLLM calls a block: its group, and the last hash that it covers."""
+        return group, request.block_hashes[(block + 1) * (self.sizes[group] // BLOCK) - 1]
 
     def _grow(self, request: Asked, end: int) -> list[list[int]] | None:
         """Blocks for tokens up to there; None: there is no room."""
-        number = -(-end // BLOCK)
-        missing = [number - len(table) for table in request.tables]
+        pairs = zip(request.tables, self.sizes, strict=True)
+        missing = [-(-end // size) - len(table) for table, size in pairs]
         if sum(missing) > len(self.free):
             return None
         new = [self._more(group, number) for group, number in enumerate(missing)]
@@ -286,15 +296,15 @@ class Hybrid:
         local = external = 0
         if request.state == "waits":
             local = self._local(request)
-            asked, late = self.scheduler.get_num_new_matched_tokens(request, local * BLOCK)
+            asked, late = self.scheduler.get_num_new_matched_tokens(request, local)
             if asked is None:
                 return True
             external = asked
-            assert late == bool(external) and local * BLOCK + external < request.num_tokens
+            assert late == bool(external) and local + external < request.num_tokens
             if not self._hold(request, local, external):
                 return False
-            request.num_computed_tokens = local * BLOCK + external
-            self.local += local * BLOCK
+            request.num_computed_tokens = local + external
+            self.local += local
         if external:
             request.state, request.found = "loads", external
             self._allocated(request, external)
@@ -317,25 +327,25 @@ class Hybrid:
 
     def _hold(self, request: Asked, local: int, external: int) -> bool:
         """Give it the blocks that are found, and room for those that are to be loaded."""
-        place, chain = local + external // BLOCK, request.block_hashes
-        firsts = [0 if w is None else max(0, place * BLOCK - w + 1) // BLOCK for w in self.windows]
-        found = [
-            self.cached[group, chain[block]]
-            for group, first in enumerate(firsts)
-            for block in range(first, local)
+        end = local + external
+        spans = [  # of each group: the first block that is needed, the first to load, and the end
+            (0 if window is None else max(0, end - window + 1) // size, local // size, end // size)
+            for window, size in zip(self.windows, self.sizes, strict=True)
         ]
-        missing = sum(max(0, place - max(first, local)) for first in firsts)
+        missing = sum(max(0, last - max(first, here)) for first, here, last in spans)
         missing += self._reserved() if external else 0
-        if missing + sum(not self.users[block] for block in found) > len(self.free):
+        found = [
+            [self.cached[self._name(request, group, block)] for block in range(first, here)]
+            for group, (first, here, _) in enumerate(spans)
+        ]
+        if missing + sum(not self.users[b] for blocks in found for b in blocks) > len(self.free):
             return False
-        request.tables = []
-        for group, first in enumerate(firsts):
-            table = [0] * min(first, place)
-            for block in range(first, local):
-                table.append(self._touch(self.cached[group, chain[block]]))
-            request.tables.append(table)
-        for table in request.tables:
-            table += self._take(place - len(table))
+        request.tables = [
+            [0] * min(first, last) + [self._touch(block) for block in blocks]
+            for (first, _, last), blocks in zip(spans, found, strict=True)
+        ]
+        for table, (_, _, last) in zip(request.tables, spans, strict=True):
+            table += self._take(last - len(table))
         return True
 
     def _reserved(self) -> int:
@@ -350,20 +360,20 @@ class Hybrid:
         self.scheduler.update_state_after_alloc(request, blocks, tokens)
 
     def _compute(self, request: Asked, computed: int, tokens: int) -> None:
-        chain = request.block_hashes
         for group, (window, table) in enumerate(zip(self.windows, request.tables, strict=True)):
-            first = 0 if window is None else max(0, computed - window + 1) // BLOCK
-            for block in range(first, computed // BLOCK):
+            size = self.sizes[group]
+            first = 0 if window is None else max(0, computed - window + 1) // size
+            for block in range(first, computed // size):
                 assert table[block], f"{request.request_id}: {block} of group {group} is away"
-                right = kv(group, chain[block])
+                right = kv(*self._name(request, group, block))
                 assert (self.memory[:, table[block]] == right).all(), (request.request_id, block)
-        for block in range(computed // BLOCK, (computed + tokens) // BLOCK):
-            for group, table in enumerate(request.tables):
+            for block in range(computed // size, (computed + tokens) // size):
                 if table[block]:
-                    self.memory[:, table[block]] = kv(group, chain[block])
-                    if self.caches and (group, chain[block]) not in self.cached:
-                        self.cached[group, chain[block]] = table[block]
-                        self.holds[table[block]] = (group, chain[block])
+                    name = self._name(request, group, block)
+                    self.memory[:, table[block]] = kv(*name)
+                    if self.caches and name not in self.cached:
+                        self.cached[name] = table[block]
+                        self.holds[table[block]] = name
 
     def _received(self, results: Any) -> None:
         for name in results.finished_recving:

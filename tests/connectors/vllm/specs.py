@@ -51,10 +51,10 @@ class PrefixLMSpec(FullAttentionSpec):
     non_causal = True
 
 
-class WideSpec(SlidingWindowSpec):
-    """Of layers whose blocks have more tokens."""
+class OddSpec(SlidingWindowSpec):
+    """Of layers whose blocks end within a hash."""
 
-    block_size = 32
+    block_size = BLOCK + 1
 
 
 class LeftSpec(SlidingWindowSpec):
@@ -73,6 +73,6 @@ class ChunkedLocalAttentionSpec(FullAttentionSpec):
     """Of layers that see a chunk."""
 
 
-WideSpec.__name__ = LeftSpec.__name__ = "SlidingWindowSpec"
+OddSpec.__name__ = LeftSpec.__name__ = "SlidingWindowSpec"
 PrivateSpec.__name__ = "FullAttentionSpec"
 DenseSpec.__name__ = DraftedSpec.__name__ = ShortConvSpec.__name__ = "MambaSpec"

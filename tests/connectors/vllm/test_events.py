@@ -238,11 +238,12 @@ def test_they_go_over_vllms_wire() -> None:
             None,
             [1, 2, 3, 4],
             block_tokens=4,
+            group=0,
             medium="DISK",
             lora=SimpleNamespace(adapter_id=3, name="an adapter"),
             extra=[("an adapter",)],
         ),
-        eventwords.removed([eventwords.external(bytes(32))], "CPU"),
+        eventwords.removed([eventwords.external(bytes(32))], "CPU", 0),
     ]
     batch = kv_events.KVEventBatch(ts=1.0, events=made)
     sent = msgspec.msgpack.encode(batch)

@@ -139,6 +139,31 @@ def test_states_longer_than_what_they_lie_on_are_saved_whole() -> None:
     assert attention.dtype != state.dtype
 
 
+def test_blocks_of_other_lengths_on_each_other_are_one_page() -> None:
+    """Two heads of four tokens, and one head of eight; two layers each."""
+    base = np.zeros((2, BLOCKS, 64), np.uint16)
+    short, long = (base.reshape(2, BLOCKS, *shape) for shape in ((2, 4, 8), (1, 8, 8)))
+    given = [tensor(f"layers.{2 * i}", short[i], base) for i in range(2)]
+    given += [tensor(f"layers.{2 * i + 1}", long[i], base) for i in range(2)]
+    made = plan(given, BLOCKS, overlaid=True)
+    assert [one.segment_bytes for one in made.layout.layers] == [128, 128]
+    assert page_bytes(made.layout) == base.nbytes // BLOCKS
+    assert page_bytes(plan(given, BLOCKS).layout) == 2 * page_bytes(made.layout)
+
+
+def test_pages_of_several_sizes_in_each_block_are_one_run() -> None:
+    """One group packs 24 and 16 bytes into each block, another 16 and 32, and pads them."""
+    base = np.zeros((BLOCKS, 64), np.uint8)
+    cuts = {"a": (0, 24), "b": (24, 40), "c": (0, 16), "d": (16, 48)}
+    given = [
+        tensor(name, base[:, low:high].reshape(BLOCKS, 1, 1, -1), base)
+        for name, (low, high) in cuts.items()
+    ]
+    made = plan(given, BLOCKS, overlaid=True)
+    assert page_bytes(made.layout) == 48 and fault(made.layout, [base.nbytes]) == ""
+    assert list(pieces(made.layout, 2)) == [(0, 2 * 64, 48, 0)]
+
+
 def test_pages_that_cannot_lie_on_each_other_are_refused() -> None:
     base = np.zeros((BLOCKS, 128), np.int8)
     near = tensor("layers.0", base.reshape(2 * BLOCKS, 64)[:BLOCKS], base)

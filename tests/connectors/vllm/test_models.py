@@ -28,11 +28,11 @@ from .specs import (
     DraftedSpec,
     LeftSpec,
     MambaSpec,
+    OddSpec,
     PrefixLMSpec,
     PrivateSpec,
     ShortConvSpec,
     SlidingWindowSpec,
-    WideSpec,
 )
 
 
@@ -96,8 +96,7 @@ def test_an_engine_that_cannot_be_served_works_without() -> None:
 
 
 UNSERVED = [
-    ({}, (FullAttentionSpec, WideSpec), "--disable-hybrid-kv-cache-manager"),
-    ({}, (FullAttentionSpec, WideSpec), "differ in their tokens"),
+    ({}, (FullAttentionSpec, LeftSpec), "--disable-hybrid-kv-cache-manager"),
     ({}, (FullAttentionSpec, LeftSpec), "keep more than they attend to"),
     ({}, (FullAttentionSpec, PrivateSpec), "may not be stored"),
     ({}, (FullAttentionSpec, ChunkedLocalAttentionSpec), "--disable-hybrid-kv-cache-manager"),
@@ -110,7 +109,7 @@ UNSERVED = [
     ({}, (FullAttentionSpec, DraftedSpec), "without --speculative-config"),
     ({}, (FullAttentionSpec, ShortConvSpec), "short convolutions"),
     ({"decode": 2}, (FullAttentionSpec, MambaSpec), "decode context parallelism"),
-    ({}, (MambaSpec, WideSpec), "differ in their tokens"),
+    ({}, (FullAttentionSpec, OddSpec), "no multiple"),
     ({}, (PrefixLMSpec,), "later tokens"),
     ({"is_encoder_decoder": True}, (FullAttentionSpec,), "encoder-decoder"),
     ({"executor": "external_launcher", "world": 2}, (FullAttentionSpec,), "must decide alike"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pegaflow.connectors.vllm import compat
+from pegaflow.connectors.vllm import compat, sizes
 from pegaflow.connectors.vllm.namespace import namespace
 from pegaflow.connectors.vllm.settings import engine, settings
 
@@ -110,4 +110,4 @@ def test_decode_context_parallelism_makes_sharded_blocks_larger(
     vllm_config.parallel_config.decode_context_parallel_size = 2
     if sharded is not None:
         cache.kv_cache_groups[0].kv_cache_spec.dcp_sharded = sharded
-    assert compat.block_tokens(vllm_config, cache) == tokens
+    assert sizes.block_tokens(vllm_config, cache) == tokens

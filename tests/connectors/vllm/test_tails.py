@@ -133,7 +133,7 @@ def test_a_vllm_that_cannot_be_asked_has_no_tails(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("extra", [SAVES, LOADS])
 def test_models_of_several_groups_have_none_and_say_so(extra: dict[str, Any]) -> None:
-    _, lines = engine(config(extra=extra), kv_config([None, 8], 8))
+    _, lines = engine(config(extra=extra), kv_config([None, 8], 8, [BLOCK, BLOCK]))
     assert [line for line in lines if "pd_tail" in line and "ignored" in line]
     _, lines = engine(config(extra=extra), kv_cache_config(kinds=[FullAttentionSpec]))
     assert not [line for line in lines if "pd_tail" in line]

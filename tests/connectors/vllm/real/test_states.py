@@ -80,7 +80,7 @@ def test_they_are_what_vllm_says_and_are_served(kind: type) -> None:
         made.kv_tp_replicas = kv_cache_groups_tp_replicas(groups, ranks)
         seen = config(world=ranks)
         assert compat.unsupported(seen, made) == kvgroups.unsupported(seen, made) == ""
-        found = kvgroups.groups(made)
+        found = kvgroups.groups(seen, made)
         assert found is not None
         assert [group.number for group in found.states] == [0]
         assert [group.number for group in found.full] == [1]
