@@ -6,9 +6,17 @@ is linked into it, so there is no library that could be put in its place; what s
 in tests is a package called cupy (tests/fakes/cuda.py).
 
 Each call raises cupy's CUDARuntimeError, a RuntimeError, where CUDA returns an error.
+
+The first call of a process initializes the driver, the first for a device makes its context: each
+takes from a fraction of a second to several, the longer the more devices there are and where no
+persistence daemon runs.  cupy keeps the interpreter's lock meanwhile, and a session that is silent
+for so long is taken for one that hangs.  So `load` and `make_context` have it done before, by
+libcuda itself, through ctypes, which gives the lock back.
 """
 
+import ctypes
 import os
+from contextlib import suppress
 from typing import Any, Protocol
 
 from pegaflow.core.errors import UserError
@@ -66,6 +74,8 @@ def load() -> Runtime:
     """
     # An engine may be shown other devices than the service; the driver reads it once.
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with suppress(OSError):  # what is wrong without libcuda, cupy says
+        ctypes.CDLL("libcuda.so.1").cuInit(0)
     try:
         from cupy.cuda import runtime
     except ImportError as error:
@@ -73,6 +83,20 @@ def load() -> Runtime:
         raise UserError(f"GPU memory needs cupy: {how} ({first_line(error)})") from None
     found: Runtime = runtime
     return found
+
+
+def make_context(device: int) -> None:
+    """Make this device's context, if it has none in this process, and keep it for good; an error
+    is found by the next call of the runtime.
+
+    Args:
+        device: this process's number of it.
+    """
+    context, found = ctypes.c_void_p(), ctypes.c_int()
+    with suppress(OSError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        if not driver.cuDeviceGet(ctypes.byref(found), device):
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), found)
 
 
 def number_of(runtime: Runtime, memory: GpuMemory) -> int:

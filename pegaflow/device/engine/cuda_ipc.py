@@ -301,6 +301,7 @@ class Gpus:
             number = cuda.number_of(self._runtime, memory)
             gpu = self._devices.get(number)
             if gpu is None:
+                cuda.make_context(number)
                 gpu = self._devices[number] = Gpu(self._runtime, number, self._pool)
         return gpu.open(memory, layout)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,6 +240,32 @@ def test_what_cannot_be_opened_is_one_line_and_leaves_nothing_open(
         session.gpus.open(named, LAYOUT)
     assert "\n" not in str(error.value)
     assert list(cuda.handles()) == []
+
+
+def test_what_takes_long_is_done_without_the_interpreters_lock(
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the session would be silent for as long, and be killed for it."""
+    asked: list[tuple[str, int]] = []
+
+    class Libcuda:
+        def cuInit(self, flags: int) -> int:
+            asked.append(("cuInit", flags))
+            return 0
+
+        def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+            assert not cuda.machine().streams, "the runtime was asked for something before"
+            device._obj.value = 7 + ordinal
+            return 0
+
+        def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+            asked.append(("cuDevicePrimaryCtxRetain", device.value))
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libcuda())
+    session.open(engine)
+    session.open(engine)
+    assert asked == [("cuInit", 0), ("cuDevicePrimaryCtxRetain", 7)]
 
 
 def test_without_cupy_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
