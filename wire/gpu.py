@@ -6,7 +6,8 @@ memory and the pool.  The conversation is that of process_vm but for its beginni
 to be had by chance, so there is nothing to prove.
 
     client → session   Attach(gpu)  → Attached(CUDA_IPC)   the session has opened all of it
-                                    → Attached(STAGED)     it cannot; its note says why
+                                    → Attached(STAGED)     it cannot; its note says why, and a
+                                                           client that can copies itself
     client → session   Load         → Loaded               once the device has written the blocks
     client → session   Save         → BatchCopied, Saved   once the device has read the blocks
     client → session   Leave        → Left                 no copy runs, all handles are closed

@@ -57,6 +57,38 @@ class FileView:
         return (self._path, self._known) == (path, known) and len(self.bytes) >= size
 
 
+def copy(
+    step: Callable[[Bytes, int], None],
+    page_bytes: int,
+    file: Bytes,
+    offsets: Sequence[int],
+    *,
+    blocks: Sequence[int],
+    deadline: int,
+) -> bool:
+    """Copy between a file and the engine's blocks, one block after the other.
+
+    Args:
+        step: moves one page and the block of this number.
+        page_bytes: of each page, that mean something.
+        file: all of the mapped file.
+        offsets: byte of the file at which the page of each block begins.
+        blocks: the engine's numbers, one for each offset.
+        deadline: CLOCK_MONOTONIC, in nanoseconds; looked at before each block.
+
+    Returns:
+        False if the deadline came first, or if a place lies outside of the file; in the first
+        case some blocks are copied.
+    """
+    if any(offset + page_bytes > file.size for offset in offsets):
+        return False
+    for offset, block in zip(offsets, blocks, strict=True):
+        if time.monotonic_ns() >= deadline:
+            return False
+        step(file[offset : offset + page_bytes], block)
+    return time.monotonic_ns() < deadline
+
+
 class EngineMemory:
     """Registered regions, cut by their layout.
 
@@ -77,7 +109,7 @@ class EngineMemory:
         if why:
             raise ValueError(why)
         self.layout = layout
-        self.gpu = NO_GPU
+        self.gpu, self.staged = NO_GPU, True
         self.payload_bytes = page_bytes(layout)
         self._layers = [
             self._view(regions[la.region], layout, i) for i, la in enumerate(layout.layers)
@@ -119,32 +151,6 @@ class EngineMemory:
             page[at:end].reshape(source.shape)[:] = source
             at = end
 
-    def copy(
-        self,
-        step: Callable[[Bytes, int], None],
-        file: Bytes,
-        offsets: Sequence[int],
-        blocks: Sequence[int],
-        *,
-        deadline: int,
-    ) -> bool:
-        """Copy between a file and the engine's blocks, one block after the other.
-
-        Args:
-            step: `load` or `save`.
-            file: all of the mapped file.
-            offsets: byte of the file at which the page of each block begins.
-            blocks: the engine's numbers, one for each offset.
-            deadline: CLOCK_MONOTONIC, in nanoseconds; looked at before each block.
-
-        Returns:
-            False if the deadline came first, or if a place lies outside of the file; in the first
-            case some blocks are copied.
-        """
-        if any(offset + self.payload_bytes > file.size for offset in offsets):
-            return False
-        for offset, block in zip(offsets, blocks, strict=True):
-            if time.monotonic_ns() >= deadline:
-                return False
-            step(file[offset : offset + self.payload_bytes], block)
-        return time.monotonic_ns() < deadline
+    def wait(self, deadline: int) -> bool:
+        """True: what the engine has computed is in its memory already."""
+        return True

@@ -150,7 +150,7 @@ class Client(Shell):
         Args:
             layout: where the blocks lie; sizes and strides in bytes.
             buffers: region i of the layout: writable, C-contiguous; kept referenced.  Of GPU
-                memory what `export` has made of it, which has no staged way.
+                memory what `export` has made of it; it is served staged only with a copier.
             rank: this client's place among the engine's ranks, 0 .. world - 1.
             replicas: so many consecutive ranks, this one among them, hold the same bytes.
 

@@ -16,7 +16,7 @@ from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
 from pegaflow.wire.layout import Layout, fault, page_bytes
 from pegaflow.wire.units import Constant
 
-from .buffers import EngineMemory
+from .buffers import Bytes, EngineMemory
 
 DEVICE_ORDINAL: Constant = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 IPC_CAPABLE: Constant = 10  # CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE
@@ -46,6 +46,21 @@ class Driver(Protocol):
     def cuDeviceGetPCIBusId(self, bus: Any, length: int, device: Any, /) -> int: ...
 
 
+class Copier(Protocol):
+    """Copies blocks of GPU memory in the engine's process, for where no session may open it; used
+    by the thread that polls the client."""
+
+    def wait(self, deadline: int) -> bool:
+        """Until what was launched before the newest order is done; False if the deadline (as of
+        CLOCK_MONOTONIC, in nanoseconds) came first."""
+
+    def load(self, page: Bytes, block: int) -> None:
+        """Write a page into a block; done when it returns."""
+
+    def save(self, page: Bytes, block: int) -> None:
+        """Write a block into a page; done when it returns."""
+
+
 @dataclass(frozen=True, slots=True)
 class GpuBuffers:
     """Regions on one GPU, for `Client.register`; made by `export`.
@@ -53,24 +68,48 @@ class GpuBuffers:
     Nobody frees them, or the event, before `Client.unregister` has said True.
     """
 
-    memory: GpuMemory
+    memory: GpuMemory  # NO_GPU: no other process can open it
     region_bytes: tuple[int, ...]
+    copier: Copier | None = None  # for staged copies; None: there are none
 
 
-@dataclass(frozen=True, slots=True)
 class GpuRegions:
-    """The same under its layout: to a client what EngineMemory is, but that it copies nothing."""
+    """The same under its layout: to a client what EngineMemory is.
 
-    layout: Layout
-    gpu: GpuMemory
-    region_bytes: tuple[int, ...]
-    addresses: tuple[int, ...] = ()
-    writable: bool = True
+    Raises:
+        ValueError: the layout does not fit the regions.
+    """
+
+    addresses = ()  # which mean nothing to a session
+    writable = True
+
+    def __init__(self, layout: Layout, buffers: GpuBuffers) -> None:
+        why = fault(layout, buffers.region_bytes)
+        if why:
+            raise ValueError(why)
+        self.layout = layout
+        self.gpu = buffers.memory
+        self.region_bytes = buffers.region_bytes
+        self.payload_bytes = page_bytes(layout)
+        self.staged = buffers.copier is not None
+        self._copier = buffers.copier
 
     @property
-    def payload_bytes(self) -> int:
-        """Bytes of a block."""
-        return page_bytes(self.layout)
+    def _copies(self) -> Copier:
+        assert self._copier is not None, "a client that is served staged has one"
+        return self._copier
+
+    def wait(self, deadline: int) -> bool:
+        """Until the engine's kernels are done with the blocks; False if the deadline came first."""
+        return self._copies.wait(deadline)
+
+    def load(self, page: Bytes, block: int) -> None:
+        """As EngineMemory.load."""
+        self._copies.load(page, block)
+
+    def save(self, page: Bytes, block: int) -> None:
+        """As EngineMemory.save."""
+        self._copies.save(page, block)
 
 
 Buffers = Sequence[npt.NDArray[Any] | memoryview | bytearray] | GpuBuffers
@@ -83,12 +122,9 @@ def registered(layout: Layout, buffers: Buffers) -> EngineMemory | GpuRegions:
     Raises:
         ValueError: it does not fit them.
     """
-    if not isinstance(buffers, GpuBuffers):
-        return EngineMemory(layout, buffers)
-    why = fault(layout, buffers.region_bytes)
-    if why:
-        raise ValueError(why)
-    return GpuRegions(layout, buffers.memory, buffers.region_bytes)
+    if isinstance(buffers, GpuBuffers):
+        return GpuRegions(layout, buffers)
+    return EngineMemory(layout, buffers)
 
 
 def export(

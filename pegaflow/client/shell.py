@@ -23,7 +23,7 @@ from pegaflow.wire.session import PROOF_BYTES, Attached, Way
 from pegaflow.wire.units import Nanoseconds
 
 from . import place
-from .buffers import EngineMemory, FileView
+from .buffers import EngineMemory, FileView, copy
 from .curve import ClientKeys
 from .effects import (
     CopyIn,
@@ -227,27 +227,33 @@ class Shell:
                 self._send(self._link, effect.envelope)
 
     def _copy_in(self, effect: CopyIn) -> None:
-        assert isinstance(self._memory, EngineMemory) and self._pool is not None
-        ok = self._memory.copy(
+        assert self._memory is not None and self._pool is not None
+        ok = self._memory.wait(effect.deadline) and copy(
             self._memory.load,
+            self._memory.payload_bytes,
             self._pool.bytes,
             effect.offsets,
-            effect.blocks,
+            blocks=effect.blocks,
             deadline=effect.deadline,
         )
         self._apply(self._machine.operations.copied_in(effect.ticket, ok, time.monotonic_ns()))
 
     def _copy_out(self, effect: CopyOut) -> None:
-        assert isinstance(self._memory, EngineMemory) and self._bounce is not None
+        assert self._memory is not None and self._bounce is not None
         offsets = [slot * self._slot_bytes for slot in effect.slots]
-        ok = self._memory.copy(
-            self._memory.save, self._bounce.bytes, offsets, effect.blocks, deadline=effect.deadline
+        ok = self._memory.wait(effect.deadline) and copy(
+            self._memory.save,
+            self._memory.payload_bytes,
+            self._bounce.bytes,
+            offsets,
+            blocks=effect.blocks,
+            deadline=effect.deadline,
         )
         now = time.monotonic_ns()
         self._apply(self._machine.operations.copied_out(effect.ticket, effect.batch, ok, now))
 
     def _map(self, attached: Attached) -> None:
-        if isinstance(self._memory, GpuRegions) and attached.loads is Way.STAGED:
+        if attached.loads is Way.STAGED and self._memory is not None and not self._memory.staged:
             why = f"GPU memory is not served: {attached.note or NOT_NAMED}"
             self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
             return

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pegaflow.client.buffers import Bytes, EngineMemory
+from pegaflow.client.buffers import Bytes, EngineMemory, copy
 from pegaflow.wire.layout import LayerLayout, Layout, page_bytes, page_size, pieces
 
 BLOCKS, LAYERS, RUN = 5, 3, 48
@@ -76,8 +76,10 @@ def test_round_trip_into_another_engine(layers: tuple[LayerLayout, ...]) -> None
     file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
     offsets = [at * page_size(layout) for at in range(BLOCKS)]
     blocks = list(range(BLOCKS))
-    assert source.copy(source.save, file, offsets, blocks, deadline=NEVER)
-    assert target.copy(target.load, file, offsets, blocks[::-1], deadline=NEVER)
+    assert copy(source.save, source.payload_bytes, file, offsets, blocks=blocks, deadline=NEVER)
+    assert copy(
+        target.load, target.payload_bytes, file, offsets, blocks=blocks[::-1], deadline=NEVER
+    )
     for block in blocks:
         mine, theirs = (np.zeros(page_bytes(layout), dtype=np.uint8) for _ in range(2))
         source.save(mine, block)
@@ -97,7 +99,8 @@ def test_a_copy_stops_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     file = np.zeros(BLOCKS * page_size(layout), dtype=np.uint8)
     copied: list[int] = []
     clock(monkeypatch, 8, 9, 10)
-    ok = memory.copy(lambda _, b: copied.append(b), file, [0, 0, 0], [4, 2, 1], deadline=10)
+    size = memory.payload_bytes
+    ok = copy(lambda _, b: copied.append(b), size, file, [0, 0, 0], blocks=[4, 2, 1], deadline=10)
     assert (ok, copied) == (False, [4, 2])
 
 
@@ -105,7 +108,7 @@ def test_a_copy_that_ends_after_its_deadline_is_none(monkeypatch: pytest.MonkeyP
     layout, _, memory = filled(CONTIGUOUS, 7)
     file = np.zeros(page_size(layout), dtype=np.uint8)
     clock(monkeypatch, 9, 10)
-    assert not memory.copy(memory.load, file, [0], [1], deadline=10)
+    assert not copy(memory.load, memory.payload_bytes, file, [0], blocks=[1], deadline=10)
 
 
 def test_layouts_that_do_not_fit_are_refused() -> None:
@@ -126,6 +129,7 @@ def test_a_place_outside_of_the_file_is_not_copied(offset: int) -> None:
     layout = Layout(2, (LayerLayout(0, 0, 64, 64),), "uint8")
     memory = EngineMemory(layout, [bytearray(128)])
     file = np.ones(4096, np.uint8)
-    assert not memory.copy(memory.load, file, (0, offset), (0, 1), deadline=1 << 63)
-    assert not memory.copy(memory.save, file, (0, offset), (0, 1), deadline=1 << 63)
-    assert memory.copy(memory.load, file, (0, 4032), (0, 1), deadline=1 << 63)
+    size, blocks = memory.payload_bytes, (0, 1)
+    assert not copy(memory.load, size, file, (0, offset), blocks=blocks, deadline=1 << 63)
+    assert not copy(memory.save, size, file, (0, offset), blocks=blocks, deadline=1 << 63)
+    assert copy(memory.load, size, file, (0, 4032), blocks=blocks, deadline=1 << 63)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pegaflow.client import Client, export
-from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.client.buffers import Bytes
+from pegaflow.wire.layout import LayerLayout, Layout, pieces
 from tests.fakes import cuda
 from tests.fakes.driver import Driver
 
@@ -30,6 +31,26 @@ def host(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("FAKE_CUDA", str(shared))
     paths = [str(ROOT / "tests/fakes/site"), str(ROOT), *sys.path[1:]]
     patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+class Copier:
+    """Copies blocks in the engine's process."""
+
+    def __init__(self, engine: "GpuEngine") -> None:
+        self.engine = engine
+
+    def wait(self, deadline: int) -> bool:
+        cuda.setDevice(self.engine.device)
+        cuda.eventSynchronize(self.engine.event)
+        return True
+
+    def load(self, page: Bytes, block: int) -> None:
+        for _, start, size, at in pieces(self.engine.layout, block):
+            self.engine.memory[start : start + size] = page[at : at + size]
+
+    def save(self, page: Bytes, block: int) -> None:
+        for _, start, size, at in pieces(self.engine.layout, block):
+            page[at : at + size] = self.engine.memory[start : start + size]
 
 
 class GpuEngine:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from pegaflow.client import Done, LoadDone, export
+from pegaflow.client import Done, GpuBuffers, LoadDone, export
+from pegaflow.wire.gpu import NO_GPU
 from pegaflow.wire.status import Status
 from tests.fakes import cuda
 from tests.fakes.driver import Driver
 from tests.fakes.gpus import CUDARuntimeError, lives
 
-from .gpu import GpuEngine, host
+from .gpu import Copier, GpuEngine, host
 from .service import PATIENCE_S, Service, eventually, keys
 
 SHORT_S = 0.05  # in which a session that does not wait has long gone on
@@ -162,3 +163,25 @@ def test_a_service_that_cannot_open_it_says_why(service: Service, engine: GpuEng
         return "is not served: cannot open the engine's memory" in engine.client.refusal
 
     eventually("the client says why", told)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_memory_that_no_session_can_open_is_copied_by_its_client(
+    service: Service, named: bool
+) -> None:
+    """It cannot be named, or its names are worth nothing to the session."""
+    engine = GpuEngine(service, f"copies-{named}")
+    memory = export([(engine.base, engine.bytes)], bytes(64), Driver()).memory if named else NO_GPU
+    buffers = GpuBuffers(memory, (engine.bytes,), Copier(engine))
+    engine.client.register(engine.layout, buffers)
+    with engine:
+        *ways, note = engine.client.ways
+        assert ways == ["staged", "staged"] and ("cannot open" in note) is named
+        gate, seed = threading.Event(), 10 + named
+        cuda.launch(engine.stream, lambda: engine.fill([1, 2, 3], seed), gate.is_set)
+        engine.record()
+        threading.Timer(SHORT_S, gate.set).start()
+        assert engine.client.save(keys(3, seed), [1, 2, 3]).saved == 3
+        loading(engine, keys(3, seed), [9, 8, 7], PATIENCE_S)
+        (done,) = poll(engine, PATIENCE_S)
+        assert done.status is Status.OK and engine.holds([9, 8, 7], seed)

@@ -2,26 +2,37 @@
 
 vLLM's tensors lie in allocations of torch's caching allocator, which hands out parts of them; the
 client asks the driver which (pegaflow/client/gpu.py).  What the allocator makes in another way
-(expandable segments, cudaMallocAsync, the memory of sleep mode) cannot be named to another process,
-and the engine goes on without us, with one line that says what to set.
+(expandable segments, cudaMallocAsync, the memory of sleep mode) cannot be named to another process:
+one line says so and what to set, and blocks are copied by a thread of this process, `staged`, as
+where no session can open the memory.
 
 The event is one for the worker's life.  Its thread records it on the stream that it computes on
 whenever it orders loads or saves, which it does after it has launched the kernels of a step: so a
 session that waits for the event waits for all of them, and the thread for nothing.
+
+A staged copy goes through one page of pinned memory, on a stream of its own: to and from the page
+block by block, each waited for, so it is far from the speed of the bus.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pegaflow.client import GpuBuffers, export
+from pegaflow.client import GpuBuffers, Unexportable, export
+from pegaflow.wire.gpu import NO_GPU
+from pegaflow.wire.layout import Layout, page_bytes
+from pegaflow.wire.units import Seconds
 
-from .compat import attribute
+from .compat import attribute, logger
+
+LOOK_S: Seconds = 0.0002
+"""Between two looks at the event, while a staged copy waits for it: kernels take milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """KV memory that a session may open."""
+    """KV memory that the service may move."""
 
     buffers: GpuBuffers
     mark: Callable[[], None]  # "all that I have launched comes before what I order now"
@@ -32,27 +43,100 @@ def holds(caches: Mapping[str, Any]) -> bool:
     return any(attribute(cache, "device.type") == "cuda" for cache in caches.values())
 
 
-def exported(caches: Mapping[str, Any], addresses: Sequence[int]) -> Exported:
-    """Make KV memory known to other processes.
+def exported(caches: Mapping[str, Any], addresses: Sequence[int], layout: Layout) -> Exported:
+    """Make KV memory known to the service.
 
     Args:
         caches: by layer, tensors of one GPU.
-        addresses: of their storages, in the order that is wanted.
-
-    Raises:
-        Unexportable: that cannot be.
+        addresses: of their storages, in the order of the layout's regions.
+        layout: where the blocks lie in them.
     """
     import torch
 
-    storages = [cache.untyped_storage() for cache in caches.values()]
-    sizes = {int(storage.data_ptr()): int(storage.nbytes()) for storage in storages}
+    storages = {int(c.untyped_storage().data_ptr()): c.untyped_storage() for c in caches.values()}
+    regions = [(address, int(storages[address].nbytes())) for address in addresses]
     device = next(iter(caches.values())).device
     with torch.cuda.device(device):
         event = torch.cuda.Event(interprocess=True)
-        regions = [(address, sizes[address]) for address in addresses]
-        made = export(regions, bytes(event.ipc_handle()))
+        copier = Copier(layout, [storages[address] for address in addresses], event, device)
+        try:
+            memory = export(regions, bytes(event.ipc_handle())).memory
+        except Unexportable as error:
+            logger().warning("pegaflow: GPU memory is copied by this process: %s", error)
+            memory = NO_GPU
 
     def mark() -> None:
         event.record(torch.cuda.current_stream(device))
 
-    return Exported(made, mark)
+    return Exported(GpuBuffers(memory, tuple(size for _, size in regions), copier), mark)
+
+
+class Copier:
+    """Copies blocks in this process, by torch: see pegaflow.client.gpu.Copier.
+
+    Args:
+        storages: of the layout's regions.
+        event: torch's, recorded whenever something is ordered.
+        device: torch's.
+    """
+
+    def __init__(self, layout: Layout, storages: Sequence[Any], event: Any, device: Any) -> None:
+        self._layout, self._storages = layout, storages
+        self._event, self._device = event, device
+        self._parts: list[Any] = []  # of all blocks, by layer; made when the first is copied
+        self._page: Any = None  # pinned; likewise
+        self._stream: Any = None  # likewise
+
+    def wait(self, deadline: int) -> bool:
+        """Until what was launched before the newest order is done; False: not by the deadline."""
+        while not self._event.query():
+            if time.monotonic_ns() >= deadline:
+                return False
+            time.sleep(LOOK_S)
+        return True
+
+    def load(self, page: Any, block: int) -> None:
+        """Write a page into a block."""
+        self._prepare()
+        self._page.numpy()[:] = page
+        self._move(block, inward=False)
+
+    def save(self, page: Any, block: int) -> None:
+        """Write a block into a page."""
+        self._prepare()
+        self._move(block, inward=True)
+        page[:] = self._page.numpy()
+
+    def _move(self, block: int, *, inward: bool) -> None:
+        import torch
+
+        at = 0
+        with torch.cuda.stream(self._stream):
+            for part in self._parts:
+                there = part[block]
+                end = at + there.numel()
+                here = self._page[at:end].view(there.shape)
+                target, source = (here, there) if inward else (there, here)
+                target.copy_(source, non_blocking=True)
+                at = end
+        self._stream.synchronize()
+
+    def _prepare(self) -> None:
+        """Views, and pinned memory for a page: none of it is made where no copy is ours."""
+        if self._page is not None:
+            return
+        import torch
+
+        layout = self._layout
+        flat = [
+            torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)
+            for storage in self._storages
+        ]
+        parts = []
+        for layer in layout.layers:
+            shape = (layout.blocks, layer.segments, layer.segment_bytes)
+            strides = (layer.block_stride, layer.segment_stride or layer.segment_bytes, 1)
+            region = flat[layer.region]
+            parts.append(torch.as_strided(region, shape, strides, layer.offset))
+        self._parts, self._stream = parts, torch.cuda.Stream(self._device)
+        self._page = torch.empty(page_bytes(layout), dtype=torch.uint8, pin_memory=True)

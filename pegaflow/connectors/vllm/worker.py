@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pegaflow.client import Client, GpuBuffers, Unexportable
+from pegaflow.client import Client, GpuBuffers
 from pegaflow.connectors.common.tracked import LoadOrder, SaveOrder
 from pegaflow.wire.layout import Layout
 from pegaflow.wire.units import Seconds
@@ -184,14 +184,14 @@ class Worker:
         overlaid = groups is not None and bool(groups.states or not groups.alike)
         try:
             planned = plan(tensors(caches), self._blocks, name, overlaid=overlaid, mixed=mixed)
-            on_gpu = gpu.exported(caches, planned.storages) if gpu.holds(caches) else None
-        except (Unrepresentable, Unexportable) as error:
+        except Unrepresentable as error:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return
-        if on_gpu is None:
-            self._memory = planned.layout, buffers(caches, planned.storages)
-        else:
+        if gpu.holds(caches):
+            on_gpu = gpu.exported(caches, planned.storages, planned.layout)
             self._memory, self._mark = (planned.layout, on_gpu.buffers), on_gpu.mark
+        else:
+            self._memory = planned.layout, buffers(caches, planned.storages)
         said, why = in_memory(self._engine.config)
         if why:
             compat.logger().warning("pegaflow: no other engine will find what is cached: %s", why)

@@ -1,25 +1,31 @@
 """KV memory on a GPU: what the service is told of it, and what comes before each order."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 import pegaflow.client.gpu
-from pegaflow.client import GpuBuffers, Unexportable
-from pegaflow.client.gpu import NOT_SHARED
+from pegaflow.client.buffers import EngineMemory
 from pegaflow.connectors.vllm import gpu
 from pegaflow.connectors.vllm.mover import Mover
+from pegaflow.wire.gpu import NO_GPU
+from pegaflow.wire.layout import LayerLayout, Layout
 from tests.fakes import cuda, gpus
 from tests.fakes.driver import Driver
 from tests.fakes.engines import fresh
 
 from .fakes import Request, Store
 from .pair import Pair
+
+LAYOUT = Layout(1, (LayerLayout(0, 0, 64, 64),), "uint8")
 
 
 class Event:
@@ -83,7 +89,7 @@ def test_each_storage_is_named_by_its_allocation_and_its_place_there(torch: Torc
     caches = {f"layers.{n}": tensor(*place, device=1) for n, place in enumerate(places)}
     assert gpu.holds(caches)
     addresses = [places[n][0] for n in (2, 0, 1)]
-    made = gpu.exported(caches, addresses).buffers
+    made = gpu.exported(caches, addresses, LAYOUT).buffers
     assert made.region_bytes == (4096, 4096, 8192)
     memory = made.memory
     assert (memory.bus, memory.uuid) == (gpus.BUSES[1].lower(), gpus.UUIDS[1])
@@ -95,7 +101,7 @@ def test_each_storage_is_named_by_its_allocation_and_its_place_there(torch: Torc
 def test_the_event_is_recorded_behind_what_was_launched(torch: Torch) -> None:
     cuda.setDevice(0)
     caches = {"a": tensor(cuda.malloc(4096), 4096, device=0)}
-    made = gpu.exported(caches, [caches["a"].untyped_storage().data_ptr()])
+    made = gpu.exported(caches, [caches["a"].untyped_storage().data_ptr()], LAYOUT)
     stream, open_ = torch.current_stream(caches["a"].device), [False]
     cuda.launch(stream, lambda: None, lambda: open_[0])
     made.mark()
@@ -107,24 +113,100 @@ def test_the_event_is_recorded_behind_what_was_launched(torch: Torch) -> None:
     assert event.words[gpus.DONE] == 1
 
 
-@pytest.mark.parametrize("case", ["incapable", "two devices", "not its own"])
-def test_memory_that_cannot_be_named_is_one_line(
-    torch: Torch, monkeypatch: pytest.MonkeyPatch, case: str
+@pytest.mark.parametrize("capable", [False, True])
+def test_memory_that_cannot_be_named_is_copied_here_and_one_line_says_so(
+    torch: Torch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capable: bool,
 ) -> None:
-    caches = {"a": tensor(cuda.malloc(4096), 4096, device=0)}
-    if case == "incapable":
-        monkeypatch.setattr(pegaflow.client.gpu, "_libcuda", lambda: Driver(capable=False))
-    elif case == "two devices":
-        cuda.setDevice(1)
-        caches["b"] = tensor(cuda.malloc(4096), 4096, device=1)
-    else:
-        address = caches["a"].untyped_storage().data_ptr()
-        caches["a"] = tensor(address, 8192, device=0)  # of several allocations in a row
-    addresses = [cache.untyped_storage().data_ptr() for cache in caches.values()]
-    with pytest.raises(Unexportable) as error:
-        gpu.exported(caches, addresses)
-    line = str(error.value)
-    assert "\n" not in line and ("2 devices" in line or line == NOT_SHARED)
+    monkeypatch.setattr(pegaflow.client.gpu, "_libcuda", lambda: Driver(capable))
+    address = cuda.malloc(4096)
+    # A storage that ends behind its allocation lies in several of them in a row.
+    caches = {"a": tensor(address, 8192 if capable else 4096, device=0)}
+    made = gpu.exported(caches, [address], LAYOUT).buffers
+    assert made.memory == NO_GPU and made.copier is not None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "copied by this process" in line and "expandable_segments" in line
+
+
+class Array:
+    """What is used of a torch tensor of bytes, over numpy."""
+
+    def __init__(self, bytes_: npt.NDArray[np.uint8]) -> None:
+        self.bytes, self.shape = bytes_, bytes_.shape
+
+    def __getitem__(self, at: Any) -> "Array":
+        return Array(self.bytes[at])
+
+    def numel(self) -> int:
+        return self.bytes.size
+
+    def view(self, shape: tuple[int, ...]) -> "Array":
+        return Array(self.bytes.reshape(shape))
+
+    def numpy(self) -> npt.NDArray[np.uint8]:
+        return self.bytes
+
+    def set_(self, storage: npt.NDArray[np.uint8]) -> "Array":
+        return Array(storage)
+
+    def copy_(self, source: "Array", non_blocking: bool) -> None:
+        """Later, as the stream does it."""
+        assert non_blocking
+        Stream.tasks.append(lambda: np.copyto(self.bytes, source.bytes))
+
+
+class Stream:
+    """torch.cuda.Stream; whatever is copied is copied on the newest."""
+
+    tasks: list[Callable[[], None]] = []
+
+    def __init__(self, device: Any) -> None:
+        Stream.tasks = []
+
+    def synchronize(self) -> None:
+        while Stream.tasks:
+            Stream.tasks.pop(0)()
+
+
+def test_a_staged_copy_moves_what_the_layout_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strided(array: Array, shape: Any, strides: Any, offset: int) -> Array:
+        return Array(np.lib.stride_tricks.as_strided(array.bytes[offset:], shape, strides))
+
+    def empty(size: int, **how: Any) -> Array:
+        assert how.get("pin_memory", size == 0)
+        return Array(np.zeros(size, np.uint8))
+
+    on_stream = SimpleNamespace(Stream=Stream, stream=lambda stream: nullcontext())
+    made = SimpleNamespace(cuda=on_stream, empty=empty, as_strided=strided, uint8=None)
+    monkeypatch.setitem(sys.modules, "torch", made)
+    plane = 8 * 64
+    layers = (
+        LayerLayout(0, 64, 64, 64, segments=2, segment_stride=plane),
+        LayerLayout(1, 0, 128, 128),
+    )
+    layout = Layout(7, layers, "uint8")
+    rng = np.random.default_rng(1)
+    regions = [rng.integers(0, 256, size, np.uint8) for size in (64 + 2 * plane, 7 * 128)]
+    copier = gpu.Copier(layout, regions, None, None)
+    reference = EngineMemory(layout, [region.copy() for region in regions])
+    page, expected = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
+    copier.save(page, 3)
+    reference.save(expected, 3)
+    assert np.array_equal(page, expected)
+    copier.load(page, 5)
+    copier.save(expected, 5)
+    assert np.array_equal(page, expected)
+
+
+def test_a_staged_copy_waits_for_the_kernels_until_its_deadline() -> None:
+    answers = iter([False, False, True])
+    layout = Layout(1, (LayerLayout(0, 0, 64, 64),), "uint8")
+    copier = gpu.Copier(layout, [], SimpleNamespace(query=lambda: next(answers)), None)
+    assert copier.wait(1 << 62)
+    hangs = gpu.Copier(layout, [], SimpleNamespace(query=lambda: False), None)
+    assert not hangs.wait(time.monotonic_ns() + 1_000_000)
 
 
 @pytest.fixture
@@ -133,7 +215,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     submit = Mover.submit
 
-    def exported(caches: dict[str, Any], _: Any) -> gpu.Exported:
+    def exported(caches: dict[str, Any], *_: Any) -> gpu.Exported:
         buffers: Any = [array.reshape(-1) for array in caches.values()]
         return gpu.Exported(buffers, lambda: seen.append("mark"))
 
@@ -155,24 +237,4 @@ def test_all_that_was_launched_comes_before_a_load_or_save(store: Store, marked:
     pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15])
     pair.until(lambda: pair.received == ["b"])
     assert marked[saves:] == ["mark", "submit"]
-    pair.close()
-
-
-def test_an_engine_whose_memory_cannot_be_named_goes_on_without_us(
-    store: Store,
-    marked: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def refused(*_: Any) -> GpuBuffers:
-        raise Unexportable(NOT_SHARED)
-
-    monkeypatch.setattr(gpu, "exported", refused)
-    pair = Pair(waits=False)
-    request = Request("a", 25)
-    pair.scheduler.on_new_request(request)
-    pair.compute(request, [])
-    assert not pair.finish(request) and marked == []
-    (line,) = [r.getMessage() for r in caplog.records if "off" in r.getMessage()]
-    assert "expandable_segments" in line
     pair.close()

@@ -15,7 +15,6 @@ import numpy as np
 
 import pegaflow.connectors.vllm.worker
 from pegaflow.client import Client, Done, Lease, LoadDone
-from pegaflow.client.buffers import EngineMemory
 from pegaflow.connectors.vllm.connector import PegaKVConnector
 from pegaflow.wire.status import Status
 
@@ -84,7 +83,7 @@ class FaultyClient(Client):
         if fault == "fail one" and self._rank != 1:
             return done
         failed = blocks if fault == "fail all" else blocks[len(blocks) // 2 :]
-        assert isinstance(self._memory, EngineMemory)
+        assert self._memory is not None
         junk = np.full(self._slot_bytes, 0x3F, np.uint8)
         for block in failed:
             self._memory.load(junk, block)
