@@ -422,11 +422,10 @@ class GroupedRequests(Requests):
     def _missing(self, tracked: Tracked) -> int:
         """Blocks that the request may soon take."""
         assert isinstance(tracked, GroupedRequest)
-        steps, groups = tracked.source.num_tokens // self.block_tokens + 1, self._groups
-        return sum(
-            max(AHEAD_BLOCKS, steps * groups.per(group) - len(table_of(tracked.tables, group)))
-            for group in groups.all
-        )
+        groups, first = self._groups, self._groups.named_first
+        steps = tracked.source.num_tokens // self.block_tokens + 1
+        had = -(-len(table_of(tracked.tables, first)) // groups.per(first))
+        return max(AHEAD_BLOCKS * len(groups.all), (steps - had) * groups.blocks)
 
     def _drop_answer(self, tracked: Tracked) -> list[Lease]:
         assert isinstance(tracked, GroupedRequest)

@@ -215,11 +215,15 @@ class Groups:
 
     def keys(self, group: Group, chain: Sequence[bytes], first: int, end: int) -> list[Key]:
         """Keys of a group's blocks first..end, as far as the chain goes."""
-        return [self.key(group, name) for name in self.names(group, chain, first, end)]
+        names = self.names(group, chain, first, end)
+        return names if group is self.all[0] else [self.key(group, name) for name in names]
 
     def keys_of(self, chain: Sequence[bytes], entries: Iterable[Entry]) -> tuple[Key, ...]:
         """Keys of these blocks, to all of which the chain goes."""
-        return tuple(self.keys(g, chain, block, block + 1)[0] for g, block in entries)
+        return tuple(
+            self.key(group, Key(bytes(chain[(block + 1) * group.hashes - 1])))
+            for group, block in entries
+        )
 
     def full_keys(self, chain: Sequence[bytes], first: int, end: int) -> tuple[Key, ...]:
         """Keys of full attention's blocks from one place to another, as `full_entries` has them."""
