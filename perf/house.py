@@ -2,7 +2,8 @@
 
 `python -m perf.house serve ...` is `pegaflow serve ...`, except that no extent of the pool ever
 becomes real: the ledger has a record for each of a million pages, the pool file stays a hole, and
-the allocator has nothing to give, so nothing can be saved.  What looks at blocks and never at their
+the allocator has nothing to give, so nothing can be saved, and no session asks for pages: for each
+that asks in vain the index would give up all that it has.  What looks at blocks and never at their
 bytes, a lookup, cannot tell.  Every other line of the service is the real one.
 
 The blocks are put there by a session that does not exist: this process claims and seals them over
@@ -29,6 +30,8 @@ import zmq
 
 from pegaflow.actors.__main__ import main as actor
 from pegaflow.actors.runtime import process
+from pegaflow.actors.runtime.contract import Effect
+from pegaflow.actors.session.reservation import Reservation
 from pegaflow.client import inspect
 from pegaflow.client.place import dealer
 from pegaflow.core.errors import UserError
@@ -65,7 +68,11 @@ def main() -> None:
     def grow(extents: Extents, extent: int) -> str:
         return "this pool is a hole on purpose"
 
+    def refill(reservation: Reservation, now: int) -> list[Effect]:
+        return []
+
     vars(serve)["child_command"] = child_command
+    setattr(Reservation, "refill", refill)  # noqa: B010  (as below)
     setattr(Extents, "grow", grow)  # noqa: B010  (mypy knows a method cannot be assigned)
     if sys.argv[1] == "serve":
         cli.main()

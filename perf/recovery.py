@@ -69,8 +69,7 @@ def counter(index: ProcessRow, name: str) -> int:
 
 
 def resident(run_dir: Path) -> int:
-    """Blocks that the index knows: fewer than were put there, since it evicts some for pages that
-    the engine may save into."""
+    """Blocks that the index knows."""
     index = index_of(run_dir)
     return counter(index, "blocks_resident") if index is not None else 0
 
@@ -120,8 +119,8 @@ def measure(pages: int, turns: int) -> tuple[list[tuple[float, float]], list[flo
         _, before = attach(front_desk(run_dir), ENGINE)
         before.close()
         house.fill(run_dir, house.namespace_of(ENGINE, run_dir), pages)
-        _, client = attach(front_desk(run_dir), ENGINE)  # which wants pages, so that some go
-        names = house.keys(house.CHAIN, pages // house.CHAIN - 1)  # and these last
+        _, client = attach(front_desk(run_dir), ENGINE)
+        names = house.keys(house.CHAIN, pages // house.CHAIN - 1)
         recoveries = []
         for turn in range(turns):
             time.sleep(CALM_NS / 1e9 + 1 if turn else 0)
