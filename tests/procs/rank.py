@@ -16,7 +16,7 @@ import numpy as np
 from pegaflow.client import Client, Lease
 from pegaflow.wire.layout import LayerLayout, Layout
 
-from .service import PATIENCE_S, content, keys
+from .service import PATIENCE_S, content, eventually, keys
 
 ENGINE, WORLD, BLOCKS, BYTES = "pair", 2, 32, 16384
 
@@ -87,7 +87,9 @@ class _Actor:
 
     def refused(self) -> str:
         self.client.poll(0.0)  # it has not looked at the world for a while
-        self.client.connect(1.0)
+        eventually(
+            "it is refused", lambda: not self.client.connect(0.1) and bool(self.client.refusal)
+        )
         return self.client.refusal
 
     def lookup(self, seed: int, count: int) -> list[int]:

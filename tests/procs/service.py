@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pegaflow.client import Client, inspect
+from pegaflow.client import Client, LookupDone, inspect
 from pegaflow.service.serve import shm_stem
 from pegaflow.wire.control import ProcessRow, Report
 from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.values import SESSION, Address
 
 PATIENCE_S = 20.0
 """How long a test waits for something that must happen, on a machine with two busy cores."""
+
+START_S = 60.0
+"""The same for a service that starts: five interpreters that import all they need."""
+
+SPARES = 2
+"""Sessions kept ready by a service that was told nothing else."""
 
 UNIGNORED = ("env", "--default-signal=INT,HUP")
 """Starts a command which those signals end, though whoever runs the tests ignores them (nohup)."""
@@ -77,24 +84,44 @@ class Service:
             self._process = subprocess.Popen(
                 self._command, stderr=log, stdin=subprocess.DEVNULL, process_group=0
             )
-        eventually("the service is up", self.up)
+        eventually("the service is up", self.up, START_S)
         return self
 
     def up(self) -> bool:
         """Whether the core is up and a session can be had."""
         assert self._process is not None and self._process.poll() is None, self.log()
-        states = [(r.address.name, r.state) for r in self.processes()]
+        report = inspect(self.endpoint, timeout=0.5)
+        states = [(r.address.name, r.state) for r in report.processes] if report else []
         return {("allocator", "up"), ("index", "up"), ("session", "spare")} <= set(states)
 
-    def report(self) -> Report | None:
-        """What the front desk says."""
-        return inspect(self.endpoint, timeout=0.5)
+    def report(self) -> Report:
+        """What the front desk says, as soon as a busy supervisor answers: its silence does not mean
+        that nobody is there."""
+        told: list[Report] = []
+
+        def answered() -> bool:
+            told.extend(filter(None, [inspect(self.endpoint, timeout=0.5)]))
+            return bool(told)
+
+        eventually("the front desk answers", answered)
+        return told[0]
 
     def processes(self, name: str = "") -> list[ProcessRow]:
         """The living processes, of one name or all."""
-        report = self.report()
-        rows = report.processes if report else ()
-        return [r for r in rows if not name or r.address.name == name]
+        return [r for r in self.report().processes if not name or r.address.name == name]
+
+    def at_rest(self, engines: int = 0) -> dict[Address, int]:
+        """The pids of all, once nobody comes or goes: so many engines are served, and the others'
+        sessions have ended; each spare that was given to one is replaced."""
+        calm = ["serving"] * engines + ["spare"] * SPARES
+        rows: list[ProcessRow] = []
+
+        def rests() -> bool:
+            rows[:] = self.processes()
+            return self.up() and sorted(r.state for r in rows if r.address.name == SESSION) == calm
+
+        eventually(f"{engines} engines are served, and nobody comes or goes", rests)
+        return {row.address: row.pid for row in rows}
 
     def session_of(self, engine: str) -> ProcessRow:
         """The session that serves this engine, as soon as a busy supervisor says so."""
@@ -108,15 +135,8 @@ class Service:
         return found[0]
 
     def counter(self, name: str) -> int:
-        """A number summed over all processes, as of their last beats; silence is no zero."""
-        told: list[ProcessRow] = []
-
-        def answered() -> bool:
-            told[:] = self.processes()
-            return told != []
-
-        eventually("the front desk answers", answered)
-        return sum(c.value for r in told for c in r.counters if c.name == name)
+        """A number summed over all processes, as of their last beats."""
+        return sum(c.value for r in self.processes() for c in r.counters if c.name == name)
 
     def status(self) -> dict[str, Any]:
         """`pegaflow status --format json`, parsed."""
@@ -181,7 +201,11 @@ class Service:
         return found
 
     def __enter__(self) -> "Service":
-        return self.start()
+        try:
+            return self.start()
+        except AssertionError as err:  # it must not burn beside all tests that follow
+            self.__exit__(AssertionError, err, None)
+            raise
 
     def __exit__(
         self,
@@ -198,6 +222,15 @@ class Service:
                     self.kill()
         for path in Path("/dev/shm").glob(f"{shm_stem(self.run_dir)}.*"):
             path.unlink()  # of a life that was killed; the next one here would do it
+
+
+class Patient(Client):
+    """A client that waits for a lookup as long as a test does: an engine would compute after a
+    second, which is what a busy machine may take."""
+
+    def lookup(self, keys: Sequence[bytes], *, timeout: float = PATIENCE_S) -> LookupDone:
+        """As of any client."""
+        return super().lookup(keys, timeout=timeout)
 
 
 class Engine:
@@ -223,7 +256,7 @@ class Engine:
         )
         self.memory: npt.NDArray[np.uint8] = np.zeros(layers * stride, np.uint8)
         self.view = self.memory.reshape(layers, blocks, bytes_)
-        self.client = Client(
+        self.client: Client = Patient(
             name, b"tests" * 4, endpoint=service.endpoint, generation=generation, way=way
         )
         self.client.register(self.layout, [self.memory])
@@ -232,6 +265,14 @@ class Engine:
         """Connect, or fail the test."""
         assert self.client.connect(PATIENCE_S), self.client.refusal
         return self
+
+    def refused(self, why: str) -> str:
+        """Wait until it knows that it is not let in, for a reason with these words; the reason."""
+        client = self.client
+        eventually(
+            f"it is refused: {why}", lambda: not client.connect(0.1) and why in client.refusal
+        )
+        return client.refusal
 
     def fill(self, blocks: list[int], seed: int) -> None:
         """Content of a block that depends on seed, layer and its place in `blocks`."""

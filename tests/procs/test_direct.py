@@ -110,13 +110,13 @@ def test_memory_that_is_not_ours_is_found_at_once(service: Service) -> None:
     for way, served in (("auto", True), ("process_vm", False)):
         engine = Engine(service, f"astray-{way}", way=way)
         engine.client._scratch = (ctypes.c_char * 32)()
-        assert engine.client.connect(20.0 if served else 1.0) is served
         if served:
+            engine.attach()
             assert engine.client.ways[:2] == ("staged", "staged")
             note = engine.client.ways[2]
             engine.fill([0], seed=5)
             assert engine.client.save(keys(1, seed=5), [0]).saved == 1
         else:
-            note = engine.client.refusal
+            note = engine.refused("another pid namespace")
         assert "another pid namespace" in note and "\n" not in note
         engine.client.close()

@@ -69,7 +69,7 @@ def load(engine: Engine, lease: Lease) -> None:
 
 
 def test_lookups_go_on_while_all_others_are_stopped(service: Service, engine: Engine) -> None:
-    everybody = [row.pid for row in service.processes()] + [service.pid]
+    everybody = list(service.at_rest(engines=1).values())
     kept = find(engine)
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)

@@ -117,9 +117,14 @@ def struck(service: Service, name: str, number: int) -> int:
     if name == SESSION:
         pid = service.session_of("engine").pid
     else:
-        eventually(f"there is a {name}", lambda: service.processes(name) != [])
-        (row,) = service.processes(name)
-        pid = row.pid
+        pids: list[int] = []
+
+        def there() -> bool:
+            pids.extend(row.pid for row in service.processes(name) if row.pid)  # 0: not yet
+            return pids != []
+
+        eventually(f"there is a {name}", there)
+        pid = pids[0]
     os.kill(pid, number)
     return pid
 

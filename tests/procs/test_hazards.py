@@ -53,7 +53,6 @@ def hashes_of(engine: Engine) -> list[bytes]:
 
 def hazard_files(service: Service) -> list[str]:
     report = service.report()
-    assert report is not None
     stem = Path(report.pool_path).stem
     return sorted(path.name for path in SHM.glob(f"{stem}.*.hazards"))
 

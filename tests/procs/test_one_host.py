@@ -148,8 +148,7 @@ def test_an_engine_of_another_pid_namespace_is_served_and_seen_to_die(service: S
 def test_an_engine_id_in_use_is_refused_in_one_line(service: Service) -> None:
     with Engine(service, "twin"):
         other = Engine(service, "twin", generation=bytes(16))
-        assert not other.client.connect(1.0)
-        assert "'twin' is in use by the living process" in other.client.refusal
+        other.refused("'twin' is in use by the living process")
         other.client.close()
 
 
@@ -176,8 +175,7 @@ def test_a_block_larger_than_an_extent_is_refused_and_evicts_nothing(tmp_path: P
     with Service(tmp_path / "run", pool_size="64MiB") as service, Engine(service, "a") as small:
         assert small.client.save(keys(4), list(range(4))).saved == 4
         large = Engine(service, "b", blocks=1, layers=1, bytes_=33 << 20)
-        assert not large.client.connect(1.0)
-        assert "--extent-size" in large.client.refusal
+        large.refused("--extent-size")
         large.client.close()
         assert small.client.lookup(keys(4)).blocks == 4
         assert service.counter("blocks_evicted") == 0
@@ -187,7 +185,6 @@ def test_a_block_larger_than_an_extent_is_refused_and_evicts_nothing(tmp_path: P
 def test_a_signal_ends_the_whole_group_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     with Service(tmp_path / "run") as service, Engine(service):
         report = service.report()
-        assert report is not None
         assert service.stop(number) == 0
         assert service.left_over() == []
         assert not Path(report.pool_path).exists() and not Path(report.ledger_path).exists()
@@ -198,8 +195,9 @@ def test_a_signal_ends_the_whole_group_and_leaves_nothing(tmp_path: Path, number
 
 def test_a_second_signal_kills_a_group_that_does_not_drain(tmp_path: Path) -> None:
     with Service(tmp_path / "run") as service, Engine(service):
-        for row in service.processes("session"):
-            os.kill(row.pid, signal.SIGSTOP)
+        for address, pid in service.at_rest(engines=1).items():
+            if address.name == "session":
+                os.kill(pid, signal.SIGSTOP)
         os.kill(service.pid, signal.SIGTERM)
         assert service.stop(signal.SIGTERM) == 0
         assert service.left_over() == []

@@ -107,7 +107,7 @@ def test_a_table_is_printed(table: str, folder: Path) -> None:
 )
 def test_after_a_signal(table: str, number: int, folder: Path) -> None:
     command = start(table, folder)
-    eventually("the service is there", lambda: bool(serving(folder)))
+    eventually("the service is there", lambda: bool(serving(folder)), patience=TIMEOUT_S)
     os.kill(command.pid, number)
     assert (command.communicate(timeout=TIMEOUT_S)[1], command.returncode) == ("", -number)
     nothing_is_left(folder)
@@ -116,7 +116,7 @@ def test_after_a_signal(table: str, number: int, folder: Path) -> None:
 def test_after_its_service_was_killed(folder: Path) -> None:
     """Which cannot remove its pool then."""
     command = start("copies", folder)
-    eventually("the service is there", lambda: bool(serving(folder)))
+    eventually("the service is there", lambda: bool(serving(folder)), patience=TIMEOUT_S)
     os.killpg(serving(folder)[0], signal.SIGKILL)
     said = command.communicate(timeout=TIMEOUT_S)[1]
     assert command.returncode == 1 and said.startswith("perf.copies: ") and said.count("\n") == 1
@@ -126,7 +126,7 @@ def test_after_its_service_was_killed(folder: Path) -> None:
 def test_contestants_end_when_their_table_was_killed(folder: Path) -> None:
     """Their folders are left, which nobody else knows."""
     command = start("peers.copies", folder)
-    eventually("the service is there", lambda: bool(serving(folder)))
+    eventually("the service is there", lambda: bool(serving(folder)), patience=TIMEOUT_S)
     os.kill(command.pid, signal.SIGKILL)
     command.communicate(timeout=TIMEOUT_S)
     eventually("no process is left", lambda: not processes(folder), patience=TIMEOUT_S)

@@ -132,7 +132,7 @@ def test_a_pool_grows_and_shrinks_and_keeps_what_fits(tmp_path: Path, way: str) 
                 service.start()
                 assert len(files(service)) >= 2 and said(service, "pool_not_adopted") == []
                 report = service.report()
-                assert report is not None and report.pool_bytes == size << 20
+                assert report.pool_bytes == size << 20
                 room = os.stat(report.pool_path).st_blocks * 512
                 assert room <= (size << 20) + (1 << 20), "what went is given back"
             else:
@@ -163,7 +163,7 @@ def test_without_a_size_the_adopted_one_stays(tmp_path: Path) -> None:
         del service._command[at : at + 2]
         service.start()
         report = service.report()
-        assert report is not None and report.pool_bytes == 96 << 20
+        assert report.pool_bytes == 96 << 20
         eventually("its blocks are hits", lambda: engine.client.lookup(keys(4)).blocks == 4)
 
 
@@ -182,7 +182,6 @@ def test_an_orphan_that_may_still_write_is_killed_before_its_pool_is_adopted(
         with Engine(service) as engine:
             assert engine.client.save(keys(16), BLOCKS).saved == 16
         report = service.report()
-        assert report is not None
         service.kill()
         with holder(Path(report.pool_path), report.processes[0].address.incarnation) as orphan:
             orphan.send_signal(signal.SIGSTOP)

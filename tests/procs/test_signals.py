@@ -19,8 +19,6 @@ import pytest
 
 from pegaflow.replay.trace import BUNDLED
 from pegaflow.service import signals
-from pegaflow.wire.control import ProcessRow
-from pegaflow.wire.values import Address
 
 from .service import PATIENCE_S, UNIGNORED, Engine, Service, eventually, keys, logged
 
@@ -32,19 +30,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests that leave it whole."""
     with Service(tmp_path_factory.mktemp("run")) as made:
         yield made
-
-
-def at_rest(service: Service) -> dict[Address, int]:
-    """Pids of a service that nobody joins or leaves: the session of an engine that is gone ends by
-    itself, at any moment, and is a zombie for as long as its supervisor is stopped."""
-    rows: list[ProcessRow] = []
-
-    def rests() -> bool:
-        rows[:] = service.processes()
-        return service.up() and {r.state for r in rows if r.address.name == "session"} == {"spare"}
-
-    eventually("it is whole, and no session has an engine", rests)
-    return {row.address: row.pid for row in rows}
 
 
 def lines(service: Service, event: str) -> list[dict[str, Any]]:
@@ -278,13 +263,8 @@ def test_debug_lines_are_turned_on_and_off(service: Service) -> None:
         return str(lines(service, "log_level_set")[-1]["log_level"])
 
     def respawned() -> int:
-        settled = {"spare", "serving"}
-        eventually(
-            "none is on its way",
-            lambda: {row.state for row in service.processes("session")} <= settled,
-        )
-        before = {row.address for row in service.processes("session")}
-        os.kill(service.processes("session")[0].pid, signal.SIGKILL)
+        before = service.at_rest()
+        os.kill(next(before[one] for one in before if one.name == "session"), signal.SIGKILL)
         eventually(
             "a spare comes up",
             lambda: any(
@@ -306,7 +286,7 @@ STRANGE = [n for n in signals.SENT if n not in signals.STOP] + sorted(signals.NO
 
 def test_no_signal_ends_a_service_or_a_child_but_those_that_say_so(service: Service) -> None:
     meant = {signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    before = at_rest(service)
+    before = service.at_rest()
     for number in STRANGE:
         for pid in before.values():
             if pid != service.pid or number not in meant:
@@ -334,7 +314,7 @@ def is_stopped(pid: int, wanted: bool = True) -> bool:
 
 
 def test_job_control_stops_everybody_and_goes_on(service: Service) -> None:
-    before = at_rest(service)
+    before = service.at_rest()
     for number in (signal.SIGTSTP, signal.SIGCONT):
         os.killpg(service.pid, number)
         for pid in before.values():
@@ -346,8 +326,9 @@ def test_job_control_stops_everybody_and_goes_on(service: Service) -> None:
 def test_quit_waits_for_nobody_and_a_power_failure_is_a_stop(tmp_path: Path, number: int) -> None:
     with Service(tmp_path / "run") as service, Engine(service):
         if number == signal.SIGQUIT:
-            for row in service.processes("session"):
-                os.kill(row.pid, signal.SIGSTOP)
+            for address, pid in service.at_rest(engines=1).items():
+                if address.name == "session":
+                    os.kill(pid, signal.SIGSTOP)
         assert service.stop(number) == 0
         assert service.left_over() == []
         assert lines(service, "stopping")[0]["signal"] == signals.name(number)

@@ -87,7 +87,6 @@ def test_who_has_a_key_saves_and_loads(service: TcpService, folder: Path) -> Non
             assert found.blocks == 20 and found.lease is not None
             assert engine.client.load(found.lease, targets).status is Status.OK
             assert engine.holds(targets, seed=100)
-    assert service.report() is not None
     assert inspect(service.url, PATIENCE_S, str(folder / "client-other.toml")) is not None
 
 

@@ -23,7 +23,6 @@ BLOCK_TOKENS = Options().block_size
 def flip_all_pages(service: Service) -> None:
     """Damage every byte of the pool that holds anything."""
     report = service.report()
-    assert report is not None
     pool = np.memmap(report.pool_path, np.uint8, "r+")
     pool[pool != 0] ^= 0x15
 
@@ -175,7 +174,11 @@ def test_whoever_dies_while_requests_run_no_token_differs(
         eventually("its children have followed it", lambda: own_service.left_over() == [])
         own_service.start()
     else:
-        eventually("it was killed and replaced", lambda: own_service.processes(name) != [victim])
+        rows = own_service.processes
+        eventually(
+            "it was killed and replaced",
+            lambda: victim.address not in {row.address for row in rows(name)},
+        )
         eventually("the service is up", own_service.up)
 
     def hits() -> bool:
@@ -203,9 +206,8 @@ def test_with_verify_damaged_blocks_are_misses_and_counted(
 
 def all_written(service: Service) -> bool:
     """Whether every block in memory is in the log, by one report."""
-    report = service.report()
-    rows = report.processes if report else ()
-    now = {c.name: c.value for r in rows if r.address.name == "index" for c in r.counters}
+    index = service.processes("index")
+    now = {c.name: c.value for r in index for c in r.counters}
     waiting = now.get("ssd_backlog_blocks", 1) + now.get("ssd_in_flight_blocks", 1)
     return not waiting and now["ssd_stored_blocks"] >= now["blocks_resident"] > 0
 
