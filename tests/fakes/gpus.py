@@ -138,10 +138,10 @@ class Machine:
 
     def wait(self, device: int, over: Callable[[], bool]) -> None:
         with self.lock:
-            while not over():
-                if device in self.errors:
-                    raise CUDARuntimeError(self.errors[device])
+            while device not in self.errors and not over():
                 self.lock.wait(LOOK_S)
+            if device in self.errors:
+                raise CUDARuntimeError(self.errors[device])
 
     def add(self, stream: int, task: Task) -> None:
         with self.lock:

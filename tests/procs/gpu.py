@@ -4,7 +4,6 @@ The engine is the process of the test; the session is a process of the service, 
 """
 
 import os
-import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -16,10 +15,10 @@ from pegaflow.client.buffers import Bytes
 from pegaflow.wire.layout import LayerLayout, Layout, pieces
 from tests.fakes import cuda
 from tests.fakes.driver import Driver
+from tests.fakes.engines import SITE
 
 from .service import PATIENCE_S, Service, content
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCKS, LAYERS, RUN = 16, 4, 8192
 BEFORE = 4096  # of the allocation, that is somebody else's
 
@@ -29,8 +28,8 @@ def host(folder: Path, patch: pytest.MonkeyPatch) -> None:
     shared = folder / "gpus"
     shared.mkdir()
     patch.setenv("FAKE_CUDA", str(shared))
-    paths = [str(ROOT / "tests/fakes/site"), str(ROOT), *sys.path[1:]]
-    patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    paths = [str(SITE), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 class Copier:
