@@ -8,6 +8,7 @@ started operation must end once, and nothing may outlive its deadline by more th
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from pegaflow.client.effects import (
@@ -29,6 +30,7 @@ from pegaflow.client.patience import GRACE_NS
 from pegaflow.client.results import Chain, Lease, LoadDone, LookupDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.envelope import Envelope, pack, unpack
+from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU, GpuMemory, GpuRegion
 from pegaflow.wire.identities import Incarnation, LeaseId, Namespace
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.message import Message, WireError
@@ -63,6 +65,8 @@ from .hostile import EVERY_KIND, Generator, spoiled
 MS = 1_000_000
 ME, DESK = Address(CLIENT, Incarnation(7)), Address(SUPERVISOR, Incarnation(1))
 LAYOUT = Layout(64, (LayerLayout(0, 0, 64, 64),), "uint8")
+HANDLE = bytes(HANDLE_BYTES)
+GPU = GpuMemory("0000:65:00.0", bytes(16), (GpuRegion(HANDLE, 0),), HANDLE)
 TOLD = (Found, Pages, Confirmed, Loaded, Saved, CopyBatch, Attached, Prove, Pong, Left, SessionAt)
 """What a client listens to."""
 
@@ -79,6 +83,7 @@ class ClientCage:
         self.counts: Counter[str] = Counter()
         self.now = 10_000 * MS
         self.way = self.rng.choice((Way.STAGED, Way.PROCESS_VM))
+        self.gpu = self.rng.choice((NO_GPU, GPU))
         self.machine = Machine(
             Identity(ME, "engine", bytes(16), MODEL, probe=b"", world=1, pid=4242, started_ticks=99)
         )
@@ -158,7 +163,7 @@ class ClientCage:
 
     def _register(self) -> None:
         memory = Memory(0, LAYOUT, (64 * 64,), self.way, bases=(1 << 40,), scratch=1 << 41)
-        self.do(self.machine.register(memory))
+        self.do(self.machine.register(replace(memory, gpu=self.gpu)))
 
     def _started(self, asked: Any, deadline: int, ticket: int, effects: list[Effect]) -> None:
         self.open[ticket] = (asked, deadline)
@@ -184,10 +189,12 @@ class ClientCage:
         if isinstance(asked, Lookup):
             blocks = rng.randrange(len(asked.keys) + 1)
             return Found(Status.OK, LeaseId(self.sessions * 1000 + rng.randrange(100)), blocks)
-        if isinstance(asked, Attach) and asked.way is not Way.STAGED:
+        on_gpu = isinstance(asked, Attach) and bool(asked.gpu.regions)
+        if isinstance(asked, Attach) and asked.way is not Way.STAGED and not on_gpu:
             return Prove(bytes(PROOF_BYTES))
         if isinstance(asked, Attach | Proven):
             way = Way.PROCESS_VM if isinstance(asked, Proven) else Way.STAGED
+            way = Way.CUDA_IPC if on_gpu else way
             return Attached(
                 "pool",
                 1 << 20,

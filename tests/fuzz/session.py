@@ -1,12 +1,14 @@
 """A session among hostile clients."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pegaflow.actors.session.actor import Session
 from pegaflow.core.pool.table import TierWord
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
 from pegaflow.wire.identities import (
     NO_GRANT,
     NO_KEY,
@@ -24,8 +26,10 @@ from pegaflow.wire.jobs import (
     EnterPages,
     FillPages,
     MapEngine,
+    MapGpu,
     OpenBounce,
     PagesEntered,
+    PinPages,
     ProofDrawn,
     ReadBlocks,
     Result,
@@ -46,6 +50,7 @@ from pegaflow.wire.session import (
     Lookup,
     Pages,
     Save,
+    Way,
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import CLIENT, SESSION, Address
@@ -57,6 +62,9 @@ from .cage import ALLOC, BOSS, HELLO, IDX, PAGE, POOL, WELCOME, Cage
 
 LAYOUT = Layout(64, (LayerLayout(0, 0, PAGE, PAGE),), "bfloat16")
 ATTACH = Attach(4242, 99, 0, 1, layout=LAYOUT, region_bytes=(64 * PAGE,))
+HANDLE = bytes(HANDLE_BYTES)
+GPU = GpuMemory("0000:65:00.0", bytes(16), (GpuRegion(HANDLE, 0),), HANDLE)
+ON_GPU = replace(ATTACH, way=Way.AUTO, gpu=GPU)
 
 
 class SessionCage(Cage):
@@ -81,6 +89,7 @@ class SessionCage(Cage):
         self.generator.addresses = [*self.senders, BOSS, ALLOC, IDX, self.host.actor.address]
         for msg in (
             ATTACH,
+            ON_GPU,
             Lookup(KEYS),
             Save(1, 0, KEYS, NO_KEY),
             Drop(1),
@@ -115,7 +124,7 @@ class SessionCage(Cage):
     def step(self) -> None:
         """The engine attaches properly again; another client comes."""
         if self.rng.random() < 0.3:
-            self.tell(self.senders[0], ATTACH, question=1)
+            self.tell(self.senders[0], self.rng.choice((ATTACH, ON_GPU)), question=1)
         if self.rng.random() < 0.1:
             self.senders[-1] = Address(CLIENT, Incarnation(self.rng.randrange(10, 1 << 62)))
         if self.rng.random() < 0.5 and self.actor.engine.space is not None:
@@ -180,6 +189,12 @@ class SessionCage(Cage):
             assert len(job.proof) == 32 and job.scratch
             assert all(layer.region < len(job.bases) for layer in job.layout.layers)
             return Done(self.rng.choice((Status.OK, Status.COPY_FAILED)), "why")
+        if isinstance(job, MapGpu):
+            assert len(job.memory.regions) > max(layer.region for layer in job.layout.layers)
+            return Done(self.rng.choice((Status.OK, Status.COPY_FAILED)), "why")
+        if isinstance(job, PinPages):
+            assert job.length and job.offset + job.length <= POOL
+            return Done(Status.OK if self.rng.random() < 0.9 else Status.COPY_FAILED)
         if isinstance(job, UnmapEngine):
             return Done(Status.OK)
         if isinstance(job, ReadBlocks | WriteBlocks):
