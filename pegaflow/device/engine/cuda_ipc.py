@@ -144,11 +144,13 @@ class _Copy:
 
 
 class _Lane:
-    """Copies in one direction, on one device."""
+    """Copies in one direction, on one device, whose context the calling thread has; raises what
+    the runtime does."""
 
     def __init__(self, runtime: Runtime, device: int, pool: int, kind: int) -> None:
         self._runtime, self._device, self._pool = runtime, device, pool
         self._kind = kind  # of memcpy
+        self._stream = runtime.streamCreateWithFlags(cuda.NON_BLOCKING)
         self._asked: queue.SimpleQueue[_Copy] = queue.SimpleQueue()
         self._begun: queue.SimpleQueue[tuple[int, _Copy]] = queue.SimpleQueue()
         for work in (self._submit, self._await):
@@ -166,8 +168,7 @@ class _Lane:
             give_up(error)
 
     def _submit(self) -> None:
-        runtime = self._runtime
-        stream = runtime.streamCreateWithFlags(cuda.NON_BLOCKING)
+        runtime, stream = self._runtime, self._stream
         while True:
             step = [self._asked.get()]
             while not self._asked.empty():
@@ -219,14 +220,22 @@ class Gpu:
     Args:
         device: this process's number of it.
         pool: address at which the pool is mapped here.
+
+    Raises:
+        UserError: it cannot be used: mostly an engine has left no memory for a context.
     """
 
     def __init__(self, runtime: Runtime, device: int, pool: int) -> None:
         self._runtime, self._device = runtime, device
         self._lock = threading.Lock()  # of `_allocations`, held while one is opened or closed
         self._allocations: dict[bytes, tuple[int, int]] = {}  # handle -> (address, users)
-        self.loads = _Lane(runtime, device, pool, cuda.HOST_TO_DEVICE)
-        self.saves = _Lane(runtime, device, pool, cuda.DEVICE_TO_HOST)
+        cuda.make_context(device)
+        try:
+            runtime.setDevice(device)
+            self.loads = _Lane(runtime, device, pool, cuda.HOST_TO_DEVICE)
+            self.saves = _Lane(runtime, device, pool, cuda.DEVICE_TO_HOST)
+        except RuntimeError as error:
+            raise UserError(f"no context on GPU {device}: {cuda.first_line(error)}") from None
 
     def open(self, memory: GpuMemory, layout: Layout) -> Opened:
         """Open a rank's memory.
@@ -301,7 +310,6 @@ class Gpus:
             number = cuda.number_of(self._runtime, memory)
             gpu = self._devices.get(number)
             if gpu is None:
-                cuda.make_context(number)
                 gpu = self._devices[number] = Gpu(self._runtime, number, self._pool)
         return gpu.open(memory, layout)
 

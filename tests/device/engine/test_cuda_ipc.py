@@ -268,6 +268,23 @@ def test_what_takes_long_is_done_without_the_interpreters_lock(
     assert asked == [("cuInit", 0), ("cuDevicePrimaryCtxRetain", 7)]
 
 
+@pytest.mark.parametrize("call", ["setDevice", "streamCreateWithFlags"])
+def test_a_device_without_room_for_a_context_is_one_line(
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It is tried anew for the next engine, and nothing of this process ends."""
+
+    def full(*_: int) -> int:
+        raise gpus.CUDARuntimeError(2, "out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, call, full)
+        with pytest.raises(UserError, match="no context on GPU 0: .*out of memory"):
+            session.open(engine)
+    session.read(session.open(engine))
+    assert session.ended() == Done(Status.OK)
+
+
 def test_without_cupy_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
