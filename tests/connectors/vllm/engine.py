@@ -7,7 +7,8 @@ stdin (JSON over `Options`, for this batch only) runs the prompts once. A line s
 counted: tokens found in its own prefix cache and in the external one, and preemptions, as totals
 since the start of the engine.
 
-The model computes in float32: in bfloat16 the output depends on which requests share a step.
+The model computes in float32 unless `more` says otherwise: in bfloat16 the output depends on which
+requests share a step.
 
 An engine that dies of a batch says so in place of the answer.
 """
@@ -88,7 +89,7 @@ def build(model: str, options: Options) -> Any:
     from vllm import LLM
     from vllm.config import KVTransferConfig
 
-    more: dict[str, Any] = {"max_model_len": 2048, **options.more}
+    more: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, **options.more}
     if options.endpoint:
         ours: dict[str, Any] = {
             "kv_connector": "PegaKVConnector",
@@ -115,7 +116,6 @@ def build(model: str, options: Options) -> Any:
         more["num_gpu_blocks_override"] = options.kv_blocks
     return LLM(
         model=model,
-        dtype="float32",
         max_num_seqs=8,
         block_size=options.block_size,
         enforce_eager=True,

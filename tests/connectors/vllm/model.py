@@ -81,6 +81,30 @@ def granite() -> Any:
     return GraniteMoeHybridForCausalLM(config)
 
 
+def qwen() -> Any:
+    """Two groups of linear attention (gated delta rule), and one of attention layers."""
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    kinds = ["linear_attention", "linear_attention", "full_attention"]
+    heads = {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
+    wide = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 64}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    config = Qwen3NextConfig(
+        **COMMON,
+        **heads,
+        **wide,
+        **experts,
+        shared_expert_intermediate_size=64,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        layer_types=kinds * 2,
+        mlp_only_layers=[0, 1, 2, 3, 4],
+        pad_token_id=0,
+    )
+    return Qwen3NextForCausalLM(config)
+
+
 def lfm() -> Any:
     """Attention layers between short convolutions."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
@@ -117,7 +141,7 @@ def whisper() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, mistral, granite, lfm, whisper)
+    made.__name__: made for made in (llama, gemma, mistral, granite, qwen, lfm, whisper)
 }
 
 
