@@ -56,6 +56,20 @@ def gemma() -> Any:
     return made
 
 
+def gemma4() -> Any:
+    """Full attention and windows with heads half as wide, so their blocks are twice as long."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    kinds = ["sliding_attention", "full_attention"]
+    heads = {"head_dim": 64, "global_head_dim": 128, "layer_types": kinds * 2}
+    windows = {"sliding_window": 128, "pad_token_id": 0, "hidden_size_per_layer_input": 0}
+    made = Gemma4ForCausalLM(Gemma4TextConfig(**COMMON, **WIDE, **heads, **windows))
+    for name, weight in made.named_parameters():
+        if "post_" in name:  # as of `gemma`
+            weight.data.fill_(20.0)
+    return made
+
+
 def mistral() -> Any:
     """Windows alone."""
     from transformers import MistralConfig, MistralForCausalLM
@@ -141,7 +155,7 @@ def whisper() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, mistral, granite, qwen, lfm, whisper)
+    made.__name__: made for made in (llama, gemma, gemma4, mistral, granite, qwen, lfm, whisper)
 }
 
 
