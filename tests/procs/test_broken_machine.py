@@ -120,10 +120,13 @@ def test_a_forked_child_that_closes_or_forgets_its_client_disturbs_nobody(
         for _ in range(3):
             child = os.fork()
             if child == 0:
-                engine.client.close()
-                engine.client.__dict__.clear()
-                gc.collect()
-                os._exit(0)
+                try:
+                    engine.client.close()
+                    engine.client.__dict__.clear()
+                    gc.collect()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         engine.memory[:] = 0
         assert engine.client.load(found.lease, BLOCKS).status is Status.OK
@@ -136,11 +139,14 @@ def test_an_engine_in_a_forked_child_has_a_session_of_its_own(service: Service) 
     assert parent.client.save(keys(16, seed=6), BLOCKS).saved == 16
     child = os.fork()
     if child == 0:
-        own = Engine(service, "forked").attach()
-        found = own.client.lookup(keys(16, seed=6))
-        ok = found.lease is not None and own.client.load(found.lease, BLOCKS).status is Status.OK
-        own.client.close()
-        os._exit(0 if ok and own.holds(BLOCKS, seed=6) else 1)
+        try:
+            own = Engine(service, "forked").attach()
+            lease = own.client.lookup(keys(16, seed=6)).lease
+            ok = lease is not None and own.client.load(lease, BLOCKS).status is Status.OK
+            own.client.close()
+            os._exit(0 if ok and own.holds(BLOCKS, seed=6) else 1)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert parent.client.lookup(keys(16, seed=6)).blocks == 16
     parent.client.close()

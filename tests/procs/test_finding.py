@@ -169,18 +169,21 @@ def test_a_killed_client_keeps_nothing(service: Service) -> None:
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
-        made = Engine(service, "killed").attach()
-        made.client.save(names(made), BLOCKS)
-        by_itself(made)
-        find(made)
-        os.write(writing, b"!")
-        signal.pause()
+        try:
+            made = Engine(service, "killed").attach()
+            made.client.save(names(made), BLOCKS)
+            by_itself(made)
+            find(made)
+            os.write(writing, b"!")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writing)
     assert os.read(reading, 1) == b"!"
     before = service.counter("hazard_files")
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(reading)
-    os.close(writing)
     eventually("its file is forgotten", lambda: service.counter("hazard_files") < max(1, before))
 
 
