@@ -40,7 +40,7 @@ def test_blocks_have_the_names_that_the_version_before_has_given_them(
     made = Pair(**how)
     asked = Request("a", 25, salt="golden")
     made.save(store, asked, [1, 2, 3, 4, 5, 6, 7])
-    made.close()
     named = sorted(store.pages)
+    made.close()
     assert sorted(name[-32:] for name in named) == sorted(asked.block_hashes), "vLLM's own"
     assert blake2b(b"".join(named), digest_size=16).hexdigest() == expected

@@ -227,6 +227,7 @@ def test_a_last_window_is_not_saved_as_one_of_other_weights(start: Start, store:
     assert worker is not None and worker._watch is not None
     worker._watch.weights = Said(digest=b"other", original=False, sames=[False])
     engine.scheduler.reset_cache()
+    engine.step()
     engine.drain()
     assert worker._watch.epoch == 1
     assert not [key for key in store.pages if key[-32:] in late.keys]
