@@ -58,6 +58,10 @@ Who dies when:
   of sessions, one after the other or at once.
 * session while a copy runs: the client reports a load's blocks as failed only when the pidfd has
   fired, see above; pages that a save was filling come back to the allocator by the same proof.
+* session that says nothing for as long as the client has patience: the client kills it, whether or
+  not a load is open, for it may have handles open.
+* two sessions in a row, soon after they had opened the memory: what ends them may be the memory, so
+  the client names none to those that follow, and is served staged.
 * session after Loaded or Saved: as for process_vm.
 * supervisor, index, allocator: nothing of this is known to them.
 """

@@ -11,6 +11,7 @@ yet (link.py).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 
 from pegaflow.wire.control import Refused, SessionAt
@@ -33,7 +34,19 @@ from .effects import (
 )
 from .link import Link
 from .operations import Operations
-from .patience import ABSENT_NS, LEAVE_NS, OPEN_GPU_NS, OPEN_NS, PING_NS, RETRY_NS
+from .patience import (
+    ABSENT_NS,
+    FALLS_MAX,
+    LEAVE_NS,
+    OPEN_GPU_NS,
+    OPEN_NS,
+    PING_NS,
+    RETRY_NS,
+    SOON_NS,
+)
+
+FALLEN = "sessions that opened the GPU memory died of it, one after the other"
+"""Why staged copies are wished now."""
 
 
 class State(Enum):
@@ -77,6 +90,8 @@ class Machine:
         self._mapped = False  # the session has had what it needs to reach our memory
         self.visible = False  # we hold a pidfd of the session
         self.by_gpu = False  # a GPU may write into our blocks on its behalf
+        self._falls = 0  # sessions in a row that died soon after they had opened GPU memory
+        self._dialled_ns = 0  # when the session was asked to serve us, and when it began to
         self.lives = 0  # times that a session began to serve us
 
     # the engine's calls
@@ -118,8 +133,11 @@ class Machine:
     def dialled(self, visible: bool, now: int) -> list[Effect]:
         """The link is open; whether we hold a pidfd of the session, which is its proof of death."""
         memory, me = self.operations.memory, self.me
-        self.visible = visible
-        self._mapped = self.by_gpu = bool(visible and memory is not None and memory.gpu.regions)
+        if memory is not None and self._falls >= FALLS_MAX:
+            memory = replace(memory, way=Way.STAGED)
+        self.visible, self._dialled_ns = visible, now
+        named = memory is not None and memory.gpu.regions and memory.way is not Way.STAGED
+        self._mapped = self.by_gpu = bool(visible and named)
         if memory is None:
             return self._ping(now)
         if memory.way is Way.PROCESS_VM and not visible:
@@ -137,11 +155,15 @@ class Machine:
         if isinstance(answer, Attached):
             self.operations.loads, self.operations.saves = answer.loads, answer.saves
             self.operations.chains = answer.chains
-            self.note = answer.note
+            self.note = answer.note or (FALLEN if self._falls >= FALLS_MAX else "")
+            self._dialled_ns = now
+            if self.by_gpu and answer.loads is Way.STAGED:  # what it had opened it has closed
+                self._mapped = self.by_gpu = False
             return [MapFiles(answer)]
         if isinstance(answer, Refused):
             self.refusal, self._denied = answer.why, True
-        return self._lose(now)
+            return self._lose(now)
+        return self._leave_alone(now)
 
     def unreachable(self, now: int) -> list[Effect]:
         """The front desk cannot be asked: nobody is there, or nobody whom we trust."""
@@ -150,6 +172,8 @@ class Machine:
 
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
+        if self.by_gpu:
+            self._falls = self._falls + 1 if now < self._dialled_ns + SOON_NS else 0
         return self._lose(now, proven=True)
 
     def mapped(self, ok: bool, why: str, now: int) -> list[Effect]:
@@ -223,7 +247,7 @@ class Machine:
         def ponged(answer: Message | None, now: int) -> list[Effect]:
             self._pinging = False
             if not isinstance(answer, Pong):
-                return self._lose(now)
+                return self._leave_alone(now)
             if self.state is State.JOINING:
                 self._ready()
             return []
@@ -249,6 +273,11 @@ class Machine:
         self._retry_at_ns = now + min(most_ns, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
         self._tries += 1
         return [*effects, *self.operations.end_all(Status.PEER_GONE)]
+
+    def _leave_alone(self, now: int) -> list[Effect]:
+        """The session says nothing: go on without it.  What it has open on a GPU nobody may free
+        (wire/gpu.py), so it has to die first."""
+        return self._kill(now) if self.by_gpu else self._lose(now)
 
     def _kill(self, now: int) -> list[Effect]:
         """The session does not answer.  If it can reach our memory it has to die first: only then

@@ -1,6 +1,6 @@
 """How long a client waits for whom, in nanoseconds."""
 
-from pegaflow.wire.units import Nanoseconds
+from pegaflow.wire.units import Count, Nanoseconds
 
 RETRY_NS: tuple[Nanoseconds, ...] = (
     20_000_000,
@@ -20,6 +20,14 @@ OPEN_NS: Nanoseconds = 2_000_000_000
 OPEN_GPU_NS: Nanoseconds = 10_000_000_000
 """Patience with a session that opens GPU memory: the first of its device imports cupy and makes a
 CUDA context, which takes a second or two on a host that has done neither lately."""
+
+SOON_NS: Nanoseconds = 5_000_000_000
+"""A session that dies so soon after it has opened GPU memory may have died of that: an engine's
+first save comes within a step or two."""
+
+FALLS_MAX: Count = 2
+"""So many in a row, and GPU memory is not named to the next one: what a driver does not do for one
+session it does for none."""
 
 PING_NS: Nanoseconds = 1_000_000_000
 """Patience with a session that let a deadline pass; the watchdog kills it a little later."""

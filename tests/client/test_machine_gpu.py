@@ -2,21 +2,32 @@
 
 from dataclasses import replace
 
+import pytest
+
 from pegaflow.client.effects import KillSession, MapFiles
 from pegaflow.client.machine import State
-from pegaflow.client.patience import GRACE_NS, LEAVE_NS, OPEN_NS
+from pegaflow.client.patience import (
+    GRACE_NS,
+    LEAVE_NS,
+    OPEN_GPU_NS,
+    OPEN_NS,
+    PING_NS,
+    RETRY_NS,
+    SOON_NS,
+)
 from pegaflow.client.results import LoadDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU, GpuMemory, GpuRegion
-from pegaflow.wire.session import Attach, Attached, Leave, Way
+from pegaflow.wire.session import Attach, Attached, Leave, Ping, Way
 from pegaflow.wire.status import Status
 
-from .test_machine import BLOCKS, BOSS, PEER, Client
+from .test_machine import BLOCKS, BOSS, MS, PEER, Client
 from .test_machine_direct import ATTACHED, DIRECT
 
 HANDLE = bytes(HANDLE_BYTES)
 GPU = GpuMemory("0000:65:00.0", bytes(16), (GpuRegion(HANDLE, 4096),), HANDLE)
 MEMORY = replace(DIRECT, bases=(), scratch=0, gpu=GPU)
+STAGED = replace(ATTACHED, loads=Way.STAGED, saves=Way.STAGED)
 SERVED = replace(ATTACHED, loads=Way.CUDA_IPC, saves=Way.CUDA_IPC)
 
 
@@ -60,6 +71,60 @@ def test_a_session_that_may_have_opened_it_is_killed_before_it_is_given_up() -> 
     c.do(c.m.leave(c.now))
     c.wait(LEAVE_NS)
     assert c.m.state is State.DYING and c.others[-1] == KillSession()
+
+
+def test_a_session_that_does_not_answer_the_attach_is_killed() -> None:
+    c, _ = dialled()
+    c.wait(OPEN_GPU_NS + 1)
+    assert c.m.state is State.DYING and c.others[-1] == KillSession()
+
+
+def test_a_session_that_falls_silent_is_killed_though_no_load_is_open() -> None:
+    c = ready()
+    c.lookup()
+    c.wait(101 * MS)
+    assert c.question(Ping)
+    c.wait(PING_NS)
+    assert c.m.state is State.DYING and c.others[-1] == KillSession()
+
+
+@pytest.mark.parametrize("way", [Way.STAGED, Way.AUTO])
+def test_a_session_that_has_nothing_open_is_let_go(way: Way) -> None:
+    c = Client(memory=replace(MEMORY, way=way), visible=True)
+    c.wait(0)
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+    c.answer(c.question(Attach), STAGED)
+    c.do(c.m.mapped(True, "", c.now))
+    c.do(c.m.leave(c.now))
+    c.wait(LEAVE_NS)
+    assert c.m.state is State.LOST and KillSession() not in c.others
+    assert not c.m.by_gpu
+
+
+def served_again(c: Client) -> Attach:
+    """The session has died, and the next one is asked."""
+    c.do(c.m.session_died(c.now))
+    c.wait(RETRY_NS[-1])
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+    attach = c.question(Attach)
+    c.answer(attach, SERVED if attach.message.gpu.regions else STAGED)  # type: ignore[attr-defined]
+    c.do(c.m.mapped(True, "", c.now))
+    assert isinstance(attach.message, Attach)
+    return attach.message
+
+
+@pytest.mark.parametrize("lives_ns", [SOON_NS - 1, SOON_NS])
+def test_memory_of_which_sessions_die_at_once_is_not_named_again(lives_ns: int) -> None:
+    c = ready()
+    c.wait(lives_ns)
+    assert served_again(c).gpu == GPU
+    c.wait(lives_ns)
+    soon = lives_ns < SOON_NS
+    attach = served_again(c)
+    assert (attach.gpu, attach.way) == ((NO_GPU, Way.STAGED) if soon else (GPU, Way.AUTO))
+    assert (c.m.ways[0] == "staged", c.m.note != "") == (soon, soon)
+    c.wait(1)
+    assert served_again(c).way is attach.way, "and it stays so"
 
 
 def test_a_load_ends_by_the_sessions_word_or_death() -> None:

@@ -57,13 +57,14 @@ def exported(caches: Mapping[str, Any], addresses: Sequence[int], layout: Layout
     regions = [(address, int(storages[address].nbytes())) for address in addresses]
     device = next(iter(caches.values())).device
     with torch.cuda.device(device):
-        event = torch.cuda.Event(interprocess=True)
-        copier = Copier(layout, [storages[address] for address in addresses], event, device)
+        event, memory = torch.cuda.Event(interprocess=True), NO_GPU
         try:
             memory = export(regions, bytes(event.ipc_handle())).memory
-        except Unexportable as error:
-            logger().warning("pegaflow: GPU memory is copied by this process: %s", error)
-            memory = NO_GPU
+        except (Unexportable, RuntimeError, AttributeError) as error:
+            why = str(error).partition("\n")[0]
+            logger().warning("pegaflow: GPU memory is copied by this process: %s", why)
+            event = torch.cuda.Event()  # one that can be shared may be what there is none of
+        copier = Copier(layout, [storages[address] for address in addresses], event, device)
 
     def mark() -> None:
         event.record(torch.cuda.current_stream(device))
@@ -88,11 +89,22 @@ class Copier:
         self._stream: Any = None  # likewise
 
     def wait(self, deadline: int) -> bool:
-        """Until what was launched before the newest order is done; False: not by the deadline."""
-        while not self._event.query():
-            if time.monotonic_ns() >= deadline:
-                return False
-            time.sleep(LOOK_S)
+        """Until what was launched before the newest order is done; False: not by the deadline.
+
+        The event is looked at through one of our own, since each step of a busy engine records it
+        anew.
+        """
+        import torch
+
+        self._prepare()
+        with torch.cuda.device(self._device):
+            self._stream.wait_event(self._event)
+            launched = torch.cuda.Event()
+            launched.record(self._stream)
+            while not launched.query():
+                if time.monotonic_ns() >= deadline:
+                    return False
+                time.sleep(LOOK_S)
         return True
 
     def load(self, page: Any, block: int) -> None:
@@ -111,7 +123,7 @@ class Copier:
         import torch
 
         at = 0
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             for part in self._parts:
                 there = part[block]
                 end = at + there.numel()
@@ -128,15 +140,16 @@ class Copier:
         import torch
 
         layout = self._layout
-        flat = [
-            torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)
-            for storage in self._storages
-        ]
-        parts = []
-        for layer in layout.layers:
-            shape = (layout.blocks, layer.segments, layer.segment_bytes)
-            strides = (layer.block_stride, layer.segment_stride or layer.segment_bytes, 1)
-            region = flat[layer.region]
-            parts.append(torch.as_strided(region, shape, strides, layer.offset))
-        self._parts, self._stream = parts, torch.cuda.Stream(self._device)
-        self._page = torch.empty(page_bytes(layout), dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.device(self._device):  # or this thread makes a context on the first one
+            flat = [
+                torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)
+                for storage in self._storages
+            ]
+            parts = []
+            for layer in layout.layers:
+                shape = (layout.blocks, layer.segments, layer.segment_bytes)
+                strides = (layer.block_stride, layer.segment_stride or layer.segment_bytes, 1)
+                region = flat[layer.region]
+                parts.append(torch.as_strided(region, shape, strides, layer.offset))
+            self._parts, self._stream = parts, torch.cuda.Stream(self._device)
+            self._page = torch.empty(page_bytes(layout), dtype=torch.uint8, pin_memory=True)

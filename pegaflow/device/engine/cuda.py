@@ -108,12 +108,14 @@ def number_of(runtime: Runtime, memory: GpuMemory) -> int:
     try:
         count = runtime.getDeviceCount()
         found = [n for n in range(count) if runtime.deviceGetPCIBusId(n).lower() == memory.bus]
-        if len(found) > 1:
-            found = [n for n in found if _uuid(runtime, n) == _cut(memory.uuid)]
+        found = [n for n in found if _uuid(runtime, n) == _cut(memory.uuid)]
     except RuntimeError as error:
         raise UserError(f"no GPU can be used: {first_line(error)}") from None
     if len(found) != 1:
-        raise UserError(f"the service does not see the engine's GPU {memory.bus}, but {count} GPUs")
+        raise UserError(
+            f"the service does not see the engine's GPU {memory.bus}, but {count} GPUs (of a GPU in"
+            " parts, MIG, a process sees one part)"
+        )
     return found[0]
 
 

@@ -31,15 +31,18 @@ LAYOUT = Layout(1, (LayerLayout(0, 0, 64, 64),), "uint8")
 class Event:
     """torch.cuda.Event, which is made when it is first used."""
 
+    refused = False  # no other process can open any
+
     def __init__(self, interprocess: bool = False) -> None:
-        assert interprocess
-        self.number = 0
+        self.interprocess, self.number = interprocess, 0
 
     def _made(self) -> int:
         self.number = self.number or cuda.eventCreateWithFlags(2)
         return self.number
 
     def ipc_handle(self) -> bytes:
+        if not self.interprocess or Event.refused:
+            raise RuntimeError("CUDA error: invalid device context\nand more")
         return cuda.ipcGetEventHandle(self._made())
 
     def record(self, stream: int) -> None:
@@ -49,6 +52,8 @@ class Event:
 class Torch:
     """What is used of torch, with one stream per device."""
 
+    current = 0  # device of the thread
+
     def __init__(self) -> None:
         self.cuda, self.Event = self, Event
         self.streams: dict[int, int] = {}
@@ -56,8 +61,10 @@ class Torch:
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:
         cuda.setDevice(device.index)
+        Torch.current = device.index
         yield
         cuda.setDevice(0)
+        Torch.current = 0
 
     def current_stream(self, device: Any) -> int:
         with self.device(device):
@@ -130,6 +137,18 @@ def test_memory_that_cannot_be_named_is_copied_here_and_one_line_says_so(
     assert "copied by this process" in line and "expandable_segments" in line
 
 
+def test_where_events_cannot_be_shared_memory_is_copied_here(
+    torch: Torch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Event, "refused", True)
+    address = cuda.malloc(4096)
+    made = gpu.exported({"a": tensor(address, 4096, device=0)}, [address], LAYOUT)
+    assert made.buffers.memory == NO_GPU and made.buffers.copier is not None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "invalid device context" in line and "\n" not in line
+    made.mark()
+
+
 class Array:
     """What is used of a torch tensor of bytes, over numpy."""
 
@@ -178,7 +197,8 @@ def test_a_staged_copy_moves_what_the_layout_says(monkeypatch: pytest.MonkeyPatc
         assert how.get("pin_memory", size == 0)
         return Array(np.zeros(size, np.uint8))
 
-    on_stream = SimpleNamespace(Stream=Stream, stream=lambda stream: nullcontext())
+    here = {"stream": lambda stream: nullcontext(), "device": lambda device: nullcontext()}
+    on_stream = SimpleNamespace(Stream=Stream, **here)
     made = SimpleNamespace(cuda=on_stream, empty=empty, as_strided=strided, uint8=None)
     monkeypatch.setitem(sys.modules, "torch", made)
     plane = 8 * 64
@@ -200,13 +220,57 @@ def test_a_staged_copy_moves_what_the_layout_says(monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(page, expected)
 
 
-def test_a_staged_copy_waits_for_the_kernels_until_its_deadline() -> None:
-    answers = iter([False, False, True])
-    layout = Layout(1, (LayerLayout(0, 0, 64, 64),), "uint8")
-    copier = gpu.Copier(layout, [], SimpleNamespace(query=lambda: next(answers)), None)
-    assert copier.wait(1 << 62)
-    hangs = gpu.Copier(layout, [], SimpleNamespace(query=lambda: False), None)
-    assert not hangs.wait(time.monotonic_ns() + 1_000_000)
+@pytest.fixture
+def copier(torch: Torch, monkeypatch: pytest.MonkeyPatch) -> gpu.Copier:
+    """One on the second device, whose copies go nowhere."""
+    made = gpu.Copier(LAYOUT, [], Recorded(), SimpleNamespace(type="cuda", index=1))
+
+    def prepare(copier: gpu.Copier) -> None:
+        copier._stream = Waiting()
+
+    monkeypatch.setattr(gpu.Copier, "_prepare", prepare)
+    monkeypatch.setattr(torch, "Event", Launched)
+    return made
+
+
+class Recorded:
+    """The engine's event: how many kernels were launched before its newest record."""
+
+    kernels = 3
+
+
+class Waiting:
+    """A stream that has been told to wait for so many kernels."""
+
+    until = 0
+
+    def wait_event(self, event: Recorded) -> None:
+        assert Torch.current == 1, "or this thread makes a context on the first device"
+        self.until = event.kernels
+
+
+class Launched:
+    """torch.cuda.Event of our own; with each look at it a kernel ends, and another is launched."""
+
+    over = 0
+
+    def record(self, stream: Waiting) -> None:
+        self.until = stream.until
+
+    def query(self) -> bool:
+        assert Torch.current == 1
+        self.over += 1
+        Recorded.kernels += 1
+        return self.over >= self.until
+
+
+def test_a_staged_copy_waits_for_the_kernels_before_it_and_for_none_that_follow(
+    copier: gpu.Copier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorded, "kernels", 3)
+    assert copier.wait(time.monotonic_ns() + 60 * 10**9) and Recorded.kernels == 6
+    monkeypatch.setattr(Recorded, "kernels", 1 << 40)
+    assert not copier.wait(time.monotonic_ns() + 1_000_000)
 
 
 @pytest.fixture

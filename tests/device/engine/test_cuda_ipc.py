@@ -225,6 +225,7 @@ def test_devices_that_share_a_bus_are_told_apart_by_their_uuid(
     ("change", "why"),
     [
         ({"bus": "0000:01:00.0"}, "does not see the engine's GPU 0000:01:00.0, but 2 GPUs"),
+        ({"uuid": bytes(range(1, 17))}, "a process sees one part"),
         ({"event": bytes(64)}, "cannot open the engine's memory"),
         ({"regions": ()}, "cannot open the engine's memory"),
     ],
