@@ -120,10 +120,8 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             self._set_up(vllm_config, role, kv_cache_config)
         except Exception as error:
             self._note("start", error)
-            if not compat.is_scheduler(role):  # the other ranks are served: keep the promises
-                whole = kvgroups.are_several(kv_cache_config)
-                self._worker = Worker(None, "", 0, rank=compat.rank(vllm_config), whole=whole)
-                self._off = False
+            if not compat.is_scheduler(role):
+                self._keep_promises(vllm_config, kv_cache_config)
 
     def _set_up(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         log = compat.logger()
@@ -133,6 +131,8 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         if why:
             if compat.is_scheduler(role):
                 log.warning("pegaflow: off: %s", why)
+            else:
+                self._keep_promises(vllm_config, kv_cache_config)
             return
         made, warnings = engine(vllm_config, kv_cache_config)
         if compat.is_scheduler(role):
@@ -145,6 +145,13 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             layout = compat.layout_name(kv_cache_config) + kvgroups.layers(kv_cache_config)
             whole = kvgroups.are_several(kv_cache_config)
             self._worker = Worker(made, layout, blocks, rank=made.rank, whole=whole)
+        self._off = False
+
+    def _keep_promises(self, vllm_config: Any, kv_cache_config: Any) -> None:
+        """A worker that moves nothing, and reports whatever it is told to do: other ranks may be
+        served, and the scheduler, which is told less of the layers, may find that it can serve."""
+        whole = kvgroups.are_several(kv_cache_config)
+        self._worker = Worker(None, "", 0, rank=compat.rank(vllm_config), whole=whole)
         self._off = False
 
     def _note(self, where: str, error: Exception) -> None:

@@ -10,8 +10,8 @@ what the axes *mean* goes into the layout's name, which the fingerprint covers.
 Layers of different groups may lie on top of each other: a block belongs to one group at a time.
 Where all keep the same, they are the same tensor. Recurrent layers keep something else: bytes
 without a type, fewer than the page that vLLM pads them to; and blocks of more tokens than those of
-another group have other shapes. So in such models all tensors that overlap are one run of bytes, as
-long as the longest of them (`overlaid`).
+another group have other shapes; or vLLM packs pages of several sizes into each block. So in such
+models all tensors that overlap are one run of bytes, as long as the longest of them (`overlaid`).
 
 In a model of one group no two layers overlap, and each may have a size and a dtype of its own: an
 indexer's cache of bytes beside latent vectors.
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import prod
 
-from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.wire.layout import LayerLayout, Layout, fault
 from pegaflow.wire.units import Count
 
 MAX_ENTRIES: Count = 64
@@ -101,6 +101,30 @@ def plan(
     every = blake2b("\n".join(meanings).encode(), digest_size=8).hexdigest()
     label = f"vllm {name or '-'} {first} layers={len(meanings)}:{every}"
     return Plan(Layout(blocks, tuple(layers), "/".join(dtypes), label), storages)
+
+
+def sound_plan(
+    tensors: Sequence[Tensor], blocks: int, name: str = "", overlaid: bool | None = None
+) -> Plan:
+    """`plan`, for one group or several, in which no two pieces overlap: where layers of groups that
+    are not the same lie on each other, as pages of several sizes do, all that overlaps is one run.
+
+    Args:
+        overlaid: None: there is one group; False: layers of several groups may be the same tensor
+            and nothing else; True: they may be others, and the layout says so.
+
+    Raises:
+        Unrepresentable: as `plan`, or in spite of all pieces would overlap.
+    """
+    alike = overlaid is None or (not overlaid and len({one.dtype for one in tensors}) == 1)
+    made = plan(tensors, blocks, name, overlaid=not alike, mixed=overlaid is None)
+    sizes = {tensor.storage: tensor.storage_bytes for tensor in tensors}
+    why = fault(made.layout, [sizes[storage] for storage in made.storages])
+    if not why:
+        return made
+    if overlaid is None or not alike:
+        raise Unrepresentable(why)
+    return sound_plan(tensors, blocks, name, overlaid=True)
 
 
 def _joined(layers: Sequence[LayerLayout]) -> list[LayerLayout]:

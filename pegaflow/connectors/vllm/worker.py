@@ -32,7 +32,7 @@ from pegaflow.wire.units import Seconds
 
 from . import compat, gpu
 from .identity import in_memory
-from .layout import Tensor, Unrepresentable, plan
+from .layout import Tensor, Unrepresentable, sound_plan
 from .live import Weights
 from .metrics import Tally
 from .mover import LET_GO_S, LOAD_TIMEOUT_S, Load, Mover, Reset, Save, Skip
@@ -179,11 +179,10 @@ class Worker:
         """
         if self._engine is None:
             return
-        groups, name = self._engine.groups, self._layout_name
-        mixed = groups is None
-        overlaid = groups is not None and bool(groups.states or not groups.alike)
+        groups = self._engine.groups
+        overlaid = bool(groups.states or not groups.alike) if groups is not None else None
         try:
-            planned = plan(tensors(caches), self._blocks, name, overlaid=overlaid, mixed=mixed)
+            planned = sound_plan(tensors(caches), self._blocks, self._layout_name, overlaid)
         except Unrepresentable as error:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return
@@ -325,7 +324,8 @@ class Worker:
             self._mover.submit(saves)
         else:
             self._ended.update(order.order for order in orders)
-            self._mover.submit(*(Skip(order.order) for order in orders))
+            if not self._mover.dead:
+                self._mover.submit(*(Skip(order.order) for order in orders))
 
     def finished(self, orders: StepOrders | None) -> tuple[set[str], set[str]]:
         """What has ended, each request once.

@@ -5,7 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pegaflow.connectors.vllm.layout import Tensor, Unrepresentable, block_axis, plan
+from pegaflow.connectors.vllm.layout import (
+    Tensor,
+    Unrepresentable,
+    block_axis,
+    plan,
+    sound_plan,
+)
 from pegaflow.wire.layout import fault, fingerprint, page_bytes, pieces
 
 BLOCKS = 6
@@ -162,6 +168,24 @@ def test_pages_of_several_sizes_in_each_block_are_one_run() -> None:
     made = plan(given, BLOCKS, overlaid=True)
     assert page_bytes(made.layout) == 48 and fault(made.layout, [base.nbytes]) == ""
     assert list(pieces(made.layout, 2)) == [(0, 2 * 64, 48, 0)]
+
+
+def test_pages_of_groups_are_one_run_only_where_they_are_not_the_same() -> None:
+    base = np.zeros((BLOCKS, 64), np.uint8)
+
+    def page(name: str, low: int, high: int) -> Tensor:
+        return tensor(name, base[:, low:high].reshape(BLOCKS, 1, 1, -1), base)
+
+    alike = [page("a", 0, 32), page("b", 0, 32), page("c", 32, 64), page("d", 32, 64)]
+    assert sound_plan(alike, BLOCKS, overlaid=False) == plan(alike, BLOCKS)
+    assert sound_plan(alike, BLOCKS, overlaid=True) == plan(alike, BLOCKS, overlaid=True)
+    apart = [page("a", 0, 24), page("b", 24, 40), page("c", 0, 16), page("d", 16, 48)]
+    made = sound_plan(apart, BLOCKS, overlaid=False)
+    assert page_bytes(made.layout) == 48 and fault(made.layout, [base.nbytes]) == ""
+    typed = [page("a", 0, 32), replace(page("b", 0, 32), dtype="float8")]
+    assert page_bytes(sound_plan(typed, BLOCKS, overlaid=False).layout) == 32
+    with pytest.raises(Unrepresentable, match="overlap"):
+        sound_plan(apart, BLOCKS)
 
 
 def test_pages_that_cannot_lie_on_each_other_are_refused() -> None:

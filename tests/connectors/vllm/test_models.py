@@ -135,7 +135,10 @@ def test_a_model_that_cannot_be_served_is_said_in_one_line(
     ]
     (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]
     assert why in line
-    assert all(connector._off for connector in made)
+    assert made[0]._off
+    for worker in made[1:]:
+        worker.register_kv_caches({})
+        assert worker._worker is not None and worker._worker._mover is None
 
 
 def test_windows_are_off_where_vllm_cannot_hear_of_a_failed_load(
@@ -143,7 +146,8 @@ def test_windows_are_off_where_vllm_cannot_hear_of_a_failed_load(
 ) -> None:
     monkeypatch.setattr(compat, "Results", None)
     windowed = kv_cache_config(kinds=(FullAttentionSpec, SlidingWindowSpec))
-    assert PegaKVConnector(config(), role("WORKER"), windowed)._off
+    worker = PegaKVConnector(config(), role("WORKER"), windowed)._worker
+    assert worker is not None and worker._engine is None
     connector = PegaKVConnector(config(), role("SCHEDULER"), windowed)
     assert connector._off and connector.get_transfer_results(set()) is None
     (line,) = [record.getMessage() for record in caplog.records if "off" in record.getMessage()]

@@ -8,12 +8,13 @@ import pytest
 
 import pegaflow.connectors.vllm.connector
 import pegaflow.connectors.vllm.worker
-from pegaflow.connectors.vllm import compat
+from pegaflow.connectors.vllm import compat, kvgroups
 from pegaflow.connectors.vllm.mover import Load
 from pegaflow.connectors.vllm.settings import Engine, engine
 
 from .fakes import Request, Store, config, kv_cache_config, output
 from .pair import PATIENCE_S, SCHEDULER, Pair
+from .test_publishing import Pool
 from .test_weights import Said
 
 SAVED = [1, 2, 3, 4, 5, 6, 7]
@@ -204,6 +205,28 @@ def test_a_rank_whose_connector_cannot_be_made_keeps_its_promises(
     crippled.compute(request, SAVED)
     crippled.workers[0].unregister_kv_caches()
     crippled.end(request)
+    assert store.pages == {}
+    crippled.close()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_rank_that_finds_layers_of_which_the_scheduler_was_not_told_keeps_its_promises(
+    store: Store, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """vLLM's scheduler knows one layer of each group, a worker all of them."""
+    said = ["", "", ""]  # of both ranks and the scheduler, in the order in which they come up
+    said[which] = "a layer that is not served"
+    monkeypatch.setattr(kvgroups, "unsupported", lambda *_: said.pop(0))
+    crippled = Pair(world=2, waits=False)
+    pool = Pool()
+    pool.free = 0
+    crippled.scheduler.bind_gpu_block_pool(pool)
+    request = Request("a", 25)
+    crippled.scheduler.on_new_request(request)
+    crippled.scheduler.on_new_request(Request("w", 37, salt="w"))
+    crippled.compute(request, SAVED)
+    assert crippled.finish(request), "its blocks are kept for what is never saved"
+    crippled.until(lambda: crippled.sent == ["a"])
     assert store.pages == {}
     crippled.close()
 
