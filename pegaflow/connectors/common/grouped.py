@@ -110,7 +110,8 @@ class GroupedRequests(Requests):
         """So many that something is left to compute, and that all their keys are one question."""
         left = (tracked.source.num_tokens - 1) // self.block_tokens
         most = super()._askable(tracked)
-        return min(most, left, (LIST_MAX - self._groups.most) // max(1, self._groups.full_blocks))
+        room = max(0, LIST_MAX - self._groups.most)
+        return min(most, left, room // max(1, self._groups.full_blocks))
 
     def asked(self, request: str, ticket: int, now_s: float) -> None:
         """The next question was sent; the time for all of them counts from the first."""

@@ -110,13 +110,13 @@ def _form(spec: Any) -> str:
 
 
 def layers(kv_cache_config: Any) -> str:
-    """Which layers are in which group, as the end of a layout's name; '' for one of full
-    attention."""
+    """Which layers are in which group, in vLLM's order, which says where in a page each of them
+    lies: the end of a layout's name; '' for one of full attention."""
     if not are_several(kv_cache_config):
         return ""
     digest = blake2b(digest_size=8)
     for group in kv_cache_config.kv_cache_groups:
-        digest.update(repr(sorted(compat.attribute(group, "layer_names", []))).encode())
+        digest.update(repr(list(compat.attribute(group, "layer_names", []))).encode())
     return f" groups={digest.hexdigest()}"
 
 

@@ -325,3 +325,12 @@ def test_blocks_behind_so_many_tokens_are_counted_by_their_length() -> None:
     assert tables.ids(given, 2 * BLOCK) == [3, 4, 6]
     assert tables.ids(given, 3 * BLOCK) == [4, 6], "a block that they end in is written to"
     assert tables.ids(given) == [1, 2, 3, 4, 5, 6]
+
+
+def test_layers_in_another_order_lie_elsewhere_in_a_page() -> None:
+    names = []
+    for order in (["layers.0", "layers.2"], ["layers.2", "layers.0"]):
+        made = kv_config([None, 16], 8, [BLOCK, BLOCK])
+        made.kv_cache_groups[0].layer_names = order
+        names.append(kvgroups.layers(made))
+    assert names[0] != names[1]
