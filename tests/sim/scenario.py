@@ -48,6 +48,7 @@ EXTENT = 256 * 1024
 POOL = Geometry(4 * EXTENT, EXTENT)
 FAULTS_NS = 11 * S
 REST_NS = 16 * S
+WRONG = (AssertionError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 """Longer than any deadline, back-off and retry together."""
 
 PRESS_NS = 120 * S
@@ -236,7 +237,7 @@ class Scenario(Faults):
                 states = [client.machine.state for client in engine.procs.values()]
                 assert engine.served, f"{engine.kind.name} is {states}"
             self.checks.end()
-        except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as err:
+        except WRONG as err:
             place = traceback.extract_tb(err.__traceback__)[-1]
             what = f"{str(err) or place.line} ({Path(place.filename).name}:{place.lineno})"
             where = f"seed {world.seed}, step {world.steps}: {what}"
