@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import pytest
 
 from pegaflow.client import Client, export
@@ -17,7 +16,7 @@ from tests.fakes import cuda
 from tests.fakes.driver import Driver
 from tests.fakes.engines import SITE
 
-from .service import PATIENCE_S, Service, content
+from .service import PATIENCE_S, Filled, Service
 
 BLOCKS, LAYERS, RUN = 16, 4, 8192
 BEFORE = 4096  # of the allocation, that is somebody else's
@@ -52,7 +51,7 @@ class Copier:
             page[at : at + size] = self.engine.memory[start : start + size]
 
 
-class GpuEngine:
+class GpuEngine(Filled):
     """Keys and values of all layers in planes of one allocation, after something else in it."""
 
     def __init__(self, service: Service, name: str, *, device: int = 0) -> None:
@@ -85,18 +84,6 @@ class GpuEngine:
         """Everything that was launched before has to be done before a copy."""
         cuda.setDevice(self.device)
         cuda.eventRecord(self.event, self.stream)
-
-    def fill(self, blocks: list[int], seed: int) -> None:
-        """At once, without a kernel."""
-        for place, block in enumerate(blocks):
-            self.view[:, block] = content(self.view[:, block].shape, seed + place)
-
-    def holds(self, blocks: list[int], seed: int) -> bool:
-        """Whether that is there now."""
-        return all(
-            np.array_equal(self.view[:, b], content(self.view[:, b].shape, seed + i))
-            for i, b in enumerate(blocks)
-        )
 
     def free(self) -> None:
         """As an engine does after its goodbye: an error if somebody has it open."""

@@ -233,7 +233,25 @@ class Patient(Client):
         return super().lookup(keys, timeout=timeout)
 
 
-class Engine:
+class Filled:
+    """What an engine of a test has in its blocks."""
+
+    view: npt.NDArray[np.uint8]  # blocks are its second axis
+
+    def fill(self, blocks: list[int], seed: int) -> None:
+        """Content of a block that depends on seed, layer and its place in `blocks`."""
+        for place, block in enumerate(blocks):
+            self.view[:, block] = content(self.view[:, block].shape, seed + place)
+
+    def holds(self, blocks: list[int], seed: int) -> bool:
+        """Whether these blocks have the content that `fill` gives."""
+        return all(
+            np.array_equal(self.view[:, b], content(self.view[:, b].shape, seed + i))
+            for i, b in enumerate(blocks)
+        )
+
+
+class Engine(Filled):
     """A client with a small KV memory of its own: `blocks` blocks of `layers` x `bytes_`."""
 
     def __init__(
@@ -273,18 +291,6 @@ class Engine:
             f"it is refused: {why}", lambda: not client.connect(0.1) and why in client.refusal
         )
         return client.refusal
-
-    def fill(self, blocks: list[int], seed: int) -> None:
-        """Content of a block that depends on seed, layer and its place in `blocks`."""
-        for place, block in enumerate(blocks):
-            self.view[:, block] = content(self.view[:, block].shape, seed + place)
-
-    def holds(self, blocks: list[int], seed: int) -> bool:
-        """Whether these blocks have the content that `fill` gives."""
-        return all(
-            np.array_equal(self.view[:, b], content(self.view[:, b].shape, seed + i))
-            for i, b in enumerate(blocks)
-        )
 
     def __enter__(self) -> "Engine":
         return self.attach()
