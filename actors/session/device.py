@@ -2,7 +2,7 @@
 And the shared memory in which the session finds and keeps blocks by itself (hazards.py).
 
 Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
-GPU memory is moved by threads of its device (pegaflow/device/engine/cuda_ipc.py), and whole: the
+GPU memory is moved by threads of its device (pegaflow/device/engine/lanes.py), and whole: the
 workers only open it.  Any other copy is cut into as many parts as there are threads, so that a
 single large load is moved by all of them.
 """

@@ -17,7 +17,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.device.engine import cuda as seam
-from pegaflow.device.engine import cuda_ipc
+from pegaflow.device.engine import lanes
 from pegaflow.device.engine.cuda_ipc import Gpus, Opened
 from pegaflow.wire.gpu import GpuMemory
 from pegaflow.wire.jobs import Done, PagesDiffer, Result
@@ -316,7 +316,7 @@ def test_an_error_of_a_copy_ends_the_process(
         died.put(str(error))
         threading.Event().wait()  # this thread ends, in place of the process
 
-    monkeypatch.setattr(cuda_ipc, "give_up", give_up)
+    monkeypatch.setattr(lanes, "give_up", give_up)
     opened = session.open(engine)
     session.gpus.pin(0, 16 * PAGE)
     engine.free()
