@@ -1,9 +1,10 @@
-"""The command line: `pegaflow serve | purge | status | config | keygen | replay | demo | actor`.
+"""The command line: `pegaflow serve | purge | status | doctor | config | keygen | replay | demo`.
 
 Exit codes: 0 done, 1 it failed for a reason said in one line, 2 the command line was wrong.
 What only one command needs is imported by that command: every actor starts through this file.
 """
 
+import dataclasses
 import enum
 import json
 import os
@@ -163,6 +164,36 @@ def status(
         from pegaflow.observe import table as statustable
 
         statustable.show(report)
+
+
+@app.command()
+def doctor(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="What GPU memory needs; it is an error to have no GPU.")
+    ] = False,
+    pool_size: Annotated[
+        str | None, typer.Option(help="Of the pool that is meant. [default: serve's]")
+    ] = None,
+    format: AnswerFormat = Format.table,
+) -> None:
+    """Check what this host has for the service, and say what to do: all of it, or what is chosen.
+
+    One line each; the exit code is 1 if something is lacking.
+    """
+    from pegaflow.device import gpufacts
+
+    from . import doctor as checks
+    from . import poolsize
+
+    asked = config.load({"pool_size": pool_size}, os.environ).pool_size
+    pool_bytes = checks.pool_of(asked, poolsize.look())
+    lines = checks.gpu(gpufacts.read(), pool_bytes, wanted=gpu)
+    if format is Format.json:
+        print(json.dumps([dataclasses.asdict(line) for line in lines]))
+    else:
+        print(*lines, sep="\n")
+    if any(line.verdict is checks.Verdict.LACKS for line in lines):
+        raise typer.Exit(1)
 
 
 @app.command()
