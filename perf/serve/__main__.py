@@ -9,14 +9,16 @@ CPU at a time, with the same random model, and nothing else runs.  What is asked
 every turn: prompts of random tokens, a few at a time.
 
     cold                     prompts that nobody has computed
+    kept                     the same again, found by vLLM in its own prefix cache: the time of a
+                             step in which next to nothing is computed, which no connector can beat
     warm                     the same again, when vLLM's own prefix cache was emptied
     warm, restarted          the same, by an engine that was started on the service of the first
     prefix repetition        new prompts; eight of them begin alike, by three quarters
     repetition, restarted    the same, by the second engine
 
-Whoever finds nothing by its nature takes no part: an engine without a connector in what is warm,
-and native offloading after a restart.  Before what is measured, each engine has computed and found
-a few other prompts.
+What an engine without a connector keeps is asked of it alone.  Whoever finds nothing by its nature
+takes no part: that engine in what is warm, and native offloading after a restart.  Before what is
+measured, each engine has computed and found a few other prompts.
 
 What each run has come to is said on stderr while it goes on.
 
@@ -34,10 +36,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from rich.table import Table
 
@@ -61,6 +64,7 @@ from perf.serve.engine import Engine
 from perf.serve.table import (
     COLD,
     COLUMNS,
+    KEPT,
     REPEATED,
     REPEATED_RESTARTED,
     RESTARTED,
@@ -178,6 +182,13 @@ def client(python: Path, model: Path, at_once: int) -> Iterator[Client]:
                 handle.end()
 
 
+class Bench(Protocol):
+    """Measures one engine."""
+
+    def __call__(self, what: str, prompts: Prompts, *, forget: bool = True) -> None:
+        """Ask; then have the engine empty its own prefix cache, if it is to forget."""
+
+
 class Turns:
     """All turns of one way to share the cores."""
 
@@ -195,9 +206,8 @@ class Turns:
         finds = contestant.name != NONE
         with contestant.service(POOL) as told:
             with self._engine(contestant, told, number, self._load.new(3, WARM_UP)) as bench:
-                bench(COLD, new)
-                if finds:
-                    bench(WARM, new)
+                bench(COLD, new, forget=finds)
+                bench(WARM if finds else KEPT, new)
                 bench(REPEATED, alike)
             if contestant.name in {NONE, NATIVE} or not self._load.restart:
                 return
@@ -208,7 +218,7 @@ class Turns:
     @contextmanager
     def _engine(
         self, contestant: Contestant, told: str, number: int, first: Prompts
-    ) -> Iterator[Callable[[str, Prompts], None]]:
+    ) -> Iterator[Bench]:
         """Start one that has computed and found the first prompts; what measures it."""
         with (
             tempfile.TemporaryDirectory(prefix="pegaflow-perf-") as name,
@@ -217,11 +227,12 @@ class Turns:
             ) as target,
         ):
 
-            def bench(what: str, prompts: Prompts) -> None:
+            def bench(what: str, prompts: Prompts, *, forget: bool = True) -> None:
                 run = self._client.bench(
                     target, prompts, who=contestant.name, what=what, turn=number
                 )
-                target.forget()
+                if forget:
+                    target.forget()
                 if what:
                     self.runs.append(run)
                     print(f"{self._cores.name}: {run}", file=sys.stderr)

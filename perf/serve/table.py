@@ -20,9 +20,9 @@ COLUMNS = (
     *("cores", "what", "who", "requests", "found", "TTFT p50", "p99", "tok/s", "none's tok/s"),
     *("TTFT of LMCache's", "goal", "load"),
 )
-COLD, WARM, RESTARTED = "cold", "warm", "warm, restarted"
+COLD, KEPT, WARM, RESTARTED = "cold", "kept", "warm", "warm, restarted"
 REPEATED, REPEATED_RESTARTED = "prefix repetition", "repetition, restarted"
-ORDER = (COLD, WARM, RESTARTED, REPEATED, REPEATED_RESTARTED)
+ORDER = (COLD, KEPT, WARM, RESTARTED, REPEATED, REPEATED_RESTARTED)
 COST, SHARE = 1.03, 0.5
 
 

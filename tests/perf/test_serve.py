@@ -12,7 +12,7 @@ from pegaflow.core.errors import UserError
 from perf.serve import __main__ as serve
 from perf.serve import contestants, engine, table
 from perf.serve.cores import on, ways
-from perf.serve.table import COLD, REPEATED, RESTARTED, WARM, Run
+from perf.serve.table import COLD, KEPT, REPEATED, RESTARTED, WARM, Run
 
 PAGE = """\
 # HELP vllm:external_prefix_cache_hits_total Tokens.
@@ -101,6 +101,7 @@ def test_rows_and_goals() -> None:
         run("ours", COLD, 1.02, 0.6),
         run("ours", COLD, 2.06, 0.6, turn=1),
         run("lmcache", COLD, 1.2, 0.7),
+        run("none", KEPT, 0.2, 0.1),
         run("ours", WARM, 0.2, 0.1),
         run("lmcache", WARM, 0.4, 0.3),
         run("native", WARM, 0.4, 0.2),
@@ -108,16 +109,18 @@ def test_rows_and_goals() -> None:
         run("ours", REPEATED, 0.5, 0.2),
     ]
     found = table.rows("free", runs)
-    assert [row[:4] for row in found[:4]] == [
+    assert [row[:4] for row in found[:5]] == [
         ["free", COLD, "none", "4"],
         ["free", COLD, "ours", "4"],
         ["free", COLD, "lmcache", "2"],
+        ["free", KEPT, "none", "2"],
         ["free", WARM, "ours", "2"],
     ]
-    none, ours, lmcache, warm, slow, native, *repeated = found
+    none, ours, lmcache, kept, warm, slow, native, *repeated = found
     assert none[4:] == ["0%", "500", "1000", "667", "", "0.71", "", "2.0"]
     assert ours[8:11] == ["1.025", "0.86", "pass (< 1.03)"]
     assert lmcache[8:11] == ["1.200", "", ""]
+    assert kept[8:11] == ["", "", ""]
     assert warm[4:11] == ["50%", "100", "200", "5000", "", "0.33", "pass (< 0.5)"]
     assert slow[10] == "" and native[9:11] == ["0.67", ""]
     assert [row[10] for row in repeated] == ["", ""] and repeated[1][8] == "1.250"
