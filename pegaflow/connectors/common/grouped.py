@@ -66,6 +66,7 @@ class GroupedRequests(Requests):
 
     Args:
         see: which blocks the cache has, without a lease; None: nobody can say.
+        processed: how many tokens of a request are computed by steps that are over.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class GroupedRequests(Requests):
         patience_s: float = 0.0,
         groups: Groups,
         see: Callable[[Sequence[Key]], Seen | None],
+        processed: Callable[[Hashed], int],
     ) -> None:
         super().__init__(block_tokens, hash_tokens, ranks, saving, patience_s=patience_s)
         assert self._ratio == groups.hashes
-        self._groups, self._see = groups, see
+        self._groups, self._see, self._processed = groups, see, processed
         self._late: list[SaveOrder] = []  # of requests that have ended, for the next step
 
     def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
@@ -292,17 +294,20 @@ class GroupedRequests(Requests):
     def _windows(
         self, tracked: GroupedRequest, request: str, computed: int, end: int
     ) -> SaveOrder | None:
-        """The windows at places that a step from one token to another reaches."""
+        """The windows at places that a step from one token to another reaches, or that the steps
+        before it went over: of those under way some tokens may be taken back."""
         tokens, prompt = self.block_tokens, tracked.source.num_prompt_tokens
+        sure = max(self._processed(tracked.source), tracked.begun or 0)
         special = [prompt // tokens, (prompt - 1) // tokens, tracked.parted]
         last = min(end // tokens, len(tracked.source.block_hashes) // self._ratio)
         if computed >= prompt and self._groups.splits_places:
             special.append(last)
-        places = self._groups.places(-(-computed // tokens), last, special)
+        low = max(0, sure - self._groups.spare + 1)
+        places = self._groups.places(-(-low // tokens), last, special)
         order = self._keep(request, tracked, tracked.tables, places)
         if order is not None:  # it stands if the step does, wherever in it the place is
             opened = self._open[order.order]
-            opened.tokens = max(opened.tokens, computed + 1)
+            opened.tokens = max(opened.tokens, sure + 1)
         return order
 
     def states(self, request: str, offered: Iterable[State], end: int) -> list[SaveOrder]:

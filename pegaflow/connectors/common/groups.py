@@ -26,6 +26,9 @@ continued:
     every place of an answer          if a place is longer than a window's block: at the end of the
                                       request the first block of the last place may be away
 
+A step may go past a place (over tokens drafted by speculation that were right). Its windows are
+there until so many tokens behind it are computed as their first block has within them (`spare`).
+
 A block is named by the engine's hash of all tokens up to its end. The engine hashes in units that
 no block is shorter than (the *chain* of a request has one hash for each), so a block of several
 units is named by the **last** of its hashes: any other one would also be that of prompts that part
@@ -63,6 +66,7 @@ class Group(NamedTuple):
     window: int | None = None  # blocks before a place that are needed there; None: all of them
     recurrent: bool = False  # such a block is a state, of which one is needed (a window of 1)
     hashes: int = 1  # the engine's, of a block
+    spare: int = 1  # tokens computed behind a place at which the first of those blocks is away
 
 
 Entry = tuple[Group, int]
@@ -86,6 +90,8 @@ class Groups:
         """Places that the widest window reaches back."""
         self.most = sum(group.window or 0 for group in partial)
         """Blocks that are needed at a place at most, beside those of full attention."""
+        self.spare = min((group.spare for group in self.windows if group.window), default=1)
+        """Tokens computed behind a place at which a block of its windows is away."""
         self.full_blocks = sum(map(self.per, self.full))
         """Of full attention, from one place to the next."""
         self.blocks = sum(map(self.per, self.all))
@@ -274,3 +280,9 @@ def table_of(tables: Sequence[Sequence[int]], group: Group) -> Sequence[int]:
 def window_blocks(window_tokens: int, block_tokens: int) -> int:
     """Blocks before a place that a window reaches back to: the token at the place is one of it."""
     return -(-(window_tokens - 1) // block_tokens)
+
+
+def window_spare(window_tokens: int, block_tokens: int) -> int:
+    """Tokens computed behind a place at which the first block of its window is away: vLLM takes a
+    block when none of its tokens is in the window of the next token."""
+    return window_tokens - 1 - (window_blocks(window_tokens, block_tokens) - 1) * block_tokens

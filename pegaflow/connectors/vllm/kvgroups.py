@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
-from pegaflow.connectors.common.groups import Group, Groups, window_blocks
+from pegaflow.connectors.common.groups import Group, Groups, window_blocks, window_spare
 
 from . import compat, sizes
 
@@ -88,7 +88,10 @@ def _group(number: int, spec: Any, tokens: int, hashes: int) -> Group:
     if _is_recurrent(spec):
         return Group(number, 1, recurrent=True, hashes=hashes)
     window = _window_tokens(spec)
-    return Group(number, window and window_blocks(window, tokens), hashes=hashes)
+    if window is None:
+        return Group(number, hashes=hashes)
+    blocks, spare = window_blocks(window, tokens), window_spare(window, tokens)
+    return Group(number, blocks, hashes=hashes, spare=spare)
 
 
 def describe(kv_cache_config: Any) -> str:

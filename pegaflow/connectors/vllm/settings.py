@@ -281,7 +281,13 @@ def requests(
     chosen = engine.settings
     patience_s = chosen.timeout_s
     if engine.groups is not None:
-        made = GroupedRequests(*args, patience_s=patience_s, groups=engine.groups, see=see)
+        made = GroupedRequests(
+            *args,
+            patience_s=patience_s,
+            groups=engine.groups,
+            see=see,
+            processed=compat.processed_tokens,
+        )
         return made, made
     if chosen.tail_save or chosen.tail_load:
         named = hash_of(compat.hash_algorithm(engine.config), engine.hash_tokens)

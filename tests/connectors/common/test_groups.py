@@ -9,6 +9,7 @@ from pegaflow.connectors.common.groups import (
     Groups,
     blocks_of,
     window_blocks,
+    window_spare,
 )
 from pegaflow.wire.identities import Key
 
@@ -20,6 +21,20 @@ NAMES = [Key(bytes([i]) * 32) for i in range(64)]
 def test_a_window_reaches_back_to_the_block_of_its_first_token() -> None:
     # The token at the place is the last of its window.
     assert [window_blocks(tokens, 4) for tokens in (1, 2, 5, 6, 8, 9)] == [0, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("tokens", range(2, 14))
+def test_a_window_is_there_for_some_tokens_behind_its_place(tokens: int) -> None:
+    blocks, spare = window_blocks(tokens, 4), window_spare(tokens, 4)
+    gone = [(32 + behind - tokens + 1) // 4 for behind in (spare - 1, spare)]  # as vLLM counts
+    assert gone == [8 - blocks, 8 - blocks + 1]
+
+
+def test_windows_are_there_as_long_as_the_shortest_spare() -> None:
+    wide, near = Group(1, 3, spare=4), Group(2, 1, spare=2)
+    assert Groups([FULL, wide, near]).spare == 2
+    assert Groups([FULL, wide, Group(2, 0, spare=2)]).spare == 4, "nothing of it is needed"
+    assert Groups([FULL]).spare == 1
 
 
 def test_to_resume_is_to_have_every_group() -> None:

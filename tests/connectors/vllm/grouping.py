@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from pegaflow.connectors.common.groups import Group, window_blocks
+from pegaflow.connectors.common.groups import Group, window_blocks, window_spare
 
 from .fakes import BLOCK, FullAttentionSpec
 from .specs import MambaSpec, SlidingWindowSpec
@@ -17,8 +17,10 @@ def seen_as(number: int, window: int | None, tokens: int = BLOCK) -> Group:
     hashes = tokens // BLOCK
     if window == STATE:
         return Group(number, 1, recurrent=True, hashes=hashes)
-    blocks = None if window is None else window_blocks(window, tokens)
-    return Group(number, blocks, hashes=hashes)
+    if window is None:
+        return Group(number, hashes=hashes)
+    spare = window_spare(window, tokens)
+    return Group(number, window_blocks(window, tokens), hashes=hashes, spare=spare)
 
 
 def kv_config(windows: list[int | None], blocks: int, sizes: list[int]) -> Any:

@@ -234,7 +234,7 @@ class Hybrid:
         self._received(results)
         for request, _, tokens in rows:
             request.num_in_flight_tokens -= tokens
-            if request.num_computed_tokens == request.num_tokens:
+            if request.num_computed_tokens >= request.num_tokens:
                 self._says(request)
         self.scheduler.take_events()
 

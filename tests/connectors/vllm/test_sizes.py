@@ -20,6 +20,7 @@ from pegaflow.connectors.vllm.settings import engine as engine_of
 from pegaflow.connectors.vllm.tables import Tables
 from pegaflow.wire.layout import page_bytes
 
+from .drafting import Drafting
 from .fakes import BLOCK, Store, config, role
 from .grouping import STATE, kv_config
 from .hybrid import Hybrid, names
@@ -146,6 +147,29 @@ def test_the_next_turn_of_a_conversation_finds_all_of_the_last(
         found = run(start(kind), "b", said + text(20, seed=2))
         away = kind is LONG_WINDOW and len(said) % step == step - 1  # of its last window
         assert found == (96 if away else len(said) // step * step)
+
+
+@pytest.mark.parametrize("length", range(14, 20))
+def test_the_next_turn_finds_an_answer_of_which_tokens_were_drafted(
+    store: Store, length: int
+) -> None:
+    """Its steps end behind 105, 109 and 113 tokens, and its last place is at 112."""
+    store.finds = True
+    sizes = [4 * BLOCK, BLOCK]
+    engine, other = (Drafting(store, [None, 4 * BLOCK], sizes=sizes, least=3) for _ in "ab")
+    asked = engine.ask("a", text(101, length), text(length, seed=1))
+    engine.drain()
+    assert run(other, "b", asked.all_token_ids + text(20, seed=2)) == 112
+    for one in (engine, other):
+        one.close()
+
+
+@pytest.mark.parametrize("kind", ATTENTION.values(), ids=ATTENTION)
+def test_with_drafted_tokens_nothing_wrong_is_saved_or_loaded(store: Store, kind: Kind) -> None:
+    def start(windows: list[int | None], **how: Any) -> Hybrid:
+        return Drafting(store, windows, sizes=kind.tokens, **how)
+
+    assert crowd(start, store, kind.windows, seed=1) > 0
 
 
 def test_a_hit_is_the_largest_place_where_all_can_resume(start: Start, store: Store) -> None:
