@@ -4,7 +4,8 @@
     gateway    → supervisor   Inspect → Report
     child      → supervisor   Hello, Beat, Bye
     supervisor → child        Welcome, Neighbour, Gone, BindAgain, LogTo, Drain
-    supervisor → session      Serve → Serving
+    supervisor → session      Serve → Serving, Warm
+    session    → supervisor   Warmed, UsesGpu
     supervisor → index, allocator   Members
     client     → session      Attach → Attached | Prove | Refused, Proven             session.py
     client     → session      Lookup → Found, Load → Pages | Loaded, Copied → Confirmed, Release
@@ -28,7 +29,7 @@ What stands behind an arrow is the answer.  Each conversation file says what its
 which order they are said, and what each side does when the other dies.  message.py declares,
 encodes and checks; envelope.py puts sender, receiver, question and deadline around a message;
 links.py has the numbers that both ends of a link keep to; values.py, identities.py, layout.py,
-gpu.py, status.py and units.py are the nouns; jobs.py and diskjobs.py are what an actor asks of its
-own device, and never cross a socket.  Block bytes never travel in a message.  This package is pure:
-no clock, socket, file or thread.
+gpu.py, status.py and units.py are the nouns; jobs.py, diskjobs.py and gpujobs.py are what an actor
+asks of its own device, and never cross a socket.  Block bytes never travel in a message.  This
+package is pure: no clock, socket, file or thread.
 """

@@ -12,6 +12,9 @@ A child dials the supervisor's socket with its own address as routing id.
                                         allocator for all that died before, too
     child → supervisor   Beat           every BEAT_NS; silence of SILENT_NS is death by SIGKILL
     supervisor → session Serve → Serving  a spare gets its engine; only then the engine may dial it
+    session → supervisor UsesGpu        an engine is served on this GPU: see gpu.py, also for
+    supervisor → session Warm           be ready for engines on this GPU, you are a spare
+    session → supervisor Warmed         it is, or cannot be
     supervisor → child   BindAgain      your socket was removed: make another one at its path
     supervisor → child   LogTo          how to log from now on, whenever an operator changes it; to
                                         a child that says Hello after that, too
@@ -241,6 +244,28 @@ class Serve(Message):
 @message(17)
 class Serving(Message):
     """It is: the engine may dial."""
+
+
+@message(25)
+class UsesGpu(Message):
+    """Session to supervisor: an engine of ours is served on this GPU."""
+
+    gpu: str  # as gpu.spelled
+
+
+@message(26)
+class Warm(Message):
+    """Supervisor to a spare session: have a context on this GPU, and the pool registered."""
+
+    gpu: str  # as gpu.device_name or gpu.spelled
+
+
+@message(27)
+class Warmed(Message):
+    """Session to supervisor: how that has ended."""
+
+    gpu: str  # as it was asked
+    found: str = ""  # as gpu.spelled; empty: there is no context
 
 
 @message(11)

@@ -45,7 +45,28 @@ and exit_task_work, so after the release of each open file; that of the driver's
 device (rm_cleanup_file_private) before it returns.  The one exception is there to be read: while
 the system goes to sleep as a whole that work is left to a thread of the kernel.
 
+Warm spares.  The first use of a device imports cupy, makes a context and registers the pool, which
+takes seconds.  Spares have done it before an engine asks, for the devices that `serve --devices`
+names and for those that an engine of the service uses; no process of ours has a context on any
+other.
+
+    session → supervisor   UsesGpu(gpu)         an engine of mine is served there; once for each
+    supervisor → spare     Warm(gpu)            after Welcome, and when another device is in use
+    spare → supervisor     Warmed(gpu, found)   it has a context there, or has said why not in a
+                                                line of the log: then it is a spare as any other
+
+A device counts as in use as long as a session lives that has said UsesGpu, and for a while after:
+whose session has died, and whose manager starts it again, comes back within that.  Then spares that
+are warm for it alone are drained, one after the other, and others take their places.  A session
+keeps what it has as a spare for as long as it serves.  A device has several names (processes say
+`spelled`), and Warmed says which it is.
+
 Who dies when:
+* session before UsesGpu: the engine's next session says it.
+* spare before Warmed: the next spare is told the same.  If that dies, too, unclean and before it
+  has said Warmed, no spare is told any more until an engine is served on a GPU: what does not work
+  there must not take the spares of engines that need none.
+* spare that is given an engine before Warmed: the engine's memory is opened once that is over.
 * client between Attach and Attached: the session's pidfd on it fires, and the session ends.  A
   handle that it had not opened yet cannot be opened any more; one that it has, keeps the memory
   from being reused until the session's process is gone.
@@ -66,8 +87,13 @@ Who dies when:
 * supervisor, index, allocator: nothing of this is known to them.
 """
 
+import re
+
 from .message import record
 from .units import Constant
+
+_BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.([0-7]))?")
+_UUID = re.compile(r"(?:gpu|mig)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 HANDLE_BYTES: Constant = 64
 """Of a handle of CUDA IPC, be it of memory or of an event (driver_types.h)."""
@@ -110,3 +136,49 @@ def fault(memory: GpuMemory, regions: int) -> str:
     if any(len(handle) != HANDLE_BYTES for handle in handles):
         return f"a handle of CUDA IPC has {HANDLE_BYTES} bytes"
     return ""
+
+
+def cut(uuid: bytes) -> bytes:
+    """A device's UUID up to the first zero: cupy (14.2) takes the bytes for a string of C, and so
+    returns no more of them, or more than there are."""
+    return uuid[:16].partition(b"\0")[0]
+
+
+def spelled(bus: str, uuid: bytes) -> str:
+    """A device, as processes name it to each other."""
+    return f"{bus}/{cut(uuid).hex()}"
+
+
+def device_name(text: str) -> str:
+    """What people call a device, in the spelling that `is_meant` knows: the number that nvidia-smi
+    has for it, its UUID (GPU-..., MIG-...), or its PCI bus id (65:00.0, 0000:65:00.0).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    name = text.strip().lower()
+    if name.isascii() and name.isdecimal():
+        return str(int(name))
+    if _UUID.fullmatch(name):
+        return name[:3].upper() + name[3:]
+    bus = _BUS.fullmatch(name)
+    if bus is None:
+        raise ValueError(f"{text!r} is no number, UUID or PCI bus id of a GPU")
+    domain, *rest = (int(part or "0", 16) for part in bus.groups())
+    return "{:04x}:{:02x}:{:02x}.{:x}".format(domain, *rest)
+
+
+def is_meant(name: str, number: int, bus: str, uuid: bytes) -> bool:
+    """Whether a name is that of this device.
+
+    Args:
+        name: as of `device_name` or `spelled`.
+        number: of the device, in the order of the bus.
+        bus: its PCI bus id, in lower case.
+        uuid: of the device, or as much as there is before its first zero.
+    """
+    if name.isdecimal():
+        return int(name) == number
+    if name.startswith(("GPU-", "MIG-")):
+        return cut(bytes.fromhex(name[4:].replace("-", ""))) == cut(uuid)
+    return name in (bus, spelled(bus, uuid))

@@ -28,7 +28,6 @@ from types import UnionType
 from typing import ClassVar, Generic, TypeVar, get_args
 
 from .control import Report
-from .gpu import GpuMemory
 from .identities import Incarnation, PageId
 from .layout import Layout
 from .message import Message, message
@@ -379,23 +378,6 @@ class MapEngine(Job[Done]):
     layout: Layout
     scratch: int
     proof: bytes
-
-
-@message(222)
-class MapGpu(Job[Done]):
-    """Open an engine's GPU memory under the number `mapping`.  COPY_FAILED: it cannot be had."""
-
-    mapping: int
-    layout: Layout
-    memory: GpuMemory
-
-
-@message(223)
-class PinPages(Job[Done]):
-    """Register this part of the pool with the driver.  COPY_FAILED: it refuses."""
-
-    offset: int
-    length: int
 
 
 @message(214)

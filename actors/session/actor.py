@@ -1,6 +1,7 @@
 """The session: one engine's process.  See wire/session.py.
 
     pagetables.py    the pool in our page tables, ahead of need
+    devices.py       GPUs: contexts ahead of need
     engine.py        the engine: who it is, its clients, its ranks, and the end with it
     hazards.py       what keeps in place what we find ourselves
     pins.py          how much stays in place for the engine, and how much may
@@ -34,6 +35,7 @@ from pegaflow.wire.values import ALLOCATOR, INDEX, Address
 
 from .attach import Attachment
 from .batches import Batches
+from .devices import Devices
 from .engine import Engine
 from .hazards import HazardBook, OpenFinder, OpenHazards
 from .holdings import LeasesAndClaims
@@ -66,6 +68,7 @@ class Session(Actor):
         counts = self.counts
         member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts=counts)
         self.tables = tables = PageTables()
+        devices = Devices(member, tables)
         self.engine = engine = Engine(member)
         self.hazards = hazards = HazardBook(member, engine, open_hazards, open_finder)
         self.pins = pins = Pins(engine, hazards, counts)
@@ -104,7 +107,7 @@ class Session(Actor):
         attachment = Attachment(
             member,
             engine,
-            tables=tables,
+            devices=devices,
             hazards=hazards,
             leases=leases,
             loads=loads,
@@ -115,7 +118,7 @@ class Session(Actor):
             member, engine, hazards=hazards, leases=leases, orders=orders, publishing=publishing
         )
         holder = Holder(member, {INDEX: claimed, ALLOCATOR: reservation})
-        found = (tables, engine, hazards, pins, leases, touches, lookups, lending, loads)
+        found = (tables, devices, engine, hazards, pins, leases, touches, lookups, lending, loads)
         saved = (orders, reservation, publishing, batches, saves)
         crew = (*found, *saved, attachment, holder)
         member.lead(*crew)

@@ -13,6 +13,7 @@ from pegaflow.actors.runtime.member import Member
 from pegaflow.wire import gpu as gpus
 from pegaflow.wire import layout as layouts
 from pegaflow.wire.control import Refused
+from pegaflow.wire.gpujobs import MapGpu
 from pegaflow.wire.identities import NO_NAMESPACE
 from pegaflow.wire.jobs import (
     BounceOpened,
@@ -20,7 +21,6 @@ from pegaflow.wire.jobs import (
     DrawProof,
     Job,
     MapEngine,
-    MapGpu,
     OpenBounce,
     ProofDrawn,
     UnmapEngine,
@@ -30,11 +30,11 @@ from pegaflow.wire.session import Attach, Attached, Leave, Left, Prove, Proven, 
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, NOBODY, U64s
 
+from .devices import Devices
 from .engine import CLIENTS_MAX, Engine
 from .hazards import HazardBook
 from .leases import Leases
 from .loads import Loads
-from .pagetables import PageTables
 from .ranks import (
     Rank,
     bounce_slots,
@@ -58,7 +58,7 @@ class Attachment(Part):
         member: Member,
         engine: Engine,
         *,
-        tables: PageTables,
+        devices: Devices,
         hazards: HazardBook,
         leases: Leases,
         loads: Loads,
@@ -66,7 +66,7 @@ class Attachment(Part):
         reservation: Reservation,
     ) -> None:
         self._member, self._engine, self._hazards = member, engine, hazards
-        self._tables = tables
+        self._devices = devices
         self._leases, self._loads, self._saves = leases, loads, saves
         self._reservation = reservation
         self._mapping = 0  # newest mapping number
@@ -199,7 +199,7 @@ class Attachment(Part):
         engine, welcome = self._engine, self._member.welcome
         assert welcome is not None
         rank.there = True
-        effects = self._tables.pin() if rank.loads is Way.CUDA_IPC else []
+        effects = self._devices.used(rank.asked.gpu) if rank.loads is Way.CUDA_IPC else []
         if complete(engine.ranks):
             engine.complete = True
             effects += self._completed(now)

@@ -2,9 +2,9 @@
 And the shared memory in which the session finds and keeps blocks by itself (hazards.py).
 
 Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
-GPU memory is moved by threads of its device (pegaflow/device/engine/lanes.py), and whole: the
-workers only open it.  Any other copy is cut into as many parts as there are threads, so that a
-single large load is moved by all of them.
+GPU memory is moved by threads of its device (pegaflow/device/engine/lanes.py), and whole; one
+thread more opens it, for the first memory of a device waits for the driver.  Any other copy is cut
+into as many parts as there are threads, so that a single large load is moved by all of them.
 """
 
 import os
@@ -33,6 +33,7 @@ from pegaflow.device.engine.staged import Bounce
 from pegaflow.device.memory import SharedFile
 from pegaflow.device.procs import open_pidfd
 from pegaflow.wire.control import Welcome
+from pegaflow.wire.gpujobs import GpuWarmed, MapGpu, PinPages, WarmGpu
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
@@ -40,12 +41,10 @@ from pegaflow.wire.jobs import (
     EnterPages,
     FillPages,
     MapEngine,
-    MapGpu,
     OpenBounce,
     PagesDiffer,
     PagesEntered,
     PagesSummed,
-    PinPages,
     ProofDrawn,
     ReadBlocks,
     Result,
@@ -117,6 +116,8 @@ class Copies:
             return [lambda: self._open_bounce(job)]
         if isinstance(job, MapGpu):
             return [lambda: self._map_gpu(job)]
+        if isinstance(job, WarmGpu):
+            return [lambda: GpuWarmed(self._gpus.warm(job.gpu))]
         if isinstance(job, PinPages):
             return [lambda: self._pin(job)]
         assert isinstance(job, MapEngine), job
@@ -275,6 +276,7 @@ class SessionDevice:
         self._copies: Copies | None = None  # from the first job that needs the pool
         self._workers = Workers()
         self._savers: Workers | None = None  # what no engine waits for
+        self._openers: Workers | None = None  # contexts and memory of GPUs, if there are any
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
@@ -300,10 +302,20 @@ class SessionDevice:
             path = self._files.welcome.pool_path
             gone = f"cannot map {path}: {err.strerror}; restart the service"
             return Done(Status.COPY_FAILED, gone)
-        patient = isinstance(job, EnterPages | FillPages | PinPages | ReadBlocks | SumPages)
-        workers = self._savers if patient and self._savers is not None else self._workers
-        workers.put(number, *copies.parts(job))
+        self._workers_for(job).put(number, *copies.parts(job))
         return None
+
+    def _workers_for(self, job: Message) -> Workers:
+        """Who does it.  Copies wait for no context; and who makes one starts the threads of that
+        device, which give way no more than it does."""
+        if isinstance(job, MapGpu | WarmGpu):
+            if self._openers is None:
+                assert self._loop is not None
+                self._openers = Workers()
+                self._openers.deliver_to(self._loop)
+            return self._openers
+        patient = isinstance(job, EnterPages | FillPages | PinPages | ReadBlocks | SumPages)
+        return self._savers if patient and self._savers is not None else self._workers
 
     def _open(self) -> Copies:
         if self._copies is None:

@@ -18,7 +18,8 @@ two), and what is not yet goes through a buffer of the driver's.  Where that is 
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part
 from pegaflow.wire.control import LogLevel, Welcome
-from pegaflow.wire.jobs import Done, EnterPages, PagesEntered, PinPages
+from pegaflow.wire.gpujobs import PinPages
+from pegaflow.wire.jobs import Done, EnterPages, PagesEntered
 from pegaflow.wire.units import Bytes
 
 SLICE_BYTES: Bytes = 16 << 20
@@ -49,7 +50,7 @@ class PageTables(Part):
         """How far that has come."""
         return {
             "session_entered_bytes": self._entered_bytes,
-            "session_pinned_bytes": self._pinned_bytes,
+            "session_registered_bytes": self._pinned_bytes,
         }
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:

@@ -16,6 +16,7 @@ A pure actor like the others: processes are started and killed by jobs, their de
     Shutdown     who ends when
     Staffing     who is missing, and is started
     Attach       where an engine finds its session
+    Warmth       which GPUs spares are ready for
     Membership   who hears of whom, and of which death
 
 Staffing tells a later part something: Attach, its listener, hears that a spawn is over.  Time comes
@@ -41,6 +42,7 @@ from .shutdown import Shutdown
 from .staffing import Staffing
 from .stage import Lifecycle
 from .ticks import Ticks
+from .warmth import Warmth
 from .watchdog import Watchdog
 
 
@@ -91,6 +93,7 @@ class Supervisor(Actor):
             pid_namespace=plan.pid_namespace,
         )
         staffing.listener = attach
+        warmth = Warmth(children, lifecycle, plan)
         membership = Membership(
             children,
             lifecycle,
@@ -100,8 +103,9 @@ class Supervisor(Actor):
             operator=operator,
             shutdown=shutdown,
             attach=attach,
+            warmth=warmth,
         )
-        ticks = Ticks((watchdog, shutdown, attach, names, staffing, manager))
+        ticks = Ticks((watchdog, shutdown, attach, names, staffing, warmth, manager))
         self.compose(
             *(
                 children,
@@ -115,5 +119,5 @@ class Supervisor(Actor):
                 watchdog,
                 manager,
             ),
-            *(manager, ticks, shutdown, staffing, attach, membership),
+            *(manager, ticks, shutdown, staffing, attach, warmth, membership),
         )

@@ -46,6 +46,10 @@ class ChildRecord:
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
     assignment: Assignment | None = None  # sessions
     beat: Beat = field(default_factory=lambda: Beat(()))  # the last one
+    uses: set[str] = field(default_factory=set)  # GPUs that its engine is served on
+    warm: dict[str, str | None] = field(default_factory=dict)
+    """GPUs by the name that it was told to be ready for, as it has found them; empty: it cannot;
+    None: it is at it."""
 
     @property
     def engine(self) -> str:
@@ -56,6 +60,11 @@ class ChildRecord:
     def seat(self) -> int:
         """Of that engine; 0: none."""
         return self.assignment.seat if self.assignment is not None else 0
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether it is busy with a GPU."""
+        return None in self.warm.values()
 
     def shown(self) -> ProcessState:
         """The state for people."""

@@ -24,6 +24,7 @@ from .reporting import Totals
 from .restarts import Restarts
 from .shutdown import Shutdown
 from .stage import Lifecycle, Stage
+from .warmth import Warmth
 
 
 class Membership(Part):
@@ -40,6 +41,7 @@ class Membership(Part):
         operator: Operator,
         shutdown: Shutdown,
         attach: Attach,
+        warmth: Warmth,
     ) -> None:
         self._children = children
         self._lifecycle = lifecycle
@@ -49,6 +51,7 @@ class Membership(Part):
         self._operator = operator
         self._shutdown = shutdown
         self._attach = attach
+        self._warmth = warmth
         self._dead: deque[Address] = deque(maxlen=DEAD_MAX)  # holders, the newest last
 
     def handlers(self) -> Iterable[On]:
@@ -66,6 +69,7 @@ class Membership(Part):
         spec = SPECS[name]
         welcome = self._pool.known if spec.pool else self._pool.welcome()
         effects: list[Effect] = [Send(child.address, welcome), *self._operator.greet(child)]
+        effects += self._warmth.greet(child)
         if spec.core:
             effects.append(Send(child.address, self._members()))
         for other in self._children.heard_of():
@@ -96,6 +100,7 @@ class Membership(Part):
         clean = child.state is ChildState.DRAINING and not msg.code
         facts = (*who(child), ("how", msg.how))
         effects.append(Note("child_gone", facts, LogLevel.INFO if clean else LogLevel.WARNING))
+        effects += self._warmth.ended(child, now)
         return effects + self._restarts.ended(child, now) + self._attach.go_on(now)
 
     def _members(self) -> Members:

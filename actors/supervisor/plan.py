@@ -17,6 +17,7 @@ class Plan:
     _: KW_ONLY
     http_addr: str = ""  # empty: no gateway
     told: Mapping[str, Any] = field(default_factory=dict)  # settings, by fields of Welcome
+    devices: tuple[str, ...] = ()  # GPUs that spares are ready for, as wire.gpu.device_name
     ssd: bool = False  # there is an SSD tier
     drain_timeout_s: Seconds = 0  # at the end, for blocks that are not in the log yet
     pid: int = 0  # the supervisor's own

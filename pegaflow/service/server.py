@@ -28,18 +28,18 @@ ALWAYS = {
 }
 """Flags without a value that ask for what is always so."""
 
+SPELLED = {"--device": "--devices"}
+"""Flags that an earlier version of the original had in another spelling."""
+
 LOG_LEVELS = {"trace": "debug", "warn": "warning"}
 """The original's log levels that are called otherwise here."""
 
 _NO_PEERS = "this version does not use other hosts' memory; leave it out"
 _SCRAPE = "there is no OTLP export; let a collector scrape /metrics of --http-addr"
 _HIT_RATE = "hit rates are counted exactly, see /metrics of --http-addr; leave it out"
-_NO_GPU = "this version serves CPU engines only; leave it out"
 
 REFUSED = {
     "--advertise-addr": _NO_PEERS,
-    "--device": _NO_GPU,
-    "--devices": _NO_GPU,
     "--enable-lfu-admission": "this version admits every block and evicts the least recently used",
     "--hint-value-size": "pages are cut to each engine's blocks; leave it out",
     "--metaserver-addr": _NO_PEERS,
@@ -77,6 +77,8 @@ def translate(arguments: list[str]) -> list[str]:
             argument = LOG_LEVELS.get(argument.lower(), argument)
         elif name == "--log-level" and equals:
             argument = f"{name}={LOG_LEVELS.get(value.lower(), value)}"
+        elif name in SPELLED:
+            argument = SPELLED[name] + equals + value
         out.append(argument)
     return out
 

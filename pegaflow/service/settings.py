@@ -115,6 +115,15 @@ class Settings:
         why="One engine may register while the spare of the last one is still starting (0.3 s).",
         told="spares",
     )
+    #: As wire.gpu.device_name spells them.
+    devices: tuple[str, ...] = said(
+        values.gpus,
+        "GPUs that spares are ready for before an engine uses them: numbers, UUIDs or bus ids.",
+        "GPU,...",
+        default=(),
+        told="devices",
+        unset="those in use",
+    )
     copy_threads: Count = said(
         values.number(1, COPY_THREADS_MAX),
         "Threads with which each session copies.",

@@ -14,6 +14,7 @@ from typing import TypeVar
 from pegaflow.core.errors import UserError
 from pegaflow.core.limits import MIB
 from pegaflow.core.segments import plan as flushplan
+from pegaflow.wire.gpu import device_name
 from pegaflow.wire.units import Bytes
 
 from . import sizes
@@ -49,6 +50,19 @@ def folders(value: object) -> tuple[str, ...]:
     if twice is not None:
         raise UserError(f"{twice} is named twice; name one directory per device")
     return paths
+
+
+def gpus(value: object) -> tuple[str, ...]:
+    """GPUs as a list, or as one text with commas between them."""
+    given = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        names = tuple(device_name(str(one)) for one in given)
+    except ValueError:
+        how = "a number of `nvidia-smi -L`, a UUID (GPU-...) or a PCI bus id (0000:65:00.0)"
+        raise UserError(f"{value!r} is no list of GPUs, each {how}") from None
+    if len(set(names)) != len(names):
+        raise UserError(f"{value!r} names a GPU twice")
+    return names
 
 
 def capacity(value: object) -> int:

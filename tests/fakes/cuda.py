@@ -14,6 +14,7 @@ as CUDA is, and where CUDA calls something undefined, it is an error:
   written by the device, later; other host memory within the call, as the driver's buffers do.  No
   copy crosses the end of a registration.
 * A thread that has named no device is on device 0.  CUDA_VISIBLE_DEVICES is read once.
+* A call other than the three that look at devices makes a context (`gpus.contexts`).
 
 Beside the runtime's calls there are `memory`, `launch` and `fail` for tests.
 """

@@ -78,6 +78,16 @@ def lives(pid: int) -> bool:
         return False
 
 
+def _context(device: int, pid: int) -> Path:
+    return Path(os.environ["FAKE_CUDA"], f"context.{device}.{pid}")
+
+
+def contexts(device: int) -> list[int]:
+    """Living processes that have a context on a device."""
+    there = Path(os.environ["FAKE_CUDA"]).glob(f"context.{device}.*")
+    return sorted(pid for path in there if lives(pid := int(path.suffix[1:])))
+
+
 @dataclass
 class Task:
     """Something that a stream does, once it may."""
@@ -134,6 +144,7 @@ class Machine:
         device = self.devices[getattr(self.here, "device", 0)]
         if device in self.errors:
             raise CUDARuntimeError(self.errors[device], "an earlier error of this context")
+        _context(device, os.getpid()).touch()
         return device
 
     def wait(self, device: int, over: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import Neighbour, Serve
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
+from pegaflow.wire.gpujobs import MapGpu, PinPages
 from pegaflow.wire.identities import (
     NO_GRANT,
     NO_KEY,
@@ -26,10 +27,8 @@ from pegaflow.wire.jobs import (
     EnterPages,
     FillPages,
     MapEngine,
-    MapGpu,
     OpenBounce,
     PagesEntered,
-    PinPages,
     ProofDrawn,
     ReadBlocks,
     Result,

@@ -71,7 +71,11 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ("PEGAFLOW_POOL", "1g", "PEGAFLOW_POOL (did you mean PEGAFLOW_POOL_SIZE?)"),
         ("PEGAFLOW_pool_size", "1g", "PEGAFLOW_pool_size (did you mean PEGAFLOW_POOL_SIZE?)"),
         ("PEGAFLOW_HTTP_PORT", "9091", "PEGAFLOW_HTTP_PORT (did you mean PEGAFLOW_HTTP_ADDR?)"),
-        ("PEGAFLOW_SERVICE_HOST", "not an address", "PEGAFLOW_SERVICE_HOST"),
+        (
+            "PEGAFLOW_SERVICE_HOST",
+            "not an address",
+            "PEGAFLOW_SERVICE_HOST (did you mean PEGAFLOW_DEVICES?)",
+        ),
         ("PEGAFLOW_METRICS_PORT_1_TCP", "9", "PEGAFLOW_METRICS_PORT_1_TCP"),
         ("PEGAFLOW_SVC_PORT", "tcp://1", "PEGAFLOW_SVC_PORT (did you mean PEGAFLOW_PORT?)"),
         ("PEGAFLOW_SERVING_PORT", "tcp://10.0.0.1:80", "PEGAFLOW_SERVING_PORT"),  # no Service

@@ -1,9 +1,9 @@
 """The calls of the CUDA runtime that we use, under the names that cupy gives them.
 
 `load` returns `cupy.cuda.runtime`, and nothing else in the service knows of cupy.  It is imported
-when the first engine names GPU memory: everything else installs and runs without it.  Its runtime
-is linked into it, so there is no library that could be put in its place; what stands in for a GPU
-in tests is a package called cupy (tests/fakes/cuda.py).
+when a GPU is named, by an engine or by --devices: everything else installs and runs without it.
+Its runtime is linked into it, so there is no library that could be put in its place; what stands in
+for a GPU in tests is a package called cupy (tests/fakes/cuda.py).
 
 Each call raises cupy's CUDARuntimeError, a RuntimeError, where CUDA returns an error.
 
@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from pegaflow.core.errors import UserError
-from pegaflow.wire.gpu import GpuMemory
+from pegaflow.wire.gpu import GpuMemory, is_meant, spelled
 from pegaflow.wire.units import Constant
 
 HOST_TO_DEVICE: Constant = 1  # cudaMemcpyHostToDevice
@@ -30,6 +30,7 @@ BLOCKING_SYNC: Constant = 1  # cudaEventBlockingSync: who waits for it sleeps
 DISABLE_TIMING: Constant = 2  # cudaEventDisableTiming
 PORTABLE: Constant = 1  # cudaHostRegisterPortable: for every context of the process
 LAZY_PEER_ACCESS: Constant = 1  # cudaIpcMemLazyEnablePeerAccess: the only flag there is
+SCHED_BLOCKING_SYNC: Constant = 4  # CU_CTX_SCHED_BLOCKING_SYNC: who waits for the device sleeps
 
 
 class Runtime(Protocol):
@@ -72,8 +73,10 @@ def load() -> Runtime:
     Raises:
         UserError: there is no cupy, or it cannot be imported.
     """
-    # An engine may be shown other devices than the service; the driver reads it once.
+    # An engine may be shown other devices than the service, and people number them as nvidia-smi
+    # does; the driver reads both once.
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     with suppress(OSError):  # what is wrong without libcuda, cupy says
         ctypes.CDLL("libcuda.so.1").cuInit(0)
     try:
@@ -89,6 +92,9 @@ def make_context(device: int) -> None:
     """Make this device's context, if it has none in this process, and keep it for good; an error
     is found by the next call of the runtime.
 
+    Whoever waits for the device sleeps: CUDA's default where there are more cores than contexts is
+    to spin, for each of our waits on a core that the engine has use for.
+
     Args:
         device: this process's number of it.
     """
@@ -96,6 +102,7 @@ def make_context(device: int) -> None:
     with suppress(OSError):
         driver = ctypes.CDLL("libcuda.so.1")
         if not driver.cuDeviceGet(ctypes.byref(found), device):
+            driver.cuDevicePrimaryCtxSetFlags_v2(found, SCHED_BLOCKING_SYNC)
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), found)
 
 
@@ -105,12 +112,7 @@ def number_of(runtime: Runtime, memory: GpuMemory) -> int:
     Raises:
         UserError: it sees none such.
     """
-    try:
-        count = runtime.getDeviceCount()
-        found = [n for n in range(count) if runtime.deviceGetPCIBusId(n).lower() == memory.bus]
-        found = [n for n in found if _uuid(runtime, n) == _cut(memory.uuid)]
-    except RuntimeError as error:
-        raise UserError(f"no GPU can be used: {first_line(error)}") from None
+    found, count = _numbers(runtime, spelled(memory.bus, memory.uuid))
     if len(found) != 1:
         raise UserError(
             f"the service does not see the engine's GPU {memory.bus}, but {count} GPUs (of a GPU in"
@@ -119,16 +121,43 @@ def number_of(runtime: Runtime, memory: GpuMemory) -> int:
     return found[0]
 
 
+def number_named(runtime: Runtime, name: str) -> int:
+    """What this process calls the device of this name, as `wire.gpu.device_name` or `spelled`.
+
+    Raises:
+        UserError: it sees none such.
+    """
+    found, count = _numbers(runtime, name)
+    if len(found) != 1:
+        raise UserError(f"there is no GPU {name}, but {count} GPUs; `nvidia-smi -L` lists them")
+    return found[0]
+
+
+def name_of(runtime: Runtime, device: int) -> str:
+    """A device, as processes name it to each other.
+
+    Args:
+        device: this process's number of it.
+    """
+    uuid = runtime.getDeviceProperties(device)["uuid"]
+    return spelled(runtime.deviceGetPCIBusId(device).lower(), uuid)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line for people."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _uuid(runtime: Runtime, device: int) -> bytes:
-    return _cut(runtime.getDeviceProperties(device)["uuid"])
+def _numbers(runtime: Runtime, name: str) -> tuple[list[int], int]:
+    """The devices of this name, and how many there are in all."""
+    try:
+        count = runtime.getDeviceCount()
+        found = [n for n in range(count) if _is_meant(runtime, n, name)]
+    except RuntimeError as error:
+        raise UserError(f"no GPU can be used: {first_line(error)}") from None
+    return found, count
 
 
-def _cut(uuid: bytes) -> bytes:
-    """Up to the first zero: cupy (14.2) takes the bytes for a string of C, and so returns no more
-    of them, or more than there are."""
-    return uuid[:16].partition(b"\0")[0]
+def _is_meant(runtime: Runtime, device: int, name: str) -> bool:
+    uuid = runtime.getDeviceProperties(device)["uuid"]
+    return is_meant(name, device, runtime.deviceGetPCIBusId(device).lower(), uuid)

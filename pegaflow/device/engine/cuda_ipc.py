@@ -192,13 +192,27 @@ class Gpus:
             UserError: why it cannot be had.
         """
         with self._lock:
-            if self._runtime is None:
-                self._runtime = cuda.load()
-            number = cuda.number_of(self._runtime, memory)
-            gpu = self._devices.get(number)
-            if gpu is None:
-                gpu = self._devices[number] = Gpu(self._runtime, number, self._pool)
+            runtime = self._loaded()
+            gpu = self._gpu(runtime, cuda.number_of(runtime, memory))
         return gpu.open(memory, layout)
+
+    def warm(self, name: str) -> str:
+        """Have a device's context before an engine needs it.
+
+        Args:
+            name: as of wire.gpu.
+
+        Returns:
+            The device, as wire.gpu.spelled.
+
+        Raises:
+            UserError: why there can be none.
+        """
+        with self._lock:
+            runtime = self._loaded()
+            number = cuda.number_named(runtime, name)
+            self._gpu(runtime, number)
+            return cuda.name_of(runtime, number)
 
     def pin(self, offset: int, length: int) -> None:
         """Register a part of the pool with the driver, for all devices.
@@ -214,3 +228,14 @@ class Gpus:
             runtime.hostRegister(self._pool + offset, length, cuda.PORTABLE)
         except RuntimeError as error:
             raise UserError(cuda.first_line(error)) from None
+
+    def _loaded(self) -> Runtime:
+        if self._runtime is None:
+            self._runtime = cuda.load()
+        return self._runtime
+
+    def _gpu(self, runtime: Runtime, number: int) -> Gpu:
+        gpu = self._devices.get(number)
+        if gpu is None:
+            gpu = self._devices[number] = Gpu(runtime, number, self._pool)
+        return gpu

@@ -8,16 +8,15 @@ from pegaflow.actors.session.actor import Session
 from pegaflow.actors.session.pagetables import PIN_BYTES
 from pegaflow.wire.control import BEAT_NS, LogLevel, Refused
 from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
+from pegaflow.wire.gpujobs import MapGpu, PinPages
 from pegaflow.wire.identities import NO_KEY, ClaimId
 from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.jobs import (
     BounceOpened,
     Done,
     EnterPages,
-    MapGpu,
     OpenBounce,
     PagesEntered,
-    PinPages,
     ReadBlocks,
     UnmapEngine,
 )
@@ -134,7 +133,7 @@ def test_what_is_there_is_registered_by_extents_once_a_gpu_is_served() -> None:
     rig.done(PinPages)
     assert rig.wanted(PinPages) == [PinPages(EXTENT, min(PIN_BYTES, POOL - EXTENT))]
     rig.done(PinPages)
-    assert session.tables.gauges()["session_pinned_bytes"] == POOL
+    assert session.tables.gauges()["session_registered_bytes"] == POOL
 
 
 def test_a_driver_that_refuses_is_one_line_that_people_see() -> None:
@@ -145,7 +144,7 @@ def test_a_driver_that_refuses_is_one_line_that_people_see() -> None:
     assert line.level is LogLevel.WARNING and ("why", "no memory") in line.facts
     rig.wait(2 * BEAT_NS)
     assert not rig.wanted(PinPages)
-    assert session.tables.gauges()["session_pinned_bytes"] == 0
+    assert session.tables.gauges()["session_registered_bytes"] == 0
 
 
 def test_extents_are_registered_whole_however_large_they_are() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.device.engine import cuda as seam
 from pegaflow.device.engine import lanes
 from pegaflow.device.engine.cuda_ipc import Gpus, Opened
-from pegaflow.wire.gpu import GpuMemory
+from pegaflow.wire.gpu import GpuMemory, spelled
 from pegaflow.wire.jobs import Done, PagesDiffer, Result
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
@@ -259,6 +260,10 @@ def test_what_takes_long_is_done_without_the_interpreters_lock(
             device._obj.value = 7 + ordinal
             return 0
 
+        def cuDevicePrimaryCtxSetFlags_v2(self, device: Any, flags: int) -> int:
+            asked.append(("CU_CTX_SCHED_BLOCKING_SYNC", flags))
+            return 0
+
         def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
             asked.append(("cuDevicePrimaryCtxRetain", device.value))
             return 0
@@ -266,7 +271,46 @@ def test_what_takes_long_is_done_without_the_interpreters_lock(
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libcuda())
     session.open(engine)
     session.open(engine)
-    assert asked == [("cuInit", 0), ("cuDevicePrimaryCtxRetain", 7)]
+    assert asked[0] == ("cuInit", 0)
+    assert asked[1:] == [("CU_CTX_SCHED_BLOCKING_SYNC", 4), ("cuDevicePrimaryCtxRetain", 7)]
+
+
+ONE, TWO = (spelled(bus.lower(), uuid) for bus, uuid in zip(gpus.BUSES, gpus.UUIDS, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "at"),
+    [
+        ("0", ONE, 0),
+        ("1", TWO, 1),
+        ("0000:b3:00.0", TWO, 1),
+        (f"GPU-{UUID(bytes=gpus.UUIDS[0])}", ONE, 0),
+        (f"GPU-{UUID(bytes=gpus.UUIDS[1])}", TWO, 1),
+        (TWO, TWO, 1),
+    ],
+)
+def test_a_context_is_made_ahead_on_the_device_that_is_named_and_on_no_other(
+    session: Session, name: str, found: str, at: int
+) -> None:
+    assert session.gpus.warm(name) == found
+    session.gpus.pin(0, 16 * PAGE)
+    assert gpus.contexts(at) == [os.getpid()] and gpus.contexts(1 - at) == []
+
+
+@pytest.mark.parametrize("name", ["2", f"GPU-{UUID(int=5)}", "0000:65:00.1"])
+def test_a_device_that_is_not_there_is_one_line_and_no_context(session: Session, name: str) -> None:
+    with pytest.raises(UserError, match=f"there is no GPU {name}, but 2 GPUs"):
+        session.gpus.warm(name)
+    assert gpus.contexts(0) == gpus.contexts(1) == []
+
+
+def test_numbers_are_those_of_nvidia_smi_whatever_the_service_was_shown(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert session.gpus.warm("1") == TWO
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 @pytest.mark.parametrize("call", ["setDevice", "streamCreateWithFlags"])

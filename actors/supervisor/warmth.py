@@ -1,0 +1,100 @@
+"""Which GPUs spares are ready for: see wire/gpu.py, *Warm spares*."""
+
+from collections.abc import Iterable
+
+from pegaflow.actors.runtime.contract import MS, Effect, Note, On, Part, Send, Sender, on
+from pegaflow.wire.control import Drain, LogLevel, UsesGpu, Warm, Warmed
+from pegaflow.wire.units import Count, Nanoseconds
+from pegaflow.wire.values import SESSION
+
+from .children import ChildRecord, Children, ChildState
+from .plan import Plan
+from .stage import Lifecycle
+
+LINGER_NS: Nanoseconds = 120_000 * MS
+"""For so long after its last session a GPU counts as in use: an engine that is started again by
+its manager asks within that, also one that loads large weights first."""
+
+WARM_FALLS_MAX: Count = 2
+"""So many spares in a row that die while they make a context, and no other is told to."""
+
+
+class Warmth(Part):
+    """Has spares make contexts ahead of need."""
+
+    def __init__(self, children: Children, lifecycle: Lifecycle, plan: Plan) -> None:
+        self._children, self._lifecycle, self._spares = children, lifecycle, plan.spares
+        self._named = plan.devices  # by --devices
+        self._found: dict[str, str] = {}  # name -> device, of what spares have found
+        self._lingers: dict[str, int] = {}  # device that was in use -> until when it counts
+        self._falls = 0  # spares in a row that died while they were to make a context
+
+    def handlers(self) -> Iterable[On]:
+        """The words of sessions."""
+        return (on(UsesGpu, self._on_uses, SESSION), on(Warmed, self._on_warmed, SESSION))
+
+    def greet(self, child: ChildRecord) -> list[Effect]:
+        """What a spare is to have, and has not been told yet."""
+        if self._falls >= WARM_FALLS_MAX or child.state is not ChildState.SPARE or child.killed:
+            return []
+        fresh = [name for name in self._wanted() if name not in child.warm]
+        child.warm.update((name, None) for name in fresh)
+        return [Send(child.address, Warm(name)) for name in fresh]
+
+    def ended(self, child: ChildRecord, now: int) -> list[Effect]:
+        """A session is proven dead."""
+        self._lingers.update((gpu, now + LINGER_NS) for gpu in child.uses)
+        if child.state is ChildState.DRAINING or not child.is_warming:
+            return []
+        self._falls += 1
+        if self._falls != WARM_FALLS_MAX:
+            return []
+        names = [name for name, found in child.warm.items() if found is None]
+        facts = (
+            ("gpus", ", ".join(names)),
+            ("died", WARM_FALLS_MAX),
+            ("then", "spares without them"),
+        )
+        return [Note("gpus_not_warm", facts, LogLevel.ERROR)]
+
+    def beat(self, now: int) -> list[Effect]:
+        """Let a spare go that has a context where no engine is any more; another one comes."""
+        self._lingers = {gpu: until for gpu, until in self._lingers.items() if until > now}
+        spares = self._children.spares()
+        if self._lifecycle.stopping or len(spares) < self._spares:
+            return []
+        stale = next(filter(self._is_stale, spares), None)
+        if stale is None:
+            return []
+        stale.state = ChildState.DRAINING
+        return [Send(stale.address, Drain())]
+
+    def _wanted(self) -> list[str]:
+        """Names of all devices that a spare is to have a context on, each once."""
+        named = {self._found.get(name) for name in self._named}
+        used = [gpu for child in self._children for gpu in sorted(child.uses)]
+        used = [gpu for gpu in dict.fromkeys([*used, *self._lingers]) if gpu not in named]
+        return [*self._named, *used]
+
+    def _is_stale(self, spare: ChildRecord) -> bool:
+        wanted = self._wanted()
+        devices = {self._found.get(name, name) for name in wanted}
+        has = {found for found in spare.warm.values() if found}
+        return not has <= devices and not spare.is_warming
+
+    def _on_uses(self, sender: Sender, msg: UsesGpu, now: int) -> list[Effect]:
+        child = self._children.get(sender.address)
+        if child is None:
+            return []
+        child.uses.add(msg.gpu)
+        self._falls = 0
+        return [effect for spare in self._children.spares() for effect in self.greet(spare)]
+
+    def _on_warmed(self, sender: Sender, msg: Warmed, now: int) -> list[Effect]:
+        child = self._children.get(sender.address)
+        if child is not None and msg.gpu in child.warm:
+            child.warm[msg.gpu] = msg.found
+            self._falls = 0
+            if msg.found:
+                self._found[msg.gpu] = msg.found
+        return []

@@ -1,0 +1,46 @@
+"""How devices are named."""
+
+from uuid import UUID
+
+import pytest
+
+from pegaflow.wire.gpu import device_name, is_meant, spelled
+
+BUS, ID = "0000:65:00.0", bytes([7, 0, *range(14)])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (" 3", "3"),
+        ("007", "7"),
+        ("65:00.0", BUS),
+        ("65:0", BUS),
+        ("0000:65:00.0", BUS),
+        ("00000000:65:00.0", BUS),
+        ("0000:B3:00.1", "0000:b3:00.1"),
+        (f"gpu-{UUID(bytes=ID)}", f"GPU-{UUID(bytes=ID)}"),
+        (f"MIG-{str(UUID(bytes=ID)).upper()}", f"MIG-{UUID(bytes=ID)}"),
+    ],
+)
+def test_what_people_say_has_one_spelling(text: str, name: str) -> None:
+    assert device_name(text) == device_name(name) == name
+
+
+@pytest.mark.parametrize("text", ["", "-1", "all", "GPU-7", "x:00.0", "1:2:3:4", "65:00.9"])
+def test_what_names_no_device_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        device_name(text)
+
+
+@pytest.mark.parametrize("name", ["3", BUS, f"GPU-{UUID(bytes=ID)}", spelled(BUS, ID)])
+def test_all_names_of_a_device_mean_it_and_no_other(name: str) -> None:
+    """A UUID may come cut at its first zero."""
+    for uuid in (ID, ID[:1]):
+        assert is_meant(name, 3, BUS, uuid)
+        assert not is_meant(name, 4, "0000:66:00.0", bytes([8]) + uuid[1:])
+
+
+def test_parts_of_one_device_differ_by_their_uuids() -> None:
+    assert not is_meant(spelled(BUS, ID), 3, BUS, bytes([8]))
+    assert is_meant(BUS, 3, BUS, bytes([8]))

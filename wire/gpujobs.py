@@ -1,0 +1,37 @@
+"""Device work of a session for engines on GPUs, as jobs.py has the rest; gpu.py says what for."""
+
+from .gpu import GpuMemory
+from .jobs import Done, Job, Result
+from .layout import Layout
+from .message import message
+
+
+@message(222)
+class MapGpu(Job[Done]):
+    """Open an engine's GPU memory under the number `mapping`.  COPY_FAILED: it cannot be had."""
+
+    mapping: int
+    layout: Layout
+    memory: GpuMemory
+
+
+@message(324)
+class GpuWarmed(Result):
+    """There is a context."""
+
+    gpu: str  # the device, as gpu.spelled
+
+
+@message(224)
+class WarmGpu(Job[GpuWarmed | Done]):
+    """Have a context on this GPU.  COPY_FAILED: there can be none."""
+
+    gpu: str  # as gpu.device_name or gpu.spelled
+
+
+@message(223)
+class PinPages(Job[Done]):
+    """Register this part of the pool with the driver.  COPY_FAILED: it refuses."""
+
+    offset: int
+    length: int
