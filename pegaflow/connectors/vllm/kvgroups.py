@@ -13,6 +13,10 @@ several sizes into each block. Of a recurrent layer that is not served unless ea
 one hash: vLLM may keep a state in the middle of a block that has more.
 
 A model of one group of full attention is served as ever, as if there were no groups at all.
+
+Layers of one group may differ in what they keep. vLLM's scheduler knows the first of them alone
+(its `generate_scheduler_kv_cache_config`), so what both halves have to agree on goes by the first;
+what a worker knows of the others goes into the layout's name.
 """
 
 from collections.abc import Iterable
@@ -54,20 +58,24 @@ def _kinds(specs: Iterable[Any]) -> set[str]:
     return {type(one).__name__ for spec in specs for one in _layer_specs(spec)}
 
 
+def _first_specs(kv_cache_config: Any) -> list[Any]:
+    """Those of the first layers of all groups."""
+    return [_layer_specs(spec)[0] for spec in sizes.specs_of_groups(kv_cache_config)]
+
+
 def _window_tokens(spec: Any) -> int | None:
-    """Of a group of windows; None: it is none."""
-    windows = {one.sliding_window for one in _layer_specs(spec) if type(one).__name__ == WINDOW}
-    return int(windows.pop()) if windows else None
+    """Of a layer; None: it has no window."""
+    return int(spec.sliding_window) if type(spec).__name__ == WINDOW else None
 
 
 def _is_recurrent(spec: Any) -> bool:
-    """Whether a group's blocks are states."""
-    return _kinds([spec]) == {STATE}
+    """Whether a layer keeps states."""
+    return type(spec).__name__ == STATE
 
 
 def are_several(kv_cache_config: Any) -> bool:
     """Whether there is more than one group of full attention."""
-    found = sizes.specs_of_groups(kv_cache_config)
+    found = _first_specs(kv_cache_config)
     return len(found) > 1 or not _kinds(found) <= FULL_ATTENTION
 
 
@@ -75,7 +83,7 @@ def groups(vllm_config: Any, kv_cache_config: Any) -> Groups | None:
     """Those of an engine that is served; None: it has one group of full attention."""
     if not are_several(kv_cache_config):
         return None
-    found = sizes.specs_of_groups(kv_cache_config)
+    found = _first_specs(kv_cache_config)
     unit = sizes.hash_tokens(vllm_config, kv_cache_config)
     tokens = sizes.all_tokens(vllm_config, kv_cache_config)
     return Groups(
@@ -96,30 +104,30 @@ def _group(number: int, spec: Any, tokens: int, hashes: int) -> Group:
 
 def describe(kv_cache_config: Any) -> str:
     """What changes the meaning of a group's key: part of an engine's identity."""
-    return " ".join(
-        f"{'/'.join(sorted(_kinds([spec])))}:{_form(spec)}:{compat.attribute(spec, 'block_size')}"
-        for spec in sizes.specs_of_groups(kv_cache_config)
-    )
+    return " ".join(map(_described, _first_specs(kv_cache_config)))
 
 
-def _form(spec: Any) -> str:
-    """What of a group's kind matters beside its name."""
-    if not _is_recurrent(spec):
-        return str(_window_tokens(spec))
-    names = ("mamba_type", "shapes", "dtypes")
-    return "/".join(
-        sorted({str([str(getattr(one, name, "")) for name in names]) for one in _layer_specs(spec)})
-    )
+def _described(spec: Any) -> str:
+    """What of a layer matters."""
+    form = str(_window_tokens(spec))
+    if _is_recurrent(spec):
+        names = ("mamba_type", "shapes", "dtypes")
+        form = str([str(getattr(spec, name, "")) for name in names])
+    return f"{type(spec).__name__}:{form}:{compat.attribute(spec, 'block_size')}"
 
 
 def layers(kv_cache_config: Any) -> str:
     """Which layers are in which group, in vLLM's order, which says where in a page each of them
-    lies: the end of a layout's name; '' for one of full attention."""
+    lies, and what they keep where they differ: the end of a layout's name; '' for one group of full
+    attention."""
     if not are_several(kv_cache_config):
         return ""
     digest = blake2b(digest_size=8)
     for group in kv_cache_config.kv_cache_groups:
         digest.update(repr(list(compat.attribute(group, "layer_names", []))).encode())
+        kept = [_described(spec) for spec in _layer_specs(group.kv_cache_spec)]
+        if len({*kept}) > 1:
+            digest.update(repr(kept).encode())
     return f" groups={digest.hexdigest()}"
 
 
@@ -138,7 +146,7 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     if kinds - SERVED:
         listed = ", ".join(sorted(kinds - SERVED))
         why = f"the KV cache kind {listed} is not supported"
-    elif are_several(kv_cache_config):
+    elif are_several(kv_cache_config) or kinds - FULL_ATTENTION:
         why = _unservable(vllm_config, kv_cache_config)
     if not why:
         return _unhashable(vllm_config, kv_cache_config)
@@ -175,11 +183,7 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
         return "decode context parallelism is not supported with several KV cache groups"
     if STATE in _kinds(found) and (why := _unservable_states(vllm_config, kv_cache_config)):
         return why
-    if any(
-        len({(type(one), compat.attribute(one, "sliding_window")) for one in _layer_specs(spec)})
-        > 1
-        for spec in found
-    ):
+    if any(len({_needs(one) for one in _layer_specs(spec)}) > 1 for spec in found):
         return "layers of one KV cache group differ in what they keep"
     if any(compat.attribute(spec, "extra_retained_tokens", 0) for spec in found):
         return "windows that keep more than they attend to are not supported"
@@ -188,6 +192,13 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
         if not stored or not compat.attribute(group.kv_cache_spec, "prefix_cacheable", True):
             return "a KV cache group of the model may not be stored"
     return ""
+
+
+def _needs(spec: Any) -> tuple[str, Any]:
+    """Which blocks of a request a layer needs."""
+    if type(spec).__name__ in FULL_ATTENTION:
+        return "all", None
+    return type(spec).__name__, compat.attribute(spec, "sliding_window")
 
 
 def _unservable_states(vllm_config: Any, kv_cache_config: Any) -> str:

@@ -39,3 +39,25 @@ def kv_config(windows: list[int | None], blocks: int, sizes: list[int]) -> Any:
         spec.block_size = tokens
         groups.append(SimpleNamespace(kv_cache_spec=spec, layer_names=[f"layers.{number}"]))
     return SimpleNamespace(num_blocks=blocks, kv_cache_groups=groups, hash_block_size=BLOCK)
+
+
+def wrapped(*specs: Any) -> Any:
+    """vLLM's UniformTypeKVCacheSpecs: of layers in one group that need the same blocks."""
+    made = {f"layers.{number}": spec for number, spec in enumerate(specs)}
+    return SimpleNamespace(block_size=specs[0].block_size, kv_cache_specs=made)
+
+
+def both_forms(*groups: list[Any], blocks: int = 8) -> tuple[Any, Any]:
+    """A KVCacheConfig as vLLM's scheduler has it, which names one layer's spec for each group, and
+    as the workers have it.
+
+    Args:
+        groups: the specs of each one's layers.
+    """
+    made = []
+    for specs in ([layers[0] for layers in groups], [wrapped(*layers) for layers in groups]):
+        listed = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a"]) for spec in specs]
+        made.append(
+            SimpleNamespace(num_blocks=blocks, kv_cache_groups=listed, hash_block_size=BLOCK)
+        )
+    return made[0], made[1]

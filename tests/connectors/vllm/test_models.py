@@ -8,6 +8,7 @@ import pytest
 from pegaflow.connector import PegaKVConnector
 from pegaflow.connectors.vllm import compat, kvgroups
 from pegaflow.connectors.vllm.orders import StepOrders
+from pegaflow.connectors.vllm.settings import engine as engine_of
 
 from .fakes import (
     BLOCK,
@@ -19,6 +20,7 @@ from .fakes import (
     output,
     role,
 )
+from .grouping import both_forms
 from .latent import MLAAttentionSpec
 from .pair import Pair
 from .specs import (
@@ -190,6 +192,50 @@ def test_states_of_other_shapes_are_apart() -> None:
     assert kvgroups.describe(one) == kvgroups.describe(other)
     other.kv_cache_groups[0].kv_cache_spec.shapes = ((8, 3), (2, 4, 4))
     assert kvgroups.describe(one) != kvgroups.describe(other)
+
+
+def other(kind: type, **fields: Any) -> Any:
+    """A layer of this kind that keeps something else."""
+    made = kind()
+    made.__dict__.update(fields)
+    return made
+
+
+ALIKE = [
+    [[FullAttentionSpec(), MLAAttentionSpec()], [SlidingWindowSpec()]],
+    [[MambaSpec(), other(MambaSpec, shapes=((3, 8), (4, 4, 4)))], [FullAttentionSpec()]],
+    [[FullAttentionSpec(), other(FullAttentionSpec, head_size=8)]],
+]
+
+
+@pytest.mark.parametrize("layers", ALIKE, ids=["kinds", "states", "one group"])
+def test_scheduler_and_worker_say_the_same_of_a_group_whose_layers_differ(
+    layers: list[list[Any]],
+) -> None:
+    said, whole = both_forms(*layers)
+    seen = config()
+    ours, theirs = engine_of(seen, said)[0], engine_of(seen, whole)[0]
+    assert kvgroups.unsupported(seen, said) == kvgroups.unsupported(seen, whole) == ""
+    assert ours.space == theirs.space
+    both = [one.groups.all if one.groups else None for one in (ours, theirs)]
+    assert both[0] == both[1] and bool(both[0]) == (len(layers) > 1)
+    assert kvgroups.are_several(said) == kvgroups.are_several(whole) == bool(both[0])
+
+
+def test_what_the_other_layers_of_a_group_keep_is_part_of_the_layouts_name() -> None:
+    """The scheduler cannot know it."""
+    one, same, others = (
+        both_forms([MambaSpec(), other(MambaSpec, shapes=shapes)], [FullAttentionSpec()])[1]
+        for shapes in (((3, 8),), ((3, 8),), ((8, 3),))
+    )
+    assert kvgroups.layers(one) == kvgroups.layers(same) != kvgroups.layers(others)
+
+
+def test_a_window_among_full_attention_is_refused_where_it_is_seen() -> None:
+    said, whole = both_forms([FullAttentionSpec(), SlidingWindowSpec()])
+    assert kvgroups.unsupported(config(), said) == ""
+    assert "differ in what they keep" in kvgroups.unsupported(config(), whole)
+    assert not kvgroups.are_several(said) and not kvgroups.are_several(whole)
 
 
 def test_the_engine_of_an_encoder_decoder_has_no_connector(
