@@ -121,7 +121,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         except Exception as error:
             self._note("start", error)
             if not compat.is_scheduler(role):
-                self._keep_promises(vllm_config, kv_cache_config)
+                self._keep_promises(vllm_config, kv_cache_config, "")
 
     def _set_up(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         log = compat.logger()
@@ -132,7 +132,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             if compat.is_scheduler(role):
                 log.warning("pegaflow: off: %s", why)
             else:
-                self._keep_promises(vllm_config, kv_cache_config)
+                self._keep_promises(vllm_config, kv_cache_config, why)
             return
         made, warnings = engine(vllm_config, kv_cache_config)
         if compat.is_scheduler(role):
@@ -147,11 +147,12 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             self._worker = Worker(made, layout, blocks, rank=made.rank, whole=whole)
         self._off = False
 
-    def _keep_promises(self, vllm_config: Any, kv_cache_config: Any) -> None:
+    def _keep_promises(self, vllm_config: Any, kv_cache_config: Any, why: str) -> None:
         """A worker that moves nothing, and reports whatever it is told to do: other ranks may be
         served, and the scheduler, which is told less of the layers, may find that it can serve."""
         whole = kvgroups.are_several(kv_cache_config)
-        self._worker = Worker(None, "", 0, rank=compat.rank(vllm_config), whole=whole)
+        rank = compat.rank(vllm_config)
+        self._worker = Worker(None, "", 0, rank=rank, whole=whole, why=why)
         self._off = False
 
     def _note(self, where: str, error: Exception) -> None:

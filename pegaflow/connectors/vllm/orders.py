@@ -1,6 +1,6 @@
-"""What the scheduler half orders of the workers in a step."""
+"""What the scheduler half orders of the workers in a step, and what they answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pegaflow.connectors.common.tracked import LoadOrder, SaveOrder
 from pegaflow.wire.identities import EngineNamespace
@@ -26,3 +26,28 @@ class StepOrders(compat.Metadata):  # type: ignore[misc]
     dropped: tuple[int, ...] = ()  # saves whose blocks are written by somebody else from now on
     abandoned: tuple[tuple[str, tuple[int, ...]], ...] = ()  # loads to report failed: ids, blocks
     look: Look = Look()  # whether the weights are to be looked at
+
+
+@dataclass
+class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
+    """Workers that ended a save since the last step, per order; the ranks' reports are joined.
+
+    Each has a bit, so that a report that comes twice says what it said.
+    """
+
+    saves: dict[int, int] = field(default_factory=dict)
+    looked: int = 0  # the newest look that was answered (watch.py)
+    epoch: int = 0
+    stale: int = 0  # workers that neither load nor save, now or at all
+    sound: int = 0  # workers that do; of the others nothing is said here
+
+    def aggregate(self, other: "SavesDone") -> "SavesDone":
+        """Both reports in one."""
+        orders = self.saves.keys() | other.saves.keys()
+        return SavesDone(
+            {n: self.saves.get(n, 0) | other.saves.get(n, 0) for n in orders},
+            looked=min(self.looked, other.looked),
+            epoch=max(self.epoch, other.epoch),
+            stale=self.stale | other.stale,
+            sound=self.sound | other.sound,
+        )

@@ -68,7 +68,7 @@ class Scheduler:
         self._look = Look()
         self._look_until_s = 0.0  # a request that must wait for it waits so long
         self._looked = 0  # the newest look that every worker has answered
-        self._stale = 0  # ranks, a bit each, that hold blocks of other weights: nothing is moved
+        self._stale = 0  # ranks, a bit each, that move nothing: nothing is asked or saved
         self._adapters = Adapters(
             engine.adapters, _no_keys, engine.settings.weights_hash is Reading.FULL
         )

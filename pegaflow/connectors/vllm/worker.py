@@ -22,7 +22,7 @@ a step in which any rank reports errors (steps.py).
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from pegaflow.client import Client, GpuBuffers
@@ -36,7 +36,7 @@ from .layout import Tensor, Unrepresentable, sound_plan
 from .live import Weights
 from .metrics import Tally
 from .mover import LET_GO_S, LOAD_TIMEOUT_S, Load, Mover, Reset, Save, Skip
-from .orders import StepOrders
+from .orders import SavesDone, StepOrders
 from .settings import Engine
 from .watch import Seen, Watch
 
@@ -56,31 +56,6 @@ to each other, and a kernel may leave nobody else their cores for many seconds."
 FAREWELL_S: Seconds = LET_GO_S + 1.0
 """Before KV memory is freed, the Mover's goodbye is waited for so long: as long as it takes to part
 from a session that hangs, and to stop what it is doing."""
-
-
-@dataclass
-class SavesDone(compat.WorkerMetadata):  # type: ignore[misc]
-    """Workers that ended a save since the last step, per order; the ranks' reports are joined.
-
-    Each has a bit, so that a report that comes twice says what it said.
-    """
-
-    saves: dict[int, int] = field(default_factory=dict)
-    looked: int = 0  # the newest look that was answered (watch.py)
-    epoch: int = 0
-    stale: int = 0  # workers that neither load nor save
-    sound: int = 0  # workers that do; of the others nothing is said here
-
-    def aggregate(self, other: "SavesDone") -> "SavesDone":
-        """Both reports in one."""
-        orders = self.saves.keys() | other.saves.keys()
-        return SavesDone(
-            {n: self.saves.get(n, 0) | other.saves.get(n, 0) for n in orders},
-            looked=min(self.looked, other.looked),
-            epoch=max(self.epoch, other.epoch),
-            stale=self.stale | other.stale,
-            sound=self.sound | other.sound,
-        )
 
 
 def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
@@ -137,17 +112,26 @@ class Worker:
     """See the module.
 
     Args:
-        engine: None: it could not be made, and nothing is moved; promises are kept.
+        engine: None: there is none to be served, and nothing is moved; promises are kept.
         layout_name: vLLM's own of the axis order; '' where it has none.
         blocks: how many the engine has.
         rank: this worker's.
         whole: vLLM hears of a load that has failed by the request's name, not by the blocks.
+        why: there is no engine, in one line, which is said if the scheduler has one.
     """
 
     def __init__(
-        self, engine: Engine | None, layout_name: str, blocks: int, *, rank: int, whole: bool
+        self,
+        engine: Engine | None,
+        layout_name: str,
+        blocks: int,
+        *,
+        rank: int,
+        whole: bool,
+        why: str = "",
     ) -> None:
-        self._engine = engine  # None: it could not be made; nothing is moved, promises are kept
+        self._engine = engine  # None: there is none; nothing is moved, promises are kept
+        self._why = why  # what is still to be said of that
         self._layout_name = layout_name
         self._blocks = blocks  # how many the engine has
         self._rank = rank
@@ -263,6 +247,9 @@ class Worker:
         if orders is self._orders:  # vLLM names a step's orders several times
             return
         self._orders = orders
+        if self._engine is None and self._why and orders.namespace:
+            compat.logger().error("pegaflow: off: %s", self._why)
+            self._why = ""
         if self._engine is None or self._disagrees:
             return
         if orders.namespace != self._engine.space.final:
@@ -366,7 +353,7 @@ class Worker:
         """What the scheduler half should know; None: nothing new."""
         watch, asked = self._watch, self._orders.look.number if self._orders else 0
         epoch, bit = watch.epoch if watch else 0, 1 << self._rank
-        stale = bit if self._disagrees or (watch is not None and watch.stale) else 0
+        stale = 0 if self._moves else bit
         if not self._ended and (asked, epoch, stale) == self._told:
             return None
         self._told, ended = (asked, epoch, stale), dict.fromkeys(self._ended, bit)

@@ -16,8 +16,8 @@ import pegaflow.connectors.vllm.worker
 from pegaflow.connectors.vllm import plugin
 from pegaflow.connectors.vllm.connector import MAX_ERRORS
 from pegaflow.connectors.vllm.mover import LOAD_TIMEOUT_S
-from pegaflow.connectors.vllm.orders import StepOrders
-from pegaflow.connectors.vllm.worker import GIVE_WAY_S, SavesDone
+from pegaflow.connectors.vllm.orders import SavesDone, StepOrders
+from pegaflow.connectors.vllm.worker import GIVE_WAY_S
 
 from .fakes import Request, Store, blocks, output
 from .pair import PATIENCE_S, Pair

@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pegaflow.connector import PegaKVConnector
 from pegaflow.connectors.common.groups import APART
 from pegaflow.connectors.common.requests import Requests
+from pegaflow.connectors.vllm import worker as worker_half
+from pegaflow.connectors.vllm.layout import Unrepresentable
 from pegaflow.wire.identities import Key
 
-from .fakes import BLOCK, Store
-from .grouping import STATE
+from .fakes import BLOCK, FullAttentionSpec, Store, config, role
+from .grouping import STATE, both_forms
 from .hybrid import SHAPE, Hybrid, kv, names
 from .recurrent import Recurrent
+from .specs import SlidingWindowSpec
 from .test_weights import Said
 
 FULL_AND_WINDOW = [None, 4 * BLOCK]
+FULL_AND_STATES = [None, STATE]
 KINDS = {
     "full and window": FULL_AND_WINDOW,
     "windows alone": [4 * BLOCK],
@@ -231,6 +236,40 @@ def test_a_last_window_is_not_saved_as_one_of_other_weights(start: Start, store:
     engine.drain()
     assert worker._watch.epoch == 1
     assert not [key for key in store.pages if key[-32:] in late.keys]
+
+
+@pytest.mark.parametrize("policy", ["recompute", "fail"])
+def test_a_scheduler_asks_nothing_whose_worker_cannot_describe_its_memory(
+    start: Start, store: Store, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """As where heads are outermost in memory (LHBNC), and a state is one run of bytes."""
+    run(start(FULL_AND_STATES), "a", text(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_half, "sound_plan", unrepresentable)
+        engine = start(FULL_AND_STATES, policy=policy)
+    asked = store.number
+    for name in ("b", "c"):
+        assert run(engine, name, text(100)) == 0
+    assert store.number == asked + 1 and engine.failed == [], "it hears of it in the first step"
+    assert wrong(store, engine, [text(100) + text(1, seed=100)]) == []
+
+
+def test_a_worker_says_why_it_is_off_where_its_scheduler_is_not(
+    start: Start, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(start(FULL_AND_WINDOW), "a", text(100))
+    engine = start(FULL_AND_WINDOW)
+    _, whole = both_forms([FullAttentionSpec(), SlidingWindowSpec()], [SlidingWindowSpec()])
+    engine.worker.shutdown()
+    engine.worker = PegaKVConnector(config(), role("WORKER"), whole)
+    caplog.clear()
+    assert run(engine, "b", text(100)) == 0 and run(engine, "c", text(100)) == 0
+    lines = [r.getMessage() for r in caplog.records if "pegaflow: off" in r.getMessage()]
+    assert len(lines) == 1 and "differ in what they keep" in lines[0]
+
+
+def unrepresentable(*_: Any) -> Any:
+    raise Unrepresentable("a block of a layer is not one run of bytes")
 
 
 def test_an_engine_that_only_reads_saves_no_windows(start: Start, store: Store) -> None:

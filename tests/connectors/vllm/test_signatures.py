@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pegaflow.connector import PegaKVConnector
-from pegaflow.connectors.vllm.worker import SavesDone
+from pegaflow.connectors.vllm.orders import SavesDone
 
 from .fakes import Request, kv_cache_config, output, worker_output
 from .signatures import record
