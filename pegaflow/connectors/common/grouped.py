@@ -2,11 +2,12 @@
 
 `block_tokens` are those from one place to the next, at which blocks of every group end.
 
-lookup   in up to three questions. First the full attention's blocks, as ever: the *prefix*. Then
+lookup   in a few questions. First the full attention's blocks, as ever: the *prefix*. Then
          whether all is there that is needed to resume at its end; and if it is not, at the largest
-         place before it that a look at the blocks near it (`see`) shows. The answer to the first
-         is given back before the second is asked, so a request has one lease at most. Only who
-         finds all that is needed for one place has a hit.
+         place before it that a look at the blocks near it (`see`) shows, or that is worth a
+         question where nobody can look (places.py). The answer to the first is given back before
+         the second is asked, so a request has one lease at most. Only who finds all that is needed
+         for one place has a hit.
 offer    up to that place and to no other; one token at least is left to be computed
 load     what the request needs to resume there and vLLM has not itself: one order, one lease
 save     of full attention what `Requests` saves; of windows what is needed at the places that
@@ -27,6 +28,7 @@ never asks again.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pegaflow.client import Lease, Seen
 from pegaflow.wire.identities import NO_KEY, Key
@@ -34,6 +36,7 @@ from pegaflow.wire.values import LIST_MAX
 
 from .groups import Entry, Groups, blocks_of, table_of
 from .hints import NO_HINTS, Hints
+from .places import LOOKS, Places
 from .requests import AHEAD_BLOCKS, Requests
 from .tracked import Hashed, LoadOrder, Lookup, SaveOrder, Tracked
 
@@ -52,7 +55,7 @@ class GroupedRequest(Tracked):
     begun: int | None = None  # its computed tokens in the first step with these blocks; None: none
     prefix: int | None = None  # of full attention, in the cache; None: not asked
     place: int = 0  # where it is asked whether the request can resume; in HIT, where it can
-    looked: bool = False  # `place` is the last that is asked for
+    looks: int = 0  # so often another place to resume at was looked for
     parted: int = 0  # the prefix, where no window was found at its end; 0: none
     kept: int = 0  # the last place whose windows are in the cache or offered to it; 0: none
 
@@ -84,6 +87,7 @@ class GroupedRequests(Requests):
         super().__init__(block_tokens, hash_tokens, ranks, saving, patience_s=patience_s)
         assert self._ratio == groups.hashes
         self._groups, self._see, self._processed = groups, see, processed
+        self._places = Places(0 if groups.states else groups.apart)
         self._late: list[SaveOrder] = []  # of requests that have ended, for the next step
 
     def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
@@ -146,6 +150,7 @@ class GroupedRequests(Requests):
         elif blocks == self._groups.count(tracked.place):
             tracked.lookup, tracked.lease, tracked.answered_s = Lookup.HIT, lease, now_s
             tracked.disk, tracked.kept = disk, tracked.place
+            self._places.note(self._name(tracked, tracked.place))
             return None
         else:
             self._elsewhere(tracked, now_s)
@@ -163,12 +168,12 @@ class GroupedRequests(Requests):
 
     def _elsewhere(self, tracked: GroupedRequest, now_s: float) -> None:
         """The request cannot resume at this place: look for the next one."""
-        if not tracked.looked and self._groups.full:
+        if not tracked.looks and self._groups.full:
             tracked.parted = tracked.place
-        place = 0 if tracked.looked else self._before(tracked)
-        tracked.looked = True
+        place = 0 if tracked.looks == LOOKS else self._before(tracked)
+        tracked.looks += 1
         if not place and self._waits(tracked, now_s):
-            tracked.prefix, tracked.looked = None, False
+            tracked.prefix, tracked.looks = None, 0
             return
         tracked.place = place
         if place:
@@ -190,7 +195,7 @@ class GroupedRequests(Requests):
         per = groups.per(group)
         seen = self._see(groups.keys(group, tracked.source.block_hashes, first, end * per))
         if seen is None:
-            return (end - 1) // groups.apart * groups.apart
+            return self._places.before(partial(self._name, tracked), end, first // per)
         here = [a or b for a, b in zip(seen.here, seen.below or seen.here, strict=True)]
         run = 0
         runs = [run := run + 1 if one else 0 for one in here]
@@ -287,7 +292,7 @@ class GroupedRequests(Requests):
         if blocks is None:
             return None
         tracked.saved_to = last
-        parent = self._name(tracked, first - 1)
+        parent = self._name(tracked, first)
         keys = groups.full_keys(chain, first, last)
         return self.order(request, tracked, keys, blocks, parent=parent, first=first, end=last)
 
@@ -326,7 +331,7 @@ class GroupedRequests(Requests):
         for tokens in sorted({tokens for tokens, _ in blocks}):
             found = tuple(blocks.get((tokens, group.number), 0) for group in self._groups.states)
             place, part = divmod(tokens, self.block_tokens)
-            name = self._name(tracked, place - 1)
+            name = self._name(tracked, place)
             begun = end if tracked.begun is None else tracked.begun
             if not part and name and all(found) and begun < tokens <= end:
                 orders.append(self._state(request, tracked, place, found))
@@ -336,11 +341,12 @@ class GroupedRequests(Requests):
         self, request: str, tracked: Tracked, place: int, blocks: tuple[int, ...]
     ) -> SaveOrder:
         """The state at a place, of all recurrent groups."""
-        name, groups = self._name(tracked, place - 1), self._groups
+        name, groups = self._name(tracked, place), self._groups
         keys = tuple(groups.key(group, name) for group in groups.states)
         parent = name if groups.full else NO_KEY
         order = self.order(request, tracked, keys, blocks, parent=parent, first=place, end=place)
         self._loose.add(order.order)
+        self._places.note(name)
         return order
 
     def _keep(
@@ -354,15 +360,17 @@ class GroupedRequests(Requests):
             return None
         keys = self._groups.keys_of(tracked.source.block_hashes, entries)
         last = places[-1]
-        parent = self._name(tracked, last - 1) if self._groups.full else NO_KEY
+        parent = self._name(tracked, last) if self._groups.full else NO_KEY
         order = self.order(request, tracked, keys, blocks, parent=parent, first=last, end=last)
         tracked.kept = last
         self._loose.add(order.order)
+        for place in () if self._groups.states else places:
+            self._places.note(self._name(tracked, place))
         return order
 
-    def _name(self, tracked: Tracked, step: int) -> Key:
-        """The engine's hash of all up to the end of a step; empty before the first."""
-        return next(iter(self.keys(tracked, step, step + 1)), NO_KEY) if step >= 0 else NO_KEY
+    def _name(self, tracked: Tracked, place: int) -> Key:
+        """The engine's hash of all up to a place; empty at the start, and where there is none."""
+        return next(iter(self.keys(tracked, place - 1, place)), NO_KEY) if place > 0 else NO_KEY
 
     def void(self, tracked: Tracked, first: int) -> None:
         """What was saved from this block on is not published: windows are kept anew from now on."""
@@ -435,5 +443,5 @@ class GroupedRequests(Requests):
 
     def _drop_answer(self, tracked: Tracked) -> list[Lease]:
         assert isinstance(tracked, GroupedRequest)
-        tracked.prefix, tracked.place, tracked.looked, tracked.since_s = None, 0, False, 0.0
+        tracked.prefix, tracked.place, tracked.looks, tracked.since_s = None, 0, 0, 0.0
         return super()._drop_answer(tracked)

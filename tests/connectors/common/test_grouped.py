@@ -4,7 +4,7 @@ import pytest
 
 from pegaflow.client import Lease, Seen
 from pegaflow.connectors.common.grouped import GroupedRequest, GroupedRequests, Tables
-from pegaflow.connectors.common.groups import APART, Group, Groups
+from pegaflow.connectors.common.groups import Group, Groups
 from pegaflow.connectors.common.hints import Hints
 from pegaflow.connectors.common.tracked import Lookup, SaveOrder
 from pegaflow.wire.identities import Incarnation, LeaseId
@@ -101,15 +101,6 @@ def test_a_short_window_at_the_start_is_one(book: Book) -> None:
     book.arrive()
     assert book.ask() == [10, 9, 2]
     assert book.offer("r", 0) == 4
-
-
-def test_where_nobody_can_look_the_regular_place_before_is_asked_for() -> None:
-    book = Book(FULL, Group(1, 1), sees=False)
-    book.has(FULL, *range(10))
-    book.has(Group(1, 1), APART - 1)
-    book.arrive()
-    assert book.ask() == [10, 11, APART + 1]
-    assert book.offer("r", 0) == APART * BLOCK
 
 
 def test_without_full_attention_the_end_of_the_prompt_is_asked_for_first() -> None:
@@ -365,59 +356,6 @@ def test_each_group_saves_blocks_of_its_own_up_to_the_last_place() -> None:
     assert window.keys == tuple(book._groups.key(WINDOW, name) for name in chain[6:8])
     assert window.blocks == (27, 28) and window.parent == chain[7]
     assert book.saving(window).end == book.saving(full).end == 32
-
-
-SPARE = Group(1, 2, spare=3)
-"""A window of eight tokens."""
-
-
-def answering(book: Book) -> tuple[Longer, list[list[int]]]:
-    """A request whose prompt of 20 tokens is computed and saved up to the second place."""
-    request, tables = Longer("r", 21, prompt=20), [list(range(1, 9)), list(range(21, 37))]
-    book.add("r", request)
-    orders = book.stepped("r", tables, True, 0, scheduled=20)
-    assert [order.blocks for order in orders] == [(1, 2), (23, 24)]
-    return request, tables
-
-
-@pytest.mark.parametrize(("processed", "found"), [(23, True), (24, True), (26, True), (27, False)])
-def test_a_place_that_drafted_tokens_step_over_is_saved_while_its_window_is_there(
-    processed: int, found: bool
-) -> None:
-    """vLLM takes the first block of the window at 24 away when 27 tokens are computed."""
-    book = Book(LONG, SPARE)
-    request, _ = answering(book)
-    request.num_tokens = processed + 1
-    full, *windows = book.stepped("r", [[], []], False, processed, scheduled=4)
-    assert full.blocks == (3,)
-    assert [window.blocks for window in windows] == [(25, 26)] * found
-    for window in windows:
-        assert window.keys == tuple(
-            book._groups.key(SPARE, name) for name in request.block_hashes[4:6]
-        )
-        assert book.saving(window).end == max(24, processed + 1), "it stands if the step does"
-
-
-@pytest.mark.parametrize("processed", [23, 24, 26])
-def test_tokens_in_steps_under_way_are_not_yet_computed(processed: int) -> None:
-    """They may be taken back, and vLLM takes no block away for them."""
-    book = Book(LONG, SPARE)
-    request, _ = answering(book)
-    request.num_tokens, book.flying = processed + 1, 4
-    _, window = book.stepped("r", [[], []], False, processed + 4, scheduled=4)
-    assert window.blocks == (25, 26)
-    assert book.saving(window).end == max(24, processed + 1), "of the drafted ones none may stay"
-
-
-def test_steps_of_a_request_that_was_preempted_do_not_put_it_back() -> None:
-    """They are under way when it is computed anew, from a place whose window alone it has."""
-    book = Book(LONG, SPARE)
-    _, tables = answering(book)
-    book.preempted("r")
-    tables[1][:2], book.flying = [0, 0], 5
-    full, window = book.stepped("r", tables, True, 16, scheduled=4)
-    assert window.blocks == (23, 24) and full.blocks == (1, 2)
-    assert book.saving(window).end == 17
 
 
 def test_a_request_that_waits_needs_more_blocks_of_short_ones() -> None:

@@ -115,3 +115,15 @@ def test_without_attention_one_state_is_all() -> None:
     book.has(FIRST, 6)
     book.arrive()
     assert book.ask() == [1, 1] and book.offer("r", 0) == 28
+
+
+def test_where_nobody_can_look_the_state_of_an_earlier_prompt_is_asked_for() -> None:
+    """The next turn of a conversation: attention is there to the end of the answer."""
+    book = Book(FULL, FIRST, sees=False)
+    run(book, offered(4)[:1])
+    book.finished("r", 99)
+    book.has(FULL, *range(10))
+    book.has(FIRST, 3)
+    book.arrive()
+    assert book.ask() == [10, 11, 4 + 1]
+    assert book.offer("r", 0) == 16
