@@ -18,6 +18,11 @@ of regions in one allocation the handle is the same, and a process opens it once
 named by its PCI bus id, and by its UUID where several share one (MIG): its number means nothing in
 another process, which may be shown other devices (CUDA_VISIBLE_DEVICES).  Nothing is pickled.
 
+What moves the blocks.  A client may wish, by `backend`, that copies alone or a kernel move all
+blocks of its rank, for it is its own kernels that either disturbs.  It is a wish: where the session
+has no such kernel it uses copies, and an older session, which does not know the field, does what it
+always does.  Which of them it was shows nowhere but in the time that it takes.
+
 Order on the device.  The engine's kernels run long after its thread has launched them.  So the
 client names an *event* as well, and records it, on the stream of the engine's kernels, before each
 Load and Save that it says: a block is full only when the kernels that fill it are done, and is free
@@ -36,6 +41,13 @@ met it: every later call of it fails.  Nothing can be repaired there, so the ses
 and what it had under way comes back as after any death.  Other engines have other sessions, and
 their contexts are sound.  An error while handles are opened is none of these: the rank is not
 served by cuda_ipc, and stays what it was.
+
+Before Attached the session proves what it has opened: it copies the first and the last byte of each
+region that the layout speaks of.  What is refused there (a region that does not reach as far as it
+was said to, a device that is not let at the memory) costs the rank cuda_ipc, with one line that
+says why, and nothing else.  If the error of that copy stays with the context all the same, the
+session exits as after any such error; the client asks for another, which will fare likewise, and
+after the second names its memory to none (see below): the rank is served staged.
 
 What ends a dead process's copies.  A device goes on after the thread that gave it work is gone, so
 that no thread can run any more proves nothing here (as it does for process_vm); the pidfd of the
@@ -87,6 +99,7 @@ Who dies when:
 * supervisor, index, allocator: nothing of this is known to them.
 """
 
+import enum
 import re
 
 from .message import record
@@ -97,6 +110,18 @@ _UUID = re.compile(r"(?:gpu|mig)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 HANDLE_BYTES: Constant = 64
 """Of a handle of CUDA IPC, be it of memory or of an event (driver_types.h)."""
+
+
+class Backend(enum.IntEnum):
+    """What moves a rank's blocks; the session that lacks it takes what it has."""
+
+    AUTO = 0  # the session chooses, by the length of the pieces
+    DIRECT = 1  # the device's copy engines, whatever the length
+    KERNEL = 2  # a kernel, whatever the length
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Backend | None":
+        return cls.AUTO if isinstance(value, int) and value >= 0 else None
 
 
 @record
@@ -115,6 +140,7 @@ class GpuMemory:
     uuid: bytes  # of the device, 16 bytes
     regions: tuple[GpuRegion, ...]  # of the layout
     event: bytes  # handle of the event that the engine records before each Load and Save
+    backend: Backend = Backend.AUTO
 
 
 NO_GPU = GpuMemory("", b"", (), b"")

@@ -12,8 +12,8 @@ Where the kernel refuses, the first touch enters a page, as before.
 
 Once an engine on a GPU is served, what has been entered is registered with the driver, too, so that
 the device reads and writes it by itself: again in the background, extent by extent (no page lies in
-two), and what is not yet goes through a buffer of the driver's.  Where that is refused (`ulimit
--l`) it goes there for good, and one line says so.
+two), and what is not yet goes through a ring of pinned memory (pegaflow/device/engine/ring.py).
+Where that is refused (`ulimit -l`) it goes there for good, and one line says so.
 """
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, Part

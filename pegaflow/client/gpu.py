@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
+from pegaflow.wire.gpu import HANDLE_BYTES, Backend, GpuMemory, GpuRegion
 from pegaflow.wire.layout import Layout, fault, page_bytes
 from pegaflow.wire.units import Constant
 
@@ -128,7 +128,11 @@ def registered(layout: Layout, buffers: Buffers) -> EngineMemory | GpuRegions:
 
 
 def export(
-    regions: Sequence[tuple[int, int]], event: bytes, driver: Driver | None = None
+    regions: Sequence[tuple[int, int]],
+    event: bytes,
+    driver: Driver | None = None,
+    *,
+    backend: Backend = Backend.AUTO,
 ) -> GpuBuffers:
     """Make regions of GPU memory known to other processes.
 
@@ -137,6 +141,8 @@ def export(
         event: CUDA IPC handle of an event of this process on that device, which the caller records
             on the stream of its kernels before each start_load and start_save.
         driver: libcuda; None: the one of this process.
+        backend: what shall move the blocks: the device's copy engines, a kernel, or, as the session
+            chooses, either.
 
     Raises:
         Unexportable: some of it cannot be shared.
@@ -157,7 +163,7 @@ def export(
             raise Unexportable(NOT_SHARED)
         named.append(GpuRegion(handle.raw, address - start))
     bus, uuid = _device(calls, devices.pop())
-    memory = GpuMemory(bus, uuid, tuple(named), event)
+    memory = GpuMemory(bus, uuid, tuple(named), event=event, backend=backend)
     return GpuBuffers(memory, tuple(size for _, size in regions))
 
 

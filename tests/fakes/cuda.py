@@ -72,7 +72,8 @@ def getDeviceCount() -> int:
 
 def getDeviceProperties(device: int) -> dict[str, object]:
     """Cut as cupy 14.2 cuts it: see pegaflow/device/engine/cuda.py."""
-    return {"uuid": gpus.UUIDS[machine().devices[device]].partition(b"\0")[0]}
+    uuid = gpus.UUIDS[machine().devices[device]].partition(b"\0")[0]
+    return {"uuid": uuid, "canUseHostPointerForRegisteredMem": 1}
 
 
 def deviceGetPCIBusId(device: int) -> str:
@@ -153,6 +154,19 @@ def ipcCloseMemHandle(pointer: int) -> None:
             shared.opened.unlink()
 
 
+def hostAlloc(size: int, flags: int) -> int:
+    m = machine()
+    m.check()
+    if os.environ.get("FAKE_CUDA_HOST_ALLOC"):
+        raise CUDARuntimeError(2, "cudaErrorMemoryAllocation")
+    held = mmap.mmap(-1, size)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    with m.lock:
+        m.host.append(held)
+        m.pinned.append((address, size))
+    return address
+
+
 def hostRegister(pointer: int, size: int, flags: int) -> None:
     m = machine()
     m.check()
@@ -168,11 +182,15 @@ def hostRegister(pointer: int, size: int, flags: int) -> None:
 
 
 def streamCreateWithFlags(flags: int) -> int:
+    return streamCreateWithPriority(flags, 0)
+
+
+def streamCreateWithPriority(flags: int, priority: int) -> int:
     m = machine()
     device = m.check()
     with m.lock:
         m.number += 1
-        m.streams[m.number] = Stream(device)
+        m.streams[m.number] = Stream(device, sorted([*gpus.PRIORITIES, priority])[1])
         return m.number
 
 
@@ -279,6 +297,8 @@ def _copy(
     if m.owner(*there) is None or m.owner(*here) is not None:
         raise CUDARuntimeError(INVALID_VALUE, "not from host to device, or not back")
     pinned = m.is_pinned(*here)
+    if not pinned:
+        m.unpinned += 1
     if not pinned and not inward:
         streamSynchronize(stream)
     kept = [None if pinned or inward else ctypes.string_at(src, size) for _, src, size in pieces]

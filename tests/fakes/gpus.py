@@ -19,6 +19,8 @@ import numpy as np
 BUSES = ("0000:65:00.0", "0000:B3:00.0")
 UUIDS = (bytes(range(16, 32)), bytes([7, 0, *range(14)]))
 
+PRIORITIES = (-5, 0)  # the highest and the lowest of a stream
+
 LATE_S = 0.001  # nothing runs sooner after it was asked for
 LOOK_S = 0.0005
 INVALID_VALUE, NOT_SAME_PROCESS, INVALID_HANDLE, ILLEGAL_ADDRESS = 1, 201, 400, 700
@@ -100,6 +102,7 @@ class Task:
 @dataclass
 class Stream:
     device: int
+    priority: int = 0
     tasks: deque[Task] = field(default_factory=deque)
 
 
@@ -115,7 +118,9 @@ class Machine:
         self.memory: dict[int, Shared] = {}  # by address
         self.events: dict[int, Shared] = {}
         self.streams: dict[int, Stream] = {}
+        self.host: list[mmap.mmap] = []  # of hostAlloc
         self.pinned: list[tuple[int, int]] = []  # (address, size) that are registered
+        self.unpinned = 0  # copies that went through the driver's own buffers
         self.number = 1 << 20  # newest of a stream or an event
         self.calls: list[str] = []  # names of copies, in the order in which they were asked for
         self.rng = random.Random(os.environ.get("FAKE_CUDA_SEED", "1"))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from hypothesis import strategies as st
 
+from pegaflow.wire.gpu import Backend
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import ThreadState
 from pegaflow.wire.message import Message, declared
@@ -61,7 +62,7 @@ def _sample(hint: Any, at: int) -> Any:
         return Address("session", Incarnation((1 << 40) + at))
     if hint is Status:
         return Status.NO_SPACE
-    if hint in (Way, ThreadState):
+    if hint in (Backend, Way, ThreadState):
         return hint(1)
     if hint is bool:
         return True
@@ -90,7 +91,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
     if hint is Address:
         return st.builds(Address, st.text(max_size=20), numbers)
-    if hint in (Status, Way, ThreadState):
+    if hint in (Backend, Status, Way, ThreadState):
         return st.sampled_from(hint)
     plain = {int: numbers, bool: st.booleans(), str: st.text(), bytes: st.binary(max_size=99)}
     return plain[hint] if hint in plain else messages(hint)

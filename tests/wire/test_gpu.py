@@ -1,10 +1,10 @@
-"""How devices are named."""
+"""How devices are named, and what a client wishes of the session that reaches its memory."""
 
 from uuid import UUID
 
 import pytest
 
-from pegaflow.wire.gpu import device_name, is_meant, spelled
+from pegaflow.wire.gpu import NO_GPU, Backend, device_name, is_meant, spelled
 
 BUS, ID = "0000:65:00.0", bytes([7, 0, *range(14)])
 
@@ -44,3 +44,18 @@ def test_all_names_of_a_device_mean_it_and_no_other(name: str) -> None:
 def test_parts_of_one_device_differ_by_their_uuids() -> None:
     assert not is_meant(spelled(BUS, ID), 3, BUS, bytes([8]))
     assert is_meant(BUS, 3, BUS, bytes([8]))
+
+
+def test_a_wish_of_a_later_minor_is_none() -> None:
+    assert NO_GPU.backend is Backend.AUTO
+    assert Backend(len(Backend)) is Backend.AUTO and Backend(1 << 40) is Backend.AUTO
+    with pytest.raises(ValueError):
+        Backend(-1)
+
+
+def test_numbers_are_frozen() -> None:
+    assert {backend.name: backend.value for backend in Backend} == {
+        "AUTO": 0,
+        "DIRECT": 1,
+        "KERNEL": 2,
+    }

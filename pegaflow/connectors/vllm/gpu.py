@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pegaflow.client import GpuBuffers, Unexportable, export
-from pegaflow.wire.gpu import NO_GPU
+from pegaflow.wire.gpu import NO_GPU, Backend
 from pegaflow.wire.layout import Layout, page_bytes
 from pegaflow.wire.units import Seconds
 
@@ -43,13 +43,19 @@ def holds(caches: Mapping[str, Any]) -> bool:
     return any(attribute(cache, "device.type") == "cuda" for cache in caches.values())
 
 
-def exported(caches: Mapping[str, Any], addresses: Sequence[int], layout: Layout) -> Exported:
+def exported(
+    caches: Mapping[str, Any],
+    addresses: Sequence[int],
+    layout: Layout,
+    backend: Backend = Backend.AUTO,
+) -> Exported:
     """Make KV memory known to the service.
 
     Args:
         caches: by layer, tensors of one GPU.
         addresses: of their storages, in the order of the layout's regions.
         layout: where the blocks lie in them.
+        backend: what shall move them in the service.
     """
     import torch
 
@@ -59,7 +65,7 @@ def exported(caches: Mapping[str, Any], addresses: Sequence[int], layout: Layout
     with torch.cuda.device(device):
         event, memory = torch.cuda.Event(interprocess=True), NO_GPU
         try:
-            memory = export(regions, bytes(event.ipc_handle())).memory
+            memory = export(regions, bytes(event.ipc_handle()), backend=backend).memory
         except (Unexportable, RuntimeError, AttributeError) as error:
             why = str(error).partition("\n")[0]
             logger().warning("pegaflow: GPU memory is copied by this process: %s", why)

@@ -19,6 +19,7 @@ from pegaflow.connectors.common.groups import Groups
 from pegaflow.connectors.common.hints import NO_HINTS, PREFIX, Hints
 from pegaflow.connectors.common.requests import Requests
 from pegaflow.connectors.common.tails import TailedRequests
+from pegaflow.wire.gpu import Backend
 from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Milliseconds
 
@@ -28,6 +29,9 @@ from .identity import adapter_settings, facts
 from .namespace import Namespace, namespace
 from .ranks import divided_by, replicas
 from .tails import hash_of
+
+BACKENDS = tuple(backend.name.lower() for backend in Backend)
+"""What `transfer_backend` may be, under the original's names; the default first."""
 
 DEFAULT_TIMEOUT_MS: Milliseconds = 1000
 """An unanswered lookup is a miss after a second: recomputing a few thousand tokens takes as
@@ -66,6 +70,7 @@ class Settings:
     mode: Mode
     timeout_s: float  # after this long, a lookup is a miss
     way: str  # one of WAYS: how blocks move between the engine and the pool
+    backend: Backend = Backend.AUTO  # what moves those of a GPU
     role: str = Role.BOTH  # vLLM's kv_role: a Role, or what another vLLM has
     weights_hash: Reading = Reading.SPREAD
     owner: int | None = None  # the user whose service is trusted, beside our own and root
@@ -97,7 +102,7 @@ def settings(
     Returns:
         The settings, and one warning per key or value that was not understood or is overruled.
     """
-    names = "endpoint host port curve owner mode timeout_ms way weights_hash"
+    names = "endpoint host port curve owner mode timeout_ms way weights_hash transfer_backend"
     flags = "wait_for_full_prefix pd_tail_save pd_tail_load"
     known = {f"{PREFIX}{name}" for name in f"{names} {flags}".split()}
     where = choose(extra, env)
@@ -137,6 +142,7 @@ def settings(
         mode=mode,
         timeout_s=timeout / 1000,
         way=way,
+        backend=Backend[one_of("transfer_backend", BACKENDS).upper()],
         role=role,
         weights_hash=reading,
         owner=where.owner,

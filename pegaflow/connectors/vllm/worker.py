@@ -171,7 +171,8 @@ class Worker:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return
         if gpu.holds(caches):
-            on_gpu = gpu.exported(caches, planned.storages, planned.layout)
+            backend = self._engine.settings.backend
+            on_gpu = gpu.exported(caches, planned.storages, planned.layout, backend)
             self._memory, self._mark = (planned.layout, on_gpu.buffers), on_gpu.mark
         else:
             self._memory = planned.layout, buffers(caches, planned.storages)

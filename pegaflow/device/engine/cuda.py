@@ -28,7 +28,9 @@ DEVICE_TO_HOST: Constant = 2  # cudaMemcpyDeviceToHost
 NON_BLOCKING: Constant = 1  # cudaStreamNonBlocking: no order with the legacy default stream
 BLOCKING_SYNC: Constant = 1  # cudaEventBlockingSync: who waits for it sleeps
 DISABLE_TIMING: Constant = 2  # cudaEventDisableTiming
-PORTABLE: Constant = 1  # cudaHostRegisterPortable: for every context of the process
+PORTABLE: Constant = 1  # cudaHostRegisterPortable, and of HostAlloc: for all of the process
+MAPPED: Constant = 2  # cudaHostRegisterMapped, and of HostAlloc: for kernels, too
+LOWEST_PRIORITY: Constant = 1 << 20  # of a stream: clamped to the lowest that there is
 LAZY_PEER_ACCESS: Constant = 1  # cudaIpcMemLazyEnablePeerAccess: the only flag there is
 SCHED_BLOCKING_SYNC: Constant = 4  # CU_CTX_SCHED_BLOCKING_SYNC: who waits for the device sleeps
 
@@ -44,7 +46,10 @@ class Runtime(Protocol):
     def ipcCloseMemHandle(self, pointer: int, /) -> None: ...
     def ipcOpenEventHandle(self, handle: bytes, /) -> int: ...
     def hostRegister(self, pointer: int, size: int, flags: int, /) -> None: ...
-    def streamCreateWithFlags(self, flags: int, /) -> int: ...
+    def hostAlloc(self, size: int, flags: int, /) -> int: ...
+    def malloc(self, size: int, /) -> int: ...
+    def streamCreateWithPriority(self, flags: int, priority: int, /) -> int: ...
+    def streamSynchronize(self, stream: int, /) -> None: ...
     def streamWaitEvent(self, stream: int, event: int, flags: int, /) -> None: ...
     def eventCreateWithFlags(self, flags: int, /) -> int: ...
     def eventRecord(self, event: int, stream: int, /) -> None: ...
@@ -143,9 +148,14 @@ def name_of(runtime: Runtime, device: int) -> str:
     return spelled(runtime.deviceGetPCIBusId(device).lower(), uuid)
 
 
+def reaches(runtime: Runtime, device: int) -> bool:
+    """Whether a kernel there finds registered memory under the host's address."""
+    return bool(runtime.getDeviceProperties(device).get("canUseHostPointerForRegisteredMem"))
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line for people."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _numbers(runtime: Runtime, name: str) -> tuple[list[int], int]:

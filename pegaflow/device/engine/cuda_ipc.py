@@ -4,19 +4,23 @@ A device has a lane for loads and one for saves (lanes.py), whose threads alone 
 but for whoever opens memory and registers the pool.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.fingerprints import U64
-from pegaflow.wire.gpu import GpuMemory
+from pegaflow.wire.gpu import Backend, GpuMemory
 from pegaflow.wire.jobs import Result
-from pegaflow.wire.layout import Layout
+from pegaflow.wire.layout import Layout, page_bytes, page_size
 
-from . import cuda
+from . import cuda, kernel
 from .cuda import Runtime
-from .lanes import Copy, Lane, Over, give_up
-from .strides import pieces
+from .lanes import Copy, Lane, Over, give_up, say
+from .methods import Name, Plan, plan
+from .ring import Registered
+from .strides import Placed, pieces
 
 
 class Opened:
@@ -24,23 +28,25 @@ class Opened:
 
     Args:
         gpu: the device that it is on.
-        bases: where each region lies in this process.
         event: the engine's.
         handles: of the allocations that were opened for it.
+        plan: how its blocks are moved where the device reaches the pages.
+        plain: and where it does not.
     """
 
     def __init__(
         self,
         gpu: "Gpu",
         layout: Layout,
-        bases: list[int],
         *,
         event: int,
         handles: list[bytes],
+        plan: Plan,
+        plain: Plan,
     ) -> None:
-        self.event = event
-        self.handles = handles
-        self.pieces = [(bases[p.region] + p.offset, p) for p in pieces(layout)]
+        self.event, self.handles = event, handles
+        self.plan, self.plain = plan, plain
+        self.payload_bytes, self.page_size = page_bytes(layout), page_size(layout)
         self.closed = False  # set once, by any thread: what was not begun is not done
         self._gpu = gpu
         self._lock = threading.Lock()  # held for a few instructions
@@ -107,20 +113,27 @@ class Gpu:
     Args:
         device: this process's number of it.
         pool: address at which the pool is mapped here.
+        registered: what of the pool the device reaches.
 
     Raises:
         UserError: it cannot be used: mostly an engine has left no memory for a context.
     """
 
-    def __init__(self, runtime: Runtime, device: int, pool: int) -> None:
+    def __init__(self, runtime: Runtime, device: int, pool: int, *, registered: Registered) -> None:
         self._runtime, self._device = runtime, device
+        self._making = threading.Lock()  # of the kernel, held while it is made
+        self._kernel: bool | None = None  # whether there is one; None: nobody has asked for it
         self._lock = threading.Lock()  # of `_allocations`, held while one is opened or closed
         self._allocations: dict[bytes, tuple[int, int]] = {}  # handle -> (address, users)
         cuda.make_context(device)
         try:
             runtime.setDevice(device)
-            self.loads = Lane(runtime, device, pool, cuda.HOST_TO_DEVICE)
-            self.saves = Lane(runtime, device, pool, cuda.DEVICE_TO_HOST)
+            lane = partial(Lane, runtime, device, pool, registered=registered)
+            self._stream = runtime.streamCreateWithPriority(
+                cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY
+            )  # of proofs
+            self.loads = lane(kind=cuda.HOST_TO_DEVICE)
+            self.saves = lane(kind=cuda.DEVICE_TO_HOST)
         except RuntimeError as error:
             raise UserError(f"no context on GPU {device}: {cuda.first_line(error)}") from None
 
@@ -128,29 +141,69 @@ class Gpu:
         """Open a rank's memory.
 
         Raises:
-            UserError: a handle cannot be opened.
+            UserError: a handle cannot be opened, or what it opens cannot be read.
         """
         handles: list[bytes] = []
+        events: list[int] = []
         runtime = self._runtime
         try:
             runtime.setDevice(self._device)
             with self._lock:
                 bases = [self._base(r.handle, handles) + r.offset for r in memory.regions]
-            event = runtime.ipcOpenEventHandle(memory.event)
+            events.append(runtime.ipcOpenEventHandle(memory.event))
+            placed = [(bases[p.region] + p.offset, p) for p in pieces(layout)]
+            self._prove(placed, layout.blocks)
         except RuntimeError as error:
-            self._release(handles)
+            self._close(handles, events)
             why = cuda.first_line(error)
             raise UserError(f"cannot open the engine's memory on GPU {memory.bus}: {why}") from None
-        return Opened(self, layout, bases, event=event, handles=handles)
+        return Opened(
+            self,
+            layout,
+            event=events[0],
+            handles=handles,
+            plan=self._plan(placed, memory.backend),
+            plain=plan(placed, Backend.DIRECT, with_kernel=False),
+        )
+
+    def _prove(self, placed: list[Placed], blocks: int) -> None:
+        """Read the first and the last byte of every region; raises what the runtime does."""
+        ends: dict[int, tuple[int, int]] = {}
+        for start, rows in placed:
+            last = start + (blocks - 1) * rows.block_stride
+            last += (rows.rows - 1) * rows.pitch + rows.width - 1
+            lowest, highest = ends.get(rows.region, (start, last))
+            ends[rows.region] = min(lowest, start), max(highest, last)
+        byte = ctypes.create_string_buffer(1)
+        for address in (end for both in ends.values() for end in both):
+            kind, target = cuda.DEVICE_TO_HOST, ctypes.addressof(byte)
+            self._runtime.memcpyAsync(target, address, 1, kind, self._stream)
+        self._runtime.streamSynchronize(self._stream)
+
+    def _plan(self, placed: list[Placed], backend: Backend) -> Plan:
+        """How pieces are moved; the first that ask for the kernel have it made."""
+        wished = plan(placed, backend, with_kernel=True)
+        if all(name is not Name.KERNEL for name, _ in wished) or self._has_kernel():
+            return wished
+        return plan(placed, backend, with_kernel=False)
+
+    def _has_kernel(self) -> bool:
+        with self._making:
+            if self._kernel is None:
+                try:
+                    if not cuda.reaches(self._runtime, self._device):
+                        raise UserError("it knows registered memory by another address")
+                    for lane in (self.loads, self.saves):
+                        lane.launches(kernel.compiled())
+                    self._kernel = True
+                except (UserError, RuntimeError) as error:
+                    self._kernel = False
+                    say(f"GPU {self._device} moves all by copies: {cuda.first_line(error)}")
+            return self._kernel
 
     def close(self, opened: Opened, then: Callable[[], None]) -> None:
         """Close what no copy uses any more."""
-        try:
-            self._runtime.setDevice(self._device)
-            self._release(opened.handles)
-            self._runtime.eventDestroy(opened.event)
-        except RuntimeError as error:
-            give_up(error)
+        self._close(opened.handles, [opened.event])
         then()
 
     def _base(self, handle: bytes, handles: list[bytes]) -> int:
@@ -162,14 +215,21 @@ class Gpu:
         handles.append(handle)
         return address
 
-    def _release(self, handles: list[bytes]) -> None:
-        with self._lock:
-            for handle in handles:
-                address, users = self._allocations[handle]
-                self._allocations[handle] = address, users - 1
-                if users == 1:
-                    del self._allocations[handle]
-                    self._runtime.ipcCloseMemHandle(address)
+    def _close(self, handles: list[bytes], events: list[int]) -> None:
+        """Close what was opened; that it cannot be means that the context has met an error."""
+        try:
+            self._runtime.setDevice(self._device)
+            with self._lock:
+                for handle in handles:
+                    address, users = self._allocations[handle]
+                    self._allocations[handle] = address, users - 1
+                    if users == 1:
+                        del self._allocations[handle]
+                        self._runtime.ipcCloseMemHandle(address)
+            for event in events:
+                self._runtime.eventDestroy(event)
+        except RuntimeError as error:
+            give_up(error)
 
 
 class Gpus:
@@ -184,6 +244,7 @@ class Gpus:
         self._lock = threading.Lock()
         self._runtime: Runtime | None = None
         self._devices: dict[int, Gpu] = {}  # by this process's number
+        self._registered = Registered()
 
     def open(self, memory: GpuMemory, layout: Layout) -> Opened:
         """Open a rank's memory; the first of a device makes its context, which takes a while.
@@ -225,9 +286,11 @@ class Gpus:
         assert runtime is not None, "no engine uses a GPU"
         try:
             runtime.setDevice(number)
-            runtime.hostRegister(self._pool + offset, length, cuda.PORTABLE)
+            flags = cuda.PORTABLE | cuda.MAPPED
+            runtime.hostRegister(self._pool + offset, length, flags)
         except RuntimeError as error:
             raise UserError(cuda.first_line(error)) from None
+        self._registered.add(offset, length)
 
     def _loaded(self) -> Runtime:
         if self._runtime is None:
@@ -237,5 +300,6 @@ class Gpus:
     def _gpu(self, runtime: Runtime, number: int) -> Gpu:
         gpu = self._devices.get(number)
         if gpu is None:
-            gpu = self._devices[number] = Gpu(runtime, number, self._pool)
+            gpu = Gpu(runtime, number, self._pool, registered=self._registered)
+            self._devices[number] = gpu
         return gpu

@@ -6,34 +6,67 @@ it and a thread that sees what is done.  The first takes all copies that have co
 turn, and gives the device the pieces of all of them at once; each copy ends in an event of its own,
 so each request is over when its own bytes are there.
 
-A copy is a loop of asynchronous calls, one per piece of a block (strides.py).  Where the pool is
-registered with the driver the device reads and writes it by itself.  Where it is not yet, the same
-calls go through a pinned buffer of the driver's, as the first ones after an attach do: slower, and
-right.  A call does not cross from one registration to another, which CUDA refuses, because no
-page does: the pool is registered by whole extents.
+A copy goes in parts of some MiB, each behind an event: blocks whose pages are registered with the
+driver, which the device reads and writes by itself, or blocks whose pages are not, which go through
+the lane's ring (ring.py).  By which method the pieces of a part are moved, methods.py says.  Where
+there is no ring, since the host refuses it or a block is larger, the same copies go through a
+pinned buffer of the driver's: slower, and right.  No copy crosses from one registration to another,
+which CUDA refuses, because no page does: the pool is registered by whole extents.
 
-The streams have the lowest priority that there is, which is the one they have by default; copies
-take none of the device's multiprocessors anyway.
+No lane grows without bound: of copies that wait so many may, of parts that the device has, too;
+what comes beyond that is refused, and what has waited past its deadline is not begun.
+
+The interpreter's lock is free while a thread waits: cupy gives it back in eventSynchronize, in all
+calls of copies and launches, in hostAlloc and in hostRegister (14.2,
+cupy_backends/cuda/api/runtime.pyx and driver.pyx).  It does not in setDevice and in the calls of
+ipc: the first is fast once the context is there (cuda.py), the others are made once for each
+attach.
+
+The streams have the lowest priority that there is: a number beyond the range is clamped to it
+(cudaStreamCreateWithPriority), and cupy has no call that says the range.  It is 0, that of a stream
+for which nobody chose one, so kernels of the same process would not be behind those of the engine,
+either; of another process they are in time slices of their own anyway (kernel.py).  For copies it
+has no effect (same page).
 
 An error of a copy is the context's from then on, so the process ends (`give_up`).
 """
 
+import ctypes
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
+
+import numpy as np
 
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.status import Status
+from pegaflow.wire.units import Bytes, Count
 
-from . import cuda
+from . import cuda, kernel
 from .cuda import Runtime
-from .strides import Rows
+from .methods import Copies, Gather, Method, Name, Plan
+from .ring import RING_BYTES, Registered, Ring, pinned_ring
+
+PART_BYTES: Bytes = 8 << 20
+"""Of a part of a copy, unless a block has more: 150 us of a bus of 55 GB/s, which is long beside
+the event that it ends in, and short for a launch of the kernel."""
+
+PART_BLOCKS: Count = 256
+"""Of a part at most: what is to be told of them is 4 KiB, and their calls take a millisecond."""
+
+LANE_MAX: Count = 1024
+"""Copies that wait in a lane: an engine's orders have a few batches each, and a session that is so
+far behind its engine saves nothing in time."""
+
+BEGUN_MAX: Count = 64
+"""Parts that the device has and has not done: half a GiB, some milliseconds of work."""
 
 Over = Callable[[Result], None]
 """What a copy calls when it has ended; by any thread."""
@@ -44,10 +77,10 @@ class Memory(Protocol):
 
     event: int  # the engine's
     closed: bool  # set once, by any thread: what was not begun is not done
-
-    @property
-    def pieces(self) -> Sequence[tuple[int, Rows]]:
-        """The pieces of each block, with the address of block 0's."""
+    payload_bytes: int  # of a block
+    page_size: int  # of what holds one
+    plan: Plan
+    plain: Plan  # for pages that the device does not reach
 
     def ended(self) -> None:
         """A copy is over."""
@@ -71,22 +104,65 @@ class Copy:
         self.memory.ended()
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some blocks of a copy, whose pages the device reaches, or none of them."""
+
+    blocks: list[int]
+    offsets: list[int]
+    reached: bool
+
+
 class Lane:
     """Copies in one direction, on one device, whose context the calling thread has; raises what
-    the runtime does."""
+    the runtime does.
 
-    def __init__(self, runtime: Runtime, device: int, pool: int, kind: int) -> None:
+    Args:
+        pool: address of the pool.
+        registered: what of the pool the device reaches.
+        kind: of memcpy.
+    """
+
+    def __init__(
+        self, runtime: Runtime, device: int, pool: int, *, registered: Registered, kind: int
+    ) -> None:
         self._runtime, self._device, self._pool = runtime, device, pool
-        self._kind = kind  # of memcpy
-        self._stream = runtime.streamCreateWithFlags(cuda.NON_BLOCKING)
-        self._asked: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-        self._begun: queue.SimpleQueue[tuple[int, Copy]] = queue.SimpleQueue()
+        self._registered, self._kind = registered, kind
+        self._stream = runtime.streamCreateWithPriority(cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY)
+        self._methods: dict[Name, Method] = {
+            name: Copies(runtime, self._stream, kind, strided=name is Name.STRIDED)
+            for name in (Name.LOOP, Name.STRIDED)
+        }
+        self._ring: Ring | None = None
+        self._ringless = False  # the host has refused one
+        self._asked: deque[Copy] = deque()
+        self._changed = threading.Condition()  # of `_asked`
+        self._begun: queue.Queue[tuple[int, list[Callable[[], None]]]] = queue.Queue(BEGUN_MAX)
         for work in (self._submit, self._await):
             threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
+    def launches(self, launch: kernel.Launch) -> None:
+        """There is a kernel; called once, by a thread that has the device's context."""
+        self._methods[Name.KERNEL] = Gather(self._runtime, self._stream, self._kind, launch=launch)
+
     def put(self, copy: Copy) -> None:
-        """Do a copy some time."""
-        self._asked.put(copy)
+        """Do a copy some time, unless too many wait."""
+        late: list[Copy] = []
+        with self._changed:
+            if len(self._asked) >= LANE_MAX:
+                now = time.monotonic_ns()
+                late = [one for one in self._asked if one.deadline <= now]
+                self._asked = deque(one for one in self._asked if one.deadline > now)
+            full = len(self._asked) >= LANE_MAX
+            if not full:
+                self._asked.append(copy)
+                self._changed.notify()
+        for one in late:
+            one.result = _expired()
+            one.end()
+        if full:
+            copy.result = Done(Status.BUSY, f"{LANE_MAX} copies wait for the GPU")
+            copy.end()
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
@@ -95,55 +171,111 @@ class Lane:
         except BaseException as error:
             give_up(error)
 
+    def _step(self) -> list[Copy]:
+        """All copies that have come since the last; waits for one."""
+        with self._changed:
+            while not self._asked:
+                self._changed.wait()
+            step = list(self._asked)
+            self._asked.clear()
+        return step
+
     def _submit(self) -> None:
-        runtime, stream = self._runtime, self._stream
         while True:
-            step = [self._asked.get()]
-            while not self._asked.empty():
-                step.append(self._asked.get())
-            for copy in step:
+            for copy in self._step():
                 copy.result = copy.check() or copy.result
                 if copy.result.ok:
-                    runtime.streamWaitEvent(stream, copy.memory.event, 0)
-                    self._issue(copy, stream)
-                event = runtime.eventCreateWithFlags(cuda.DISABLE_TIMING | cuda.BLOCKING_SYNC)
-                runtime.eventRecord(event, stream)
-                self._begun.put((event, copy))
+                    self._runtime.streamWaitEvent(self._stream, copy.memory.event, 0)
+                    self._issue(copy)
+                self._mark([copy.end])
 
-    def _issue(self, copy: Copy, stream: int) -> None:
-        for block, offset in zip(copy.blocks.tolist(), copy.offsets.tolist(), strict=True):
+    def _issue(self, copy: Copy) -> None:
+        for part in self._parts(copy):
             if copy.memory.closed:
                 copy.result = Done(Status.COPY_FAILED, "the engine has gone")
                 return
             if time.monotonic_ns() >= copy.deadline:
-                copy.result = Done(Status.EXPIRED, "the deadline has passed")
+                copy.result = _expired()
                 return
-            self._move(copy.memory, block, self._pool + offset, stream)
+            ring = None if part.reached else self._ring_for(copy.memory)
+            if ring is None:
+                plan = copy.memory.plan if part.reached else copy.memory.plain
+                pages = [self._pool + offset for offset in part.offsets]
+                self._mark(self._move(plan, part.blocks, pages))
+            else:
+                self._bounce(copy.memory, part, ring)
 
-    def _move(self, memory: Memory, block: int, page: int, stream: int) -> None:
-        runtime, kind = self._runtime, self._kind
-        for start, rows in memory.pieces:
-            there, here = start + block * rows.block_stride, page + rows.page_at
-            inward = kind == cuda.DEVICE_TO_HOST
-            target, source = (here, there) if inward else (there, here)
-            if rows.rows == 1:
-                runtime.memcpyAsync(target, source, rows.width, kind, stream)
-                continue
-            pitches = (rows.page_pitch, rows.pitch) if inward else (rows.pitch, rows.page_pitch)
-            runtime.memcpy2DAsync(
-                target, pitches[0], source, pitches[1], rows.width, rows.rows, kind, stream
-            )
+    def _parts(self, copy: Copy) -> Iterator[Part]:
+        memory = copy.memory
+        most = max(1, min(PART_BLOCKS, PART_BYTES // memory.page_size))
+        reached = self._registered.hold(copy.offsets, memory.payload_bytes)
+        turns = np.flatnonzero(reached[1:] != reached[:-1]) + 1
+        for run in np.split(np.arange(len(copy.blocks)), turns):
+            for first in range(0, len(run), most):
+                mine = run[first : first + most]
+                blocks, offsets = copy.blocks[mine].tolist(), copy.offsets[mine].tolist()
+                yield Part(blocks, offsets, bool(reached[mine[0]]))
+
+    def _ring_for(self, memory: Memory) -> Ring | None:
+        if memory.page_size > RING_BYTES:
+            return None
+        if self._ring is None and not self._ringless:
+            try:
+                self._ring = pinned_ring(self._runtime, RING_BYTES)
+            except RuntimeError as error:
+                self._ringless = True
+                why = cuda.first_line(error)
+                say(f"no pinned memory for GPU {self._device}, copies are slower: {why}")
+        return self._ring
+
+    def _bounce(self, memory: Memory, part: Part, ring: Ring) -> None:
+        """Move a part through the ring."""
+        size = memory.page_size
+        at = ring.address + ring.take(len(part.blocks) * size)
+        slots = [at + n * size for n in range(len(part.blocks))]
+        pages = [self._pool + offset for offset in part.offsets]
+
+        def copy_all(targets: list[int], sources: list[int]) -> None:
+            for target, source in zip(targets, sources, strict=True):
+                ctypes.memmove(target, source, memory.payload_bytes)
+
+        if self._kind == cuda.HOST_TO_DEVICE:
+            copy_all(slots, pages)
+            self._mark([*self._move(memory.plan, part.blocks, slots), ring.give])
+            return
+        done = self._move(memory.plan, part.blocks, slots)
+        self._mark([*done, lambda: copy_all(pages, slots), ring.give])
+
+    def _move(self, plan: Plan, blocks: list[int], pages: list[int]) -> list[Callable[[], None]]:
+        moved = (self._methods[name].move(pieces, blocks, pages) for name, pieces in plan)
+        return [done for done in moved if done is not None]
+
+    def _mark(self, then: list[Callable[[], None]]) -> None:
+        """Have something called when all is done that the device has been given so far."""
+        runtime = self._runtime
+        event = runtime.eventCreateWithFlags(cuda.DISABLE_TIMING | cuda.BLOCKING_SYNC)
+        runtime.eventRecord(event, self._stream)
+        self._begun.put((event, then))
 
     def _await(self) -> None:
         while True:
-            event, copy = self._begun.get()
+            event, then = self._begun.get()
             self._runtime.eventSynchronize(event)
             self._runtime.eventDestroy(event)
-            copy.end()
+            for call in then:
+                call()
+
+
+def _expired() -> Done:
+    return Done(Status.EXPIRED, "the deadline has passed")
+
+
+def say(line: str) -> None:
+    """A line for whoever runs the service."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def give_up(error: BaseException) -> NoReturn:
     """An error stays with the context, and nobody knows what the device still does: end."""
-    print(f"the GPU has failed, the session ends: {cuda.first_line(error)}", file=sys.stderr)
-    sys.stderr.flush()
+    say(f"the GPU has failed, the session ends: {cuda.first_line(error)}")
     os._exit(1)

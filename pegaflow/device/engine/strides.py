@@ -36,6 +36,10 @@ class Rows:
         return self.page_at + self.width
 
 
+Placed = tuple[int, Rows]
+"""A part of every block, and the address of its first piece in block 0."""
+
+
 def pieces(layout: Layout) -> tuple[Rows, ...]:
     """What to copy of each block, in the order of the page."""
     sizes = [layer.segments * layer.segment_bytes for layer in layout.layers]

@@ -16,7 +16,7 @@ import pegaflow.client.gpu
 from pegaflow.client.buffers import EngineMemory
 from pegaflow.connectors.vllm import gpu
 from pegaflow.connectors.vllm.mover import Mover
-from pegaflow.wire.gpu import NO_GPU
+from pegaflow.wire.gpu import NO_GPU, Backend
 from pegaflow.wire.layout import LayerLayout, Layout
 from tests.fakes import cuda, gpus
 from tests.fakes.driver import Driver
@@ -96,7 +96,8 @@ def test_each_storage_is_named_by_its_allocation_and_its_place_there(torch: Torc
     caches = {f"layers.{n}": tensor(*place, device=1) for n, place in enumerate(places)}
     assert gpu.holds(caches)
     addresses = [places[n][0] for n in (2, 0, 1)]
-    made = gpu.exported(caches, addresses, LAYOUT).buffers
+    made = gpu.exported(caches, addresses, LAYOUT, Backend.KERNEL).buffers
+    assert made.memory.backend is Backend.KERNEL
     assert made.region_bytes == (4096, 4096, 8192)
     memory = made.memory
     assert (memory.bus, memory.uuid) == (gpus.BUSES[1].lower(), gpus.UUIDS[1])

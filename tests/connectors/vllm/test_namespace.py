@@ -8,6 +8,7 @@ import pytest
 from pegaflow.connectors.vllm import compat, sizes
 from pegaflow.connectors.vllm.namespace import namespace
 from pegaflow.connectors.vllm.settings import engine, settings
+from pegaflow.wire.gpu import Backend
 
 from .fakes import config, kv_cache_config
 
@@ -89,6 +90,13 @@ def test_settings_name_the_right_key() -> None:
     )
     assert (chosen.mode, chosen.timeout_s, chosen.way) == ("read_write", 1.0, "auto")
     assert len(warnings) == 3
+    chosen, warnings = settings({"pegaflow.transfer_backend": "gdr"}, {})
+    assert chosen.backend is Backend.AUTO
+    assert warnings == [
+        "pegaflow.transfer_backend 'gdr' is none of auto, direct, kernel; using auto"
+    ]
+    chosen, warnings = settings({"pegaflow.transfer_backend": "kernel"}, {})
+    assert chosen.backend is Backend.KERNEL and warnings == []
     chosen, warnings = settings(
         {"pegaflow.mode": "read_only", "pegaflow.timeout_ms": 50, "pegaflow.endpoint": "x"}, {}
     )

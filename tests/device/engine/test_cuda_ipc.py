@@ -1,13 +1,11 @@
 """GPU memory of an engine, opened and moved: what CUDA asks of us, by a runtime as strict as it."""
 
 import ctypes
-import mmap
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,79 +16,21 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.device.engine import cuda as seam
-from pegaflow.device.engine import lanes
-from pegaflow.device.engine.cuda_ipc import Gpus, Opened
-from pegaflow.wire.gpu import GpuMemory, spelled
-from pegaflow.wire.jobs import Done, PagesDiffer, Result
-from pegaflow.wire.layout import LayerLayout, Layout
+from pegaflow.device.engine import cuda_ipc, lanes
+from pegaflow.wire.gpu import Backend, GpuMemory, spelled
+from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.status import Status
 from tests.fakes import cuda, gpus
 from tests.fakes.engines import Foreign, fresh
 
-BLOCKS, RUN, PAGE = 8, 512, 4096
-PLANE = BLOCKS * RUN
-LAYOUT = Layout(
-    BLOCKS,
-    tuple(
-        LayerLayout(0, n * 2 * PLANE, RUN, RUN, segments=2, segment_stride=PLANE) for n in (0, 1)
-    ),
-    "uint8",
-)
-NEVER = 1 << 62
-IDS = np.array([5, 0, 3], np.uint64)
-OFFSETS = np.array([2, 0, 1], np.uint64) * np.uint64(PAGE)
-
-
-class Session:
-    """A session's process: its pool, and copies that are waited for."""
-
-    def __init__(self) -> None:
-        self.map = mmap.mmap(-1, 16 * PAGE)
-        self.pool = np.frombuffer(self.map, np.uint8)
-        self.gpus = Gpus(ctypes.addressof(ctypes.c_char.from_buffer(self.map)))
-        self.ends: queue.SimpleQueue[Result] = queue.SimpleQueue()
-
-    def open(self, engine: Foreign, layout: Layout = LAYOUT) -> Opened:
-        return self.gpus.open(engine.named(0), layout)
-
-    def read(self, opened: Opened, deadline: int = NEVER) -> None:
-        opened.read(IDS, OFFSETS, deadline, self.ends.put)
-
-    def write(self, opened: Opened, deadline: int = NEVER, differ: Result | None = None) -> None:
-        opened.write(IDS, OFFSETS, deadline, self.ends.put, check=lambda: differ)
-
-    def ended(self) -> Result:
-        return self.ends.get(timeout=20)
-
-    def pages(self) -> list[bytes]:
-        return [self.pool[int(at) : int(at) + 4 * RUN].tobytes() for at in OFFSETS]
-
-
-@pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
-    fresh(tmp_path, monkeypatch)
-    yield Session()
-    assert not cuda.machine().errors, "the device has met an error"
-
-
-@pytest.fixture
-def engine(session: Session) -> Foreign:
-    made = Foreign(4 * PLANE, before=256)
-    made.bytes[:] = np.random.default_rng(1).integers(0, 256, 4 * PLANE, np.uint8)
-    return made
-
-
-def blocks(engine: Foreign) -> list[bytes]:
-    """What is in IDS, layer by layer, keys before values."""
-    view = engine.bytes.reshape(4, BLOCKS, RUN)
-    return [view[:, int(block)].tobytes() for block in IDS]
+from .session import BLOCKS, IDS, LAYOUT, PAGE, PLANE, RUN, Session, blocks
 
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_blocks_go_and_come(session: Session, engine: Foreign, pinned: bool) -> None:
     opened = session.open(engine)
     if pinned:
-        session.gpus.pin(0, 16 * PAGE)
+        session.pin()
     session.read(opened)
     assert session.ended() == Done(Status.OK)
     there = blocks(engine)
@@ -116,7 +56,7 @@ def test_a_copy_waits_for_the_kernels_before_it(
 ) -> None:
     opened = session.open(engine)
     if pinned:
-        session.gpus.pin(0, 16 * PAGE)
+        session.pin()
     engine.launch()
     session.read(opened)
     with pytest.raises(queue.Empty):
@@ -313,7 +253,7 @@ def test_numbers_are_those_of_nvidia_smi_whatever_the_service_was_shown(
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-@pytest.mark.parametrize("call", ["setDevice", "streamCreateWithFlags"])
+@pytest.mark.parametrize("call", ["setDevice", "streamCreateWithPriority"])
 def test_a_device_without_room_for_a_context_is_one_line(
     session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -335,6 +275,63 @@ def test_without_cupy_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
     with pytest.raises(UserError, match=r"pip install 'pegaflow\[gpu\]'"):
         seam.load()
+
+
+def test_memory_that_does_not_reach_as_far_as_said_is_one_line(
+    session: Session, engine: Foreign
+) -> None:
+    """Its last byte is looked at before anything is copied, and the error stays with nothing."""
+    longer = replace(LAYOUT, blocks=BLOCKS + 1)
+    with pytest.raises(UserError, match="cannot open the engine's memory"):
+        session.open(engine, longer)
+    assert list(cuda.handles()) == [] and not cuda.machine().events_open()
+    session.read(session.open(engine))
+    assert session.ended() == Done(Status.OK)
+
+
+def test_an_error_of_the_proof_that_stays_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh(tmp_path, monkeypatch)
+    session, engine = Session(), Foreign(4 * PLANE)
+
+    def give_up(error: BaseException) -> None:
+        raise SystemExit(str(error))
+
+    opens = cuda.ipcOpenEventHandle
+
+    def freed_meanwhile(handle: bytes) -> int:
+        engine.free()
+        return opens(handle)
+
+    monkeypatch.setattr(cuda_ipc, "give_up", give_up)
+    monkeypatch.setattr(cuda, "ipcOpenEventHandle", freed_meanwhile)
+    with pytest.raises(SystemExit, match="an earlier error of this context"):
+        session.open(engine)
+
+
+@pytest.mark.parametrize("lacks", ["NVRTC", "addresses"])
+def test_without_a_kernel_all_is_copied_and_one_line_says_so(
+    session: Session,
+    engine: Foreign,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    lacks: str,
+) -> None:
+    if lacks == "NVRTC":
+        monkeypatch.setenv("FAKE_CUDA_NVRTC", "missing")
+    else:
+        told = cuda.getDeviceProperties(0) | {"canUseHostPointerForRegisteredMem": 0}
+        monkeypatch.setattr(cuda, "getDeviceProperties", lambda device: told)
+    for backend in (Backend.DIRECT, Backend.KERNEL, Backend.AUTO):
+        there = blocks(engine)
+        session.read(session.open(engine, backend=backend))
+        assert session.ended() == Done(Status.OK) and session.pages() == there
+        assert set(cuda.machine().calls) == {"memcpy2DAsync"}
+    line = "GPU 0 moves all by copies: "
+    said = [text for text in capfd.readouterr().err.splitlines() if line in text]
+    assert len(said) == 1
+    assert ("pip install" in said[0]) is (lacks == "NVRTC"), said
 
 
 def test_a_driver_that_registers_nothing_says_why(
@@ -362,11 +359,12 @@ def test_an_error_of_a_copy_ends_the_process(
 
     monkeypatch.setattr(lanes, "give_up", give_up)
     opened = session.open(engine)
-    session.gpus.pin(0, 16 * PAGE)
+    session.pin()
     engine.free()
     session.read(opened)
     assert "cudaErrorIllegalAddress" in died.get(timeout=20)
     with pytest.raises(queue.Empty):
         session.ends.get(timeout=0.02)
     session.read(opened)
-    assert "an earlier error" in died.get(timeout=20)
+    with pytest.raises(queue.Empty):
+        session.ends.get(timeout=0.02)

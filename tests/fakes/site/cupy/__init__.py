@@ -1,1 +1,5 @@
-"""A cupy without a GPU: tests/fakes/cuda.py."""
+"""A cupy without a GPU: tests/fakes/cuda.py and tests/fakes/kernels.py."""
+
+from tests.fakes.kernels import RawKernel
+
+__all__ = ["RawKernel"]
