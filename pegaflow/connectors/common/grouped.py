@@ -36,7 +36,7 @@ from pegaflow.wire.values import LIST_MAX
 
 from .groups import Entry, Groups, blocks_of, table_of
 from .hints import NO_HINTS, Hints
-from .places import LOOKS, Places
+from .places import PLACES_ASKED, Places
 from .requests import AHEAD_BLOCKS, Requests
 from .tracked import Hashed, LoadOrder, Lookup, SaveOrder, Tracked
 
@@ -87,7 +87,7 @@ class GroupedRequests(Requests):
         super().__init__(block_tokens, hash_tokens, ranks, saving, patience_s=patience_s)
         assert self._ratio == groups.hashes
         self._groups, self._see, self._processed = groups, see, processed
-        self._places = Places(0 if groups.states else groups.apart)
+        self._places = Places(groups.apart, surely=not groups.states)
         self._late: list[SaveOrder] = []  # of requests that have ended, for the next step
 
     def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
@@ -170,7 +170,7 @@ class GroupedRequests(Requests):
         """The request cannot resume at this place: look for the next one."""
         if not tracked.looks and self._groups.full:
             tracked.parted = tracked.place
-        place = 0 if tracked.looks == LOOKS else self._before(tracked)
+        place = 0 if tracked.looks == PLACES_ASKED else self._before(tracked)
         tracked.looks += 1
         if not place and self._waits(tracked, now_s):
             tracked.prefix, tracked.looks = None, 0

@@ -2,7 +2,8 @@
 
 Where the client cannot look into the cache by itself (another host, another pid namespace), nobody
 says where else than at the end of a prefix a request can resume: only a question about one place
-can be asked. These places are worth one, and those at which windows are kept come what may.
+can be asked. These places are worth one, and those at regular distances, where windows are kept
+come what may.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pegaflow.wire.identities import Key
 from pegaflow.wire.units import Count
 
-LOOKS: Count = 3
+PLACES_ASKED: Count = 3
 """So many places at most are asked for beside the end of a prefix: a question takes a fraction of a
 millisecond, and what was left at a place may be evicted."""
 
@@ -22,12 +23,13 @@ class Places:
     """See the module.
 
     Args:
-        regular: so many places apart something is kept, come what may; 0: nowhere.
+        regular: so many places apart something is kept.
+        surely: it is kept there come what may; else by chance, and nothing else is worth less.
         most: so many are remembered.
     """
 
-    def __init__(self, regular: int, most: int = PLACES_MAX) -> None:
-        self._regular, self._most = regular, most
+    def __init__(self, regular: int, *, surely: bool, most: int = PLACES_MAX) -> None:
+        self._regular, self._surely, self._most = regular, surely, most
         self._names: dict[Key, None] = {}  # of all tokens up to a place; the oldest first
 
     def note(self, name: Key) -> None:
@@ -38,12 +40,14 @@ class Places:
             del self._names[next(iter(self._names))]
 
     def before(self, name: Callable[[int], Key], end: int, low: int) -> int:
-        """The largest of them before one place and behind another; 0: there is none.
+        """One of them before one place and behind another, the largest; 0: there is none.
 
         Args:
             name: of all tokens of a request up to a place.
         """
-        for place in range(end - 1, low, -1):
-            if name(place) in self._names or (self._regular and place % self._regular == 0):
-                return place
-        return 0
+        behind = range(end - 1, low, -1)
+        known = next((place for place in behind if name(place) in self._names), 0)
+        regular = (end - 1) // self._regular * self._regular
+        if regular not in behind or (known and not self._surely):
+            return known
+        return max(known, regular)

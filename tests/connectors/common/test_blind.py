@@ -1,7 +1,7 @@
 """Where a request of several groups is found to resume if nobody can look into the cache."""
 
 from pegaflow.connectors.common.groups import APART, Group
-from pegaflow.connectors.common.places import LOOKS
+from pegaflow.connectors.common.places import PLACES_ASKED
 from tests.connectors.vllm.fakes import BLOCK, Request
 
 from .test_grouped import FULL, WINDOW, Book, loading
@@ -44,7 +44,7 @@ def test_where_nobody_can_look_few_places_are_asked_for() -> None:
     book.has(FULL, *range(10))
     book.has(WINDOW, 0, 1)
     book.arrive()
-    assert book.ask() == [10, 12, 9 + 2, 8 + 2, 7 + 2] and book.looks == LOOKS
+    assert book.ask() == [10, 12, 9 + 2, 8 + 2, 7 + 2] and book.looks == PLACES_ASKED
     assert book.offer("r", 0) == 0
 
 

@@ -125,5 +125,5 @@ def test_where_nobody_can_look_the_state_of_an_earlier_prompt_is_asked_for() -> 
     book.has(FULL, *range(10))
     book.has(FIRST, 3)
     book.arrive()
-    assert book.ask() == [10, 11, 4 + 1]
+    assert book.ask() == [10, 11, 4 + 1], "and not behind eight blocks"
     assert book.offer("r", 0) == 16
