@@ -36,6 +36,7 @@ FORMATS = (
     ("Fingerprints", "pegaflow/core/pool/fingerprints.py"),
     ("Hazards", "pegaflow/core/pool/hazards.py"),
     ("Locks", "pegaflow/device/locks.py"),
+    ("Whom a GPU copies for", "pegaflow/device/gpuusers.py"),
     ("A segment of the SSD log", "pegaflow/core/segments/codec.py"),
     ("The marker of an SSD directory", "pegaflow/core/segments/marker.py"),
 )

@@ -26,7 +26,7 @@ from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.hazards import ROWS_MOST, Hazards, LentRows, cut, hazard_bytes
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.table import TableReader
-from pegaflow.device import locks, membarrier, pagetables
+from pegaflow.device import gpuusers, locks, membarrier, pagetables
 from pegaflow.device.engine.cuda_ipc import Gpus, Opened
 from pegaflow.device.engine.process_vm import ForeignMemory
 from pegaflow.device.engine.staged import Bounce
@@ -145,6 +145,8 @@ class Copies:
         return True
 
     def _map_gpu(self, job: MapGpu) -> Done:
+        if not self._opened:
+            gpuusers.leave(self._stem)  # once for all, before the first is opened
         self._opened[job.mapping] = self._gpus.open(job.memory, job.layout)
         return Done(Status.OK)
 

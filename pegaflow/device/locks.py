@@ -39,7 +39,7 @@ from pegaflow.wire.units import Count, Seconds
 
 KILL_SECONDS: Seconds = 5.0
 """Patience with an orphan that was sent SIGKILL: one that is stuck in the kernel may take longer
-than anybody wants to wait."""
+than anybody wants to wait.  One that has much of a pool gets more (gpuusers.py)."""
 
 ORPHANS_MAX: Count = 1024
 """Orphans killed one after the other: more processes than one service has."""
@@ -60,8 +60,11 @@ def hold(fd: int, service: Incarnation) -> None:
         raise InUse(owner(fd) or "another service")
 
 
-def claim(fd: int) -> list[int]:
+def claim(fd: int, patience: float = KILL_SECONDS) -> list[int]:
     """Take the whole file for ourselves; the pids of orphans that were killed for it.
+
+    Args:
+        patience: with each of them, in seconds.
 
     Raises:
         InUse: a service lives in it.
@@ -81,7 +84,7 @@ def claim(fd: int) -> list[int]:
             )
         if len(killed) == ORPHANS_MAX:
             raise UserError("processes of an earlier service keep coming up in its pool")
-        if _kill(fd, pid):
+        if _kill(fd, pid, patience):
             killed.append(pid)
     return killed
 
@@ -126,7 +129,7 @@ def _holder(fd: int, start: int, length: int = filelock.TO_END) -> int | None:
     return None if kind == fcntl.F_UNLCK else pid
 
 
-def _kill(fd: int, pid: int) -> bool:
+def _kill(fd: int, pid: int, patience: float) -> bool:
     """Kill an orphan; whether that was needed."""
     try:
         pidfd = os.pidfd_open(pid)
@@ -136,7 +139,7 @@ def _kill(fd: int, pid: int) -> bool:
         if _holder(fd, 1) != pid:
             return False  # it went by itself, and the pid may be somebody else's
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not select.select([pidfd], [], [], KILL_SECONDS)[0]:
+        if not select.select([pidfd], [], [], patience)[0]:
             raise UserError(
                 f"process {pid} of an earlier service does not die: its pool cannot be adopted; "
                 "choose another --run-dir, or wait"

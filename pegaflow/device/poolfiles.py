@@ -5,13 +5,13 @@
     STEM.N.ledger    the header with the same uuid, then the records, then room for the table
 
 N grows with every new pool, so that whoever still has an older one mapped keeps what it has. An old
-pool is adopted only if nobody lives in it (locks.py), which is found out before a byte of it is
-believed; if both files are regular files of ours that nobody else may open and that have no second
-name; if they belong together and are the very files that were made, not copies, since a copy of a
-living pool is torn; and if format, boot and size of extents are what is wanted. What is not adopted
-is removed, but for pools that are in use: another mount namespace, or a run directory that was
-removed under its service, can have the same stem. No file is ever truncated; a pool of another size
-keeps what fits, and never the table, which the index makes anew (resize.py).
+pool is adopted only if nobody lives in it (locks.py, gpuusers.py), which is found out before a byte
+of it is believed; if both files are regular files of ours that nobody else may open and that have
+no second name; if they belong together and are the very files that were made, not copies, since a
+copy of a living pool is torn; and if format, boot and size of extents are what is wanted. What is
+not adopted is removed, but for pools that are in use: another mount namespace, or a run directory
+that was removed under its service, can have the same stem. No file is ever truncated; a pool of
+another size keeps what fits, and never the table, which the index makes anew (resize.py).
 
 Names in /dev/shm can be taken by anybody on the host.  Files of others are passed over, and a
 number that somebody else has taken is followed by one that nobody can guess.
@@ -33,7 +33,7 @@ from pegaflow.core.pool.table import file_bytes
 from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.units import Bytes, Count
 
-from . import locks, resize
+from . import gpuusers, locks, resize
 from .locks import InUse, claim, share, take
 from .memory import FileId, SharedFile
 
@@ -58,9 +58,9 @@ class Wanted:
     extent_bytes: int | None  # likewise
     fresh: bool  # whatever there is, it is not adopted
     run_dir: str = ""  # of the service, for people
-    #: Told the bytes that an old pool has with its ledger; raises UserError if the wanted size
-    #: does not fit.
+    #: Told the bytes of an old pool with its ledger; raises UserError if it is to be too large.
     check: Callable[[int], object] = bool
+    say: Callable[[str], object] = bool  # told why adoption takes long, if it does
 
     def size_of(self, header: Header) -> int:
         """Bytes that a pool with this header is to have."""
@@ -264,11 +264,10 @@ def kept(begins: str) -> list[Kept]:
 
 def _shown(files: PoolFiles) -> Kept:
     at = files.header.pool_bytes + _RUN_DIR_AT
-    run_dir = os.fsdecode(files.pool.read(at, TRAILER_BYTES - _RUN_DIR_AT).rstrip(b"\0"))
+    run = os.fsdecode(files.pool.read(at, TRAILER_BYTES - _RUN_DIR_AT).rstrip(b"\0"))
     taken = sum(os.fstat(f.fd).st_blocks * 512 for f in (files.pool, files.file))
-    owner = locks.owner(files.file.fd)
-    path, total, sealed = files.pool.path, files.header.pool_bytes, files.sealed()[1]
-    return Kept(path, owner, total, taken_bytes=taken, sealed_bytes=sealed, run_dir=run_dir)
+    path, total, owner = files.pool.path, files.header.pool_bytes, locks.owner(files.file.fd)
+    return Kept(path, owner, total, taken_bytes=taken, sealed_bytes=files.sealed()[1], run_dir=run)
 
 
 def adopt(stem: str, wanted: Wanted) -> Found:
@@ -303,9 +302,11 @@ def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int],
         return None, "--fresh was asked for", [], 0
     files: list[SharedFile] = []
     try:
+        patience = gpuusers.patience(os.stat(f"{base}.pool", follow_symlinks=False).st_size)
         for end in ("ledger", "pool"):
-            files.append(SharedFile.adopt(f"{base}.{end}"))
+            files.append(SharedFile.adopt(f"{base}.{end}", patience))
         file, pool = files
+        gpuusers.await_deaths(base, patience, wanted.say)
         why = _unfinished(file) or _fault(pool, file, Ledger(file.map).header, wanted)
     except OSError as err:
         why = f"cannot open {err.filename}: {err.strerror}"

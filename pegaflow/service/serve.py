@@ -107,6 +107,7 @@ class _House:
         those that are in use."""
         settings = self.settings
         extent = settings.extent_size
+        log = logs.get_logger()
         wanted = Wanted(
             settings.pool_size,
             None if extent == Settings.extent_size else extent,
@@ -115,9 +116,9 @@ class _House:
             check=lambda there: poolsize.choose(
                 settings.pool_size, poolsize.look().plus(there), extent
             ),
+            say=lambda why: log.warning("pool_waits", why=why),
         )
         found = poolfiles.adopt(self._stem, wanted)
-        log = logs.get_logger()
         if found.orphans:
             log.warning("orphans_killed", pids=list(found.orphans))
         files = found.files

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -99,7 +100,10 @@ def test_a_session_that_dies_in_a_copy_ends_it_and_gives_its_pages_back(
     service: Service, engine: GpuEngine
 ) -> None:
     names, gate = saved(engine, seed=4), threading.Event()
-    session = service.session_of(engine.name).pid
+    row = service.session_of(engine.name)
+    session = row.pid
+    left = Path(service.report().pool_path).with_suffix(f".{row.address}.gpu")
+    assert left.read_text().split()[0] == str(session)
     cuda.launch(engine.stream, lambda: None, gate.is_set)
     engine.record()
     ticket = loading(engine, names, [9, 8, 7], PATIENCE_S)
@@ -122,6 +126,7 @@ def test_a_session_that_dies_in_a_copy_ends_it_and_gives_its_pages_back(
     (done,) = poll(engine, PATIENCE_S)
     assert done.status is Status.OK and engine.holds([9, 8, 7], seed=4)
     service.settled()
+    assert not left.exists(), "the supervisor has seen it die"
 
 
 def test_an_error_of_one_context_is_no_other_engines(service: Service, engine: GpuEngine) -> None:

@@ -1,0 +1,119 @@
+"""Processes for which a GPU copies are dead before their pool is another's; real ones."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pegaflow.core.errors import UserError
+from pegaflow.device import gpuusers, locks
+from pegaflow.device.poolfiles import adopt
+from pegaflow.device.procs import start_ticks
+
+from .test_poolfiles import AS_IT_IS, made
+
+USES = """
+import signal, sys
+from pegaflow.device import gpuusers
+gpuusers.leave(sys.argv[1])
+print("left", flush=True)
+signal.pause()
+"""
+LONG_S = 20.0
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return str(tmp_path / "pegaflow-0-abc.1")
+
+
+@pytest.fixture
+def user(base: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A session that uses a GPU and, to us, has no lock any more."""
+    command = [sys.executable, "-c", USES, f"{base}.session-4"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"left\n"
+    child.stdout.close()
+    yield child
+    child.kill()
+    child.wait()
+
+
+def left(base: str) -> list[str]:
+    folder, name = os.path.split(base)
+    return sorted(path.name.removeprefix(name) for path in Path(folder).glob(f"{name}.*"))
+
+
+def test_who_lives_is_waited_for_with_one_line(base: str, user: subprocess.Popen[bytes]) -> None:
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        threading.Timer(0.05, user.kill).start()
+
+    gpuusers.await_deaths(base, LONG_S, say)
+    assert user.wait(0) == -signal.SIGKILL, "it is dead, and nobody had waited for it"
+    assert said == [f"waiting for up to 20 s until processes that used a GPU are dead: {user.pid}"]
+    assert left(base) == []
+
+
+def test_who_does_not_die_keeps_us_out_for_as_long_as_it_lives(
+    base: str, user: subprocess.Popen[bytes]
+) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"process {user.pid} of an earlier service"):
+            gpuusers.await_deaths(base, 0.01, bool)
+    assert left(base) == [".session-4.gpu"]
+
+
+def test_a_zombie_is_dead(base: str, user: subprocess.Popen[bytes]) -> None:
+    said: list[str] = []
+    user.kill()
+    os.waitid(os.P_PID, user.pid, os.WEXITED | os.WNOWAIT)
+    gpuusers.await_deaths(base, 0, said.append)
+    assert said == [] == left(base)
+
+
+@pytest.mark.parametrize("change", ["another start", "another pid namespace", "no such process"])
+def test_whom_no_pid_names_any_more_is_not_waited_for(base: str, change: str) -> None:
+    gpuusers.leave(f"{base}.session-4")
+    path = Path(f"{base}.session-4.gpu")
+    pid, started, namespace = path.read_text().split()
+    assert (int(pid), int(started)) == (os.getpid(), start_ticks(os.getpid()))
+    changed = {
+        "another start": f"{pid} {int(started) - 1} {namespace}",
+        "another pid namespace": f"{pid} {started} {int(namespace) - 1}",
+        "no such process": f"{1 << 22} {started} {namespace}",
+    }
+    path.write_text(changed[change])
+    gpuusers.await_deaths(base, 0, bool)
+    assert left(base) == []
+
+
+def test_a_pool_is_adopted_once_they_are_dead(
+    base: str, user: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem = base.removesuffix(".1")
+    old = made(stem)
+    assert old.pool.path == f"{base}.pool"
+    for file in (old.pool, old.file):
+        file.close()
+    monkeypatch.setattr(gpuusers, "patience", lambda pool_bytes: 0.01)
+    found = adopt(stem, AS_IT_IS)
+    assert found.files is None and f"process {user.pid}" in found.refused[0]
+    assert left(base) == [".ledger", ".pool", ".session-4.gpu"]
+    user.kill()
+    user.wait()
+    found = adopt(stem, AS_IT_IS)
+    assert found.files is not None and left(base) == [".ledger", ".pool"]
+
+
+def test_patience_grows_with_what_can_be_registered() -> None:
+    assert gpuusers.patience(0) == locks.KILL_SECONDS
+    assert gpuusers.patience(243 * 10**9) > 4 * 26
+    assert gpuusers.patience(1 << 40) == locks.KILL_SECONDS + 512
