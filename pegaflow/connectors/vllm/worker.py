@@ -363,10 +363,12 @@ class Worker:
 
     def report_unbegun(self, orders: StepOrders | None) -> None:
         """After an error in `begin`: loads it did not get to are reported failed, saves over."""
-        for order in orders.loads if orders else ():
-            if order.request not in self._loads and order.request not in self._received:
-                self._finish(order.request, order.blocks)
-        self._ended.update(order.order for order in (orders.late if orders else ()))
+        if orders is None:
+            return
+        for name, blocks in (*orders.abandoned, *((o.request, o.blocks) for o in orders.loads)):
+            if name not in self._loads and name not in self._received:
+                self._finish(name, blocks)
+        self._ended.update(order.order for order in orders.late)
 
     def close(self) -> None:
         """The engine stops, and with it its KV memory goes."""

@@ -252,6 +252,31 @@ def test_a_worker_output_that_comes_twice_says_what_it_said(store: Store) -> Non
     pair.close()
 
 
+def test_loads_of_a_step_that_cannot_begin_are_reported(
+    ranks: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, other = Request("b", 25, salt="a"), Request("c", 25, salt="a")
+    assert ranks.load(request, LOADED) == 24
+    half = ranks.scheduler._scheduler
+    assert half is not None
+    half._loads["b"] = tuple(LOADED)  # as after an error: nobody is to load it
+    assert ranks.load(other, GROWN * 2) == 24
+    orders = ranks.schedule()
+    assert orders.abandoned == (("b", tuple(LOADED)),) and orders.loads
+    with monkeypatch.context() as broken:
+        for worker in ranks.workers:
+            broken.setattr(worker._worker, "_collect", cannot_collect)
+        ranks.execute(orders)
+    assert sorted(ranks.received) == ["b", "c"] and ranks.errors == {*LOADED, *GROWN}
+    ranks.step()
+    assert sorted(ranks.received) == ["b", "c"]
+
+
+def cannot_collect() -> None:
+    """What a worker does that cannot collect."""
+    raise RuntimeError("broken on purpose")
+
+
 def test_a_whole_output_that_comes_twice_changes_nothing(ranks: Pair, store: Store) -> None:
     request = Request("b", 33, salt="a")
     store.failing = 2
