@@ -49,6 +49,7 @@ from .gpus import (
 )
 
 memcpyHostToDevice, memcpyDeviceToHost = 1, 2
+TOTAL = 16 << 30  # bytes of a device
 
 _machine: Machine | None = None
 _making = threading.Lock()
@@ -108,6 +109,11 @@ def free(pointer: int) -> None:
     shared.words[LIVE] = 0
     if shared.elsewhere():
         raise CUDARuntimeError(INVALID_VALUE, f"freed while {shared.elsewhere()} have it open")
+
+
+def memGetInfo() -> tuple[int, int]:
+    m = machine()
+    return TOTAL - gpus.taken(m.check()), TOTAL
 
 
 def ipcGetMemHandle(pointer: int) -> bytes:

@@ -90,6 +90,14 @@ def contexts(device: int) -> list[int]:
     return sorted(pid for path in there if lives(pid := int(path.suffix[1:])))
 
 
+def taken(device: int) -> int:
+    """Bytes of a device that living processes have allocated."""
+    folder = Path(os.environ["FAKE_CUDA"])
+    names = (p.name for p in folder.glob(f"mem.{device}.*") if ".open." not in p.name)
+    found = (Shared(name) for name in names if lives(int(name.split(".")[2])))
+    return sum(shared.size for shared in found if shared.words[LIVE])
+
+
 @dataclass
 class Task:
     """Something that a stream does, once it may."""

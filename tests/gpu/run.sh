@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Runs perf.gpu, then tests/gpu, on a machine with a GPU and without a network, out of a checkout.
+#
+#   bash tests/gpu/run.sh OUT [PACKAGES [OPTION OF perf.gpu]...]
+#
+# OUT gets gpu.md, gpu.json and tests.txt.  PACKAGES is a folder with wheels of what the machine's
+# python3 lacks ("" if it lacks nothing), made where there is a network:
+#
+#   pip download --only-binary=:all: --no-deps -d PACKAGES pyzmq msgspec structlog ...
+#
+# with --python-version and --platform of the machine.  TESTS=no leaves tests/gpu out.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:?a folder for what is found} packages=${2:-}
+shift $(($# < 2 ? $# : 2))
+mkdir -p "$out"
+
+python=${PYTHON:-python3}
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+if [ -n "$packages" ]; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$packages"/*.whl || exit 1
+fi
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+
+missing=
+for module in zmq msgpack msgspec sortedcontainers structlog numpy xxhash typer rich starlette uvicorn h11 \
+  prometheus_client cupy; do
+  "$python" -c "import $module" 2>/dev/null || missing+=" $module"
+done
+[ -z "$missing" ] || { echo "run.sh: $python lacks:$missing" >&2; exit 1; }
+
+"$python" -m pegaflow doctor --gpu
+"$python" -m perf.gpu --out "$out" "$@"
+status=$?
+if [ "${TESTS:-yes}" != no ]; then
+  "$python" -m pytest -p no:cacheprovider tests/gpu 2>&1 | tee "$out/tests.txt" || status=1
+fi
+exit $status

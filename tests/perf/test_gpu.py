@@ -1,0 +1,65 @@
+"""What perf.gpu writes, whatever becomes of its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pegaflow.core.errors import UserError
+from pegaflow.wire.layout import fault
+from perf import gpu, gpulayouts
+from perf.gpuparts import Rows
+from perf.gputables import EXTENT, FULL, GIB, QUICK, shape_of
+
+ROWS = [{"segment": "4 KiB", "save": "1"}, {"segment": "1 MiB", "note": "x"}]
+
+
+def test_a_table_has_all_heads_in_the_order_of_the_rows() -> None:
+    assert gpu.table(ROWS).splitlines() == [
+        "| segment | save | note |",
+        "| --- | --- | --- |",
+        "| 4 KiB | 1 |  |",
+        "| 1 MiB |  | x |",
+    ]
+
+
+def test_what_each_part_has_found_is_kept_as_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+
+    def rows_of(part: str, quick: bool, show: Callable[[dict[str, str]], None]) -> Rows:
+        show(ROWS[0])
+        if part == "copies":
+            raise UserError("no room")
+        return ROWS
+
+    monkeypatch.setattr(gpu, "rows_of", rows_of)
+    assert gpu.run_part("host", folder, quick=True)
+    assert not gpu.run_part("copies", folder, quick=True)
+    found = json.loads((folder / "gpu.json").read_text())
+    assert found["host"]["rows"] == ROWS
+    assert found["copies"]["rows"] == [ROWS[0], {"failed": "UserError: no room"}]
+    written = (folder / "gpu.md").read_text()
+    assert written.count("## ") == 2 and "UserError: no room" in written
+    printed = capsys.readouterr().out
+    assert "copies: segment 4 KiB, save 1\n" in printed and written.splitlines()[1] in printed
+
+
+@pytest.mark.parametrize("case", gpulayouts.cases(), ids=lambda case: case.name)
+def test_each_layout_is_sound(case: gpulayouts.Case) -> None:
+    assert fault(case.layout, case.region_bytes) == ""
+
+
+def test_all_parts_have_ten_minutes() -> None:
+    assert sum(gpu.PARTS.values()) < 2 * 600
+
+
+@pytest.mark.parametrize("segment", FULL.segments)
+def test_a_shape_has_about_the_bytes_that_are_asked_for(segment: int) -> None:
+    shape = shape_of(segment, GIB)
+    assert 0.9 * GIB <= shape.total <= GIB and shape.total // shape.blocks <= EXTENT
+    assert shape_of(segment, QUICK.moved).blocks >= 2
