@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,11 +46,11 @@ from perf.gputables import FULL, MIB, QUICK
 PARTS = {
     "host": 40,
     "layouts": 60,
-    "copies": 200,
+    "copies": 240,
     "matmul": 70,
     "deaths": 60,
     "ranks": 40,
-    "rounds": 60,
+    "rounds": 90,
     "attach": 200,
 }
 """In this order; each may take so many seconds.  All of it together takes about half of that."""
@@ -56,6 +58,7 @@ PARTS = {
 ROUNDS, QUICK_ROUNDS = 1000, 20
 TIMES, QUICK_TIMES = 5, 1
 POOL, QUICK_POOL = 2048 * MIB, 64 * MIB
+CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who loses its parent is ours
 END_S = 15.0  # for a part that was told to end
 
 
@@ -63,8 +66,7 @@ def rows_of(part: str, quick: bool, show: Callable[[dict[str, str]], None]) -> R
     """What a part has found; what is shown before it ends is told of its rows one by one."""
     size = QUICK if quick else FULL
     if part == "host":
-        rows = gpuhost.facts()
-        return rows + gpuhost.questions(Card())
+        return gpuhost.facts() + gpuhost.questions()
     card = Card()
     if part == "copies":
         return gputables.copies(card, size, show)
@@ -148,6 +150,29 @@ def run_apart(part: str, given: argparse.Namespace) -> bool:
         if process is not None and process.poll() is None:
             process.kill()
             process.wait()
+        end_orphans()
+
+
+def end_orphans() -> None:
+    """A part that had to be killed has left its service to us: end that, too."""
+    for pid in children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + END_S
+    while children() and time.monotonic() < until:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        time.sleep(0.05)
+
+
+def children() -> list[int]:
+    """Processes whose parent we are."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 def main() -> None:
@@ -164,6 +189,7 @@ def main() -> None:
     if len(parts) == 1:
         well = [run_part(parts[0], Path(given.out) if given.out else None, given.quick)]
     else:
+        ctypes.CDLL(None).prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
         well = [run_apart(part, given) for part in parts]
     failed = [part for part, good in zip(parts, well, strict=True) if not good]
     print(f"{time.monotonic() - start:.0f} s, {machine.describe()}")

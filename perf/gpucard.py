@@ -36,7 +36,7 @@ METHODS = tuple(backend.name.lower() for backend in Backend)
 INTERPROCESS = 4  # cudaEventInterprocess
 WAIT_S = 60.0
 LOOK_S = 0.05
-STILL_S = 5.0  # after so long nothing more is registered
+STILL_S = 10.0  # after so long nothing more is registered
 CHUNK = 64 << 20  # of what is written or read at a time
 
 

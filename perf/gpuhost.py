@@ -61,9 +61,9 @@ def poolsize_of(memory: poolsize.Memory) -> int:
     return doctor.pool_of(None, memory)
 
 
-def questions(card: Card) -> Rows:
+def questions() -> Rows:
     """What the driver does; each answer a row."""
-    asked = {"copies behind an event": lambda: queued(card), "memlock": memlock}
+    asked = {"copies behind an event": lambda: queued(Card()), "memlock": memlock}
     rows = []
     for what, ask in asked.items():
         try:
@@ -127,7 +127,7 @@ def queued(card: Card) -> str:
     runtime.streamSynchronize(card.stream)
     memory.free()
     blocked = ", and were held up until it came" if held else ""
-    longest, other_longest = 1e6 * max(calls), 1e6 * max(records)
+    longest, other_longest = 1e6 * max(calls), 1e6 * max(records, default=0.0)
     return (
         f"{QUEUED} copies are issued in {1e3 * total:.1f} ms, the longest call {longest:.0f} us, "
         f"the longest record of another thread {other_longest:.0f} us{blocked}"

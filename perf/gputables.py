@@ -186,9 +186,10 @@ def slowed(
 ) -> dict[str, str]:
     """One row of it."""
     options = ["--method", method, "--shape", *map(str, dataclasses.astuple(shape))]
-    alone = _iterations(decode, seconds / 2)
-    with child(endpoint, f"perf-busy-{method}", "--way", "busy", *options) as engine:
+    alone, name = _iterations(decode, seconds / 2), f"perf-busy-{method}"
+    with child(endpoint, name, "--way", "busy", *options) as engine:
         engine.said(SERVED)
+        registered(endpoint, name)
         engine.said("loaded")
         beside = _iterations(decode, seconds)
     alone += _iterations(decode, seconds / 2)
