@@ -64,6 +64,8 @@ class GpuFacts:
     cupys: tuple[tuple[str, str], ...] = ()
     #: Why cupy cannot be imported; empty if it can.
     cupy_error: str = ""
+    #: Why it could compile no kernel; empty if it could.
+    nvrtc_error: str = ""
     #: What a process may lock; None: everything.
     memlock_bytes: int | None = None
     #: NUMA nodes of the host.
@@ -131,6 +133,7 @@ def read(
         apart=tuple(apart),
         cupys=cupys,
         cupy_error=_import_error(),
+        nvrtc_error=_nvrtc_error(),
         memlock_bytes=None if soft == resource.RLIM_INFINITY else soft,
         nodes=max(1, len(list(root.glob("sys/devices/system/node/node[0-9]*")))),
         huge_pages=memory.get("HugePages_Free:", 0),
@@ -245,6 +248,15 @@ def _import_error() -> str:
     try:
         importlib.import_module("cupy.cuda")
     except ImportError as error:
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return ""
+
+
+def _nvrtc_error() -> str:
+    try:
+        cupy: Any = importlib.import_module("cupy.cuda")
+        cupy.nvrtc.getVersion()
+    except (ImportError, AttributeError, RuntimeError, OSError, AssertionError) as error:
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""
 

@@ -79,6 +79,7 @@ def gpu(facts: GpuFacts, pool_bytes: int, *, wanted: bool) -> list[Line]:
     return [
         _driver(facts),
         _cupy(facts),
+        *_nvrtc(facts),
         *_devices(facts),
         _peers(facts),
         _memlock(facts, pool_bytes),
@@ -116,6 +117,16 @@ def _cupy(facts: GpuFacts) -> Line:
             found = f"{names} is for CUDA {major}, the driver for {facts.cuda[0]} at most"
             return Line(Verdict.LACKS, "cupy", found, f"remove it, then {install}")
     return Line(Verdict.OK, "cupy", names or "imported")
+
+
+def _nvrtc(facts: GpuFacts) -> Iterator[Line]:
+    if facts.cupy_error:
+        return  # which says it all
+    if not facts.nvrtc_error:
+        yield Line(Verdict.OK, "NVRTC", "kernels can be compiled")
+        return
+    do = "short pieces of blocks move slower; pip install 'cupy-cuda12x[ctk]', for CUDA 12"
+    yield Line(Verdict.NOTE, "NVRTC", facts.nvrtc_error, do)
 
 
 def _devices(facts: GpuFacts) -> Iterator[Line]:

@@ -74,6 +74,7 @@ def test_everything_is_read(root: Path) -> None:
     assert (facts.files, facts.driver, facts.cuda, facts.error) == (True, "580.159.04", (12, 8), "")
     assert facts.apart == ((0, 1),)
     assert (facts.cupys, facts.cupy_error) == ((("cupy-cuda12x", "14.2.0"),), "")
+    assert facts.nvrtc_error != ""  # what stands in for cupy compiles nothing
     assert (facts.nodes, facts.huge_pages, facts.huge_page_bytes) == (2, 32, 2 << 20)
     assert facts.shm_bytes > 0 and facts.own_pids
     assert (facts.trace_scope, facts.may_trace) == (2, True)

@@ -24,8 +24,7 @@ fi
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 missing=
-for module in zmq msgpack msgspec sortedcontainers structlog numpy xxhash typer rich starlette uvicorn h11 \
-  prometheus_client cupy; do
+for module in zmq msgpack msgspec sortedcontainers structlog numpy xxhash typer rich cupy pytest hypothesis; do
   "$python" -c "import $module" 2>/dev/null || missing+=" $module"
 done
 [ -z "$missing" ] || { echo "run.sh: $python lacks:$missing" >&2; exit 1; }

@@ -39,7 +39,17 @@ def test_a_host_that_has_everything() -> None:
     found = lines(WELL)
     assert {line.verdict for line in found} == {Verdict.OK}
     assert [line.about for line in found] == [
-        *("driver", "cupy", "GPU 0", "GPU 1", "peer access", "memlock", "NUMA", "huge pages"),
+        *(
+            "driver",
+            "cupy",
+            "NVRTC",
+            "GPU 0",
+            "GPU 1",
+            "peer access",
+            "memlock",
+            "NUMA",
+            "huge pages",
+        ),
         *("/dev/shm", "pid namespace", "ptrace", "persistence"),
     ]
     assert str(found[0]) == "ok     driver: 580.159.04, for CUDA up to 13.0"
@@ -59,6 +69,7 @@ LACKING: list[tuple[dict[str, Any], str, str]] = [
 ]
 NOTED: list[tuple[dict[str, Any], str, str]] = [
     ({"devices": (replace(FIRST, name="NVIDIA H200 MIG 1g.18gb"),)}, "GPU 0", "one part only"),
+    ({"nvrtc_error": "no libnvrtc.so.12"}, "NVRTC", "cupy-cuda12x[ctk]"),
     ({"apart": ((0, 1),)}, "peer access", "nothing to do"),
     ({"nodes": 2, "devices": (FIRST, replace(SECOND, numa_node=1))}, "NUMA", "slower"),
     ({"nodes": 2, "devices": (replace(FIRST, numa_node=-1),)}, "NUMA", "slower"),
@@ -119,11 +130,11 @@ def told(monkeypatch: pytest.MonkeyPatch, facts: GpuFacts, *words: str) -> tuple
 
 def test_the_command_fails_if_something_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     code, printed = told(monkeypatch, WELL, "--gpu")
-    assert code == 0 and len(printed.splitlines()) == 12
+    assert code == 0 and len(printed.splitlines()) == 13
     code, printed = told(monkeypatch, replace(WELL, shm_bytes=64 * MIB), "--gpu")
     assert code == 1 and "lacks  /dev/shm: 64 MiB, the pool has 8 GiB; " in printed
     code, printed = told(monkeypatch, replace(WELL, memlock_bytes=MIB), "--format", "json")
-    assert code == 1 and [line["about"] for line in json.loads(printed)][5] == "memlock"
+    assert code == 1 and [line["about"] for line in json.loads(printed)][6] == "memlock"
 
 
 def test_no_gpu_is_an_error_where_there_is_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
