@@ -289,10 +289,9 @@ class Requests:
         keys = self.keys(tracked, first, min(full, first + LIST_MAX))
         if not keys:
             return None
-        tracked.saved_to = first + len(keys)
+        tracked.saved_to = end = first + len(keys)
         parent = self.keys(tracked, first - 1, first)[0] if first else NO_KEY
-        targets = tuple(tracked.blocks[first : tracked.saved_to])
-        end = tracked.saved_to
+        targets = tuple(tracked.blocks[first:end])
         return self.order(request, tracked, keys, targets, parent=parent, first=first, end=end)
 
     def order(
@@ -315,9 +314,8 @@ class Requests:
         """
         self._order += 1
         tokens = end * self.block_tokens
-        self._open[self._order] = Open(
-            tracked, blocks, waits=self._ranks, first=first, tokens=tokens
-        )
+        made = Open(tracked, blocks, waits=self._ranks, first=first, tokens=tokens)
+        self._open[self._order] = made
         tracked.open.add(self._order)
         return SaveOrder(self._order, request, keys, blocks, parent=parent, first=first)
 
@@ -437,7 +435,9 @@ class Requests:
         return False
 
     def clear_answers(self) -> list[Lease]:
-        """Everything the cache said is void."""
+        """The cache is another one: what it said is void, and what it was given is not there."""
+        for tracked in self.tracked.values():
+            tracked.saved_to = None
         return [lease for t in self.tracked.values() for lease in self._drop_answer(t)]
 
     def _drop_answer(self, tracked: Tracked) -> list[Lease]:

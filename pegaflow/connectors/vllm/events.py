@@ -123,7 +123,8 @@ class Events:
         room = ADD_MAX
         while self._spans and room:
             span = self._spans[0]
-            if not span.begun:
+            parent = span.parent
+            if not span.begun or (parent and self._announcer.get(parent.key) is not parent):
                 self._begin(span)
             end = min(span.end, span.at + room, len(span.keys) // self._ratio)
             room -= max(0, end - span.at)

@@ -332,3 +332,20 @@ def test_a_request_aborted_while_it_loads_is_not_held() -> None:
     assert requests.finished("r", 9) == (False, [])
     requests.loaded("r")
     requests.failed({1})
+
+
+def test_what_was_saved_of_other_weights_is_saved_again_once_it_is_computed_anew() -> None:
+    """The cache of these has nothing of it, and an engine that only saves never asks."""
+    requests = book()
+    requests.add("r", Request("r", 25))
+    requests.add("other", Request("other", 25))
+    for name in ("r", "other"):
+        order = requests.step(name, [*range(1, 8)], True, 0, scheduled=20)
+        assert order is not None and order.blocks == (1, 2, 3, 4, 5)
+        requests.saved(order.order, 1)
+    requests.preempted("r")
+    requests.clear_answers()
+    order = requests.step("r", [*range(11, 18)], True, 0, scheduled=25)
+    assert order is not None and order.blocks == (11, 12, 13, 14, 15, 16)
+    order = requests.step("other", [], False, 20, scheduled=5)
+    assert order is not None and order.blocks == (6,), "what is before is of other weights, maybe"

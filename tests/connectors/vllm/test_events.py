@@ -12,8 +12,9 @@ import pytest
 from pegaflow.client import Seen
 from pegaflow.connectors.vllm import events, eventwords
 from pegaflow.connectors.vllm.events import BLIND_S
+from pegaflow.connectors.vllm.settings import engine as engine_of
 
-from .fakes import BLOCK, FakeClient, Request, Store, config, output
+from .fakes import BLOCK, FakeClient, Request, Store, config, kv_cache_config, output
 from .pair import Pair
 
 BELOW_IS_KNOWN = True
@@ -120,6 +121,31 @@ def test_what_is_evicted_is_removed(told: Pair, store: Store) -> None:
     last = told.told[-1]
     assert type(last).__name__.endswith("BlockRemoved") and last.medium == "CPU"
     assert sorted(last.block_hashes) == sorted(hashes(request)[4:]) and last.group_idx == 0
+
+
+def test_blocks_behind_one_that_is_gone_are_told_of_once_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is evicted between two steps, each of which adds a part of a request's blocks."""
+    monkeypatch.setattr(eventwords, "are_wanted", lambda _: True)
+    monkeypatch.setattr(events, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(events, "ADD_MAX", 3)
+    request = Spoken("a", 25)
+    here = set(request.block_hashes[:3])
+    made = events.Events(
+        engine_of(config(), kv_cache_config())[0],
+        lambda keys: Seen(tuple(key in here for key in keys), None),
+    )
+    pool = SimpleNamespace(cached_block_hash_to_block={})
+    made.add(request, 0, 3)
+    made.take(pool)
+    made.add(request, 0, 6)
+    here.remove(request.block_hashes[2])
+    (gone,) = made.take(pool)
+    assert gone.block_hashes == hashes(request)[2:3]
+    made.take(pool)
+    here.update(request.block_hashes)
+    assert [event.block_hashes for event in made.take(pool)] == [hashes(request)[2:]]
 
 
 def test_what_goes_to_disk_is_there_before_memory_lets_go(told: Pair, store: Store) -> None:
