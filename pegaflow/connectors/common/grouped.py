@@ -22,8 +22,7 @@ end      a request that has ended leaves its last window. Its order goes out wit
          none of the blocks has been given to anybody by then. Only a request of which a step has
          stood leaves one: before, what its blocks hold may be another connector's failed load.
 
-A load fails as a whole: vLLM hears the request's name and computes everything again; the request
-never asks again.
+A load fails as a whole: vLLM hears the request's name, computes all of it, and never asks again.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -58,10 +57,13 @@ class GroupedRequest(Tracked):
     looks: int = 0  # so often another place to resume at was looked for
     parted: int = 0  # the prefix, where no window was found at its end; 0: none
     kept: int = 0  # the last place whose windows are in the cache or offered to it; 0: none
+    block_tokens: int = 1  # from one place to the next
 
     def usable(self) -> int:
-        """Blocks up to the place at which it can resume, if no load of it has failed."""
-        return self.place if self.lease is not None and self.limit is None else 0
+        """Blocks up to the place at which it can resume; 0 if a load of it has failed, or another
+        connector has taken tokens away from its end, so that none is left to compute."""
+        left = self.source.num_tokens - self.place * self.block_tokens
+        return self.place if self.lease is not None and self.limit is None and left > 0 else 0
 
 
 class GroupedRequests(Requests):
@@ -92,7 +94,8 @@ class GroupedRequests(Requests):
 
     def add(self, request: str, source: Hashed, hints: Hints = NO_HINTS) -> Tracked:
         """The request's entry, made if it is new."""
-        return self.tracked.setdefault(request, GroupedRequest(source, hints))
+        made = GroupedRequest(source, hints, block_tokens=self.block_tokens)
+        return self.tracked.setdefault(request, made)
 
     # lookup
 
@@ -417,9 +420,8 @@ class GroupedRequests(Requests):
 
     def late(self, dropped: Collection[int]) -> list[SaveOrder]:
         """Orders of requests that have ended since the last step, but for what was dropped."""
-        gone = [order for order in self._late if order.order in dropped]
         left = [order for order in self._late if order.order not in dropped]
-        self._late = gone
+        self._late = [order for order in self._late if order.order in dropped]
         self.drop_late()
         return left
 

@@ -162,6 +162,23 @@ def test_one_token_is_left_to_compute(book: Book) -> None:
     assert book.ask() == [9, 11] and book.offer("r", 0) == 36
 
 
+def test_a_request_that_was_shortened_since_it_asked_is_offered_nothing_and_no_load_fails(
+    book: Book,
+) -> None:
+    """Its last tokens go to another connector: one of the prompt, or as many as a window needs."""
+    book.has(FULL, *range(10))
+    book.has(WINDOW, *range(10))
+    tracked = book.arrive()
+    assert isinstance(tracked.source, Request)
+    book.ask()
+    assert book.offer("r", 0) == 40
+    for tokens in (40, 38):
+        tracked.source.num_tokens = tokens
+        assert book.offer("r", 0) == 0
+    assert book.allocated("r", [[11], [21]], 0) and tracked.limit is None
+    assert len(book.ask()) == 2 and book.offer("r", 0) == 36, "it asks for less the next time"
+
+
 def loading(book: Book) -> GroupedRequest:
     """A request that can resume at block 7."""
     book.has(FULL, *range(7))

@@ -204,6 +204,23 @@ def test_a_connector_that_shortens_the_hit_gets_nothing_loaded(start: Start, sto
     assert store.leases == {}
 
 
+@pytest.mark.parametrize("windows", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_request_that_another_connector_shortens_is_computed(
+    start: Start, store: Store, windows: list[int | None], tokens: int
+) -> None:
+    """vLLM tells its connectors of a request one after the other, and ours has asked by then."""
+    store.finds = True
+    run(start(windows), "a", text(65))
+    engine = start(windows, caches=False, policy="fail")
+    run(engine, "warm", text(9, seed=5))
+    asked = engine.ask("b", text(65), [1])
+    del asked.prompt[-tokens:]
+    engine.drain()
+    assert engine.failed == [] and engine.external == 0 and store.leases == {}
+    assert run(engine, "c", text(65)) == 64
+
+
 def test_a_last_window_that_a_failed_step_has_not_begun_is_over(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
