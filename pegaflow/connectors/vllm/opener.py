@@ -4,7 +4,7 @@ The goodbye to the old session may have to wait for one that hangs, and the new 
 after several messages; the engine's thread waits for neither, and its steps are not needed for it:
 a thread does both and leaves the new client behind. Until then there is nobody to ask, and what the
 engine stands by (`commit`) is kept and said once the client is attached: the workers' saves wait
-for the new session, too.
+for the new session, too. The thread says what there is by then, for the engine may be idle.
 """
 
 import threading
@@ -25,13 +25,15 @@ KEPT_MAX: Count = 4096
 
 @dataclass(slots=True)
 class Opener:
-    """See the module. All methods are for the engine's thread."""
+    """See the module. All public methods are for the engine's thread."""
 
     make: Callable[[int], Client]  # for an epoch
     _client: Client | None = None  # None: a thread opens the next one
     _thread: threading.Thread | None = None  # the last one
     _opened: deque[Client] = field(default_factory=deque)  # left behind by the thread; one at most
     _kept: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
+    # While a client is left behind, so that nothing is kept that neither thread says.
+    _handing_over: threading.Lock = field(default_factory=threading.Lock)
 
     def connect(self, patience_s: float) -> str:
         """Open the first session; why it is not open yet, '' if it is."""
@@ -58,7 +60,9 @@ class Opener:
             self._opened.popleft().close()
         client = self.make(epoch)
         client.connect(OPEN_S)
-        self._opened.append(client)
+        with self._handing_over:
+            self._say(client)
+            self._opened.append(client)
 
     def _present(self) -> Client | None:
         if self._client is None and self._opened:
@@ -121,8 +125,9 @@ class Opener:
 
     def commit(self, orders: Sequence[int]) -> None:
         """The engine stands by what it computed for these orders."""
-        self._kept.extend(orders)
-        client = self._present()
+        with self._handing_over:
+            self._kept.extend(orders)
+            client = self._present()
         if client is not None:
             self._say(client)
 
