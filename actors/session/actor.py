@@ -1,6 +1,7 @@
 """The session: one engine's process.  See wire/session.py.
 
     pagetables.py    the pool in our page tables, ahead of need
+    registration.py  and registered with the driver of a GPU
     devices.py       GPUs: contexts ahead of need
     engine.py        the engine: who it is, its clients, its ranks, and the end with it
     hazards.py       what keeps in place what we find ourselves
@@ -47,6 +48,7 @@ from .orders import Orders
 from .pagetables import PageTables
 from .pins import Pins
 from .publish import Publishing
+from .registration import Registration
 from .reservation import Reservation
 from .saves import Saves
 from .touches import Touches
@@ -68,7 +70,8 @@ class Session(Actor):
         counts = self.counts
         member = Member(address, supervisor, hello, (ALLOCATOR, INDEX), counts=counts)
         self.tables = tables = PageTables()
-        devices = Devices(member, tables)
+        self.registration = registration = Registration(tables)
+        devices = Devices(member, registration)
         self.engine = engine = Engine(member)
         self.hazards = hazards = HazardBook(member, engine, open_hazards, open_finder)
         self.pins = pins = Pins(engine, hazards, counts)
@@ -80,7 +83,9 @@ class Session(Actor):
         lending = Lending(
             member, engine, hazards=hazards, leases=leases, touches=touches, counts=counts
         )
-        self.loads = loads = Loads(member, engine, leases=leases, lending=lending, counts=counts)
+        self.loads = loads = Loads(
+            member, engine, registration, leases=leases, lending=lending, counts=counts
+        )
         self.orders = orders = Orders(member)
         self.reservation = reservation = Reservation(member, engine, touches)
         publishing = Publishing(
@@ -92,7 +97,12 @@ class Session(Actor):
             counts=counts,
         )
         batches = Batches(
-            engine, orders=orders, reservation=reservation, publishing=publishing, counts=counts
+            engine,
+            orders=orders,
+            reservation=reservation,
+            publishing=publishing,
+            registration=registration,
+            counts=counts,
         )
         reservation.feeds(batches)
         saves = Saves(
@@ -118,8 +128,9 @@ class Session(Actor):
             member, engine, hazards=hazards, leases=leases, orders=orders, publishing=publishing
         )
         holder = Holder(member, {INDEX: claimed, ALLOCATOR: reservation})
-        found = (tables, devices, engine, hazards, pins, leases, touches, lookups, lending, loads)
+        memory = (tables, registration, devices)
+        found = (engine, hazards, pins, leases, touches, lookups, lending, loads)
         saved = (orders, reservation, publishing, batches, saves)
-        crew = (*found, *saved, attachment, holder)
+        crew = (*memory, *found, *saved, attachment, holder)
         member.lead(*crew)
         self.compose(member, *crew)

@@ -28,6 +28,7 @@ from .orders import Orders, count_dropped
 from .publish import Publishing
 from .ranks import Rank
 from .records import NO_PLACES, Batch, Blocks, Order, RankSave
+from .registration import Registration
 from .reservation import Reservation
 
 BATCH_BLOCKS: Count = 1024
@@ -64,11 +65,12 @@ class Batches(Part):
         orders: Orders,
         reservation: Reservation,
         publishing: Publishing,
+        registration: Registration,
         counts: Counter[str],
     ) -> None:
         self._engine, self._orders = engine, orders
         self._reservation, self._publishing = reservation, publishing
-        self._counts = counts
+        self._counts, self._registration = counts, registration
         self._batch = 0  # newest batch number
         self._waiting: deque[tuple[RankSave, int]] = deque()  # batches without pages
         self._expected = 0  # pages that will be wanted if what is being claimed is new
@@ -276,6 +278,7 @@ class Batches(Part):
         else:
             blocks = said(column(save.msg.blocks)[batch.positions])
             job = ReadBlocks(rank.mapping, blocks, offsets, now + READ_NS)
+            self._registration.used(offsets)
         rank.running += 1
 
         def filled(done: Done, now: int) -> list[Effect]:

@@ -60,6 +60,7 @@ from pegaflow.wire.units import Bytes
 from pegaflow.wire.values import Address
 
 from .hazards import Opened as OpenedHazards
+from .registration import AT_ONCE_SPARE
 
 PART_BYTES: Bytes = 1 << 20
 """Least bytes of a part: to wake another thread costs as much as copying some hundred KiB."""
@@ -278,6 +279,7 @@ class SessionDevice:
         self._copies: Copies | None = None  # from the first job that needs the pool
         self._workers = Workers()
         self._savers: Workers | None = None  # what no engine waits for
+        self._pinners: Workers | None = None  # of the pool with a driver, if there is one
         self._openers: Workers | None = None  # contexts and memory of GPUs, if there are any
 
     def attach(self, loop: Loop) -> None:
@@ -316,7 +318,14 @@ class SessionDevice:
                 self._openers = Workers()
                 self._openers.deliver_to(self._loop)
             return self._openers
-        patient = isinstance(job, EnterPages | FillPages | PinPages | ReadBlocks | SumPages)
+        if isinstance(job, PinPages):
+            if self._pinners is None:
+                assert self._loop is not None
+                self._pinners = Workers(yielding=True)
+                self._pinners.grow(AT_ONCE_SPARE)
+                self._pinners.deliver_to(self._loop)
+            return self._pinners
+        patient = isinstance(job, EnterPages | FillPages | ReadBlocks | SumPages)
         return self._savers if patient and self._savers is not None else self._workers
 
     def _open(self) -> Copies:

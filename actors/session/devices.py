@@ -1,7 +1,7 @@
 """The GPUs that this process has a context on, or is to have: see wire/gpu.py, *Warm spares*.
 
 A spare is told which; a session says which its engine is served on.  Once there is a context, the
-pool is registered with the driver (pagetables.py).
+pool is registered with the driver (registration.py).
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,14 @@ from pegaflow.wire.gpujobs import GpuWarmed, WarmGpu
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.values import SUPERVISOR
 
-from .pagetables import PageTables
+from .registration import Registration
 
 
 class Devices(Part):
     """Has contexts made ahead of need, and says which GPUs are in use."""
 
-    def __init__(self, member: Member, tables: PageTables) -> None:
-        self._member, self._tables = member, tables
+    def __init__(self, member: Member, registration: Registration) -> None:
+        self._member, self._registration = member, registration
         self._used: set[str] = set()  # by our engine
         self._complaints: set[str] = set()  # what has been said of GPUs that cannot be had
 
@@ -35,12 +35,14 @@ class Devices(Part):
         said = gpu in self._used
         self._used.add(gpu)
         supervisor = self._member.supervisor
-        return self._tables.pin() + ([] if said else [Send(supervisor, UsesGpu(gpu))])
+        registered = self._registration.begin(serving=True)
+        return registered + ([] if said else [Send(supervisor, UsesGpu(gpu))])
 
     def _on_warm(self, sender: Sender, msg: Warm, now: int) -> list[Effect]:
         def warmed(result: GpuWarmed | Done, now: int) -> list[Effect]:
             if isinstance(result, GpuWarmed):
-                return [*self._tables.pin(), Send(sender.address, Warmed(msg.gpu, result.gpu))]
+                registered = self._registration.begin(serving=bool(self._used))
+                return [*registered, Send(sender.address, Warmed(msg.gpu, result.gpu))]
             effects: list[Effect] = [Send(sender.address, Warmed(msg.gpu))]
             if result.note not in self._complaints:
                 self._complaints.add(result.note)

@@ -33,6 +33,7 @@ from .leases import Lease, Leases
 from .lending import Lending
 from .ranks import Rank
 from .records import NO_PLACES
+from .registration import Registration
 from .space import Space
 
 COPIES_MAX: Count = 4096
@@ -65,6 +66,7 @@ class Loads(Part):
         self,
         member: Member,
         engine: Engine,
+        registration: Registration,
         *,
         leases: Leases,
         lending: Lending,
@@ -72,6 +74,7 @@ class Loads(Part):
     ) -> None:
         self._member, self._engine, self._leases = member, engine, leases
         self._lending, self._counts = lending, counts
+        self._registration = registration
         self.copies: dict[int, _Copy] = {}
         self._number = 0  # of the newest copy
 
@@ -162,6 +165,7 @@ class Loads(Part):
             return effects + self._engine.left(rank)
 
         rank.running += 1
+        self._registration.used(copy.offsets)
         deadline = sender.deadline or now + LOAD_NS
         sums = said(copy.sums) if len(copy.sums) else ()
         job = WriteBlocks(

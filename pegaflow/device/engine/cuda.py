@@ -16,6 +16,7 @@ libcuda itself, through ctypes, which gives the lock back.
 
 import ctypes
 import os
+import resource
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -151,6 +152,17 @@ def name_of(runtime: Runtime, device: int) -> str:
 def reaches(runtime: Runtime, device: int) -> bool:
     """Whether a kernel there finds registered memory under the host's address."""
     return bool(runtime.getDeviceProperties(device).get("canUseHostPointerForRegisteredMem"))
+
+
+def not_locked(error: BaseException) -> str:
+    """What an error says of memory that was not registered, what limit it may have met, and what to
+    set, in one line for people."""
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit_bytes != resource.RLIM_INFINITY:
+        met = f"a process may lock {limit_bytes >> 20} MiB here (RLIMIT_MEMLOCK, ulimit -l)"
+        todo = "set memlock to unlimited in limits.conf, LimitMEMLOCK=infinity in the unit, or"
+        return f"{first_line(error)}; {met}: {todo} docker run --ulimit memlock=-1"
+    return f"{first_line(error)}; RLIMIT_MEMLOCK is unlimited: leave more memory free for the host"
 
 
 def first_line(error: BaseException) -> str:

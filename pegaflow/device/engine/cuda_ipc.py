@@ -289,7 +289,7 @@ class Gpus:
             flags = cuda.PORTABLE | cuda.MAPPED
             runtime.hostRegister(self._pool + offset, length, flags)
         except RuntimeError as error:
-            raise UserError(cuda.first_line(error)) from None
+            raise UserError(cuda.not_locked(error)) from None
         self._registered.add(offset, length)
 
     def _loaded(self) -> Runtime:

@@ -5,25 +5,21 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors.session.actor import Session
-from pegaflow.actors.session.pagetables import PIN_BYTES
-from pegaflow.wire.control import BEAT_NS, LogLevel, Refused
+from pegaflow.wire.control import Refused
 from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
-from pegaflow.wire.gpujobs import MapGpu, PinPages
+from pegaflow.wire.gpujobs import MapGpu
 from pegaflow.wire.identities import NO_KEY, ClaimId
 from pegaflow.wire.index import Claim, Claimed
 from pegaflow.wire.jobs import (
     BounceOpened,
-    Done,
-    EnterPages,
     OpenBounce,
-    PagesEntered,
     ReadBlocks,
     UnmapEngine,
 )
 from pegaflow.wire.session import Attached, Leave, Left, Save, Way
 from pegaflow.wire.status import Status
-from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, EXTENT, POOL, WELCOME, Rig, one, pick, said
-from tests.actors.sessions import ATTACH, KEYS, LAYOUT, grant, serving, spare
+from tests.actors.rig import ALLOC, CLIENT_7, CLIENT_8, Rig, one, pick, said
+from tests.actors.sessions import ATTACH, KEYS, LAYOUT, grant, serving
 
 HANDLE = bytes(HANDLE_BYTES)
 GPU = GpuMemory("0000:65:00.0", bytes(16), (GpuRegion(HANDLE, 4096),), HANDLE)
@@ -115,39 +111,3 @@ def test_a_rank_is_taken_over_once_it_is_closed() -> None:
     rig.done(UnmapEngine)
     rig.ask(CLIENT_8, ON_GPU)
     assert said(rig.done(MapGpu), Attached).loads is Way.CUDA_IPC
-
-
-# registering the pool
-
-
-def test_what_is_there_is_registered_by_extents_once_a_gpu_is_served() -> None:
-    rig, session = serving()
-    rig.done(EnterPages, PagesEntered(EXTENT + 4096))
-    assert not rig.wanted(PinPages), "no engine is on a GPU"
-    rig.ask(CLIENT_7, ON_GPU)
-    rig.done(MapGpu)
-    assert rig.wanted(PinPages) == [PinPages(0, EXTENT)]
-    rig.wait(BEAT_NS)
-    rig.done(EnterPages, PagesEntered(POOL - EXTENT - 4096))
-    assert rig.wanted(PinPages) == [PinPages(0, EXTENT)], "one at a time"
-    rig.done(PinPages)
-    assert rig.wanted(PinPages) == [PinPages(EXTENT, min(PIN_BYTES, POOL - EXTENT))]
-    rig.done(PinPages)
-    assert session.tables.gauges()["session_registered_bytes"] == POOL
-
-
-def test_a_driver_that_refuses_is_one_line_that_people_see() -> None:
-    rig, session = attached()
-    rig.done(EnterPages, PagesEntered(POOL))
-    rig.done(PinPages, Done(Status.COPY_FAILED, "no memory"))
-    (line,) = [note for note in rig.notes if note.event == "pool_not_pinned"]
-    assert line.level is LogLevel.WARNING and ("why", "no memory") in line.facts
-    rig.wait(2 * BEAT_NS)
-    assert not rig.wanted(PinPages)
-    assert session.tables.gauges()["session_registered_bytes"] == 0
-
-
-def test_extents_are_registered_whole_however_large_they_are() -> None:
-    rig, session = spare(welcome=replace(WELCOME, extent_bytes=POOL))
-    rig.done(EnterPages, PagesEntered(POOL))
-    assert session.tables.pin()[0].job == PinPages(0, POOL)  # type: ignore[union-attr]

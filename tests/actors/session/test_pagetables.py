@@ -80,3 +80,18 @@ def test_of_an_enormous_pool_only_the_low_part_is_entered() -> None:
         slices += 1
     assert slices == ADVANCE_MAX // SLICE_BYTES
     assert session.tables.gauges()["session_entered_bytes"] == ADVANCE_MAX
+
+
+def test_of_a_pool_that_a_gpu_is_to_reach_all_is_entered() -> None:
+    pool = ADVANCE_MAX + 2 * SLICE_BYTES
+    rig, session = spare(welcome=replace(WELCOME, pool_bytes=pool))
+    assert session.tables.enter_all() == [], "a slice is on its way"
+    while rig.wanted(EnterPages):
+        enter(rig, rig.wanted(EnterPages)[0].length)
+    assert session.tables.gauges()["session_entered_bytes"] == pool
+
+
+def test_a_kernel_that_refuses_is_asked_for_nothing_more() -> None:
+    rig, session = spare()
+    rig.done(EnterPages, Status.COPY_FAILED, "Invalid argument")
+    assert session.tables.enter_all() == []

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import queue
+import resource
 import sys
 import threading
 import time
@@ -334,12 +335,20 @@ def test_without_a_kernel_all_is_copied_and_one_line_says_so(
     assert ("pip install" in said[0]) is (lacks == "NVRTC"), said
 
 
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        (8 << 20, r"lock 8 MiB here \(RLIMIT_MEMLOCK, ulimit -l\): set memlock to unlimited"),
+        (resource.RLIM_INFINITY, "RLIMIT_MEMLOCK is unlimited: leave more memory free"),
+    ],
+)
 def test_a_driver_that_registers_nothing_says_why(
-    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch, limit: int, says: str
 ) -> None:
     monkeypatch.setenv("FAKE_CUDA_MEMLOCK", "1")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
     opened = session.open(engine)
-    with pytest.raises(UserError, match="cudaErrorMemoryAllocation"):
+    with pytest.raises(UserError, match=f"cudaErrorMemoryAllocation.*; .*{says}"):
         session.gpus.pin(0, PAGE)
     session.read(opened)
     assert session.ended() == Done(Status.OK)
