@@ -7,8 +7,9 @@ programs.
 
     host      the machine, what `pegaflow doctor --gpu` says of it, and what its driver does
     layouts   each byte of each layout of a vLLM engine comes back, by each method of copying
-    copies    GB/s of saves and loads of segments of 4 KiB to 4 MiB by each method, messages
-              included, beside copies of one large pinned buffer over the same bus, in turns.
+    bare      GB/s of copies of segments of 4 KiB to 4 MiB by each method, by the session's code but
+              without a service, beside copies of one large pinned buffer over the same bus
+    copies    the same of saves and loads through a service, messages included.
               Goals: 0.95 of the bus from 64 KiB on, 0.7 at 16 KiB
     matmul    a decoding engine's matrix products while another engine saves and loads all the
               time, beside the same with nothing under way.  Goal: under 2 % slower
@@ -46,6 +47,7 @@ from perf.gputables import FULL, MIB, QUICK
 PARTS = {
     "host": 40,
     "layouts": 60,
+    "bare": 120,
     "copies": 240,
     "matmul": 70,
     "deaths": 60,
@@ -68,6 +70,8 @@ def rows_of(part: str, quick: bool, show: Callable[[dict[str, str]], None]) -> R
     if part == "host":
         return gpuhost.facts() + gpuhost.questions()
     card = Card()
+    if part == "bare":
+        return gputables.bare(card, size, show)
     if part == "copies":
         return gputables.copies(card, size, show)
     if part == "matmul":

@@ -18,6 +18,7 @@ import numpy as np
 from pegaflow.core.errors import UserError
 from pegaflow.replay import service
 from pegaflow.service import poolsize, sizes
+from perf import gpubare
 from perf.attach import spares
 from perf.gpucard import (
     METHODS,
@@ -109,19 +110,36 @@ def copies(
     """
     rows: Rows = []
     bus = Bus(card, size.bus)
+    for shape, memory in filled(card, size):
+        with serving(3 * shape.total) as endpoint:
+            for method in methods:
+                row = copied(memory, endpoint, shape, bus=bus, method=method, turns=size.turns)
+                rows.append(row)
+                show(row)
+    return rows
+
+
+def bare(card: Card, size: Size, show: Callable[[dict[str, str]], None]) -> Rows:
+    """The same copies without a service: perf/gpubare.py."""
+    rows: Rows = []
+    bus = Bus(card, size.bus)
+    for shape, memory in filled(card, size):
+        for method in METHODS:
+            rows.append(gpubare.bare(memory, shape, bus=bus, method=method, turns=size.turns))
+            show(rows[-1])
+    return rows
+
+
+def filled(card: Card, size: Size) -> Iterator[tuple[GpuShape, Memory]]:
+    """Memory for each segment, with bytes in it; it is freed when the next is asked for."""
     room = poolsize.look().shm_free_bytes // POOL_SHARE
     for segment in size.segments:
         moved = size.moved if segment >= LARGE else size.moved_small
         shape = shape_of(segment, min(moved, room))
         memory = Memory(card, 2 * shape.total)
         memory.fill(seed=1)
-        with serving(3 * shape.total) as endpoint:
-            for method in methods:
-                row = copied(memory, endpoint, shape, bus=bus, method=method, turns=size.turns)
-                rows.append(row)
-                show(row)
+        yield shape, memory
         memory.free()
-    return rows
 
 
 def copied(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perf import gpulayouts, gpuparts, gputables
+from perf import gpubare, gpulayouts, gpuparts, gputables
 from perf.gpucard import METHODS, Bus, Card, GpuShape, Memory
 from perf.gpuparts import SMALL
 from perf.gputables import MIB, QUICK
@@ -40,6 +40,11 @@ def card(service: Service) -> Card:
     return Card()
 
 
+@pytest.fixture(scope="module")
+def bus(card: Card) -> Bus:
+    return Bus(card, MIB)
+
+
 def test_each_layout_is_compared(card: Card, service: Service) -> None:
     rows = gpuparts.layouts(card, service.endpoint)
     assert [row["layout"] for row in rows] == [case.name for case in gpulayouts.cases()]
@@ -50,11 +55,18 @@ def test_rounds_are_counted(card: Card, service: Service) -> None:
     assert (row["rounds"], row["one session"], row["device memory lost"]) == ("3", "yes", "0 B")
 
 
-def test_copies_are_measured_beside_the_bus(card: Card, service: Service) -> None:
-    memory, bus = Memory(card, 2 * SHAPE.total), Bus(card, MIB)
+def test_copies_are_measured_beside_the_bus(card: Card, bus: Bus, service: Service) -> None:
+    memory = Memory(card, 2 * SHAPE.total)
     memory.fill(seed=1)
     row = gputables.copied(memory, service.endpoint, SHAPE, bus=bus, method=METHODS[0], turns=1)
     assert row["pool registered"] == "64 MiB" and "miss" in row["save/out"]
+
+
+def test_copies_are_measured_without_a_service(card: Card, bus: Bus) -> None:
+    memory = Memory(card, 2 * SHAPE.total)
+    memory.fill(seed=1)
+    row = gpubare.bare(memory, SHAPE, bus=bus, method=METHODS[-1], turns=1)
+    assert row["method"] == METHODS[-1] and float(row["save/out"]) >= 0
 
 
 def test_a_session_is_killed(card: Card, service: Service) -> None:
