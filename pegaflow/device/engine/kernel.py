@@ -18,8 +18,9 @@ each launch, in the same stream: of each piece eight words, then of each block t
     block: the engine's number, address of its page
 
 A *chunk* is what a warp moves at a time: CHUNK_BYTES of a row, or what is left of it.  It goes in
-vectors of 16 bytes where both sides are equally aligned, and what is before and after these in
-bytes.  Warps take chunks in turn, so a launch may have fewer warps than chunks: its size is fixed.
+vectors of 16 bytes where both sides are equally aligned, four of a thread under way at a time, and
+what is before and after these in bytes.  Warps take chunks in turn, so a launch may have fewer
+warps than chunks: its size is fixed.
 
 How it disturbs.  Kernels of two processes do not run at the same time, but in slices of it (unless
 MPS runs), so the engine's wait for the launch, however few multiprocessors it uses, and the
@@ -71,8 +72,12 @@ static __device__ void part(
         uint4* target = (uint4*)(to + head);
         const uint4* source = (const uint4*)(from + head);
         word vectors = (length - head) / 16;
-        #pragma unroll 4
-        for (word n = thread; n < vectors; n += 32)
+        word n = thread;
+        for (; n + 96 < vectors; n += 128) {
+            uint4 a = source[n], b = source[n + 32], c = source[n + 64], d = source[n + 96];
+            target[n] = a, target[n + 32] = b, target[n + 64] = c, target[n + 96] = d;
+        }
+        for (; n < vectors; n += 32)
             target[n] = source[n];
         done = head + vectors * 16;
     }

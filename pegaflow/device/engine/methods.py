@@ -10,7 +10,7 @@ What a copy costs is the call, whatever its length, so short pieces leave the bu
 `plan` says which pieces of a layout go by which: by their length, as TABLE has it, or, for a rank
 that wishes so (Backend, wire/gpu.py), all by copies or all by the kernel.
 
-Layouts that nest twice could be copied by cudaMemcpy3DAsync; vLLM's do not (see strides.py).
+Layouts that nest twice could be copied by cudaMemcpy3DAsync; vLLM's do not nest so (strides.py).
 """
 
 import enum

@@ -3,10 +3,16 @@
 A layer's runs, and layers one after the other, mostly lie at equal distances.  So what is one
 piece of a block for a copy of two dimensions (cudaMemcpy2DAsync) is found once per layout: runs
 that touch, in the memory and in the page, are one; of runs at equal distances the longer row of
-them is one copy, whichever of layers and segments it is.
+them is one copy, whichever of layers and segments it is, and all of them are where the next layer
+begins as far behind the last segment as segments lie apart.
+
+Copies of three dimensions (cudaMemcpy3DAsync) would make no fewer calls for any layout of vLLM's
+(tests/device/engine/test_vllm_layouts.py): the distance of their slices has to be a multiple of
+that of their rows, on both sides.  Only where heads lie outside of layers are there rows of rows,
+and the page has them the other way round.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -41,7 +47,7 @@ Placed = tuple[int, Rows]
 
 
 def pieces(layout: Layout) -> tuple[Rows, ...]:
-    """What to copy of each block, in the order of the page."""
+    """What to copy of each block, about in the order of the page."""
     sizes = [layer.segments * layer.segment_bytes for layer in layout.layers]
     starts = accumulate(sizes, initial=0)
     found: list[Rows] = []
@@ -54,7 +60,7 @@ def pieces(layout: Layout) -> tuple[Rows, ...]:
             alike, at = [], start
         alike.append(layer)
     found += _rows(alike, at)
-    return tuple(cut for rows in _joined(found) for cut in _narrow(rows))
+    return tuple(cut for rows in _threaded(_joined(found)) for cut in _narrow(rows))
 
 
 def _dense(layer: LayerLayout) -> LayerLayout:
@@ -83,6 +89,10 @@ def _rows(alike: list[LayerLayout], at: int) -> Iterator[Rows]:
     width, segments, count = one.segment_bytes, one.segments, len(alike)
     step = alike[1].offset - one.offset if count > 1 else 0
     first = Rows(one.region, one.offset, one.block_stride, page_at=at, width=width)
+    if count > 1 and step == segments * one.segment_stride:  # one row goes on in the next layer
+        pitch, rows = one.segment_stride, count * segments
+        yield replace(first, rows=rows, pitch=pitch, page_pitch=width)
+        return
     if count >= segments:
         for s in range(segments):
             yield replace(
@@ -126,6 +136,36 @@ def _touch(one: Rows, other: Rows) -> bool:
     there = (other.region, other.offset, other.block_stride)
     same = there == (one.region, one.offset + one.width, one.block_stride)
     return same and other.page_at == one.page_end
+
+
+def _threaded(found: Iterable[Rows]) -> list[Rows]:
+    """Single pieces of one length at equal distances are rows, whatever lies between them in the
+    page: the latent vectors of all layers, and the keys of their indexers."""
+    made: list[Rows] = []
+    newest: dict[tuple[int, int, int], int] = {}  # of a kind, its place in `made`
+    for rows in found:
+        if rows.rows > 1:
+            made.append(rows)
+            continue
+        kind = rows.region, rows.block_stride, rows.width
+        longer = _longer(made[newest[kind]], rows) if kind in newest else None
+        if longer is None:
+            newest[kind] = len(made)
+            made.append(rows)
+        else:
+            made[newest[kind]] = longer
+    return made
+
+
+def _longer(row: Rows, piece: Rows) -> Rows | None:
+    """A row with one more piece at its end; None: it lies elsewhere."""
+    last = row.rows - 1
+    step = piece.offset - row.offset - last * row.pitch
+    page_step = piece.page_at - row.page_at - last * row.page_pitch
+    even = not last or (step, page_step) == (row.pitch, row.page_pitch)
+    if not even or step < row.width:
+        return None
+    return replace(row, rows=row.rows + 1, pitch=step, page_pitch=page_step)
 
 
 def _narrow(rows: Rows) -> Iterator[Rows]:

@@ -21,7 +21,7 @@ OK = Done(Status.OK)
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring of two pages, parts of one, and room for what one launch is told."""
-    monkeypatch.setattr(methods, "DESCRIPTOR_BYTES", 8 * (2 * 8 + 2) + 8)
+    monkeypatch.setattr(methods, "DESCRIPTOR_BYTES", 8 * (8 + 2) + 8)
     monkeypatch.setattr(lanes, "RING_BYTES", 2 * PAGE)
     monkeypatch.setattr(lanes, "PART_BYTES", PAGE)
 
@@ -93,7 +93,7 @@ def test_a_host_that_refuses_a_ring_is_served_by_the_drivers_buffers(
     session.read(opened)
     session.read(opened)
     assert [session.ended(), session.ended()] == [OK, OK] and session.pages() == there
-    assert cuda.machine().unpinned == 2 * 2 * len(IDS)
+    assert cuda.machine().unpinned == 2 * len(IDS)
     said = [line for line in capfd.readouterr().err.splitlines() if "no pinned memory" in line]
     assert len(said) == 1 and "cudaErrorMemoryAllocation" in said[0]
 
@@ -121,8 +121,8 @@ def test_a_request_is_submitted_at_once_and_each_ends_by_itself(
     assert session.ended() == OK
     with pytest.raises(queue.Empty):
         session.ends.get(timeout=0.02)
-    calls = {Backend.DIRECT: ["memcpy2DAsync"] * 6}.get(backend, ["memcpyAsync", "launch"])
-    assert cuda.machine().calls == calls + ["memcpy2DAsync"] * 6, "nothing is still to be asked"
+    calls = {Backend.DIRECT: ["memcpy2DAsync"] * 3}.get(backend, ["memcpyAsync", "launch"])
+    assert cuda.machine().calls == calls + ["memcpy2DAsync"] * 3, "nothing is still to be asked"
     engine.finish()
     assert session.ended() == OK
 
@@ -139,7 +139,7 @@ def test_a_lane_refuses_what_is_too_much_for_it_and_drops_what_is_too_late(
     session.read(opened)
     made = cuda.machine()
     with made.lock:  # until that of the second, one too many, is to be put
-        assert made.lock.wait_for(lambda: len(made.calls) == 2 * 2 * len(IDS), 20)
+        assert made.lock.wait_for(lambda: len(made.calls) == 2 * len(IDS), 20)
     session.read(opened)
     session.read(opened, deadline=time.monotonic_ns())
     session.read(opened)

@@ -7,36 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegaflow.device.engine.strides import PITCH_MAX, Rows, pieces
-from pegaflow.wire import layout as layouts
 from pegaflow.wire.layout import LayerLayout, Layout
+
+from .moves import meant, touched
 
 BLOCKS, RUN, LAYERS = 5, 16, 4
 
 
 def layout(layers: Sequence[LayerLayout], blocks: int = BLOCKS) -> Layout:
     return Layout(blocks, tuple(layers), "uint8")
-
-
-def touched(cut: Layout, block: int) -> list[tuple[int, int, int]]:
-    """(region, byte there, byte in the page) of all bytes that the strided copies move."""
-    return [
-        (
-            p.region,
-            p.offset + block * p.block_stride + r * p.pitch + i,
-            p.page_at + r * p.page_pitch + i,
-        )
-        for p in pieces(cut)
-        for r in range(p.rows)
-        for i in range(p.width)
-    ]
-
-
-def meant(cut: Layout, block: int) -> list[tuple[int, int, int]]:
-    return [
-        (region, offset + i, at + i)
-        for region, offset, length, at in layouts.pieces(cut, block)
-        for i in range(length)
-    ]
 
 
 PLANE = BLOCKS * RUN
@@ -52,13 +31,18 @@ PADDED = [LayerLayout(0, n * 2 * RUN, 2 * LAYERS * RUN, RUN) for n in range(LAYE
 HEADS = [LayerLayout(0, 0, RUN, RUN, segments=6, segment_stride=PLANE)]
 MIXED = [*BLOCKS_FIRST, LayerLayout(1, 0, RUN // 2, RUN // 2), LayerLayout(1, 64, 8, 8)]
 REVERSED = LAYERS_FIRST[::-1]
+TWO_KINDS = [
+    LayerLayout(0, at * PLANE + kind * 4 * RUN, 8 * RUN, (kind + 1) * RUN)
+    for at in (0, 1, 3, 5)
+    for kind in (0, 1)
+]
 UNEVEN = [LayerLayout(0, at * PLANE, RUN, RUN) for at in (0, 1, 3, 4)]
 
 
 @pytest.mark.parametrize(
     ("layers", "calls"),
     [
-        (KV_FIRST, 2),
+        (KV_FIRST, 1),
         (KV_FIRST_EACH, LAYERS),
         (LAYERS_FIRST, 1),
         (BLOCKS_FIRST, 1),
@@ -67,6 +51,7 @@ UNEVEN = [LayerLayout(0, at * PLANE, RUN, RUN) for at in (0, 1, 3, 4)]
         (MIXED, 2),
         (REVERSED, LAYERS),
         (UNEVEN, 2),
+        (TWO_KINDS, 4),
     ],
 )
 def test_layouts_of_engines_take_few_calls(layers: list[LayerLayout], calls: int) -> None:
