@@ -1,6 +1,7 @@
 """Recurrent layers that were not run with a real engine: the configurations that the tests have of
 them are what vLLM's own classes say, and are served."""
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ from tests.connectors.vllm.states import NAMES, GatedSpec, KdaSpec, LinearSpec, 
 
 from .conftest import VLLM
 
-pytestmark = pytest.mark.skipif(VLLM < (0, 33), reason="what is compared with is 0.33's")
+pytestmark = pytest.mark.skipif(VLLM < (0, 32), reason="before 0.32 vLLM names no replicas")
+PLANNING = f"vllm.v1.core.kv_cache_{'planning' if VLLM >= (0, 33) else 'utils'}"
 BLOCK = 544
 
 
@@ -60,9 +62,9 @@ def attention(kind: type) -> Any:
 
 @pytest.mark.parametrize("kind", NAMES, ids=NAMES.get)
 def test_they_are_what_vllm_says_and_are_served(kind: type) -> None:
-    from vllm.v1.core.kv_cache_planning import kv_cache_groups_tp_replicas
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
+    replicas_of = importlib.import_module(PLANNING).kv_cache_groups_tp_replicas
     one: Any = state(kind, 1)
     said: Any = kind
     assert (tuple(map(tuple, one.shapes)), tuple(map(str, one.dtypes))) == (
@@ -77,7 +79,7 @@ def test_they_are_what_vllm_says_and_are_served(kind: type) -> None:
         made = KVCacheConfig(
             num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups, hash_block_size=BLOCK
         )
-        made.kv_tp_replicas = kv_cache_groups_tp_replicas(groups, ranks)
+        made.kv_tp_replicas = replicas_of(groups, ranks)
         seen = config(world=ranks)
         assert compat.unsupported(seen, made) == kvgroups.unsupported(seen, made) == ""
         found = kvgroups.groups(seen, made)
