@@ -91,6 +91,7 @@ class Machine:
         self.visible = False  # we hold a pidfd of the session
         self.by_gpu = False  # a GPU may write into our blocks on its behalf
         self._falls = 0  # sessions in a row that died soon after they had opened GPU memory
+        self._left = NOBODY  # the session that we have taken leave of last, which may end of that
         self._dialled_ns = 0  # when the session was asked to serve us, and when it began to
         self.lives = 0  # times that a session began to serve us
 
@@ -109,6 +110,7 @@ class Machine:
             return [] if self.state is State.DYING else self._lose(now)
 
         def left(answer: Message | None, now: int) -> list[Effect]:
+            self._left = self.link.session
             return self._lose(now) if isinstance(answer, Left) else self._kill(now)
 
         effects = self.operations.end_staged(Status.DISCONNECTED)
@@ -172,7 +174,7 @@ class Machine:
 
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
-        if self.by_gpu:
+        if self.by_gpu and self.link.session != self._left:
             self._falls = self._falls + 1 if now < self._dialled_ns + SOON_NS else 0
         return self._lose(now, proven=True)
 

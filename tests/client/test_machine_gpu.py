@@ -7,6 +7,7 @@ import pytest
 from pegaflow.client.effects import KillSession, MapFiles
 from pegaflow.client.machine import State
 from pegaflow.client.patience import (
+    FALLS_MAX,
     GRACE_NS,
     LEAVE_NS,
     OPEN_GPU_NS,
@@ -18,7 +19,7 @@ from pegaflow.client.patience import (
 from pegaflow.client.results import LoadDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU, GpuMemory, GpuRegion
-from pegaflow.wire.session import Attach, Attached, Leave, Ping, Way
+from pegaflow.wire.session import Attach, Attached, Leave, Left, Ping, Way
 from pegaflow.wire.status import Status
 
 from .test_machine import BLOCKS, BOSS, MS, PEER, Client
@@ -125,6 +126,19 @@ def test_memory_of_which_sessions_die_at_once_is_not_named_again(lives_ns: int) 
     assert (c.m.ways[0] == "staged", c.m.note != "") == (soon, soon)
     c.wait(1)
     assert served_again(c).way is attach.way, "and it stays so"
+
+
+def test_a_session_that_ends_since_all_have_left_it_is_no_fall_of_the_memory() -> None:
+    """The front desk may still name it to an engine that comes back at once."""
+    c = ready()
+    for _ in range(FALLS_MAX + 1):
+        c.do(c.m.leave(c.now, for_good=False))
+        c.answer(c.question(Leave), Left())
+        c.do(c.m.register(MEMORY))
+        c.wait(RETRY_NS[-1])
+        c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+        assert c.question(Attach)
+        assert served_again(c).gpu == GPU
 
 
 def test_a_load_ends_by_the_sessions_word_or_death() -> None:
