@@ -43,6 +43,7 @@ class ChildRecord:
     born_ns: int = 0
     heard_ns: int = 0  # last sign of life
     starved: bool = False  # it is late since it gets no core
+    said_bye: bool = False  # it does nothing more, though its process may still live
     killed: bool = False  # SIGKILL is on its way; nothing more is asked of it
     assignment: Assignment | None = None  # sessions
     beat: Beat = field(default_factory=lambda: Beat(()))  # the last one

@@ -1,8 +1,11 @@
 """The end of the service, in order.
 
 Drain: sessions first, then the other holders (the flusher writes what is left), then the core, then
-the rest.  Whoever is left after DRAIN_NS, and the time to write, is killed; so is everybody if we
-are told a second time to stop, or to do it at once.
+the rest.  The flusher's turn comes when all sessions have said Bye, after which they publish
+nothing: one that has much of the pool registered with a GPU's driver is dead only seconds later
+(pegaflow/device/gpuusers.py), and the flusher's time would be over by then.  Whoever is left after
+DRAIN_NS, and the time to write, is killed; so is everybody if we are told a second time to stop, or
+to do it at once.
 """
 
 from collections.abc import Iterable
@@ -47,16 +50,19 @@ class Shutdown(Part):
         return (on(Stopping, self._on_stopping, SUPERVISOR),)
 
     def beat(self, now: int) -> list[Effect]:
-        """Kill whoever is left after its time."""
-        late = self._lifecycle.stopping and now >= self._until_ns
-        return self._kill_all() if late else []
+        """Kill whoever is left after its time; whose turn it is may have come since."""
+        if not self._lifecycle.stopping:
+            return []
+        if now >= self._until_ns:
+            return self._kill_all()
+        return self.go_on() if self._lifecycle.stage is Stage.DRAINING else []
 
     def go_on(self) -> list[Effect]:
         """Drain whoever is next; without anybody left, stop."""
         children = list(self._children)
         if not children:
             return [Stop()]
-        sessions = self._children.named(SESSION)
+        sessions = [c for c in self._children.named(SESSION) if not c.said_bye]
         holders = [c for c in children if SPECS[c.address.name].holds]
         core = [c for c in children if SPECS[c.address.name].core]
         effects: list[Effect] = []

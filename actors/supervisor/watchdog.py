@@ -110,8 +110,10 @@ class Watchdog(Part):
 
     def _on_bye(self, sender: Sender, msg: Bye, now: int) -> list[Effect]:
         child = self._children.get(sender.address)
-        if child is not None and child.state is not ChildState.DRAINING:
-            child.heard_ns, child.state = now, ChildState.DRAINING
+        if child is not None:
+            child.said_bye = True
+            if child.state is not ChildState.DRAINING:
+                child.heard_ns, child.state = now, ChildState.DRAINING
         return []
 
     def _ask(self, child: ChildRecord, since_ns: int) -> Effect:

@@ -85,6 +85,19 @@ def test_a_drain_lets_the_flusher_write_between_sessions_and_core() -> None:
     assert group.stopped and group.killed == []
 
 
+def test_a_session_that_dies_slowly_costs_the_flusher_none_of_its_time() -> None:
+    group = Group(SSD)
+    session = group.now_living(SESSION)
+    group.inform(Stopping())
+    assert not pick(group.wait(TICK_NS), Drain)
+    group.tell(session, Bye())
+    assert told(group.wait(TICK_NS) + group.settle(), Drain) == {FLUSHER}
+    flusher = group.now_living(FLUSHER)
+    group.tell(flusher, Bye())
+    assert not pick(group.exit(flusher) + group.wait(TICK_NS), Drain), "it may hold pages still"
+    assert told(group.exit(session), Drain) == {ALLOCATOR, INDEX}
+
+
 def test_a_flusher_that_falls_silent_in_a_drain_is_killed() -> None:
     group = Group(SSD)
     group.inform(Stopping())
