@@ -91,6 +91,9 @@ Who dies when:
   of sessions, one after the other or at once.
 * session while a copy runs: the client reports a load's blocks as failed only when the pidfd has
   fired, see above; pages that a save was filling come back to the allocator by the same proof.
+  What goes through pinned memory of the session's own (device/engine/ring.py) is safe as well: of
+  a load nothing is told before the device has written the blocks, of a save nothing before the
+  bytes are in the pages, and that memory goes with the process.
 * session that says nothing for as long as the client has patience: the client kills it, whether or
   not a load is open, for it may have handles open.
 * two sessions in a row, soon after they had opened the memory: what ends them may be the memory, so

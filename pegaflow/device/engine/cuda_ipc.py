@@ -137,6 +137,15 @@ class Gpu:
         except RuntimeError as error:
             raise UserError(f"no context on GPU {device}: {cuda.first_line(error)}") from None
 
+    def warm(self) -> None:
+        """Have the kernel as well before an engine needs it, which takes NVRTC up to a second where
+        cupy has not kept an earlier one."""
+        try:
+            self._runtime.setDevice(self._device)
+        except RuntimeError as error:
+            give_up(error)
+        self._has_kernel()
+
     def open(self, memory: GpuMemory, layout: Layout) -> Opened:
         """Open a rank's memory.
 
@@ -258,7 +267,7 @@ class Gpus:
         return gpu.open(memory, layout)
 
     def warm(self, name: str) -> str:
-        """Have a device's context before an engine needs it.
+        """Have a device's context and kernel before an engine needs them.
 
         Args:
             name: as of wire.gpu.
@@ -272,8 +281,9 @@ class Gpus:
         with self._lock:
             runtime = self._loaded()
             number = cuda.number_named(runtime, name)
-            self._gpu(runtime, number)
-            return cuda.name_of(runtime, number)
+            gpu = self._gpu(runtime, number)
+        gpu.warm()
+        return cuda.name_of(runtime, number)
 
     def pin(self, offset: int, length: int) -> None:
         """Register a part of the pool with the driver, for all devices.

@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from pegaflow.wire.gpu import Backend
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Bytes, Count
 
 from . import cuda, kernel
 from .cuda import Runtime
@@ -32,6 +32,10 @@ from .strides import Placed
 DESCRIPTOR_BYTES: Bytes = 1 << 20
 """Of what launches that have not ended were told, in each lane: a launch has 4 KiB for 256 blocks,
 and 4 KiB for 64 pieces; the most layers that a layout can have take a quarter of it."""
+
+
+PIECES_MAX: Count = 8192
+"""Of a layout that the kernel moves: what it is told of them is half of that."""
 
 
 class Name(enum.StrEnum):
@@ -104,6 +108,7 @@ def plan(pieces: Sequence[Placed], backend: Backend, *, with_kernel: bool) -> Pl
         with_kernel: whether there is one.
     """
     found: dict[Name, list[Placed]] = {}
+    with_kernel = with_kernel and len(pieces) <= PIECES_MAX
     for piece in pieces:
         found.setdefault(_method(piece[1].width, backend, with_kernel), []).append(piece)
     return tuple((name, tuple(mine)) for name, mine in found.items())

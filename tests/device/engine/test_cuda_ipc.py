@@ -238,6 +238,15 @@ def test_a_context_is_made_ahead_on_the_device_that_is_named_and_on_no_other(
     assert gpus.contexts(at) == [os.getpid()] and gpus.contexts(1 - at) == []
 
 
+def test_a_kernel_is_made_ahead_too(
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.gpus.warm("0")
+    monkeypatch.setenv("FAKE_CUDA_NVRTC", "missing")
+    session.read(session.open(engine, backend=Backend.KERNEL))
+    assert session.ended() == Done(Status.OK) and "launch" in cuda.machine().calls
+
+
 @pytest.mark.parametrize("name", ["2", f"GPU-{UUID(int=5)}", "0000:65:00.1"])
 def test_a_device_that_is_not_there_is_one_line_and_no_context(session: Session, name: str) -> None:
     with pytest.raises(UserError, match=f"there is no GPU {name}, but 2 GPUs"):

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.device.engine.methods import TABLE, Name, plan
+from pegaflow.device.engine.methods import PIECES_MAX, TABLE, Name, plan
 from pegaflow.device.engine.strides import Rows
 from pegaflow.wire.gpu import Backend
 
@@ -30,6 +30,12 @@ def test_the_length_of_a_row_decides() -> None:
         if number:
             ((name, _),) = plan([piece(one.width - 1)], Backend.AUTO, with_kernel=True)
             assert name is TABLE[number - 1].method
+
+
+def test_a_layout_of_too_many_pieces_is_copied() -> None:
+    for count, name in ((PIECES_MAX, Name.KERNEL), (PIECES_MAX + 1, Name.STRIDED)):
+        ((found, _),) = plan([piece(9)] * count, Backend.KERNEL, with_kernel=True)
+        assert found is name
 
 
 @given(WIDTHS, st.sampled_from(list(Backend)), st.booleans())
