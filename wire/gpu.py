@@ -114,6 +114,12 @@ _UUID = re.compile(r"(?:gpu|mig)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 HANDLE_BYTES: Constant = 64
 """Of a handle of CUDA IPC, be it of memory or of an event (driver_types.h)."""
 
+DEVICE_UUID_BYTES: Constant = 16
+"""Of a device's UUID (driver_types.h)."""
+
+BUS = r"[\da-f]{4,8}:[\da-f]{2}:[\da-f]{2}\.[\da-f]"
+"""A PCI bus id as the driver says it, in lower case."""
+
 
 class Backend(enum.IntEnum):
     """What moves a rank's blocks; the session that lacks it takes what it has."""
@@ -164,6 +170,8 @@ def fault(memory: GpuMemory, regions: int) -> str:
     handles = [memory.event, *(region.handle for region in memory.regions)]
     if any(len(handle) != HANDLE_BYTES for handle in handles):
         return f"a handle of CUDA IPC has {HANDLE_BYTES} bytes"
+    if not re.fullmatch(BUS, memory.bus, re.ASCII) or len(memory.uuid) != DEVICE_UUID_BYTES:
+        return "a GPU is named by its PCI bus id, 0000:65:00.0, and by a UUID of 16 bytes"
     return ""
 
 

@@ -127,7 +127,7 @@ def ipcGetMemHandle(pointer: int) -> bytes:
 
 def ipcOpenMemHandle(handle: bytes, flags: int = 1) -> int:
     m = machine()
-    device, name = m.check(), handle.rstrip(b"\0").decode()
+    device, name = m.check(), gpus.named(handle, "mem", INVALID_VALUE)
     with m.lock:
         for shared in m.memory.values():
             if shared.name == name and shared.users:
@@ -135,7 +135,7 @@ def ipcOpenMemHandle(handle: bytes, flags: int = 1) -> int:
                 return shared.address
         try:
             shared = Shared(name)
-        except (OSError, IndexError, ValueError):
+        except OSError:
             raise CUDARuntimeError(INVALID_VALUE, "no such memory") from None
         if shared.maker == os.getpid():
             raise CUDARuntimeError(NOT_SAME_PROCESS, "made by this process")
@@ -225,10 +225,10 @@ def ipcGetEventHandle(event: int) -> bytes:
 def ipcOpenEventHandle(handle: bytes) -> int:
     m = machine()
     m.check()
-    name = handle.rstrip(b"\0").decode()
+    name = gpus.named(handle, "event", INVALID_HANDLE)
     try:
         shared = Shared(name)
-    except (OSError, IndexError, ValueError):
+    except OSError:
         raise CUDARuntimeError(INVALID_HANDLE, "no such event") from None
     if shared.maker == os.getpid() or not lives(shared.maker):
         raise CUDARuntimeError(INVALID_HANDLE, "made by this process, or by a dead one")

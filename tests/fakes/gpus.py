@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -71,6 +72,13 @@ class Shared:
             int(p.name.rpartition(".")[2]) for p in self.path.parent.glob(f"{self.name}.open.*")
         ]
         return [pid for pid in pids if lives(pid)]
+
+
+def named(handle: bytes, kind: str, status: int) -> str:
+    """The name of a file of this kind, if a handle is one."""
+    if not re.fullmatch(rb"%b\.\d\.\d+\.[0-9a-f]{12}\0*" % kind.encode(), handle):
+        raise CUDARuntimeError(status, f"no handle of {kind}")
+    return handle.rstrip(b"\0").decode()
 
 
 def lives(pid: int) -> bool:

@@ -73,6 +73,9 @@ def test_who_wants_staged_copies_or_cannot_be_seen_is_served_so() -> None:
         (replace(GPU, regions=GPU.regions * 2), "2 of 1 regions"),
         (replace(GPU, event=b""), "64 bytes"),
         (replace(GPU, regions=(GpuRegion(b"x", 0),)), "64 bytes"),
+        (replace(GPU, bus="0000:65:00.0\n"), "PCI bus id"),
+        (replace(GPU, bus="a GPU"), "PCI bus id"),
+        (replace(GPU, uuid=bytes(17)), "16 bytes"),
     ],
 )
 def test_what_makes_no_sense_is_not_tried(gpu: GpuMemory, why: str) -> None:
