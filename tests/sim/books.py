@@ -54,6 +54,7 @@ class Role:
     opens: bool
     way: Way
     replicas: int = 1  # ranks that hold the same bytes
+    gpu: int = -1  # device that its memory is on; -1: it is the host's
 
     @property
     def shard(self) -> int:

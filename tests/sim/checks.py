@@ -5,6 +5,7 @@ them last; each comparison is made when one of the two sides has changed.  The a
 is slow and runs once in a while.
 
     pool     a sealed page holds the bytes of its key and rank, also after anybody wrote near it
+    pages    a GPU writes only into those of the session for which it does, dead or alive
     ledger   a block has all its shards, sealed together
     slab     a page is free or somebody's: never both, never two's; the free ones are void
     index    what is leased is here; the dead hold nothing; once ready it agrees with the ledger
@@ -21,6 +22,7 @@ from pegaflow.actors.roster import HOLDERS, SPECS
 from pegaflow.actors.runtime.member import member_of
 from pegaflow.actors.session.actor import Session
 from pegaflow.actors.supervisor.stage import Stage
+from pegaflow.core.pool.geometry import slot_size
 from pegaflow.core.pool.ledger import HEADER_BYTES, LEAVING, RECORD_BYTES, Ledger, Record
 from pegaflow.core.pool.slab import Slab
 from pegaflow.core.segments.codec import block_sum, sums_of
@@ -103,6 +105,8 @@ class Checks:
             self._index()
         if self.house.files.written:
             self._written()
+        if self.house.files.saved:
+            self._saved()
 
     def actor(self, name: str) -> ChildProc | None:
         """The living child of this name that knows the pool."""
@@ -223,6 +227,17 @@ class Checks:
         self.house.files.written.clear()
         for page in pages:
             self._judge(page)
+
+    def _saved(self) -> None:
+        """A GPU wrote into pages for a session, which may be dead: they are still its own."""
+        slab, geometry = self.slab(), self.house.geometry
+        for offset, size, session in self.house.files.saved:
+            extent, rest = divmod(offset, geometry.extent_bytes)
+            slot = rest // slot_size(-(-size // PAGE_ALIGN) * PAGE_ALIGN)
+            page = geometry.page_id(extent, slot)
+            mine = slab is None or slab.owners.holder_of(page) == session
+            assert mine, f"page {page} is written for {session}, whose it is not"
+        self.house.files.saved.clear()
 
     # the books
 

@@ -26,6 +26,7 @@ from pegaflow.client.finding import Finding
 from pegaflow.client.machine import Machine, State
 from pegaflow.client.results import Done, LoadDone, LookupDone, SaveDone
 from pegaflow.wire.envelope import Envelope
+from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU
 from pegaflow.wire.identities import NO_NAMESPACE, EngineNamespace, Incarnation
 from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.session import Attached, Way
@@ -34,7 +35,8 @@ from pegaflow.wire.values import CLIENT, Address
 
 from .books import Books, Operation, Role, content
 from .files import Files, Lender, copy_pieces
-from .world import US, Call, Link, Proc, World
+from .gpu import Kernels, named
+from .world import MS, US, Call, Link, Proc, World
 
 BLOCKS = 28
 """Blocks of one engine: a few requests at a time."""
@@ -67,6 +69,8 @@ class Client(Proc):
         self.open: dict[int, Operation] = {}  # by ticket
         self.memory = bytearray()
         self.base = 0  # address of `memory`; 0: none is registered
+        self.kernels = Kernels(world) if role.gpu >= 0 else None  # where the memory is on a GPU
+        self._users: set[Proc] = set()  # who has it open there
         self.left: set[int] = set()  # addresses that nobody touches any more, by the session's word
         self.lent: set[int] = set()  # blocks that the session may write
         self.scratch = bytearray()
@@ -100,7 +104,13 @@ class Client(Proc):
         self.base = self._regions * REGION
         self.memory, self.scratch = bytearray(BLOCKS * self.size), bytearray(32)
         layout = Layout(BLOCKS, (LayerLayout(0, 0, self.size, self.size),), "uint8", "sim")
-        way, scratch = self.role.way, self.base - 64
+        way, scratch, gpu = self.role.way, self.base - 64, NO_GPU
+        bases: tuple[int, ...] = (self.base,)
+        if self.kernels is not None:
+            way, bases, scratch = Way.STAGED if way is Way.STAGED else Way.AUTO, (), 0
+            handle = self.world.chips.randbytes(HANDLE_BYTES)
+            self.world.handles[handle] = self
+            gpu = named(handle, self.role.gpu)
         sizes = (len(self.memory),)
         self._run(
             self.machine.register(
@@ -109,9 +119,10 @@ class Client(Proc):
                     layout=layout,
                     region_bytes=sizes,
                     way=way,
-                    bases=(self.base,),
+                    bases=bases,
                     scratch=scratch,
                     replicas=self.role.replicas,
+                    gpu=gpu,
                 )
             )
         )
@@ -130,6 +141,7 @@ class Client(Proc):
             self.base = 0
             self.memory = bytearray()
             assert not self.lent, "freed while the session may write"
+            assert not self._users, f"{self.address}: freed while others have it open"
             delay = self.world.between(0, 100_000 * US)
             self.after(delay, lambda: self.do(self.register))
 
@@ -148,6 +160,8 @@ class Client(Proc):
         begun = self.machine.operations.open.get(ticket)
         if begun is not None and begun.direct:
             self.lent.update(operation.blocks)
+        if self.kernels is not None:
+            self.kernels.record()
         self._run(effects)
 
     def drop(self, ticket: int) -> None:
@@ -159,9 +173,16 @@ class Client(Proc):
         self._run(effects)
 
     def write(self, block: int, data: bytes) -> None:
-        """The engine computes."""
-        if self.base:
-            self.memory[block * self.size : (block + 1) * self.size] = data
+        """The engine computes: at once, or when its kernels get there."""
+        memory, there = self.memory, slice(block * self.size, (block + 1) * self.size)
+
+        def compute() -> None:
+            memory[there] = data
+
+        if self.base and self.kernels is not None:
+            self.kernels.launch(compute)
+        elif self.base:
+            compute()
 
     def spoil(self, blocks: tuple[int, ...]) -> None:
         """The engine uses these blocks for something else."""
@@ -174,6 +195,15 @@ class Client(Proc):
         """Memory at this address; None where nothing is mapped."""
         assert base not in self.left, f"{self.address}: memory is touched after Left"
         return self.memory if base == self.base else None
+
+    def opened_by(self, session: Proc) -> bytearray:
+        """A session opens our memory on the GPU."""
+        self._users.add(session)
+        return self.memory
+
+    def closed_by(self, session: Proc) -> None:
+        """It has closed it, or is gone with its devices."""
+        self._users.discard(session)
 
     def judge(self, block: int) -> None:
         """A session is about to write this block."""
@@ -228,10 +258,15 @@ class Client(Proc):
         """Whatever is open has no end any more, and needs none."""
         self.books.abandoned += len(self.open)
         self.open.clear()
+        if self.kernels is not None:
+            self.kernels.stop()
         super().die(why)
 
     def check(self) -> None:
-        """Every operation that is open here is open in the machine, and the reverse."""
+        """Every operation that is open here is open in the machine, and the reverse; without a
+        session nobody has our memory open, for we might free it."""
+        without = self.machine.state in (State.LOST, State.OPENING)
+        assert not (without and self._users), f"{self.address}: others have its memory open"
         if self.alive and not self._busy:
             assert self.open.keys() == self.machine.operations.open.keys(), "an operation was lost"
 
@@ -289,6 +324,13 @@ class Client(Proc):
         self.world.counts["killed by a client"] += 1
         self.world.at(self.world.now + self.world.delay(), lambda: victim.die("killed by a client"))
 
+        def halted() -> None:
+            dying = self.machine.state is State.DYING and not self.machine.by_gpu
+            if self._session is link and dying:
+                self._run(self.machine.session_died(self.world.now))
+
+        victim.watch_threads(lambda: self.input(lambda: self.quietly(halted)))
+
     def _hang_up_session(self) -> None:
         if self._session is not None:
             self.hang_up(self._session.target)
@@ -338,8 +380,12 @@ class Client(Proc):
         """Piece by piece until the deadline; the client's thread does nothing else meanwhile."""
         self._copying = True
         pieces.reverse()
+        kernels, mark = self.kernels, self.kernels.recorded if self.kernels is not None else 0
 
         def turn() -> None:
+            if kernels is not None and kernels.done < mark and self.world.now < deadline:
+                self.after(MS, turn)
+                return
             if pieces and self.world.now < deadline:
                 pieces.pop()()
                 self.after(self.world.between(5 * US, 150 * US), turn)

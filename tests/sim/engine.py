@@ -22,6 +22,7 @@ from pegaflow.wire.identities import NO_KEY, Key
 from .books import Books, Operation, Role, content
 from .client import BLOCKS, Client
 from .files import Files
+from .gpu import BUSES
 from .world import MS, US, Call, World
 
 CHAINS = 7
@@ -104,6 +105,7 @@ class Engine:
         self._last: dict[tuple[int, int], int] = {}  # arrival of the newest word, by from and to
         self._doomed: set[int] = set()  # parts that have died or never will start
         self.chief = 0 if kind.ranks == 1 else -1
+        self.on_gpu = world.gpus > 0 and world.chips.random() < world.gpus
         parts = [*range(kind.ranks)] if kind.ranks == 1 else [-1, *range(kind.ranks)]
         world.rng.shuffle(parts)
         for part in parts:
@@ -124,6 +126,7 @@ class Engine:
             opens=opens,
             way=way,
             replicas=kind.replicas,
+            gpu=part % len(BUSES) if self.on_gpu and part >= 0 else -1,
         )
         client = self.procs[part] = Client(self.world, self.files, self.books, role)
         self.world.note(client.address, f"is {kind.name}, part {part} of {kind.ranks}, {way.name}")

@@ -86,6 +86,8 @@ class Faults:
                 "disk rots": 8,
                 "host goes down": 2,
             }
+        if self.world.gpus:
+            faults |= {"GPU hangs": 3, "GPU drags": 3}
         self._do(rng.choices(list(faults), list(faults.values()))[0])
 
     def _do(self, fault: str) -> None:
@@ -97,6 +99,10 @@ class Faults:
             self._tear(fault)
         elif fault == "link fills":
             self._fill_link()
+        elif fault == "GPU hangs":
+            self._hang_gpu()
+        elif fault == "GPU drags":
+            self.world.drags += 1
         elif fault == "bit turns":
             self._turn_bit()
         elif fault in ("disk fails", "disk drags"):
@@ -196,6 +202,16 @@ class Faults:
             length = self.world.rng.choice((5 * MS, 100 * MS, 900 * MS))
             self.world.rng.choice(links).full_until = self.world.now + length
 
+    def _hang_gpu(self) -> None:
+        """Kernels of an engine do not end for a while, which may be longer than anybody waits."""
+        ranks = [client for engine in self.engines.values() for client in engine.procs.values()]
+        ranks = [client for client in ranks if client.alive and client.kernels is not None]
+        if ranks:
+            self.world.counts["GPU hangs"] += 1
+            victim, chips = self.world.rng.choice(ranks), self.world.chips
+            assert victim.kernels is not None
+            victim.kernels.hang(chips.choice((30 * MS, 700 * MS, 3000 * MS, 7000 * MS)))
+
     def _turn_bit(self) -> None:
         """In a sealed page of which nobody has a lease: whoever has one has looked already."""
         checks, rng = self.checks, self.world.rng
@@ -246,6 +262,9 @@ class Faults:
         self.checks.durable()
         self.files.incarnation = self.house.incarnation
         self.house.die("the host goes down")
+        for proc in list(world.lingering):
+            proc.over()
+        world.lingers_until = 0
         for medium in self.files.media.values():
             medium.crash()
         self.files.named.clear()

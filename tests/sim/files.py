@@ -40,6 +40,7 @@ from pegaflow.wire.session import Lent
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address
 
+from .gpu import Gpus
 from .world import Call, Proc, World
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Files:
         self.wrote: Call = lambda: None  # a write has reached a disk, not yet synced
         self.flipped: set[int] = set()  # sealed pages in which somebody has turned a bit
         self.written: list[tuple[int, int]] = []  # (offset, end) in the pool, not judged yet
+        self.saved: list[tuple[int, int, Address]] = []  # page of this size, by a GPU, for whom
         self.copying: Callable[[Client, Proc, bool], None] = lambda engine, session, writes: None
 
     def create(self, path: str, size: int) -> bytearray:
@@ -194,8 +196,15 @@ class _Mapping:
 class Device:
     """The mappings of one session's process."""
 
-    def __init__(self, owner: Proc, files: Files, pool: bytearray) -> None:
+    def __init__(
+        self,
+        owner: Proc,
+        files: Files,
+        pool: bytearray,
+        complete: Callable[[int, Result], None],
+    ) -> None:
         self.owner, self.world, self.files, self.pool = owner, owner.world, files, pool
+        self.gpus = Gpus(owner, files, pool, complete=complete, differing=self._differing)
         self.bounces: dict[int, bytearray] = {}
         self.engines: dict[int, _Mapping] = {}
 
@@ -269,20 +278,25 @@ class Device:
 
         return work()
 
+    def _differing(self, job: WriteBlocks, first: int = 0, last: int = -1) -> PagesDiffer | None:
+        bad: list[int] = []
+        part = slice(first, last if last >= 0 else len(job.offsets))
+        if not job.checksums:
+            return None
+        for offset, sum_ in zip(job.offsets[part], job.checksums[part], strict=True):
+            found = xxh3_64_intdigest(self.pool[offset : offset + job.summed_bytes]) or 1
+            bad += [offset] if sum_ not in (0, found) else []
+        return PagesDiffer(tuple(bad)) if bad else None
+
     def _move(
         self, job: ReadBlocks | WriteBlocks, mapping: _Mapping, first: int, last: int
     ) -> Work:
         client, size, pool = mapping.client, mapping.size, self.pool
         cuts = [size * n // PIECES for n in range(PIECES + 1)]
         reads = isinstance(job, ReadBlocks)
-        bad: list[int] = []
-        if isinstance(job, WriteBlocks) and job.checksums:
-            sums = job.checksums[first:last]
-            for offset, sum_ in zip(job.offsets[first:last], sums, strict=True):
-                found = xxh3_64_intdigest(pool[offset : offset + job.summed_bytes]) or 1
-                bad += [offset] if sum_ not in (0, found) else []
-        if bad:
-            return PagesDiffer(tuple(bad))
+        differ = self._differing(job, first, last) if isinstance(job, WriteBlocks) else None
+        if differ is not None:
+            return differ
         for block, offset in zip(job.blocks[first:last], job.offsets[first:last], strict=True):
             for start, end in zip(cuts, cuts[1:], strict=False):
                 if mapping.closed or not client.alive:

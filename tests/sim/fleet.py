@@ -7,11 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
-from .scenario import Result, run
+from .scenario import CHASE, Result, run
 from .traps import Trap, missed
-
-CHASE = 24
-"""Runs in which a trap that nobody has met is alone."""
 
 
 @dataclass(slots=True)

@@ -258,6 +258,16 @@ class ChildProc(HostProc):
             assert child.state is ChildState.STARTING, f"{self.address} hung and was not killed"
         super().resume()
 
+    def lasts(self) -> int:
+        """As long as the device of a session may read or write for it."""
+        return self._device.gpus.lasts() if self._device is not None else 0
+
+    def over(self) -> None:
+        """The driver has taken it from its devices."""
+        super().over()
+        if self._device is not None:
+            self._device.gpus.take_down()
+
     def work(self, number: int, job: Message) -> Result | None:
         """The jobs of the device.py of each actor."""
         world = self.world
@@ -302,7 +312,9 @@ class ChildProc(HostProc):
         if self._device is None:
             self._idle = COPY_THREADS
             pool = self.files.named[welcome.pool_path]
-            self._device = Device(self, self.files, pool)
+            self._device = Device(self, self.files, pool, self.complete)
+        if self._device.gpus.takes(number, job):
+            return None
         if isinstance(job, UnmapEngine):
             self._device.unmap(job)
             return Done(Status.OK)

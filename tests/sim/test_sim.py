@@ -36,6 +36,12 @@ HAZARDS_MET = (
 )
 """And of lookups without a message."""
 
+GPU_MET = (
+    *("GPU: copies", "GPU: a copy waits for kernels", "GPU: a copy drags", "GPU: a copy fails"),
+    *("GPU: bytes move after a death", "GPU hangs", "session dies in a copy"),
+)
+"""And of engines on GPUs."""
+
 WATCHED = ("a starved child is waited for", "a hung child is killed")
 """And of the watchdog."""
 
@@ -51,7 +57,7 @@ def test_all_seeds_run_green_and_meet_every_fault_at_every_message() -> None:
         f"{fleet.loaded} blocks loaded, {fleet.chased} runs for single traps, {took:.0f} s"
     )
     assert not fleet.stories, "\n".join(next(iter(fleet.stories.values())).splitlines()[-80:])
-    dry = [what for what in (*SSD_MET, *HAZARDS_MET, *WATCHED) if not fleet.counts[what]]
+    dry = [what for what in (*SSD_MET, *HAZARDS_MET, *GPU_MET, *WATCHED) if not fleet.counts[what]]
     assert not dry, f"never happened: {dry}"
     assert not fleet.dull, f"seeds with too little in them: {fleet.dull}"
     assert not traps.missed(fleet.met), "messages that some fault never met"

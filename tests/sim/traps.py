@@ -47,7 +47,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
 """What each kind of process is told or answered.  Not here: LeasesLost, which needs a lost
 statement and a full link at once (tests/actors/roles/test_recovery_in_actors.py), Ping, Pong and
 Unreachable, which are for clients on TCP (tests/actors/session/test_remote.py), Commit
-(tests/actors/session/test_commit.py) and Pinned (tests/actors/index/test_pins.py)."""
+(tests/actors/session/test_commit.py), Pinned (tests/actors/index/test_pins.py), and UsesGpu, Warm
+and Warmed, which only make an attach sooner (tests/actors/supervisor/test_warmth.py)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

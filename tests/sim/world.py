@@ -18,12 +18,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from pegaflow.wire.envelope import Envelope, pack, unpack
 from pegaflow.wire.identities import WHOEVER, Key
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import Way
 from pegaflow.wire.values import FRONT_DESK, SUPERVISOR, Address, Packed
+
+if TYPE_CHECKING:
+    from .client import Client
 
 WAYS = (Way.STAGED, Way.AUTO, Way.PROCESS_VM, Way.PROCESS_VM)
 """What a client's process may wish."""
@@ -71,8 +75,14 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self.entropy = random.Random(~seed)  # what processes draw: it moves no event
+        self.chips = random.Random(f"GPUs of {seed}")  # see gpu.py
         self.now = 5 * S
         self.ways: tuple[Way, ...] = WAYS
+        self.gpus = 0.0  # share of the engines that are on GPUs
+        self.drags = 0  # so many copies of GPUs are to be slow
+        self.handles: dict[bytes, Client] = {}  # by whom GPU memory was named
+        self.lingering: set[Proc] = set()  # dead, and their devices go on
+        self.lingers_until = 0  # no longer than this
         self.rough = True  # False: faults are over, links are quick
         self.procs: dict[Address, Proc] = {}  # every life that ever was
         self.by_pid: dict[int, Proc] = {}  # the newest with this pid
@@ -239,6 +249,7 @@ class Proc:
         self._inbox: deque[Call] = deque()  # what came while we were stopped
         self._frozen: list[Call] = []  # our own threads' work, stopped with us
         self._watchers: list[Call] = []  # who wants to know of our death
+        self._halted: list[Call] = []  # who wants to know when no thread of ours can run
         self._tick_at: int | None = None  # when the next look at our timers is due
         world.born(self)
 
@@ -325,7 +336,8 @@ class Proc:
             return
         self.world.note(self.address, f"DIES: {why}")
         self.alive = self.paused = False
-        self.died_at = self.world.now
+        lasts = self.lasts()
+        self.died_at = self.world.now + lasts
         self.exit_code = int(why != CLEAN_END)
         self.world.bury(self)
         for link in self.links.values():
@@ -335,11 +347,29 @@ class Proc:
         self._inbox.clear()
         self._frozen.clear()
         for call in self._watchers:
-            self.world.at(self.world.now + self.world.delay(), call)
+            self.world.at(self.died_at + self.world.delay(), call)
+        if lasts:
+            self.world.lingering.add(self)
+            self.world.lingers_until = max(self.world.lingers_until, self.died_at)
+            self.world.at(self.died_at, self.over)
+            for call in self._halted:
+                self.world.at(self.world.now + self.world.chips.randrange(MS), call)
+
+    def lasts(self) -> int:
+        """Subclass: how long devices go on when the process dies."""
+        return 0
+
+    def over(self) -> None:
+        """Its devices have stopped."""
+        self.world.lingering.discard(self)
 
     def watch(self, call: Call) -> None:
         """Somebody holds a pidfd on us."""
         self._watchers.append(call)
+
+    def watch_threads(self, call: Call) -> None:
+        """Somebody looks whether any thread of ours can run, and we have devices."""
+        self._halted.append(call)
 
     def resume(self) -> None:
         """The pause is over."""
