@@ -1,4 +1,8 @@
-"""An engine's GPU memory, moved by a session of a real service, on a GPU that is not there."""
+"""An engine's GPU memory, moved by a session of a real service, on a GPU that is not there.
+
+The driver registers nothing of the pool here, so all goes through the session's ring; elsewhere it
+does (tests/procs/test_perf_gpu.py).
+"""
 
 import os
 import signal
@@ -26,6 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("gpu")
         host(folder, patch)
+        patch.setenv("FAKE_CUDA_MEMLOCK", "1")
         with Service(folder / "run") as made:
             yield made
 

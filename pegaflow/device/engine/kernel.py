@@ -6,9 +6,10 @@ device's multiprocessors move them: one launch for many pieces of many blocks, w
 writes the host's memory by itself, over the bus.
 
 Addresses.  Memory of cudaHostAlloc has one address for host and devices (CUDA driver API, Unified
-Addressing).  Memory of cudaHostRegister may have another for a device, unless that device says
-canUseHostPointerForRegisteredMem, as those on Linux do; cupy has no cudaHostGetDevicePointer
-(14.2, cupy_backends/cuda/api/runtime.pyx).  So a device that does not say so has no kernel.
+Addressing).  That of cudaHostRegister, whatever its flags, may have another for a device, unless
+the device says canUseHostPointerForRegisteredMem (cudaDeviceProp); cudaHostGetDevicePointer would
+tell it, which cupy does not have (14.2, cupy_backends/cuda/api/runtime.pyx).  So a device that does
+not say so has no kernel.
 
 What it is told lies in one array of 64-bit words, which a small copy takes to the device before
 each launch, in the same stream: of each piece eight words, then of each block two.
