@@ -68,6 +68,10 @@ class Options:
     reset_connector: bool = False  # with `reset`: tell the connector, too
     reset_after: bool = False  # forget it right after the batch; the answer says whether it could
     params: dict[str, Any] | None = None  # kv_transfer_params of each request
+    policy: str = "recompute"  # kv_load_failure_policy
+    salt: str = ""  # cache_salt of each request; empty: none
+    sampling: dict[str, Any] = field(default_factory=dict)  # more of SamplingParams
+    embedded: bool = False  # prompts are embeddings, drawn by `seed` as well
     abort_after: int = 0  # abort the first request after this many steps; 0: never
     kill_rank_after: int = 0  # SIGKILL the process of a rank after this many steps; 0: never
 
@@ -103,7 +107,7 @@ def build(model: str, options: Options) -> Any:
             both = {"connectors": [first, ours]}
             ours = {"kv_connector": "MultiConnector", "kv_role": options.role}
             ours["kv_connector_extra_config"] = both
-        more["kv_transfer_config"] = KVTransferConfig(**ours, kv_load_failure_policy="recompute")
+        more["kv_transfer_config"] = KVTransferConfig(**ours, kv_load_failure_policy=options.policy)
     if options.events:
         from vllm.config import KVEventsConfig
 
@@ -160,20 +164,34 @@ def status(pid: int | None) -> str:
     return Path(f"/proc/{pid}/status").read_text()
 
 
+def embeddings(llm: Any, tokens: list[int], seed: int) -> Any:
+    """A row for each token; another one for another seed."""
+    import torch
+
+    config = llm.llm_engine.vllm_config.model_config
+    draw = torch.Generator().manual_seed(seed)
+    table = torch.randn(VOCABULARY, config.get_hidden_size(), generator=draw, dtype=config.dtype)
+    return table[tokens]
+
+
 def batch(llm: Any, options: Options) -> dict[str, Any]:
     """Run all prompts at once."""
     from vllm import SamplingParams
 
     how = SamplingParams(
-        temperature=0,
         max_tokens=options.tokens,
         ignore_eos=True,
         detokenize=False,
         extra_args={"kv_transfer_params": options.params} if options.params else None,
+        **{"temperature": 0, **options.sampling},
     )
     engine = llm.llm_engine
+    salt = {"cache_salt": options.salt} if options.salt else {}
     for index, tokens in enumerate(prompts(options)):
-        engine.add_request(str(index), {"prompt_token_ids": tokens}, how)
+        prompt = {"prompt_token_ids": tokens}
+        if options.embedded:
+            prompt = {"prompt_embeds": embeddings(llm, tokens, options.seed)}
+        engine.add_request(str(index), {**prompt, **salt}, how)
     outs: list[Any] = []
     steps = 0
     until = time.monotonic() + BATCH_S
@@ -197,7 +215,7 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
     values = {m.name: getattr(m, "value", 0) for m in llm.get_metrics()}
     return {
         "requests": [int(out.request_id) for out in outs],
-        "tokens": [list(out.outputs[0].token_ids) for out in outs],
+        "tokens": [[token for one in out.outputs for token in one.token_ids] for out in outs],
         "reasons": [out.outputs[0].finish_reason for out in outs],
         "cached": [out.num_cached_tokens for out in outs],
         "prompt": sum(options.lengths),

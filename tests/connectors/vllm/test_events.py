@@ -244,38 +244,3 @@ def test_an_error_ends_the_events_and_nothing_else(told: Pair, store: Store) -> 
     assert told.scheduler._errors == 1
     told.scheduler._errors = 0
     store.pages = {}
-
-
-def test_their_hashes_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    envs = pytest.importorskip("vllm.envs", reason="vLLM is not installed")
-    monkeypatch.setattr(envs, "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", False, raising=False)
-    assert eventwords.external(b"\1" * 32) == b"\1" * 32
-    monkeypatch.setattr(envs, "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", True, raising=False)
-    assert eventwords.external(bytes(24) + b"\1" * 8) == 0x0101010101010101
-
-
-def test_they_go_over_vllms_wire() -> None:
-    kv_events = pytest.importorskip("vllm.distributed.kv_events", reason="vLLM is not installed")
-    import msgspec
-
-    made = [
-        eventwords.stored(
-            [eventwords.external(bytes(31) + b"\1")],
-            None,
-            [1, 2, 3, 4],
-            block_tokens=4,
-            group=0,
-            medium="DISK",
-            lora=SimpleNamespace(adapter_id=3, name="an adapter"),
-            extra=[("an adapter",)],
-        ),
-        eventwords.removed([eventwords.external(bytes(32))], "CPU", 0),
-    ]
-    batch = kv_events.KVEventBatch(ts=1.0, events=made)
-    sent = msgspec.msgpack.encode(batch)
-    again = msgspec.msgpack.Decoder(kv_events.KVEventBatch).decode(sent)
-    assert again.events[0].lora_name == "an adapter" and again.events[0].medium == "DISK"
-    assert [type(event) for event in again.events] == [
-        kv_events.BlockStored,
-        kv_events.BlockRemoved,
-    ]

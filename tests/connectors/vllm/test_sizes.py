@@ -268,7 +268,7 @@ def said(kind: Kind, unit: int | None, **cache: Any) -> tuple[Any, Any]:
     ],
     ids=["a multiple", "neither", "prefix_match_unit", "as vLLM says", "alike"],
 )
-def test_hashes_and_places_are_vllms(
+def test_the_tokens_of_a_hash_and_from_place_to_place(
     tokens: list[int], match: int | None, unit: int | None, expected: tuple[int, int]
 ) -> None:
     seen, found = said(Kind([None, 64], tokens), unit, prefix_match_unit=match)
