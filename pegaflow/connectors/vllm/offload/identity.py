@@ -52,6 +52,9 @@ CHOOSING = tuple(
 OWN = frozenset({"engine_id", "extra_config", "enable_kv_cache_events", "model", "parallel"})
 """Fields of vLLM's OffloadingConfig that name this engine, or that count in parts."""
 
+WINDOW = "sliding_window_size_in_chunks"
+"""A field of its groups since 0.33; before that, a group's windows are not told to a tier."""
+
 RANKS = tuple("world_size tp_size pp_size pcp_size dcp_size is_parallelism_agnostic".split())
 """Fields of its part `parallel` that say how a chunk is made of the ranks' bytes."""
 
@@ -83,6 +86,8 @@ def tenant(
     """
     if vllm_config is None:
         return None, ["tier: off: vLLM's configuration was not found among the callers"]
+    if not all(hasattr(group, WINDOW) for group in offloading.groups):
+        return None, ["tier: off: vLLM's offloading is of a version before 0.33"]
     if compat.attribute(vllm_config, "lora_config") is not None:
         return None, ["tier: off: LoRA adapters are told apart by name only in vLLM's keys"]
     if compat.is_encoder_decoder(vllm_config):

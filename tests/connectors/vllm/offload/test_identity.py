@@ -112,6 +112,14 @@ def test_an_engine_of_which_something_cannot_be_told_is_alone(
     assert "no other engine will find what this one caches" in caplog.text
 
 
+def test_an_earlier_vllm_is_told_so(host: Hosts, caplog: pytest.LogCaptureFixture) -> None:
+    earlier = offloading(groups=(SimpleNamespace(group_id=0, tokens_per_block=16),))
+    host(spec=earlier)
+    (line,) = [one.getMessage() for one in caplog.records if "tier: off" in one.getMessage()]
+    assert "of a version before 0.33" in line
+    assert "failed" not in caplog.text
+
+
 def with_adapters() -> Any:
     made = fakes.config("")
     made.lora_config = SimpleNamespace(max_loras=1)
