@@ -33,6 +33,7 @@ ROOT = Path(__file__).absolute().parents[1]
 METHODS = tuple(backend.name.lower() for backend in Backend)
 """Of copies, as `pegaflow.transfer_backend` has them."""
 
+SLAB = 2 << 20  # that cudaMalloc takes from the device at least
 INTERPROCESS = 4  # cudaEventInterprocess
 WAIT_S = 60.0
 LOOK_S = 0.05
@@ -71,11 +72,16 @@ class Card:
 
 
 class Memory:
-    """An allocation on a card."""
+    """An allocation on a card, as long as a framework's: what is smaller than SLAB shares one with
+    others of the process.
 
-    def __init__(self, card: Card, size: int) -> None:
+    Args:
+        alone: whether nothing else is in its slabs.
+    """
+
+    def __init__(self, card: Card, size: int, *, alone: bool = True) -> None:
         self.card, self.size = card, size
-        self.address = int(card.runtime.malloc(size))
+        self.address = int(card.runtime.malloc(-(-size // SLAB) * SLAB if alone else size))
 
     def write(self, content: Bytes, at: int = 0) -> None:
         """Put bytes there, and wait."""

@@ -18,9 +18,11 @@ from statistics import median
 from pegaflow.client import Done, inspect
 from pegaflow.core.errors import UserError
 from pegaflow.service import sizes
+from pegaflow.service.settings import Settings
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import SESSION
 from perf import gpulayouts
+from perf.attach import spares
 from perf.gpucard import (
     METHODS,
     WAIT_S,
@@ -31,6 +33,7 @@ from perf.gpucard import (
     content,
     new_keys,
     open_files,
+    registered,
     session_of,
     settled,
     wait_for,
@@ -82,6 +85,7 @@ def rounds(card: Card, endpoint: str, *, count: int) -> Rows:
         UserError: something of it is left.
     """
     engine = served(card, endpoint, "perf-rounds", SMALL, stays=True)
+    calm(endpoint)
     session = session_of(endpoint, "perf-rounds")
     took: list[float] = []
     before: Left | None = None
@@ -211,6 +215,7 @@ def _session_killed(card: Card, endpoint: str, shape: GpuShape, turn: int) -> tu
 
 def ranks(card: Card, endpoint: str) -> Rows:
     """Two tensor parallel ranks on one device: who has a context on it, and what that costs."""
+    calm(endpoint)
     before, generation = card.free_bytes(), secrets.token_hex(16)
     ours = ["--way", "hold", "--generation", generation, "--ranks"]
     with (
@@ -219,6 +224,7 @@ def ranks(card: Card, endpoint: str) -> Rows:
     ):
         one.said(SERVED)
         other.said(SERVED)
+        calm(endpoint)
         report = inspect(endpoint, WAIT_S)
         assert report is not None
         sessions = [row.pid for row in report.processes if row.address.name == SESSION]
@@ -237,6 +243,12 @@ def ranks(card: Card, endpoint: str) -> Rows:
             "KV of a rank": sizes.show(2 * SMALL.total),
         }
     ]
+
+
+def calm(endpoint: str) -> None:
+    """Wait until no spare is missing, or makes a context."""
+    spares(endpoint, Settings.spares)
+    registered(endpoint)
 
 
 def session_end(endpoint: str, engine: str) -> float:

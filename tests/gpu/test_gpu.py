@@ -10,14 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from pegaflow.client import Unexportable
 from pegaflow.device import gpufacts
 from pegaflow.device.engine import cuda
+from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.status import Status
 from perf import gpulayouts, gpuparts, gputables
-from perf.gpucard import METHODS, Bus, Card, Engine, Memory, environment, new_keys, settled
+from perf.gpucard import METHODS, Bus, Card, Engine, Memory, content, environment, new_keys, settled
 from perf.gpuparts import LARGE, SMALL, served
 from perf.gputables import FULL, MIB
 from perf.gputorch import TorchDecode
@@ -67,6 +69,21 @@ def test_every_byte_comes_back(
 ) -> None:
     turn = 1 + [c.name for c in gpulayouts.cases()].index(case.name) * len(METHODS)
     assert gpulayouts.verify(card, engine, case, method, turn + METHODS.index(method)) > 0
+
+
+def test_small_allocations_of_one_slab_are_told_apart(card: Card, engine: Engine) -> None:
+    """Each has a handle of its own, though the device has them in one piece."""
+    size = 4 * 65536
+    one, other = (Memory(card, size, alone=False) for _ in range(2))
+    for seed, memory in enumerate((one, other)):
+        memory.fill(seed)
+    layers = tuple(LayerLayout(region, 0, 65536, 65536) for region in range(2))
+    engine.renew(Layout(4, layers, "uint8", "slab"), [one, other])
+    engine.save(new_keys(2, 9999), [0, 1])
+    engine.load(new_keys(2, 9999), [2, 3])
+    for seed, memory in enumerate((one, other)):
+        half = content(size, seed << 12)[: size // 2]
+        assert np.array_equal(memory.read(), np.concatenate([half, half]))
 
 
 @pytest.mark.parametrize("method", METHODS)
