@@ -121,6 +121,8 @@ class Welcome(Message):
     pool_file: U64s = ()  # device and inode of the pool's file
     ledger_file: U64s = ()  # and of the ledger's
     max_pinned_bytes: int = 0  # bytes of the pool that one engine's leases may hold; 0: any number
+    numa: bool = False  # the pool is to lie beside GPUs,
+    gpus: tuple[str, ...] = ()  # these, as gpu.device_name; empty: all of the host
 
 
 @message(22)

@@ -217,5 +217,6 @@ def is_meant(name: str, number: int, bus: str, uuid: bytes) -> bool:
     if name.isdecimal():
         return int(name) == number
     if name.startswith(("GPU-", "MIG-")):
-        return cut(bytes.fromhex(name[4:].replace("-", ""))) == cut(uuid)
+        named = bytes.fromhex(name[4:].replace("-", ""))
+        return named == uuid[:16] if len(uuid) >= 16 else cut(named) == uuid
     return name in (bus, spelled(bus, uuid))

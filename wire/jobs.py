@@ -90,7 +90,8 @@ class PagesDiffer(Result):
 
 @message(201)
 class GrowExtent(Job[Done]):
-    """Make the file space of this extent really there.  NO_SPACE: the host has no memory for it."""
+    """Make the file space of this extent really there.  NO_SPACE: the host has no memory for it.
+    OK with a note: it is, and not on the node that it was meant for."""
 
     extent: int
 

@@ -11,6 +11,7 @@ from pegaflow.actors.runtime.workers import Workers
 from pegaflow.core.pool.columns import column, said
 from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.scan import occupied
+from pegaflow.device import numa
 from pegaflow.device.memory import Extents
 from pegaflow.wire.jobs import (
     Done,
@@ -33,6 +34,7 @@ class AllocatorDevice:
         self._workers = Workers()
         self._records: Ledger | None = None  # of the ledger's file
         self._extents: Extents | None = None
+        self._nodes: list[int] = []  # of memory, that have GPUs; none where there is no choice
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
@@ -63,11 +65,23 @@ class AllocatorDevice:
         return RecordsScanned(*map(said, occupied(self._ledger(), job.first, job.count)))
 
     def _grow(self, job: GrowExtent) -> Done:
+        files = self._files
         if self._extents is None:
-            files = self._files
             self._extents = Extents(files.pool(), files.ledger(), files.geometry)
+            if files.welcome.numa:
+                self._nodes = numa.beside_gpus(files.welcome.gpus)
+        elsewhere = self._place(job.extent) if self._nodes else ""
         why = self._extents.grow(job.extent)
-        return Done(Status.NO_SPACE, why) if why else Done(Status.OK)
+        return Done(Status.NO_SPACE, why) if why else Done(Status.OK, elsewhere)
+
+    def _place(self, extent: int) -> str:
+        """Have an extent beside a GPU, if the kernel lets us; why not, in a line for people."""
+        node, size = self._nodes[extent % len(self._nodes)], self._files.geometry.extent_bytes
+        why = numa.prefer(self._files.pool().address + extent * size, size, node)
+        if not why:
+            return ""
+        self._nodes = []
+        return f"mbind to node {node}: {why}; docker needs --cap-add SYS_NICE for it"
 
     def close(self) -> None:
         """Nothing: what it has mapped ends with the process."""

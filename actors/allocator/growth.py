@@ -50,6 +50,12 @@ class Growth(Part):
                 facts = (("extents", extent), ("of", extents), ("why", done.note))
                 return [Note("pool_short", facts, LogLevel.WARNING), *self.listener.serve(now)]
             slab.grow(extent)
-            return self.grow(extent + 1) + self.listener.serve(now)
+            return _said(done.note) + self.grow(extent + 1) + self.listener.serve(now)
 
         return [Do(GrowExtent(extent), grown)]
+
+
+def _said(why: str) -> list[Effect]:
+    """That an extent is not on the node that it was meant for, if it is not."""
+    facts = (("why", why), ("then", "the kernel chooses the NUMA node"))
+    return [Note("pool_not_placed", facts, LogLevel.WARNING)] if why else []

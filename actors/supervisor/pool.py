@@ -47,5 +47,6 @@ class Pool(Part):
             run_dir=plan.run_dir,
             http_addr=plan.http_addr,
             ssd=plan.ssd,
+            gpus=plan.devices,
             **told,
         )

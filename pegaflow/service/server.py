@@ -23,13 +23,12 @@ PROGRAM = "pegaflow-server"
 
 ALWAYS = {
     "--blockwise-alloc": "each block has its own page",
-    "--disable-numa-affinity": "there is one pool for the host",
     "--enable-prometheus": "/metrics is served wherever HTTP is",
 }
 """Flags without a value that ask for what is always so."""
 
-SPELLED = {"--device": "--devices"}
-"""Flags that an earlier version of the original had in another spelling."""
+SPELLED = {"--device": "--devices", "--disable-numa-affinity": "--no-numa-affinity"}
+"""Flags that the original, or an earlier version of it, has in another spelling."""
 
 LOG_LEVELS = {"trace": "debug", "warn": "warning"}
 """The original's log levels that are called otherwise here."""
@@ -55,7 +54,8 @@ REFUSED = {
     "--ssd-prefetch-queue-depth": "no read is dropped; see --max-prefetch-blocks",
     "--trace-sample-rate": "this version traces no requests; see --log-level debug",
     "--transfer-lock-timeout-secs": _NO_PEERS,
-    "--use-hugepages": "the pool is a file in /dev/shm; leave it out",
+    "--use-hugepages": "the pool is in /dev/shm, not hugetlbfs: `mount -o remount,huge=within_size "
+    "/dev/shm` gives it huge pages",
 }
 """Flags that cannot be honoured, and why in a few words."""
 

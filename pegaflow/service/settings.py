@@ -124,6 +124,13 @@ class Settings:
         told="devices",
         unset="those in use",
     )
+    numa_affinity: bool = said(
+        values.yes_or_no,
+        "Spread a new pool over the NUMA nodes that have GPUs (those of --devices).",
+        "",
+        default=True,
+        told="numa",
+    )
     copy_threads: Count = said(
         values.number(1, COPY_THREADS_MAX),
         "Threads with which each session copies.",

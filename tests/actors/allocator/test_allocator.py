@@ -103,6 +103,14 @@ def test_a_reservation_waits_for_an_extent_that_still_grows() -> None:
     granted(rig.done(GrowExtent))
 
 
+def test_a_note_of_an_extent_is_one_line() -> None:
+    rig, _ = allocator(extents=0)
+    granted_nothing = rig.done(GrowExtent, Status.OK, "mbind to node 1: refused")
+    assert granted_nothing == [] and rig.wanted(GrowExtent), "it grows as ever"
+    (line,) = [note for note in rig.notes if note.event == "pool_not_placed"]
+    assert ("why", "mbind to node 1: refused") in line.facts
+
+
 def test_an_extent_that_cannot_be_had() -> None:
     rig, _ = allocator(extents=1)
     assert rig.ask(SESSION_4, Reserve(PAGE, ALL)) == []
