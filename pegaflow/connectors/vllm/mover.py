@@ -11,8 +11,9 @@ Three things keep the engine safe from a thread it cannot wait for:
   and the engine may go on at once.
 - A load is reported when the client says so: either all of it is there, or its failed blocks will
   not be written any more.
-- When this thread ends, for whatever reason, the client gives the memory up and is closed, and
-  `dead` is set. The worker then reports everything open by itself.
+- When this thread ends, for whatever reason, the client gives the memory up, however long that
+  takes, and is closed. The worker then reports everything open by itself: loads only when the
+  memory is `released`, for until then a session that hangs may still write into their blocks.
 
 The saves of a step, one for each of its requests, go to the session *together*: what a save of one
 block costs is the conversation about it (Save, BatchCopied, Keep, Seal, Saved: some 1.5 ms of the
@@ -137,7 +138,7 @@ Job = Load | Together | Skip | Reset
 
 @dataclass(slots=True)
 class Mover:
-    """See the module. `submit`, `done`, `dead`, `stop` are for the engine's thread."""
+    """See the module. What has no underscore is for the engine's thread."""
 
     engine: Engine
     layout: Layout
@@ -145,15 +146,15 @@ class Mover:
     make_client: Callable[..., Client]
     epoch: int = 0  # whose namespace is used; the thread's after the start
     done: deque[Load | Save] = field(default_factory=deque)  # results; the engine's thread pops
-    dead: bool = False  # the thread has ended; nothing more will come
+    stopping: bool = False  # the thread takes no more jobs: it was told to end, or has failed
     released: bool = False  # nobody touches the KV memory any more
+    dead: bool = False  # the thread has ended; nothing more will come
     _jobs: deque[Job] = field(default_factory=deque)  # the engine's thread appends
     _open: dict[int, Load | Together] = field(default_factory=dict)  # by ticket
     _reset: Reset | None = None  # waits for the open loads
     _joining_until_s: float = float("-inf")  # until then, jobs wait for the client to be attached
     _client: Client | None = None  # the thread's; others only wake it, under the gate
     _gate: threading.Lock = field(default_factory=threading.Lock)  # held for a wake, never longer
-    _stopping: bool = False
     _was: str = ""  # the state last logged
     _lost: int = 0  # blocks that were not saved, not yet logged
     _told_s: float = float("-inf")  # when it was last logged
@@ -171,7 +172,7 @@ class Mover:
 
     def stop(self, patience_s: float) -> bool:
         """End the thread; whether, so soon, nobody touches the KV memory any more."""
-        self._stopping = True
+        self.stopping = True
         self._wake()
         if self._thread is not None and patience_s > 0:
             self._thread.join(patience_s)
@@ -188,14 +189,22 @@ class Mover:
         step_aside()
         try:
             self._use(self._connect())
-            while self._client is not None and not self._stopping:
+            while self._client is not None and not self.stopping:
                 self._turn(self._client)
         finally:
-            try:
-                self.released = self._client is None or self._client.unregister(LET_GO_S)
-            finally:
-                self._use(None)
-                self.dead = True
+            self._part()
+
+    def _part(self) -> None:
+        if not self.stopping:
+            compat.logger().error("pegaflow: off: the mover thread has died")
+        self.stopping = True
+        try:
+            while self._client is not None and not self._client.unregister(LET_GO_S):
+                continue
+            self.released = True
+        finally:
+            self._use(None)
+            self.dead = True
 
     def _use(self, client: Client | None) -> None:
         """Replace the client. The gate keeps a wake from reaching one that is closed."""

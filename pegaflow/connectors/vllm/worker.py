@@ -5,7 +5,7 @@ Every method runs in the engine's thread and only moves entries between lists. I
 
 - Every load is reported exactly once, as received; failed blocks are named in the same step. This
   holds without a Mover (the KV memory cannot be described, or is given up), after its death, and
-  for abandoned loads.
+  for abandoned loads. It is not reported while a session may still write into its blocks.
 - Every held request is reported exactly once, as sent, as soon as no save of it is open or the
   scheduler lets it go. After HOLD_S its saves are dropped, so that nothing is held for longer.
 - When `preempted` returns, blocks that somebody else will write are not saved any more.
@@ -45,8 +45,8 @@ HOLD_S: Seconds = 2.0
 memory so long has more use of it than a later request has of the blocks."""
 
 DEAD_LOAD_S: Seconds = 5.0
-"""A load of a dead Mover is reported failed this much later: its client has left the session, which
-by then has stopped or is killed, so nobody writes into the blocks any more."""
+"""A load of a dead Mover that could not even have the session give the memory up is reported failed
+this much later: the client's end is the session's, which by then has stopped or is killed."""
 
 GIVE_WAY_S: Seconds = 0.001
 """A step sleeps so long while a load is past its deadline.  The Mover and the session end it within
@@ -186,22 +186,33 @@ class Worker:
 
     def unregister(self) -> None:
         """The engine frees its KV memory: it is left alone when this returns."""
-        mover, self._mover = self._mover, None
-        if mover is None:
+        if self._mover is None:
             return
-        if not mover.stop(FAREWELL_S):
-            compat.logger().error("pegaflow: the service has not let go of the KV memory")
+        released = self._mover.stop(FAREWELL_S)
         self.drop_all()
-        for name in list(self._loads):
-            self._finish(name, self._loads.pop(name).order.blocks)
+        if released:
+            self._part()
+        else:
+            compat.logger().error("pegaflow: off: the service has not let go of the KV memory")
 
     def restore(self) -> None:
         """The KV memory is there, for the first time or again."""
+        if self._mover is not None and self._mover.stopping and self._mover.released:
+            self._part()
         if self._mover is None and self._memory is not None and self._engine is not None:
             self._dead_since_s = None
             epoch = self._watch.epoch if self._watch else 0
             self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch=epoch)
             self._mover.start()
+
+    def _part(self) -> None:
+        """Nobody touches the KV memory any more: what is still open has failed."""
+        self._mover = None
+        self._fail_loads()
+
+    def _fail_loads(self) -> None:
+        for name in list(self._loads):
+            self._finish(name, self._loads.pop(name).order.blocks)
 
     def _named(self) -> Layout:
         """The layout of the registered memory, under the name of what is computed with."""
@@ -214,7 +225,7 @@ class Worker:
     def _moves(self) -> bool:
         """Whether loads and saves can be started."""
         stale = self._watch is not None and self._watch.stale
-        return not (self._mover is None or self._mover.dead or self._disagrees or stale)
+        return not (self._mover is None or self._mover.stopping or self._disagrees or stale)
 
     # a step, in vLLM's order
 
@@ -386,20 +397,18 @@ class Worker:
             elif self._loads.pop(job.order.request, None) is not None:
                 failed = job.order.blocks if job.spoiled else job.failed
                 self._finish(job.order.request, failed, job)
-        if mover is None or mover.dead:
-            self._give_up()
+        if mover is not None and mover.stopping:
+            self._give_up(mover)
 
-    def _give_up(self) -> None:
-        """Nobody will report what is open."""
+    def _give_up(self, mover: Mover) -> None:
+        """It will not report what is open."""
         now_s = time.monotonic()
-        if self._dead_since_s is None:
-            self._dead_since_s = now_s
-            if self._mover is not None:
-                compat.logger().error("pegaflow: off: the mover thread has died")
         self.drop_all()
-        if now_s >= self._dead_since_s + DEAD_LOAD_S:
-            for name in list(self._loads):
-                self._finish(name, self._loads.pop(name).order.blocks)
+        if mover.dead and self._dead_since_s is None:
+            self._dead_since_s = now_s
+        lost = self._dead_since_s is not None and now_s >= self._dead_since_s + DEAD_LOAD_S
+        if mover.released or lost:
+            self._fail_loads()
 
     def _finish(self, name: str, failed: Sequence[int], load: Load | None = None) -> None:
         self._received.add(name)

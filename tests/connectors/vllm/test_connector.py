@@ -1,6 +1,7 @@
 """Both halves behind the boundary, called in vLLM's order, over a fake client: an engine of one
 rank."""
 
+import queue
 import sys
 import threading
 import time
@@ -388,3 +389,41 @@ def test_a_service_that_does_not_let_go_is_waited_for_but_not_for_ever(
     assert "not let go" in caplog.text and not client.closed
     let_go.set()
     assert mover.stop(PATIENCE_S) and client.closed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("how", ["the thread dies", "the memory goes"])
+def test_a_load_is_reported_when_nobody_can_write_into_its_blocks_any_more(
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    for limit in ("DEAD_LOAD_S", "FAREWELL_S"):
+        monkeypatch.setattr(pegaflow.connectors.vllm.worker, limit, 0.01)
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    mover, asked, answers = pair.mover, threading.Semaphore(0), queue.SimpleQueue[bool]()
+
+    def unregister(timeout: float) -> bool:
+        asked.release()
+        return answers.get(timeout=PATIENCE_S)
+
+    monkeypatch.setattr(mover._client, "unregister", unregister)
+    assert pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15]) == 24
+    store.holding = True
+    pair.step()
+    if how == "the thread dies":
+        store.broken = True
+        mover._wake()
+    else:
+        pair.worker.unregister_kv_caches()
+    for _ in range(2):  # the session hangs, and hangs on
+        assert asked.acquire(timeout=PATIENCE_S)
+        pair.step()
+        pair.worker.restore_kv_caches()
+        assert pair.received == [] and not mover.dead
+        answers.put(False)
+    answers.put(True)
+    pair.until(lambda: mover.dead)
+    store.broken = store.holding = False
+    pair.worker.restore_kv_caches()
+    pair.step()
+    assert (pair.received, pair.errors) == (["b"], {10, 11, 12, 13, 14, 15})
+    assert pair.mover is not mover and not pair.mover.stopping
