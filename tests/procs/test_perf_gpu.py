@@ -58,6 +58,7 @@ def test_rounds_are_counted(card: Card, service: Service) -> None:
 def test_copies_are_measured_beside_the_bus(card: Card, bus: Bus, service: Service) -> None:
     memory = Memory(card, 2 * SHAPE.total)
     memory.fill(seed=1)
+    assert SHAPE.wrong(memory, [0, 3]) == 2 * 2 * SHAPE.layers, "nothing is loaded yet"
     row = gputables.copied(memory, service.endpoint, SHAPE, bus=bus, method=METHODS[0], turns=1)
     assert row["pool registered"] == "64 MiB" and "miss" in row["save/out"]
 
