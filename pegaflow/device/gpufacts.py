@@ -70,9 +70,11 @@ class GpuFacts:
     memlock_bytes: int | None = None
     #: NUMA nodes of the host.
     nodes: int = 1
-    #: Pages that are reserved and free, and how large each is.
+    #: Pages that are reserved, of which a pool in /dev/shm gets none, and how large each is.
     huge_pages: int = 0
     huge_page_bytes: int = 0
+    #: The mount option `huge` of /dev/shm; empty if it has none.
+    shm_huge: str = ""
     #: All of /dev/shm, taken or not.
     shm_bytes: int = 0
     #: Whether other processes of the host are seen by other numbers than theirs, or not at all.
@@ -136,8 +138,9 @@ def read(
         nvrtc_error=_nvrtc_error(),
         memlock_bytes=None if soft == resource.RLIM_INFINITY else soft,
         nodes=max(1, len(list(root.glob("sys/devices/system/node/node[0-9]*")))),
-        huge_pages=memory.get("HugePages_Free:", 0),
+        huge_pages=memory.get("HugePages_Total:", 0),
         huge_page_bytes=memory.get("Hugepagesize:", 0) * 1024,
+        shm_huge=_shm_huge(root),
         shm_bytes=_size(root / "dev/shm"),
         own_pids=_inode(root / "proc/self/ns/pid") not in (0, PID_NAMESPACE),
         trace_scope=int(_text(root / "proc/sys/kernel/yama/ptrace_scope") or 0),
@@ -266,6 +269,15 @@ def _capabilities(root: Path) -> int:
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0
+
+
+def _shm_huge(root: Path) -> str:
+    for line in _text(root / "proc/self/mounts").splitlines():
+        _, where, _, options, *_ = line.split()
+        if where == "/dev/shm":
+            named = dict(option.partition("=")[::2] for option in options.split(","))
+            return named.get("huge", "")
+    return ""
 
 
 def _numbers(path: Path) -> dict[str, int]:

@@ -192,11 +192,14 @@ def _numa(facts: GpuFacts) -> Line:
 
 
 def _huge_pages(facts: GpuFacts) -> Line:
-    if not facts.huge_pages:
-        do = "nothing to do: registering the pool takes longer without, copies do not"
-        return Line(Verdict.NOTE, "huge pages", "none reserved", do)
-    found = f"{facts.huge_pages} of {show(facts.huge_page_bytes)} are free"
-    return Line(Verdict.OK, "huge pages", found)
+    if facts.shm_huge not in ("", "never"):
+        return Line(Verdict.OK, "huge pages", f"/dev/shm has huge={facts.shm_huge}")
+    found = "/dev/shm has none"
+    if facts.huge_pages:
+        reserved = f"{facts.huge_pages} of {show(facts.huge_page_bytes)} are reserved"
+        found += f", and {reserved} of which a pool gets none"
+    do = "registering a pool takes longer: mount -o remount,huge=within_size /dev/shm"
+    return Line(Verdict.NOTE, "huge pages", found, do)
 
 
 def _shm(facts: GpuFacts, pool_bytes: int) -> Line:

@@ -43,6 +43,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "dev/shm/x": "",
         "proc/driver/nvidia/version": VERSION,
         "proc/meminfo": "HugePages_Total:  64\nHugePages_Free:   32\nHugepagesize:  2048 kB\n",
+        "proc/self/mounts": "tmpfs /tmp tmpfs rw 0 0\ntmpfs /dev/shm tmpfs rw,huge=advise 0 0\n",
         "proc/self/ns/pid": "",
         "proc/self/status": "Name:\tx\nCapEff:\t0000000000080000\n",
         "proc/sys/kernel/yama/ptrace_scope": "2\n",
@@ -75,7 +76,8 @@ def test_everything_is_read(root: Path) -> None:
     assert facts.apart == ((0, 1),)
     assert (facts.cupys, facts.cupy_error) == ((("cupy-cuda12x", "14.2.0"),), "")
     assert facts.nvrtc_error != ""  # what stands in for cupy compiles nothing
-    assert (facts.nodes, facts.huge_pages, facts.huge_page_bytes) == (2, 32, 2 << 20)
+    assert (facts.nodes, facts.huge_pages, facts.huge_page_bytes) == (2, 64, 2 << 20)
+    assert facts.shm_huge == "advise"
     assert facts.shm_bytes > 0 and facts.own_pids
     assert (facts.trace_scope, facts.may_trace) == (2, True)
 

@@ -25,8 +25,7 @@ WELL = GpuFacts(
     cuda=(13, 0),
     devices=(FIRST, SECOND),
     cupys=(("cupy-cuda13x", "14.2.0"),),
-    huge_pages=4096,
-    huge_page_bytes=2 * MIB,
+    shm_huge="within_size",
     shm_bytes=64 * GIB,
 )
 
@@ -73,7 +72,8 @@ NOTED: list[tuple[dict[str, Any], str, str]] = [
     ({"apart": ((0, 1),)}, "peer access", "nothing to do"),
     ({"nodes": 2, "devices": (FIRST, replace(SECOND, numa_node=1))}, "NUMA", "slower"),
     ({"nodes": 2, "devices": (replace(FIRST, numa_node=-1),)}, "NUMA", "slower"),
-    ({"huge_pages": 0}, "huge pages", "takes longer"),
+    ({"shm_huge": ""}, "huge pages", "huge=within_size"),
+    ({"shm_huge": "never", "huge_pages": 64}, "huge pages", "huge=within_size"),
     ({"own_pids": True}, "pid namespace", "--pid=host"),
     ({"trace_scope": 2}, "ptrace", "ptrace_scope=1"),
     ({"devices": (replace(FIRST, stays=False),)}, "persistence", "-pm 1"),
