@@ -12,10 +12,13 @@ as CUDA is, and where CUDA calls something undefined, it is an error:
   streams; only events order these, also those of another process.
 * A copy touches memory of its stream's device alone.  Host memory that is registered is read and
   written by the device, later; other host memory within the call, as the driver's buffers do.  No
-  copy crosses the end of a registration.
-* A thread that has named no device is on device 0.  CUDA_VISIBLE_DEVICES is read once.
+  copy crosses the end of a registration.  Other devices reach what is registered as portable,
+  kernels what is registered as mapped.
+* A thread that has named no device is on device 0; memory is opened and closed, events are recorded
+  and kernels launched on their own.  CUDA_VISIBLE_DEVICES is read once.
 * A call other than the three that look at devices makes a context (`gpus.contexts`).
 
+Which test fails when our code breaks a rule: tests/fakes/test_cuda.py.
 Beside the runtime's calls there are `memory`, `launch` and `fail` for tests.
 """
 
@@ -149,11 +152,11 @@ def ipcOpenMemHandle(handle: bytes, flags: int = 1) -> int:
 
 def ipcCloseMemHandle(pointer: int) -> None:
     m = machine()
-    m.check()
+    device = m.check()
     with m.lock:
         shared = m.memory.get(pointer)
-        if shared is None or not shared.users:
-            raise CUDARuntimeError(INVALID_VALUE, "not open")
+        if shared is None or not shared.users or shared.device != device:
+            raise CUDARuntimeError(INVALID_VALUE, "not open, or on another device")
         shared.users -= 1
         if not shared.users:
             del m.memory[pointer]
@@ -162,26 +165,26 @@ def ipcCloseMemHandle(pointer: int) -> None:
 
 def hostAlloc(size: int, flags: int) -> int:
     m = machine()
-    m.check()
+    device = m.check()
     if os.environ.get("FAKE_CUDA_HOST_ALLOC"):
         raise CUDARuntimeError(2, "cudaErrorMemoryAllocation")
     held = mmap.mmap(-1, size)
     address = ctypes.addressof(ctypes.c_char.from_buffer(held))
     with m.lock:
         m.host.append(held)
-        m.pinned.append((address, size))
+        m.pinned.append(gpus.Pinned(address, size, device, flags))
     return address
 
 
 def hostRegister(pointer: int, size: int, flags: int) -> None:
     m = machine()
-    m.check()
+    device = m.check()
     with m.lock:
-        if any(s < pointer + size and pointer < s + length for s, length in m.pinned):
+        if any(one.touches(pointer, size) for one in m.pinned):
             raise CUDARuntimeError(712, "part or all of it is registered")
         if pointer % mmap.PAGESIZE or os.environ.get("FAKE_CUDA_MEMLOCK"):
             raise CUDARuntimeError(2, "cudaErrorMemoryAllocation")
-        m.pinned.append((pointer, size))
+        m.pinned.append(gpus.Pinned(pointer, size, device, flags))
 
 
 # streams and events
@@ -302,7 +305,7 @@ def _copy(
     there, here = (start, to) if inward else (to, start)
     if m.owner(*there) is None or m.owner(*here) is not None:
         raise CUDARuntimeError(INVALID_VALUE, "not from host to device, or not back")
-    pinned = m.is_pinned(*here)
+    pinned = m.is_pinned(device, *here)
     if not pinned:
         m.unpinned += 1
     if not pinned and not inward:

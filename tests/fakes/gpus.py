@@ -32,6 +32,7 @@ NAMES = {
     ILLEGAL_ADDRESS: "cudaErrorIllegalAddress",
 }
 HEAD = mmap.PAGESIZE  # of a file: words, before the bytes of an allocation
+PORTABLE, MAPPED = 1, 2  # of a registration: for all contexts, and for kernels
 LIVE, RECORDED, DONE = 0, 1, 2  # words
 
 
@@ -122,6 +123,19 @@ class Stream:
     tasks: deque[Task] = field(default_factory=deque)
 
 
+@dataclass(frozen=True)
+class Pinned:
+    """Memory of the host that devices reach by themselves."""
+
+    start: int
+    size: int
+    device: int  # whose context has registered it
+    flags: int
+
+    def touches(self, pointer: int, size: int) -> bool:
+        return self.start < pointer + size and pointer < self.start + self.size
+
+
 class Machine:
     """What this process knows of the devices."""
 
@@ -135,7 +149,7 @@ class Machine:
         self.events: dict[int, Shared] = {}
         self.streams: dict[int, Stream] = {}
         self.host: list[mmap.mmap] = []  # of hostAlloc
-        self.pinned: list[tuple[int, int]] = []  # (address, size) that are registered
+        self.pinned: list[Pinned] = []  # what is registered, or allocated so
         self.unpinned = 0  # copies that went through the driver's own buffers
         self.number = 1 << 20  # newest of a stream or an event
         self.calls: list[str] = []  # names of copies, in the order in which they were asked for
@@ -214,12 +228,13 @@ class Machine:
         if shared is None or not shared.words[LIVE] or shared.device != device:
             raise CUDARuntimeError(ILLEGAL_ADDRESS, f"{size} bytes at {pointer:#x}")
 
-    def is_pinned(self, pointer: int, size: int) -> bool:
-        """Whether the device reaches this host memory by itself."""
+    def is_pinned(self, device: int, pointer: int, size: int, *, mapped: bool = False) -> bool:
+        """Whether a device reaches this host memory by itself; `mapped`: from a kernel."""
         with self.lock:
-            for start, length in self.pinned:
-                if start < pointer + size and pointer < start + length:
-                    if start <= pointer and pointer + size <= start + length:
-                        return True
+            for one in self.pinned:
+                if one.touches(pointer, size):
+                    if one.start <= pointer and pointer + size <= one.start + one.size:
+                        known = one.device == device or one.flags & PORTABLE
+                        return bool(known and (one.flags & MAPPED or not mapped))
                     raise CUDARuntimeError(INVALID_VALUE, "across the end of a registration")
         return False

@@ -14,7 +14,7 @@ import numpy as np
 from pegaflow.device.engine import kernel
 
 from . import cuda
-from .gpus import ILLEGAL_ADDRESS, CUDARuntimeError
+from .gpus import ILLEGAL_ADDRESS, INVALID_HANDLE, CUDARuntimeError
 
 
 class RawKernel:
@@ -32,9 +32,10 @@ class RawKernel:
     ) -> None:
         assert self._compiled and all(isinstance(arg, np.uint64) for arg in args)
         m = cuda.machine()
-        m.check()
         m.calls.append("launch")
         device = m.stream(stream.ptr).device
+        if m.check() != device:
+            raise CUDARuntimeError(INVALID_HANDLE, "launched on a stream of another device")
         cuda.launch(stream.ptr, lambda: _move(device, *map(int, args)))
 
 
@@ -52,7 +53,7 @@ def _move(device: int, table: int, pieces: int, blocks: int, chunks: int, inward
                 there = start + block * stride + row * pitch
                 here = page + at + row * page_pitch
                 m.touch(device, there, width)
-                if not m.is_pinned(here, width):
+                if not m.is_pinned(device, here, width, mapped=True):
                     raise CUDARuntimeError(ILLEGAL_ADDRESS, "memory of the host, not pinned")
                 to, source = (here, there) if inward else (there, here)
                 ctypes.memmove(to, source, width)

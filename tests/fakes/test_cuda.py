@@ -1,4 +1,30 @@
-"""The GPU that is not there is as strict as CUDA: a test on it is worth what these rules are."""
+"""The GPU that is not there is as strict as CUDA: a test on it is worth what these rules are.
+
+Each rule was broken by our own code once, and then a test failed: of tests/device/engine, where no
+other folder is named.
+
+    broken                                           found by
+    memory of this process is opened                 test_cuda_ipc.py: of_this_very_process
+    a handle is opened for each region               test_cuda_ipc.py: opened_once_and_closed
+    handles, or the engine's event, are never closed test_cuda_ipc.py: opened_once_and_closed
+    they are closed while a copy runs                test_cuda_ipc.py: when_its_last_copy_is_over
+    it is said that they are before they are         test_cuda_ipc.py: opened_once_and_closed
+    Left is said before they are                     tests/sim/mutants/left_before_closed.mutant
+    an error of a copy ends nothing                  test_cuda_ipc.py: of_a_copy_ends_the_process
+    the end of a copy is not waited for              test_cuda_ipc.py: end_one_by_one
+    its event is recorded in another stream          test_cuda_ipc.py: end_one_by_one
+    the ring is read, or used again, before that     test_lanes.py: go_through_the_ring
+    a copy does not wait for the engine's event      test_cuda_ipc.py: waits_for_the_kernels
+    or waits after it                                test_cuda_ipc.py: waits_for_the_kernels
+    a page beyond the end of a registration counts   test_ring.py: has_all_of_it
+    the pool is not registered for all devices       test_cuda_ipc.py: reach_the_pool_and_the_rings
+    pool or rings are not mapped for kernels         test_cuda_ipc.py: reach_the_pool_and_the_rings
+    a kernel is to reach what is not registered      test_lanes.py: refuses_a_ring
+    a thread opens, closes, registers on no device   test_cuda_ipc.py: on_the_device_of_what_it
+    a lane's threads are on no device                test_cuda_ipc.py: whatever_it_is_called_here
+    CUDA_VISIBLE_DEVICES is left as it was           test_cuda_ipc.py: whatever_it_is_called_here
+    rows of a copy lie too far apart                 test_strides.py: too_far_apart
+"""
 
 import ctypes
 import mmap

@@ -33,7 +33,7 @@ def test_a_copy_that_does_not_wait_for_the_engines_event_is_found(
         copy.mark = 0
 
     monkeypatch.setattr(Gpus, "prepare", at_once)
-    found("wrong bytes", "on GPUs, engine saves, engine saves")
+    found("wrong bytes", "on GPUs, nothing else, GPU hangs, engine saves")
 
 
 def test_the_end_of_one_copy_that_is_taken_for_anothers_is_found(

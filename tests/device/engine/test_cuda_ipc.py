@@ -7,6 +7,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 from pegaflow.core.errors import UserError
 from pegaflow.device.engine import cuda as seam
 from pegaflow.device.engine import cuda_ipc, lanes
-from pegaflow.wire.gpu import Backend, GpuMemory, spelled
+from pegaflow.device.engine.cuda_ipc import Opened
+from pegaflow.wire.gpu import Backend, GpuMemory, GpuRegion, spelled
 from pegaflow.wire.jobs import Done, PagesDiffer
 from pegaflow.wire.status import Status
 from tests.fakes import cuda, gpus
@@ -118,8 +120,57 @@ def test_an_allocation_is_opened_once_and_closed_by_its_last_user(
     assert closed.get(timeout=20) and list(engine.users) == [str(os.getpid())]
     session.read(other)
     assert session.ended() == Done(Status.OK)
-    other.close(lambda: closed.put(2))
-    assert closed.get(timeout=20) and list(engine.users) == [] and not cuda.machine().events_open()
+    other.close(lambda: closed.put(len(list(engine.users))))
+    assert closed.get(timeout=20) == 0, "who is told that it is closed may free it"
+    assert not cuda.machine().events_open()
+
+
+def test_each_thread_that_calls_is_on_the_device_of_what_it_calls_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so no device gets a context that nobody uses."""
+    fresh(tmp_path, monkeypatch)
+    session, engine = Session(), Foreign(4 * PLANE, device=1)
+    opened: queue.SimpleQueue[Opened] = queue.SimpleQueue()
+    closed: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    calls: list[Callable[[], None]] = [
+        lambda: opened.put(session.open(engine)),
+        lambda: opened.put(session.open(engine)),
+        session.pin,
+        lambda: opened.get().close(lambda: closed.put(True)),
+        lambda: opened.get().close(lambda: closed.put(True)),
+    ]
+    for call in calls:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    assert closed.get(timeout=20) and closed.get(timeout=20) and list(engine.users) == []
+    assert (gpus.contexts(0), gpus.contexts(1)) == ([], [os.getpid()])
+
+
+def test_memory_of_this_very_process_is_one_line(session: Session) -> None:
+    cuda.setDevice(0)
+    memory = cuda.ipcGetMemHandle(cuda.malloc(4 * PLANE))
+    event = cuda.ipcGetEventHandle(cuda.eventCreateWithFlags(2))
+    regions = (GpuRegion(memory, 0),)
+    named = GpuMemory(gpus.BUSES[0].lower(), gpus.UUIDS[0], regions, event)
+    with pytest.raises(UserError, match="made by this process"):
+        session.gpus.open(named, LAYOUT)
+    assert list(cuda.handles()) == []
+
+
+def test_all_devices_and_their_kernels_reach_the_pool_and_the_rings(
+    session: Session, engine: Foreign
+) -> None:
+    other = Foreign(4 * PLANE, device=1)
+    for pinned in (False, True):
+        if pinned:
+            session.pin()
+        for one in (engine, other):
+            session.read(session.open(one, backend=Backend.KERNEL))
+            assert session.ended() == Done(Status.OK)
+            assert session.pages() == blocks(one)
+            assert not cuda.machine().unpinned
 
 
 def engine_address(name: str) -> int:
