@@ -27,8 +27,8 @@ BUS_BYTES: Constant = 32  # room for a PCI bus id, 0000:65:00.0, and its end
 
 NOT_SHARED = (
     "the KV memory on the GPU cannot be shared with another process: it is of expandable segments "
-    "(unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF), of cudaMallocAsync (set "
-    "backend:native there), or of sleep mode (start without it)"
+    "(unset expandable_segments in PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF), of "
+    "cudaMallocAsync (set backend:native there), or of sleep mode (start without it)"
 )
 
 

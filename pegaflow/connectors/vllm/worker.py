@@ -23,6 +23,7 @@ a step in which any rank reports errors (steps.py).
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pegaflow.client import Client, GpuBuffers
@@ -137,6 +138,7 @@ class Worker:
         self._rank = rank
         self._whole = whole
         self._memory: tuple[Layout, list[Any] | GpuBuffers] | None = None  # the Mover is given it
+        self._export: Callable[..., gpu.Exported] | None = None  # of memory on a GPU: names it
         self._mark: Callable[[], None] = lambda: None  # before loads and saves are ordered (gpu.py)
         self._mover: Mover | None = None  # None: nothing can be moved
         self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
@@ -171,9 +173,8 @@ class Worker:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return
         if gpu.holds(caches):
-            backend = self._engine.settings.backend
-            on_gpu = gpu.exported(caches, planned.storages, planned.layout, backend)
-            self._memory, self._mark = (planned.layout, on_gpu.buffers), on_gpu.mark
+            self._export = partial(gpu.exported, caches, planned.storages, planned.layout)
+            self._memory = planned.layout, []  # named with each restore
         else:
             self._memory = planned.layout, buffers(caches, planned.storages)
         said, why = in_memory(self._engine.config)
@@ -201,6 +202,9 @@ class Worker:
             self._part()
         if self._mover is None and self._memory is not None and self._engine is not None:
             self._dead_since_s = None
+            if self._export is not None:  # what a driver called it before is freed by now
+                on_gpu = self._export(self._engine.settings.backend)
+                self._memory, self._mark = (self._memory[0], on_gpu.buffers), on_gpu.mark
             epoch = self._watch.epoch if self._watch else 0
             self._mover = Mover(self._engine, self._named(), self._memory[1], Client, epoch=epoch)
             self._mover.start()

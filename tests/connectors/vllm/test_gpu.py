@@ -135,7 +135,9 @@ def test_memory_that_cannot_be_named_is_copied_here_and_one_line_says_so(
     made = gpu.exported(caches, [address], LAYOUT).buffers
     assert made.memory == NO_GPU and made.copier is not None
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "copied by this process" in line and "expandable_segments" in line
+    assert "copied by this process" in line
+    kinds = ("unset expandable_segments", "set backend:native", "sleep mode (start without it)")
+    assert all(kind in line for kind in kinds)
 
 
 def test_where_events_cannot_be_shared_memory_is_copied_here(
@@ -302,4 +304,29 @@ def test_all_that_was_launched_comes_before_a_load_or_save(store: Store, marked:
     pair.load(Request("b", 25), [10, 11, 12, 13, 14, 15])
     pair.until(lambda: pair.received == ["b"])
     assert marked[saves:] == ["mark", "submit"]
+    pair.close()
+
+
+def test_memory_that_is_back_after_sleep_is_named_anew(
+    store: Store, marked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was named before is freed by then; and so is the event behind it."""
+    named: list[gpu.Exported] = []
+    export = gpu.exported
+
+    def exported(*of: Any) -> gpu.Exported:
+        named.append(export(*of))
+        return named[-1]
+
+    monkeypatch.setattr(gpu, "exported", exported)
+    pair = Pair()
+    pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
+    pair.worker.unregister_kv_caches()
+    assert len(named) == 1
+    pair.worker.restore_kv_caches()
+    pair.worker.restore_kv_caches()
+    assert len(named) == 2, "once, for it is there once"
+    half = pair.worker._worker
+    assert half is not None and half._memory is not None
+    assert half._memory[1] is named[1].buffers and half._mark is named[1].mark
     pair.close()
