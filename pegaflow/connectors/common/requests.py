@@ -364,7 +364,7 @@ class Requests:
             return []
         for order in tracked.open:
             self.void(tracked, self._open[order].first)
-        tracked.blocks, tracked.open = [], set()
+        tracked.blocks, tracked.open, self._loose = [], set(), self._loose | tracked.open
         return self._drop_answer(tracked)
 
     def finished(self, request: str, free: int) -> tuple[bool, list[Lease]]:

@@ -6,9 +6,9 @@ Client belongs to this thread alone; it is built in it, and only its `wake` is c
 
 Three things keep the engine safe from a thread it cannot wait for:
 
-- A save carries `dropped`, which the engine's thread sets when it takes the blocks back. The client
-  asks before a copy and once more after it, so bytes that changed under a copy are never published,
-  and the engine may go on at once.
+- A save is not `valid` any more as soon as the engine takes the blocks back. The client asks before
+  a copy and once more after it, so bytes that changed under a copy are never published, and the
+  engine may go on at once.
 - A load is reported when the client says so: either all of it is there, or its failed blocks will
   not be written any more.
 - When this thread ends, for whatever reason, the client gives the memory up, however long that
@@ -37,7 +37,7 @@ import threading
 import time
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -111,8 +111,14 @@ class Save(_Timed):
     """One save; done when it is reported, or at once when it is dropped."""
 
     order: SaveOrder
+    taken: Container[int] = ()  # orders whose blocks are somebody else's (set by its thread)
     dropped: bool = False  # the engine has taken the blocks back (set by its thread, once)
     missing: int | None = None  # blocks that were lost; None: nobody has wanted them any more
+
+    @property
+    def valid(self) -> bool:
+        """Whether the blocks are still the request's."""
+        return not self.dropped and self.order.order not in self.taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +281,7 @@ class Mover:
                 self._save(client, saves)
 
     def _save(self, client: Client, saves: Together) -> None:
-        if all(save.dropped for save in saves):
+        if not any(save.valid for save in saves):
             for save in saves:
                 client.skip_save(save.order.order)
             self.done.extend(saves)
@@ -310,7 +316,7 @@ class Mover:
     def _saved(self, saves: Together, done: SaveDone) -> None:
         for save, lost in zip(saves, missing(saves, done), strict=True):
             save.end()
-            if not lost or not (save.dropped or done.status is Status.DROPPED):
+            if not lost or (save.valid and done.status is not Status.DROPPED):
                 save.missing = lost
                 self._lost += lost
         if self._lost and time.monotonic() - self._told_s >= LOST_EVERY_S:
@@ -373,7 +379,7 @@ def _chain(save: Save) -> Chain:
         order.blocks,
         order=order.order,
         parent=order.parent,
-        valid=lambda: not save.dropped,
+        valid=lambda: save.valid,
     )
 
 

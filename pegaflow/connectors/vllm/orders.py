@@ -1,6 +1,13 @@
-"""What the scheduler half orders of the workers in a step, and what they answer."""
+"""What the scheduler half orders of the workers in a step, and what they answer.
+
+One thing of a step's orders counts as soon as they are in the worker's process (`Taken`): which
+blocks are written by somebody else from now on. vLLM's second model runner zeroes and copies blocks
+of a step before it calls a connector, and the first one after it.
+"""
 
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
 
 from pegaflow.connectors.common.tracked import LoadOrder, SaveOrder
 from pegaflow.wire.identities import EngineNamespace
@@ -11,11 +18,28 @@ from .watch import Look
 NO_NAMESPACE = EngineNamespace(b"")
 
 
+class Taken:
+    """Numbers of one engine's saves whose blocks are written by somebody else.
+
+    Args:
+        engine: its name, as its orders have it.
+    """
+
+    def __init__(self, engine: bytes) -> None:
+        self.engine = engine
+        self.orders: set[int] = set()
+        _taken.add(self)
+
+
+_taken: WeakSet[Taken] = WeakSet()
+
+
 @dataclass
 class StepOrders(compat.Metadata):  # type: ignore[misc]
     """What the workers are to do in one step. Plain values: it may cross processes."""
 
     namespace: EngineNamespace = NO_NAMESPACE  # the scheduler's; a worker of another does not work
+    engine: bytes = b""  # whose: its generation, without an epoch
     epoch: int = 0  # counts changes of the weights
     loads: tuple[LoadOrder, ...] = ()
     saves: tuple[SaveOrder, ...] = ()
@@ -26,6 +50,16 @@ class StepOrders(compat.Metadata):  # type: ignore[misc]
     dropped: tuple[int, ...] = ()  # saves whose blocks are written by somebody else from now on
     abandoned: tuple[tuple[str, tuple[int, ...]], ...] = ()  # loads to report failed: ids, blocks
     look: Look = Look()  # whether the weights are to be looked at
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.arrive()
+
+    def arrive(self) -> None:
+        """They are in this process, which may be the worker's."""
+        for taken in _taken:
+            if taken.engine == self.engine:
+                taken.orders.update(self.dropped)
 
 
 @dataclass

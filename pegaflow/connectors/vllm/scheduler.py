@@ -200,9 +200,8 @@ class Scheduler:
                 self._requests.early(done.ticket)
                 continue
             self._answer(done, start)
-        now_s = time.monotonic()
+        self._polled_s = now_s = time.monotonic()
         self._spent_s += now_s - start
-        self._polled_s = now_s
         self._requests.give_up(now_s - self._engine.settings.timeout_s)
 
     def _report(self) -> None:
@@ -324,7 +323,7 @@ class Scheduler:
             self._note(orders.late)
         orders.saves = () if self._off or cold else tuple(self._saves(output))
         orders.let_go = self._requests.relax(self._free())
-        self._sent()
+        self._sent(orders)
         return orders
 
     def emergency(self) -> StepOrders:
@@ -337,21 +336,22 @@ class Scheduler:
         if self._grouped:
             self._grouped.drop_late()
         orders.dropped = self._requests.lose_sight()
-        self._sent()
+        self._sent(orders)
         return orders
 
     def _outgoing(self) -> StepOrders:
-        waiting = self._loads
         return StepOrders(
             namespace=self._engine.space.final,
+            engine=self._engine.generation(0),
             epoch=self._epoch,
-            loads=tuple(o for o in waiting.values() if isinstance(o, LoadOrder)),
+            loads=tuple(o for o in self._loads.values() if isinstance(o, LoadOrder)),
             held=tuple(self._held),
-            abandoned=tuple((n, o) for n, o in waiting.items() if not isinstance(o, LoadOrder)),
+            abandoned=tuple((n, o) for n, o in self._loads.items() if not isinstance(o, LoadOrder)),
             look=self._look,
         )
 
-    def _sent(self) -> None:
+    def _sent(self, orders: StepOrders) -> None:
+        orders.arrive()
         self._loads, self._held, self._allocated, self._blind = {}, [], {}, False
         self._tables.local.clear()
 

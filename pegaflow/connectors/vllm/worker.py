@@ -8,7 +8,8 @@ Every method runs in the engine's thread and only moves entries between lists. I
   for abandoned loads. It is not reported while a session may still write into its blocks.
 - Every held request is reported exactly once, as sent, as soon as no save of it is open or the
   scheduler lets it go. After HOLD_S its saves are dropped, so that nothing is held for longer.
-- When `preempted` returns, blocks that somebody else will write are not saved any more.
+- Blocks that somebody else will write are not saved any more once a step's orders are in this
+  process (orders.py); not every model runner calls `preempted` before it writes them.
 
 Results are collected once per step, at its first call, so that all its reports agree with each
 other.
@@ -37,7 +38,7 @@ from .layout import Tensor, Unrepresentable, sound_plan
 from .live import Weights
 from .metrics import Tally
 from .mover import LET_GO_S, LOAD_TIMEOUT_S, Load, Mover, Reset, Save, Skip
-from .orders import SavesDone, StepOrders
+from .orders import SavesDone, StepOrders, Taken
 from .settings import Engine
 from .watch import Seen, Watch
 
@@ -93,11 +94,8 @@ def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
     import torch
 
     by_address = {c.untyped_storage().data_ptr(): c for c in caches.values()}
-    found = []
-    for address in addresses:
-        storage = by_address[address].untyped_storage()
-        found.append(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
-    return found
+    storages = (by_address[address].untyped_storage() for address in addresses)
+    return [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in storages]
 
 
 def weights_of(models: Sequence[Any]) -> Weights:
@@ -147,6 +145,7 @@ class Worker:
         self._told = (0, 0, 0)  # what the scheduler knows: look answered, epoch, stale
         self._orders: StepOrders | None = None  # of the step that runs, or ran last
         self._refusing = False  # this step's loads would bring KV of other weights
+        self._taken = Taken(engine.generation(0) if engine else b"")
         self._loads: dict[str, Load] = {}  # not yet reported
         self._saves: dict[str, list[Save]] = {}  # open, by request; no empty lists
         self._held: dict[str, float] = {}  # request -> when its saves are dropped
@@ -242,6 +241,7 @@ class Worker:
             for saves in list(self._saves.values()):
                 self._drop_saves([s for s in saves if s.order.order in orders.dropped])
             self._ended.update(orders.dropped)  # those, too, of which a failed step has not told us
+            self._taken.orders.difference_update(orders.dropped)
 
     def drop_all(self) -> None:
         """Any block may be about to be overwritten."""
@@ -321,7 +321,7 @@ class Worker:
             self._ended.update(order.order for order in orders)
         elif self._moves:
             self._mark()
-            saves = tuple(map(Save, orders))
+            saves = tuple(Save(order, self._taken.orders) for order in orders)
             for save in saves:
                 self._saves.setdefault(save.order.request, []).append(save)
             self._mover.submit(saves)
