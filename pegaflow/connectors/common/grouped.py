@@ -203,7 +203,7 @@ class GroupedRequests(Requests):
         run = 0
         runs = [run := run + 1 if one else 0 for one in here]
         for place in range(end - 1, first // per, -1):
-            if runs[place * per - 1 - first] >= place * per - groups.first(group, place) > 0:
+            if runs[place * per - 1 - first] >= place * per - groups.first(group, place):
                 return place
         return 0
 

@@ -2,9 +2,10 @@
 
 vLLM puts layers that need the same blocks into a group; a request has a table of blocks for each
 of them. Layers of full attention need all blocks of a request. Layers of a sliding window need the
-few last ones, and vLLM takes the others away while the request goes on. Recurrent layers (Mamba,
-linear attention, short convolutions) keep a state, which is one block whatever the length of the
-request; the block before a place holds the state behind all tokens up to there.
+few last ones, and vLLM takes the others away while the request goes on. Layers of chunked local
+attention need those since the last multiple of a chunk, at which they need none. Recurrent layers
+(Mamba, linear attention, short convolutions) keep a state, which is one block whatever the length
+of the request; the block before a place holds the state behind all tokens up to there.
 
 A *place* is a number of tokens at which blocks of all groups end. Blocks of a group may have more
 tokens than those of another one: then there are as many tokens from one place to the next as the
@@ -67,6 +68,7 @@ class Group(NamedTuple):
     recurrent: bool = False  # such a block is a state, of which one is needed (a window of 1)
     hashes: int = 1  # the engine's, of a block
     spare: int = 1  # tokens computed behind a place at which the first of those blocks is away
+    chunk: int = 0  # blocks; those of one are needed up to a place in it (the window is at most)
 
 
 Entry = tuple[Group, int]
@@ -81,14 +83,12 @@ class Groups:
         self.hashes = lcm(*(group.hashes for group in self.all))
         """From one place to the next."""
         self.full = [group for group in self.all if group.window is None]
-        partial = [group for group in self.all if group.window is not None]
-        self.windows = [group for group in partial if not group.recurrent]
-        self.states = [group for group in partial if group.recurrent]
-        self.reach = max(
-            (-(-(group.window or 0) // self.per(group)) for group in partial), default=0
-        )
+        self.partial = [group for group in self.all if group.window is not None]
+        self.windows = [group for group in self.partial if not group.recurrent]
+        self.states = [group for group in self.partial if group.recurrent]
+        self.reach = self._reach(self.partial)
         """Places that the widest window reaches back."""
-        self.most = sum(group.window or 0 for group in partial)
+        self.most = sum(group.window or 0 for group in self.partial)
         """Blocks that are needed at a place at most, beside those of full attention."""
         self.spare = min((group.spare for group in self.windows if group.window), default=1)
         """Tokens computed behind a place at which a block of its windows is away."""
@@ -96,6 +96,9 @@ class Groups:
         """Of full attention, from one place to the next."""
         self.blocks = sum(map(self.per, self.all))
         """Of all groups, from one place to the next."""
+
+    def _reach(self, groups: Iterable[Group]) -> int:
+        return max((-(-(group.window or 0) // self.per(group)) for group in groups), default=0)
 
     def per(self, group: Group) -> int:
         """Blocks of a group from one place to the next."""
@@ -118,12 +121,17 @@ class Groups:
 
     @property
     def apart(self) -> int:
-        """Places from one at which windows are kept, come what may, to the next."""
-        return APART * self.reach
+        """Places from one at which windows are kept, come what may, to the next: where there are
+        chunks alone, a chunk, at whose end nothing of it is needed."""
+        chunks = max((group.chunk // self.per(group) for group in self.windows), default=0)
+        return APART * self._reach(group for group in self.partial if not group.chunk) or chunks
 
     def first(self, group: Group, place: int) -> int:
         """The first block of a group that is needed to resume at a place."""
-        return 0 if group.window is None else max(0, place * self.per(group) - group.window)
+        end = place * self.per(group)
+        if group.chunk:
+            return end // group.chunk * group.chunk
+        return 0 if group.window is None else max(0, end - group.window)
 
     def looked_for(self, end: int) -> tuple[Group, int]:
         """Where else one can resume than at this place.
@@ -131,7 +139,7 @@ class Groups:
         Returns:
             The group whose blocks tell it, the rarest of all, and the first block to look at.
         """
-        group = (self.states or self.windows)[0]
+        group = (self.states or [one for one in self.windows if not one.chunk] or self.windows)[0]
         back = STATES_BACK if self.states else self.apart
         return group, self.first(group, max(0, end - back))
 

@@ -1,11 +1,11 @@
 """vLLM's KV cache groups: which of them are served, and what they are to us (common/groups.py).
 
-Served are full attention (MLA too), sliding windows and recurrent states (Mamba, linear attention)
-in vLLM's `align` mode, in any number of groups. The memory of all groups is the same: vLLM gives a
-block to one group at a time, so what a block of any group holds is one page, and one layout
-describes them all. A state may be shorter than its page, which vLLM makes as long as those of
-attention; the page is saved as it lies. Which layers are in which group goes into the layout's
-name: another vLLM may group them otherwise.
+Served are full attention (MLA too), sliding windows, chunks beside full attention, and recurrent
+states (Mamba, linear attention) in vLLM's `align` mode, in any number of groups. The memory of all
+groups is the same: vLLM gives a block to one group at a time, so what a block of any group holds is
+one page, and one layout describes them all. A state may be shorter than its page, which vLLM makes
+as long as those of attention; the page is saved as it lies. Which layers are in which group goes
+into the layout's name: another vLLM may group them otherwise.
 
 Blocks of one group may have more tokens than those of another: where layers keep fewer bytes of a
 token than others, vLLM makes their blocks longer until the pages are alike, or packs pages of
@@ -34,6 +34,9 @@ each."""
 WINDOW = "SlidingWindowSpec"
 """The kind whose blocks leave their request when all of their tokens are out of the window."""
 
+CHUNK = "ChunkedLocalAttentionSpec"
+"""The kind whose blocks leave their request when the next chunk begins."""
+
 STATE = "MambaSpec"
 """The kind whose block is a state, of whatever recurrent layer."""
 
@@ -41,10 +44,10 @@ SHORT = "SHORT_CONV"
 """The end of the names of short convolutions, as vLLM types recurrent layers.  On the CPU a request
 that resumes from such a state, which vLLM has found in its own cache, says something else."""
 
-SERVED = FULL_ATTENTION | {WINDOW, STATE}
+SERVED = FULL_ATTENTION | {WINDOW, CHUNK, STATE}
 """All kinds that are served."""
 
-WINDOWED = frozenset({WINDOW, "ChunkedLocalAttentionSpec"})
+WINDOWED = frozenset({WINDOW, CHUNK})
 """Kinds that vLLM treats as full attention if it is started without its hybrid manager."""
 
 
@@ -95,6 +98,9 @@ def groups(vllm_config: Any, kv_cache_config: Any) -> Groups | None:
 def _group(number: int, spec: Any, tokens: int, hashes: int) -> Group:
     if _is_recurrent(spec):
         return Group(number, 1, recurrent=True, hashes=hashes)
+    if type(spec).__name__ == CHUNK:
+        blocks = int(spec.attention_chunk_size) // tokens
+        return Group(number, blocks - 1, hashes=hashes, spare=tokens, chunk=blocks)
     window = _window_tokens(spec)
     if window is None:
         return Group(number, hashes=hashes)
@@ -109,7 +115,7 @@ def describe(kv_cache_config: Any) -> str:
 
 def _described(spec: Any) -> str:
     """What of a layer matters."""
-    form = str(_window_tokens(spec))
+    form = str(_needs(spec)[1])
     if _is_recurrent(spec):
         names = ("mamba_type", "shapes", "dtypes")
         form = str([str(getattr(spec, name, "")) for name in names])
@@ -181,6 +187,8 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
         )
     if compat.attribute(vllm_config, "parallel_config.decode_context_parallel_size", 1) > 1:
         return "decode context parallelism is not supported with several KV cache groups"
+    if CHUNK in _kinds(found) and (why := _unservable_chunks(vllm_config, kv_cache_config)):
+        return why
     if STATE in _kinds(found) and (why := _unservable_states(vllm_config, kv_cache_config)):
         return why
     if any(len({_needs(one) for one in _layer_specs(spec)}) > 1 for spec in found):
@@ -194,11 +202,23 @@ def _unservable(vllm_config: Any, kv_cache_config: Any) -> str:
     return ""
 
 
+def _unservable_chunks(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why chunked local attention cannot be served; '' if it can."""
+    kept = compat.specs(kv_cache_config)
+    if not _kinds(kept) & FULL_ATTENTION:
+        return "chunked local attention is not supported without layers of full attention"
+    chunks = {one.attention_chunk_size for one in kept if type(one).__name__ == CHUNK}
+    if any(n % sizes.block_tokens(vllm_config, kv_cache_config) for n in chunks):
+        return "chunks of local attention end within a block"
+    return ""
+
+
 def _needs(spec: Any) -> tuple[str, Any]:
     """Which blocks of a request a layer needs."""
     if type(spec).__name__ in FULL_ATTENTION:
         return "all", None
-    return type(spec).__name__, compat.attribute(spec, "sliding_window")
+    tokens = "attention_chunk_size" if type(spec).__name__ == CHUNK else "sliding_window"
+    return type(spec).__name__, compat.attribute(spec, tokens)
 
 
 def _unservable_states(vllm_config: Any, kv_cache_config: Any) -> str:

@@ -37,6 +37,18 @@ def test_windows_are_there_as_long_as_the_shortest_spare() -> None:
     assert Groups([FULL]).spare == 1
 
 
+def test_of_a_chunk_what_is_behind_its_start_is_needed() -> None:
+    chunked = Group(1, 3, chunk=4)
+    groups = Groups([Group(0), chunked])
+    assert [groups.first(chunked, place) for place in range(9)] == [0, 0, 0, 0, 4, 4, 4, 4, 8]
+    assert groups.needed(8, 7) == [(Group(0), 7)], "at the end of a chunk nothing of it"
+    assert groups.count(7) == len(groups.needed(7)) == 7 + 3
+    assert groups.kept([6, 8], 5) == [(chunked, 5)]
+    assert (groups.apart, groups.looked_for(7)) == (4, (chunked, 0))
+    beside = Groups([Group(0), chunked, Group(2, 1)])
+    assert (beside.apart, beside.looked_for(20)[0]) == (APART, Group(2, 1))
+
+
 def test_to_resume_is_to_have_every_group() -> None:
     groups = Groups([FAR, FULL, NEAR])
     assert groups.needed(5) == [

@@ -6,10 +6,23 @@ from typing import Any
 from pegaflow.connectors.common.groups import Group, window_blocks, window_spare
 
 from .fakes import BLOCK, FullAttentionSpec
-from .specs import MambaSpec, SlidingWindowSpec
+from .specs import ChunkedLocalAttentionSpec, MambaSpec, SlidingWindowSpec
 
 STATE = -1
 """In place of a window: the group's layers keep a state (recurrent.py)."""
+
+
+class Chunk(int):
+    """In place of a window: tokens of a chunk of local attention."""
+
+
+def skipped(window: int | None, computed: int) -> int:
+    """Tokens that the next one does not see, as vLLM counts them."""
+    if window is None:
+        return 0
+    return (
+        computed // window * window if isinstance(window, Chunk) else max(0, computed - window + 1)
+    )
 
 
 def seen_as(number: int, window: int | None, tokens: int = BLOCK) -> Group:
@@ -19,6 +32,9 @@ def seen_as(number: int, window: int | None, tokens: int = BLOCK) -> Group:
         return Group(number, 1, recurrent=True, hashes=hashes)
     if window is None:
         return Group(number, hashes=hashes)
+    if isinstance(window, Chunk):
+        blocks = window // tokens
+        return Group(number, blocks - 1, hashes=hashes, spare=tokens, chunk=blocks)
     spare = window_spare(window, tokens)
     return Group(number, window_blocks(window, tokens), hashes=hashes, spare=spare)
 
@@ -34,6 +50,9 @@ def kv_config(windows: list[int | None], blocks: int, sizes: list[int]) -> Any:
         spec: Any = FullAttentionSpec() if window is None else SlidingWindowSpec()
         if window == STATE:
             spec = MambaSpec()
+        elif isinstance(window, Chunk):
+            spec = ChunkedLocalAttentionSpec()
+            spec.attention_chunk_size = window
         elif window is not None:
             spec.sliding_window = window
         spec.block_size = tokens

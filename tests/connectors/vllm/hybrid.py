@@ -23,7 +23,7 @@ from pegaflow.connectors.common.groups import Groups
 from pegaflow.wire.identities import NO_KEY, Key
 
 from .fakes import BLOCK, Store, config, role, worker_output
-from .grouping import STATE, kv_config, seen_as
+from .grouping import STATE, kv_config, seen_as, skipped
 
 SHAPE = (2, 16)
 """Layers, and bytes of a block in each."""
@@ -172,7 +172,7 @@ class Hybrid:
         done = request.num_computed_tokens - request.num_in_flight_tokens
         for window, size, table in zip(self.windows, self.sizes, request.tables, strict=False):
             if window is not None:
-                gone = min(max(0, done - window + 1) // size, len(table))
+                gone = min(skipped(window, done) // size, len(table))
                 self._give_back([block for block in table[:gone] if block])
                 table[:gone] = [0] * gone
 
@@ -329,7 +329,7 @@ class Hybrid:
         """Give it the blocks that are found, and room for those that are to be loaded."""
         end = local + external
         spans = [  # of each group: the first block that is needed, the first to load, and the end
-            (0 if window is None else max(0, end - window + 1) // size, local // size, end // size)
+            (skipped(window, end) // size, local // size, end // size)
             for window, size in zip(self.windows, self.sizes, strict=True)
         ]
         missing = sum(max(0, last - max(first, here)) for first, here, last in spans)
@@ -362,7 +362,7 @@ class Hybrid:
     def _compute(self, request: Asked, computed: int, tokens: int) -> None:
         for group, (window, table) in enumerate(zip(self.windows, request.tables, strict=True)):
             size = self.sizes[group]
-            first = 0 if window is None else max(0, computed - window + 1) // size
+            first = skipped(window, computed) // size
             for block in range(first, computed // size):
                 assert table[block], f"{request.request_id}: {block} of group {group} is away"
                 right = kv(*self._name(request, group, block))

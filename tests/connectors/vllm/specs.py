@@ -72,7 +72,16 @@ class PrivateSpec(FullAttentionSpec):
 class ChunkedLocalAttentionSpec(FullAttentionSpec):
     """Of layers that see a chunk."""
 
+    attention_chunk_size = 8 * BLOCK
 
+
+class CutSpec(ChunkedLocalAttentionSpec):
+    """Of layers whose chunks end within a block."""
+
+    attention_chunk_size = 8 * BLOCK + 2
+
+
+CutSpec.__name__ = "ChunkedLocalAttentionSpec"
 OddSpec.__name__ = LeftSpec.__name__ = "SlidingWindowSpec"
 PrivateSpec.__name__ = "FullAttentionSpec"
 DenseSpec.__name__ = DraftedSpec.__name__ = ShortConvSpec.__name__ = "MambaSpec"

@@ -15,7 +15,7 @@ from pegaflow.connectors.vllm.layout import Unrepresentable
 from pegaflow.wire.identities import Key
 
 from .fakes import BLOCK, FullAttentionSpec, Store, config, role
-from .grouping import STATE, both_forms
+from .grouping import STATE, Chunk, both_forms
 from .hybrid import SHAPE, Hybrid, kv, names
 from .recurrent import Recurrent
 from .specs import SlidingWindowSpec
@@ -30,6 +30,8 @@ KINDS = {
     "full and states": [STATE, None, STATE],
     "states alone": [STATE],
     "all kinds": [4 * BLOCK, STATE, None],
+    "full and chunks": [None, Chunk(8 * BLOCK)],
+    "chunks and windows": [Chunk(5 * BLOCK), None, 4 * BLOCK],
 }
 Start = Callable[..., Hybrid]
 

@@ -26,6 +26,7 @@ from .pair import Pair
 from .specs import (
     ChunkedLocalAttentionSpec,
     CrossAttentionSpec,
+    CutSpec,
     DenseSpec,
     DraftedSpec,
     LeftSpec,
@@ -101,8 +102,8 @@ UNSERVED = [
     ({}, (FullAttentionSpec, LeftSpec), "--disable-hybrid-kv-cache-manager"),
     ({}, (FullAttentionSpec, LeftSpec), "keep more than they attend to"),
     ({}, (FullAttentionSpec, PrivateSpec), "may not be stored"),
-    ({}, (FullAttentionSpec, ChunkedLocalAttentionSpec), "--disable-hybrid-kv-cache-manager"),
-    ({}, (ChunkedLocalAttentionSpec,), "kind ChunkedLocalAttentionSpec is not supported"),
+    ({}, (FullAttentionSpec, CutSpec), "end within a block"),
+    ({}, (ChunkedLocalAttentionSpec,), "without layers of full attention"),
     ({"decode": 2}, (FullAttentionSpec, SlidingWindowSpec), "decode context parallelism"),
     ({}, (FullAttentionSpec, CrossAttentionSpec), "the KV cache kind CrossAttentionSpec"),
     ({}, (), "0 KV cache groups"),
