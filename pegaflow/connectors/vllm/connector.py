@@ -144,7 +144,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             blocks = int(compat.attribute(kv_cache_config, "num_blocks", 0))
             layout = compat.layout_name(kv_cache_config) + kvgroups.layers(kv_cache_config)
             whole = kvgroups.are_several(kv_cache_config)
-            self._worker = Worker(made, layout, blocks, rank=made.rank, whole=whole)
+            self._worker = Worker(made, layout, blocks, rank=made.rank, whole=whole, why="")
         self._off = False
 
     def _keep_promises(self, vllm_config: Any, kv_cache_config: Any, why: str) -> None:

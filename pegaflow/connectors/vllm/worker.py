@@ -227,8 +227,14 @@ class Worker:
     @property
     def _moves(self) -> bool:
         """Whether loads and saves can be started."""
-        stale = self._watch is not None and self._watch.stale
-        return not (self._mover is None or self._mover.stopping or self._disagrees or stale)
+        return self._mover is not None and not self._is_off
+
+    @property
+    def _is_off(self) -> bool:
+        """Whether none can be, and will not be for now; not while the engine sleeps."""
+        if self._memory is None or (self._mover is not None and self._mover.stopping):
+            return True
+        return self._disagrees or (self._watch is not None and self._watch.stale)
 
     # a step, in vLLM's order
 
@@ -369,7 +375,7 @@ class Worker:
         """What the scheduler half should know; None: nothing new."""
         watch, asked = self._watch, self._orders.look.number if self._orders else 0
         epoch, bit = watch.epoch if watch else 0, 1 << self._rank
-        stale = 0 if self._moves else bit
+        stale = bit if self._is_off else 0
         if not self._ended and (asked, epoch, stale) == self._told:
             return None
         self._told, ended = (asked, epoch, stale), dict.fromkeys(self._ended, bit)
