@@ -112,7 +112,7 @@ class Worker:
 
     Args:
         engine: None: there is none to be served, and nothing is moved; promises are kept.
-        layout_name: vLLM's own of the axis order; '' where it has none.
+        layout: vLLM's own name of the axis order; '' where it has none.
         blocks: how many the engine has.
         rank: this worker's.
         whole: vLLM hears of a load that has failed by the request's name, not by the blocks.
@@ -120,18 +120,11 @@ class Worker:
     """
 
     def __init__(
-        self,
-        engine: Engine | None,
-        layout_name: str,
-        blocks: int,
-        *,
-        rank: int,
-        whole: bool,
-        why: str = "",
+        self, engine: Engine | None, layout: str, blocks: int, *, rank: int, whole: bool, why: str
     ) -> None:
         self._engine = engine  # None: there is none; nothing is moved, promises are kept
         self._why = why  # what is still to be said of that
-        self._layout_name = layout_name
+        self._layout_name = layout
         self._blocks = blocks  # how many the engine has
         self._rank = rank
         self._whole = whole
