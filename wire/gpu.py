@@ -26,11 +26,11 @@ always does.  Which of them it was shows nowhere but in the time that it takes.
 Order on the device.  The engine's kernels run long after its thread has launched them.  So the
 client names an *event* as well, and records it, on the stream of the engine's kernels, before each
 Load and Save that it says: a block is full only when the kernels that fill it are done, and is free
-to be loaded only when the kernels that still read it are.  The session's stream waits for the
-event's newest record before a copy; nothing ever waits for the whole device.  A record that comes
-later makes a copy wait longer, and never less.  The other direction needs no event: Loaded and
-BatchCopied are said when the host has seen the copy's end, and what the engine launches after that
-comes after it.
+to be loaded only when the kernels that still read it are.  The session waits for the event's newest
+record before it gives the device a copy; nothing ever waits for the whole device.  A record that
+comes later makes a copy wait longer, and never less.  The other direction needs no event: Loaded
+and BatchCopied are said when the host has seen the copy's end, and what the engine launches after
+that comes after it.
 
 When the engine may free.  To free memory that another process has open, or an event, is undefined
 (CUDA runtime API, cudaIpcOpenMemHandle).  So the client frees nothing before Left, or before the

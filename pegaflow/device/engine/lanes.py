@@ -3,8 +3,13 @@
 Each device that an engine of ours uses has two lanes, one for loads and one for saves, so that a
 save which waits for the engine's kernels holds no load up.  A lane is a stream, a thread that fills
 it and a thread that sees what is done.  The first takes all copies that have come since its last
-turn, and gives the device the pieces of all of them at once; each copy ends in an event of its own,
-so each request is over when its own bytes are there.
+turn, waits until what the engine has launched before them is done, and gives the device the pieces
+of all of them at once; each copy ends in an event of its own, so each request is over when its own
+bytes are there.
+
+The thread waits for the engine's event, and not the stream: the driver takes a limited number of
+calls for work that waits, and holds up who calls it for more, also for other streams, until that
+work is done.  Nothing that is given to the device waits for anybody's kernels.
 
 A copy goes in parts of some MiB, each behind an event: blocks whose pages are registered with the
 driver, which the device reads and writes by itself, or blocks whose pages are not, which go through
@@ -18,9 +23,9 @@ what comes beyond that is refused, and what has waited past its deadline is not 
 
 The interpreter's lock is free while a thread waits: cupy gives it back in eventSynchronize, in all
 calls of copies and launches, in hostAlloc and in hostRegister (14.2,
-cupy_backends/cuda/api/runtime.pyx and driver.pyx).  It does not in setDevice and in the calls of
-ipc: the first is fast once the context is there (cuda.py), the others are made once for each
-attach.
+cupy_backends/cuda/api/runtime.pyx and driver.pyx).  It does not in setDevice, in calls that make,
+record or destroy events, and in those of ipc: they are fast while no queue of the driver's is full,
+and the last are made once for each attach.
 
 The streams have the lowest priority that there is: a number beyond the range is clamped to it
 (cudaStreamCreateWithPriority), and cupy has no call that says the range.  It is 0, that of a stream
@@ -129,6 +134,8 @@ class Lane:
         self._runtime, self._device, self._pool = runtime, device, pool
         self._registered, self._kind = registered, kind
         self._stream = runtime.streamCreateWithPriority(cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY)
+        self._gate = runtime.streamCreateWithPriority(cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY)
+        self._opened = runtime.eventCreateWithFlags(cuda.DISABLE_TIMING | cuda.BLOCKING_SYNC)
         self._methods: dict[Name, Method] = {
             name: Copies(runtime, self._stream, kind, strided=name is Name.STRIDED)
             for name in (Name.LOOP, Name.STRIDED)
@@ -183,11 +190,18 @@ class Lane:
     def _submit(self) -> None:
         while True:
             for copy in self._step():
+                self._await_engine(copy.memory)
                 copy.result = copy.check() or copy.result
                 if copy.result.ok:
-                    self._runtime.streamWaitEvent(self._stream, copy.memory.event, 0)
                     self._issue(copy)
                 self._mark([copy.end])
+
+    def _await_engine(self, memory: Memory) -> None:
+        """Until what it has launched before its newest order is done."""
+        runtime = self._runtime
+        runtime.streamWaitEvent(self._gate, memory.event, 0)
+        runtime.eventRecord(self._opened, self._gate)
+        runtime.eventSynchronize(self._opened)
 
     def _issue(self, copy: Copy) -> None:
         for part in self._parts(copy):
