@@ -96,8 +96,12 @@ Who dies when:
   bytes are in the pages, and that memory goes with the process.
 * session that says nothing for as long as the client has patience: the client kills it, whether or
   not a load is open, for it may have handles open.
-* two sessions in a row, soon after they had opened the memory: what ends them may be the memory, so
-  the client names none to those that follow, and is served staged.
+* two sessions in a row to which the memory was named: what ends them may be the memory, so the
+  client names none to those that follow, and is served staged.  It counts a session that dies, or
+  that the client has to kill, before Attached, soon after it, or once it was asked to move blocks.
+  A load that ends well, or a save that has stored something, ends the row: the memory is sound.
+  Not counted is a session that the client has left, which may end of that, and one that had nothing
+  to do for longer: services are restarted under idle engines.
 * session after Loaded or Saved: as for process_vm.
 * supervisor, index, allocator: nothing of this is known to them.
 """

@@ -90,9 +90,9 @@ class Machine:
         self._mapped = False  # the session has had what it needs to reach our memory
         self.visible = False  # we hold a pidfd of the session
         self.by_gpu = False  # a GPU may write into our blocks on its behalf
-        self._falls = 0  # sessions in a row that died soon after they had opened GPU memory
+        self._falls = 0  # sessions in a row that GPU memory may have ended, and none has moved any
         self._left = NOBODY  # the session that we have taken leave of last, which may end of that
-        self._dialled_ns = 0  # when the session was asked to serve us, and when it began to
+        self._attached_ns: int | None = None  # since when the session has our memory open
         self.lives = 0  # times that a session began to serve us
 
     # the engine's calls
@@ -110,12 +110,11 @@ class Machine:
             return [] if self.state is State.DYING else self._lose(now)
 
         def left(answer: Message | None, now: int) -> list[Effect]:
-            self._left = self.link.session
             return self._lose(now) if isinstance(answer, Left) else self._kill(now)
 
         effects = self.operations.end_staged(Status.DISCONNECTED)
         self.link.forget_all(but=self.operations.questions())
-        self.state, self._pinging = State.LEAVING, False
+        self.state, self._pinging, self._left = State.LEAVING, False, self.link.session
         return [*effects, self.link.ask(Leave(), now + LEAVE_NS, left)]
 
     # the world
@@ -137,7 +136,7 @@ class Machine:
         memory, me = self.operations.memory, self.me
         if memory is not None and self._falls >= FALLS_MAX:
             memory = replace(memory, way=Way.STAGED)
-        self.visible, self._dialled_ns = visible, now
+        self.visible, self._attached_ns = visible, None
         named = memory is not None and memory.gpu.regions and memory.way is not Way.STAGED
         self._mapped = self.by_gpu = bool(visible and named)
         if memory is None:
@@ -158,7 +157,7 @@ class Machine:
             self.operations.loads, self.operations.saves = answer.loads, answer.saves
             self.operations.chains = answer.chains
             self.note = answer.note or (FALLEN if self._falls >= FALLS_MAX else "")
-            self._dialled_ns = now
+            self._attached_ns = now
             if self.by_gpu and answer.loads is Way.STAGED:  # what it had opened it has closed
                 self._mapped = self.by_gpu = False
             return [MapFiles(answer)]
@@ -174,8 +173,8 @@ class Machine:
 
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
-        if self.by_gpu and self.link.session != self._left:
-            self._falls = self._falls + 1 if now < self._dialled_ns + SOON_NS else 0
+        if self.by_gpu and self.link.session != self._left and not self._rested(now):
+            self._falls += 1
         return self._lose(now, proven=True)
 
     def mapped(self, ok: bool, why: str, now: int) -> list[Effect]:
@@ -256,6 +255,11 @@ class Machine:
 
         return [self.link.ask(Ping(), now + PING_NS, ponged, fatal=True)]
 
+    def _rested(self, now: int) -> bool:
+        """Whether the session has had our memory open for a while, and nothing to do there."""
+        since = self._attached_ns
+        return since is not None and now >= since + SOON_NS and not self.operations.asked
+
     def _spared(self) -> bool:
         return self.operations.written and self.busy()
 
@@ -272,6 +276,8 @@ class Machine:
         self.state, self.link.session, self._pinging = State.LOST, NOBODY, False
         self._mapped = False
         self.link.forget_all()
+        if self.operations.forget_session():
+            self._falls = 0
         self._retry_at_ns = now + min(most_ns, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
         self._tries += 1
         return [*effects, *self.operations.end_all(Status.PEER_GONE)]

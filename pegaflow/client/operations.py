@@ -93,7 +93,14 @@ class Operations:
         self.loads = Way.STAGED  # how our rank is served; valid while a session serves us
         self.saves = Way.STAGED
         self.chains = False  # a save may bring several; valid likewise
+        self.asked = False  # the session was to move blocks by itself
+        self._moved = False  # and has
         self._link, self._ready, self._kill = link, ready, kill
+
+    def forget_session(self) -> bool:
+        """The session is gone; whether it has moved blocks by itself."""
+        moved, self.asked, self._moved = self._moved, False, False
+        return moved
 
     # what the engine starts and ends
 
@@ -140,6 +147,7 @@ class Operations:
                 return self._end(ticket, answer.status)
             if not isinstance(answer, Loaded):
                 return self._kill(now)
+            self._moved = True
             return self._finish(ticket, LoadDone(ticket, Status.OK, ()))
 
         if not self._ready() or self.memory is None:
@@ -150,7 +158,7 @@ class Operations:
         if self.loads is Way.STAGED:
             ask = Load(number, rank, first, len(blocks))
             return ticket, [self._ask(ticket, ask, deadline, pages)]
-        self.open[ticket].direct = True
+        self.open[ticket].direct = self.asked = True
         ask = Load(number, rank, first, len(blocks), blocks=blocks)
         grace_ns = min(GRACE_NS, max(0, deadline - now) // 2)
         told = self._ask(ticket, ask, deadline - grace_ns, loaded, grace_ns=grace_ns, fatal=True)
@@ -207,6 +215,7 @@ class Operations:
         def saved(answer: Message | None, now: int) -> list[Effect]:
             if isinstance(answer, Saved):
                 lost = tuple(answer.lost)
+                self._moved |= bool(named and answer.saved and answer.status is Status.OK)
                 done = SaveDone(ticket, answer.status, answer.saved, answer.known, lost=lost)
                 return self._finish(ticket, done)
             return [self._link.tell(Drop(ticket)), *self._end(ticket, Status.EXPIRED)]
@@ -214,6 +223,7 @@ class Operations:
         if not self._ready() or self.memory is None:
             return ticket, self._end(ticket, Status.DISCONNECTED)
         named = () if self.saves is Way.STAGED else blocks
+        self.asked |= bool(named)
         ask = _save(ticket, self.memory.rank, chains, commits, blocks=named)
         return ticket, [self._ask(ticket, ask, deadline, saved)]
 

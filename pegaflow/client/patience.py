@@ -22,8 +22,9 @@ OPEN_GPU_NS: Nanoseconds = 10_000_000_000
 CUDA context, which takes a second or two on a host that has done neither lately."""
 
 SOON_NS: Nanoseconds = 5_000_000_000
-"""A session that dies so soon after it has opened GPU memory may have died of that: an engine's
-first save comes within a step or two."""
+"""A session that dies so soon after it has opened GPU memory may have died of that, though it was
+asked to move nothing; of one that dies later, and still was not, an operator has stopped the
+service under an idle engine."""
 
 FALLS_MAX: Count = 2
 """So many in a row, and GPU memory is not named to the next one: what a driver does not do for one

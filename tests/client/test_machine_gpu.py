@@ -16,10 +16,10 @@ from pegaflow.client.patience import (
     RETRY_NS,
     SOON_NS,
 )
-from pegaflow.client.results import LoadDone
+from pegaflow.client.results import LoadDone, SaveDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU, GpuMemory, GpuRegion
-from pegaflow.wire.session import Attach, Attached, Leave, Left, Ping, Way
+from pegaflow.wire.session import Attach, Attached, Leave, Left, Loaded, Ping, Saved, Way
 from pegaflow.wire.status import Status
 
 from .test_machine import BLOCKS, BOSS, MS, PEER, Client
@@ -128,12 +128,71 @@ def test_memory_of_which_sessions_die_at_once_is_not_named_again(lives_ns: int) 
     assert served_again(c).way is attach.way, "and it stays so"
 
 
-def test_a_session_that_ends_since_all_have_left_it_is_no_fall_of_the_memory() -> None:
+def asked_again(c: Client) -> Attach:
+    """The session has died, and the next one is asked and says nothing yet."""
+    c.do(c.m.session_died(c.now))
+    c.wait(RETRY_NS[-1])
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+    attach = c.question(Attach).message
+    assert isinstance(attach, Attach)
+    return attach
+
+
+def test_memory_that_no_session_opens_in_time_is_not_named_again() -> None:
+    c, attach = dialled()
+    for _ in range(FALLS_MAX):
+        assert attach.gpu == GPU
+        c.sent.clear()
+        c.wait(OPEN_GPU_NS + 1)
+        assert c.others[-1] == KillSession()
+        attach = asked_again(c)
+    assert (attach.gpu, attach.way) == (NO_GPU, Way.STAGED)
+
+
+def test_memory_of_which_the_first_copy_kills_is_not_named_again_however_late_it_comes() -> None:
+    c = ready()
+    for start in (c.load, c.save):
+        c.wait(10 * SOON_NS)
+        start()
+        attach = served_again(c)
+    assert (attach.gpu, attach.way) == (NO_GPU, Way.STAGED)
+
+
+@pytest.mark.parametrize("saved", [0, 3])
+def test_what_a_session_has_moved_says_that_the_memory_is_sound(saved: int) -> None:
+    """Blocks that were there already nobody has moved."""
+    c = ready()
+    for _ in range(2 * FALLS_MAX):
+        ticket, question = c.save()
+        c.answer(question, Saved(Status.OK, saved, 3 - saved))
+        assert c.done[-1] == SaveDone(ticket, Status.OK, saved, 3 - saved)
+        attach = served_again(c)
+        if not saved and attach.gpu == NO_GPU:
+            break
+    assert (attach.gpu == GPU) is bool(saved)
+
+
+def test_a_load_that_ends_well_ends_the_row_and_one_that_fails_does_not() -> None:
+    c = ready()
+    for status in (Status.COPY_FAILED, Status.OK, Status.COPY_FAILED):
+        _, question = c.load()
+        c.answer(question, Loaded(status))
+        assert served_again(c).gpu == GPU
+    c.load()
+    assert served_again(c).gpu == NO_GPU
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_session_that_ends_since_all_have_left_it_is_no_fall_of_the_memory(says_so: bool) -> None:
     """The front desk may still name it to an engine that comes back at once."""
     c = ready()
     for _ in range(FALLS_MAX + 1):
         c.do(c.m.leave(c.now, for_good=False))
-        c.answer(c.question(Leave), Left())
+        left = c.question(Leave)
+        if says_so:
+            c.answer(left, Left())
+        else:
+            c.do(c.m.session_died(c.now))
         c.do(c.m.register(MEMORY))
         c.wait(RETRY_NS[-1])
         c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
