@@ -78,7 +78,9 @@ Who dies when:
 * spare before Warmed: the next spare is told the same.  If that dies, too, unclean and before it
   has said Warmed, no spare is told any more until an engine is served on a GPU: what does not work
   there must not take the spares of engines that need none.
-* spare that is given an engine before Warmed: the engine's memory is opened once that is over.
+* spare that is given an engine before Warmed: what it has not begun it answers as not found, and
+  begins no more.  The engine's memory is opened beside what it has, but for that device itself.
+  Who waits for a spare to come up gets one that has been told of no device.
 * client between Attach and Attached: the session's pidfd on it fires, and the session ends.  A
   handle that it had not opened yet cannot be opened any more; one that it has, keeps the memory
   from being reused until the session's process is gone.

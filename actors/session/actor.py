@@ -72,7 +72,7 @@ class Session(Actor):
         self.tables = tables = PageTables()
         self.registration = registration = Registration(tables)
         devices = Devices(member, registration)
-        self.engine = engine = Engine(member)
+        self.engine = engine = Engine(member, devices)
         self.hazards = hazards = HazardBook(member, engine, open_hazards, open_finder)
         self.pins = pins = Pins(engine, hazards, counts)
         touches = Touches(member, counts)

@@ -1,9 +1,10 @@
 """The GPUs that this process has a context on, or is to have: see wire/gpu.py, *Warm spares*.
 
-A spare is told which; a session says which its engine is served on.  Once there is a context, the
-pool is registered with the driver (registration.py).
+A spare is told which, and makes one context after the other; a session says which its engine is
+served on.  Once there is a context, the pool is registered with the driver (registration.py).
 """
 
+from collections import deque
 from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import Do, Effect, Note, On, Part, Send, Sender, on
@@ -24,6 +25,7 @@ class Devices(Part):
         self._member, self._registration = member, registration
         self._used: set[str] = set()  # by our engine
         self._complaints: set[str] = set()  # what has been said of GPUs that cannot be had
+        self._told: deque[str] = deque()  # GPUs to be ready for; the first is being made so
 
     def handlers(self) -> Iterable[On]:
         """The supervisor's word."""
@@ -38,16 +40,30 @@ class Devices(Part):
         registered = self._registration.begin(serving=True)
         return registered + ([] if said else [Send(supervisor, UsesGpu(gpu))])
 
-    def _on_warm(self, sender: Sender, msg: Warm, now: int) -> list[Effect]:
-        def warmed(result: GpuWarmed | Done, now: int) -> list[Effect]:
-            if isinstance(result, GpuWarmed):
-                registered = self._registration.begin(serving=bool(self._used))
-                return [*registered, Send(sender.address, Warmed(msg.gpu, result.gpu))]
-            effects: list[Effect] = [Send(sender.address, Warmed(msg.gpu))]
-            if result.note not in self._complaints:
-                self._complaints.add(result.note)
-                facts = (("gpu", msg.gpu), ("why", result.note), ("then", "a spare without it"))
-                effects.append(Note("gpu_not_warm", facts, LogLevel.WARNING))
-            return effects
+    def serve(self) -> list[Effect]:
+        """There is an engine: of other GPUs than its own no context is begun any more."""
+        dropped = [self._told.pop() for _ in range(len(self._told) - 1)]
+        return [Send(self._member.supervisor, Warmed(gpu)) for gpu in reversed(dropped)]
 
-        return [Do(WarmGpu(msg.gpu), warmed)]
+    def _on_warm(self, sender: Sender, msg: Warm, now: int) -> list[Effect]:
+        self._told.append(msg.gpu)
+        return self._warm() if len(self._told) == 1 else []
+
+    def _warm(self) -> list[Effect]:
+        def warmed(result: GpuWarmed | Done, now: int) -> list[Effect]:
+            gpu = self._told.popleft()
+            return [*self._say(gpu, result), *(self._warm() if self._told else [])]
+
+        return [Do(WarmGpu(self._told[0]), warmed)]
+
+    def _say(self, gpu: str, result: GpuWarmed | Done) -> list[Effect]:
+        supervisor = self._member.supervisor
+        if isinstance(result, GpuWarmed):
+            registered = self._registration.begin(serving=bool(self._used))
+            return [*registered, Send(supervisor, Warmed(gpu, result.gpu))]
+        effects: list[Effect] = [Send(supervisor, Warmed(gpu))]
+        if result.note not in self._complaints:
+            self._complaints.add(result.note)
+            facts = (("gpu", gpu), ("why", result.note), ("then", "a spare without it"))
+            effects.append(Note("gpu_not_warm", facts, LogLevel.WARNING))
+        return effects

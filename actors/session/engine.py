@@ -17,6 +17,7 @@ from pegaflow.wire.session import Left, Ping, Pong
 from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import CLIENT, SUPERVISOR, Address
 
+from .devices import Devices
 from .ranks import Rank
 from .space import Space
 
@@ -30,8 +31,8 @@ DIAL_NS: Nanoseconds = 10_000 * MS
 class Engine(Part):
     """One engine's clients and ranks."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, member: Member, devices: Devices) -> None:
+        self._member, self._devices = member, devices
         self.serve: Serve | None = None  # the engine; None: a spare
         self.clients: set[Address] = set()  # that have spoken and not left
         self.remote: set[Address] = set()  # those of them whose pids mean nothing here
@@ -135,7 +136,7 @@ class Engine(Part):
         if self.serve is None:
             self.serve, self.served_ns = msg, now
             watch = [] if msg.remote else self.watch(msg.pid, msg.started_ticks)
-            return [Reply(sender, Serving()), *watch]
+            return [Reply(sender, Serving()), *watch, *self._devices.serve()]
         same = (self.serve.engine, self.serve.generation) == (msg.engine, msg.generation)
         assert same, "a session serves one engine"
         return [Reply(sender, Serving())]

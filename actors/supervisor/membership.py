@@ -69,7 +69,6 @@ class Membership(Part):
         spec = SPECS[name]
         welcome = self._pool.known if spec.pool else self._pool.welcome()
         effects: list[Effect] = [Send(child.address, welcome), *self._operator.greet(child)]
-        effects += self._warmth.greet(child)
         if spec.core:
             effects.append(Send(child.address, self._members()))
         for other in self._children.heard_of():
@@ -81,7 +80,8 @@ class Membership(Part):
                 effects.append(Send(other.address, neighbour(child)))
         if self._lifecycle.stage is Stage.DRAINING:
             effects.append(Send(child.address, Drain()))
-        return effects + self._attach.go_on(now)
+        effects += self._attach.go_on(now)  # an engine may wait for this one
+        return effects + self._warmth.greet(child)
 
     def _on_exited(self, sender: Sender, msg: Exited, now: int) -> list[Effect]:
         child = self._children.remove(msg.address)

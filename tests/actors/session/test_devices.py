@@ -7,7 +7,7 @@ from pegaflow.wire.gpujobs import GpuWarmed, MapGpu, PinPages, WarmGpu
 from pegaflow.wire.jobs import EnterPages, PagesEntered
 from pegaflow.wire.status import Status
 from tests.actors.rig import BOSS, CLIENT_7, EXTENT, POOL, pick, said
-from tests.actors.sessions import serving, spare
+from tests.actors.sessions import SERVE, serving, spare
 
 from .test_gpu import GPU, ON_GPU
 
@@ -33,6 +33,27 @@ def test_one_that_cannot_says_so_in_one_line_and_is_a_spare_as_any_other() -> No
     assert line.level is LogLevel.WARNING and ("why", "no cupy") in line.facts
     rig.wait(BEAT_NS)
     assert not rig.wanted(PinPages) and rig.stop is None
+
+
+def test_what_was_not_begun_when_an_engine_comes_is_not_done() -> None:
+    rig, _ = spare()
+    for gpu in ("0", "1", "2"):
+        rig.tell(BOSS, Warm(gpu))
+    assert rig.wanted(WarmGpu) == [WarmGpu("0")]
+    told = [e.message for e in pick(rig.ask(BOSS, SERVE), Warmed, BOSS)]
+    assert told == [Warmed("1"), Warmed("2")]
+    assert said(rig.done(WarmGpu, GpuWarmed("bus/uuid")), Warmed, BOSS) == Warmed("0", "bus/uuid")
+    assert not rig.wanted(WarmGpu)
+
+
+def test_a_spare_makes_one_context_after_the_other() -> None:
+    rig, _ = spare()
+    for gpu in ("0", "1"):
+        rig.tell(BOSS, Warm(gpu))
+    rig.done(WarmGpu, GpuWarmed("bus/uuid"))
+    assert rig.wanted(WarmGpu) == [WarmGpu("1")]
+    rig.done(WarmGpu, GpuWarmed("bus/other"))
+    assert not rig.wanted(WarmGpu)
 
 
 def test_the_supervisor_hears_once_of_a_gpu_that_an_engine_uses() -> None:

@@ -3,12 +3,12 @@
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.actors.supervisor.warmth import LINGER_NS, WARM_FALLS_MAX
-from pegaflow.wire.control import Bye, Drain, UsesGpu, Warm, Warmed
+from pegaflow.wire.control import Bye, Drain, Serve, UsesGpu, Warm, Warmed
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Exited
 from pegaflow.wire.values import SESSION, Address
 from tests.actors.group import Group
-from tests.actors.rig import pick, said
+from tests.actors.rig import one, pick, said
 
 GPU, OTHER = "0000:65:00.0/07", "0000:b3:00.0/10"
 
@@ -48,6 +48,12 @@ def test_each_spare_is_told_of_the_devices_that_are_named() -> None:
     group, told = named("0", "3")
     (spare,) = spares(group)
     assert told == [(spare, "0"), (spare, "3")]
+
+
+def test_one_that_an_engine_waits_for_is_told_of_none() -> None:
+    group = Group(Plan(0, "run", "0.1", devices=("0",)))
+    sent = group.open()
+    assert one(sent, Serve).receiver.name == SESSION and warm(sent) == []
 
 
 def test_a_device_that_an_engine_uses_is_for_the_spares_that_are_there_and_for_the_next() -> None:
