@@ -90,6 +90,8 @@ class _StandInMetrics:
 
 
 ConnectorBase: Any = getattr(_base, "KVConnectorBase_V1", _StandInConnector)
+TELLS_SLEEP = hasattr(ConnectorBase, "unregister_kv_caches")
+"""Whether vLLM says that it takes the KV memory away, since 0.33."""
 SupportsHMA: Any = getattr(_base, "SupportsHMA", _NoHybrid)
 Metadata: Any = _named("KVConnectorMetadata")
 WorkerMetadata: Any = _named("KVConnectorWorkerMetadata")
@@ -212,6 +214,10 @@ def unsupported(vllm_config: Any, kv_cache_config: Any) -> str:
     if executor == "external_launcher" and world(vllm_config) > 1:
         # A lookup that is answered sooner at one rank than at another would part them for good.
         return "the launcher gives each rank a scheduler of its own, and all must decide alike"
+    sleeps = attribute(vllm_config, "model_config.enable_sleep_mode", False)
+    if sleeps and attribute(vllm_config, "device_config.device_type") == "cuda" and not TELLS_SLEEP:
+        # Whoever copies there at that moment ends the engine with an error of its GPU.
+        return "before 0.33, vLLM does not say when sleep mode takes a GPU's KV memory away"
     kept = specs(kv_cache_config)
     if is_encoder_decoder(vllm_config):
         return "the model is an encoder-decoder, whose KV depends on more than its tokens"
@@ -407,6 +413,23 @@ def calling_models() -> list[Any]:
             draft = getattr(runner, "get_draft_model", lambda: None)
             return [model for model in (runner.get_model(), draft()) if model is not None]
     return []
+
+
+def failure_policy(vllm_config: Any) -> str:
+    """What a load that fails does to its request, by vLLM's scheduler: `fail` or `recompute`.
+
+    MultiConnector makes a configuration for each connector, whose policy nobody goes by; what vLLM
+    goes by is in its own, which is read there while it makes this one.
+    """
+    frame = sys._getframe(1)
+    for _ in range(CALLERS):
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+        kinds = type(frame.f_locals.get("self")).__mro__
+        if any(kind.__name__ == "MultiConnector" for kind in kinds):
+            vllm_config = frame.f_locals.get("vllm_config", vllm_config)
+    return str(attribute(vllm_config, "kv_transfer_config.kv_load_failure_policy"))
 
 
 def holds_nothing(pool: Any) -> bool:

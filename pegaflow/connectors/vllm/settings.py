@@ -178,12 +178,7 @@ class Engine:
     private: str  # why nobody else may have this namespace; '' if others may
     adapters: str  # what the configuration says of LoRA adapters
     groups: Groups | None  # None: one of full attention
-
-    @property
-    def careful(self) -> bool:
-        """Whether a load that fails ends its request."""
-        policy = compat.attribute(self.config, "kv_transfer_config.kv_load_failure_policy")
-        return str(policy) == "fail"
+    careful: bool  # a load that fails ends its request
 
     def generation(self, epoch: int) -> bytes:
         """16 bytes, new with every start and every epoch."""
@@ -240,7 +235,8 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
     """
     role = str(compat.attribute(vllm_config, "kv_transfer_config.kv_role", Role.BOTH))
     chosen, warnings = settings(compat.extra_config(vllm_config), os.environ, role)
-    if compat.attribute(vllm_config, "kv_transfer_config.kv_load_failure_policy") == "fail":
+    careful = compat.failure_policy(vllm_config) == "fail"
+    if careful:
         warnings.append(
             "kv_load_failure_policy is 'fail': a block that cannot be loaded ends its request with"
             " an error; set it to 'recompute'"
@@ -271,6 +267,7 @@ def engine(vllm_config: Any, kv_cache_config: Any) -> tuple[Engine, list[str]]:
         private=known.private,
         adapters=adapter_settings(vllm_config),
         groups=groups,
+        careful=careful,
     )
     return made, warnings
 

@@ -46,6 +46,50 @@ def test_a_random_seed_makes_the_namespace_private(monkeypatch: pytest.MonkeyPat
     assert one.space.final == same.space.final != restarted.space.final
 
 
+class MultiConnector:
+    """vLLM's: it gives each of its connectors a configuration of its own."""
+
+    def __init__(self, vllm_config: Any, one: Any) -> None:
+        self.made = engine(one, kv_cache_config())
+
+
+class Derived(MultiConnector):
+    """Somebody's."""
+
+
+@pytest.mark.parametrize("several", [MultiConnector, Derived])
+@pytest.mark.parametrize("policy", ["fail", "recompute"])
+def test_the_policy_of_loads_that_fail_is_that_of_the_outer_connector(
+    several: type[MultiConnector], policy: str
+) -> None:
+    other = {"fail": "recompute", "recompute": "fail"}[policy]
+    for made, warnings in (
+        engine(config(policy=policy), kv_cache_config()),
+        several(config(policy=policy), config(policy=other)).made,
+    ):
+        assert made.careful == (policy == "fail")
+        assert any("kv_load_failure_policy" in line for line in warnings) == made.careful
+
+
+@pytest.mark.parametrize(
+    ("sleeps", "device", "tells", "served"),
+    [
+        (True, "cuda", False, False),
+        (True, "cuda", True, True),
+        (True, "cpu", False, True),
+        (False, "cuda", False, True),
+    ],
+)
+def test_sleep_on_a_gpu_needs_a_vllm_that_tells_of_it(
+    monkeypatch: pytest.MonkeyPatch, sleeps: bool, device: str, tells: bool, served: bool
+) -> None:
+    monkeypatch.setattr(compat, "TELLS_SLEEP", tells)
+    vllm_config = config(enable_sleep_mode=sleeps)
+    vllm_config.device_config = SimpleNamespace(device_type=device)
+    why = compat.unsupported(vllm_config, kv_cache_config())
+    assert why == "" if served else "before 0.33" in why
+
+
 NEW = SimpleNamespace(resolve_none_hash_seed=lambda _: "")
 CURES = [
     ("sha256", SimpleNamespace(), "vLLM 0.29"),

@@ -14,6 +14,7 @@ def test_what_a_failed_load_of_another_connector_has_spoiled_is_not_published(
     answer = first.run()
     assert (answer["tokens"], answer["left"]) == (truth(), [0, 0])
     assert answer["external"] > 0, "nothing was claimed, so nothing has failed"
+    assert first.said("kv_load_failure_policy is") == [], "it is the outer connector's"
     eventually("it is saved", lambda: service.counter("blocks_sealed") > 60)
     first.kill()
 
