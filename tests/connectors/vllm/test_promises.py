@@ -256,11 +256,15 @@ def test_loads_of_a_step_that_cannot_begin_are_reported(
     ranks: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, other = Request("b", 25, salt="a"), Request("c", 25, salt="a")
-    assert ranks.load(request, LOADED) == 24
+    asked = ranks.scheduler.get_num_new_matched_tokens
+    for one in (request, other):
+        ranks.scheduler.on_new_request(one)
+    ranks.until(lambda: [asked(one, 0) for one in (request, other)] == [(24, True)] * 2)
+    for one, ids in ((request, LOADED), (other, GROWN * 2)):  # without a step in between
+        ranks.scheduler.update_state_after_alloc(one, blocks(ids), 24)
     half = ranks.scheduler._scheduler
     assert half is not None
     half._loads["b"] = tuple(LOADED)  # as after an error: nobody is to load it
-    assert ranks.load(other, GROWN * 2) == 24
     orders = ranks.schedule()
     assert orders.abandoned == (("b", tuple(LOADED)),) and orders.loads
     with monkeypatch.context() as broken:
