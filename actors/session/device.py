@@ -2,12 +2,14 @@
 And the shared memory in which the session finds and keeps blocks by itself (hazards.py).
 
 Copies run in the worker threads.  What no engine waits for has threads of its own, which give way.
-GPU memory is moved by threads of its device (pegaflow/device/engine/lanes.py), and whole; one
-thread more opens it, for the first memory of a device waits for the driver.  Any other copy is cut
-into as many parts as there are threads, so that a single large load is moved by all of them.
+GPU memory is moved by threads of its device (pegaflow/device/engine/lanes.py), and whole; others
+open it, for the first memory of a device waits for the driver, and one more makes what a spare has
+ahead.  Any other copy is cut into as many parts as there are threads, so that a single large load
+is moved by all of them.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -56,7 +58,7 @@ from pegaflow.wire.jobs import (
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Bytes
+from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import Address
 
 from .hazards import Opened as OpenedHazards
@@ -64,6 +66,10 @@ from .registration import AT_ONCE_SPARE
 
 PART_BYTES: Bytes = 1 << 20
 """Least bytes of a part: to wake another thread costs as much as copying some hundred KiB."""
+
+OPENERS_MAX: Count = 8
+"""Ranks whose GPU memory is opened at once: each on a device of its own, of which a host has about
+as many."""
 
 
 class Copies:
@@ -83,6 +89,8 @@ class Copies:
         self._engines: dict[int, ForeignMemory] = {}  # by mapping
         self._gpus = Gpus(pool.address)
         self._opened: dict[int, Opened] = {}  # by mapping: GPU memory
+        self._said = threading.Lock()  # of `_uses_gpu`, held while that is said
+        self._uses_gpu = False  # whether we have said that a GPU copies for us
 
     def parts(self, job: Message) -> list[Part]:
         """A job as parts for the threads, or one part if it is no copy."""
@@ -146,8 +154,10 @@ class Copies:
         return True
 
     def _map_gpu(self, job: MapGpu) -> Done:
-        if not self._opened:
-            gpuusers.leave(self._stem)  # once for all, before the first is opened
+        with self._said:
+            if not self._uses_gpu:
+                gpuusers.leave(self._stem)  # once for all, before the first is opened
+            self._uses_gpu = True
         self._opened[job.mapping] = self._gpus.open(job.memory, job.layout)
         return Done(Status.OK)
 
@@ -280,7 +290,9 @@ class SessionDevice:
         self._workers = Workers()
         self._savers: Workers | None = None  # what no engine waits for
         self._pinners: Workers | None = None  # of the pool with a driver, if there is one
-        self._openers: Workers | None = None  # contexts and memory of GPUs, if there are any
+        self._warmers: Workers | None = None  # of GPUs that a spare is to be ready for
+        self._openers: Workers | None = None  # of engines' memory on GPUs, if there is any
+        self._to_open = 0  # memories that were asked of them so far
 
     def attach(self, loop: Loop) -> None:
         """Deliver completions into this loop."""
@@ -312,21 +324,26 @@ class SessionDevice:
     def _workers_for(self, job: Message) -> Workers:
         """Who does it.  Copies wait for no context; and who makes one starts the threads of that
         device, which give way no more than it does."""
-        if isinstance(job, MapGpu | WarmGpu):
-            if self._openers is None:
-                assert self._loop is not None
-                self._openers = Workers()
-                self._openers.deliver_to(self._loop)
+        if isinstance(job, WarmGpu):
+            self._warmers = self._warmers or self._delivering(Workers())
+            return self._warmers
+        if isinstance(job, MapGpu):
+            self._openers = self._openers or self._delivering(Workers())
+            self._to_open += 1
+            self._openers.grow(min(OPENERS_MAX, self._to_open))
             return self._openers
         if isinstance(job, PinPages):
             if self._pinners is None:
-                assert self._loop is not None
-                self._pinners = Workers(yielding=True)
+                self._pinners = self._delivering(Workers(yielding=True))
                 self._pinners.grow(AT_ONCE_SPARE)
-                self._pinners.deliver_to(self._loop)
             return self._pinners
         patient = isinstance(job, EnterPages | FillPages | ReadBlocks | SumPages)
         return self._savers if patient and self._savers is not None else self._workers
+
+    def _delivering(self, workers: Workers) -> Workers:
+        assert self._loop is not None
+        workers.deliver_to(self._loop)
+        return workers
 
     def _open(self) -> Copies:
         if self._copies is None:

@@ -250,21 +250,22 @@ class Gpus:
 
     def __init__(self, pool: int) -> None:
         self._pool = pool
-        self._lock = threading.Lock()
+        self._loading = threading.Lock()  # of the runtime, held while it is loaded
         self._runtime: Runtime | None = None
+        self._lock = threading.Lock()  # of both dicts, held for a few instructions
+        self._making: dict[int, threading.Lock] = {}  # by number, held while a device is made
         self._devices: dict[int, Gpu] = {}  # by this process's number
         self._registered = Registered()
 
     def open(self, memory: GpuMemory, layout: Layout) -> Opened:
-        """Open a rank's memory; the first of a device makes its context, which takes a while.
+        """Open a rank's memory; the first of a device makes its context, which takes a while, and
+        which other devices do not wait for.
 
         Raises:
             UserError: why it cannot be had.
         """
-        with self._lock:
-            runtime = self._loaded()
-            gpu = self._gpu(runtime, cuda.number_of(runtime, memory))
-        return gpu.open(memory, layout)
+        runtime = self._loaded()
+        return self._gpu(runtime, cuda.number_of(runtime, memory)).open(memory, layout)
 
     def warm(self, name: str) -> str:
         """Have a device's context and kernel before an engine needs them.
@@ -278,11 +279,9 @@ class Gpus:
         Raises:
             UserError: why there can be none.
         """
-        with self._lock:
-            runtime = self._loaded()
-            number = cuda.number_named(runtime, name)
-            gpu = self._gpu(runtime, number)
-        gpu.warm()
+        runtime = self._loaded()
+        number = cuda.number_named(runtime, name)
+        self._gpu(runtime, number).warm()
         return cuda.name_of(runtime, number)
 
     def pin(self, offset: int, length: int) -> None:
@@ -303,13 +302,18 @@ class Gpus:
         self._registered.add(offset, length)
 
     def _loaded(self) -> Runtime:
-        if self._runtime is None:
-            self._runtime = cuda.load()
-        return self._runtime
+        with self._loading:
+            if self._runtime is None:
+                self._runtime = cuda.load()
+            return self._runtime
 
     def _gpu(self, runtime: Runtime, number: int) -> Gpu:
-        gpu = self._devices.get(number)
-        if gpu is None:
-            gpu = Gpu(runtime, number, self._pool, registered=self._registered)
-            self._devices[number] = gpu
-        return gpu
+        with self._lock:
+            making = self._making.setdefault(number, threading.Lock())
+        with making:
+            gpu = self._devices.get(number)
+            if gpu is None:
+                gpu = Gpu(runtime, number, self._pool, registered=self._registered)
+                with self._lock:
+                    self._devices[number] = gpu
+            return gpu
