@@ -159,8 +159,7 @@ class Attachment(Part):
         def mapped(done: Done, now: int) -> list[Effect]:
             rank.running -= 1
             if rank.gone:
-                unmap = [self._unmap(rank)] if rank.on_gpu else []
-                return unmap + self._too_late(rank, sender)
+                return [self._unmap(rank, sender)] if rank.on_gpu else self._too_late(rank, sender)
             if done.status is Status.OK:
                 choose_ways(rank)
             elif rank.asked.way is Way.PROCESS_VM:
@@ -244,12 +243,18 @@ class Attachment(Part):
         effects += self._saves.forget(rank) + self._loads.forget(rank)
         return effects + engine.left(rank)
 
-    def _unmap(self, rank: Rank) -> Effect:
-        """No copy begins any more; of a GPU the rank goes only when all handles are closed."""
+    def _unmap(self, rank: Rank, late: Sender | None = None) -> Effect:
+        """No copy begins any more; of a GPU the rank goes only when all handles are closed.
+
+        Args:
+            late: who attached it, to be told then that somebody else has it.
+        """
         rank.running += rank.on_gpu
 
         def unmapped(done: Done, now: int) -> list[Effect]:
             rank.running -= rank.on_gpu
+            if late is not None:
+                return self._too_late(rank, late)
             return self._engine.left(rank) if rank.on_gpu else []
 
         return Do(UnmapEngine(rank.mapping), unmapped)

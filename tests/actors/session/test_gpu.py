@@ -114,3 +114,13 @@ def test_a_rank_is_taken_over_once_it_is_closed() -> None:
     rig.done(UnmapEngine)
     rig.ask(CLIENT_8, ON_GPU)
     assert said(rig.done(MapGpu), Attached).loads is Way.CUDA_IPC
+
+
+def test_who_came_too_late_hears_it_once_its_memory_is_closed() -> None:
+    """It frees that memory as soon as it hears."""
+    rig, _ = serving()
+    rig.ask(CLIENT_7, ON_GPU)
+    assert said(rig.ask(CLIENT_8, ON_GPU), Refused).status is Status.NOT_READY
+    rig.done(UnmapEngine)  # the device did not know it yet
+    assert not pick(rig.done(MapGpu), Refused)
+    assert said(rig.done(UnmapEngine), Refused, CLIENT_7).status is Status.DROPPED
