@@ -45,7 +45,7 @@ from perf.gpuparts import LARGE, SMALL, Rows
 from perf.gputables import FULL, MIB, QUICK
 
 PARTS = {
-    "host": 40,
+    "host": 60,
     "layouts": 60,
     "bare": 120,
     "copies": 240,
@@ -68,7 +68,10 @@ def rows_of(part: str, quick: bool, show: Callable[[dict[str, str]], None]) -> R
     """What a part has found; what is shown before it ends is told of its rows one by one."""
     size = QUICK if quick else FULL
     if part == "host":
-        return gpuhost.facts() + gpuhost.questions()
+        facts = gpuhost.facts()
+        for row in facts:
+            show(row)
+        return facts + gpuhost.questions(show)
     card = Card()
     if part == "bare":
         return gputables.bare(card, size, show)

@@ -26,7 +26,7 @@ from pegaflow.service import signals
 from pegaflow.service.rundir import front_desk
 from pegaflow.service.settings import Settings
 from pegaflow.wire.message import WireError
-from pegaflow.wire.units import Seconds
+from pegaflow.wire.units import Count, Seconds
 
 START_SECONDS: Seconds = 30.0
 """A pool on a slow machine; usually a fraction of a second."""
@@ -36,6 +36,9 @@ STOP_SECONDS: Seconds = 10.0
 
 CHECK_SECONDS: Seconds = 2.0
 """A service that is there answers within milliseconds, a busy one within a beat."""
+
+TOLD_LINES: Count = 30
+"""Of the log, where whoever has started the service fails: more than one death has to say."""
 
 _LOOK_SECONDS = 0.02  # how often we look for the socket
 
@@ -84,7 +87,11 @@ def running(
         with group(folder / "run", folder / "log", arguments) as process:
             endpoint = front_desk(folder / "run")
             _wait(process, endpoint, folder / "log")
-            yield endpoint
+            try:
+                yield endpoint
+            except Exception:  # what it has said of its reason goes with the directory
+                _tell(folder / "log")
+                raise
 
 
 @contextmanager
@@ -144,6 +151,12 @@ def _purge(run_dir: Path) -> None:
 
     if run_dir.is_dir():
         serve.purge(run_dir)
+
+
+def _tell(log: Path) -> None:
+    """Write the last lines of the service's log to stderr."""
+    lines = log.read_text(errors="replace").splitlines(keepends=True)
+    sys.stderr.write("".join(lines[-TOLD_LINES:]))
 
 
 def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.wire.layout import fault
-from perf import gpu, gpulayouts
+from perf import gpu, gpuhost, gpulayouts
 from perf.gpuparts import Rows
 from perf.gputables import EXTENT, FULL, GIB, QUICK, shape_of
 
@@ -63,3 +63,17 @@ def test_a_shape_has_about_the_bytes_that_are_asked_for(segment: int) -> None:
     shape = shape_of(segment, GIB)
     assert 0.9 * GIB <= shape.total <= GIB and shape.total // shape.blocks <= EXTENT
     assert shape_of(segment, QUICK.moved).blocks >= 2
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "answer"),
+    [
+        ("print('first'); print('last')", 60.0, "last"),
+        ("raise ValueError('no driver')", 60.0, "not known: ValueError: no driver"),
+        ("import threading; threading.Event().wait()", 1.0, "it hangs (after 1 s)"),
+    ],
+)
+def test_a_question_has_an_answer_whatever_becomes_of_its_process(
+    program: str, seconds: float, answer: str
+) -> None:
+    assert gpuhost.ask(program, "it hangs", seconds) == answer

@@ -54,3 +54,22 @@ def test_a_pool_that_cannot_be_removed_is_told_when_nothing_else_went_wrong(tmp_
         service.group(tmp_path / "run", tmp_path / "log", ()),
     ):
         pass
+
+
+def test_the_last_lines_of_its_log_are_told_when_its_use_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log goes with the directory."""
+
+    def wait(process: object, endpoint: str, log: Path) -> None:
+        log.write_text("".join(f"line {n}\n" for n in range(100)))
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(service, "_wait", wait)
+    with service.running(1 << 20):
+        pass
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="wrong bytes"), service.running(1 << 20):
+        raise UserError("wrong bytes")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"line {n}" for n in range(100 - service.TOLD_LINES, 100)]
