@@ -3,7 +3,8 @@
 On a machine with a GPU, cupy and this package, and torch for one part, in under ten minutes; each
 part is a process of its own, so that none that fails or hangs costs more than itself, and what it
 has found is printed and written when it ends: `gpu.md`, tables, and `gpu.json`, the same for
-programs.
+programs.  With `--seconds` a part has no more than what is left of them, and one for which nothing
+is left is not started.
 
     host      the machine, what `pegaflow doctor --gpu` says of it, and what its driver does
     layouts   each byte of each layout of a vLLM engine comes back, by each method of copying
@@ -29,6 +30,7 @@ import argparse
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -49,8 +51,8 @@ PARTS = {
     "layouts": 60,
     "bare": 120,
     "copies": 240,
-    "matmul": 70,
-    "deaths": 60,
+    "matmul": 110,
+    "deaths": 120,
     "ranks": 40,
     "rounds": 90,
     "attach": 200,
@@ -62,6 +64,7 @@ TIMES, QUICK_TIMES = 5, 1
 POOL, QUICK_POOL = 2048 * MIB, 64 * MIB
 CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who loses its parent is ours
 END_S = 15.0  # for a part that was told to end
+LEAST_S = 10.0  # of a part: imports, a context and a service take most of it
 
 
 def rows_of(part: str, quick: bool, show: Callable[[dict[str, str]], None]) -> Rows:
@@ -78,19 +81,25 @@ def rows_of(part: str, quick: bool, show: Callable[[dict[str, str]], None]) -> R
     if part == "copies":
         return gputables.copies(card, size, show)
     if part == "matmul":
-        return gputables.matmul(gputorch.TorchDecode(), size)
+        return gputables.matmul(gputorch.TorchDecode(), size, show)
     if part == "attach":
         return gputables.attach(card, size, show)
     shape, times = (SMALL, QUICK_TIMES) if quick else (LARGE, TIMES)
     with gputables.serving(QUICK_POOL if quick else POOL) as endpoint:
         if part == "layouts":
-            return gpuparts.layouts(card, endpoint)
+            return gpuparts.layouts(card, endpoint, show)
         if part == "ranks":
             return gpuparts.ranks(card, endpoint)
         if part == "rounds":
             return gpuparts.rounds(card, endpoint, count=QUICK_ROUNDS if quick else ROUNDS)
-        engine = gpuparts.engine_killed(endpoint, shape=shape, times=times)
-        return engine + gpuparts.session_killed(card, endpoint, shape=shape, times=times)
+        rows: Rows = []
+        with gpuparts.failing(rows, what="an engine is killed"):
+            rows += gpuparts.engine_killed(endpoint, shape=shape, times=times)
+        show(rows[-1])
+        with gpuparts.failing(rows, what="a session is killed"):
+            rows += gpuparts.session_killed(card, endpoint, shape=shape, times=times)
+        show(rows[-1])
+        return rows
 
 
 def table(rows: Rows) -> str:
@@ -137,8 +146,22 @@ def run_part(part: str, folder: Path | None, quick: bool) -> bool:
     return not any("failed" in row for row in rows)
 
 
-def run_apart(part: str, given: argparse.Namespace) -> bool:
-    """In a process of its own, for as long as it may take; whether nothing has failed."""
+def run_apart(part: str, given: argparse.Namespace, until: float) -> bool:
+    """In a process of its own, for as long as it may take; whether nothing has failed.
+
+    Args:
+        until: of time.monotonic, when all of it is to be over.
+    """
+    seconds = min(PARTS[part], until - time.monotonic() - END_S)
+    if seconds < LEAST_S:
+        folder = Path(given.out) if given.out else None
+        write(
+            folder,
+            part,
+            [{"failed": f"not started: too little of --seconds {given.seconds:g} is left"}],
+            0.0,
+        )
+        return False
     line = [sys.executable, "-m", "perf.gpu", "--only", part]
     line += ["--out", given.out] if given.out else []
     line += ["--quick"] if given.quick else []
@@ -147,11 +170,11 @@ def run_apart(part: str, given: argparse.Namespace) -> bool:
         with signals.held():
             process = subprocess.Popen(line, env=environment())
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(PARTS[part]) == 0
+            return process.wait(seconds) == 0
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_S)
-        print(f"{part}: ended after {PARTS[part]} s", flush=True)
+        print(f"{part}: ended after {seconds:.0f} s", flush=True)
         return False
     finally:
         if process is not None and process.poll() is None:
@@ -190,6 +213,9 @@ def main() -> None:
     parser.add_argument("--out", help="a folder for gpu.md and gpu.json")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; several times")
     parser.add_argument("--quick", action="store_true", help="small and short")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="of all parts, where these are several"
+    )
     given = parser.parse_args()
     parts = given.only or list(PARTS)
     start = time.monotonic()
@@ -197,7 +223,7 @@ def main() -> None:
         well = [run_part(parts[0], Path(given.out) if given.out else None, given.quick)]
     else:
         ctypes.CDLL(None).prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
-        well = [run_apart(part, given) for part in parts]
+        well = [run_apart(part, given, start + given.seconds) for part in parts]
     failed = [part for part, good in zip(parts, well, strict=True) if not good]
     print(f"{time.monotonic() - start:.0f} s, {machine.describe()}")
     if failed:

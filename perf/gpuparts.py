@@ -11,12 +11,14 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 from pegaflow.client import Done, inspect
 from pegaflow.core.errors import UserError
+from pegaflow.device.engine import cuda
 from pegaflow.service import sizes
 from pegaflow.service.settings import Settings
 from pegaflow.wire.status import Status
@@ -57,23 +59,43 @@ def served(card: Card, endpoint: str, name: str, shape: GpuShape, *, stays: bool
     return engine
 
 
-def layouts(card: Card, endpoint: str, *, methods: Sequence[str] = METHODS) -> Rows:
+@contextmanager
+def failing(rows: Rows, **about: str) -> Iterator[None]:
+    """What fails in it is a row that says so, and what comes after goes on.
+
+    Args:
+        rows: get it.
+        about: what else is in the row.
+    """
+    try:
+        yield
+    except (UserError, RuntimeError, OSError) as error:
+        rows.append({**about, "failed": cuda.first_line(error)})
+
+
+def layouts(card: Card, endpoint: str, show: Callable[[dict[str, str]], None]) -> Rows:
     """Each byte of each layout comes back, by each method."""
-    rows = []
+    rows: Rows = []
     engine, turn = served(card, endpoint, "perf-layouts", SMALL, stays=True), 0
     for case in gpulayouts.cases():
-        loaded = []
-        for method in methods:
+        loaded, failed = dict[str, int](), Rows()
+        for method in METHODS:
             turn += 1
-            loaded.append(gpulayouts.verify(card, engine, case, method, turn))
-        rows.append(
-            {
-                "layout": case.name,
-                "methods": ", ".join(methods),
-                "loaded and compared": sizes.show(sum(loaded)),
-                "wrong": "0",
-            }
-        )
+            with failing(failed, layout=case.name, methods=method):
+                loaded[method] = gpulayouts.verify(card, engine, case, method, turn)
+        if loaded:
+            rows.append(
+                {
+                    "layout": case.name,
+                    "methods": ", ".join(loaded),
+                    "loaded and compared": sizes.show(sum(loaded.values())),
+                    "wrong": "0",
+                }
+            )
+            show(rows[-1])
+        for row in failed:
+            rows.append(row)
+            show(row)
     engine.close()
     return rows
 

@@ -31,7 +31,7 @@ from perf.gpucard import (
     registered,
 )
 from perf.gpuengine import SERVED, child
-from perf.gpuparts import Rows, served, session_end
+from perf.gpuparts import Rows, failing, served, session_end
 from perf.machine import percentile, verdict
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -113,9 +113,11 @@ def copies(
     for shape, memory in filled(card, size):
         with serving(3 * shape.total) as endpoint:
             for method in methods:
-                row = copied(memory, endpoint, shape, bus=bus, method=method, turns=size.turns)
-                rows.append(row)
-                show(row)
+                with failing(rows, segment=sizes.show(shape.segment), method=method):
+                    rows.append(
+                        copied(memory, endpoint, shape, bus=bus, method=method, turns=size.turns)
+                    )
+                show(rows[-1])
     return rows
 
 
@@ -125,7 +127,8 @@ def bare(card: Card, size: Size, show: Callable[[dict[str, str]], None]) -> Rows
     bus = Bus(card, size.bus)
     for shape, memory in filled(card, size):
         for method in METHODS[1:]:  # the first chooses one of the others
-            rows.append(gpubare.bare(memory, shape, bus=bus, method=method, turns=size.turns))
+            with failing(rows, segment=sizes.show(shape.segment), method=method):
+                rows.append(gpubare.bare(memory, shape, bus=bus, method=method, turns=size.turns))
             show(rows[-1])
     return rows
 
@@ -191,12 +194,17 @@ class Decode(Protocol):
         """Of one iteration, on the device."""
 
 
-def matmul(decode: Decode, size: Size) -> Rows:
+def matmul(decode: Decode, size: Size, show: Callable[[dict[str, str]], None]) -> Rows:
     """How much slower an iteration is while another engine saves and loads all the time, in turns
     with nothing beside it, for each method."""
+    rows: Rows = []
     shape = shape_of(size.segments[len(size.segments) // 2], size.moved_small)
     with serving(4 * shape.total) as endpoint:
-        return [slowed(decode, endpoint, shape, method, size.decode_s) for method in METHODS]
+        for method in METHODS:
+            with failing(rows, method=method):
+                rows.append(slowed(decode, endpoint, shape, method, size.decode_s))
+            show(rows[-1])
+    return rows
 
 
 def slowed(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from pegaflow.core.errors import UserError
 from pegaflow.wire.layout import fault
 from perf import gpu, gpuhost, gpulayouts
-from perf.gpuparts import Rows
+from perf.gpuparts import Rows, failing
 from perf.gputables import EXTENT, FULL, GIB, QUICK, shape_of
 
 ROWS = [{"segment": "4 KiB", "save": "1"}, {"segment": "1 MiB", "note": "x"}]
@@ -52,6 +55,26 @@ def test_what_each_part_has_found_is_kept_as_it_ends(
 @pytest.mark.parametrize("case", gpulayouts.cases(), ids=lambda case: case.name)
 def test_each_layout_is_sound(case: gpulayouts.Case) -> None:
     assert fault(case.layout, case.region_bytes) == ""
+
+
+def test_what_fails_is_a_row_and_the_rest_goes_on() -> None:
+    rows: Rows = []
+    for method in ("direct", "kernel"):
+        with failing(rows, method=method):
+            if method == "direct":
+                raise UserError("wrong bytes")
+            rows.append({"method": method})
+    assert rows == [{"method": "direct", "failed": "wrong bytes"}, {"method": "kernel"}]
+
+
+def test_a_part_for_which_nothing_is_left_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was started"))
+    given = argparse.Namespace(out=str(tmp_path), quick=True, seconds=20.0)
+    assert not gpu.run_apart("bare", given, time.monotonic() + 20.0)
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())["bare"]["rows"]
+    assert row == {"failed": "not started: too little of --seconds 20 is left"}
 
 
 def test_all_parts_have_ten_minutes() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from perf import gpubare, gpulayouts, gpuparts, gputables
 from perf.gpucard import METHODS, Bus, Card, GpuShape, Memory
-from perf.gpuparts import SMALL
+from perf.gpuparts import SMALL, Rows
 from perf.gputables import MIB, QUICK
 from tests.fakes.engines import SITE
 
@@ -46,7 +46,9 @@ def bus(card: Card) -> Bus:
 
 
 def test_each_layout_is_compared(card: Card, service: Service) -> None:
-    rows = gpuparts.layouts(card, service.endpoint)
+    shown: Rows = []
+    rows = gpuparts.layouts(card, service.endpoint, shown.append)
+    assert rows == shown
     assert [row["layout"] for row in rows] == [case.name for case in gpulayouts.cases()]
 
 
