@@ -203,6 +203,14 @@ def streamCreateWithPriority(flags: int, priority: int) -> int:
         return m.number
 
 
+def streamDestroy(stream: int) -> None:
+    m = machine()
+    m.check()
+    with m.lock:
+        assert not m.stream(stream).tasks
+        del m.streams[stream]
+
+
 def eventCreateWithFlags(flags: int) -> int:
     m = machine()
     shared = Shared(f"event.{m.check()}.{os.getpid()}.{secrets.token_hex(6)}", 0)

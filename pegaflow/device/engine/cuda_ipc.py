@@ -7,6 +7,7 @@ but for whoever opens memory and registers the pool.
 import ctypes
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from pegaflow.core.errors import UserError
@@ -17,7 +18,7 @@ from pegaflow.wire.layout import Layout, page_bytes, page_size
 
 from . import cuda, kernel
 from .cuda import Runtime
-from .lanes import Copy, Lane, Over, give_up, say
+from .lanes import Copy, Lane, Over, give_up, say, stream
 from .methods import Name, Plan, plan
 from .ring import Registered
 from .strides import Placed, pieces
@@ -128,14 +129,16 @@ class Gpu:
         cuda.make_context(device)
         try:
             runtime.setDevice(device)
-            lane = partial(Lane, runtime, device, pool, registered=registered)
-            self._stream = runtime.streamCreateWithPriority(
-                cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY
-            )  # of proofs
-            self.loads = lane(kind=cuda.HOST_TO_DEVICE)
-            self.saves = lane(kind=cuda.DEVICE_TO_HOST)
+            with ExitStack() as undo:
+                lane = partial(Lane, runtime, device, pool, registered=registered, undo=undo)
+                self._stream = stream(runtime, undo)  # of proofs
+                self.loads = lane(kind=cuda.HOST_TO_DEVICE)
+                self.saves = lane(kind=cuda.DEVICE_TO_HOST)
+                undo.pop_all()  # nothing of it has failed
         except RuntimeError as error:
             raise UserError(f"no context on GPU {device}: {cuda.first_line(error)}") from None
+        self.loads.start()
+        self.saves.start()
 
     def warm(self) -> None:
         """Have the kernel as well before an engine needs it, which takes NVRTC up to a second where

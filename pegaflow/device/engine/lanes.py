@@ -44,6 +44,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -126,16 +127,25 @@ class Lane:
         pool: address of the pool.
         registered: what of the pool the device reaches.
         kind: of memcpy.
+        undo: takes back what is made on the device, should something more there fail.
     """
 
     def __init__(
-        self, runtime: Runtime, device: int, pool: int, *, registered: Registered, kind: int
+        self,
+        runtime: Runtime,
+        device: int,
+        pool: int,
+        *,
+        registered: Registered,
+        kind: int,
+        undo: ExitStack,
     ) -> None:
         self._runtime, self._device, self._pool = runtime, device, pool
         self._registered, self._kind = registered, kind
-        self._stream = runtime.streamCreateWithPriority(cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY)
-        self._gate = runtime.streamCreateWithPriority(cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY)
+        self._stream = stream(runtime, undo)
+        self._gate = stream(runtime, undo)
         self._opened = runtime.eventCreateWithFlags(cuda.DISABLE_TIMING | cuda.BLOCKING_SYNC)
+        undo.callback(runtime.eventDestroy, self._opened)
         self._methods: dict[Name, Method] = {
             name: Copies(runtime, self._stream, kind, strided=name is Name.STRIDED)
             for name in (Name.LOOP, Name.STRIDED)
@@ -145,6 +155,9 @@ class Lane:
         self._asked: deque[Copy] = deque()
         self._changed = threading.Condition()  # of `_asked`
         self._begun: queue.Queue[tuple[int, list[Callable[[], None]]]] = queue.Queue(BEGUN_MAX)
+
+    def start(self) -> None:
+        """Begin to take copies; called once, when nothing of the device can fail any more."""
         for work in (self._submit, self._await):
             threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
@@ -278,6 +291,17 @@ class Lane:
             self._runtime.eventDestroy(event)
             for call in then:
                 call()
+
+
+def stream(runtime: Runtime, undo: ExitStack) -> int:
+    """A stream of the calling thread's device; raises what the runtime does.
+
+    Args:
+        undo: destroys it, should something more fail.
+    """
+    made = runtime.streamCreateWithPriority(cuda.NON_BLOCKING, cuda.LOWEST_PRIORITY)
+    undo.callback(runtime.streamDestroy, made)
+    return made
 
 
 def _expired() -> Done:

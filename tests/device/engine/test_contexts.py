@@ -1,11 +1,12 @@
-"""Contexts of a session's devices: made side by side."""
+"""Contexts of a session's devices: made side by side, and given up whole where they fail."""
 
 import threading
 
 import pytest
 
+from pegaflow.core.errors import UserError
 from pegaflow.device.engine import cuda as seam
-from tests.fakes import gpus
+from tests.fakes import cuda, gpus
 from tests.fakes.engines import Foreign
 
 from .session import Session
@@ -32,3 +33,24 @@ def test_no_device_waits_for_the_context_of_another(
     go_on.set()
     warming.join(20)
     assert there and not waits
+
+
+@pytest.mark.parametrize("fits", range(5))
+def test_a_device_without_room_for_all_streams_keeps_none_and_no_thread(
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
+    """Or each engine that comes, and each spare, adds as many again."""
+    make = cuda.streamCreateWithPriority
+
+    def full(flags: int, priority: int) -> int:
+        if len(cuda.machine().streams) == fits:
+            raise gpus.CUDARuntimeError(2, "out of memory")
+        return make(flags, priority)
+
+    machine = cuda.machine()
+    threads = threading.active_count()
+    monkeypatch.setattr(cuda, "streamCreateWithPriority", full)
+    with pytest.raises(UserError, match="no context on GPU 0: .*out of memory"):
+        session.open(engine)
+    assert threading.active_count() == threads
+    assert not machine.streams and not machine.events
