@@ -60,7 +60,7 @@ the system goes to sleep as a whole that work is left to a thread of the kernel.
 Warm spares.  The first use of a device imports cupy, makes a context and registers the pool, which
 takes seconds.  Spares have done it before an engine asks, for the devices that `serve --devices`
 names and for those that an engine of the service uses; no process of ours has a context on any
-other.
+other, nor ahead of need on one that takes a single process (its compute mode), the engine's.
 
     session → supervisor   UsesGpu(gpu)         an engine of mine is served there; once for each
     supervisor → spare     Warm(gpu)            after Welcome, and when another device is in use

@@ -63,6 +63,12 @@ class Driver:
         device._obj.value = cuda.machine().devices[ordinal]
         return 0
 
+    def cuDevicePrimaryCtxSetFlags_v2(self, device: Any, flags: int) -> int:
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        return 0
+
     def cuDeviceGetUuid_v2(self, uuid: Any, device: Any) -> int:
         uuid.raw = gpus.UUIDS[device.value]
         return 0

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from pegaflow.core.errors import UserError
+from pegaflow.device.gpufacts import COMPUTE_MODE
 from pegaflow.wire.gpu import GpuMemory, is_meant, spelled
 from pegaflow.wire.units import Constant
 
@@ -111,6 +112,27 @@ def make_context(device: int) -> None:
         if not driver.cuDeviceGet(ctypes.byref(found), device):
             driver.cuDevicePrimaryCtxSetFlags_v2(found, SCHED_BLOCKING_SYNC)
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), found)
+
+
+def refuse_exclusive(device: int) -> None:
+    """Make no context ahead of an engine where the engine's would then be refused.
+
+    Args:
+        device: this process's number of it.
+
+    Raises:
+        UserError: it does not take contexts of several processes.
+    """
+    mode, found = ctypes.c_int(), ctypes.c_int()
+    with suppress(OSError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        if not driver.cuDeviceGet(ctypes.byref(found), device):
+            driver.cuDeviceGetAttribute(ctypes.byref(mode), COMPUTE_MODE, found)
+    if mode.value:
+        raise UserError(
+            f"GPU {device} takes one process or none (compute mode {mode.value}), and that is the"
+            " engine's; nvidia-smi -c DEFAULT"
+        )
 
 
 def number_of(runtime: Runtime, memory: GpuMemory) -> int:

@@ -284,6 +284,7 @@ class Gpus:
         """
         runtime = self._loaded()
         number = cuda.number_named(runtime, name)
+        cuda.refuse_exclusive(number)
         self._gpu(runtime, number).warm()
         return cuda.name_of(runtime, number)
 

@@ -1,5 +1,6 @@
 """Contexts of a session's devices: made side by side, and given up whole where they fail."""
 
+import ctypes
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pegaflow.core.errors import UserError
 from pegaflow.device.engine import cuda as seam
 from tests.fakes import cuda, gpus
+from tests.fakes.driver import Driver
 from tests.fakes.engines import Foreign
 
 from .session import Session
@@ -54,3 +56,22 @@ def test_a_device_without_room_for_all_streams_keeps_none_and_no_thread(
         session.open(engine)
     assert threading.active_count() == threads
     assert not machine.streams and not machine.events
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_no_context_is_made_ahead_where_there_may_be_but_one(
+    session: Session, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """Or the spare has it, and the engine cannot start."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(compute_mode=mode))
+    with pytest.raises(UserError, match=f"compute mode {mode}.*nvidia-smi -c DEFAULT"):
+        session.gpus.warm("0")
+    assert gpus.contexts(0) == []
+
+
+def test_one_is_made_ahead_where_all_processes_may_have_one(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    session.gpus.warm("0")
+    assert gpus.contexts(0)
