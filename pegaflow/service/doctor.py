@@ -125,7 +125,8 @@ def _nvrtc(facts: GpuFacts) -> Iterator[Line]:
     if not facts.nvrtc_error:
         yield Line(Verdict.OK, "NVRTC", "kernels can be compiled")
         return
-    do = "short pieces of blocks move slower; pip install 'cupy-cuda12x[ctk]', for CUDA 12"
+    which = "cupy-cuda13x" if facts.cuda[0] >= 13 else "cupy-cuda12x"
+    do = f"short pieces of blocks move slower; pip install '{which}[ctk]'"
     yield Line(Verdict.NOTE, "NVRTC", facts.nvrtc_error, do)
 
 

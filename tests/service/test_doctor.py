@@ -68,7 +68,12 @@ LACKING: list[tuple[dict[str, Any], str, str]] = [
 ]
 NOTED: list[tuple[dict[str, Any], str, str]] = [
     ({"devices": (replace(FIRST, name="NVIDIA H200 MIG 1g.18gb"),)}, "GPU 0", "one part only"),
-    ({"nvrtc_error": "no libnvrtc.so.12"}, "NVRTC", "cupy-cuda12x[ctk]"),
+    ({"nvrtc_error": "no libnvrtc.so.13"}, "NVRTC", "cupy-cuda13x[ctk]"),
+    (
+        {"nvrtc_error": "none", "cuda": (12, 8), "cupys": (("cupy-cuda12x", "14"),)},
+        "NVRTC",
+        "cupy-cuda12x[ctk]",
+    ),
     ({"apart": ((0, 1),)}, "peer access", "nothing to do"),
     ({"nodes": 2, "devices": (FIRST, replace(SECOND, numa_node=1))}, "NUMA", "slower"),
     ({"nodes": 2, "devices": (replace(FIRST, numa_node=-1),)}, "NUMA", "slower"),

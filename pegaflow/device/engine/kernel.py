@@ -143,7 +143,7 @@ def compiled() -> Launch:
         made: Launch = cupy.RawKernel(SOURCE, NAME)
         made.compile()
     except Exception as error:  # cupy's own, an AssertionError without NVRTC, and more
-        how = "NVRTC comes with pip install 'cupy-cuda12x[ctk]', or cupy-cuda13x"
+        how = "NVRTC comes with pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
         raise UserError(f"no kernel can be compiled: {cuda.first_line(error)} ({how})") from None
     return made
 
