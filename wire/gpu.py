@@ -76,8 +76,12 @@ keeps what it has as a spare for as long as it serves.  A device has several nam
 Who dies when:
 * session before UsesGpu: the engine's next session says it.
 * spare before Warmed: the next spare is told the same.  If that dies, too, unclean and before it
-  has said Warmed, no spare is told any more until an engine is served on a GPU: what does not work
-  there must not take the spares of engines that need none.
+  has said Warmed of the same name, no spare is told that name any more until an engine is served
+  on the device: what does not work there must not take the spares of engines that need none.  A
+  spare makes contexts in the order in which it was told, so the first name without Warmed is the
+  one that it was at; a Warmed that has found the device ends the row.  Of a name whose device no
+  spare has found yet nobody knows that an engine is served there; spares are told that device then
+  by the name that UsesGpu has for it.
 * spare that is given an engine before Warmed: what it has not begun it answers as not found, and
   begins no more.  The engine's memory is opened beside what it has, but for that device itself.
   Who waits for a spare to come up gets one that has been told of no device.

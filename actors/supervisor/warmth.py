@@ -16,7 +16,7 @@ LINGER_NS: Nanoseconds = 120_000 * MS
 its manager asks within that, also one that loads large weights first."""
 
 WARM_FALLS_MAX: Count = 2
-"""So many spares in a row that die while they make a context, and no other is told to."""
+"""So many spares in a row that die while they make a context on a GPU, and no other is told to."""
 
 
 class Warmth(Part):
@@ -27,7 +27,7 @@ class Warmth(Part):
         self._named = plan.devices  # by --devices
         self._found: dict[str, str] = {}  # name -> device, of what spares have found
         self._lingers: dict[str, int] = {}  # device that was in use -> until when it counts
-        self._falls = 0  # spares in a row that died while they were to make a context
+        self._falls: dict[str, int] = {}  # name -> spares in a row that died while they were at it
 
     def handlers(self) -> Iterable[On]:
         """The words of sessions."""
@@ -35,26 +35,25 @@ class Warmth(Part):
 
     def greet(self, child: ChildRecord) -> list[Effect]:
         """What a spare is to have, and has not been told yet."""
-        if self._falls >= WARM_FALLS_MAX or child.state is not ChildState.SPARE or child.killed:
+        if child.state is not ChildState.SPARE or child.killed:
             return []
-        fresh = [name for name in self._wanted() if name not in child.warm]
+        deadly = {name for name, falls in self._falls.items() if falls >= WARM_FALLS_MAX}
+        fresh = [name for name in self._wanted() if name not in child.warm and name not in deadly]
         child.warm.update((name, None) for name in fresh)
         return [Send(child.address, Warm(name)) for name in fresh]
 
     def ended(self, child: ChildRecord, now: int) -> list[Effect]:
-        """A session is proven dead."""
+        """A session is proven dead.  It makes one context after the other, as it was told."""
         self._lingers.update((gpu, now + LINGER_NS) for gpu in child.uses)
-        if child.state is ChildState.DRAINING or not child.is_warming:
+        if child.state is ChildState.DRAINING:
             return []
-        self._falls += 1
-        if self._falls != WARM_FALLS_MAX:
+        at_it = next((name for name, found in child.warm.items() if found is None), None)
+        if at_it is None:
             return []
-        names = [name for name, found in child.warm.items() if found is None]
-        facts = (
-            ("gpus", ", ".join(names)),
-            ("died", WARM_FALLS_MAX),
-            ("then", "spares without them"),
-        )
+        falls = self._falls[at_it] = self._falls.get(at_it, 0) + 1
+        if falls != WARM_FALLS_MAX:
+            return []
+        facts = (("gpu", at_it), ("died", falls), ("then", "spares without it"))
         return [Note("gpus_not_warm", facts, LogLevel.ERROR)]
 
     def beat(self, now: int) -> list[Effect]:
@@ -87,14 +86,15 @@ class Warmth(Part):
         if child is None:
             return []
         child.uses.add(msg.gpu)
-        self._falls = 0
+        for name in [name for name in self._falls if self._found.get(name, name) == msg.gpu]:
+            del self._falls[name]
         return [effect for spare in self._children.spares() for effect in self.greet(spare)]
 
     def _on_warmed(self, sender: Sender, msg: Warmed, now: int) -> list[Effect]:
         child = self._children.get(sender.address)
         if child is not None and msg.gpu in child.warm:
             child.warm[msg.gpu] = msg.found
-            self._falls = 0
             if msg.found:
+                self._falls.pop(msg.gpu, None)
                 self._found[msg.gpu] = msg.found
         return []

@@ -115,8 +115,10 @@ def test_a_spare_stays_if_the_device_is_named_too() -> None:
     assert not pick(group.beats(2 * LINGER_NS), Drain)
 
 
-def test_spares_that_die_of_it_one_after_the_other_end_it_until_an_engine_is_served() -> None:
+def test_spares_that_die_of_it_one_after_the_other_end_it_until_an_engine_is_served_there() -> None:
     group = Group(Plan(1, "run", "0.1", devices=("0",)))
+    group.tell(spares(group)[0], Warmed("0", GPU))
+    group.exit(spares(group)[0])
     for _ in range(WARM_FALLS_MAX):
         group.exit(spares(group)[0])
         group.beats(TICK_NS)
@@ -126,7 +128,47 @@ def test_spares_that_die_of_it_one_after_the_other_end_it_until_an_engine_is_ser
     (spare,) = spares(group)
     assert warm(group.exit(spare)) == []
     group.beats(10 * TICK_NS)
-    assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(GPU)))] == ["0", GPU]
+    assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(OTHER)))] == [OTHER]
+    assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(GPU)))] == ["0"]
+
+
+def test_a_sound_device_does_not_hide_one_of_which_spares_die() -> None:
+    """Nor is it left out with it."""
+    group = Group(Plan(1, "run", "0.1", devices=("0", "3")))
+    for _ in range(WARM_FALLS_MAX):
+        (spare,) = spares(group)
+        group.tell(spare, Warmed("0", GPU))
+        told = warm(group.exit(spare) + group.beats(10 * TICK_NS))
+    assert [gpu for _, gpu in told] == ["0"]
+    notes = [dict(n.facts) for n in group.notes if n.event == "gpus_not_warm"]
+    assert notes == [{"gpu": "3", "died": WARM_FALLS_MAX, "then": "spares without it"}]
+
+
+def test_a_device_is_not_left_out_for_one_that_was_to_come_before_it() -> None:
+    group = Group(Plan(1, "run", "0.1", devices=("0", "3")))
+    for _ in range(WARM_FALLS_MAX):
+        (spare,) = spares(group)
+        told = warm(group.exit(spare) + group.beats(10 * TICK_NS))
+    assert [gpu for _, gpu in told] == ["3"]
+
+
+def test_a_spare_that_was_done_ends_the_row() -> None:
+    group = Group(Plan(1, "run", "0.1", devices=("0",)))
+    for done in (False, True, False):
+        (spare,) = spares(group)
+        if done:
+            group.tell(spare, Warmed("0", GPU))
+        told = warm(group.exit(spare) + group.beats(10 * TICK_NS))
+        assert [gpu for _, gpu in told] == ["0"]
+
+
+def test_a_spare_that_has_not_begun_since_it_was_given_an_engine_does_not_end_the_row() -> None:
+    group = Group(Plan(1, "run", "0.1", devices=("0",)))
+    group.exit(spares(group)[0])
+    group.beats(10 * TICK_NS)
+    group.tell(group.serve(), Warmed("0", ""))
+    (spare,) = spares(group)
+    assert warm(group.exit(spare) + group.beats(10 * TICK_NS)) == []
 
 
 def test_one_that_was_done_did_not_die_of_it() -> None:
