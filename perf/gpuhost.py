@@ -132,7 +132,7 @@ def queued() -> str:
     runtime, gate, other = card.runtime, threading.Event(), card.runtime.streamCreateWithFlags(1)
     event = runtime.eventCreateWithFlags(cuda.DISABLE_TIMING | INTERPROCESS)
     memory, host = Memory(card, PIECE), int(runtime.hostAlloc(PIECE, cuda.PORTABLE))
-    ready, records = threading.Event(), list[float]()
+    ready, records, refused = threading.Event(), list[float](), list[int]()
 
     def wait(_: object) -> None:
         gate.wait(ASK_S)
@@ -145,7 +145,9 @@ def queued() -> str:
         what = ctypes.c_void_p(card.event), ctypes.c_void_p(card.stream)
         ready.set()
         while not gate.is_set() and len(records) < RECORDS:
-            records.append(timed(lambda: driver.cuEventRecord(*what))[0])
+            seconds, code = timed(lambda: driver.cuEventRecord(*what))
+            records.append(seconds)
+            refused.extend([code] if code else [])
             time.sleep(0.0005)
 
     recorder = threading.Thread(target=record, daemon=True)
@@ -168,6 +170,8 @@ def queued() -> str:
     runtime.streamSynchronize(other)
     runtime.streamSynchronize(card.stream)
     memory.free()
+    if refused:
+        return f"not known: {len(refused)} of {len(records)} records have failed, by {refused[0]}"
     blocked = ", and were held up until it came" if held else ""
     longest, other_longest = 1e6 * max(calls), 1e6 * max(records, default=0.0)
     return (
