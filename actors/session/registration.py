@@ -14,8 +14,8 @@ All of the pool is registered, however large it is, though a process dies the mo
 the driver gives each page back before the process is proven dead, 0.1 s for each GiB
 (pegaflow/device/gpuusers.py has the figure).  The other way would be to register so little that
 nobody notices; but then most loads of a large pool would go through the ring for as long as an
-engine lives, and a session that is killed is rare: its requests wait for that proof, its engine has
-another session meanwhile, and a new service waits for it with one line.  A pool of huge pages dies
+engine lives, and a session that is killed is rare: its requests wait for that proof, its engine
+computes until then, and a new service waits for it with one line.  A pool of huge pages dies
 hundreds of times faster.
 """
 

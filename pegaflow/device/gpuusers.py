@@ -39,9 +39,22 @@ DEATH_SECONDS_PER_GIB: Seconds = 0.5
 die together: four times as much.  It is only ever waited for while one of them lives."""
 
 
+PATIENCE_MAX: Seconds = 90.0
+"""A service manager that waits two minutes for a start (README.md) must not end it while it waits:
+the next start would wait again, for as long as a process that is stuck lives."""
+
+
 def patience(pool_bytes: int) -> float:
     """Seconds within which a process is dead that has all of a pool registered."""
-    return KILL_SECONDS + DEATH_SECONDS_PER_GIB * pool_bytes / GIB
+    return min(PATIENCE_MAX, KILL_SECONDS + DEATH_SECONDS_PER_GIB * pool_bytes / GIB)
+
+
+def patience_with(pool: Path) -> float:
+    """The same for whoever has a pool's file, if there is one."""
+    try:
+        return patience(pool.lstat().st_size)
+    except FileNotFoundError:
+        return KILL_SECONDS
 
 
 def leave(stem: str) -> None:
@@ -54,9 +67,9 @@ def leave(stem: str) -> None:
         OSError: it cannot be said, so no GPU memory may be opened.
     """
     pid, path = os.getpid(), Path(f"{stem}.gpu")
-    half = path.with_suffix(".gpu-half")
-    half.write_text(f"{pid} {start_ticks(pid)} {_namespace()}")
-    half.chmod(0o600)
+    half = path.with_suffix(f".{os.urandom(4).hex()}.gpu-half")  # nobody can have taken its name
+    with open(os.open(half, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(f"{pid} {start_ticks(pid)} {_namespace()}")
     half.rename(path)
 
 
@@ -68,7 +81,7 @@ def await_deaths(base: str, seconds: float, say: Callable[[str], object]) -> Non
         say: told once, in a line for people, if it takes any time.
 
     Raises:
-        UserError: a process does not die within so many seconds.
+        UserError: a process does not die within so many seconds, or what says so cannot be read.
     """
     living = list(_living(base))
     if living:
@@ -106,7 +119,10 @@ def _is_ours(path: Path) -> bool:
 def _living(base: str) -> Iterator[tuple[int, int]]:
     """Pid and pidfd of each that lives, or dies."""
     for path in _files(base):
-        pid, started, namespace = map(int, path.read_text().split())
+        try:
+            pid, started, namespace = map(int, path.read_text().split())
+        except ValueError:
+            raise UserError(f"{path} does not say which process used a GPU; remove it") from None
         fd = open_pidfd(pid, started) if namespace == _namespace() else None
         if fd is None:
             continue

@@ -302,7 +302,7 @@ def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int],
         return None, "--fresh was asked for", [], 0
     files: list[SharedFile] = []
     try:
-        patience = gpuusers.patience(os.stat(f"{base}.pool", follow_symlinks=False).st_size)
+        patience = gpuusers.patience_with(Path(f"{base}.pool"))
         for end in ("ledger", "pool"):
             files.append(SharedFile.adopt(f"{base}.{end}", patience))
         file, pool = files
@@ -430,7 +430,7 @@ def _claim_to_remove(path: Path) -> int | None:
         return None
     try:
         if path.suffix in (".pool", ".ledger"):
-            claim(fd)
+            claim(fd, gpuusers.patience_with(path.with_suffix(".pool")))
             return fd
         if take(fd):
             return fd

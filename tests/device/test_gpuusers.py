@@ -12,7 +12,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.device import gpuusers, locks
-from pegaflow.device.poolfiles import adopt
+from pegaflow.device.poolfiles import adopt, remove
 from pegaflow.device.procs import start_ticks
 
 from .test_poolfiles import AS_IT_IS, made
@@ -113,7 +113,42 @@ def test_a_pool_is_adopted_once_they_are_dead(
     assert found.files is not None and left(base) == [".ledger", ".pool"]
 
 
+def test_what_says_nothing_keeps_us_out(base: str) -> None:
+    path = Path(f"{base}.session-4.gpu")
+    path.write_text("4711")
+    with pytest.raises(UserError, match="session-4.gpu does not say which process"):
+        gpuusers.await_deaths(base, 0, bool)
+    assert path.exists()
+
+
+def test_whoever_has_taken_the_name_is_not_written_to(base: str, tmp_path: Path) -> None:
+    theirs, path = tmp_path / "theirs", Path(f"{base}.session-4.gpu")
+    theirs.write_text("theirs")
+    path.symlink_to(theirs)
+    gpuusers.leave(f"{base}.session-4")
+    assert theirs.read_text() == "theirs"
+    assert not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+
+
 def test_patience_grows_with_what_can_be_registered() -> None:
     assert gpuusers.patience(0) == locks.KILL_SECONDS
-    assert gpuusers.patience(243 * 10**9) > 4 * 26
-    assert gpuusers.patience(1 << 40) == locks.KILL_SECONDS + 512
+    assert gpuusers.patience(64 << 30) == locks.KILL_SECONDS + 32
+    assert 3 * 26 < gpuusers.patience(243 * 10**9) == gpuusers.patience(1 << 40) < 120
+
+
+def test_what_is_removed_has_as_much_patience_as_what_is_adopted(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def patience(pool_bytes: int) -> float:
+        asked.append(pool_bytes)
+        return 1.0
+
+    old = made(base.removesuffix(".1"))
+    for file in (old.pool, old.file):
+        file.close()
+    size = os.stat(f"{base}.pool").st_size
+    monkeypatch.setattr(gpuusers, "patience", patience)
+    removed, in_use = remove(base.removesuffix(".1"))
+    assert removed and not in_use and asked == [size, size]
