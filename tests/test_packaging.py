@@ -51,7 +51,9 @@ def folders_of_tests() -> set[str]:
     return {".".join(("pegaflow", *folder.parts)) for folder in folders}
 
 
-OF_THE_WHOLE = {f"pegaflow.{n}" for n in "fakes fuzz gpu perf procs sim connectors.vllm.real".split()}
+OF_THE_WHOLE = {
+    f"pegaflow.{n}" for n in "fakes fuzz gpu perf procs sim connectors.vllm.real".split()
+}
 """Tests that stand for no package: what they test takes several, or is none."""
 
 TESTED_BELOW = {"pegaflow.actors", "pegaflow.connectors"}
