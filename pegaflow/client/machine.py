@@ -107,7 +107,7 @@ class Machine:
         """Say goodbye to the session and forget the memory; it is over when the state is `lost`."""
         self.gone, self.operations.memory = for_good, None
         if self.state not in (State.JOINING, State.READY):
-            return [] if self.state is State.DYING else self._lose(now)
+            return [] if self.state.is_going else self._lose(now)
 
         def left(answer: Message | None, now: int) -> list[Effect]:
             return self._lose(now) if isinstance(answer, Left) else self._kill(now)

@@ -215,3 +215,12 @@ def test_leaving_waits_for_left() -> None:
     c = ready()
     c.do(c.m.leave(c.now))
     assert c.question(Leave) and c.m.state is State.LEAVING
+
+
+def test_a_goodbye_said_twice_is_still_waited_for() -> None:
+    c = ready()
+    c.do(c.m.leave(c.now))
+    c.do(c.m.leave(c.now))
+    assert c.m.state.is_going, "its session has the memory open"
+    c.do(c.m.session_died(c.now))
+    assert c.m.state is State.LOST

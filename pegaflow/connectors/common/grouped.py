@@ -26,7 +26,6 @@ A load fails as a whole: vLLM hears the request's name, computes all of it, and 
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from pegaflow.client import Lease, Seen
@@ -37,33 +36,13 @@ from .groups import Entry, Groups, blocks_of, table_of
 from .hints import NO_HINTS, Hints
 from .places import PLACES_ASKED, Places
 from .requests import AHEAD_BLOCKS, Requests
-from .tracked import Hashed, LoadOrder, Lookup, SaveOrder, Tracked
+from .tracked import GroupedRequest, Hashed, LoadOrder, Lookup, SaveOrder, Tracked
 
 Tables = Sequence[Sequence[int]]
 """The engine's blocks of a request, by vLLM's number of the group."""
 
 State = tuple[int, int, int]
 """A state: vLLM's number of its group, the engine's block, and the tokens that it stands behind."""
-
-
-@dataclass(slots=True)
-class GroupedRequest(Tracked):
-    """One request known to the scheduler."""
-
-    tables: list[list[int]] = field(default_factory=list)  # `blocks` of each group
-    begun: int | None = None  # its computed tokens in the first step with these blocks; None: none
-    prefix: int | None = None  # of full attention, in the cache; None: not asked
-    place: int = 0  # where it is asked whether the request can resume; in HIT, where it can
-    looks: int = 0  # so often another place to resume at was looked for
-    parted: int = 0  # the prefix, where no window was found at its end; 0: none
-    kept: int = 0  # the last place whose windows are in the cache or offered to it; 0: none
-    block_tokens: int = 1  # from one place to the next
-
-    def usable(self) -> int:
-        """Blocks up to the place at which it can resume; 0 if a load of it has failed, or another
-        connector has taken tokens away from its end, so that none is left to compute."""
-        left = self.source.num_tokens - self.place * self.block_tokens
-        return self.place if self.lease is not None and self.limit is None and left > 0 else 0
 
 
 class GroupedRequests(Requests):
@@ -442,6 +421,13 @@ class GroupedRequests(Requests):
         steps = tracked.source.num_tokens // self.block_tokens + 1
         had = -(-len(table_of(tracked.tables, first)) // groups.per(first))
         return max(AHEAD_BLOCKS * len(groups.all), (steps - had) * groups.blocks)
+
+    def clear_answers(self) -> list[Lease]:
+        """See Requests: windows are kept anew, too."""
+        for tracked in self.tracked.values():
+            assert isinstance(tracked, GroupedRequest)
+            tracked.kept = 0
+        return super().clear_answers()
 
     def _drop_answer(self, tracked: Tracked) -> list[Lease]:
         assert isinstance(tracked, GroupedRequest)

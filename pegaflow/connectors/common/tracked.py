@@ -106,3 +106,23 @@ class Tracked:
         """Leading blocks that the lease covers and that never failed."""
         held = self.lease.blocks if self.lease else 0
         return held if self.limit is None else min(held, self.limit)
+
+
+@dataclass(slots=True)
+class GroupedRequest(Tracked):
+    """One of an engine with several KV cache groups."""
+
+    tables: list[list[int]] = field(default_factory=list)  # `blocks` of each group
+    begun: int | None = None  # its computed tokens in the first step with these blocks; None: none
+    prefix: int | None = None  # of full attention, in the cache; None: not asked
+    place: int = 0  # where it is asked whether the request can resume; in HIT, where it can
+    looks: int = 0  # so often another place to resume at was looked for
+    parted: int = 0  # the prefix, where no window was found at its end; 0: none
+    kept: int = 0  # the last place whose windows are in the cache or offered to it; 0: none
+    block_tokens: int = 1  # from one place to the next
+
+    def usable(self) -> int:
+        """Blocks up to the place at which it can resume; 0 if a load of it has failed, or another
+        connector has taken tokens away from its end, so that none is left to compute."""
+        left = self.source.num_tokens - self.place * self.block_tokens
+        return self.place if self.lease is not None and self.limit is None and left > 0 else 0

@@ -209,8 +209,10 @@ class Mover:
                 continue
             self.released = True
         finally:
-            self._use(None)
-            self.dead = True
+            try:
+                self._use(None)
+            finally:
+                self.dead = True
 
     def _use(self, client: Client | None) -> None:
         """Replace the client. The gate keeps a wake from reaching one that is closed."""

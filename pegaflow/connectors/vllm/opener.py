@@ -30,9 +30,11 @@ class Opener:
     make: Callable[[int], Client]  # for an epoch
     _client: Client | None = None  # None: a thread opens the next one
     _thread: threading.Thread | None = None  # the last one
-    _opened: deque[Client] = field(default_factory=deque)  # left behind by the thread; one at most
+    _opened: deque[Client] = field(default_factory=deque)  # left behind by the thread
+    _newest: int = 0  # the epoch that was asked for last
     _kept: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
-    # While a client is left behind, so that nothing is kept that neither thread says.
+    # While a client is left behind, so that nothing is kept that neither thread says, and no client
+    # of an epoch that is over is.
     _handing_over: threading.Lock = field(default_factory=threading.Lock)
 
     def connect(self, patience_s: float) -> str:
@@ -44,8 +46,9 @@ class Opener:
 
     def reopen(self, epoch: int) -> None:
         """Go on in another epoch's session."""
-        args = (epoch, self._present(), self._thread)
-        self._client = None
+        with self._handing_over:
+            args = (epoch, self._present(), self._thread)
+            self._client, self._newest = None, epoch
         self._thread = threading.Thread(
             target=self._open, args=args, name="pegaflow-opener", daemon=True
         )
@@ -56,13 +59,14 @@ class Opener:
             before.join()
         if old is not None:
             old.close()
-        while self._opened:
-            self._opened.popleft().close()
         client = self.make(epoch)
         client.connect(OPEN_S)
         with self._handing_over:
-            self._say(client)
-            self._opened.append(client)
+            if epoch == self._newest:
+                self._say(client)
+                self._opened.append(client)
+                return
+        client.close()
 
     def _present(self) -> Client | None:
         if self._client is None and self._opened:

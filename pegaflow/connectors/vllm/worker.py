@@ -34,8 +34,8 @@ from pegaflow.wire.units import Seconds
 
 from . import compat, gpu
 from .identity import in_memory
-from .layout import Tensor, Unrepresentable, sound_plan
-from .live import Weights
+from .layout import Unrepresentable, sound_plan
+from .memory import buffers, tensors, weights_of
 from .metrics import Tally
 from .mover import LET_GO_S, LOAD_TIMEOUT_S, Load, Mover, Reset, Save, Skip
 from .orders import SavesDone, StepOrders, Taken
@@ -58,53 +58,6 @@ to each other, and a kernel may leave nobody else their cores for many seconds."
 FAREWELL_S: Seconds = LET_GO_S + 1.0
 """Before KV memory is freed, the Mover's goodbye is waited for so long: as long as it takes to part
 from a session that hangs, and to stop what it is doing."""
-
-
-def tensors(caches: Mapping[str, Any]) -> list[Tensor]:
-    """vLLM's KV tensors (torch) as plain numbers; raises Unrepresentable."""
-    found = []
-    for layer, cache in caches.items():
-        if not hasattr(cache, "untyped_storage"):
-            raise Unrepresentable(f"layer {layer} is a {type(cache).__name__}, not one tensor")
-        if cache.device.type not in ("cpu", "cuda"):
-            raise Unrepresentable(f"KV memory on {cache.device.type} is not supported yet")
-        storage = cache.untyped_storage()
-        found.append(
-            Tensor(
-                layer=layer,
-                shape=tuple(cache.shape),
-                stride=tuple(cache.stride()),
-                offset=int(cache.storage_offset()),
-                element=int(cache.element_size()),
-                dtype=str(cache.dtype),
-                storage=int(storage.data_ptr()),
-                storage_bytes=int(storage.nbytes()),
-            )
-        )
-    return found
-
-
-def buffers(caches: Mapping[str, Any], addresses: Iterable[int]) -> list[Any]:
-    """Storages as writable byte arrays that share their memory.
-
-    Args:
-        caches: by layer, tensors on the CPU.
-        addresses: of the storages, in the order that is wanted.
-    """
-    import torch
-
-    by_address = {c.untyped_storage().data_ptr(): c for c in caches.values()}
-    storages = (by_address[address].untyped_storage() for address in addresses)
-    return [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in storages]
-
-
-def weights_of(models: Sequence[Any]) -> Weights:
-    """The weights of these models; what cannot be read is not known."""
-    try:
-        return Weights(models)
-    except (AttributeError, RuntimeError, TypeError) as error:
-        compat.logger().warning("pegaflow: the weights in memory cannot be read: %r", error)
-        return Weights(())
 
 
 class Worker:
@@ -132,6 +85,8 @@ class Worker:
         self._export: Callable[..., gpu.Exported] | None = None  # of memory on a GPU: names it
         self._mark: Callable[[], None] = lambda: None  # before loads and saves are ordered (gpu.py)
         self._mover: Mover | None = None  # None: nothing can be moved
+        self._asleep = False  # vLLM has taken the KV memory away
+        self._again = False  # it is back, and the session has not let go of what it was before
         self._disagrees = False  # the scheduler has another namespace: nothing is moved any more
         self._dead_since_s: float | None = None  # when the Mover was found dead
         self._watch: Watch | None = None  # present once memory is registered
@@ -181,6 +136,7 @@ class Worker:
         """The engine frees its KV memory: it is left alone when this returns."""
         if self._mover is None:
             return
+        self._asleep, self._again = True, False
         released = self._mover.stop(FAREWELL_S)
         self.drop_all()
         if released:
@@ -190,7 +146,9 @@ class Worker:
 
     def restore(self) -> None:
         """The KV memory is there, for the first time or again."""
-        if self._mover is not None and self._mover.stopping and self._mover.released:
+        mover, self._asleep = self._mover, False
+        self._again = mover is not None and mover.stopping and not mover.released
+        if mover is not None and mover.stopping and mover.released:
             self._part()
         if self._mover is None and self._memory is not None and self._engine is not None:
             self._dead_since_s = None
@@ -225,7 +183,7 @@ class Worker:
     @property
     def _is_off(self) -> bool:
         """Whether none can be, and will not be for now; not while the engine sleeps."""
-        if self._memory is None or (self._mover is not None and self._mover.stopping):
+        if self._mover.stopping if self._mover is not None else not self._asleep:
             return True
         return self._disagrees or (self._watch is not None and self._watch.stale)
 
@@ -412,6 +370,8 @@ class Worker:
         lost = self._dead_since_s is not None and now_s >= self._dead_since_s + DEAD_LOAD_S
         if mover.released or lost:
             self._fail_loads()
+        if mover.released and self._again:
+            self.restore()
 
     def _finish(self, name: str, failed: Sequence[int], load: Load | None = None) -> None:
         self._received.add(name)

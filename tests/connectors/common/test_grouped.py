@@ -3,10 +3,10 @@
 import pytest
 
 from pegaflow.client import Lease, Seen
-from pegaflow.connectors.common.grouped import GroupedRequest, GroupedRequests, Tables
+from pegaflow.connectors.common.grouped import GroupedRequests, Tables
 from pegaflow.connectors.common.groups import Group, Groups
 from pegaflow.connectors.common.hints import Hints
-from pegaflow.connectors.common.tracked import Lookup, SaveOrder
+from pegaflow.connectors.common.tracked import GroupedRequest, Lookup, SaveOrder
 from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.values import LIST_MAX
 from tests.connectors.vllm.fakes import BLOCK, Request
@@ -393,3 +393,17 @@ def test_no_question_has_more_keys_than_a_message_holds() -> None:
     places = (LIST_MAX - 4) // 2
     assert len(book.wants("r", 0.0)) == 2 * places
     assert len(book._groups.needed_keys(long.block_hashes, places)) == LIST_MAX
+
+
+def test_windows_of_other_weights_are_saved_again_once_they_are_computed_anew(book: Book) -> None:
+    book.has(FULL, *range(9))
+    book.has(WINDOW, 7, 8)
+    book.arrive()
+    book.ask()
+    assert book.offer("r", 0) == 36
+    book.here.clear()
+    assert book.clear_answers()
+    tables = [[*range(1, 12)], [*range(21, 32)]]
+    orders = book.stepped("r", tables, True, 0, scheduled=41)
+    saved = [block for order in orders for block in order.blocks]
+    assert {29, 30} <= {*saved}, "both that are needed at the tenth place"

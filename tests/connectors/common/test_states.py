@@ -2,9 +2,9 @@
 
 import pytest
 
-from pegaflow.connectors.common.grouped import GroupedRequest, State
+from pegaflow.connectors.common.grouped import State
 from pegaflow.connectors.common.groups import Group
-from pegaflow.connectors.common.tracked import SaveOrder
+from pegaflow.connectors.common.tracked import GroupedRequest, SaveOrder
 from tests.connectors.vllm.fakes import BLOCK, Request
 
 from .test_grouped import FULL, Book

@@ -420,10 +420,9 @@ def test_a_load_is_reported_when_nobody_can_write_into_its_blocks_any_more(
         pair.worker.restore_kv_caches()
         assert pair.received == [] and not mover.dead
         answers.put(False)
+    store.broken = store.holding = False
     answers.put(True)
     pair.until(lambda: mover.dead)
-    store.broken = store.holding = False
-    pair.worker.restore_kv_caches()
     pair.step()
     assert (pair.received, pair.errors) == (["b"], {10, 11, 12, 13, 14, 15})
     assert pair.mover is not mover and not pair.mover.stopping

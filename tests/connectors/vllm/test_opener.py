@@ -44,3 +44,34 @@ def test_what_was_kept_is_said_when_the_session_is_there_though_the_engine_is_id
     opener.commit([4])
     assert (made[0].committed, made[1].committed) == ([1], [2, 3, 4])
     opener.close()
+
+
+def test_of_two_epochs_in_a_row_the_newer_is_used_and_the_other_closed() -> None:
+    """Also where the thread of the older one has opened its session in between."""
+    made = [Slow(0), Slow(1), Slow(2)]
+    opener = Opener(lambda epoch: made[epoch])  # type: ignore[arg-type, return-value]
+    opener.connect(0.0)
+    opener.reopen(1)
+    opener.reopen(2)
+    made[1].may.set()
+    assert opener._thread is not None
+    made[2].may.set()
+    opener._thread.join(PATIENCE_S)
+    opener.commit([5])
+    assert [one.committed for one in made] == [[], [], [5]]
+    assert [one.attached for one in made] == [False, False, True]
+
+
+def test_a_client_of_an_epoch_that_is_over_is_not_left_behind() -> None:
+    made = [Slow(0), Slow(1), Slow(2)]
+    opener = Opener(lambda epoch: made[epoch])  # type: ignore[arg-type, return-value]
+    opener.connect(0.0)
+    opener.reopen(1)
+    first = opener._thread
+    assert first is not None
+    opener.reopen(2)
+    made[1].may.set()
+    first.join(PATIENCE_S)
+    assert opener.find([]) is None and not made[1].attached, "nobody is there yet"
+    made[2].may.set()
+    opener.close()
