@@ -22,7 +22,6 @@ claims and adoptions wait, by the size of the pool, of which nobody has more tha
 """
 
 import os
-import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from pegaflow.core.limits import GIB
 from pegaflow.wire.units import Seconds
 
 from .locks import KILL_SECONDS
-from .procs import open_pidfd, start_ticks
+from .procs import dies, open_pidfd, start_ticks
 
 DEATH_SECONDS_PER_GIB: Seconds = 0.5
 """Of a pool that is registered with the driver.  26 s were seen elsewhere for a process that had
@@ -87,16 +86,13 @@ def await_deaths(base: str, seconds: float, say: Callable[[str], object]) -> Non
     if living:
         pids = ", ".join(str(pid) for pid, _ in living)
         say(f"waiting for up to {seconds:.0f} s until processes that used a GPU are dead: {pids}")
-    poll = select.poll()
     try:
         for pid, fd in living:
-            poll.register(fd, select.POLLIN)
-            if not poll.poll(seconds * 1000):
+            if not dies(fd, seconds):
                 raise UserError(
                     f"process {pid} of an earlier service, for which a GPU may copy, does not die: "
                     "its pool cannot be adopted"
                 )
-            poll.unregister(fd)
     finally:
         for _, fd in living:
             os.close(fd)
@@ -126,7 +122,7 @@ def _living(base: str) -> Iterator[tuple[int, int]]:
         fd = open_pidfd(pid, started) if namespace == _namespace() else None
         if fd is None:
             continue
-        if select.select([fd], [], [], 0)[0]:
+        if dies(fd, 0):
             os.close(fd)
         else:
             yield pid, fd

@@ -29,13 +29,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import signal
 
 from pegaflow.core import filelock
 from pegaflow.core.errors import UserError
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.units import Count, Seconds
+
+from .procs import dies
 
 KILL_SECONDS: Seconds = 5.0
 """Patience with an orphan that was sent SIGKILL: one that is stuck in the kernel may take longer
@@ -139,7 +140,7 @@ def _kill(fd: int, pid: int, patience: float) -> bool:
         if _holder(fd, 1) != pid:
             return False  # it went by itself, and the pid may be somebody else's
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not select.select([pidfd], [], [], patience)[0]:
+        if not dies(pidfd, patience):
             raise UserError(
                 f"process {pid} of an earlier service does not die: its pool cannot be adopted; "
                 "choose another --run-dir, or wait"

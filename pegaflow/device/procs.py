@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import select
 import signal
 
 _PR_SET_PDEATHSIG = 1
@@ -39,6 +40,13 @@ def open_pidfd(pid: int, started_ticks: int) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def dies(pidfd: int, seconds: float) -> bool:
+    """Whether a process is dead within so many seconds; by poll, since descriptors may be many."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def die_with_parent(parent: int) -> bool:

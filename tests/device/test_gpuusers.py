@@ -1,6 +1,7 @@
 """Processes for which a GPU copies are dead before their pool is another's; real ones."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -111,6 +112,23 @@ def test_a_pool_is_adopted_once_they_are_dead(
     user.wait()
     found = adopt(stem, AS_IT_IS)
     assert found.files is not None and left(base) == [".ledger", ".pool"]
+
+
+def test_a_process_with_many_descriptors_waits_as_well(
+    base: str, user: subprocess.Popen[bytes]
+) -> None:
+    """select(2) knows the first 1,024 of them alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft > 1100 or hard > 1100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1100), hard))
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1024)]
+    try:
+        with pytest.raises(UserError, match=f"process {user.pid} of an earlier service"):
+            gpuusers.await_deaths(base, 0, bool)
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_says_nothing_keeps_us_out(base: str) -> None:

@@ -21,19 +21,21 @@ class Loop:
 
     def __init__(self) -> None:
         self.calls: dict[int, Callable[[], None]] = {}
+        self.poll = select.poll()
         self.done: list[int] = []
 
     def watch(self, fd: int, call: Callable[[], None]) -> None:
         self.calls[fd] = call
+        self.poll.register(fd, select.POLLIN)
 
     def complete(self, number: int, result: Result) -> None:
         assert result.ok, f"job {number} has waited in vain"
         self.done.append(number)
 
     def turn(self) -> None:
-        able, _, _ = select.select(list(self.calls), [], [], 20)
+        able = self.poll.poll(20_000)
         assert able, "nothing is done"
-        for fd in able:
+        for fd, _ in able:
             self.calls[fd]()
 
 
