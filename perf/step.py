@@ -263,9 +263,8 @@ def without_torch() -> Iterator[None]:
             for n, a in caches.items()
         ]
 
-    module = pegaflow.connectors.vllm.worker
-    kept = module.tensors, module.buffers
-    names = vars(module)
+    names = vars(pegaflow.connectors.vllm.worker)
+    kept = names["tensors"], names["buffers"]
     names["tensors"] = tensors
     names["buffers"] = lambda caches, _: [a.reshape(-1) for a in caches.values()]
     try:
