@@ -170,12 +170,15 @@ class Gather:
         self._inward, self._launch = kind == cuda.DEVICE_TO_HOST, launch
         self._told: Ring = pinned_ring(runtime, DESCRIPTOR_BYTES)
         self._table = runtime.malloc(DESCRIPTOR_BYTES)
+        self._known: tuple[Sequence[Placed], kernel.Words, int] = ((), *kernel.table(()))
 
     def move(
         self, pieces: Sequence[Placed], blocks: Sequence[int], pages: Sequence[int]
     ) -> Callable[[], None] | None:
         """See Method."""
-        words, chunks = kernel.table(pieces)
+        if self._known[0] is not pieces:  # those of a plan are the same for all of its parts
+            self._known = pieces, *kernel.table(pieces)
+        _, words, chunks = self._known
         words = np.concatenate([words, kernel.blocks_table(blocks, pages)])
         at = self._told.take(words.nbytes)
         self._told.write(at, words)

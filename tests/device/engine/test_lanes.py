@@ -3,10 +3,12 @@
 import queue
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
-from pegaflow.device.engine import lanes, methods
+from pegaflow.device.engine import kernel, lanes, methods
+from pegaflow.device.engine.strides import Placed
 from pegaflow.wire.gpu import Backend
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.status import Status
@@ -160,3 +162,21 @@ def test_streams_have_the_lowest_priority(
     monkeypatch.setattr(gpus, "PRIORITIES", (-2, 3))
     session.open(engine)
     assert {stream.priority for stream in cuda.machine().streams.values()} == {3}
+
+
+def test_what_the_kernel_is_told_of_a_plan_is_written_down_once(
+    session: Session, engine: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = session.open(engine, backend=Backend.KERNEL)
+    written: list[int] = []
+    table = kernel.table
+
+    def counted(pieces: Sequence[Placed]) -> tuple[kernel.Words, int]:
+        written.append(len(pieces))
+        return table(pieces)
+
+    monkeypatch.setattr(kernel, "table", counted)
+    for _ in range(3):
+        session.read(opened)
+        assert session.ended() == OK and session.pages() == blocks(engine)
+    assert len(written) == 1
