@@ -70,7 +70,7 @@ class Supervisor(Actor):
             counts=counts,
         )
         operator = Operator(children, lifecycle, pool=pool, reporting=reporting, counts=counts)
-        watchdog = Watchdog(children, lifecycle, counts)
+        watchdog = Watchdog(children, lifecycle, pool, counts)
         manager = Manager(plan, children, restarts, lifecycle)
         shutdown = Shutdown(
             children, lifecycle, opens=opens, manager=manager, flush_ns=plan.flush_ns

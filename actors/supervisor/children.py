@@ -63,6 +63,11 @@ class ChildRecord:
         return self.assignment.seat if self.assignment is not None else 0
 
     @property
+    def has_gpu(self) -> bool:
+        """Whether it may have a GPU's context, with which the pool is registered."""
+        return bool(self.uses) or any(found != "" for found in self.warm.values())
+
+    @property
     def is_warming(self) -> bool:
         """Whether it is busy with a GPU."""
         return None in self.warm.values()

@@ -20,8 +20,14 @@ wakes late as a whole was stopped too: then all silences begin anew.
 Of a child that drains beats count for nothing: it has to go.  Of one that has work to do in a drain
 (roster.py) they count as ever.
 
-The same measure serves all three clocks: of a child that starts (START_NS to its Hello), of a spare
-that was given an engine (SERVE_NS to its Serving) and of every other (SILENT_NS to its next Beat).
+One that has said Bye has nothing more to say: it ends, and a kill would end it no sooner.  Where it
+has had a GPU's context the driver gives back page after page of the pool before it is dead, so it
+has as long for that as an adoption would wait for it (`patience`, core/limits.py).  After that it
+is killed like any other, for it may be stuck on the way to its end.
+
+The same measure serves all clocks: of a child that starts (START_NS to its Hello), of a spare
+that was given an engine (SERVE_NS to its Serving), of one that has said Bye (to its death) and of
+every other (SILENT_NS to its next Beat).
 """
 
 from collections import Counter
@@ -29,11 +35,13 @@ from collections.abc import Iterable
 
 from pegaflow.actors.roster import SPECS
 from pegaflow.actors.runtime.contract import MS, Do, Effect, Note, On, Part, Sender, on
+from pegaflow.core.limits import patience
 from pegaflow.wire.control import SILENT_NS, Beat, Bye, LogLevel
 from pegaflow.wire.jobs import Look, Looked
 from pegaflow.wire.units import Count, Nanoseconds
 
 from .children import ChildRecord, Children, ChildState, who
+from .pool import Pool
 from .stage import Lifecycle, Stage
 from .ticks import TICK_NS
 
@@ -61,9 +69,12 @@ REMEDY = (
 class Watchdog(Part):
     """Hears signs of life, and looks at whoever gives none."""
 
-    def __init__(self, children: Children, lifecycle: Lifecycle, counts: Counter[str]) -> None:
+    def __init__(
+        self, children: Children, lifecycle: Lifecycle, pool: Pool, counts: Counter[str]
+    ) -> None:
         self._children = children
         self._lifecycle = lifecycle
+        self._pool = pool
         self._counts = counts
         self._due_ns = 0  # when we mean to look again
 
@@ -84,7 +95,7 @@ class Watchdog(Part):
         self._due_ns = now + TICK_NS
         effects: list[Effect] = []
         for child in self._children:
-            since_ns, patience_ns = _clock(child)
+            since_ns, patience_ns = self._clock(child)
             if now - since_ns <= patience_ns // LOOKS:
                 child.starved = False
             elif not child.killed:
@@ -104,21 +115,19 @@ class Watchdog(Part):
             child.beat = msg
             works = SPECS[child.address.name].works_in_drain
             works = works and self._lifecycle.stage is Stage.DRAINING
-            if child.state is not ChildState.DRAINING or works:
+            if not child.said_bye and (child.state is not ChildState.DRAINING or works):
                 child.heard_ns = now  # the others said Bye, or were told to: now they have to go
         return []
 
     def _on_bye(self, sender: Sender, msg: Bye, now: int) -> list[Effect]:
         child = self._children.get(sender.address)
-        if child is not None:
-            child.said_bye = True
-            if child.state is not ChildState.DRAINING:
-                child.heard_ns, child.state = now, ChildState.DRAINING
+        if child is not None and not child.said_bye:
+            child.said_bye, child.heard_ns, child.state = True, now, ChildState.DRAINING
         return []
 
     def _ask(self, child: ChildRecord, since_ns: int) -> Effect:
         def looked(seen: Looked, now: int) -> list[Effect]:
-            begun_ns, patience_ns = _clock(child)
+            begun_ns, patience_ns = self._clock(child)
             silent_ns = seen.at_ns - since_ns
             if child.killed or begun_ns != since_ns or silent_ns <= patience_ns:
                 return []
@@ -136,9 +145,10 @@ class Watchdog(Part):
 
         return Do(Look(child.address, since_ns), looked)
 
-
-def _clock(child: ChildRecord) -> tuple[int, int]:
-    """Since when a child owes us a word, and our patience."""
-    if child.state is ChildState.ASSIGNED and child.assignment is not None:
-        return child.assignment.since_ns, SERVE_NS
-    return child.heard_ns, START_NS if child.state is ChildState.STARTING else SILENT_NS
+    def _clock(self, child: ChildRecord) -> tuple[int, int]:
+        """Since when a child owes us a word, or its death, and our patience."""
+        if child.state is ChildState.ASSIGNED and child.assignment is not None:
+            return child.assignment.since_ns, SERVE_NS
+        if child.said_bye and child.has_gpu and self._pool.known is not None:
+            return child.heard_ns, int(patience(self._pool.known.pool_bytes) * 1000) * MS
+        return child.heard_ns, START_NS if child.state is ChildState.STARTING else SILENT_NS

@@ -17,8 +17,9 @@ exit_notify, also for those that nobody has waited for (zombies).  A pid of anot
 means nothing here: a container's processes are dead when its runtime says that it has ended.
 
 How long.  A process with memory registered for a device dies more slowly: the driver gives each
-page back before it is done, and the kernel takes page tables apart before that.  `patience` is what
-claims and adoptions wait, by the size of the pool, of which nobody has more than all.
+page back before it is done, and the kernel takes page tables apart before that.  `patience`
+(core/limits.py) is what claims and adoptions wait, by the size of the pool, of which nobody has
+more than all; a supervisor waits as long for a session of its own that has said Bye.
 """
 
 import os
@@ -26,30 +27,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pegaflow.core.errors import UserError
-from pegaflow.core.limits import GIB
-from pegaflow.wire.units import Seconds
+from pegaflow.core.limits import KILL_SECONDS, patience
 
-from .locks import KILL_SECONDS
 from .procs import dies, open_pidfd, start_ticks
-
-DEATH_SECONDS_PER_GIB: Seconds = 0.5
-"""Of a pool that is registered with the driver.  26 s were seen elsewhere for a process that had
-243 GB registered, 0.12 s for each GiB; a service has several, which share cores and pages as they
-die together: four times as much.  It is only ever waited for while one of them lives."""
-
-
-PATIENCE_MAX: Seconds = 90.0
-"""A service manager that waits two minutes for a start (README.md) must not end it while it waits:
-the next start would wait again, for as long as a process that is stuck lives."""
-
-
-def patience(pool_bytes: int) -> float:
-    """Seconds within which a process is dead that has all of a pool registered."""
-    return min(PATIENCE_MAX, KILL_SECONDS + DEATH_SECONDS_PER_GIB * pool_bytes / GIB)
 
 
 def patience_with(pool: Path) -> float:
-    """The same for whoever has a pool's file, if there is one."""
+    """Seconds of patience with whoever has a pool's file, if there is one."""
     try:
         return patience(pool.lstat().st_size)
     except FileNotFoundError:

@@ -33,14 +33,11 @@ import signal
 
 from pegaflow.core import filelock
 from pegaflow.core.errors import UserError
+from pegaflow.core.limits import KILL_SECONDS
 from pegaflow.wire.identities import Incarnation
-from pegaflow.wire.units import Count, Seconds
+from pegaflow.wire.units import Count
 
 from .procs import dies
-
-KILL_SECONDS: Seconds = 5.0
-"""Patience with an orphan that was sent SIGKILL: one that is stuck in the kernel may take longer
-than anybody wants to wait.  One that has much of a pool gets more (gpuusers.py)."""
 
 ORPHANS_MAX: Count = 1024
 """Orphans killed one after the other: more processes than one service has."""

@@ -27,6 +27,7 @@ import stat
 from pathlib import Path
 
 from pegaflow.core.errors import UserError
+from pegaflow.core.limits import KILL_SECONDS
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES
 from pegaflow.wire.identities import Incarnation
@@ -103,7 +104,7 @@ class SharedFile:
         return cls(path, os.fstat(fd).st_size, fd, write=write)
 
     @classmethod
-    def adopt(cls, path: str, patience: float = locks.KILL_SECONDS) -> "SharedFile":
+    def adopt(cls, path: str, patience: float = KILL_SECONDS) -> "SharedFile":
         """A file that an earlier life has left, claimed for writing.
 
         Args:

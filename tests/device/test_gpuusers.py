@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pegaflow.core import limits
 from pegaflow.core.errors import UserError
-from pegaflow.device import gpuusers, locks
+from pegaflow.device import gpuusers
 from pegaflow.device.poolfiles import adopt, remove
 from pegaflow.device.procs import start_ticks
 
@@ -149,9 +150,9 @@ def test_whoever_has_taken_the_name_is_not_written_to(base: str, tmp_path: Path)
 
 
 def test_patience_grows_with_what_can_be_registered() -> None:
-    assert gpuusers.patience(0) == locks.KILL_SECONDS
-    assert gpuusers.patience(64 << 30) == locks.KILL_SECONDS + 32
-    assert 3 * 26 < gpuusers.patience(243 * 10**9) == gpuusers.patience(1 << 40) < 120
+    assert limits.patience(0) == limits.KILL_SECONDS
+    assert limits.patience(64 << 30) == limits.KILL_SECONDS + 32
+    assert 3 * 26 < limits.patience(243 * 10**9) == limits.patience(1 << 40) < 120
 
 
 def test_what_is_removed_has_as_much_patience_as_what_is_adopted(

@@ -8,7 +8,17 @@ from pegaflow.actors.supervisor.actor import Supervisor
 from pegaflow.actors.supervisor.children import ChildState
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.actors.supervisor.watchdog import LATE_NS, LOOKS, REMEDY, SERVE_NS, START_NS
-from pegaflow.wire.control import SILENT_NS, Beat, Bye, Serve, Serving, SessionAt
+from pegaflow.core.limits import patience
+from pegaflow.wire.control import (
+    SILENT_NS,
+    Beat,
+    Bye,
+    Serve,
+    Serving,
+    SessionAt,
+    UsesGpu,
+    Warmed,
+)
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import (
     IncarnationDrawn,
@@ -23,8 +33,8 @@ from pegaflow.wire.jobs import (
     ThreadState,
 )
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, Address
-from tests.actors.group import OPEN, PLAN, Group
-from tests.actors.rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, POOL, Rig, one, pick, said
+from tests.actors.group import OPEN, OPENED, PLAN, Group
+from tests.actors.rig import BOSS, CLIENT_7, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
 
 SLACK_NS = 3 * TICK_NS
 """A silence is looked at every tick."""
@@ -176,6 +186,27 @@ def test_a_spare_that_leaves_before_it_serves_owes_nothing_any_more() -> None:
     group.beats(SILENT_NS - TICK_NS, spare)
     assert group.killed == []
     group.beats(SLACK_NS, spare)
+    assert group.killed == [spare]
+
+
+def test_one_that_gives_a_gpus_memory_back_has_as_long_for_it_as_an_adoption_waits() -> None:
+    group = Group(opened=replace(OPENED, pool_bytes=64 << 30))
+    dying = group.serve()
+    group.tell(dying, UsesGpu("0000:01:00.0"))
+    group.tell(dying, Bye())
+    within_ns = int(patience(64 << 30)) * 1000 * MS
+    group.beats(within_ns - TICK_NS, dying)
+    assert group.killed == [] and group.count("silent_killed") == 0
+    group.beats(SLACK_NS, dying)
+    assert group.killed == [dying], "it may be stuck before its end"
+
+
+def test_a_session_that_could_not_have_its_gpu_has_no_longer_than_others() -> None:
+    group = Group(replace(PLAN, devices=("0",)), replace(OPENED, pool_bytes=64 << 30))
+    spare = group.now_living(SESSION)
+    group.tell(spare, Warmed("0"))
+    group.tell(spare, Bye())
+    group.beats(SILENT_NS + SLACK_NS, spare)
     assert group.killed == [spare]
 
 
