@@ -68,6 +68,11 @@ class ChildRecord:
         return bool(self.uses) or any(found != "" for found in self.warm.values())
 
     @property
+    def gives_back(self) -> bool:
+        """Whether it has ended but for what the driver gives back, page by page, for seconds."""
+        return self.said_bye and self.has_gpu and not self.killed
+
+    @property
     def is_warming(self) -> bool:
         """Whether it is busy with a GPU."""
         return None in self.warm.values()

@@ -6,6 +6,10 @@ nothing: one that has much of the pool registered with a GPU's driver is dead on
 (pegaflow/device/gpuusers.py), and the flusher's time would be over by then.  Whoever is left after
 DRAIN_NS, and the time to write, is killed; so is everybody if we are told a second time to stop, or
 to do it at once.
+
+Sessions that give back what the driver has of the pool are not killed, which would end them no
+sooner: they have the watchdog's patience.  The core waits for them, for their pages may be written
+until they are dead, and has DRAIN_NS after them.
 """
 
 from collections.abc import Iterable
@@ -17,7 +21,7 @@ from pegaflow.wire.jobs import Stopping
 from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import SESSION, SUPERVISOR
 
-from .children import Children, ChildState
+from .children import ChildRecord, Children, ChildState
 from .manager import Manager
 from .opens import Opens
 from .stage import Lifecycle, Stage
@@ -44,6 +48,7 @@ class Shutdown(Part):
         self._manager = manager
         self._flush_ns = flush_ns  # for what is still to be written
         self._until_ns = 0  # when whoever is left is killed
+        self._core_until_ns = 0  # the same for those that wait for holders to be dead
 
     def handlers(self) -> Iterable[On]:
         """The shell has got a signal."""
@@ -51,11 +56,18 @@ class Shutdown(Part):
 
     def beat(self, now: int) -> list[Effect]:
         """Kill whoever is left after its time; whose turn it is may have come since."""
-        if not self._lifecycle.stopping:
-            return []
-        if now >= self._until_ns:
+        if self._lifecycle.stage is Stage.KILLING:
             return self._kill_all()
-        return self.go_on() if self._lifecycle.stage is Stage.DRAINING else []
+        if self._lifecycle.stage is not Stage.DRAINING:
+            return []
+        if any(child.gives_back for child in self._children):
+            self._core_until_ns = max(self._core_until_ns, now + DRAIN_NS)
+        effects: list[Effect] = []
+        for child in self._children:
+            holds = SPECS[child.address.name].holds
+            if now >= (self._until_ns if holds else self._core_until_ns) and not child.gives_back:
+                effects += self._kill(child)
+        return effects or self.go_on()
 
     def go_on(self) -> list[Effect]:
         """Drain whoever is next; without anybody left, stop."""
@@ -77,7 +89,7 @@ class Shutdown(Part):
         again = self._lifecycle.stopping
         if not again:
             self._lifecycle.stage = Stage.DRAINING
-            self._until_ns = now + DRAIN_NS + self._flush_ns
+            self._until_ns = self._core_until_ns = now + DRAIN_NS + self._flush_ns
             effects = [*self._opens.close(), *self._manager.stopping()]
         if again or msg.at_once:
             self._lifecycle.stage = Stage.KILLING
@@ -85,4 +97,7 @@ class Shutdown(Part):
         return effects + self.go_on()
 
     def _kill_all(self) -> list[Effect]:
-        return [e for child in self._children if child.pid for e in self._children.kill(child)]
+        return [effect for child in self._children for effect in self._kill(child)]
+
+    def _kill(self, child: ChildRecord) -> list[Effect]:
+        return self._children.kill(child) if child.pid else []

@@ -149,6 +149,6 @@ class Watchdog(Part):
         """Since when a child owes us a word, or its death, and our patience."""
         if child.state is ChildState.ASSIGNED and child.assignment is not None:
             return child.assignment.since_ns, SERVE_NS
-        if child.said_bye and child.has_gpu and self._pool.known is not None:
+        if child.gives_back and self._pool.known is not None:
             return child.heard_ns, int(patience(self._pool.known.pool_bytes) * 1000) * MS
         return child.heard_ns, START_NS if child.state is ChildState.STARTING else SILENT_NS

@@ -4,13 +4,24 @@ from dataclasses import replace
 
 from pegaflow.actors.supervisor.shutdown import DRAIN_NS
 from pegaflow.actors.supervisor.ticks import TICK_NS
-from pegaflow.wire.control import SILENT_NS, Bye, Drain, Gone, Hello, Members, Neighbour, Welcome
+from pegaflow.core.limits import patience
+from pegaflow.wire.control import (
+    SILENT_NS,
+    Bye,
+    Drain,
+    Gone,
+    Hello,
+    Members,
+    Neighbour,
+    UsesGpu,
+    Welcome,
+)
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Exited, IncarnationDrawn, NextIncarnation, Spawn, Spawned, Stopping
 from pegaflow.wire.message import Message
 from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, Address
-from tests.actors.group import PLAN, Group
+from tests.actors.group import OPENED, PLAN, Group
 from tests.actors.rig import MS, pick, said
 
 FLUSH_NS = 10_000 * MS
@@ -96,6 +107,38 @@ def test_a_session_that_dies_slowly_costs_the_flusher_none_of_its_time() -> None
     group.tell(flusher, Bye())
     assert not pick(group.exit(flusher) + group.wait(TICK_NS), Drain), "it may hold pages still"
     assert told(group.exit(session), Drain) == {ALLOCATOR, INDEX}
+
+
+def test_the_core_waits_for_a_session_that_gives_its_gpus_pool_back() -> None:
+    group = Group(SSD, replace(OPENED, pool_bytes=64 << 30))
+    dying, deaf = group.serve(), group.now_living(FLUSHER)
+    group.settle()
+    group.tell(dying, UsesGpu("0000:01:00.0"))
+    (spare,) = [a for a in group.living if a.name == SESSION and a != dying]
+    group.inform(Stopping())
+    group.exit(spare)
+    group.tell(dying, Bye())
+    group.beats(DRAIN_NS + FLUSH_NS + 2 * TICK_NS, silent=dying)
+    assert group.killed == [deaf], "its time is over, and the session's is not"
+    group.exit(deaf)
+    group.beats(2 * DRAIN_NS, silent=dying)
+    assert told(group.exit(dying), Drain) == {ALLOCATOR, INDEX}
+    group.beats(DRAIN_NS - 2 * TICK_NS)
+    assert group.killed == [deaf], "they have the time that they always have"
+    group.beats(3 * TICK_NS)
+    assert set(group.killed) == {deaf, *group.living}
+
+
+def test_the_core_waits_for_no_session_that_is_stuck_on_its_way_to_its_end() -> None:
+    group = Group(opened=replace(OPENED, pool_bytes=64 << 30))
+    stuck = group.now_living(SESSION)
+    group.tell(stuck, UsesGpu("0000:01:00.0"))
+    group.inform(Stopping())
+    group.tell(stuck, Bye())
+    group.beats(int(patience(64 << 30)) * 1000 * MS + 3 * TICK_NS, silent=stuck)
+    assert group.killed == [stuck]
+    group.beats(DRAIN_NS + TICK_NS, silent=stuck)
+    assert set(group.killed) == set(group.living)
 
 
 def test_a_flusher_that_falls_silent_in_a_drain_is_killed() -> None:
