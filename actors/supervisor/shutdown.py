@@ -1,11 +1,11 @@
 """The end of the service, in order.
 
 Drain: sessions first, then the other holders (the flusher writes what is left), then the core, then
-the rest.  The flusher's turn comes when all sessions have said Bye, after which they publish
-nothing: one that has much of the pool registered with a GPU's driver is dead only seconds later
-(pegaflow/device/gpuusers.py), and the flusher's time would be over by then.  Whoever is left after
-DRAIN_NS, and the time to write, is killed; so is everybody if we are told a second time to stop, or
-to do it at once.
+the rest.  The flusher's turn comes when all sessions have said Bye or are being killed, after which
+they publish nothing: one that has much of the pool registered with a GPU's driver is dead only
+seconds later (pegaflow/device/gpuusers.py), and the flusher's time would be over by then.  Whoever
+is left after DRAIN_NS, and the time to write, is killed; so is everybody if we are told a second
+time to stop, or to do it at once.
 
 Sessions that give back what the driver has of the pool are not killed, which would end them no
 sooner: they have the watchdog's patience.  The core waits for them, for their pages may be written
@@ -74,12 +74,13 @@ class Shutdown(Part):
         children = list(self._children)
         if not children:
             return [Stop()]
-        sessions = [c for c in self._children.named(SESSION) if not c.said_bye]
+        sessions = [c for c in self._children.named(SESSION) if not (c.said_bye or c.killed)]
         holders = [c for c in children if SPECS[c.address.name].holds]
         core = [c for c in children if SPECS[c.address.name].core]
         effects: list[Effect] = []
         for child in sessions or holders or core or children:
-            if child.endpoint and child.state is not ChildState.DRAINING:
+            told = child.state is ChildState.DRAINING or child.killed
+            if child.endpoint and not told:
                 child.state = ChildState.DRAINING
                 effects.append(Send(child.address, Drain()))
         return effects

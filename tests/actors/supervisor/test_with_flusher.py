@@ -109,6 +109,17 @@ def test_a_session_that_dies_slowly_costs_the_flusher_none_of_its_time() -> None
     assert told(group.exit(session), Drain) == {ALLOCATOR, INDEX}
 
 
+def test_a_session_that_was_killed_just_before_costs_the_flusher_none_of_its_time() -> None:
+    group = Group(SSD)
+    session = group.now_living(SESSION)
+    group.beats(SILENT_NS + 2 * TICK_NS, silent=session)
+    assert group.killed == [session]
+    assert told(group.inform(Stopping()), Drain) == {FLUSHER}
+    flusher = group.now_living(FLUSHER)
+    assert not pick(group.exit(flusher) + group.wait(TICK_NS), Drain), "it may write to pages still"
+    assert told(group.exit(session), Drain) == {ALLOCATOR, INDEX}
+
+
 def test_the_core_waits_for_a_session_that_gives_its_gpus_pool_back() -> None:
     group = Group(SSD, replace(OPENED, pool_bytes=64 << 30))
     dying, deaf = group.serve(), group.now_living(FLUSHER)
