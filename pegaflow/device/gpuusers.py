@@ -23,12 +23,13 @@ more than all; a supervisor waits as long for a session of its own that has said
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.limits import KILL_SECONDS, patience
 
+from .locks import Say
 from .procs import dies, open_pidfd, start_ticks
 
 
@@ -56,7 +57,7 @@ def leave(stem: str) -> None:
     half.rename(path)
 
 
-def await_deaths(base: str, seconds: float, say: Callable[[str], object]) -> None:
+def await_deaths(base: str, seconds: float, say: Say) -> None:
     """Wait until no GPU copies into this pool any more, and remove what said so.
 
     Args:

@@ -30,17 +30,24 @@ import errno
 import fcntl
 import os
 import signal
+from collections.abc import Callable
 
 from pegaflow.core import filelock
 from pegaflow.core.errors import UserError
 from pegaflow.core.limits import KILL_SECONDS
 from pegaflow.wire.identities import Incarnation
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Count, Seconds
 
 from .procs import dies
 
 ORPHANS_MAX: Count = 1024
 """Orphans killed one after the other: more processes than one service has."""
+
+QUIET_SECONDS: Seconds = 0.5
+"""An orphan's death that takes longer is worth a line: that of one without a GPU takes less."""
+
+Say = Callable[[str], object]
+"""Told why something takes long, in a line for people."""
 
 
 class InUse(Exception):
@@ -58,11 +65,12 @@ def hold(fd: int, service: Incarnation) -> None:
         raise InUse(owner(fd) or "another service")
 
 
-def claim(fd: int, patience: float = KILL_SECONDS) -> list[int]:
+def claim(fd: int, patience: float = KILL_SECONDS, say: Say = bool) -> list[int]:
     """Take the whole file for ourselves; the pids of orphans that were killed for it.
 
     Args:
         patience: with each of them, in seconds.
+        say: told of each that takes long to die.
 
     Raises:
         InUse: a service lives in it.
@@ -82,7 +90,7 @@ def claim(fd: int, patience: float = KILL_SECONDS) -> list[int]:
             )
         if len(killed) == ORPHANS_MAX:
             raise UserError("processes of an earlier service keep coming up in its pool")
-        if _kill(fd, pid, patience):
+        if _kill(fd, pid, patience, say):
             killed.append(pid)
     return killed
 
@@ -127,7 +135,7 @@ def _holder(fd: int, start: int, length: int = filelock.TO_END) -> int | None:
     return None if kind == fcntl.F_UNLCK else pid
 
 
-def _kill(fd: int, pid: int, patience: float) -> bool:
+def _kill(fd: int, pid: int, patience: float, say: Say) -> bool:
     """Kill an orphan; whether that was needed."""
     try:
         pidfd = os.pidfd_open(pid)
@@ -137,6 +145,9 @@ def _kill(fd: int, pid: int, patience: float) -> bool:
         if _holder(fd, 1) != pid:
             return False  # it went by itself, and the pid may be somebody else's
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if dies(pidfd, min(QUIET_SECONDS, patience)):
+            return True
+        say(f"waiting for up to {patience:.0f} s until process {pid} of an earlier service is dead")
         if not dies(pidfd, patience):
             raise UserError(
                 f"process {pid} of an earlier service does not die: its pool cannot be adopted; "

@@ -104,11 +104,14 @@ class SharedFile:
         return cls(path, os.fstat(fd).st_size, fd, write=write)
 
     @classmethod
-    def adopt(cls, path: str, patience: float = KILL_SECONDS) -> "SharedFile":
+    def adopt(
+        cls, path: str, patience: float = KILL_SECONDS, say: locks.Say = bool
+    ) -> "SharedFile":
         """A file that an earlier life has left, claimed for writing.
 
         Args:
             patience: with an orphan, in seconds.
+            say: told of an orphan that takes long to die.
 
         Raises:
             OSError: it cannot be opened, or is a link.
@@ -121,7 +124,7 @@ class SharedFile:
             ours = found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o600
             if not (stat.S_ISREG(found.st_mode) and ours and found.st_nlink == 1 and found.st_size):
                 raise UserError(f"{path} is not a regular file of ours with mode 0600 and one name")
-            orphans = locks.claim(fd, patience)
+            orphans = locks.claim(fd, patience, say)
             if not _names(path, _id(found)):
                 raise UserError(f"{path} was removed meanwhile")
         except (OSError, UserError, locks.InUse):

@@ -34,7 +34,7 @@ from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.units import Bytes, Count
 
 from . import gpuusers, locks, resize
-from .locks import InUse, claim, share, take
+from .locks import InUse, Say, claim, share, take
 from .memory import FileId, SharedFile
 
 TRAILER_BYTES: Bytes = 4096
@@ -60,7 +60,7 @@ class Wanted:
     run_dir: str = ""  # of the service, for people
     #: Told the bytes of an old pool with its ledger; raises UserError if it is to be too large.
     check: Callable[[int], object] = bool
-    say: Callable[[str], object] = bool  # told why adoption takes long, if it does
+    say: Say = bool
 
     def size_of(self, header: Header) -> int:
         """Bytes that a pool with this header is to have."""
@@ -304,7 +304,7 @@ def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int],
     try:
         patience = gpuusers.patience_with(Path(f"{base}.pool"))
         for end in ("ledger", "pool"):
-            files.append(SharedFile.adopt(f"{base}.{end}", patience))
+            files.append(SharedFile.adopt(f"{base}.{end}", patience, wanted.say))
         file, pool = files
         gpuusers.await_deaths(base, patience, wanted.say)
         why = _unfinished(file) or _fault(pool, file, Ledger(file.map).header, wanted)
@@ -395,7 +395,7 @@ def _identity(pool: FileId, file: FileId) -> bytes:
     return facts[:-4] + zlib.crc32(facts[:-4]).to_bytes(4, "little")
 
 
-def remove(stem: str, keep: PoolFiles | None = None) -> tuple[int, list[str]]:
+def remove(stem: str, keep: PoolFiles | None = None, say: Say = bool) -> tuple[int, list[str]]:
     """Remove the names of this stem's files, but for our pool `keep` and pools that are in use.
 
     Returns:
@@ -411,7 +411,7 @@ def remove(stem: str, keep: PoolFiles | None = None) -> tuple[int, list[str]]:
             own = (keep.pool.path, keep.file.path)
             removed += sum(_remove(path) for path in paths if str(path) not in own)
             continue
-        claims = [fd for path in paths if (fd := _claim_to_remove(path)) is not None]
+        claims = [fd for path in paths if (fd := _claim_to_remove(path, say)) is not None]
         if all(fd >= 0 for fd in claims):
             removed += sum(_remove(path) for path in paths)
         else:
@@ -422,7 +422,7 @@ def remove(stem: str, keep: PoolFiles | None = None) -> tuple[int, list[str]]:
     return removed, in_use
 
 
-def _claim_to_remove(path: Path) -> int | None:
+def _claim_to_remove(path: Path, say: Say) -> int | None:
     """Claim a file: its descriptor; -1 if somebody lives in it; None if only its name can go."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -430,7 +430,7 @@ def _claim_to_remove(path: Path) -> int | None:
         return None
     try:
         if path.suffix in (".pool", ".ledger"):
-            claim(fd, gpuusers.patience_with(path.with_suffix(".pool")))
+            claim(fd, gpuusers.patience_with(path.with_suffix(".pool")), say)
             return fd
         if take(fd):
             return fd

@@ -116,7 +116,7 @@ class _House:
             check=lambda there: poolsize.choose(
                 settings.pool_size, poolsize.look().plus(there), extent
             ),
-            say=lambda why: log.warning("pool_waits", why=why),
+            say=self._waits,
         )
         found = poolfiles.adopt(self._stem, wanted)
         if found.orphans:
@@ -127,7 +127,7 @@ class _House:
             log.warning("pool_in_use", why=why, then=then)
         for why in found.refused:
             log.warning("pool_not_adopted", why=why, then=then)
-        poolfiles.remove(self._stem, files)
+        poolfiles.remove(self._stem, files, self._waits)
         if files is not None:
             pages, bytes_ = files.sealed()
             held = f"{sizes.show(bytes_)} in {pages} pages"
@@ -135,6 +135,11 @@ class _House:
             if found.was_bytes != files.header.pool_bytes:
                 self.reason += f", when it had {sizes.show(found.was_bytes)}"
         return files
+
+    def _waits(self, why: str) -> None:
+        """What of an earlier life keeps us from having the pool."""
+        logs.get_logger().warning("pool_waits", why=why)
+        self.manager.say(f"STATUS={why}")
 
     def _make(self, incarnation: Incarnation, above: int) -> PoolFiles:
         """A new pool.

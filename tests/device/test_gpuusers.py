@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
-from pegaflow.device import gpuusers
+from pegaflow.device import gpuusers, locks
 from pegaflow.device.poolfiles import adopt, remove
-from pegaflow.device.procs import start_ticks
+from pegaflow.device.procs import dies, start_ticks
 
+from .test_locks import holder
 from .test_poolfiles import AS_IT_IS, made
 
 USES = """
@@ -171,3 +173,22 @@ def test_what_is_removed_has_as_much_patience_as_what_is_adopted(
     monkeypatch.setattr(gpuusers, "patience", patience)
     removed, in_use = remove(base.removesuffix(".1"))
     assert removed and not in_use and asked == [size, size]
+
+
+def test_who_adopts_or_removes_a_pool_says_whose_death_it_waits_for(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, said = made(base.removesuffix(".1")), list[str]()
+    for file in (old.pool, old.file):
+        file.close()
+    monkeypatch.setattr(locks, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "dies", lambda fd, seconds: bool(seconds) and dies(fd, seconds))
+    with holder(Path(f"{base}.pool"), service=3) as orphan:
+        found = adopt(base.removesuffix(".1"), replace(AS_IT_IS, say=said.append))
+        assert found.orphans == (orphan.pid,)
+    assert found.files is not None and [str(orphan.pid) in line for line in said] == [True]
+    for file in (found.files.pool, found.files.file):
+        file.close()
+    with holder(Path(f"{base}.ledger"), service=3) as orphan:
+        assert remove(base.removesuffix(".1"), None, said.append)[0] > 0
+    assert [str(orphan.pid) in line for line in said] == [False, True]

@@ -109,6 +109,25 @@ def test_every_orphan_is_killed_even_a_stopped_one(file: Path, fd: int) -> None:
         assert locks.claim(fd) == []
 
 
+def test_one_line_says_that_an_orphan_takes_long_to_die(
+    file: Path, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, waited, said = [False, True], [], list[str]()
+
+    def dies(pidfd: int, seconds: float) -> bool:
+        waited.append(seconds)
+        return answers.pop(0)
+
+    monkeypatch.setattr(locks, "dies", dies)
+    with holder(file, 3) as child:
+        monkeypatch.setattr(locks, "take", lambda fd: bool(waited))
+        assert locks.claim(fd, 90.0, said.append) == [child.pid]
+    assert waited == [locks.QUIET_SECONDS, 90.0]
+    assert said == [
+        f"waiting for up to 90 s until process {child.pid} of an earlier service is dead"
+    ]
+
+
 def test_an_orphan_that_we_cannot_see_keeps_us_out(
     file: Path, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
