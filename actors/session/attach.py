@@ -198,7 +198,11 @@ class Attachment(Part):
         engine, welcome = self._engine, self._member.welcome
         assert welcome is not None
         rank.there = True
-        effects = self._devices.used(rank.asked.gpu) if rank.loads is Way.CUDA_IPC else []
+        effects: list[Effect] = []
+        if rank.loads is Way.CUDA_IPC:
+            effects = self._devices.used(rank.asked.gpu)
+        else:
+            self._devices.elsewhere()
         if complete(engine.ranks):
             engine.complete = True
             effects += self._completed(now)

@@ -24,6 +24,8 @@ class Devices(Part):
     def __init__(self, member: Member, registration: Registration) -> None:
         self._member, self._registration = member, registration
         self._used: set[str] = set()  # by our engine
+        self._serving = False  # there is one
+        self._elsewhere = False  # and its memory is on no device of ours
         self._complaints: set[str] = set()  # what has been said of GPUs that cannot be had
         self._told: deque[str] = deque()  # GPUs to be ready for; the first is being made so
 
@@ -36,12 +38,21 @@ class Devices(Part):
         gpu = spelled(memory.bus, memory.uuid)
         said = gpu in self._used
         self._used.add(gpu)
+        self._elsewhere = False
         supervisor = self._member.supervisor
         registered = self._registration.begin(serving=True)
         return registered + ([] if said else [Send(supervisor, UsesGpu(gpu))])
 
+    def elsewhere(self) -> None:
+        """A rank is served that no GPU copies for."""
+        if not self._used:
+            self._elsewhere = True
+            self._registration.rest()
+
     def serve(self) -> list[Effect]:
         """There is an engine: of other GPUs than its own no context is begun any more."""
+        self._serving = True
+        self._registration.serve()
         dropped = [self._told.pop() for _ in range(len(self._told) - 1)]
         return [Send(self._member.supervisor, Warmed(gpu)) for gpu in reversed(dropped)]
 
@@ -59,7 +70,7 @@ class Devices(Part):
     def _say(self, gpu: str, result: GpuWarmed | Done) -> list[Effect]:
         supervisor = self._member.supervisor
         if isinstance(result, GpuWarmed):
-            registered = self._registration.begin(serving=bool(self._used))
+            registered = [] if self._elsewhere else self._registration.begin(serving=self._serving)
             return [*registered, Send(supervisor, Warmed(gpu, result.gpu))]
         effects: list[Effect] = [Send(supervisor, Warmed(gpu))]
         if result.note not in self._complaints:

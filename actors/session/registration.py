@@ -5,7 +5,8 @@ lies in two).  What is not registered yet, or never, goes through a ring of pinn
 (pegaflow/device/engine/ring.py).  First come the extents in which this session has just copied, for
 it will copy there again; then the others from the beginning of the pool, as they are filled.
 Only what has been entered into our page tables is registered: the rest is not in memory yet, and a
-driver that touches it would make it real.  Nothing is ever unregistered.
+driver that touches it would make it real.  Nothing is ever unregistered.  A spare that is given an
+engine which it serves on no device registers no more.
 
 Where the driver refuses, or `ulimit -l` does, we ask for no more, and one line says what was met
 and what to set.
@@ -46,7 +47,7 @@ class Registration(Part):
     def __init__(self, tables: PageTables) -> None:
         self._tables = tables
         tables.listener = self
-        self._at_once = 0  # 0: there is no context yet, or the driver has refused
+        self._at_once = 0  # 0: there is no context yet, none is used, or the driver has refused
         self._refused = False
         self._extent_bytes = 0
         self._entered_bytes = 0  # of the pool, from its beginning
@@ -76,6 +77,15 @@ class Registration(Part):
             return []
         first, self._at_once = not self._at_once, AT_ONCE_SERVING if serving else AT_ONCE_SPARE
         return (self._tables.enter_all() if first else []) + self._go_on()
+
+    def serve(self) -> None:
+        """There is an engine, though nobody knows yet on which device."""
+        self._at_once = min(self._at_once, AT_ONCE_SERVING)
+
+    def rest(self) -> None:
+        """No device is to copy: begin no more, until there is one."""
+        self._at_once = 0
+        self._soon.clear()
 
     def entered(self, upto: int) -> list[Effect]:
         """So many bytes of the pool, from its beginning, are in our page tables."""

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+from pegaflow.actors.session.registration import AT_ONCE_SERVING, AT_ONCE_SPARE, PIN_BYTES
 from pegaflow.wire.control import BEAT_NS, LogLevel, UsesGpu, Warm, Warmed
 from pegaflow.wire.gpujobs import GpuWarmed, MapGpu, PinPages, WarmGpu
-from pegaflow.wire.jobs import EnterPages, PagesEntered
+from pegaflow.wire.jobs import BounceOpened, EnterPages, OpenBounce, PagesEntered, UnmapEngine
+from pegaflow.wire.session import Way
 from pegaflow.wire.status import Status
-from tests.actors.rig import BOSS, CLIENT_7, EXTENT, POOL, pick, said
-from tests.actors.sessions import SERVE, serving, spare
+from tests.actors.rig import BOSS, CLIENT_7, EXTENT, POOL, WELCOME, Rig, pick, said
+from tests.actors.sessions import ATTACH, SERVE, serving, spare
 
 from .test_gpu import GPU, ON_GPU
 
@@ -44,6 +46,70 @@ def test_what_was_not_begun_when_an_engine_comes_is_not_done() -> None:
     assert told == [Warmed("1"), Warmed("2")]
     assert said(rig.done(WarmGpu, GpuWarmed("bus/uuid")), Warmed, BOSS) == Warmed("0", "bus/uuid")
     assert not rig.wanted(WarmGpu)
+
+
+EXTENTS = 32
+LARGE = replace(WELCOME, pool_bytes=EXTENTS * PIN_BYTES, extent_bytes=PIN_BYTES)
+STAGED = replace(ATTACH, way=Way.STAGED)
+
+
+def registering() -> Rig:
+    """A spare that is busy with a large pool."""
+    rig, _ = spare(welcome=LARGE)
+    rig.tell(BOSS, Warm("0"))
+    rig.done(WarmGpu, GpuWarmed("bus/uuid"))
+    while entering := rig.wanted(EnterPages):
+        rig.done(EnterPages, PagesEntered(entering[0].length))
+    assert len(rig.wanted(PinPages)) == AT_ONCE_SPARE
+    return rig
+
+
+def goes_on(rig: Rig) -> int:
+    """Chunks that are registered at once, when those that were begun are done."""
+    for _ in rig.wanted(PinPages):
+        rig.done(PinPages)
+    return len(rig.wanted(PinPages))
+
+
+def test_once_there_is_an_engine_the_pool_is_registered_by_one_thread() -> None:
+    rig = registering()
+    rig.ask(BOSS, SERVE)
+    assert goes_on(rig) == AT_ONCE_SERVING
+
+
+def test_an_engine_on_no_gpu_ends_it_and_one_on_a_gpu_begins_it_again() -> None:
+    rig = registering()
+    rig.ask(BOSS, SERVE)
+    rig.ask(CLIENT_7, STAGED)
+    rig.done(OpenBounce, BounceOpened("bounce", ()))
+    assert goes_on(rig) == 0
+    rig.wait(BEAT_NS)
+    assert not rig.wanted(PinPages)
+    rig.ask(CLIENT_7, ON_GPU)
+    rig.done(UnmapEngine)
+    rig.done(MapGpu)
+    assert len(rig.wanted(PinPages)) == AT_ONCE_SERVING
+
+
+def test_a_context_that_comes_after_the_engine_begins_nothing_for_one_on_no_gpu() -> None:
+    rig, _ = spare(welcome=LARGE)
+    rig.tell(BOSS, Warm("0"))
+    rig.done(EnterPages, PagesEntered(PIN_BYTES))
+    rig.ask(BOSS, SERVE)
+    rig.ask(CLIENT_7, STAGED)
+    rig.done(OpenBounce, BounceOpened("bounce", ()))
+    assert said(rig.done(WarmGpu, GpuWarmed("bus/uuid")), Warmed, BOSS).found
+    assert not rig.wanted(PinPages)
+
+
+def test_one_of_two_ranks_on_a_gpu_is_enough_to_go_on() -> None:
+    rig = registering()
+    rig.ask(BOSS, SERVE)
+    rig.ask(CLIENT_7, replace(ON_GPU, world=2))
+    rig.done(MapGpu)
+    rig.ask(CLIENT_7, replace(STAGED, rank=1, world=2))
+    rig.done(OpenBounce, BounceOpened("bounce", ()))
+    assert goes_on(rig) == AT_ONCE_SERVING
 
 
 def test_a_spare_makes_one_context_after_the_other() -> None:
