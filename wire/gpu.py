@@ -64,8 +64,8 @@ other, nor ahead of need on one that takes a single process (its compute mode), 
 
     session → supervisor   UsesGpu(gpu)         an engine of mine is served there; once for each
     supervisor → spare     Warm(gpu)            after Welcome, and when another device is in use
-    spare → supervisor     Warmed(gpu, found)   it has a context there, or says why not: then it
-                                                is a spare as any other
+    spare → supervisor     Warmed(gpu, found)   it has a context there, or has said why not in a
+                                                line of the log: then it is a spare as any other
 
 A device counts as in use as long as a session lives that has said UsesGpu, and for a while after:
 whose session has died, and whose manager starts it again, comes back within that.  Then spares that
@@ -81,8 +81,7 @@ Who dies when:
   spare makes contexts in the order in which it was told, so the first name without Warmed is the
   one that it was at; a Warmed that has found the device ends the row.  Of a name whose device no
   spare has found yet nobody knows that an engine is served there; spares are told that device then
-  by the name that UsesGpu has for it, and the first that has a context there says in Warmed what
-  else the device is called: from then on the name is as good.
+  by the name that UsesGpu has for it.
 * spare that is given an engine before Warmed: what it has not begun it answers as not found, and
   begins no more.  The engine's memory is opened beside what it has, but for that device itself.
   Who waits for a spare to come up gets one that has been told of no device.
@@ -214,12 +213,6 @@ def device_name(text: str) -> str:
         raise ValueError(f"{text!r} is no number, UUID or PCI bus id of a GPU")
     domain, *rest = (int(part or "0", 16) for part in bus.groups())
     return "{:04x}:{:02x}:{:02x}.{:x}".format(domain, *rest)
-
-
-def bus_and_uuid(device: str) -> tuple[str, bytes]:
-    """What `spelled` was given of a device; of anything else, names that no device has."""
-    bus, _, uuid = device.partition("/")
-    return (bus, bytes.fromhex(uuid)) if re.fullmatch("(?:[0-9a-f]{2})*", uuid) else ("", b"")
 
 
 def is_meant(name: str, number: int, bus: str, uuid: bytes) -> bool:
