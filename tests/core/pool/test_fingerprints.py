@@ -9,6 +9,12 @@ from pegaflow.core.pool.ledger import MAX_KEY
 from pegaflow.wire.identities import Key, Namespace
 
 spaces = st.binary(min_size=16, max_size=16).map(Namespace)
+GOLDEN = [
+    *(9_939_823_288_021_002_578, 14_332_294_412_354_979_410),
+    *(17_887_410_442_435_830_846, 3_425_662_806_102_120_626),
+]
+"""Reckoned by hand, with words read as little-endian numbers."""
+
 many_keys = st.lists(st.binary(max_size=MAX_KEY).map(Key), max_size=20)
 
 
@@ -39,3 +45,13 @@ def test_one_by_one_or_all_at_once_the_hash_is_the_same(keys: list[Key]) -> None
 def test_keys_of_a_counter_have_different_hashes() -> None:
     keys = [b"%016x%016x" % (chain, block) for chain in range(100) for block in range(100)]
     assert len({hash_of(Key(key)) for key in keys}) == len(keys)
+
+
+def test_they_are_the_same_on_every_host() -> None:
+    """Hosts tell each other what they have by fingerprints: who changes these changes what peers
+    of two versions find of each other."""
+    space, other = Namespace(bytes(range(16))), Namespace(b"another")
+    keys = [Key(bytes(range(n, n + size))) for n, size in ((0, 32), (7, 16), (9, 5), (0, 64))]
+    assert fingerprints(space, keys).tolist() == GOLDEN
+    assert [fingerprints(space, [key]).item() for key in keys] == GOLDEN
+    assert fingerprints(other, keys[:1]).tolist() == [14_703_530_825_316_332_683]
