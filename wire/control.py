@@ -268,6 +268,7 @@ class Warmed(Message):
 
     gpu: str  # as it was asked
     found: str = ""  # as gpu.spelled; empty: there is no context
+    why: str = ""  # for people; empty: there is one, or it was not begun
 
 
 @message(11)

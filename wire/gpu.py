@@ -64,8 +64,8 @@ other, nor ahead of need on one that takes a single process (its compute mode), 
 
     session → supervisor   UsesGpu(gpu)         an engine of mine is served there; once for each
     supervisor → spare     Warm(gpu)            after Welcome, and when another device is in use
-    spare → supervisor     Warmed(gpu, found)   it has a context there, or has said why not in a
-                                                line of the log: then it is a spare as any other
+    spare → supervisor     Warmed(gpu, found)   it has a context there, or says why not: then it
+                                                is a spare as any other
 
 A device counts as in use as long as a session lives that has said UsesGpu, and for a while after:
 whose session has died, and whose manager starts it again, comes back within that.  Then spares that

@@ -7,9 +7,9 @@ served on.  Once there is a context, the pool is registered with the driver (reg
 from collections import deque
 from collections.abc import Iterable
 
-from pegaflow.actors.runtime.contract import Do, Effect, Note, On, Part, Send, Sender, on
+from pegaflow.actors.runtime.contract import Do, Effect, On, Part, Send, Sender, on
 from pegaflow.actors.runtime.member import Member
-from pegaflow.wire.control import LogLevel, UsesGpu, Warm, Warmed
+from pegaflow.wire.control import UsesGpu, Warm, Warmed
 from pegaflow.wire.gpu import GpuMemory, spelled
 from pegaflow.wire.gpujobs import GpuWarmed, WarmGpu
 from pegaflow.wire.jobs import Done
@@ -26,7 +26,6 @@ class Devices(Part):
         self._used: set[str] = set()  # by our engine
         self._serving = False  # there is one
         self._elsewhere = False  # and its memory is on no device of ours
-        self._complaints: set[str] = set()  # what has been said of GPUs that cannot be had
         self._told: deque[str] = deque()  # GPUs to be ready for; the first is being made so
 
     def handlers(self) -> Iterable[On]:
@@ -72,9 +71,4 @@ class Devices(Part):
         if isinstance(result, GpuWarmed):
             registered = [] if self._elsewhere else self._registration.begin(serving=self._serving)
             return [*registered, Send(supervisor, Warmed(gpu, result.gpu))]
-        effects: list[Effect] = [Send(supervisor, Warmed(gpu))]
-        if result.note not in self._complaints:
-            self._complaints.add(result.note)
-            facts = (("gpu", gpu), ("why", result.note), ("then", "a spare without it"))
-            effects.append(Note("gpu_not_warm", facts, LogLevel.WARNING))
-        return effects
+        return [Send(supervisor, Warmed(gpu, why=result.note))]

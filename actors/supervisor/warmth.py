@@ -27,6 +27,7 @@ class Warmth(Part):
         self._named = plan.devices  # by --devices
         self._found: dict[str, str] = {}  # name -> device, of what spares have found
         self._lingers: dict[str, int] = {}  # device that was in use -> until when it counts
+        self._whys: dict[str, str] = {}  # name -> why the last spare could not be ready for it
         self._falls: dict[str, int] = {}  # name -> spares in a row that died while they were at it
 
     def handlers(self) -> Iterable[On]:
@@ -96,5 +97,15 @@ class Warmth(Part):
             child.warm[msg.gpu] = msg.found
             if msg.found:
                 self._falls.pop(msg.gpu, None)
+                self._whys.pop(msg.gpu, None)
                 self._found[msg.gpu] = msg.found
+            elif msg.why:
+                return self._complain(msg.gpu, msg.why)
         return []
+
+    def _complain(self, gpu: str, why: str) -> list[Effect]:
+        """All spares meet the same, one after the other, and all GPUs may: it is said once."""
+        said = why in self._whys.values()
+        self._whys[gpu] = why
+        facts = (("gpu", gpu), ("why", why), ("then", "spares without it"))
+        return [] if said else [Note("gpu_not_warm", facts, LogLevel.WARNING)]

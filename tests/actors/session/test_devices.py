@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pegaflow.actors.session.registration import AT_ONCE_SERVING, AT_ONCE_SPARE, PIN_BYTES
-from pegaflow.wire.control import BEAT_NS, LogLevel, UsesGpu, Warm, Warmed
+from pegaflow.wire.control import BEAT_NS, UsesGpu, Warm, Warmed
 from pegaflow.wire.gpujobs import GpuWarmed, MapGpu, PinPages, WarmGpu
 from pegaflow.wire.jobs import BounceOpened, EnterPages, OpenBounce, PagesEntered, UnmapEngine
 from pegaflow.wire.session import Way
@@ -24,15 +24,13 @@ def test_a_spare_makes_a_context_and_registers_the_pool() -> None:
     assert rig.wanted(PinPages) == [PinPages(0, EXTENT)]
 
 
-def test_one_that_cannot_says_so_in_one_line_and_is_a_spare_as_any_other() -> None:
+def test_one_that_cannot_says_why_and_is_a_spare_as_any_other() -> None:
     rig, _ = spare()
     rig.done(EnterPages, PagesEntered(POOL))
     for gpu in ("0", "1"):
         rig.tell(BOSS, Warm(gpu))
         sent = rig.done(WarmGpu, Status.COPY_FAILED, "no cupy")
-        assert said(sent, Warmed, BOSS) == Warmed(gpu, "")
-    (line,) = [note for note in rig.notes if note.event == "gpu_not_warm"]
-    assert line.level is LogLevel.WARNING and ("why", "no cupy") in line.facts
+        assert said(sent, Warmed, BOSS) == Warmed(gpu, why="no cupy")
     rig.wait(BEAT_NS)
     assert not rig.wanted(PinPages) and rig.stop is None
 

@@ -115,6 +115,41 @@ def test_a_spare_stays_if_the_device_is_named_too() -> None:
     assert not pick(group.beats(2 * LINGER_NS), Drain)
 
 
+def complaints(group: Group) -> list[dict[str, str | int]]:
+    return [dict(note.facts) for note in group.notes if note.event == "gpu_not_warm"]
+
+
+def test_why_spares_cannot_be_ready_is_said_once_however_many_there_are() -> None:
+    group, _ = named("0", "3")
+    for _ in range(3):
+        (spare,) = spares(group)
+        group.tell(spare, Warmed("0", why="no cupy"))
+        group.tell(spare, Warmed("3", why="no cupy"))
+        group.exit(spare)
+        group.beats(10 * TICK_NS)
+    assert complaints(group) == [{"gpu": "0", "why": "no cupy", "then": "spares without it"}]
+    (spare,) = spares(group)
+    group.tell(spare, Warmed("3", why="no memory"))
+    assert complaints(group)[1:] == [{"gpu": "3", "why": "no memory", "then": "spares without it"}]
+
+
+def test_what_cannot_be_again_after_it_could_is_said_again() -> None:
+    group, _ = named("0")
+    for answer in (Warmed("0", why="no memory"), Warmed("0", GPU), Warmed("0", why="no memory")):
+        (spare,) = spares(group)
+        group.tell(spare, answer)
+        group.exit(spare)
+        group.beats(10 * TICK_NS)
+    assert len(complaints(group)) == 2
+
+
+def test_what_was_not_begun_is_no_complaint() -> None:
+    group, _ = named("0")
+    (spare,) = spares(group)
+    group.tell(spare, Warmed("0"))
+    assert complaints(group) == []
+
+
 def test_spares_that_die_of_it_one_after_the_other_end_it_until_an_engine_is_served_there() -> None:
     group = Group(Plan(1, "run", "0.1", devices=("0",)))
     group.tell(spares(group)[0], Warmed("0", GPU))
