@@ -81,7 +81,8 @@ Who dies when:
   spare makes contexts in the order in which it was told, so the first name without Warmed is the
   one that it was at; a Warmed that has found the device ends the row.  Of a name whose device no
   spare has found yet nobody knows that an engine is served there; spares are told that device then
-  by the name that UsesGpu has for it.
+  by the name that UsesGpu has for it, and the first that has a context there says in Warmed what
+  else the device is called: from then on the name is as good.
 * spare that is given an engine before Warmed: what it has not begun it answers as not found, and
   begins no more.  The engine's memory is opened beside what it has, but for that device itself.
   Who waits for a spare to come up gets one that has been told of no device.
@@ -213,6 +214,12 @@ def device_name(text: str) -> str:
         raise ValueError(f"{text!r} is no number, UUID or PCI bus id of a GPU")
     domain, *rest = (int(part or "0", 16) for part in bus.groups())
     return "{:04x}:{:02x}:{:02x}.{:x}".format(domain, *rest)
+
+
+def bus_and_uuid(device: str) -> tuple[str, bytes]:
+    """What `spelled` was given of a device; of anything else, names that no device has."""
+    bus, _, uuid = device.partition("/")
+    return (bus, bytes.fromhex(uuid)) if re.fullmatch("(?:[0-9a-f]{2})*", uuid) else ("", b"")
 
 
 def is_meant(name: str, number: int, bus: str, uuid: bytes) -> bool:

@@ -126,7 +126,7 @@ class Copies:
         if isinstance(job, MapGpu):
             return [lambda: self._map_gpu(job)]
         if isinstance(job, WarmGpu):
-            return [lambda: GpuWarmed(self._gpus.warm(job.gpu))]
+            return [lambda: GpuWarmed(*self._gpus.warm(job.gpu))]
         if isinstance(job, PinPages):
             return [lambda: self._pin(job)]
         assert isinstance(job, MapEngine), job

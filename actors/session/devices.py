@@ -70,5 +70,5 @@ class Devices(Part):
         supervisor = self._member.supervisor
         if isinstance(result, GpuWarmed):
             registered = [] if self._elsewhere else self._registration.begin(serving=self._serving)
-            return [*registered, Send(supervisor, Warmed(gpu, result.gpu))]
+            return [*registered, Send(supervisor, Warmed(gpu, result.gpu, number=result.number))]
         return [Send(supervisor, Warmed(gpu, why=result.note))]

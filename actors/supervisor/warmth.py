@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from pegaflow.actors.runtime.contract import MS, Effect, Note, On, Part, Send, Sender, on
 from pegaflow.wire.control import Drain, LogLevel, UsesGpu, Warm, Warmed
+from pegaflow.wire.gpu import bus_and_uuid, is_meant
 from pegaflow.wire.units import Count, Nanoseconds
 from pegaflow.wire.values import SESSION
 
@@ -96,12 +97,19 @@ class Warmth(Part):
         if child is not None and msg.gpu in child.warm:
             child.warm[msg.gpu] = msg.found
             if msg.found:
-                self._falls.pop(msg.gpu, None)
-                self._whys.pop(msg.gpu, None)
-                self._found[msg.gpu] = msg.found
+                self._learn(msg)
             elif msg.why:
                 return self._complain(msg.gpu, msg.why)
         return []
+
+    def _learn(self, msg: Warmed) -> None:
+        """There is a context, on a device that may have several names: it is sound by each."""
+        bus, uuid = bus_and_uuid(msg.found)
+        for name in (msg.gpu, *self._named):
+            if name == msg.gpu or is_meant(name, msg.number, bus, uuid):
+                self._falls.pop(name, None)
+                self._whys.pop(name, None)
+                self._found[name] = msg.found
 
     def _complain(self, gpu: str, why: str) -> list[Effect]:
         """All spares meet the same, one after the other, and all GPUs may: it is said once."""

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from pegaflow.wire.gpu import NO_GPU, Backend, device_name, is_meant, spelled
+from pegaflow.wire.gpu import NO_GPU, Backend, bus_and_uuid, device_name, is_meant, spelled
 
 BUS, ID = "0000:65:00.0", bytes([7, 0, *range(14)])
 
@@ -59,3 +59,9 @@ def test_numbers_are_frozen() -> None:
         "DIRECT": 1,
         "KERNEL": 2,
     }
+
+
+def test_what_was_spelled_is_read_and_nothing_else() -> None:
+    assert bus_and_uuid(spelled("0000:65:00.0", b"\7\x10\0\1")) == ("0000:65:00.0", b"\7\x10")
+    assert bus_and_uuid("3") == ("3", b"") and bus_and_uuid("0000:65:00.0/07x") == ("", b"")
+    assert bus_and_uuid("0000:65:00.0/0\n") == ("", b"")

@@ -270,14 +270,14 @@ class Gpus:
         runtime = self._loaded()
         return self._gpu(runtime, cuda.number_of(runtime, memory)).open(memory, layout)
 
-    def warm(self, name: str) -> str:
+    def warm(self, name: str) -> tuple[str, int]:
         """Have a device's context and kernel before an engine needs them.
 
         Args:
             name: as of wire.gpu.
 
         Returns:
-            The device, as wire.gpu.spelled.
+            The device, as wire.gpu.spelled, and its number in the order of the bus.
 
         Raises:
             UserError: why there can be none.
@@ -286,7 +286,7 @@ class Gpus:
         number = cuda.number_named(runtime, name)
         cuda.refuse_exclusive(number)
         self._gpu(runtime, number).warm()
-        return cuda.name_of(runtime, number)
+        return cuda.name_of(runtime, number), number
 
     def pin(self, offset: int, length: int) -> None:
         """Register a part of the pool with the driver, for all devices.

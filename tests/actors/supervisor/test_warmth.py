@@ -1,5 +1,7 @@
 """Which GPUs spares are told to be ready for, and until when."""
 
+import pytest
+
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.ticks import TICK_NS
 from pegaflow.actors.supervisor.warmth import LINGER_NS, WARM_FALLS_MAX
@@ -165,6 +167,24 @@ def test_spares_that_die_of_it_one_after_the_other_end_it_until_an_engine_is_ser
     group.beats(10 * TICK_NS)
     assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(OTHER)))] == [OTHER]
     assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(GPU)))] == ["0"]
+
+
+@pytest.mark.parametrize("name", ["3", "0000:65:00.0"])
+def test_a_name_of_which_spares_died_is_good_again_once_its_device_is(name: str) -> None:
+    """No spare had found out which device the name means, so an engine there says nothing of it."""
+    group = Group(Plan(1, "run", "0.1", devices=(name, "8")))
+    for _ in range(WARM_FALLS_MAX):
+        group.exit(spares(group)[0])
+        group.beats(10 * TICK_NS)
+    session = group.serve()
+    (spare,) = spares(group)
+    assert warm(group.tell(session, UsesGpu(GPU))) == [(spare, GPU)], "by no other name"
+    group.tell(spare, Warmed(GPU, GPU, number=3))
+    told = warm(group.exit(spare) + group.beats(10 * TICK_NS))
+    assert [gpu for _, gpu in told] == [name, "8"], "each device once"
+    group.exit(session)
+    group.tell(spares(group)[0], Warmed(name, GPU, number=3))
+    assert not pick(group.beats(2 * LINGER_NS), Drain)
 
 
 def test_a_sound_device_does_not_hide_one_of_which_spares_die() -> None:
