@@ -83,6 +83,8 @@ Who dies when:
   spare has found yet nobody knows that an engine is served there; spares are told that device then
   by the name that UsesGpu has for it, and the first that has a context there says in Warmed what
   else the device is called: from then on the name is as good.
+* spare that never says Warmed: the driver hangs, and the spare beats.  The supervisor kills it
+  after two minutes at one device, and it has died of it as above.
 * spare that is given an engine before Warmed: what it has not begun it answers as not found, and
   begins no more.  The engine's memory is opened beside what it has, but for that device itself.
   Who waits for a spare to come up gets one that has been told of no device.

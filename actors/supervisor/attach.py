@@ -131,7 +131,7 @@ class Attach(Part):
                 f"{period} s: it gets none for {seconds} s; the service's log says why"
             )
             return [Reply(open_.sender, Refused(Status.BUSY, why))]
-        spare = min(self._children.spares(), key=lambda child: child.is_warming, default=None)
+        spare = min(self._children.spares(), key=lambda child: bool(child.warming), default=None)
         if spare is None or not msg.opens:
             self._opens.add(open_)
             return []

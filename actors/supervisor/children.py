@@ -73,9 +73,10 @@ class ChildRecord:
         return self.said_bye and self.has_gpu and not self.killed
 
     @property
-    def is_warming(self) -> bool:
-        """Whether it is busy with a GPU."""
-        return None in self.warm.values()
+    def warming(self) -> str | None:
+        """The name of the GPU that it is busy with: it makes one context after the other, as it was
+        told."""
+        return next((name for name, found in self.warm.items() if found is None), None)
 
     def shown(self) -> ProcessState:
         """The state for people."""

@@ -6,9 +6,9 @@ from pegaflow.actors.runtime.contract import MS, Effect, Note, On, Part, Send, S
 from pegaflow.wire.control import Drain, LogLevel, UsesGpu, Warm, Warmed
 from pegaflow.wire.gpu import bus_and_uuid, is_meant
 from pegaflow.wire.units import Count, Nanoseconds
-from pegaflow.wire.values import SESSION
+from pegaflow.wire.values import SESSION, Address
 
-from .children import ChildRecord, Children, ChildState
+from .children import ChildRecord, Children, ChildState, who
 from .plan import Plan
 from .stage import Lifecycle
 
@@ -18,6 +18,10 @@ its manager asks within that, also one that loads large weights first."""
 
 WARM_FALLS_MAX: Count = 2
 """So many spares in a row that die while they make a context on a GPU, and no other is told to."""
+
+WARM_NS: Nanoseconds = 120_000 * MS
+"""Patience with a spare that makes one context: importing cupy, waking a driver without
+nvidia-persistenced and compiling the kernel take seconds each, and tens on a loaded machine."""
 
 
 class Warmth(Part):
@@ -29,6 +33,7 @@ class Warmth(Part):
         self._found: dict[str, str] = {}  # name -> device, of what spares have found
         self._lingers: dict[str, int] = {}  # device that was in use -> until when it counts
         self._whys: dict[str, str] = {}  # name -> why the last spare could not be ready for it
+        self._at_it: dict[Address, tuple[str, int]] = {}  # spare -> name, since when it is at it
         self._falls: dict[str, int] = {}  # name -> spares in a row that died while they were at it
 
     def handlers(self) -> Iterable[On]:
@@ -45,11 +50,11 @@ class Warmth(Part):
         return [Send(child.address, Warm(name)) for name in fresh]
 
     def ended(self, child: ChildRecord, now: int) -> list[Effect]:
-        """A session is proven dead.  It makes one context after the other, as it was told."""
+        """A session is proven dead."""
         self._lingers.update((gpu, now + LINGER_NS) for gpu in child.uses)
         if child.state is ChildState.DRAINING:
             return []
-        at_it = next((name for name, found in child.warm.items() if found is None), None)
+        at_it = child.warming
         if at_it is None:
             return []
         falls = self._falls[at_it] = self._falls.get(at_it, 0) + 1
@@ -59,16 +64,37 @@ class Warmth(Part):
         return [Note("gpus_not_warm", facts, LogLevel.ERROR)]
 
     def beat(self, now: int) -> list[Effect]:
-        """Let a spare go that has a context where no engine is any more; another one comes."""
+        """Let a spare go that has a context where no engine is any more, or never will have one;
+        another one comes."""
         self._lingers = {gpu: until for gpu, until in self._lingers.items() if until > now}
         spares = self._children.spares()
-        if self._lifecycle.stopping or len(spares) < self._spares:
+        if self._lifecycle.stopping:
             return []
+        hung = self._hung(spares, now)
+        if hung or len(spares) < self._spares:
+            return hung
         stale = next(filter(self._is_stale, spares), None)
         if stale is None:
             return []
         stale.state = ChildState.DRAINING
         return [Send(stale.address, Drain())]
+
+    def _hung(self, spares: list[ChildRecord], now: int) -> list[Effect]:
+        """Kill those that have been at one GPU for too long: they die of it, as others do."""
+        before, self._at_it = self._at_it, {}
+        effects: list[Effect] = []
+        for spare in spares:
+            gpu = spare.warming
+            if gpu is None:
+                continue
+            name, since = before.get(spare.address, ("", now))
+            since = since if name == gpu else now
+            self._at_it[spare.address] = gpu, since
+            if now - since > WARM_NS:
+                facts = (*who(spare), ("gpu", gpu), ("seconds", WARM_NS // (1000 * MS)))
+                effects.append(Note("spare_hangs", facts, LogLevel.WARNING))
+                effects += self._children.kill(spare)
+        return effects
 
     def _wanted(self) -> list[str]:
         """Names of all devices that a spare is to have a context on, each once."""
@@ -81,7 +107,7 @@ class Warmth(Part):
         wanted = self._wanted()
         devices = {self._found.get(name, name) for name in wanted}
         has = {found for found in spare.warm.values() if found}
-        return not has <= devices and not spare.is_warming
+        return not has <= devices and spare.warming is None
 
     def _on_uses(self, sender: Sender, msg: UsesGpu, now: int) -> list[Effect]:
         child = self._children.get(sender.address)

@@ -4,7 +4,7 @@ import pytest
 
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.ticks import TICK_NS
-from pegaflow.actors.supervisor.warmth import LINGER_NS, WARM_FALLS_MAX
+from pegaflow.actors.supervisor.warmth import LINGER_NS, WARM_FALLS_MAX, WARM_NS
 from pegaflow.wire.control import Bye, Drain, Serve, UsesGpu, Warm, Warmed
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.jobs import Exited
@@ -167,6 +167,32 @@ def test_spares_that_die_of_it_one_after_the_other_end_it_until_an_engine_is_ser
     group.beats(10 * TICK_NS)
     assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(OTHER)))] == [OTHER]
     assert [gpu for _, gpu in warm(group.tell(session, UsesGpu(GPU)))] == ["0"]
+
+
+def test_a_spare_that_never_says_how_it_ended_is_killed_and_its_gpu_left_out() -> None:
+    group = Group(Plan(1, "run", "0.1", devices=("0", "3")))
+    for fall in range(WARM_FALLS_MAX):
+        group.beats(2 * TICK_NS)
+        (spare,) = spares(group)
+        group.beats(WARM_NS // 2)
+        group.tell(spare, Warmed("0", GPU))
+        group.beats(WARM_NS - 2 * TICK_NS)
+        assert len(group.killed) == fall, "for each GPU it has the whole time"
+        group.beats(4 * TICK_NS)
+        assert group.killed[fall:] == [spare]
+        told = warm(group.exit(spare) + group.beats(10 * TICK_NS))
+    assert [gpu for _, gpu in told] == ["0"]
+    facts = [dict(n.facts) for n in group.notes if n.event == "spare_hangs"]
+    assert [(line["gpu"], line["child"]) for line in facts][1:] == [("3", str(spare))]
+
+
+def test_one_that_has_an_engine_or_is_to_go_is_not_killed_for_it() -> None:
+    group, _ = named("0")
+    session = group.serve()
+    (spare,) = spares(group)
+    group.tell(spare, Warmed("0", GPU))
+    group.beats(2 * WARM_NS)
+    assert group.killed == [] and session in group.living
 
 
 @pytest.mark.parametrize("name", ["3", "0000:65:00.0"])
