@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,6 +32,23 @@ KINDS = {
     "all kinds": [4 * BLOCK, STATE, None],
     "full and chunks": [None, Chunk(8 * BLOCK)],
     "chunks and windows": [Chunk(5 * BLOCK), None, 4 * BLOCK],
+}
+
+
+class Large(NamedTuple):
+    """A model of docs/versions.md: a group of full attention, and some of windows that are alike
+    (real/test_managers.py)."""
+
+    window: int  # blocks
+    groups: int  # of windows
+    slots: int  # for layers in each group, not all of them used
+    layers: int  # of the model
+    percent: int  # stored, of all blocks of all layers
+
+
+LARGE = {
+    "Gemma 3 27B": Large(window=64, groups=6, slots=10, layers=62, percent=28),
+    "gpt-oss-20b": Large(window=8, groups=1, slots=12, layers=24, percent=56),
 }
 Start = Callable[..., Hybrid]
 
@@ -125,6 +142,19 @@ def test_only_what_windows_need_is_saved(start: Start, store: Store) -> None:
     regular = [b for n in (1, 2) for b in range(4 * APART * n - 4, 4 * APART * n)]
     end = range(8 * APART + 11 - 4, 8 * APART + 11)
     assert window == [*regular, *end]
+
+
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE)
+def test_what_is_stored_beside_all_blocks_of_all_layers(
+    start: Start, store: Store, large: Large
+) -> None:
+    blocks = 512
+    prompt = text(blocks * BLOCK)
+    engine = start([None, large.window * BLOCK], blocks=2 * blocks, chunk=512)
+    run(engine, "a", prompt)
+    full, windows = saved(store, engine, prompt)
+    stored = large.slots * (len(full) + large.groups * len(windows))
+    assert round(100 * stored / (large.layers * blocks)) == large.percent
 
 
 def test_where_prompts_part_the_third_finds_what_the_second_did_not(start: Start) -> None:
