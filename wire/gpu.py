@@ -109,8 +109,9 @@ Who dies when:
   client names none to those that follow, and is served staged.  It counts a session that dies, or
   that the client has to kill, before Attached, soon after it, or once it was asked to move blocks.
   A load that ends well, or a save that has stored something, ends the row: the memory is sound.
-  Not counted is a session that the client has left, which may end of that, and one that had nothing
-  to do for longer: services are restarted under idle engines.
+  Not counted is a session that the client has left, which may end of that, one that had nothing
+  to do for longer, and the last one of a supervisor after which another answers: services are
+  restarted under engines.  Memory that is registered anew begins a row of its own.
 * session after Loaded or Saved: as for process_vm.
 * supervisor, index, allocator: nothing of this is known to them.
 """

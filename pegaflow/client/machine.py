@@ -19,7 +19,7 @@ from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.message import Message
 from pegaflow.wire.session import PROOF_BYTES, Attached, Leave, Left, Ping, Pong, Prove, Proven, Way
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import FRONT_DESK, NOBODY, SESSION, SUPERVISOR
+from pegaflow.wire.values import FRONT_DESK, NOBODY, SESSION, SUPERVISOR, Address
 
 from .effects import (
     DialSession,
@@ -91,6 +91,8 @@ class Machine:
         self.visible = False  # we hold a pidfd of the session
         self.by_gpu = False  # a GPU may write into our blocks on its behalf
         self._falls = 0  # sessions in a row that GPU memory may have ended, and none has moved any
+        self._fell = False  # the last session is one of them
+        self._desk = NOBODY  # the supervisor that has named it, or answered since
         self._left = NOBODY  # the session that we have taken leave of last, which may end of that
         self._attached_ns: int | None = None  # since when the session has our memory open
         self.lives = 0  # times that a session began to serve us
@@ -100,7 +102,7 @@ class Machine:
     def register(self, memory: Memory) -> list[Effect]:
         """Remember the memory; it is attached by the next `wake`.  Nothing may be registered."""
         assert self.operations.memory is None
-        self.operations.memory = memory
+        self.operations.memory, self._falls, self._fell = memory, 0, False
         return self._lose(0) if self.state in (State.JOINING, State.READY) else []
 
     def leave(self, now: int, for_good: bool = True) -> list[Effect]:
@@ -126,6 +128,8 @@ class Machine:
         if envelope.sender != self.link.session and envelope.sender.name != SUPERVISOR:
             return []
         msg = envelope.message
+        if envelope.sender.name == SUPERVISOR and envelope.sender != self._desk:
+            self._served_anew(envelope.sender)
         if not envelope.answer:
             return self.operations.heard(msg, now)
         then = self.link.answered(envelope.answer)
@@ -173,8 +177,8 @@ class Machine:
 
     def session_died(self, now: int) -> list[Effect]:
         """The process of the session is proven dead."""
-        if self.by_gpu and self.link.session != self._left and not self._rested(now):
-            self._falls += 1
+        fell = self.by_gpu and self.link.session != self._left and not self._rested(now)
+        self._falls, self._fell = self._falls + fell, fell
         return self._lose(now, proven=True)
 
     def mapped(self, ok: bool, why: str, now: int) -> list[Effect]:
@@ -255,6 +259,12 @@ class Machine:
 
         return [self.link.ask(Ping(), now + PING_NS, ponged, fatal=True)]
 
+    def _served_anew(self, desk: Address) -> None:
+        """This supervisor is another than before, whose death has ended our session."""
+        if self._fell and self._desk != NOBODY:
+            self._falls -= 1
+        self._desk, self._fell = desk, False
+
     def _rested(self, now: int) -> bool:
         """Whether the session has had our memory open for a while, and nothing to do there."""
         since = self._attached_ns
@@ -277,7 +287,7 @@ class Machine:
         self._mapped = False
         self.link.forget_all()
         if self.operations.forget_session():
-            self._falls = 0
+            self._falls, self._fell = 0, False
         self._retry_at_ns = now + min(most_ns, RETRY_NS[min(self._tries, len(RETRY_NS) - 1)])
         self._tries += 1
         return [*effects, *self.operations.end_all(Status.PEER_GONE)]

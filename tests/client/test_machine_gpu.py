@@ -19,8 +19,10 @@ from pegaflow.client.patience import (
 from pegaflow.client.results import LoadDone, SaveDone
 from pegaflow.wire.control import OpenSession, SessionAt
 from pegaflow.wire.gpu import HANDLE_BYTES, NO_GPU, GpuMemory, GpuRegion
+from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.session import Attach, Attached, Leave, Left, Loaded, Ping, Saved, Way
 from pegaflow.wire.status import Status
+from pegaflow.wire.values import SUPERVISOR, Address
 
 from .test_machine import BLOCKS, BOSS, MS, PEER, Client
 from .test_machine_direct import ATTACHED, DIRECT
@@ -102,11 +104,11 @@ def test_a_session_that_has_nothing_open_is_let_go(way: Way) -> None:
     assert not c.m.by_gpu
 
 
-def served_again(c: Client) -> Attach:
+def served_again(c: Client, desk: Address = BOSS) -> Attach:
     """The session has died, and the next one is asked."""
     c.do(c.m.session_died(c.now))
     c.wait(RETRY_NS[-1])
-    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), desk)
     attach = c.question(Attach)
     c.answer(attach, SERVED if attach.message.gpu.regions else STAGED)  # type: ignore[attr-defined]
     c.do(c.m.mapped(True, "", c.now))
@@ -198,6 +200,32 @@ def test_a_session_that_ends_since_all_have_left_it_is_no_fall_of_the_memory(say
         c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
         assert c.question(Attach)
         assert served_again(c).gpu == GPU
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_service_that_is_restarted_is_no_fall_of_the_memory(busy: bool) -> None:
+    c = ready()
+    for life in range(1, 2 * FALLS_MAX):
+        if busy:
+            c.load()
+        desk = Address(SUPERVISOR, Incarnation(BOSS.incarnation + life))
+        assert served_again(c, desk).gpu == GPU
+    for fall in range(1, FALLS_MAX + 1):
+        assert (served_again(c, desk).gpu == GPU) is (fall < FALLS_MAX), "its sessions do count"
+
+
+def test_memory_that_is_registered_anew_is_named_again() -> None:
+    c = ready()
+    for _ in range(FALLS_MAX):
+        attach = served_again(c)
+    assert attach.gpu == NO_GPU
+    c.do(c.m.leave(c.now, for_good=False))
+    c.answer(c.question(Leave), Left())
+    c.do(c.m.register(MEMORY))
+    c.wait(RETRY_NS[-1])
+    c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
+    attach = c.question(Attach).message
+    assert isinstance(attach, Attach) and attach.gpu == GPU
 
 
 def test_a_load_ends_by_the_sessions_word_or_death() -> None:
