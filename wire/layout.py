@@ -13,10 +13,10 @@ other, layers interleaved inside a block, keys and values in separate planes) an
 runs for the rest.
 
 Two engines may exchange pages when `fingerprint` agrees. It covers what gives the page its meaning:
-the dtype, the name (which holds the order of the axes inside a run) and the length and number of
-the runs of each layer. It leaves out how many blocks there are and where they lie (region, offset,
-strides): an engine started again with more memory, or with its layers in another order in memory,
-still cuts the same pages.
+the dtype, the name (which holds the order of the axes inside each layer's part of a page) and how
+many bytes each layer has in it. It leaves out how many blocks there are, where they lie (region,
+offset, strides) and into how many runs a layer is cut: an engine started again with more memory, or
+with its layers, blocks and heads in another order in memory, still makes the same pages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ class Layout:
     blocks: int  # blocks the engine has; valid ids are 0..blocks-1
     layers: tuple[LayerLayout, ...]  # in the order their bytes stand in a page
     dtype: str  # of the elements, as the engine names it
-    name: str = ""  # what the bytes of a run mean: axis order and the like
+    name: str = ""  # what a layer's bytes in a page mean: order of axes and the like
 
 
 def page_bytes(layout: Layout) -> int:
@@ -108,7 +108,7 @@ def fingerprint(layout: Layout) -> bytes:
         raw = text.encode()
         digest.update(pack("<Q", len(raw)) + raw)
     for layer in layout.layers:
-        digest.update(pack("<QQ", layer.segment_bytes, layer.segments))
+        digest.update(pack("<QQ", layer.segment_bytes * layer.segments, 1))
     return digest.digest()
 
 

@@ -142,9 +142,9 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
             self._scheduler = Scheduler(made)
         else:
             blocks = int(compat.attribute(kv_cache_config, "num_blocks", 0))
-            layout = compat.layout_name(kv_cache_config) + kvgroups.layers(kv_cache_config)
+            order, grouped = compat.layout_name(kv_cache_config), kvgroups.layers(kv_cache_config)
             whole = kvgroups.are_several(kv_cache_config)
-            self._worker = Worker(made, layout, blocks, rank=made.rank, whole=whole, why="")
+            self._worker = Worker(made, order, blocks, rank=made.rank, grouped=grouped, whole=whole)
         self._off = False
 
     def _keep_promises(self, vllm_config: Any, kv_cache_config: Any, why: str) -> None:
@@ -152,7 +152,7 @@ class PegaKVConnector(compat.ConnectorBase, compat.SupportsHMA):  # type: ignore
         served, and the scheduler, which is told less of the layers, may find that it can serve."""
         whole = kvgroups.are_several(kv_cache_config)
         rank = compat.rank(vllm_config)
-        self._worker = Worker(None, "", 0, rank=rank, whole=whole, why=why)
+        self._worker = Worker(None, rank=rank, whole=whole, why=why)
         self._off = False
 
     def _note(self, where: str, error: Exception) -> None:

@@ -26,7 +26,7 @@ INPUT = "acts on what becomes tokens or mm hashes, which the keys hold"
 ENGINE = "names this engine, or where it talks to others"
 WATCH = "what is logged, measured or traced"
 NAMED = "a fact of its own in the namespace"
-REGISTERED = "is seen in the tensors that are registered"
+REGISTERED = "is seen in the tensors that are registered, and in who writes them (contents.py)"
 ADAPTER = "counts with each adapter (adapters.py)"
 
 COUNTS: dict[str, str] = {
@@ -47,7 +47,7 @@ COUNTS: dict[str, str] = {
         decode_context_parallel_size dcp_kv_cache_interleave_size cp_kv_cache_interleave_size
         all2all_backend""",
     "LoadConfig": "load_format model_loader_extra_config ignore_patterns",
-    "AttentionConfig": """backend minimax_m3_msa_decode_backend backend_per_kind flash_attn_version
+    "AttentionConfig": """minimax_m3_msa_decode_backend backend_per_kind flash_attn_version
         use_trtllm_attention disable_flashinfer_q_quantization mla_prefill_backend
         use_prefill_query_quantization trtllm_ragged_backend indexer_kv_dtype indexer_sparse_logits
         minimax_m3_indexer_cp hisparse_config use_non_causal sparse_mla_force_mqa
@@ -145,6 +145,7 @@ IGNORED: dict[str, dict[str, str]] = {
         PLACE: "download_dir device pt_load_map_location",
     },
     "AttentionConfig": {
+        REGISTERED: "backend",
         SUMS: """flash_attn_max_num_splits_for_cuda_graph tokenspeed_mla_min_split_kv
             tq_max_kv_splits_for_cuda_graph indexer_tp_shard_min_rows
             sparse_mla_prefill_workspace_factor flex_attn_block_m flex_attn_block_n
@@ -249,6 +250,7 @@ ENVIRONMENT = frozenset(
         "VLLM_ROCM_MUSE_MOE_REDUCE_DTYPE",
         "VLLM_ROCM_MUSE_MOE_ONLINE_QUANT",
         "VLLM_ROCM_USE_AITER",
+        "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT",
         "VLLM_ROCM_USE_AITER_FP8BMM",
         "VLLM_ROCM_USE_AITER_FP4BMM",
         "VLLM_ROCM_USE_AITER_MOE_A4W4_DSV4",
@@ -260,7 +262,8 @@ ENVIRONMENT = frozenset(
         "VLLM_FLASHINFER_MOE_A2A_LOW_PRECISION_COMBINE",
     }
 )
-"""Variables that choose a number format, a model or a routing. They count where they are set."""
+"""Variables that choose a number format, a model, a routing or where a number lies. They count
+where they are set."""
 
 
 def ignored(kind: str) -> frozenset[str]:

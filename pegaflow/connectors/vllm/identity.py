@@ -65,7 +65,6 @@ def facts(vllm_config: Any, kv_cache_config: Any, whole: bool = False) -> Facts:
         "hash algorithm": compat.hash_algorithm(vllm_config),
         "block tokens": str(sizes.block_tokens(vllm_config, kv_cache_config)),
         "hash tokens": str(sizes.hash_tokens(vllm_config, kv_cache_config)),
-        "kv layout": compat.layout_name(kv_cache_config),
     }
     for name in sorted(ENVIRONMENT & os.environ.keys()):
         found.base[f"${name}"] = os.environ[name]

@@ -4,8 +4,12 @@ Nothing is assumed about the order of axes. A tensor is its shape, strides and o
 storage; one axis counts the blocks and every other axis lies inside a block. Sorted by stride and
 merged where they touch, the inner axes become runs of contiguous bytes and at most a few outer
 steps between them (keys and values in separate planes, heads outside of blocks); `LayerLayout`
-holds one such step, and further steps become further entries. The page keeps the order of memory;
-what the axes *mean* goes into the layout's name, which the fingerprint covers.
+holds one such step, and further steps become further entries. The page keeps the order of memory
+within a block, and no other: where blocks and layers lie, and heads that are apart from each other,
+is not seen in it. What of each layer is where in the page goes into the layout's name, which the
+fingerprint covers: the axes from the outermost to the innermost, and what the elements are
+(contents.py). So pages are shared by engines whose memory is in different orders, where these mean
+the same bytes of a page (LBNHC and BLNHC; or LBHNC, LHBNC, BLHNC and BHLNC), and by no others.
 
 Layers of different groups may lie on top of each other: a block belongs to one group at a time.
 Where all keep the same, they are the same tensor. Recurrent layers keep something else: bytes
@@ -17,7 +21,8 @@ In a model of one group no two layers overlap, and each may have a size and a dt
 indexer's cache of bytes beside latent vectors.
 
 An attention backend may cut the engine's blocks into smaller ones of its own, so that the tensor
-counts k times as many; those k are the outermost part of the block's inside.
+counts k times as many. Where each of those k has its tokens behind those of the one before it, the
+page is as if they were one; otherwise (heads within them) the page says that they are k.
 """
 
 import re
@@ -49,6 +54,8 @@ class Tensor:
     dtype: str
     storage: int  # address of the storage
     storage_bytes: int
+    axes: str = ""  # a letter for each, with N for tokens; '' where vLLM has no names for them
+    content: str = ""  # what its elements are
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def plan(
     Args:
         tensors: of every layer, as the engine registers them.
         blocks: how many the engine has.
-        name: vLLM's own of the axis order; '' where it has none.
+        name: what else names the layout.
         overlaid: tensors may overlap that are not the same.
         mixed: they never do, so their dtypes may differ.
 
@@ -90,16 +97,19 @@ def plan(
         unique.setdefault(place, tensor)  # layers that share their KV register it twice
     storages = tuple(dict.fromkeys(tensor.storage for tensor in unique.values()))
     layers: list[LayerLayout] = []
-    meanings: list[str] = []
     for tensor in unique.values():
         axis, split = block_axis(tensor.shape, blocks)
         layers += _entries(tensor, axis, split, storages.index(tensor.storage))
-        kind = f"{tensor.dtype} " if overlaid or len(dtypes) > 1 else ""
-        meanings.append(f"{tensor.layer} {kind}{_meaning(tensor, axis, split)}")
     layers = _joined(layers) if overlaid else layers
+    meanings: list[str] = []
+    for tensor in sorted(tensors, key=lambda one: _natural(one.layer)):
+        kind = f"{tensor.dtype} " if len(dtypes) > 1 else ""
+        at = _place(layers, storages.index(tensor.storage), tensor)
+        axes = _meaning(tensor, *block_axis(tensor.shape, blocks))
+        meanings.append(f"{tensor.layer} {kind}{axes} {tensor.content}@{at}")
     first = _meaning(tensors[0], *block_axis(tensors[0].shape, blocks))
     every = blake2b("\n".join(meanings).encode(), digest_size=8).hexdigest()
-    label = f"vllm {name or '-'} {first} layers={len(meanings)}:{every}"
+    label = f"vllm {first}{name} layers={len(unique)}:{every}"
     return Plan(Layout(blocks, tuple(layers), "/".join(dtypes), label), storages)
 
 
@@ -210,14 +220,33 @@ def _entries(tensor: Tensor, axis: int, split: int, region: int) -> list[LayerLa
     ]
 
 
+def _place(layers: Sequence[LayerLayout], region: int, tensor: Tensor) -> int:
+    """Where in a page the first byte of a tensor's block is."""
+    start, at = tensor.offset * tensor.element, 0
+    for layer in layers:
+        if layer.region == region and 0 <= start - layer.offset < layer.segment_bytes:
+            return at + start - layer.offset
+        at += layer.segments * layer.segment_bytes
+    raise Unrepresentable(f"layer {tensor.layer} is in no page")
+
+
 def _meaning(tensor: Tensor, axis: int, split: int) -> str:
-    """Shape with the block axis as B, and the axes from the longest stride to the shortest."""
-    shape = [str(size) for size in tensor.shape]
-    shape[axis] = f"B*{split}" if split > 1 else "B"
-    order = sorted(
-        (i for i in range(len(shape)) if i != axis), key=lambda i: (-tensor.stride[i], i)
-    )
-    return f"[{','.join(shape)}] order={','.join(map(str, order))}"
+    """How many axes there are, which of them counts blocks, and those inside of a block with their
+    lengths, from the outermost of the page to the innermost; those of length 1 say nothing."""
+    names = list(tensor.axes) or [f"{index}:" for index in range(len(tensor.shape))]
+    every = list(zip(names, tensor.shape, tensor.stride, strict=True))
+    blocks, _, step = every.pop(axis)
+    inner = [(-stride, name, size) for name, size, stride in every if size > 1]
+    one_each = any(name == "N" and size == 1 for name, size, _ in every)
+    if split > 1:
+        inner.append((-step, "N" if one_each else blocks, split))
+    said: list[tuple[str, int]] = []
+    for _, name, size in sorted(inner):
+        if name == "N" and said and said[-1][0] == blocks:
+            size *= said.pop()[1]
+        said.append((name, size))
+    listed = ",".join(f"{name}{size}" for name, size in said)
+    return f"{tensor.axes or len(names)}/{blocks}[{listed}]"
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

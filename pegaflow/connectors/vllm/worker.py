@@ -33,6 +33,7 @@ from pegaflow.wire.layout import Layout
 from pegaflow.wire.units import Seconds
 
 from . import compat, gpu
+from .contents import described
 from .identity import in_memory
 from .layout import Unrepresentable, sound_plan
 from .memory import buffers, tensors, weights_of
@@ -65,19 +66,29 @@ class Worker:
 
     Args:
         engine: None: there is none to be served, and nothing is moved; promises are kept.
-        layout: vLLM's own name of the axis order; '' where it has none.
+        order: vLLM's own name of the order of axes in memory; '' where it has none.
         blocks: how many the engine has.
         rank: this worker's.
+        grouped: which layers are in which group (kvgroups.layers).
         whole: vLLM hears of a load that has failed by the request's name, not by the blocks.
         why: there is no engine, in one line, which is said if the scheduler has one.
     """
 
     def __init__(
-        self, engine: Engine | None, layout: str, blocks: int, *, rank: int, whole: bool, why: str
+        self,
+        engine: Engine | None,
+        order: str = "",
+        blocks: int = 0,
+        *,
+        rank: int,
+        grouped: str = "",
+        whole: bool,
+        why: str = "",
     ) -> None:
         self._engine = engine  # None: there is none; nothing is moved, promises are kept
         self._why = why  # what is still to be said of that
-        self._layout_name = layout
+        self._order = order
+        self._grouped = grouped
         self._blocks = blocks  # how many the engine has
         self._rank = rank
         self._whole = whole
@@ -115,7 +126,8 @@ class Worker:
         groups = self._engine.groups
         overlaid = bool(groups.states or not groups.alike) if groups is not None else None
         try:
-            planned = sound_plan(tensors(caches), self._blocks, self._layout_name, overlaid)
+            given = described(tensors(caches), self._engine.config, self._order)
+            planned = sound_plan(given, self._blocks, self._grouped, overlaid)
         except Unrepresentable as error:
             compat.logger().error("pegaflow: off: the KV memory cannot be described: %s", error)
             return

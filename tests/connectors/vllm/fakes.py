@@ -71,6 +71,10 @@ class ModelConfig(SimpleNamespace):
     """See VllmConfig."""
 
 
+class AttentionConfig(SimpleNamespace):
+    """See VllmConfig."""
+
+
 def config(
     mode: str = "read_write",
     extra: dict[str, Any] | None = None,

@@ -19,7 +19,7 @@ from pegaflow.connectors.vllm.fields import COUNTS, IGNORED, UNREAD, ignored
 from pegaflow.connectors.vllm.files import Unestablished, fingerprint, locate
 from pegaflow.connectors.vllm.settings import engine
 
-from .fakes import VllmConfig, config, kv_cache_config
+from .fakes import AttentionConfig, VllmConfig, config, kv_cache_config
 
 TENSORS = 40
 TENSOR_BYTES = 300_000
@@ -227,6 +227,15 @@ def test_settings_count_unless_somebody_has_judged_that_they_do_not(tmp_path: Pa
     ]
     found = [base(model_config(tmp_path, **fields)) for fields in different]
     assert all(others != one for others in found) and found[1] != found[2]
+
+
+def test_an_attention_backend_counts_by_what_it_writes_alone(tmp_path: Path) -> None:
+    """That is said with the memory (contents.py)."""
+    made = [model_config(tmp_path) for _ in range(3)]
+    made[1].attention_config = AttentionConfig(backend="FLEX_ATTENTION")
+    made[2].attention_config = AttentionConfig(flash_attn_version=2)
+    none, backend, version = map(base, made)
+    assert none == backend != version
 
 
 def test_no_field_is_judged_twice() -> None:

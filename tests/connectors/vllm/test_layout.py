@@ -188,6 +188,19 @@ def test_pages_of_groups_are_one_run_only_where_they_are_not_the_same() -> None:
         sound_plan(apart, BLOCKS)
 
 
+def test_where_each_layer_is_in_a_page_is_part_of_the_fingerprint() -> None:
+    base = np.zeros((BLOCKS, 64), np.uint8)
+    halves = [base[:, :32].reshape(BLOCKS, 1, 1, -1), base[:, 32:].reshape(BLOCKS, 1, 1, -1)]
+
+    def named(*layers: str) -> list[bytes]:
+        made = [tensor(name, halves[i // 2], base) for i, name in enumerate(layers)]
+        planned = [sound_plan(made, BLOCKS, overlaid=overlaid) for overlaid in (False, True)]
+        return [fingerprint(one.layout) for one in planned]
+
+    for one, other in zip(named("a", "b", "c", "d"), named("a", "d", "c", "b"), strict=True):
+        assert one != other
+
+
 def test_pages_that_cannot_lie_on_each_other_are_refused() -> None:
     base = np.zeros((BLOCKS, 128), np.int8)
     near = tensor("layers.0", base.reshape(2 * BLOCKS, 64)[:BLOCKS], base)

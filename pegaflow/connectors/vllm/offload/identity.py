@@ -121,7 +121,9 @@ def bytes_facts(
     found["tier"] = "chunk"
     ranks = compat.attribute(vllm_config, "parallel_config.tensor_parallel_size", 1)
     found["tensor parallel ranks"] = str(ranks)
+    backend = compat.attribute(vllm_config, "attention_config.backend")
     try:
+        found["attention backend"] = render(backend, "attention_config.backend")
         found |= dict(_offloading(offloading))
         found |= dict(_cache(kv_cache_config))
         found["device"] = contract.device()

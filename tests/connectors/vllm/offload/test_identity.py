@@ -49,9 +49,16 @@ def test_engines_that_are_alike_share(host: Hosts, other: dict[str, Any]) -> Non
     assert shared(host, **other)
 
 
+def flash_infer() -> Any:
+    made = fakes.config("")
+    made.attention_config = fakes.AttentionConfig(backend="FLASHINFER")
+    return made
+
+
 @pytest.mark.parametrize(
     "other",
     [
+        {"config": flash_infer()},
         {"spec": offloading(kv_cache_layout="BLHNC")},
         {"spec": offloading(dtype="fp8")},
         {"spec": offloading(replicated_layout=True)},

@@ -70,6 +70,7 @@ SAME: list[dict[str, Any]] = [
     {"seed": 5, "served_model_name": "another", "enforce_eager": True},
     {"gpu_memory_utilization": 0.3, "enable_prefix_caching": False, "enable_lora": True},
     {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+    {"attention_config": {"backend": "CPU_ATTN"}},
 ]
 OTHER: list[dict[str, Any]] = [
     {"dtype": "bfloat16"},
@@ -79,7 +80,6 @@ OTHER: list[dict[str, Any]] = [
     {"hf_overrides": lambda config: config.update({"rms_norm_eps": 0.1}) or config},
     {"model_impl": "transformers"},
     {"load_format": "pt"},
-    {"attention_config": {"backend": "CPU_ATTN"}},
     {"disable_sliding_window": True},
 ]
 

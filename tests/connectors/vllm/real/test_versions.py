@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pegaflow.connectors.vllm import contents
 from tests.connectors.vllm import signatures
 from tests.procs.service import Service
 
@@ -19,6 +20,16 @@ def test_what_is_recorded_of_this_vllm_is_what_it_declares() -> None:
     folder = Path(found.origin).parents[1]
     recorded = signatures.record()[signatures.version(folder)]
     assert recorded == signatures.read(folder), "python -m tests.connectors.vllm.signatures FOLDER"
+
+
+def test_backends_of_which_it_is_known_what_they_write_are_there() -> None:
+    """As text: most of them cannot be imported on a CPU."""
+    import vllm
+
+    for name in " ".join(contents.PLAIN.values()).split():
+        *modules, kind = f"{contents.BACKENDS}{name}".split(".")
+        file = Path(vllm.__file__).parent.joinpath(*modules[1:]).with_suffix(".py")
+        assert f"class {kind}(" in file.read_text(), name
 
 
 def test_vllm_takes_the_connector_for_whole() -> None:
