@@ -224,8 +224,8 @@ def test_memory_that_is_registered_anew_is_named_again() -> None:
     c.do(c.m.register(MEMORY))
     c.wait(RETRY_NS[-1])
     c.answer(c.question(OpenSession), SessionAt(PEER, "ipc://s", 77), BOSS)
-    attach = c.question(Attach).message
-    assert isinstance(attach, Attach) and attach.gpu == GPU
+    again = c.question(Attach).message
+    assert isinstance(again, Attach) and again.gpu == GPU
 
 
 def test_a_load_ends_by_the_sessions_word_or_death() -> None:

@@ -5,7 +5,9 @@
     kernel    a launch for all pieces of many blocks (kernel.py)
 
 The first two are done by the device's copy engines, which take nothing from the engine's kernels.
-What a copy costs is the call, whatever its length, so short pieces leave the bus idle.
+What a copy costs is the call, whatever its length, so short pieces leave the bus idle.  Rows of one
+copy may lie PITCH_MAX apart: layers or segments 2 GiB apart or more, of one allocation, are copied
+row by row, as `loop` does.  To the kernel no distance is too long.
 
 `plan` says which pieces of a layout go by which: by their length, as TABLE has it, or, for a rank
 that wishes so (Backend, wire/gpu.py), all by copies or all by the kernel.
@@ -32,6 +34,10 @@ from .strides import Placed
 DESCRIPTOR_BYTES: Bytes = 1 << 20
 """Of what launches that have not ended were told, in each lane: a launch has 4 KiB for 256 blocks,
 and 4 KiB for 64 pieces; the most layers that a layout can have take a quarter of it."""
+
+
+PITCH_MAX: Bytes = (1 << 31) - 1
+"""Farthest that rows of one copy may lie apart: cudaDeviceProp.memPitch of all devices in use."""
 
 
 PIECES_MAX: Count = 8192
@@ -143,7 +149,8 @@ class Copies:
         for block, page in zip(blocks, pages, strict=True):
             for start, rows in pieces:
                 there, here = start + block * rows.block_stride, page + rows.page_at
-                if self._strided and rows.rows > 1:
+                near_enough = max(rows.pitch, rows.page_pitch) <= PITCH_MAX
+                if self._strided and rows.rows > 1 and near_enough:
                     to, source = (here, there) if inward else (there, here)
                     pitches = (rows.page_pitch, rows.pitch)
                     pitches = pitches if inward else pitches[::-1]

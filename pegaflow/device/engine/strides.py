@@ -10,6 +10,10 @@ Copies of three dimensions (cudaMemcpy3DAsync) would make no fewer calls for any
 (tests/device/engine/test_vllm_layouts.py): the distance of their slices has to be a multiple of
 that of their rows, on both sides.  Only where heads lie outside of layers are there rows of rows,
 and the page has them the other way round.
+
+There are never more pieces than layers, however far apart rows lie and however many they are: what
+an engine says of its memory must not take ours.  Rows that lie too far
+apart for one copy stay one piece, and whoever copies them makes a call for each (methods.py).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,10 +21,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from pegaflow.wire.layout import LayerLayout, Layout
-from pegaflow.wire.units import Bytes
-
-PITCH_MAX: Bytes = (1 << 31) - 1
-"""Farthest that rows of one copy may lie apart: cudaDeviceProp.memPitch of all devices in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def pieces(layout: Layout) -> tuple[Rows, ...]:
             alike, at = [], start
         alike.append(layer)
     found += _rows(alike, at)
-    return tuple(cut for rows in _threaded(_joined(found)) for cut in _narrow(rows))
+    return tuple(_threaded(_joined(found)))
 
 
 def _dense(layer: LayerLayout) -> LayerLayout:
@@ -166,13 +166,3 @@ def _longer(row: Rows, piece: Rows) -> Rows | None:
     if not even or step < row.width:
         return None
     return replace(row, rows=row.rows + 1, pitch=step, page_pitch=page_step)
-
-
-def _narrow(rows: Rows) -> Iterator[Rows]:
-    """Rows that lie too far apart for one copy are copied one by one."""
-    if rows.pitch <= PITCH_MAX:
-        yield rows
-        return
-    for row in range(rows.rows):
-        offset, page_at = rows.offset + row * rows.pitch, rows.page_at + row * rows.page_pitch
-        yield replace(rows, offset=offset, page_at=page_at, rows=1, pitch=0, page_pitch=0)

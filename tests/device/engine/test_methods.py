@@ -1,9 +1,13 @@
 """Which piece of a layout is moved by which method, and by how many calls."""
 
+from typing import cast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.device.engine.methods import PIECES_MAX, TABLE, Name, plan
+from pegaflow.device.engine import cuda
+from pegaflow.device.engine.methods import PIECES_MAX, PITCH_MAX, TABLE, Copies, Name, plan
 from pegaflow.device.engine.strides import Rows
 from pegaflow.wire.gpu import Backend
 
@@ -30,6 +34,34 @@ def test_the_length_of_a_row_decides() -> None:
         if number:
             ((name, _),) = plan([piece(one.width - 1)], Backend.AUTO, with_kernel=True)
             assert name is TABLE[number - 1].method
+
+
+@pytest.mark.parametrize("kind", [cuda.HOST_TO_DEVICE, cuda.DEVICE_TO_HOST])
+def test_rows_too_far_apart_for_one_copy_are_copied_one_by_one(kind: int) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    class Recorder:
+        """Of a runtime what Copies calls."""
+
+        def memcpyAsync(self, *told: int) -> None:
+            calls.append(told[:3])
+
+        def memcpy2DAsync(self, *told: int) -> None:
+            calls.append(told[:6])
+
+    def moved(pitch: int) -> list[tuple[int, ...]]:
+        calls.clear()
+        rows = Rows(0, 0, 1 << 20, page_at=64, width=16, rows=3, pitch=pitch, page_pitch=16)
+        copies = Copies(cast(cuda.Runtime, Recorder()), 7, kind, strided=True)
+        copies.move([(4096, rows)], [1], [1 << 50])
+        return calls
+
+    there, here = 4096 + (1 << 20), (1 << 50) + 64
+    inward = kind == cuda.DEVICE_TO_HOST
+    near = (here, 16, there, PITCH_MAX) if inward else (there, PITCH_MAX, here, 16)
+    assert moved(PITCH_MAX) == [(*near, 16, 3)]
+    pairs = [(here + n * 16, there + n * (PITCH_MAX + 1)) for n in range(3)]
+    assert moved(PITCH_MAX + 1) == [(*(p if inward else p[::-1]), 16) for p in pairs]
 
 
 def test_a_layout_of_too_many_pieces_is_copied() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.device.engine.strides import PITCH_MAX, Rows, pieces
+from pegaflow.device.engine.strides import pieces
 from pegaflow.wire.layout import LayerLayout, Layout
 
 from .moves import meant, touched
@@ -66,12 +66,11 @@ def test_rows_that_touch_on_both_sides_are_one_piece() -> None:
     assert (whole.width, whole.rows) == (LAYERS * RUN, 1)
 
 
-def test_rows_too_far_apart_are_copied_one_by_one() -> None:
-    far = [LayerLayout(0, n * (PITCH_MAX + 1), RUN, RUN) for n in range(3)]
-    single = [Rows(0, la.offset, RUN, page_at=n * RUN, width=RUN) for n, la in enumerate(far)]
-    assert pieces(layout(far)) == tuple(single)
-    near = [LayerLayout(0, n * PITCH_MAX, RUN, RUN) for n in range(3)]
-    assert [p.rows for p in pieces(layout(near))] == [3]
+def test_rows_are_one_piece_however_far_apart_and_however_many_they_are() -> None:
+    far = [LayerLayout(0, n << 40, RUN, RUN) for n in range(3)]
+    assert [(p.rows, p.pitch) for p in pieces(layout(far))] == [(3, 1 << 40)]
+    many = [LayerLayout(0, 0, 1, 1, segments=1 << 40, segment_stride=1 << 32)] * 3
+    assert [p.rows for p in pieces(layout(many))] == [1 << 40] * 3
 
 
 @st.composite
