@@ -89,8 +89,9 @@ def running(
             _wait(process, endpoint, folder / "log")
             try:
                 yield endpoint
-            except Exception:  # what it has said of its reason goes with the directory
-                _tell(folder / "log")
+            except (Exception, signals.Interrupted) as why:
+                if not (isinstance(why, signals.Interrupted) and why.number == signal.SIGINT):
+                    _tell(folder / "log")  # what it has said of its reason goes with the directory
                 raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.replay import service
+from pegaflow.service import signals
 
 
 class Process:
@@ -71,5 +73,11 @@ def test_the_last_lines_of_its_log_are_told_when_its_use_fails(
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="wrong bytes"), service.running(1 << 20):
         raise UserError("wrong bytes")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"line {n}" for n in range(100 - service.TOLD_LINES, 100)]
+    told = [f"line {n}" for n in range(100 - service.TOLD_LINES, 100)]
+    assert capsys.readouterr().err.splitlines() == told
+    with pytest.raises(signals.Interrupted), service.running(1 << 20):
+        raise signals.Interrupted(signal.SIGTERM)  # by whoever waits no longer for what it does
+    assert capsys.readouterr().err.splitlines() == told
+    with pytest.raises(signals.Interrupted), service.running(1 << 20):
+        raise signals.Interrupted(signal.SIGINT)
+    assert capsys.readouterr().err == "", "who presses Ctrl-C has seen enough"
