@@ -148,23 +148,25 @@ def filled(card: Card, size: Size) -> Iterator[tuple[GpuShape, Memory]]:
 def copied(
     memory: Memory, endpoint: str, shape: GpuShape, *, bus: Bus, method: str, turns: int
 ) -> dict[str, str]:
-    """One row of it; the memory stays."""
+    """One row of it; the memory stays, and nobody has it open afterwards, whatever went wrong."""
     name = f"perf-copies-{method}"
     engine = Engine(endpoint, name, shape.layout, card=memory.card, regions=[memory], method=method)
-    engine.attach()
-    pool, _ = registered(endpoint, name)
     order = np.random.default_rng(3)
     seconds: list[tuple[float, float, float, float]] = []
     saved: list[int] = []
-    for turn in range(turns + 1):  # the first is not counted: its pages are new
-        keys = new_keys(shape.blocks, (METHODS.index(method) << 20) + turn)
-        saved = order.permutation(shape.blocks).tolist()
-        loaded = [shape.blocks + block for block in saved]
-        out = engine.save(keys, saved), bus.out()
-        back = engine.load(keys, loaded), bus.back()
-        seconds.append((out[0], back[0], out[1], back[1]))
-    wrong = shape.wrong(memory, saved[:COMPARED])
-    engine.close(free=False)
+    try:
+        engine.attach()
+        pool, _ = registered(endpoint, name)
+        for turn in range(turns + 1):  # the first is not counted: its pages are new
+            keys = new_keys(shape.blocks, (METHODS.index(method) << 20) + turn)
+            saved = order.permutation(shape.blocks).tolist()
+            loaded = [shape.blocks + block for block in saved]
+            out = engine.save(keys, saved), bus.out()
+            back = engine.load(keys, loaded), bus.back()
+            seconds.append((out[0], back[0], out[1], back[1]))
+        wrong = shape.wrong(memory, saved[:COMPARED])
+    finally:
+        engine.close(free=False)
     if wrong:
         raise UserError(f"{wrong} pieces of {COMPARED} blocks are wrong by {method}, {shape}")
     save, load, out_s, back_s = (median(column) for column in zip(*seconds[1:], strict=True))

@@ -8,12 +8,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pegaflow.core.errors import UserError
 from pegaflow.wire.layout import fault
-from perf import gpu, gpuhost, gpulayouts
+from perf import gpu, gpuhost, gpulayouts, gputables
+from perf.gpucard import METHODS
 from perf.gpuparts import Rows, failing
 from perf.gputables import EXTENT, FULL, GIB, QUICK, shape_of
 
@@ -100,3 +102,38 @@ def test_a_question_has_an_answer_whatever_becomes_of_its_process(
     program: str, seconds: float, answer: str
 ) -> None:
     assert gpuhost.ask(program, "it hangs", seconds) == answer
+
+
+@pytest.mark.parametrize("fails_at", ["attach", "save"])
+def test_an_engine_whose_copies_fail_leaves_its_session(
+    monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    """Its memory is freed next, which a session may not have open then."""
+    did: list[str] = []
+
+    class Failing:
+        """Of an engine what the table uses."""
+
+        def __init__(self, *arguments: object, **more: object) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            def call(*arguments: object, **more: object) -> None:
+                did.append(name)
+                if name == fails_at:
+                    raise UserError("no session")
+
+            return call
+
+    monkeypatch.setattr(gputables, "Engine", Failing)
+    monkeypatch.setattr(gputables, "registered", lambda endpoint, name: (0, 0))
+    with pytest.raises(UserError, match="no session"):
+        gputables.copied(
+            SimpleNamespace(card=None),  # type: ignore[arg-type]
+            "",
+            shape_of(4096, 1 << 20),
+            bus=SimpleNamespace(),  # type: ignore[arg-type]
+            method=METHODS[0],
+            turns=1,
+        )
+    assert did[-1] == "close"
