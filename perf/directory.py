@@ -99,6 +99,9 @@ def snapshot(table: Held, host: int) -> str:
     """What a host has, read in chunks by itself, and put into the table again."""
     own = Held(1, table.each)
     first = 0
+    own.expect(0, table.each)
+    while own.busy:
+        own.step()
     while first <= LAST_NAME:
         names, last = table.chunk(host, first, CHUNK)
         own.add(0, names)
@@ -118,7 +121,7 @@ def drop(table: Held, host: int) -> str:
     """A host is gone."""
     steps = []
     table.drop(host)
-    while table.sweeping:
+    while table.busy:
         steps.append(cpu(table.step))
     return (
         f"a host dropped of {len(table):,}: {sum(steps):.2f} s, longest {max(steps) * 1e3:.1f} ms"

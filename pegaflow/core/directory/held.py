@@ -12,9 +12,11 @@ between two fingerprints is in a few buckets side by side.  That is what a snaps
 A table that is full grows by a quarter without being copied.  From its end towards its begin the
 buckets are emptied and what was in them is put where it belongs in the larger table, which is never
 before the home that it had; `_edge` is how far that has come: homes before it are those of the
-smaller table.  Whoever adds a block moves one bucket, so that nobody waits for all of them.  Memory
-is asked for once, for as many blocks as there may be, and becomes real when it is touched.  What
-the table has taken it keeps; blocks that are removed make room for others.
+smaller table.  Whoever adds a block moves one bucket, so that nobody waits for all of them.  Only
+what comes in the order of its fingerprints, as a snapshot does, needs the room of all of it when
+the first of it comes: for `expect` the table grows ahead, in steps.  Memory is asked for once, for
+as many blocks as there may be, and becomes real when it is touched.  What the table has taken it
+keeps; blocks that are removed make room for others.
 
 Why one table, and not one for each host: 1,024 keys are found by one search instead of sixteen, and
 what hosts have in common is there once (python -m perf.directory has the figures).  Only a host
@@ -48,6 +50,9 @@ ROWS_LEAST: Count = 256
 KICKS: Count = 256
 """Blocks of one call for which another block is moved to its other bucket.  It takes 20 us each; a
 host that makes up fingerprints so that all have the same buckets must not keep us for long."""
+
+MOVED_ROWS: Count = 1 << 11
+"""Buckets that one step empties for a larger table: some ten thousand blocks, three ms."""
 
 SWEPT_ROWS: Count = 1 << 15
 """Buckets that one step clears of hosts that are dropped: in two milliseconds."""
@@ -87,6 +92,7 @@ class Held:
         self._rows = ROWS_LEAST
         self._edge, self._rows_before = 0, 0  # 0: it does not grow
         self.counts = [0] * hosts  # blocks of each
+        self._expected = [0] * hosts  # blocks that each is about to have
         self._used = 0  # slots
         self._dropped, self._swept = 0, 0  # hosts whose bits mean nothing; buckets without them
 
@@ -101,9 +107,9 @@ class Held:
         return (self._rows + _SPAN + 1) * _WIDTH * each
 
     @property
-    def sweeping(self) -> bool:
+    def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return self._dropped != 0
+        return self._dropped != 0 or self._edge > 0
 
     def owners_of(self, names: U64) -> Masks:
         """Who has these blocks.
@@ -136,11 +142,28 @@ class Held:
         room = self.each - self.counts[host]
         here, room = there[:room], room - min(room, len(there))
         self._masks[here] |= bit
-        self._grow_for(min(len(new), room))
+        self._grow(min(len(new), room))
+        self._move(min(self._edge, len(new)))
         lost = self._put(new[:room], np.full(min(len(new), room), bit, self._kind), KICKS)
         taken = len(here) + min(len(new), room) - len(lost)
         self.counts[host] += taken
         return len(ordered) - len(named) + len(there) + len(new) - taken
+
+    def expect(self, host: int, blocks: int) -> bool:
+        """A host is about to have so many blocks, which come in the order of their fingerprints.
+
+        Args:
+            blocks: 0: it has them now.
+
+        Returns:
+            Whether there is room for them; else `step` makes it, until it is not `busy` any more.
+        """
+        self._expected[host] = min(blocks, self.each)
+        if self._edge:
+            return False
+        both = zip(self._expected, self.counts, strict=True)
+        self._grow(sum(max(0, expected - count) for expected, count in both))
+        return self._edge == 0
 
     def remove(self, host: int, names: U64) -> int:
         """A host has not got these blocks, whether or not it had them.
@@ -183,7 +206,8 @@ class Held:
             after this one begins behind it.
         """
         bit = self._bit(host)
-        end = self._home(first) + max(1, count // _WIDTH)
+        rows = count * self._rows * 7 // (8 * max(1, self.counts[host]))
+        end = min(self._home(first) + max(1, rows), self._rows)
         bound = self._first_of(end)
         _, names = self._between(bit, first, end + _SPAN)
         names = np.sort(names[names < np.uint64(bound)] if bound <= LAST_NAME else names)
@@ -197,12 +221,17 @@ class Held:
         is left of them.  It may be added to before that is done, which then does all of it."""
         self._dropped |= 1 << host
         self._swept = 0
-        self.counts[host] = 0
+        self.counts[host] = self._expected[host] = 0
 
     def step(self) -> None:
-        """Clear some buckets of the hosts that were dropped, if it is `sweeping`."""
-        if not self._dropped:
-            return
+        """Clear some buckets of the hosts that were dropped, and move some for a larger table, if
+        it is `busy`."""
+        self._move(min(self._edge, MOVED_ROWS))
+        if self._dropped:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Clear some buckets of the hosts that were dropped."""
         first, rows = self._swept, self._rows + _SPAN + 1
         self._swept = min(first + SWEPT_ROWS, rows)
         part = slice(first * _WIDTH, self._swept * _WIDTH)
@@ -235,7 +264,7 @@ class Held:
     def _bit(self, host: int) -> np.unsignedinteger:
         """Of a host that is not being dropped any more."""
         while self._dropped >> host & 1:
-            self.step()
+            self._sweep()
         return self._kind(1 << host)
 
     def _home(self, name: int) -> int:
@@ -359,14 +388,13 @@ class Held:
                 return True
         return False
 
-    def _grow_for(self, new: int) -> None:
-        """Make room for some blocks more: begin to grow, or go on with it."""
+    def _grow(self, new: int) -> None:
+        """Begin to make room for some blocks more, if there is none."""
         needed = int((self._used + new) / (OCCUPIED * _WIDTH)) + 1
         if needed > self._rows < self._rows_most:
             self._move(self._edge)
             self._rows_before = self._edge = self._rows
             self._rows = min(max(self._rows + self._rows // 4, needed), self._rows_most)
-        self._move(min(self._edge, new))
 
     def _move(self, count: int) -> None:
         """Put what has its home in the last of the buckets before `edge` where it belongs now."""

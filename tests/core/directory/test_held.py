@@ -168,7 +168,7 @@ def test_a_dropped_host_is_cleared_in_steps_while_others_come(
     held.drop(3)
     assert held_masks(held, spread(2000, seed=3)) == {0}
     turns = 0
-    while held.sweeping:
+    while held.busy:
         held.add(7, spread(500, seed=100 + turns))
         held.step()
         turns += 1
@@ -187,7 +187,7 @@ def test_a_host_that_comes_back_while_it_is_cleared_has_only_what_it_says_then(
     held.drop(2)
     held.step()
     held.replace(2, 0, LAST_NAME, before[:10])
-    assert not held.sweeping and has(held, 2) == set(before[:10].tolist())
+    assert not held.busy and has(held, 2) == set(before[:10].tolist())
     held.check()
 
 
@@ -221,8 +221,36 @@ def test_what_is_moved_away_from_the_sweep_does_not_escape_it(
     held.add(1, new[:8])
     held.drop(0)
     held.step()
-    assert held.add(1, new) == 0 and held.sweeping
-    while held.sweeping:
+    assert held.add(1, new) == 0 and held.busy
+    while held.busy:
         held.step()
     held.check()
     assert len(held) == 9
+
+
+def test_what_comes_in_the_order_of_its_fingerprints_finds_room_when_it_is_expected() -> None:
+    held, names = Held(3, 40_000), np.sort(spread(40_000))
+    held.add(0, spread(5000, seed=2))
+    steps = 0
+    while not (held.expect(1, 20_000) and held.expect(2, 20_000)):
+        assert held.busy
+        held.step()
+        steps += 1
+    assert steps > 1
+    for first in range(0, 20_000, 1000):
+        some = names[2 * first : 2 * first + 2000]
+        assert held.replace(1, int(some[0]), int(some[-2]), some[::2]) == 0
+        assert held.replace(2, int(some[1]), int(some[-1]), some[1::2]) == 0
+    assert held.counts == [5000, 20_000, 20_000] and not held.busy
+    assert held.expect(1, 0) and held.expect(2, 0)
+    held.check()
+
+
+def test_a_host_that_is_dropped_is_expected_no_more() -> None:
+    held = Held(2, 40_000)
+    held.expect(0, 40_000)
+    held.drop(0)
+    while held.busy:
+        held.step()
+    before = held.bytes_used
+    assert held.expect(1, 30_000) and held.bytes_used == before
