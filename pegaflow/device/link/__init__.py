@@ -223,7 +223,7 @@ class LinkError(Exception):
     """No link could be made, and why, in one line for people."""
 
 
-_TRANSPORTS = {"tcp": "pegaflow.device.link.tcp"}
+_TRANSPORTS = {"tcp": "pegaflow.device.link.tcp", "rdma": "pegaflow.device.link.verbs"}
 
 
 def transport(name: str) -> ModuleType:
