@@ -18,6 +18,13 @@ from tests.procs.service import Service, eventually
 
 REASON = "vLLM is not installed here; `tox -e vllm` installs it and runs these"
 PATIENT = {"pegaflow.timeout_ms": 20_000}  # what is measured is hits, not a busy machine's speed
+ON_CPU = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+"""Of an engine's environment. Two threads would wait for each other longer than they compute: four
+prompts of a tiny model take five times the time then."""
 Answer = dict[str, Any]
 
 
@@ -71,11 +78,12 @@ class Engine:
         cores = map(str, sorted(os.sched_getaffinity(0))[:ranks])
         env = {
             **os.environ,
+            **ON_CPU,
             "PEGAFLOW_TEST_FAULT": str(fault),
-            "VLLM_TARGET_DEVICE": "cpu",
             "VLLM_USE_SPINLOOP_EXT": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores) if ranks > 1 else "nobind",
         }
+        if ranks > 1:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(cores)
         if not seeded:
             env.pop("PYTHONHASHSEED", None)
         fault.write_text("")
@@ -182,14 +190,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def make(kind: str, folder: pytest.TempPathFactory) -> str:
+    """Where a tiny model of this kind is."""
+    path = str(folder.mktemp(kind))
+    subprocess.run([sys.executable, "-m", "tests.connectors.vllm.model", path, kind], check=True)
+    return path
+
+
 @pytest.fixture(scope="module")
 def start(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts engines; all are killed in the end."""
+    """Starts engines, of another model if one is named; all are killed in the end."""
     started: list[Engine] = []
 
-    def run(**options: Any) -> Engine:
+    def run(of: str = "", **options: Any) -> Engine:
         folder = tmp_path_factory.mktemp("engine")
-        started.append(Engine(model, folder / "log", folder / "fault", **options))
+        started.append(Engine(of or model, folder / "log", folder / "fault", **options))
         return started[-1]
 
     yield run

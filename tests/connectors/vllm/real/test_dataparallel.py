@@ -15,7 +15,7 @@ import pytest
 
 from tests.procs.service import Service, eventually
 
-from .conftest import end
+from .conftest import ON_CPU, end
 
 LENGTHS = [300, 177]
 BLOCKS = sum(length // 32 for length in LENGTHS)
@@ -28,9 +28,8 @@ class Child:
 
     def __init__(self, log: Path, *command: str, **env: str) -> None:
         common = {
-            "VLLM_TARGET_DEVICE": "cpu",
+            **ON_CPU,
             "VLLM_USE_SPINLOOP_EXT": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # vLLM gives each data parallel rank a memory node of its own; here they share the first
             "CPU_VISIBLE_MEMORY_NODES": "0,0",
         }

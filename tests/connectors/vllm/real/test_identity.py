@@ -16,7 +16,7 @@ from pegaflow.connectors.vllm import identity
 from pegaflow.connectors.vllm.fields import UNREAD, judged
 from tests.procs.service import Service
 
-from .conftest import Told
+from .conftest import ON_CPU, Told
 from .lives import HIT
 
 
@@ -111,7 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     """What lives.py does, over a service of its own."""
     with Service(tmp_path_factory.mktemp("run"), pool_size="256MiB") as service:
         folder = tmp_path_factory.mktemp("lives")
-        env = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        env = {**os.environ, **ON_CPU}
         command = [
             sys.executable,
             "-m",

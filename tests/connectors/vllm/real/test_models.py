@@ -10,7 +10,7 @@ import pytest
 
 from tests.connectors.vllm import model as models
 
-from .conftest import Told
+from .conftest import ON_CPU, Told
 
 UNCACHED = {"enable_prefix_caching": False}  # then vLLM keeps no states at the ends of blocks
 MEAN = {"runner": "pooling", "convert": "embed", "pooler_config": {"seq_pooling_type": "MEAN"}}
@@ -35,7 +35,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     for kind in KINDS:
         name = KINDS[kind].get("model", kind)
         models.make(str(folder / name), name)
-    env = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    env = {**os.environ, **ON_CPU}
     command = [sys.executable, "-m", "tests.connectors.vllm.starts", str(folder), json.dumps(KINDS)]
     with Told(command, env, folder / "log", name="name") as made:
         yield made

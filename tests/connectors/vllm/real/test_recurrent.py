@@ -6,8 +6,6 @@ prompts run at once. So of that model one prompt runs at a time, and what was fo
 what an engine without us answers that has found as much.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 
 from tests.procs.service import Service, eventually
 
-from .conftest import PATIENT, VLLM, Answer, Engine, Start
+from .conftest import PATIENT, VLLM, Answer, Engine, Start, make
 from .test_real import FAULTY, flip_all_pages
 
 pytestmark = pytest.mark.skipif(VLLM < (0, 33), reason="not tried with older ones yet")
@@ -57,10 +55,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture(scope="module")
 def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two groups of recurrent layers, and one of attention, on disk."""
-    path = str(tmp_path_factory.mktemp(kind.name))
-    command = [sys.executable, "-m", "tests.connectors.vllm.model", path, kind.name]
-    subprocess.run(command, check=True)
-    return path
+    return make(kind.name, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 
 from tests.procs.service import Service, eventually
 
-from .conftest import PATIENT, VLLM, Answer, Engine, Start, Truth
-from .windows import find_again, make
+from .conftest import PATIENT, VLLM, Answer, Engine, Start, Truth, make
+from .windows import find_again
 
 pytestmark = pytest.mark.skipif(VLLM < (0, 32), reason="was run on 0.32 and 0.33")
 

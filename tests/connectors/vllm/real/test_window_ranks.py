@@ -6,8 +6,8 @@ import pytest
 
 from tests.procs.service import Service
 
-from .conftest import Start, Truth, answers
-from .windows import NEEDS_RESULTS, find_again, make
+from .conftest import Start, Truth, answers, make
+from .windows import NEEDS_RESULTS, find_again
 
 pytestmark = NEEDS_RESULTS
 RANKS = 2

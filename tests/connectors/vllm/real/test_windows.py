@@ -4,8 +4,8 @@ import pytest
 
 from tests.procs.service import Service
 
-from .conftest import Start, Truth
-from .windows import NEEDS_RESULTS, find_again, make
+from .conftest import Start, Truth, make
+from .windows import NEEDS_RESULTS, find_again
 
 pytestmark = NEEDS_RESULTS
 

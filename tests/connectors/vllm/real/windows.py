@@ -1,7 +1,5 @@
 """What engines of models with windows are tested by, whatever the number of their ranks."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,13 +20,6 @@ BLOCK_BYTES = 4 * BLOCK * 2 * 2 * 64 * 4
 STORED = {"gemma": (1.0, 0.7), "gemma4": (1.5, 0.85), "mistral": (1.0, 0.3)}
 """How much longer a model's blocks are than that, and what is stored of them, at most. Half of the
 layers of gemma4 have heads twice as wide, and all of their blocks are stored."""
-
-
-def make(kind: str, folder: pytest.TempPathFactory) -> str:
-    """Where a tiny model of this kind is."""
-    path = str(folder.mktemp(kind))
-    subprocess.run([sys.executable, "-m", "tests.connectors.vllm.model", path, kind], check=True)
-    return path
 
 
 def find_again(service: Service, start: Start, truth: Truth, model: str, ranks: int = 1) -> None:
