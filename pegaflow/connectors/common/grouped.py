@@ -124,7 +124,7 @@ class GroupedRequests(Requests):
             return lease
         assert isinstance(tracked, GroupedRequest)
         blocks = lease.blocks if lease else 0
-        tracked.lookup = Lookup.MISS  # should what follows fail
+        tracked.lookup, tracked.kept = Lookup.MISS, 0  # should what follows fail
         if not in_time:
             tracked.lookup = Lookup.NEVER
         elif tracked.prefix is None:

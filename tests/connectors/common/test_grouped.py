@@ -6,6 +6,7 @@ from pegaflow.client import Lease, Seen
 from pegaflow.connectors.common.grouped import GroupedRequests, Tables
 from pegaflow.connectors.common.groups import Group, Groups
 from pegaflow.connectors.common.hints import Hints
+from pegaflow.connectors.common.requests import KEEP_S
 from pegaflow.connectors.common.tracked import GroupedRequest, Lookup, SaveOrder
 from pegaflow.wire.identities import Incarnation, LeaseId
 from pegaflow.wire.values import LIST_MAX
@@ -247,6 +248,21 @@ def test_a_window_is_saved_in_the_step_that_reaches_the_end_of_the_prompt(book: 
     assert book.saving(window).end == 40
     assert book.reused([20]) == (window.order,), "it may be taken away while the request runs"
     assert book.reused([5]) == ()
+
+
+def test_a_window_that_was_there_and_is_no_more_is_saved_again(book: Book) -> None:
+    """The request waited for longer than a hit is kept, and asked once more."""
+    book.has(FULL, *range(10))
+    book.has(WINDOW, 8, 9)
+    book.arrive()
+    book.ask()
+    assert book.offer("r", 0) == 40 and len(book.stale(KEEP_S + 1)) == 1
+    book.here.clear()
+    book.ask(KEEP_S + 1)
+    assert book.offer("r", 0) == 0 and book.allocated("r", [[], []], 0) == []
+    tables = [list(range(1, 12)), list(range(21, 32))]
+    full, window = book.stepped("r", tables, True, 0, scheduled=LENGTH)
+    assert full.blocks == tuple(range(1, 11)) and window.blocks == (29, 30)
 
 
 def test_a_step_that_turns_out_void_has_the_window_saved_at_the_next_place(book: Book) -> None:
