@@ -97,7 +97,7 @@ class Carrier:
     layout: Layout
     memory: Any  # vLLM's host memory, as one array of bytes
     attached: bool = False  # a session serves us
-    dead: bool = False  # the thread has ended; all that is open has its result
+    dead: bool = False  # the thread has ended; all that may end has its result
     released: bool = False  # nobody of the service touches the memory any more
     done: deque[Result] = field(default_factory=deque)
     news: threading.Event = field(default_factory=threading.Event)  # something came to `done`
@@ -164,15 +164,19 @@ class Carrier:
                 continue
             self.released = True
             self._use(None)
+        except Exception as error:
+            compat.logger().error("pegaflow: tier: its memory was not given up: %r", error)
         finally:
             self.dead = True
             self._drop_all()
 
     def _drop_all(self) -> None:
-        """End what has begun, and what has not."""
+        """End what has begun, and what has not; but no load into memory that somebody may still
+        write to."""
         self._open.clear()
-        while self._running:
-            self._over(next(iter(self._running)))
+        for running in list(self._running):
+            if self.released or not isinstance(running, Fetch):
+                self._over(running)
         while self._jobs:
             job = self._jobs.popleft()
             if isinstance(job, Result):

@@ -1,6 +1,7 @@
 """The tier, called as vLLM calls it, over a fake service."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from pegaflow.connectors.vllm.offload.contract import LookupResult
 from tests.procs.service import eventually
 
 from .conftest import Hosts
-from .fakes import ROW, WINDOW, Core, Host, Pool, key
+from .fakes import ROW, WINDOW, Core, Host, Pool, PoolClient, key
 
 KEYS = [key(n) for n in range(4)]
 
@@ -194,6 +195,32 @@ def test_a_client_that_fails_keeps_a_load_open_until_the_memory_is_given_up(
     pool.clings = False
     pool.wake_all()
     assert not one.result(number).success
+
+
+def test_a_client_that_fails_at_the_end_too_leaves_the_memory_alone(
+    host: Hosts, pool: Pool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escaped: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", escaped.append)
+    monkeypatch.setattr(tier, "_KEPT", [])
+
+    def unregister(self: PoolClient, timeout: float) -> bool:
+        raise RuntimeError("not even that")
+
+    monkeypatch.setattr(PoolClient, "unregister", unregister)
+    one = host().ready()
+    pool.holding = True
+    load, store = one.load("q", KEYS[:2], [0, 1]), one.store("r", KEYS[2:], [2, 3])
+    pool.broken = True
+    pool.wake_all()
+    assert not one.result(store).success
+    thread = one.tier._carrier
+    assert thread and not thread.stop(5.0), "nobody knows who has the memory open"
+    one.step()
+    assert load not in one.results, "somebody may still write"
+    assert escaped == [] and "not even that" in caplog.text
+    one.close()
+    assert len(tier._KEPT) == 1, "its pages are nobody else's for as long as the process lives"
 
 
 def test_what_comes_to_a_thread_that_has_ended_has_its_result(host: Hosts, pool: Pool) -> None:
