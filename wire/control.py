@@ -269,7 +269,7 @@ class Warmed(Message):
     gpu: str  # as it was asked
     found: str = ""  # as gpu.spelled; empty: there is no context
     why: str = ""  # for people; empty: there is one, or it was not begun
-    number: int = -1  # of the device, in the order of the bus; -1: not known
+    number: int = 0  # of the device, from 1 on in the order of the bus; 0: not known
 
 
 @message(11)

@@ -20,7 +20,7 @@ class GpuWarmed(Result):
     """There is a context."""
 
     gpu: str  # the device, as gpu.spelled
-    number: int = -1  # in the order of the bus; -1: not known
+    number: int = 0  # from 1 on in the order of the bus; 0: not known
 
 
 @message(224)

@@ -132,7 +132,7 @@ class Warmth(Part):
         """There is a context, on a device that may have several names: it is sound by each."""
         bus, uuid = bus_and_uuid(msg.found)
         for name in (msg.gpu, *self._named):
-            if name == msg.gpu or is_meant(name, msg.number, bus, uuid):
+            if name == msg.gpu or is_meant(name, msg.number - 1, bus, uuid):
                 self._falls.pop(name, None)
                 self._whys.pop(name, None)
                 self._found[name] = msg.found

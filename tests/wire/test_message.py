@@ -43,6 +43,17 @@ def test_sample_round_trip(cls: type[Message]) -> None:
     assert decode(cls.TAG, encode(msg)) == msg
 
 
+@each
+def test_what_a_message_says_where_nobody_says_anything_else_is_understood(
+    cls: type[Message],
+) -> None:
+    said = sample(cls)
+    none = dataclasses.MISSING
+    needed = [f for f in dataclasses.fields(said) if f.default is f.default_factory is none]
+    msg = cls(**{f.name: getattr(said, f.name) for f in needed})
+    assert decode(cls.TAG, encode(msg)) == msg
+
+
 @given(any_message)
 def test_round_trip(msg: Message) -> None:
     assert decode(msg.TAG, encode(msg)) == msg

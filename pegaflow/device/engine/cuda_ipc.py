@@ -277,7 +277,7 @@ class Gpus:
             name: as of wire.gpu.
 
         Returns:
-            The device, as wire.gpu.spelled, and its number in the order of the bus.
+            The device, as wire.gpu.spelled, and its number, from 1 on in the order of the bus.
 
         Raises:
             UserError: why there can be none.
@@ -286,7 +286,7 @@ class Gpus:
         number = cuda.number_named(runtime, name)
         cuda.refuse_exclusive(number)
         self._gpu(runtime, number).warm()
-        return cuda.name_of(runtime, number), number
+        return cuda.name_of(runtime, number), number + 1
 
     def pin(self, offset: int, length: int) -> None:
         """Register a part of the pool with the driver, for all devices.

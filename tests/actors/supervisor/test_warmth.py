@@ -205,11 +205,11 @@ def test_a_name_of_which_spares_died_is_good_again_once_its_device_is(name: str)
     session = group.serve()
     (spare,) = spares(group)
     assert warm(group.tell(session, UsesGpu(GPU))) == [(spare, GPU)], "by no other name"
-    group.tell(spare, Warmed(GPU, GPU, number=3))
+    group.tell(spare, Warmed(GPU, GPU, number=4))
     told = warm(group.exit(spare) + group.beats(10 * TICK_NS))
     assert [gpu for _, gpu in told] == [name, "8"], "each device once"
     group.exit(session)
-    group.tell(spares(group)[0], Warmed(name, GPU, number=3))
+    group.tell(spares(group)[0], Warmed(name, GPU, number=4))
     assert not pick(group.beats(2 * LINGER_NS), Drain)
 
 

@@ -310,7 +310,7 @@ def test_numbers_are_those_of_nvidia_smi_whatever_the_service_was_shown(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    assert session.gpus.warm("1") == (TWO, 1)
+    assert session.gpus.warm("1") == (TWO, 2)
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
