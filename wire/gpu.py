@@ -18,6 +18,34 @@ of regions in one allocation the handle is the same, and a process opens it once
 named by its PCI bus id, and by its UUID where several share one (MIG): its number means nothing in
 another process, which may be shown other devices (CUDA_VISIBLE_DEVICES).  Nothing is pickled.
 
+Memory in pieces.  What is mapped by the driver's virtual memory calls (PyTorch's expandable
+segments, the memory of vLLM's sleep mode) is no allocation that has such a handle.  It consists of
+physical *pieces*, mapped side by side, and each piece that was created for it can be exported as a
+file descriptor, which another process imports and maps.  So Attach says of each piece where the
+engine has it, how long it is, and the number of its descriptor in the engine's process; the
+region's handle is NO_HANDLE then, and its offset the engine's address.  The session takes the
+descriptors out of that process one after the other (pidfd_getfd, Linux 5.6: the right is that of
+process_vm, ptrace's, and in a container seccomp has to let it), reserves as many addresses as lie
+side by side, maps the pieces there, and closes what it took.  Nobody listens on a socket for it,
+and no thread of the engine serves it.
+
+    client → session   Attach(gpu)   the descriptors are made for this Attach, and stay open ...
+    session → client   Attached | Refused                ... until its answer is there, or the
+                                                         session is proven dead: then all close
+
+A number names a descriptor as long as it is open, and another one after that.  So the client closes
+none while a session may still take it; and the process is named by its pid and its start, and a
+pidfd of it was opened before either was looked at: nobody else's descriptors are taken.  What was
+taken and is no exported memory the driver refuses to import.  That the pieces are those of the
+engine is what its own process says of itself, as it is with handles.
+
+The memory of a piece is free when nothing has it: no mapping, handle or descriptor of any process.
+So what the engine gives back while the session has it mapped stays sound, and is lost to everybody;
+it can be had again only when the session has unmapped it.  The rule is that of handles all the
+same: nothing is freed before Left.  In sleep mode vLLM (from 0.33) says when it is about to free
+the KV memory, and the connector is back from that call when Left is there or the session is dead;
+what is mapped after waking is other memory at the same addresses, and is named by a new Attach.
+
 What moves the blocks.  A client may wish, by `backend`, that copies alone or a kernel move all
 blocks of its rank, for it is its own kernels that either disturbs.  It is a wish: where the session
 has no such kernel it uses copies, and an older session, which does not know the field, does what it
@@ -91,6 +119,12 @@ Who dies when:
 * client between Attach and Attached: the session's pidfd on it fires, and the session ends.  A
   handle that it had not opened yet cannot be opened any more; one that it has, keeps the memory
   from being reused until the session's process is gone.
+* client that has pieces, before the session has taken them all: its descriptors are gone with it,
+  so the next cannot be taken; what is mapped goes with the session, which ends.
+* session that takes pieces: what it has taken and mapped goes with its process.  The client closes
+  its descriptors when that is proven, and makes others for the next session.
+* client that has no patience any more with a session that takes pieces: as with one that opens
+  handles it kills it, and the descriptors stay open until it is proven dead.
 * client while a copy runs: as above.  The copy reads or writes memory that nobody uses, or fails,
   and the session exits of that; a save has no Keep and is never sealed.
 * client that waits for a GPU which hangs: the engine's event never comes, so neither does the end
@@ -118,15 +152,31 @@ Who dies when:
 
 import enum
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 
 from .message import record
-from .units import Constant
+from .units import Constant, Count
 
 _BUS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.([0-7]))?")
 _UUID = re.compile(r"(?:gpu|mig)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 HANDLE_BYTES: Constant = 64
 """Of a handle of CUDA IPC, be it of memory or of an event (driver_types.h)."""
+
+NO_HANDLE = bytes(HANDLE_BYTES)
+"""Of a region that lies in pieces: no driver gives it out, and an older session, which does not see
+the pieces, fails to open it and serves the rank staged."""
+
+PIECES_MAX: Count = 16384
+"""Of one rank: as PyTorch makes them, 20 MiB each, the memory of a GPU of 320 GiB.  The engine has
+a descriptor open for each of them while it attaches."""
+
+POSIX_FD: Constant = 1
+"""What a piece is exported as: CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR (cuda.h)."""
+
+NO_FD: Constant = (1 << 31) - 1
+"""Of a piece that is not exported: no process has so many descriptors."""
 
 DEVICE_UUID_BYTES: Constant = 16
 """Of a device's UUID (driver_types.h)."""
@@ -151,8 +201,17 @@ class Backend(enum.IntEnum):
 class GpuRegion:
     """Where a region of a layout lies."""
 
-    handle: bytes  # of its allocation
-    offset: int  # bytes from the allocation's start
+    handle: bytes  # of its allocation; NO_HANDLE: it lies in pieces
+    offset: int  # bytes from the allocation's start; in pieces: its address in the engine
+
+
+@record
+class GpuPiece:
+    """Physical memory, mapped as a whole."""
+
+    address: int  # in the engine's process
+    length: int
+    fd: int  # of the engine's process: the piece, exported; NO_FD: it is not
 
 
 @record
@@ -164,29 +223,62 @@ class GpuMemory:
     regions: tuple[GpuRegion, ...]  # of the layout
     event: bytes  # handle of the event that the engine records before each Load and Save
     backend: Backend = Backend.AUTO
+    pieces: tuple[GpuPiece, ...] = ()  # by address: what regions with NO_HANDLE lie in
 
 
 NO_GPU = GpuMemory("", b"", (), b"")
 """Of a rank whose memory is the host's."""
 
 
-def fault(memory: GpuMemory, regions: int) -> str:
+def fault(memory: GpuMemory, region_bytes: Sequence[int]) -> str:
     """What is wrong with what a client says of its GPU memory.
 
     Args:
-        regions: how many its layout has.
+        region_bytes: of each region of its layout.
 
     Returns:
         One line; '' if it may be tried.
     """
-    if len(memory.regions) != regions:
-        return f"{len(memory.regions)} of {regions} regions are said to be on the GPU"
+    if len(memory.regions) != len(region_bytes):
+        return f"{len(memory.regions)} of {len(region_bytes)} regions are said to be on the GPU"
     handles = [memory.event, *(region.handle for region in memory.regions)]
     if any(len(handle) != HANDLE_BYTES for handle in handles):
         return f"a handle of CUDA IPC has {HANDLE_BYTES} bytes"
     if not re.fullmatch(BUS, memory.bus, re.ASCII) or len(memory.uuid) != DEVICE_UUID_BYTES:
         return "a GPU is named by its PCI bus id, 0000:65:00.0, and by a UUID of 16 bytes"
+    return _fault_of_pieces(memory, region_bytes) if memory.pieces else ""
+
+
+def _fault_of_pieces(memory: GpuMemory, region_bytes: Sequence[int]) -> str:
+    if len(memory.pieces) > PIECES_MAX:
+        return f"memory in {len(memory.pieces)} pieces; at most {PIECES_MAX} are mapped"
+    last = 0
+    for piece in memory.pieces:
+        if piece.address < last or piece.length <= 0 or piece.fd > NO_FD:
+            return "pieces are said by address, and none overlaps another"
+        last = piece.address + piece.length
+    if last >= 1 << 63:
+        return "there are no such addresses"
+    runs = side_by_side(memory.pieces)
+    starts = [run[0].address for run in runs]
+    for region, size in zip(memory.regions, region_bytes, strict=True):
+        if region.handle == NO_HANDLE:
+            at = bisect_right(starts, region.offset) - 1
+            last = runs[at][-1].address + runs[at][-1].length if at >= 0 else 0
+            if region.offset + size > last:
+                return "a region lies in no pieces side by side"
     return ""
+
+
+def side_by_side(pieces: Sequence[GpuPiece]) -> list[list[GpuPiece]]:
+    """Pieces, which come by address, cut where there is nothing between two of them."""
+    runs: list[list[GpuPiece]] = []
+    for piece in pieces:
+        if runs and runs[-1][-1].address + runs[-1][-1].length == piece.address:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
 
 
 def cut(uuid: bytes) -> bytes:

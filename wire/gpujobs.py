@@ -13,6 +13,8 @@ class MapGpu(Job[Done]):
     mapping: int
     layout: Layout
     memory: GpuMemory
+    pid: int = 0  # of the engine's process, out of which descriptors of pieces are taken
+    started_ticks: int = 0  # its start, in clock ticks since boot
 
 
 @message(324)

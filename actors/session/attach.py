@@ -97,7 +97,10 @@ class Attachment(Part):
         self._mapping += 1
         rank = self._engine.ranks[msg.rank] = new_rank(sender.address, msg, self._mapping)
         if not self._engine.is_blind(sender) and wants_cuda_ipc(rank):
-            return effects + self._map(rank, sender, MapGpu(rank.mapping, rank.layout, msg.gpu))
+            job = MapGpu(
+                rank.mapping, rank.layout, msg.gpu, pid=msg.pid, started_ticks=msg.started_ticks
+            )
+            return effects + self._map(rank, sender, job)
         if self._engine.is_blind(sender) or not wants_process_vm(rank):
             return effects + self._bounce(rank, sender, now)
 
@@ -123,7 +126,7 @@ class Attachment(Part):
                 "let `way` be auto or staged"
             )
             return Refused(Status.BAD_REQUEST, why)
-        why = gpus.fault(msg.gpu, len(msg.region_bytes)) if msg.gpu.regions else ""
+        why = gpus.fault(msg.gpu, msg.region_bytes) if msg.gpu.regions else ""
         why = why or fault(msg, self._engine.ranks)
         if why:
             return Refused(Status.BAD_REQUEST, why)

@@ -158,7 +158,9 @@ class Copies:
             if not self._uses_gpu:
                 gpuusers.leave(self._stem)  # once for all, before the first is opened
             self._uses_gpu = True
-        self._opened[job.mapping] = self._gpus.open(job.memory, job.layout)
+        self._opened[job.mapping] = self._gpus.open(
+            job.memory, job.layout, pid=job.pid, started_ticks=job.started_ticks
+        )
         return Done(Status.OK)
 
     def _pin(self, job: PinPages) -> Done:

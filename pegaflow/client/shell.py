@@ -11,15 +11,16 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 import zmq
 
 from pegaflow.wire.envelope import Envelope, VersionMismatch, pack, unpack
 from pegaflow.wire.identities import EngineNamespace
 from pegaflow.wire.links import DRAIN_MAX, QUEUE_MAX
 from pegaflow.wire.message import WireError
-from pegaflow.wire.session import PROOF_BYTES, Attached, Way
+from pegaflow.wire.session import PROOF_BYTES, Attach, Attached, Way
 from pegaflow.wire.units import Nanoseconds
 
 from . import place
@@ -177,6 +178,7 @@ class Shell:
             self._apply(self._machine.session_died(time.monotonic_ns()))
         self._apply(self._machine.wake(time.monotonic_ns()))
         self._apply(self._finding.wake(time.monotonic_ns()))
+        self._take_back()
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
         for _ in range(DRAIN_MAX):
@@ -224,7 +226,21 @@ class Shell:
             elif isinstance(effect, ToDesk):
                 self._to_desk(effect.envelope)
             else:
-                self._send(self._link, effect.envelope)
+                self._send(self._link, self._lending(effect.envelope))
+
+    def _lending(self, envelope: Envelope) -> Envelope:
+        """An Attach with descriptors of what the memory lies in; anything else as it is."""
+        said, memory = envelope.message, self._memory
+        if not isinstance(said, Attach) or not isinstance(memory, GpuRegions):
+            return envelope
+        lent = replace(said, gpu=memory.lend(said.gpu))
+        return msgspec.structs.replace(envelope, message=lent)
+
+    def _take_back(self) -> None:
+        """Close these descriptors, unless a session may still take them."""
+        settled = self._machine.state is not State.JOINING and not self._machine.state.is_going
+        if settled and isinstance(self._memory, GpuRegions):
+            self._memory.take_back()
 
     def _copy_in(self, effect: CopyIn) -> None:
         assert self._memory is not None and self._pool is not None
@@ -315,6 +331,7 @@ class Shell:
             self._death.unregister(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
+        self._take_back()
 
     def _close_all(self) -> None:
         for socket in (self._desk, self._link):

@@ -7,6 +7,7 @@ import select
 import signal
 
 _PR_SET_PDEATHSIG = 1
+_PIDFD_GETFD = 438  # the same on every architecture (Linux, include/uapi/asm-generic/unistd.h)
 
 
 def start_ticks(pid: int) -> int:
@@ -47,6 +48,24 @@ def dies(pidfd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+def take_fd(pidfd: int, fd: int) -> int:
+    """A descriptor of our own for what another process has open; it is not passed on to children.
+
+    Args:
+        pidfd: of that process, which is not dead.
+        fd: its number there.
+
+    Raises:
+        OSError: the kernel, or what guards it, does not let us; or there is no such descriptor.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    taken = int(libc.syscall(ctypes.c_long(_PIDFD_GETFD), pidfd, fd, 0))
+    if taken < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return taken
 
 
 def die_with_parent(parent: int) -> bool:

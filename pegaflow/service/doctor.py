@@ -225,7 +225,10 @@ def _pids(facts: GpuFacts) -> Line:
 def _trace(facts: GpuFacts) -> Line:
     if facts.trace_scope < 2 or facts.may_trace:
         return Line(Verdict.OK, "ptrace", f"kernel.yama.ptrace_scope is {facts.trace_scope}")
-    do = "blocks of host memory are served staged; sysctl kernel.yama.ptrace_scope=1"
+    do = (
+        "blocks of host memory, and of GPU memory in pieces, are served staged; "
+        "sysctl kernel.yama.ptrace_scope=1"
+    )
     found = f"kernel.yama.ptrace_scope is {facts.trace_scope}"
     return Line(Verdict.NOTE, "ptrace", found, do)
 

@@ -16,6 +16,7 @@ as CUDA is, and where CUDA calls something undefined, it is an error:
   kernels what is registered as mapped.
 * A thread that has named no device is on device 0; memory is opened and closed, events are recorded
   and kernels launched on their own.  CUDA_VISIBLE_DEVICES is read once.
+* Memory in pieces has rules of its own: vmm.py.
 * A call other than the three that look at devices makes a context (`gpus.contexts`).
 
 Which test fails when our code breaks a rule: tests/fakes/test_cuda.py.
@@ -123,7 +124,7 @@ def ipcGetMemHandle(pointer: int) -> bytes:
     m = machine()
     m.check()
     shared = m.owner(pointer, 1)
-    if shared is None or shared.maker != os.getpid():
+    if not isinstance(shared, Shared) or shared.maker != os.getpid():
         raise CUDARuntimeError(INVALID_VALUE, "not allocated here")
     return shared.name.encode().ljust(64, b"\0")
 
@@ -337,6 +338,8 @@ def memory(pointer: int, size: int) -> npt.NDArray[np.uint8]:
     """What is there now, whatever is still to come: no kernel or copy is waited for."""
     shared = machine().owner(pointer, size)
     assert shared is not None
+    if not isinstance(shared, Shared):  # of pieces, from one into the next
+        return np.frombuffer(memoryview((ctypes.c_char * size).from_address(pointer)), np.uint8)
     return np.frombuffer(shared.map, np.uint8)[HEAD:][pointer - shared.address :][:size]
 
 

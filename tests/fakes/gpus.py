@@ -10,7 +10,7 @@ import random
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,11 +100,56 @@ def contexts(device: int) -> list[int]:
 
 
 def taken(device: int) -> int:
-    """Bytes of a device that living processes have allocated."""
+    """Bytes of a device that living processes have allocated, or have pieces of."""
     folder = Path(os.environ["FAKE_CUDA"])
     names = (p.name for p in folder.glob(f"mem.{device}.*") if ".open." not in p.name)
     found = (Shared(name) for name in names if lives(int(name.split(".")[2])))
-    return sum(shared.size for shared in found if shared.words[LIVE])
+    pieces = [p.name for p in folder.glob(f"phys.{device}.*") if ".open." not in p.name]
+    in_pieces = sum(Shared(name).size for name in pieces if holders(name))
+    return in_pieces + sum(shared.size for shared in found if shared.words[LIVE])
+
+
+def holders(name: str) -> list[int]:
+    """Living processes that have a handle of a piece, or have it mapped."""
+    there = Path(os.environ["FAKE_CUDA"]).glob(f"{name}.open.*")
+    return sorted(pid for p in there if lives(pid := int(p.name.rpartition(".")[2])))
+
+
+@dataclass
+class Piece:
+    """Physical memory that is mapped (vmm.py)."""
+
+    memory: Shared
+    address: int
+    size: int
+    devices: set[int] = field(default_factory=set)  # that may touch it there
+
+    @property
+    def end(self) -> int:
+        return self.address + self.size
+
+
+@dataclass
+class Range:
+    """Addresses that pieces are mapped at (vmm.py)."""
+
+    address: int
+    size: int
+    pieces: dict[int, Piece] = field(default_factory=dict)  # by address
+
+    def at(self, pointer: int) -> Piece | None:
+        """The piece that is mapped there."""
+        return next((p for p in self.pieces.values() if p.address <= pointer < p.end), None)
+
+    def permits(self, device: int, pointer: int, size: int) -> bool:
+        """Whether a device may touch these bytes."""
+        at = pointer
+        while at < pointer + size:
+            piece = self.at(at)
+            if piece is None or device not in piece.devices:
+                return False
+            at = piece.end
+        return True
 
 
 @dataclass
@@ -147,6 +192,9 @@ class Machine:
         self.errors: dict[int, int] = {}  # sticky, by device
         self.memory: dict[int, Shared] = {}  # by address
         self.events: dict[int, Shared] = {}
+        self.ranges: dict[int, Range] = {}  # by address
+        self.handles: dict[int, Shared] = {}  # of pieces
+        self.holding: Counter[str] = Counter()  # pieces, and how often they are held here
         self.streams: dict[int, Stream] = {}
         self.host: list[mmap.mmap] = []  # of hostAlloc
         self.pinned: list[Pinned] = []  # what is registered, or allocated so
@@ -214,18 +262,36 @@ class Machine:
             kind[self.number] = shared
             return self.number
 
-    def owner(self, pointer: int, size: int) -> Shared | None:
-        """The allocation that these bytes are in, dead or alive."""
+    def hold(self, piece: Shared) -> None:
+        """This process has one more handle or mapping of a piece."""
         with self.lock:
-            for shared in self.memory.values():
+            self.holding[piece.name] += 1
+            piece.opened.touch()
+
+    def let_go(self, piece: Shared) -> None:
+        """And one less."""
+        with self.lock:
+            self.holding[piece.name] -= 1
+            if not self.holding[piece.name]:
+                piece.opened.unlink()
+
+    def owner(self, pointer: int, size: int) -> Shared | Range | None:
+        """The allocation that these bytes are in, dead or alive, or the addresses of pieces."""
+        with self.lock:
+            everything: list[Shared | Range] = [*self.memory.values(), *self.ranges.values()]
+            for shared in everything:
                 if shared.address <= pointer and pointer + size <= shared.address + shared.size:
                     return shared
         return None
 
     def touch(self, device: int, pointer: int, size: int) -> None:
         """The device reads or writes these bytes of its own memory."""
-        shared = self.owner(pointer, size)
-        if shared is None or not shared.words[LIVE] or shared.device != device:
+        found = self.owner(pointer, size)
+        if isinstance(found, Range):
+            sound = found.permits(device, pointer, size)
+        else:
+            sound = bool(found and found.words[LIVE] and found.device == device)
+        if not sound:
             raise CUDARuntimeError(ILLEGAL_ADDRESS, f"{size} bytes at {pointer:#x}")
 
     def is_pinned(self, device: int, pointer: int, size: int, *, mapped: bool = False) -> bool:

@@ -4,22 +4,25 @@ The engine is the process of the test; the session is a process of the service, 
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
-from pegaflow.client import Client, export
+from pegaflow.client import Client, GpuBuffers, export
 from pegaflow.client.buffers import Bytes
 from pegaflow.wire.layout import LayerLayout, Layout, pieces
 from tests.fakes import cuda
 from tests.fakes.driver import Driver
 from tests.fakes.engines import SITE
+from tests.fakes.vmm import Segment
 
 from .service import PATIENCE_S, Filled, Service
 
 BLOCKS, LAYERS, RUN = 16, 4, 8192
 BEFORE = 4096  # of the allocation, that is somebody else's
+PIECE = 5 * 4096  # of memory in pieces: runs of bytes cross their borders
 
 
 def host(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -52,14 +55,29 @@ class Copier:
 
 
 class GpuEngine(Filled):
-    """Keys and values of all layers in planes of one allocation, after something else in it."""
+    """Keys and values of all layers in planes of one allocation, after something else in it.
 
-    def __init__(self, service: Service, name: str, *, device: int = 0) -> None:
+    Args:
+        pieces: whether it lies in pieces, as of expandable segments.
+        copier: whether its client can copy where no session may.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        name: str,
+        *,
+        device: int = 0,
+        pieces: bool = False,
+        copier: bool = False,
+    ) -> None:
         cuda.setDevice(device)
         self.name, self.device = name, device
         planes, plane = 2 * LAYERS, BLOCKS * RUN
         self.bytes = planes * plane
-        self.base = cuda.malloc(BEFORE + self.bytes + BEFORE)
+        total = BEFORE + self.bytes + BEFORE
+        self.segment = Segment(-(-total // PIECE), PIECE, device) if pieces else None
+        self.base = self.segment.address if self.segment else cuda.malloc(total)
         self.stream = cuda.streamCreateWithFlags(1)
         self.event = cuda.eventCreateWithFlags(2)
         self.layout = Layout(
@@ -73,12 +91,16 @@ class GpuEngine(Filled):
         )
         self.memory = cuda.memory(self.base + BEFORE, self.bytes)
         self.view = self.memory.reshape(planes, BLOCKS, RUN)
-        buffers = export(
-            [(self.base + BEFORE, self.bytes)], cuda.ipcGetEventHandle(self.event), Driver()
-        )
         self.client = Client(name, b"tests" * 4, endpoint=service.endpoint)
-        self.client.register(self.layout, buffers)
+        self.client.register(
+            self.layout, replace(self.named(), copier=Copier(self) if copier else None)
+        )
         self.record()
+
+    def named(self) -> GpuBuffers:
+        """What its client registers."""
+        event = cuda.ipcGetEventHandle(self.event)
+        return export([(self.base + BEFORE, self.bytes)], event, Driver())
 
     def record(self) -> None:
         """Everything that was launched before has to be done before a copy."""
@@ -88,7 +110,10 @@ class GpuEngine(Filled):
     def free(self) -> None:
         """As an engine does after its goodbye: an error if somebody has it open."""
         cuda.setDevice(self.device)
-        cuda.free(self.base)
+        if self.segment is not None:
+            self.segment.sleep()
+        else:
+            cuda.free(self.base)
 
     def __enter__(self) -> "GpuEngine":
         assert self.client.connect(PATIENCE_S), self.client.refusal

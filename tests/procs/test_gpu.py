@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from pegaflow.client import Done, GpuBuffers, LoadDone, export
-from pegaflow.wire.gpu import NO_GPU
+from pegaflow.client.gpu import Lender
+from pegaflow.wire.gpu import NO_GPU, GpuMemory
 from pegaflow.wire.status import Status
-from tests.fakes import cuda
+from tests.fakes import cuda, gpus, vmm
 from tests.fakes.driver import Driver
 from tests.fakes.gpus import CUDARuntimeError, lives
 
@@ -195,3 +196,81 @@ def test_memory_that_no_session_can_open_is_copied_by_its_client(
         loading(engine, keys(3, seed), [9, 8, 7], PATIENCE_S)
         (done,) = poll(engine, PATIENCE_S)
         assert done.status is Status.OK and engine.holds([9, 8, 7], seed)
+
+
+# memory in pieces: of expandable segments, of sleep mode
+
+
+@pytest.fixture(scope="module")
+def in_pieces(service: Service) -> Iterator[GpuEngine]:
+    with GpuEngine(service, "pieces", pieces=True) as made:
+        yield made
+    assert vmm.exported() == []
+
+
+def users(engine: GpuEngine) -> set[int]:
+    assert engine.segment is not None
+    return {pid for name in engine.segment.names for pid in gpus.holders(name)} - {os.getpid()}
+
+
+def loaded(engine: GpuEngine, seed: int) -> None:
+    """Three blocks that were saved come back elsewhere."""
+    engine.fill([9, 8, 7], seed + 100)
+    loading(engine, keys(3, seed), [9, 8, 7], PATIENCE_S)
+    (done,) = poll(engine, PATIENCE_S)
+    assert done.status is Status.OK and engine.holds([9, 8, 7], seed)
+
+
+def test_pieces_are_taken_by_each_session_in_its_turn(
+    service: Service, in_pieces: GpuEngine
+) -> None:
+    engine = in_pieces
+    assert engine.client.ways == ("cuda_ipc", "cuda_ipc", "")
+    assert vmm.exported() == [], "the session has taken them"
+    session = service.session_of(engine.name).pid
+    assert users(engine) == {session}
+    saved(engine, seed=20)
+    os.kill(session, signal.SIGKILL)
+    eventually(
+        "another has them", lambda: not poll(engine, 0.05) and bool(users(engine) - {session})
+    )
+    assert engine.client.connect(PATIENCE_S), engine.client.refusal
+    assert engine.client.ways == ("cuda_ipc", "cuda_ipc", "") and vmm.exported() == []
+    loaded(engine, seed=20)
+
+
+def test_pieces_are_free_when_they_are_given_back_for_sleep(in_pieces: GpuEngine) -> None:
+    """And what is mapped after it, other memory at the same addresses, is served."""
+    engine = in_pieces
+    assert engine.segment is not None
+    saved(engine, seed=21)
+    names = engine.segment.names
+    assert engine.client.unregister()
+    assert users(engine) == set()
+    engine.segment.sleep()
+    assert [gpus.holders(name) for name in names] == [[]] * len(names)
+    engine.segment.wake()
+    engine.client.register(engine.layout, engine.named())
+    assert engine.client.connect(PATIENCE_S), engine.client.refusal
+    assert engine.client.ways == ("cuda_ipc", "cuda_ipc", "")
+    loaded(engine, seed=21)
+
+
+def test_pieces_that_cannot_be_taken_are_copied_by_the_client(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend = Lender.lend
+
+    def closed(self: Lender, memory: GpuMemory, *, strict: bool = False) -> GpuMemory:
+        lent = lend(self, memory, strict=strict)
+        self.take_back()
+        return lent
+
+    engine = GpuEngine(service, "closed", pieces=True, copier=True)
+    monkeypatch.setattr(Lender, "lend", closed)
+    with engine:
+        *ways, note = engine.client.ways
+        assert ways == ["staged", "staged"] and "cannot be had: Bad file descriptor" in note
+        assert users(engine) == set()
+        saved(engine, seed=22)
+        loaded(engine, seed=22)

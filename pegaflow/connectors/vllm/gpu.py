@@ -1,10 +1,10 @@
 """KV memory on a GPU: what the service is told of it, and the event behind which it is complete.
 
 vLLM's tensors lie in allocations of torch's caching allocator, which hands out parts of them; the
-client asks the driver which (pegaflow/client/gpu.py).  What the allocator makes in another way
-(expandable segments, cudaMallocAsync, the memory of sleep mode) cannot be named to another process:
-one line says so and what to set, and blocks are copied by a thread of this process, `staged`, as
-where no session can open the memory.
+client asks the driver which (pegaflow/client/gpu.py).  Expandable segments and the memory of sleep
+mode lie in pieces, and are named by them where these can be exported.  What cannot be named to
+another process (fabric handles, cudaMallocAsync) is said in one line, with what to set, and blocks
+are copied by a thread of this process, `staged`, as where no session can open the memory.
 
 The event is one for the worker's life.  Its thread records it on the stream that it computes on
 whenever it orders loads or saves, which it does after it has launched the kernels of a step: so a
@@ -16,7 +16,7 @@ block by block, each waited for, so it is far from the speed of the bus.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pegaflow.client import GpuBuffers, Unexportable, export
@@ -63,9 +63,10 @@ def exported(
     regions = [(address, int(storages[address].nbytes())) for address in addresses]
     device = next(iter(caches.values())).device
     with torch.cuda.device(device):
-        event, memory = torch.cuda.Event(interprocess=True), NO_GPU
+        event = torch.cuda.Event(interprocess=True)
+        named = GpuBuffers(NO_GPU, tuple(size for _, size in regions))
         try:
-            memory = export(regions, bytes(event.ipc_handle()), backend=backend).memory
+            named = export(regions, bytes(event.ipc_handle()), backend=backend)
         except (Unexportable, RuntimeError, AttributeError) as error:
             why = str(error).partition("\n")[0]
             logger().warning("pegaflow: GPU memory is copied by this process: %s", why)
@@ -75,7 +76,7 @@ def exported(
     def mark() -> None:
         event.record(torch.cuda.current_stream(device))
 
-    return Exported(GpuBuffers(memory, tuple(size for _, size in regions), copier), mark)
+    return Exported(replace(named, copier=copier), mark)
 
 
 class Copier:

@@ -12,6 +12,9 @@ takes from a fraction of a second to several, the longer the more devices there 
 persistence daemon runs.  cupy keeps the interpreter's lock meanwhile, and a session that is silent
 for so long is taken for one that hangs.  So `load` and `make_context` have it done before, by
 libcuda itself, through ctypes, which gives the lock back.
+
+cupy has no calls of virtual memory, by which memory in pieces is mapped (mapped.py): these are
+libcuda's too, and `libcuda` is the seam for them.
 """
 
 import ctypes
@@ -35,6 +38,8 @@ MAPPED: Constant = 2  # cudaHostRegisterMapped, and of HostAlloc: for kernels, t
 LOWEST_PRIORITY: Constant = 1 << 20  # of a stream: clamped to the lowest that there is
 LAZY_PEER_ACCESS: Constant = 1  # cudaIpcMemLazyEnablePeerAccess: the only flag there is
 SCHED_BLOCKING_SYNC: Constant = 4  # CU_CTX_SCHED_BLOCKING_SYNC: who waits for the device sleeps
+ON_DEVICE: Constant = 1  # CU_MEM_LOCATION_TYPE_DEVICE
+READ_WRITE: Constant = 3  # CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 
 
 class Runtime(Protocol):
@@ -73,6 +78,41 @@ class Runtime(Protocol):
         stream: int,
         /,
     ) -> None: ...
+
+
+class Access(ctypes.Structure):
+    """CUmemAccessDesc (cuda.h): who may touch mapped memory, and how."""
+
+    _fields_ = (("kind", ctypes.c_int), ("device", ctypes.c_int), ("flags", ctypes.c_int))
+
+
+class Driver(Protocol):
+    """What we call of libcuda for memory in pieces; each returns 0 or an error, and none is about
+    the calling thread's context."""
+
+    def cuMemImportFromShareableHandle(self, handle: Any, fd: Any, kind: int, /) -> int: ...
+    def cuMemAddressReserve(
+        self, start: Any, size: Any, alignment: Any, wished: Any, flags: Any, /
+    ) -> int: ...
+    def cuMemMap(self, address: Any, size: Any, offset: Any, handle: Any, flags: Any, /) -> int: ...
+    def cuMemSetAccess(self, address: Any, size: Any, access: Any, count: Any, /) -> int: ...
+    def cuMemUnmap(self, address: Any, size: Any, /) -> int: ...
+    def cuMemRelease(self, handle: Any, /) -> int: ...
+    def cuMemAddressFree(self, address: Any, size: Any, /) -> int: ...
+
+
+def libcuda() -> Driver:
+    """The driver of this process.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        driver: Any = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise UserError(f"there is no CUDA driver: {first_line(error)}") from None
+    found: Driver = driver
+    return found
 
 
 def load() -> Runtime:

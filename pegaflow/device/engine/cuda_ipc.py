@@ -12,13 +12,14 @@ from functools import partial
 
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.fingerprints import U64
-from pegaflow.wire.gpu import Backend, GpuMemory
+from pegaflow.wire.gpu import NO_HANDLE, Backend, GpuMemory, GpuRegion
 from pegaflow.wire.jobs import Result
 from pegaflow.wire.layout import Layout, page_bytes, page_size
 
 from . import cuda, kernel
 from .cuda import Runtime
 from .lanes import Copy, Lane, Over, give_up, say, stream
+from .mapped import Mapped
 from .methods import Name, Plan, plan
 from .ring import Registered
 from .strides import Placed, pieces
@@ -31,6 +32,7 @@ class Opened:
         gpu: the device that it is on.
         event: the engine's.
         handles: of the allocations that were opened for it.
+        mapped: what of it lies in pieces, if any does.
         plan: how its blocks are moved where the device reaches the pages.
         plain: and where it does not.
     """
@@ -42,10 +44,11 @@ class Opened:
         *,
         event: int,
         handles: list[bytes],
+        mapped: Mapped | None,
         plan: Plan,
         plain: Plan,
     ) -> None:
-        self.event, self.handles = event, handles
+        self.event, self.handles, self.mapped = event, handles, mapped
         self.plan, self.plain = plan, plain
         self.payload_bytes, self.page_size = page_bytes(layout), page_size(layout)
         self.closed = False  # set once, by any thread: what was not begun is not done
@@ -149,24 +152,32 @@ class Gpu:
             give_up(error)
         self._has_kernel()
 
-    def open(self, memory: GpuMemory, layout: Layout) -> Opened:
+    def open(self, memory: GpuMemory, layout: Layout, *, pid: int, started_ticks: int) -> Opened:
         """Open a rank's memory.
+
+        Args:
+            pid: of its process, out of which pieces are taken.
+            started_ticks: its start, in clock ticks since boot.
 
         Raises:
             UserError: a handle cannot be opened, or what it opens cannot be read.
         """
         handles: list[bytes] = []
         events: list[int] = []
+        mapped: Mapped | None = None
         runtime = self._runtime
         try:
             runtime.setDevice(self._device)
+            if memory.pieces:
+                number, parts = self._device, memory.pieces
+                mapped = Mapped(number, parts, pid=pid, started_ticks=started_ticks)
             with self._lock:
-                bases = [self._base(r.handle, handles) + r.offset for r in memory.regions]
+                bases = [self._base(region, mapped, handles) for region in memory.regions]
             events.append(runtime.ipcOpenEventHandle(memory.event))
             placed = [(bases[p.region] + p.offset, p) for p in pieces(layout)]
             self._prove(placed, layout.blocks)
-        except RuntimeError as error:
-            self._close(handles, events)
+        except (RuntimeError, UserError) as error:
+            self._close(handles, events, mapped)
             why = cuda.first_line(error)
             raise UserError(f"cannot open the engine's memory on GPU {memory.bus}: {why}") from None
         return Opened(
@@ -174,6 +185,7 @@ class Gpu:
             layout,
             event=events[0],
             handles=handles,
+            mapped=mapped,
             plan=self._plan(placed, memory.backend),
             plain=plan(placed, Backend.DIRECT, with_kernel=False),
         )
@@ -215,19 +227,23 @@ class Gpu:
 
     def close(self, opened: Opened, then: Callable[[], None]) -> None:
         """Close what no copy uses any more."""
-        self._close(opened.handles, [opened.event])
+        self._close(opened.handles, [opened.event], opened.mapped)
         then()
 
-    def _base(self, handle: bytes, handles: list[bytes]) -> int:
-        """Where an allocation is, opened if it was not; noted in `handles`, once for each use."""
+    def _base(self, region: GpuRegion, mapped: Mapped | None, handles: list[bytes]) -> int:
+        """Where a region is; its allocation is opened if it was not, and noted in `handles`, once
+        for each use."""
+        handle = region.handle
+        if mapped is not None and handle == NO_HANDLE:
+            return mapped.place(region.offset)
         address, users = self._allocations.get(handle, (0, 0))
         if not users:
             address = self._runtime.ipcOpenMemHandle(handle, cuda.LAZY_PEER_ACCESS)
         self._allocations[handle] = address, users + 1
         handles.append(handle)
-        return address
+        return address + region.offset
 
-    def _close(self, handles: list[bytes], events: list[int]) -> None:
+    def _close(self, handles: list[bytes], events: list[int], mapped: Mapped | None) -> None:
         """Close what was opened; that it cannot be means that the context has met an error."""
         try:
             self._runtime.setDevice(self._device)
@@ -240,6 +256,8 @@ class Gpu:
                         self._runtime.ipcCloseMemHandle(address)
             for event in events:
                 self._runtime.eventDestroy(event)
+            if mapped is not None:
+                mapped.close()
         except RuntimeError as error:
             give_up(error)
 
@@ -260,15 +278,22 @@ class Gpus:
         self._devices: dict[int, Gpu] = {}  # by this process's number
         self._registered = Registered()
 
-    def open(self, memory: GpuMemory, layout: Layout) -> Opened:
+    def open(
+        self, memory: GpuMemory, layout: Layout, *, pid: int = 0, started_ticks: int = 0
+    ) -> Opened:
         """Open a rank's memory; the first of a device makes its context, which takes a while, and
         which other devices do not wait for.
+
+        Args:
+            pid: of its process; needed for memory in pieces.
+            started_ticks: its start, in clock ticks since boot.
 
         Raises:
             UserError: why it cannot be had.
         """
         runtime = self._loaded()
-        return self._gpu(runtime, cuda.number_of(runtime, memory)).open(memory, layout)
+        gpu = self._gpu(runtime, cuda.number_of(runtime, memory))
+        return gpu.open(memory, layout, pid=pid, started_ticks=started_ticks)
 
     def warm(self, name: str) -> tuple[str, int]:
         """Have a device's context and kernel before an engine needs them.

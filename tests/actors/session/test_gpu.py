@@ -6,7 +6,7 @@ import pytest
 
 from pegaflow.actors.session.actor import Session
 from pegaflow.wire.control import Refused
-from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuRegion
+from pegaflow.wire.gpu import HANDLE_BYTES, GpuMemory, GpuPiece, GpuRegion
 from pegaflow.wire.gpujobs import MapGpu
 from pegaflow.wire.identities import NO_KEY, ClaimId
 from pegaflow.wire.index import Claim, Claimed
@@ -29,7 +29,9 @@ ON_GPU = replace(ATTACH, way=Way.AUTO, gpu=GPU)
 def attached() -> tuple[Rig, Session]:
     rig, session = serving()
     assert rig.ask(CLIENT_7, ON_GPU) == []
-    assert rig.wanted(MapGpu) == [MapGpu(1, LAYOUT, GPU)]
+    (job,) = rig.wanted(MapGpu)
+    assert (job.mapping, job.layout, job.memory) == (1, LAYOUT, GPU)
+    assert (job.pid, job.started_ticks) == (ATTACH.pid, ATTACH.started_ticks)
     answer = said(rig.done(MapGpu), Attached)
     assert (answer.loads, answer.saves, answer.slots) == (Way.CUDA_IPC, Way.CUDA_IPC, 0)
     rig.tell(ALLOC, grant(1, 8))
@@ -76,6 +78,7 @@ def test_who_wants_staged_copies_or_cannot_be_seen_is_served_so() -> None:
         (replace(GPU, bus="0000:65:00.0\n"), "PCI bus id"),
         (replace(GPU, bus="a GPU"), "PCI bus id"),
         (replace(GPU, uuid=bytes(17)), "16 bytes"),
+        (replace(GPU, pieces=(GpuPiece(4096, 8192, 3),)), "in no pieces"),
     ],
 )
 def test_what_makes_no_sense_is_not_tried(gpu: GpuMemory, why: str) -> None:
