@@ -41,7 +41,7 @@ says why, nothing of its bytes may be used, and it may be asked again, by this l
 as they lie in its pool.  What it is compared with is best what the owner's ledger says of the page,
 told in the conversation: it is as old as the page, and costs nothing (`Piece.sum`).  Where the
 ledger has none, the owner makes one as it sends the bytes, if its processor sends them at all; that
-costs both hosts together a third more.  A difference is a failed piece.
+costs a sixth more.  A difference is a failed piece.
 
 **What breaks.**  A link has several streams (or queue pairs), which share its reads piece by
 piece.  One that breaks takes itself away and nothing else: what it had not finished another one

@@ -249,7 +249,7 @@ class TcpOwner:
         if raw is None:
             return False
         request = unpack_request(raw)
-        places = unpack_places(stream.frame(request.pieces * PLACE_BYTES))
+        places = unpack_places(stream.rest(request.pieces * PLACE_BYTES))
         if not self._lending.begin(request.lease, reader, places, stream):
             self._count("requests_refused")
             stream.send([memoryview(pack_reply(request, Status.NO_SUCH_LEASE, ()))])

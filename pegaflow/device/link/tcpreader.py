@@ -17,17 +17,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from hmac import compare_digest
 
+from pegaflow.core.limits import MIB
 from pegaflow.core.segments.codec import page_sum
 from pegaflow.wire.status import Status
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Bytes, Constant, Count
 
 from . import CONNECT_S, STREAMS, TOKEN_BYTES, Done, LinkError, Outcome, Piece
 from .tcpbatches import TRIES, Batch, Read, Waiting, check
 from .tcpframes import (
     GREETING_BYTES,
     NONCE_BYTES,
-    REPLY_BYTES,
-    SUM_BYTES,
     WELCOME_BYTES,
     FrameError,
     Hello,
@@ -36,10 +35,10 @@ from .tcpframes import (
     pack_hello,
     pack_request,
     proof,
+    reply_bytes,
     unpack_greeting,
     unpack_offer,
     unpack_reply,
-    unpack_sums,
     unpack_welcome,
 )
 from .tcplending import NS
@@ -48,6 +47,14 @@ from .tcpstream import Stream
 DEPTH: Count = 2
 """Requests of a stream that are not answered yet: while the bytes of one arrive the owner has the
 next."""
+
+
+NEVER: Constant = 1 << 63
+"""Later than every deadline."""
+
+HOT_BYTES: Bytes = MIB
+"""Received, then looked at: this much is in a core's own cache still, and smaller calls cost more
+than they save."""
 
 
 class _Lane:
@@ -74,6 +81,7 @@ class TcpLink:
         self._lanes = [_Lane(stream) for stream in streams]  # that work
         self._idle = 0  # threads of lanes that wait for a batch
         self._closed = False
+        self._wakes_at = NEVER  # when the deadlines' thread looks again by itself
         self._lock = threading.Lock()  # for all of that
         self._work = threading.Condition(self._lock)
         self._clock = threading.Condition(self._lock)
@@ -104,7 +112,8 @@ class TcpLink:
                 self._reads.add(read)
                 self._waiting.put(batches)
                 self._work.notify(len(batches))
-                self._clock.notify()
+                if deadline < self._wakes_at:
+                    self._clock.notify()
         if broken:
             read.end()
 
@@ -176,9 +185,9 @@ class TcpLink:
     def _receive(self, lane: _Lane) -> None:
         """The answer to the oldest request, into the pages."""
         request, batch = lane.sent[0]
-        status = unpack_reply(lane.stream.frame(REPLY_BYTES), request)
+        status, sums = unpack_reply(lane.stream.frame(reply_bytes(request)), request)
         if status == Status.OK:
-            outcomes = self._arrived(lane.stream, request, batch)
+            outcomes = self._arrived(lane.stream, batch, sums)
         else:
             outcomes = [Outcome(status)] * len(batch.pieces)
         with self._lock:
@@ -188,17 +197,22 @@ class TcpLink:
         if last:
             batch.read.end()
 
-    def _arrived(self, stream: Stream, request: Request, batch: Batch) -> list[Outcome]:
-        made: Sequence[int | None] = [None] * request.pieces
-        if request.sums:
-            made = unpack_sums(stream.frame(request.pieces * SUM_BYTES))
-        views = [self._pool[piece.local : piece.local + piece.bytes] for piece in batch.pieces]
-        stream.receive(views)
-        outcomes = []
-        for piece, view, sum_ in zip(batch.pieces, views, made, strict=True):
-            here, there = page_sum(view), sum_ if piece.sum is None else piece.sum
-            status = Status.OK if here == there else Status.CORRUPT
-            outcomes.append(Outcome(status, here, there))
+    def _arrived(self, stream: Stream, batch: Batch, sums: Sequence[int]) -> list[Outcome]:
+        """A few pieces at a time: their checksums are made while the processor still has them."""
+        pool = self._pool
+        views = [pool[local : local + size] for _, local, size, _ in batch.pieces]
+        outcomes: list[Outcome] = []
+        size = 0
+        for at, view in enumerate(views):
+            size += len(view)
+            if size >= HOT_BYTES or at == len(views) - 1:
+                first, size = len(outcomes), 0
+                stream.receive(views[first : at + 1])
+                for now in range(first, at + 1):
+                    told = batch.pieces[now].sum
+                    here, there = page_sum(views[now]), sums[now] if told is None else told
+                    status = Status.OK if here == there else Status.CORRUPT
+                    outcomes.append(Outcome(status, here, there))
         return outcomes
 
     def _lose(self, lane: _Lane) -> None:
@@ -238,8 +252,9 @@ class TcpLink:
                     if not read.expired:
                         ended += self._expire(read)
                 due = [read.deadline for read in self._reads if not read.expired]
+                self._wakes_at = min(due, default=NEVER)
                 if not ended:
-                    self._clock.wait(max(0, min(due) - now) / NS if due else None)
+                    self._clock.wait(max(0, self._wakes_at - now) / NS if due else None)
             for read in ended:
                 read.end()
 

@@ -26,6 +26,9 @@ CALL_BYTES: Bytes = BATCH_BYTES
 """Of one call that receives or sends, the rest is left for the next: within it nobody can see that
 bytes move."""
 
+AHEAD_BYTES: Bytes = 4096
+"""Received at once of what has frames alone: several requests, the largest too, cost one call."""
+
 _P = TypeVar("_P", bytes, memoryview)
 
 _TICK_S = 1e-6  # to the kernel, less than this is for ever
@@ -42,6 +45,7 @@ class Stream:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._ahead = b""  # received, and not asked for yet
         self._lock = threading.Lock()  # between `cut` and `close`: no number of another's file
         sock.setblocking(True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -135,13 +139,22 @@ class Stream:
         Returns:
             None if the other side has ended the stream in good order.
         """
-        first = bytearray(1)
-        while True:
+        while not self._ahead:
             with suppress(BlockingIOError, TimeoutError):
-                if not self._sock.recv_into(first):
+                self._ahead = self._sock.recv(AHEAD_BYTES)
+                if not self._ahead:
                     return None
-                break
-        return bytes(first) + self.frame(size - 1)
+        return self.rest(size)
+
+    def rest(self, size: int) -> bytes:
+        """The next bytes behind a `next_frame`."""
+        while len(self._ahead) < size:
+            more = self._sock.recv(AHEAD_BYTES)
+            if not more:
+                raise ConnectionResetError(errno.ECONNRESET, "the other side has ended the stream")
+            self._ahead += more
+        raw, self._ahead = self._ahead[:size], self._ahead[size:]
+        return raw
 
     def cut(self) -> None:
         """End whatever the stream's own thread waits for, and all that it will."""
@@ -166,6 +179,8 @@ class Stream:
 
 def _call(parts: Sequence[_P]) -> list[_P]:
     """The first of these, as many as one call moves."""
+    if len(parts) <= IOV_MAX and sum(map(len, parts)) <= CALL_BYTES:
+        return list(parts)
     if len(parts[0]) > CALL_BYTES:
         return [parts[0][:CALL_BYTES]]
     some: list[_P] = []
@@ -180,6 +195,8 @@ def _call(parts: Sequence[_P]) -> list[_P]:
 
 def _after(parts: Sequence[_P], moved: int) -> list[_P]:
     """What is left of these when so many bytes have moved."""
+    if moved == sum(map(len, parts)):
+        return []
     at = 0
     while at < len(parts) and moved >= len(parts[at]):
         moved -= len(parts[at])

@@ -15,12 +15,12 @@ from pegaflow.core.segments.codec import page_sum
 from pegaflow.device.link import Link, LinkError, Piece, tcpowner, tcpstream
 from pegaflow.device.link.tcpframes import (
     GREETING_BYTES,
-    REPLY_BYTES,
     Request,
     pack_greeting,
     pack_hello,
     pack_reply,
     pack_request,
+    reply_bytes,
     unpack_greeting,
     unpack_reply,
 )
@@ -171,7 +171,8 @@ def taking_nothing() -> Iterator[tuple[Pair, socket.socket]]:
         assert sock is not None
         with sock:
             sock.sendall(pack_request(REQUEST, [(0, LONG)]))
-            assert unpack_reply(exactly(sock, REPLY_BYTES), REQUEST) is Status.OK
+            raw = exactly(sock, reply_bytes(REQUEST))
+            assert unpack_reply(raw, REQUEST) == (Status.OK, ())
             yield both, sock
 
 
@@ -190,6 +191,7 @@ def test_what_is_recalled_comes_back_from_who_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pegaflow.device.link.tcplending.RECALL_S", 0.1)
+    monkeypatch.setattr(tcpstream, "STALL_S", 100.0)  # nobody else cuts it off
     with taking_nothing() as (both, sock):
         back = Word()
         both.owner.recall(LEASE, back)
