@@ -52,7 +52,7 @@ def folders_of_tests() -> set[str]:
 
 
 OF_THE_WHOLE = {
-    f"pegaflow.{n}" for n in "fakes fuzz gpu perf procs sim connectors.vllm.real".split()
+    f"pegaflow.{n}" for n in "fakes fuzz gpu perf procs rdma sim connectors.vllm.real".split()
 }
 """Tests that stand for no package: what they test takes several, or is none."""
 

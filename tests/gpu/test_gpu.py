@@ -158,25 +158,31 @@ def test_memory_of_an_asynchronous_allocator_cannot_be_named(card: Card) -> None
 
 TORCH = """
 import torch
-from pegaflow.client import Unexportable, export
+from pegaflow.client import export
 tensor = torch.zeros(1 << 26, dtype=torch.uint8, device="cuda")[4096:]
 event = torch.cuda.Event(interprocess=True)
-try:
-    made = export([(tensor.data_ptr(), tensor.nbytes)], bytes(event.ipc_handle()))
-    print("offset", made.memory.regions[0].offset)
-except Unexportable:
-    print("unexportable")
+made = export([(tensor.data_ptr(), tensor.nbytes)], bytes(event.ipc_handle()))
+print("offset", made.memory.regions[0].offset, len(made.memory.pieces))
 """
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [("expandable_segments:False", "offset 4096"), ("expandable_segments:True", "unexportable")],
-)
-def test_memory_of_torch_is_named_where_it_can_be(setting: str, said: str) -> None:
-    pytest.importorskip("torch")
+def torch_says(setting: str, *program: str) -> str:
+    """The last line of a program whose PyTorch allocates in this way."""
     shell = {**environment(), "PYTORCH_CUDA_ALLOC_CONF": setting}
     shell.pop("PYTORCH_ALLOC_CONF", None)  # newer torch heeds it first
-    done = subprocess.run([sys.executable, "-c", TORCH], env=shell, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *program], env=shell, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == said
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_memory_of_torch_is_named_by_its_allocation() -> None:
+    pytest.importorskip("torch")
+    assert torch_says("expandable_segments:False", "-c", TORCH) == "offset 4096 0"
+
+
+def test_expandable_segments_are_served_in_pieces(service: Service) -> None:
+    pytest.importorskip("torch")
+    line = torch_says("expandable_segments:True", "-m", "tests.gpu.expandable", service.endpoint)
+    if "fabric handles alone" in line:
+        pytest.skip(line)
+    assert line == "pieces, cuda_ipc, cuda_ipc, 32 saved, same: True, left: True"

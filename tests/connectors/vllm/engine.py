@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY = 1024
+PIXELS = 64
+"""Of a picture, on each side; both as `model.py` has them."""
 PATIENCE_S = 30.0
 BATCH_S = 90.0
 """A batch takes a few seconds; beyond this a request hangs, and it is printed what every thread of
@@ -72,6 +74,7 @@ class Options:
     salt: str = ""  # cache_salt of each request; empty: none
     sampling: dict[str, Any] = field(default_factory=dict)  # more of SamplingParams
     embedded: bool = False  # prompts are embeddings, drawn by `seed` as well
+    pictures: int = 0  # a picture before each prompt, drawn by this; 0: none
     abort_after: int = 0  # abort the first request after this many steps; 0: never
     kill_rank_after: int = 0  # SIGKILL the process of a rank after this many steps; 0: never
 
@@ -93,7 +96,8 @@ def build(model: str, options: Options) -> Any:
     from vllm import LLM
     from vllm.config import KVTransferConfig
 
-    more: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, **options.more}
+    more: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048}
+    more |= {"skip_tokenizer_init": True, **options.more}
     if options.endpoint:
         ours: dict[str, Any] = {
             "kv_connector": "PegaKVConnector",
@@ -125,7 +129,6 @@ def build(model: str, options: Options) -> Any:
         enforce_eager=True,
         enable_prefix_caching=True,
         disable_log_stats=False,
-        skip_tokenizer_init=True,
         seed=0,
         **more,
     )
@@ -174,6 +177,15 @@ def embeddings(llm: Any, tokens: list[int], seed: int) -> Any:
     return table[tokens]
 
 
+def picture(seed: int) -> Any:
+    """Noise; all have the same size."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(seed)
+    return Image.fromarray(draw.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8))
+
+
 def batch(llm: Any, options: Options) -> dict[str, Any]:
     """Run all prompts at once."""
     from vllm import SamplingParams
@@ -188,7 +200,9 @@ def batch(llm: Any, options: Options) -> dict[str, Any]:
     engine = llm.llm_engine
     salt = {"cache_salt": options.salt} if options.salt else {}
     for index, tokens in enumerate(prompts(options)):
-        prompt = {"prompt_token_ids": tokens}
+        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+        if options.pictures:
+            prompt["multi_modal_data"] = {"image": picture(options.pictures + index)}
         if options.embedded:
             prompt = {"prompt_embeds": embeddings(llm, tokens, options.seed)}
         engine.add_request(str(index), {**prompt, **salt}, how)

@@ -30,6 +30,10 @@ STATE = {
     "mamba_expand": 2,
     "mamba_chunk_size": 64,
 }
+QUERIES = 32
+"""Tokens at the beginning of a prompt, in whose place `blip` sees a picture."""
+PIXELS = 64
+"""Of a picture that it takes, on each side."""
 SECONDS = 2
 """Of sound that `whisper` takes; its encoder has 50 positions for each."""
 
@@ -132,6 +136,41 @@ def lfm() -> Any:
     )
 
 
+def deepseek() -> Any:
+    """Latent attention in every layer, of the only width that vLLM's kernel for CPUs has."""
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    latent = {"q_lora_rank": None, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    heads = {"qk_nope_head_dim": 64, "v_head_dim": 64, "num_key_value_heads": 4}
+    dense = {"first_k_dense_replace": WIDE["num_hidden_layers"]}
+    config = DeepseekV2Config(**{**COMMON, **WIDE, **latent, **heads, **dense})
+    return DeepseekV2ForCausalLM(config)
+
+
+def blip() -> Any:
+    """The language model of `llama`, which sees pictures."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    small: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
+    small |= {"num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.2}
+    config = Blip2Config(
+        vision_config={**small, "image_size": PIXELS, "patch_size": 16},
+        qformer_config={**small, "vocab_size": 16, "encoder_hidden_size": 64},
+        text_config={
+            "model_type": "llama",
+            **COMMON,
+            **WIDE,
+            "head_dim": 64,
+            "tie_word_embeddings": False,
+        },
+        num_query_tokens=QUERIES,
+        image_token_index=VOCABULARY - 1,
+    )
+    made = Blip2ForConditionalGeneration(config)
+    made.query_tokens.data.normal_()
+    return made
+
+
 def whisper() -> Any:
     """An encoder of sound, and a decoder."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -155,19 +194,35 @@ def whisper() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (llama, gemma, gemma4, mistral, granite, qwen, lfm, whisper)
+    made.__name__: made
+    for made in (llama, gemma, gemma4, mistral, granite, qwen, lfm, deepseek, blip, whisper)
 }
 
 
-def words(directory: str) -> None:
+def numbers(last: str = str(VOCABULARY - 1)) -> Any:
     """A tokenizer."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    numbers = models.WordLevel({str(number): number for number in range(VOCABULARY)}, "0")
+    words = {str(number): number for number in range(VOCABULARY - 1)}
+    made = models.WordLevel({**words, last: VOCABULARY - 1}, "0")
     names = {"unk_token": "0", "bos_token": "1", "eos_token": "2", "pad_token": "0"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(numbers), **names)
-    tokenizer.save_pretrained(directory)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(made), **names)
+
+
+def words(directory: str) -> None:
+    """A tokenizer."""
+    numbers().save_pretrained(directory)
+
+
+def pictures(directory: str) -> None:
+    """A tokenizer, and what takes pictures."""
+    from transformers import Blip2Processor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    sides = {"height": PIXELS, "width": PIXELS}
+    seen = BlipImageProcessorPil(size=sides)
+    Blip2Processor(seen, numbers("<image>"), QUERIES).save_pretrained(directory)
 
 
 def sounds(directory: str) -> None:
@@ -188,7 +243,7 @@ def make(directory: str, kind: str = "llama") -> None:
 
     torch.manual_seed(1)
     KINDS[kind]().to(torch.bfloat16).save_pretrained(directory)
-    (sounds if kind == "whisper" else words)(directory)
+    {"whisper": sounds, "blip": pictures}.get(kind, words)(directory)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from tests.procs.service import Service, eventually
 
-from .conftest import PATIENT, VLLM, Answer, Engine, Start
+from .conftest import PATIENT, VLLM, Answer, Engine, Start, make
 
 WHOLE = {"pegaflow.wait_for_full_prefix": True}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
@@ -21,6 +21,7 @@ SAMPLED = {"temperature": 1.0, "seed": 3, "n": 3}
 class Way(NamedTuple):
     """An engine, and what it is asked for."""
 
+    model: str = ""  # another one than `llama`
     more: dict[str, Any] = {}  # of vLLM's settings
     extra: dict[str, Any] = {}  # of ours
     policy: str = "recompute"
@@ -45,6 +46,11 @@ WAYS = {
         policy="fail",
         since=(0, 32),
         asked=({"seed": 11},),
+    ),
+    "pictures": Way(
+        model="blip",
+        more={"skip_tokenizer_init": False},
+        asked=({"pictures": 10}, {"pictures": 20}),
     ),
     "eight bits": Way(more={"kv_cache_dtype": "fp8"}, needs="avx512f"),
 }
@@ -73,17 +79,23 @@ def found(engine: Engine, asked: dict[str, Any]) -> Answer:
 
 
 @pytest.fixture(scope="module", params=WAYS)
-def lives(request: pytest.FixtureRequest, service: Service, start: Start) -> Lives:
+def lives(
+    request: pytest.FixtureRequest,
+    service: Service,
+    start: Start,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Lives:
     """Three engines, one after the other."""
     way = WAYS[request.param]
     if way.needs not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"on the CPU vLLM does this with {way.needs} alone")
     if way.since > VLLM:
         pytest.skip("what samples drafted tokens in this vLLM needs Triton, which a CPU has not")
+    theirs = {"of": make(way.model, tmp_path_factory) if way.model else "", "more": way.more}
     extra = {**PATIENT, **way.extra}
-    ours = {"endpoint": service.endpoint, "extra": extra, "policy": way.policy, "more": way.more}
+    ours = {**theirs, "endpoint": service.endpoint, "extra": extra, "policy": way.policy}
 
-    engine = start(more=way.more)
+    engine = start(**theirs)
     without = [engine.run(reset=True, **asked) for asked in way.asked]
     engine.kill()
     engine = start(**ours)
