@@ -42,7 +42,7 @@ from .engine import Engine, Kind
 from .faults import GRANTS, Faults
 from .files import Files
 from .memory import COPY_THREADS, ChildProc, House
-from .traps import RARE, Trap, is_of_ssd, traps_of
+from .traps import RARE, Trap, is_of_gpu, is_of_ssd, traps_of
 from .world import MS, Proc, S, World
 
 EXTENT = 256 * 1024
@@ -173,7 +173,8 @@ class Scenario(Faults):
             self.world.ways = (Way.STAGED,)
         elif baits & {"Loaded", "BatchCopied", "Prove", "Proven"}:
             self.world.ways = (Way.PROCESS_VM,)
-        if (seed >= CHASE and seed % 7 in (3, 6)) or ON_GPUS in bait:
+        on_gpus = ON_GPUS in bait or any(is_of_gpu(trap) for trap in self._traps)
+        if (seed >= CHASE and seed % 7 in (3, 6)) or on_gpus:
             self.world.gpus = 0.0 if baits & {"Prove", "Proven"} else 0.7
         ssd = seed % 2 == 0 or any(is_of_ssd(trap) for trap in self._traps) or ON_DISKS in bait
         if ssd:

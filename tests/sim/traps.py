@@ -47,8 +47,11 @@ MESSAGES: dict[str, tuple[str, ...]] = {
 """What each kind of process is told or answered.  Not here: LeasesLost, which needs a lost
 statement and a full link at once (tests/actors/roles/test_recovery_in_actors.py), Ping, Pong and
 Unreachable, which are for clients on TCP (tests/actors/session/test_remote.py), Commit
-(tests/actors/session/test_commit.py), Pinned (tests/actors/index/test_pins.py), and UsesGpu, Warm
-and Warmed, which only make an attach sooner (tests/actors/supervisor/test_warmth.py)."""
+(tests/actors/session/test_commit.py), and Pinned (tests/actors/index/test_pins.py)."""
+
+OF_GPU: dict[str, tuple[str, ...]] = {SUPERVISOR: ("UsesGpu", "Warmed"), SESSION: ("Warm",)}
+"""What only runs with engines on GPUs have, and only make an attach sooner: each of these cells is
+met by a run of its own, and none is dealt to the others."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,12 +71,20 @@ CELLS = tuple(
     # A drained process is about to go: its supervisor waits for its death, not for its voice.
     if not (message == "Drain" and fault in ("stops", "hangs"))
 )
-"""All of them."""
+"""Those that are dealt."""
+
+ALONE = tuple(
+    Trap(actor, message, fault)
+    for actor, messages in OF_GPU.items()
+    for message in messages
+    for fault in FAULTS
+)
+"""And those that are not."""
 
 RARE = frozenset(
     "Bye Drain Return Gone Release Held Claiming Fence Corrupt Load Copied Skip Pages Loaded"
     " Confirmed Left EndClaim Pressure Serving Forget WriteAll Written Tier Manifest Noted"
-    " HazardFile HazardsNoted Touched".split()
+    " HazardFile HazardsNoted Touched UsesGpu Warm Warmed".split()
 )
 """Messages that a run may see only a few times: their traps spring at the first."""
 
@@ -98,17 +109,22 @@ def is_of_ssd(trap: Trap) -> bool:
     return trap.actor == FLUSHER or trap.message in OF_SSD
 
 
+def is_of_gpu(trap: Trap) -> bool:
+    """Whether only engines on GPUs have what it waits for."""
+    return trap in ALONE
+
+
 def table(met: Counter[Trap]) -> str:
     """How often each cell was met."""
     lines = [f"{'actor':12}{'message':12}" + "".join(f"{fault:>12}" for fault in FAULTS)]
     for actor, messages in MESSAGES.items():
-        for message in messages:
+        for message in (*messages, *OF_GPU.get(actor, ())):
             cells = [Trap(actor, message, fault) for fault in FAULTS]
-            shown = (str(met[cell]) if cell in CELLS else "-" for cell in cells)
+            shown = (str(met[cell]) if cell in (*CELLS, *ALONE) else "-" for cell in cells)
             lines.append(f"{actor:12}{message:12}" + "".join(f"{text:>12}" for text in shown))
     return "\n".join(lines)
 
 
 def missed(met: Counter[Trap]) -> Iterable[Trap]:
     """Cells that were never met."""
-    return [cell for cell in CELLS if not met[cell]]
+    return [cell for cell in (*CELLS, *ALONE) if not met[cell]]
