@@ -89,41 +89,13 @@ class VerbsOwner:
             LinkError: the reader's NICs cannot be reached from ours.
         """
         number, theirs = unpack_ask(ask)
-        with self._lock, ExitStack() as undo:
+        with self._lock:
             if reader not in self._admitted and len(self._admitted) >= VERBS_READERS_MAX:
                 raise ValueError(f"there are {VERBS_READERS_MAX} readers")
-            nics, ports, why = [], [], LinkError("no NIC")
-            for nic in self._pool.nics:
-                try:
-                    ports.append(Port(nic.node, nic.address()[0]))
-                    nics.append(nic)
-                except LinkError as err:
-                    why = err
-            if not nics:
-                raise why
-            used = [len(nic.queues) for nic in nics]
-            chosen = pairs([Port(end.node, end.gid) for end in theirs], ports, used)
-            queues, served, failed = [], [], 0
-            for place, (end, which) in enumerate(zip(theirs, chosen, strict=True)):
-                queue, ours, index = _end(nics[which], 0)
-                undo.callback(queue.close)
-                try:
-                    queue.connect(ours, index, end)
-                except LinkError:
-                    failed += 1
-                    if failed > UNREACHED or failed == len(theirs):
-                        raise
-                    queue.close()
-                    continue
-                queues.append(queue)
-                column = self._pool.nics.index(nics[which])
-                key = self._pool.table_keys[column]
-                served.append(
-                    Served(reader=place, nic=column, table=self._pool.table, key=key, end=ours)
-                )
-            undo.pop_all()
+        ends = self._connect(theirs)
+        with self._lock:
             links = self._admitted.setdefault(reader, deque())
-            links.append(queues)
+            links.append([queue for queue, _ in ends])
             while len(links) > KEPT:
                 _close(links.popleft())
         return pack_offer(
@@ -135,9 +107,43 @@ class VerbsOwner:
                 nics=len(self._pool.nics),
                 extent=self._pool.extent,
                 nodes=self._pool.nodes,
-                served=tuple(served),
+                served=tuple(served for _, served in ends),
             )
         )
+
+    def _connect(self, theirs: Sequence[End]) -> list[tuple[Queue, Served]]:
+        """A queue pair for each of a reader's that can be reached; takes a second for one that
+        cannot."""
+        nics, ports, why = [], [], LinkError("no NIC")
+        for nic in self._pool.nics:
+            try:
+                ports.append(Port(nic.node, nic.address()[0]))
+                nics.append(nic)
+            except LinkError as err:
+                why = err
+        if not nics:
+            raise why
+        used = [len(nic.queues) for nic in nics]
+        chosen = pairs([Port(end.node, end.gid) for end in theirs], ports, used)
+        found, failed = [], 0
+        with ExitStack() as undo:
+            for place, (end, which) in enumerate(zip(theirs, chosen, strict=True)):
+                queue, ours, index = _end(nics[which], 0)
+                undo.callback(queue.close)
+                try:
+                    queue.connect(ours, index, end)
+                except LinkError:
+                    failed += 1
+                    if failed > UNREACHED or failed == len(theirs):
+                        raise
+                    queue.close()
+                    continue
+                column = self._pool.nics.index(nics[which])
+                table, key = self._pool.table, self._pool.table_keys[column]
+                one = Served(reader=place, nic=column, table=table, key=key, end=ours)
+                found.append((queue, one))
+            undo.pop_all()
+        return found
 
     def dismiss(self, reader: Incarnation) -> None:
         """See `Owner.dismiss`."""
