@@ -52,6 +52,19 @@ def test_engines_of_any_number_of_ranks_share(service: Service, saver: int, find
     second.close()
 
 
+def test_an_indexers_cache_of_other_pages_is_found_with_it(service: Service) -> None:
+    """DeepSeek-V3.2: each layer has a cache of fewer bytes beside its latent vectors."""
+    indexed = {"latent": True, "indexed": 5}
+    first = connect(service.endpoint, 2, **indexed)
+    save(first, Request("a", PROMPT, salt="indexed"), SAVED)
+    first.close()
+    for how, tokens in (({"latent": True}, 0), (indexed, FOUND)):
+        other = connect(service.endpoint, 1, **how)
+        other.indexes[:, :, LOADED] = 0
+        finds(other, Request("b", PROMPT, salt="indexed"), tokens)
+        other.close()
+
+
 def test_engines_whose_heads_are_shared_out_are_apart(service: Service) -> None:
     first = connect(service.endpoint, 2)
     save(first, Request("a", PROMPT, salt="heads"), SAVED)

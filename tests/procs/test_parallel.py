@@ -1,17 +1,22 @@
 """The connector's halves of engines that no CPU runs, over a real service which checks each page:
-pipeline stages of unequal size, decode context parallel ranks, data parallel ranks."""
+pipeline stages of unequal size or with several KV cache groups, decode context parallel ranks, data
+parallel ranks."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from tests.connectors.vllm.fakes import Request
+from tests.connectors.vllm.fakes import BLOCK, Request
+from tests.connectors.vllm.grouping import Chunk
+from tests.connectors.vllm.hybrid import Hybrid
 from tests.connectors.vllm.pair import Pair
+from tests.connectors.vllm.test_hybrid import text
 
 from .halves import PROMPT, SAVED, connect, save, stand_in
-from .service import Service
+from .service import Service, eventually
 
 LOADED = [10, 11, 12, 13, 14, 15]
 
@@ -60,6 +65,46 @@ def test_the_next_engine_of_its_kind_finds_it_and_one_of_another_does_not(
         found = PROMPT // block * block if kind == name else 0
         finds(pair, Request("b", PROMPT, salt=name), found, block)
         pair.close()
+
+
+GROUPS: dict[str, list[int | None]] = {
+    "full attention and windows": [None, 4 * BLOCK, 2 * BLOCK],
+    "chunks": [Chunk(4 * BLOCK), None],
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_stages_of_a_model_with_several_groups_find_their_part_of_all(
+    service: Service, kind: str
+) -> None:
+    """Whatever an engine has loaded is compared, in both stages (hybrid.py)."""
+    prompt, extra = text(10 * BLOCK + 1, seed=len(kind)), {"pegaflow.endpoint": service.endpoint}
+    for stages, found in ((2, 0), (2, 10 * BLOCK), (1, 0)):
+        engine = Hybrid(None, GROUPS[kind], stages=stages, caches=False, extra=extra)
+        attached(engine)
+        engine.ask("a", prompt, [1])
+        eventually("it is answered", partial(stepped, engine))
+        assert engine.external == found and engine.failed == []
+        engine.close()
+
+
+def attached(engine: Hybrid) -> None:
+    """Wait until each of its ranks is served."""
+    halves = [one._worker for one in getattr(engine.worker, "workers", [engine.worker])]
+
+    def served() -> bool:
+        engine.step()
+        movers = [half._mover for half in halves]
+        return all(mover._client and mover._client.attached for mover in movers)
+
+    eventually("its ranks are served", served)
+
+
+def stepped(engine: Hybrid) -> bool:
+    """Go on; whether there is nothing left to do."""
+    if engine.busy:
+        engine.step()
+    return not engine.busy
 
 
 def test_data_parallel_ranks_find_what_each_other_has_saved(service: Service) -> None:

@@ -10,6 +10,7 @@ import os
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from itertools import count
 from math import lcm
@@ -18,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pegaflow.connector import PegaKVConnector
 from pegaflow.connectors.common.groups import Groups
 from pegaflow.wire.identities import NO_KEY, Key
 
-from .fakes import BLOCK, Store, config, role, worker_output
+from .fakes import BLOCK, Store, config, worker_output
 from .grouping import STATE, kv_config, seen_as, skipped
+from .stages import connectors
 
 SHAPE = (2, 16)
 """Layers, and bytes of a block in each."""
@@ -92,6 +93,7 @@ class Hybrid:
         sizes: tokens of a block of each group; none: BLOCK, as a hash has.
         chunk: tokens of a request that are computed in a step, at most.
         caches: whether it finds its own blocks again.
+        stages: pipeline stages among which its layers are parted.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Hybrid:
         mode: str = "read_write",
         extra: dict[str, Any] | None = None,
         policy: str = "recompute",
+        stages: int = 1,
     ) -> None:
         self.store, self.chunk, self.caches = store, chunk, caches
         # A state is taken away when a window of two tokens would be.
@@ -119,13 +122,10 @@ class Hybrid:
         self.memory = np.zeros((SHAPE[0], blocks, SHAPE[1]), np.uint8)
         self.groups = Groups(map(seen_as, range(len(windows)), windows, self.sizes))
         life = f"hybrid{os.getpid()}.{next(_lives)}"
-        seen = config(mode, extra, life=life, policy=policy)
+        how: dict[str, Any] = {"life": life, "policy": policy, "world": stages, "pipeline": stages}
         cache = kv_config(windows, blocks, self.sizes)
-        self.scheduler = PegaKVConnector(seen, role("SCHEDULER"), cache)
-        self.worker = PegaKVConnector(seen, role("WORKER"), cache)
-        self.worker.register_kv_caches(
-            {f"layers.{n}": layer for n, layer in enumerate(self.memory)}
-        )
+        seen = partial(config, mode, extra, **how)
+        self.scheduler, self.worker = connectors(seen, cache, self.memory, stages)
         self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, blocks))
         self.users = dict.fromkeys(range(blocks), 0)
         self.holds: dict[int, tuple[int, bytes]] = {}  # block -> what vLLM's own cache has there

@@ -21,7 +21,8 @@ from pegaflow.connectors.vllm.mover import Mover
 from pegaflow.connectors.vllm.orders import StepOrders
 
 from .fakes import Request, Store, blocks, config, kv_cache_config, output, role, worker_output
-from .latent import cache_config
+from .grouping import wrapped
+from .latent import MLAAttentionSpec, cache_config
 
 BLOCKS = 64
 PATIENCE_S = 10.0
@@ -43,19 +44,19 @@ def plain_memory(monkeypatch: pytest.MonkeyPatch) -> None:
                 a.strides,
                 0,
                 element=1,
-                dtype="uint8",
+                dtype=str(a.dtype),
                 storage=arrays[n],
                 storage_bytes=a.nbytes,
             )
             for n, a in caches.items()
         ]
 
+    def flat(caches: dict[str, Any], addresses: Sequence[int]) -> list[Any]:
+        by_address = {a.__array_interface__["data"][0]: a for a in caches.values()}
+        return [by_address[address].reshape(-1).view(np.uint8) for address in addresses]
+
     monkeypatch.setattr(pegaflow.connectors.vllm.worker, "tensors", numbers)
-    monkeypatch.setattr(
-        pegaflow.connectors.vllm.worker,
-        "buffers",
-        lambda caches, _: [a.reshape(-1) for a in caches.values()],
-    )
+    monkeypatch.setattr(pegaflow.connectors.vllm.worker, "buffers", flat)
 
 
 class Pair:
@@ -69,6 +70,7 @@ class Pair:
         memory: Any = None,
         world: int = 1,
         latent: bool = False,
+        indexed: int = 0,
         stages: Sequence[int] = (),
         decode: int = 1,
         name: str = "engine",
@@ -83,6 +85,7 @@ class Pair:
 
         Args:
             latent: its model has latent attention: all ranks hold the same.
+            indexed: bytes of a block in the cache of each layer's indexer.
             stages: layers of each rank, which is a pipeline stage; empty: each has both layers.
             decode: ranks among which a request's tokens are parted.
             order: in which its processes come up.
@@ -90,12 +93,13 @@ class Pair:
             waits: whether to wait until its ranks are served.
         """
         self.world, self._apart = world, 0 if latent else 64
-        cache = kv_cache_config(BLOCKS)
-        if latent:
-            cache = cache_config(BLOCKS, replicas=world)
+        cache = cache_config(BLOCKS, replicas=world) if latent else kv_cache_config(BLOCKS)
+        if indexed:
+            cache.kv_cache_groups[0].kv_cache_spec = wrapped(*[MLAAttentionSpec()] * 2)
         life = f"{os.getpid()}.{next(_lives)}"
-        shape = (world, max(stages, default=2), BLOCKS, 16)
+        shape = world, max(stages, default=2), BLOCKS, 16
         self.memories = np.zeros(shape, np.uint8) if memory is None else memory[None]
+        self.indexes = np.zeros((*shape[:3], indexed), np.int8)
         self._layers = list(stages) or [self.memories.shape[1]] * world
         ranks: dict[int, PegaKVConnector] = {}
         for one in order or [*range(world), SCHEDULER]:
@@ -112,8 +116,7 @@ class Pair:
                 pipeline=len(stages) or 1,
                 name=name,
             )
-            half = role("SCHEDULER" if one == SCHEDULER else "WORKER")
-            made = PegaKVConnector(seen, half, cache)
+            made = PegaKVConnector(seen, role("SCHEDULER" if one < 0 else "WORKER"), cache)
             if one == SCHEDULER:
                 self.scheduler = made
                 if early is not None:
@@ -122,7 +125,10 @@ class Pair:
             else:
                 ranks[one] = made
                 before, mine = sum(stages[:one]), self.memories[one, : self._layers[one]]
-                made.register_kv_caches({f"layers.{before + i}": a for i, a in enumerate(mine)})
+                caches = {f"layers.{before + i}": a for i, a in enumerate(mine)}
+                if indexed:
+                    caches |= {f"layers.{i}.indexer": a for i, a in enumerate(self.indexes[one])}
+                made.register_kv_caches(caches)
         self.workers = [ranks[rank] for rank in range(world)]
         self.orders = StepOrders()  # of a step that a test has scheduled and not yet executed
         self.sent: list[str] = []
@@ -246,12 +252,14 @@ class Pair:
         the ranks hold the same."""
         for rank, block in ((r, b) for r in range(self.world) for b in ids):
             self.memories[rank, :, block] = block + self._apart * rank
+            self.indexes[rank, :, block] = -block
         return self.step(output(new=[(request.request_id, ids, done, request.num_tokens - done)]))
 
     def holds(self, ids: Sequence[int], of: Sequence[int]) -> bool:
         """Whether each rank's blocks are what `compute` puts into these others."""
         return all(
             (self.memories[rank, :layers, block] == source + self._apart * rank).all()
+            and (self.indexes[rank, :, block] == -source).all()
             for rank, layers in enumerate(self._layers)
             for block, source in zip(ids, of, strict=True)
         )

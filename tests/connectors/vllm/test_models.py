@@ -20,7 +20,7 @@ from .fakes import (
     output,
     role,
 )
-from .grouping import both_forms
+from .grouping import STATE, Chunk, both_forms, kv_config, seen_as
 from .latent import MLAAttentionSpec
 from .pair import Pair
 from .specs import (
@@ -230,6 +230,16 @@ def test_what_the_other_layers_of_a_group_keep_is_part_of_the_layouts_name() -> 
         for shapes in (((3, 8),), ((3, 8),), ((8, 3),))
     )
     assert kvgroups.layers(one) == kvgroups.layers(same) != kvgroups.layers(others)
+
+
+@pytest.mark.parametrize("tokens", [BLOCK, 2 * BLOCK])
+def test_groups_are_what_the_models_of_vllms_manager_take_them_for(tokens: int) -> None:
+    """Those compare what is needed with what vLLM keeps, and must not have an idea of their own."""
+    windows = [None, *range(2, 20), *map(Chunk, (8 * BLOCK, 10 * BLOCK)), STATE]
+    sizes = [*[tokens] * (len(windows) - 1), BLOCK]
+    made = kvgroups.groups(config(), kv_config(windows, 8, sizes))
+    expected = map(seen_as, range(len(windows)), windows, sizes)
+    assert made is not None and sorted(made.all) == sorted(expected)
 
 
 def test_a_window_among_full_attention_is_refused_where_it_is_seen() -> None:

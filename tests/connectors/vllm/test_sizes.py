@@ -22,7 +22,7 @@ from pegaflow.wire.layout import page_bytes
 
 from .drafting import Drafting
 from .fakes import BLOCK, Store, config, role
-from .grouping import STATE, kv_config
+from .grouping import STATE, Chunk, kv_config
 from .hybrid import Hybrid, names
 from .recurrent import Recurrent
 from .test_events import Spoken
@@ -164,7 +164,15 @@ def test_the_next_turn_finds_an_answer_of_which_tokens_were_drafted(
         one.close()
 
 
-@pytest.mark.parametrize("kind", ATTENTION.values(), ids=ATTENTION)
+DRAFTED = {
+    **ATTENTION,
+    "chunks": Kind([None, Chunk(8 * BLOCK)], [BLOCK, BLOCK]),
+    "chunks beside longer blocks": Kind([Chunk(8 * BLOCK), None], [BLOCK, 2 * BLOCK]),
+    "chunks of longer blocks": Kind([Chunk(8 * BLOCK), None, 3], [2 * BLOCK, BLOCK, BLOCK]),
+}
+
+
+@pytest.mark.parametrize("kind", DRAFTED.values(), ids=DRAFTED)
 def test_with_drafted_tokens_nothing_wrong_is_saved_or_loaded(store: Store, kind: Kind) -> None:
     def start(windows: list[int | None], **how: Any) -> Hybrid:
         return Drafting(store, windows, sizes=kind.tokens, **how)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pegaflow.connectors.common.groups import Groups
+from pegaflow.connectors.common.groups import Group, Groups
 from pegaflow.connectors.vllm import compat, kvgroups
 from tests.connectors.vllm.fakes import BLOCK, config
-from tests.connectors.vllm.grouping import Chunk, seen_as
+from tests.connectors.vllm.grouping import Chunk
 from tests.connectors.vllm.test_hybrid import LARGE
 
 from .conftest import VLLM
@@ -34,9 +34,27 @@ def kept_from(window: int, computed: int) -> int:
     return int(kind.get_num_skipped_tokens(manager, computed)) // BLOCK
 
 
+def group_of(window: int) -> Group:
+    """What the connector makes of vLLM's own spec."""
+    import torch
+    from vllm.v1 import kv_cache_interface as specs
+
+    how: dict[str, Any] = {"num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+    if isinstance(window, Chunk):
+        spec = specs.ChunkedLocalAttentionSpec(
+            block_size=BLOCK, attention_chunk_size=int(window), **how
+        )
+    else:
+        spec = specs.SlidingWindowSpec(block_size=BLOCK, sliding_window=window, **how)
+    listed = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a"])]
+    found = kvgroups.groups(config(), SimpleNamespace(kv_cache_groups=listed))
+    assert found is not None
+    return found.all[0]
+
+
 @pytest.mark.parametrize("window", [*range(2, 4 * BLOCK), *map(Chunk, (8, 12, 32))])
 def test_what_is_needed_at_a_place_is_there(window: int) -> None:
-    group = seen_as(0, window)
+    group = group_of(window)
     for place in PLACES:
         first, end = Groups([group]).first(group, place), place * BLOCK
         assert first == kept_from(window, end)
@@ -46,7 +64,7 @@ def test_what_is_needed_at_a_place_is_there(window: int) -> None:
 
 @pytest.mark.parametrize("window", range(2, 4 * BLOCK))
 def test_the_first_block_of_a_window_is_away_soon_behind(window: int) -> None:
-    group = seen_as(0, window)
+    group = group_of(window)
     for place in PLACES[5:]:
         first = Groups([group]).first(group, place)
         assert kept_from(window, place * BLOCK + group.spare) == first + 1
