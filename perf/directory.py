@@ -2,10 +2,12 @@
 
 Some hosts say what they have, 1,024 blocks at a time; then one of them changes 1,024 at a time,
 runs of 1,024 keys, half of them known, are looked up, and one host's snapshot is taken and put in
-the place of what was there.  "one table" is what the peer link has (core/directory/held.py); "one
-for each" is the same with a table for each host, for comparison.  "in common" are hosts that all
-have the same blocks.  Beside each lookup stands its limit: numpy reading as many lines of as large
-a memory, in the same order of places, one for each key.  Times are CPU time.
+the place of what was there.  "one" is the table that the peer link has (core/directory/held.py);
+"one for each" is the same with a table for each host, for comparison.  "in common" are hosts that
+all have the same blocks.  Then 1,024 keys are planned over eight hosts and a disk
+(core/directory/planning.py): all have all, four kinds of owners with memory and disk between them,
+and owners by chance, the worst that can be.  Beside each lookup stands its limit: numpy reading as
+many lines of as large a memory, in the same order of places, one for each key.  Times are CPU time.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from rich.table import Table
 
 from pegaflow.core.directory.held import LAST_NAME, Held
+from pegaflow.core.directory.planning import SSD, Run, Source, plan
 from pegaflow.core.pool.fingerprints import U64
 from perf import command, machine
 
@@ -27,7 +30,7 @@ CHUNK = 8192
 TURNS = 200
 
 COLUMNS = ("MB", "fill, us a block", "longest, ms", "change, us a block", "query, us", "limit, us")
-GOALS = "goals: 16 x 1 M blocks in 400 MB, a query of 1,024 keys well under 1 ms"
+GOALS = "goals: 16 x 1 M blocks in 400 MB, a query of 1,024 keys well under 1 ms, a plan under 1 ms"
 
 
 class Tables:
@@ -128,6 +131,28 @@ def drop(table: Held, host: int) -> str:
     )
 
 
+def planning() -> str:
+    """What a plan takes."""
+    chance = np.random.default_rng(1)
+    nobody, everybody = np.zeros(BATCH, np.bool_), np.full(BATCH, 255, np.uint64)
+    here, disk, kinds = nobody.copy(), nobody.copy(), everybody.copy()
+    here[:256], disk[300:500] = True, True
+    kinds[:400], kinds[400:800], kinds[800:] = 3, 240, 12
+    runs = {
+        "all have all": Run(nobody, nobody, everybody, 1 << 20),
+        "four kinds": Run(here, disk, kinds, 1 << 20),
+        "by chance": Run(nobody, nobody, chance.integers(1, 256, BATCH, np.uint64), 1 << 20),
+    }
+    sources = {n: Source(1e9 + n * 1e8, n * 1_000_000) for n in range(8)}
+    sources[SSD] = Source(3e9, 500_000)
+    took = {
+        f"{name}{said}": microseconds([partial(plan, run, sources, 200_000_000, prefill)] * TURNS)
+        for name, run in runs.items()
+        for said, prefill in (("", None), (", a stated prefill rate", 2e9))
+    }
+    return "plans of 1,024 keys, us: " + "; ".join(f"{n} {us:.0f}" for n, us in took.items())
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,7 +169,7 @@ def main() -> None:
                 if not (common or apart):
                     held, bit = tables.of(hosts - 1)
                     lines += [snapshot(held, bit), drop(held, bit)]
-    machine.show(table, *lines)
+    machine.show(table, *lines, planning())
 
 
 if __name__ == "__main__":
