@@ -255,6 +255,7 @@ class PoolOpened(Result):
     extent_bytes: int
     pool_file: U64s  # its device and inode
     ledger_file: U64s
+    page_bytes: int = 0  # of the memory pages that the pool is made of
 
 
 @message(209)

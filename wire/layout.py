@@ -26,10 +26,15 @@ from itertools import pairwise
 from struct import pack
 
 from .message import record
-from .units import Bytes, Count
+from .units import Bytes, Constant, Count
 
 PAGE_ALIGN: Bytes = 4096
 """Pages begin and end on this many bytes: what O_DIRECT asks of a buffer on every disk in use."""
+
+MAP_NORESERVE: Constant = 0x4000
+"""Of mmap(2), of every file that both sides map: nothing is counted for the mapping, for a pool of
+huge pages may have given some back behind its end.  Python has no name for it; on x86-64, 64-bit
+ARM and RISC-V it is this number."""
 
 MAX_SORTED_RUNS: Count = 1 << 18
 """Runs that the sort-based check looks at; a layout with more is refused.  It takes half a second

@@ -4,6 +4,9 @@ A single look at some records is done at once; to scan many, or to have the kern
 left to a thread.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pegaflow.actors.runtime.loop import Loop
 from pegaflow.actors.runtime.mapped import Mapped
 from pegaflow.actors.runtime.member import Member
@@ -70,18 +73,29 @@ class AllocatorDevice:
             self._extents = Extents(files.pool(), files.ledger(), files.geometry)
             if files.welcome.numa:
                 self._nodes = numa.beside_gpus(files.welcome.gpus)
-        elsewhere = self._place(job.extent) if self._nodes else ""
-        why = self._extents.grow(job.extent)
+        if not self._nodes:
+            why, elsewhere = self._extents.grow(job.extent), ""
+        else:
+            with self._placing(job.extent) as elsewhere:
+                why = self._extents.grow(job.extent)
         return Done(Status.NO_SPACE, why) if why else Done(Status.OK, elsewhere)
 
-    def _place(self, extent: int) -> str:
-        """Have an extent beside a GPU, if the kernel lets us; why not, in a line for people."""
+    @contextmanager
+    def _placing(self, extent: int) -> Iterator[str]:
+        """Have an extent beside a GPU, if the kernel lets us; yields why not, for people."""
         node, size = self._nodes[extent % len(self._nodes)], self._files.geometry.extent_bytes
-        why = numa.prefer(self._files.pool().address + extent * size, size, node)
+        pool = self._files.pool()
+        if pool.huge:
+            with numa.preferring(node) as why:
+                yield self._said("set_mempolicy", node, why)
+        else:
+            yield self._said("mbind", node, numa.prefer(pool.address + extent * size, size, node))
+
+    def _said(self, call: str, node: int, why: str) -> str:
         if not why:
             return ""
         self._nodes = []
-        return f"mbind to node {node}: {why}; docker needs --cap-add SYS_NICE for it"
+        return f"{call} to node {node}: {why}; docker needs --cap-add SYS_NICE for it"
 
     def close(self) -> None:
         """Nothing: what it has mapped ends with the process."""

@@ -261,7 +261,7 @@ class Reader:
         why = membarrier.register()
         if why:
             raise UserError(f"there is no memory barrier: {why}")
-        path = f"{welcome.pool_path.removesuffix('.pool')}.{self._address}.hazards"
+        path = f"{welcome.ledger_path.removesuffix('.ledger')}.{self._address}.hazards"
         try:
             file = SharedFile.create(path, hazard_bytes(ROWS_MOST, sections=2))
         except FileExistsError:
@@ -355,7 +355,7 @@ class SessionDevice:
             self._savers = Workers(yielding=True)
             self._savers.grow(welcome.copy_threads)
             self._savers.deliver_to(self._loop)
-            stem = f"{welcome.pool_path.removesuffix('.pool')}.{self._member.address}"
+            stem = f"{welcome.ledger_path.removesuffix('.ledger')}.{self._member.address}"
             self._copies = Copies(pool, stem, welcome.copy_threads)
         return self._copies
 

@@ -15,15 +15,21 @@ class Pool(Part):
 
     def __init__(self, plan: Plan) -> None:
         self.known: Welcome | None = None  # None until there is one
+        self._page_bytes = 0  # of the memory pages that it is made of
         self._plan = plan
 
     def opened(self, pool: PoolOpened) -> None:
         """There is one now."""
+        self._page_bytes = pool.page_bytes
         self.known = dataclasses.replace(
             self.welcome(pool.pool_path, pool.ledger_path, pool.pool_bytes, pool.extent_bytes),
             pool_file=pool.pool_file,
             ledger_file=pool.ledger_file,
         )
+
+    def gauges(self) -> dict[str, int]:
+        """What it is made of."""
+        return {"pool_page_bytes": self._page_bytes}
 
     def welcome(self, pool: str = "", ledger: str = "", size: int = 0, extent: int = 0) -> Welcome:
         """What a child is told; without a pool, one that uses none.

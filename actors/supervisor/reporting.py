@@ -94,7 +94,7 @@ class Reporting(Part):
 
     def own_gauges(self) -> dict[str, int]:
         """How the supervisor itself is now."""
-        return {**self._opens.gauges(), **self.measured()}
+        return {**self._opens.gauges(), **self._pool.gauges(), **self.measured()}
 
     def _on_inspect(self, sender: Sender, msg: Inspect, now: int) -> list[Effect]:
         pool = self._pool.known or self._pool.welcome()

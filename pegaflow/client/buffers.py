@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pegaflow.wire.gpu import NO_GPU
-from pegaflow.wire.layout import Layout, fault, page_bytes
+from pegaflow.wire.layout import MAP_NORESERVE, Layout, fault, page_bytes
 from pegaflow.wire.values import U64s
 
 Bytes = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ class FileView:
             if known and (found.st_dev, found.st_ino) != known:
                 raise OSError(errno.ESTALE, "another file is there", path)
             access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-            self._map = mmap.mmap(fd, 0, mmap.MAP_SHARED, access)
+            self._map = mmap.mmap(fd, 0, mmap.MAP_SHARED | MAP_NORESERVE, access)
         finally:
             os.close(fd)
         self._path = path
@@ -60,7 +60,7 @@ class FileView:
 def copy(
     step: Callable[[Bytes, int], None],
     page_bytes: int,
-    file: Bytes,
+    file: Bytes | None,
     offsets: Sequence[int],
     *,
     blocks: Sequence[int],
@@ -71,16 +71,16 @@ def copy(
     Args:
         step: moves one page and the block of this number.
         page_bytes: of each page, that mean something.
-        file: all of the mapped file.
+        file: all of the mapped file; None: its session was lost with an effect before this one.
         offsets: byte of the file at which the page of each block begins.
         blocks: the engine's numbers, one for each offset.
         deadline: CLOCK_MONOTONIC, in nanoseconds; looked at before each block.
 
     Returns:
-        False if the deadline came first, or if a place lies outside of the file; in the first
-        case some blocks are copied.
+        False if the deadline came first, or if a place lies outside of the file, or there is none;
+        in the first case some blocks are copied.
     """
-    if any(offset + page_bytes > file.size for offset in offsets):
+    if file is None or any(offset + page_bytes > file.size for offset in offsets):
         return False
     for offset, block in zip(offsets, blocks, strict=True):
         if time.monotonic_ns() >= deadline:

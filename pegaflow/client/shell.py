@@ -243,11 +243,11 @@ class Shell:
             self._memory.take_back()
 
     def _copy_in(self, effect: CopyIn) -> None:
-        assert self._memory is not None and self._pool is not None
+        assert self._memory is not None
         ok = self._memory.wait(effect.deadline) and copy(
             self._memory.load,
             self._memory.payload_bytes,
-            self._pool.bytes,
+            None if self._pool is None else self._pool.bytes,
             effect.offsets,
             blocks=effect.blocks,
             deadline=effect.deadline,
@@ -283,9 +283,10 @@ class Shell:
                 path, known = attached.bounce_path, attached.bounce_file
                 self._bounce = FileView(path, write=True, known=known)
         except OSError as err:
-            hint = "; was it removed, or is /dev/shm not shared with us?"
             why = f"cannot map {err.filename}: {err.strerror}"
-            why += hint if err.errno in (errno.ENOENT, errno.ESTALE) else ""
+            if err.errno in (errno.ENOENT, errno.ESTALE):
+                folder = os.path.dirname(err.filename)
+                why += f"; was it removed, or is {folder} not shared with us?"
             self._apply(self._machine.mapped(False, why, time.monotonic_ns()))
             return
         except ValueError as err:  # an empty file, or no path at all
@@ -326,6 +327,7 @@ class Shell:
     def _hang_up(self) -> None:
         self._close(self._link)
         self._link = None
+        self._pool = None  # the next service may remove it, and needs its memory
         if self._pidfd >= 0:
             self._poller.unregister(self._pidfd)
             self._death.unregister(self._pidfd)
@@ -339,6 +341,7 @@ class Shell:
         if self._pidfd >= 0:
             os.close(self._pidfd)
         os.close(self._wake_fd)
+        self._pool = self._bounce = None
         if self._who.context is None:
             _HELD.discard(self._context)
             self._context.term()

@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 from pegaflow.wire.units import Constant
 
+from . import hugepages
+from .hugepages import HugePages
+
 COMPUTE_MODE: Constant = 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_MODE
 NAME_BYTES: Constant = 128  # room for a device's name
 BUS_ID_BYTES: Constant = 32  # room for a PCI bus id
@@ -70,9 +73,8 @@ class GpuFacts:
     memlock_bytes: int | None = None
     #: NUMA nodes of the host.
     nodes: int = 1
-    #: Pages that are reserved, of which a pool in /dev/shm gets none, and how large each is.
-    huge_pages: int = 0
-    huge_page_bytes: int = 0
+    #: Where a pool of huge pages could lie, and how many there are.
+    hugetlb: tuple[HugePages, ...] = ()
     #: The mount option `huge` of /dev/shm; empty if it has none.
     shm_huge: str = ""
     #: All of /dev/shm, taken or not.
@@ -125,7 +127,6 @@ def read(
         error = str(missing)
     cupys = tuple(_cupys())
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    memory = _numbers(root / "proc/meminfo")
     return GpuFacts(
         files=any((root / name).exists() for name in FILES),
         driver=_driver_version(root),
@@ -138,8 +139,7 @@ def read(
         nvrtc_error=_nvrtc_error(),
         memlock_bytes=None if soft == resource.RLIM_INFINITY else soft,
         nodes=max(1, len(list(root.glob("sys/devices/system/node/node[0-9]*")))),
-        huge_pages=memory.get("HugePages_Total:", 0),
-        huge_page_bytes=memory.get("Hugepagesize:", 0) * 1024,
+        hugetlb=tuple(hugepages.look(root)),
         shm_huge=_shm_huge(root),
         shm_bytes=_size(root / "dev/shm"),
         own_pids=_inode(root / "proc/self/ns/pid") not in (0, PID_NAMESPACE),
@@ -278,11 +278,6 @@ def _shm_huge(root: Path) -> str:
             named = dict(option.partition("=")[::2] for option in options.split(","))
             return named.get("huge", "")
     return ""
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    words = (line.split() for line in _text(path).splitlines())
-    return {parts[0]: int(parts[1]) for parts in words if len(parts) > 1}
 
 
 def _text(path: Path) -> str:

@@ -12,6 +12,9 @@ before anybody is given a page of it.  That takes no mapping, so neither page ta
 no memory, so it cannot fail for want of any.  Who is killed in between leaves space that the next
 one clears, when he reserves it, or that the first touch does.
 
+The pool may lie in hugetlbfs instead: hugepages.py says what is different then.  Every mapping is
+made with MAP_NORESERVE, which means nothing in /dev/shm.
+
 A name in /dev/shm proves nothing: it can be removed, and another file can take it.  So a file is
 known by its device and inode (`SharedFile.id`).  A process that is told both opens the name,
 compares, and where the name is gone or another file's it opens the very file through the descriptor
@@ -31,8 +34,9 @@ from pegaflow.core.limits import KILL_SECONDS
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES
 from pegaflow.wire.identities import Incarnation
+from pegaflow.wire.layout import MAP_NORESERVE
 
-from . import locks
+from . import hugepages, locks
 
 FileId = tuple[int, int]
 """Device and inode: which file it is, whatever it is called."""
@@ -52,14 +56,17 @@ class SharedFile:
         self.length = length  # bytes; constant
         self.fd = fd  # the only one of this file in this process: see locks.py
         self.id = _id(os.fstat(fd))
+        self.page_bytes = hugepages.page_of(fd)
         self.orphans: list[int] = []  # pids that were killed when it was adopted
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-        self.map = mmap.mmap(fd, length, mmap.MAP_SHARED, access)
+        self.map = _mapped(fd, length, write=write)
         self._shorter: list[mmap.mmap] = []  # earlier mappings: see `lengthen`
 
     @classmethod
     def create(cls, path: str, length: int) -> "SharedFile":
         """A new file of this length, private to the user; its space is not there yet.
+
+        Args:
+            length: bytes; made whole pages in hugetlbfs.
 
         Raises:
             FileExistsError: the name is taken.
@@ -71,6 +78,7 @@ class SharedFile:
             raise
         except OSError as err:
             raise UserError(f"cannot create {path}: {err.strerror}") from None
+        length = hugepages.whole(fd, length)
         try:
             os.ftruncate(fd, length)
         except OSError as err:
@@ -189,11 +197,21 @@ class SharedFile:
         Raises:
             OSError: the file cannot be so long.
         """
+        length = hugepages.whole(self.fd, length)
         if length > self.length:
             os.ftruncate(self.fd, length)
             self._shorter.append(self.map)
             self.length = length
-            self.map = mmap.mmap(self.fd, length, mmap.MAP_SHARED)
+            self.map = _mapped(self.fd, length)
+
+    def promise(self, length: int, had: int = 0) -> str:
+        """Have the kernel keep huge pages for so much of the file; see hugepages.py."""
+        return hugepages.promise(self.fd, self.path, length, had)
+
+    @property
+    def huge(self) -> bool:
+        """Whether it is made of huge pages that were reserved."""
+        return self.page_bytes != mmap.PAGESIZE
 
     def named(self) -> bool:
         """Whether the name is still this file's."""
@@ -203,6 +221,11 @@ class SharedFile:
         """Remove the name, if it is still this file's; mappings live on."""
         if self.named():
             Path(self.path).unlink(missing_ok=True)
+
+
+def _mapped(fd: int, length: int, *, write: bool = True) -> mmap.mmap:
+    access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+    return mmap.mmap(fd, length, mmap.MAP_SHARED | MAP_NORESERVE, access)
 
 
 def _id(found: os.stat_result) -> FileId:

@@ -22,13 +22,13 @@ def missing_mount(path: str, fstab: str, mountinfo: str) -> str:
         '' if there is none, or if `mountinfo` is empty.
     """
     expected = {
-        os.path.normpath(_plain(fields[1]))
+        os.path.normpath(plain(fields[1]))
         for line in fstab.splitlines()
         if len(fields := line.split()) >= 4 and not line.lstrip().startswith("#")
         if fields[1].startswith("/") and "noauto" not in fields[3].split(",")
     }
     mounted = {
-        _plain(fields[4]) for line in mountinfo.splitlines() if len(fields := line.split()) > 4
+        plain(fields[4]) for line in mountinfo.splitlines() if len(fields := line.split()) > 4
     }
     if not mounted:
         return ""
@@ -40,6 +40,6 @@ def missing_mount(path: str, fstab: str, mountinfo: str) -> str:
     return ""
 
 
-def _plain(field: str) -> str:
+def plain(field: str) -> str:
     """Blanks and the like are written as octal numbers there."""
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), field)

@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 
+from . import hugepages
 from .memory import SharedFile
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ
@@ -29,19 +30,26 @@ def enter(file: SharedFile, offset: int, length: int) -> int:
         length: bytes, whole pages.
 
     Returns:
-        Bytes entered, from `offset` on.
+        Bytes entered, from `offset` on.  In hugetlbfs a hole may be made real by it, where nobody
+        can tell (hugepages.py): it takes a page that the file was promised.
 
     Raises:
         OSError: the kernel refuses.
     """
-    there = file.address + offset
-    resident = ctypes.create_string_buffer(length // mmap.PAGESIZE)
-    _check(_libc.mincore(there, length, resident))
-    absent = resident.raw.find(b"\0")
-    entered = length if absent < 0 else absent * mmap.PAGESIZE
+    entered = _there(file, offset, length)
     if entered:
-        _check(_libc.madvise(there, entered, _POPULATE_READ))
+        _check(_libc.madvise(file.address + offset, entered, _POPULATE_READ))
     return entered
+
+
+def _there(file: SharedFile, offset: int, length: int) -> int:
+    """How much of these pages is in memory before the first that is not."""
+    if file.huge:
+        return max(0, min(length, hugepages.there(file.fd, file.length) - offset))
+    resident = ctypes.create_string_buffer(length // mmap.PAGESIZE)
+    _check(_libc.mincore(file.address + offset, length, resident))
+    absent = resident.raw.find(b"\0")
+    return length if absent < 0 else absent * mmap.PAGESIZE
 
 
 def _check(result: int) -> None:

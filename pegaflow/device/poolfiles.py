@@ -15,10 +15,13 @@ another size keeps what fits, and never the table, which the index makes anew (r
 
 Names in /dev/shm can be taken by anybody on the host.  Files of others are passed over, and a
 number that somebody else has taken is followed by one that nobody can guess.
+
+The pool's file may lie in a hugetlbfs, its ledger in /dev/shm: hugepages.py says what is different
+then, and poolnames.py where it is looked for.
 """
 
+import errno
 import os
-import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,8 +37,9 @@ from pegaflow.wire.identities import Incarnation, PageId
 from pegaflow.wire.units import Bytes, Count
 
 from . import gpuusers, locks, resize
-from .locks import InUse, Say, claim, share, take
+from .locks import InUse, Say, claim, share
 from .memory import FileId, SharedFile
+from .poolnames import numbers, pool_of
 
 TRAILER_BYTES: Bytes = 4096
 """Room behind the last extent for the pool's uuid and its files' identities: one page."""
@@ -58,7 +62,9 @@ class Wanted:
     extent_bytes: int | None  # likewise
     fresh: bool  # whatever there is, it is not adopted
     run_dir: str = ""  # of the service, for people
-    #: Told the bytes of an old pool with its ledger; raises UserError if it is to be too large.
+    huge: bool = False  # it is to lie in a hugetlbfs, not beside its ledger
+    #: Told the bytes that an old pool with its ledger has in /dev/shm; raises UserError if it is to
+    #: be too large.
     check: Callable[[int], object] = bool
     say: Say = bool
 
@@ -80,6 +86,11 @@ class PoolFiles:
     def header(self) -> Header:
         """What the ledger says of both."""
         return self.ledger.header
+
+    @property
+    def huge(self) -> bool:
+        """Whether the pool lies elsewhere than its ledger: in a hugetlbfs."""
+        return os.path.dirname(self.pool.path) != os.path.dirname(self.file.path)
 
     def sealed(self) -> tuple[int, int]:
         """Pages that hold a block, and bytes of payload in them."""
@@ -107,7 +118,13 @@ def boot_id() -> bytes:
 
 
 def make(
-    stem: str, geometry: Geometry, incarnation: Incarnation, above: int = 0, *, run_dir: str = ""
+    stem: str,
+    geometry: Geometry,
+    incarnation: Incarnation,
+    above: int = 0,
+    *,
+    run_dir: str = "",
+    folder: str = "",
 ) -> PoolFiles:
     """A new pool and its ledger, claimed for us; only the ledger's header and the pool's trailer
     are really there.
@@ -116,6 +133,7 @@ def make(
         incarnation: the last one given away so far.
         above: the highest number of a pool that was removed.
         run_dir: the run directory, for people.
+        folder: a hugetlbfs in which the pool is to lie; empty: beside its ledger.
 
     Raises:
         UserError: there is no room.
@@ -128,8 +146,9 @@ def make(
         records_per_extent=geometry.records_per_extent,
         incarnation=incarnation,
     )
-    file, pool = _create(stem, geometry, above)
+    file, pool = _create(stem, geometry, above, folder=folder or os.path.dirname(stem))
     try:
+        _promise(pool, geometry.pool_bytes + TRAILER_BYTES)
         _reserve(file, 0, HEADER_BYTES)
         _reserve(pool, geometry.pool_bytes, TRAILER_BYTES)
     except UserError:
@@ -143,15 +162,18 @@ def make(
     return PoolFiles(pool, file, Ledger(file.map, file.read))
 
 
-def _create(stem: str, geometry: Geometry, above: int) -> tuple[SharedFile, SharedFile]:
-    """Ledger and pool under a number that nobody has, claimed."""
+def _create(
+    stem: str, geometry: Geometry, above: int, *, folder: str
+) -> tuple[SharedFile, SharedFile]:
+    """Ledger and pool under a number that nobody has, claimed; the pool's in this folder."""
+    length, name = geometry.pool_bytes + TRAILER_BYTES, os.path.basename(stem)
     number = max([*numbers(stem), above]) + 1
     size = file_bytes(geometry.records)
     for _ in range(TRIES_MAX):
         made: list[SharedFile] = []
         try:
             made.append(_claimed(f"{stem}.{number}.ledger", size))
-            made.append(_claimed(f"{stem}.{number}.pool", geometry.pool_bytes + TRAILER_BYTES))
+            made.append(_claimed(os.path.join(folder, f"{name}.{number}.pool"), length))
             return made[0], made[1]
         except (FileExistsError, InUse):
             for file in made:
@@ -178,31 +200,14 @@ def _claimed(path: str, length: int) -> SharedFile:
 def _reserve(file: SharedFile, offset: int, length: int) -> None:
     why = file.reserve(offset, length)
     if why:
-        raise UserError(f"cannot fill {file.path}: {why}; make /dev/shm larger")
+        do = "" if file.huge else "; make /dev/shm larger"
+        raise UserError(f"cannot fill {file.path}: {why}{do}")
 
 
-def numbers(stem: str) -> list[int]:
-    """The pools of this stem that have left a ledger of ours, the newest first."""
-    found = [(_parts(path, stem), path) for path in _ours(stem)]
-    return sorted((int(p[1]) for p, _ in found if p is not None and p[2] == "ledger"), reverse=True)
-
-
-def _ours(stem: str) -> list[Path]:
-    """All names of this stem that belong to this user."""
-    folder, name = os.path.split(stem)
-    found = []
-    for path in sorted(Path(folder).glob(f"{name}.*")):
-        try:
-            if path.lstat().st_uid == os.getuid():
-                found.append(path)
-        except FileNotFoundError:
-            continue
-    return found
-
-
-def _parts(path: Path, stem: str) -> re.Match[str] | None:
-    """Group 1: the pool's number; group 2: what comes behind it."""
-    return re.fullmatch(r"\.([0-9]{1,18})\.(.+)", path.name[len(os.path.basename(stem)) :])
+def _promise(pool: SharedFile, length: int, had: int = 0) -> None:
+    why = pool.promise(length, had)
+    if why:
+        raise UserError(why)
 
 
 def incarnation_of(stem: str) -> Incarnation:
@@ -252,7 +257,7 @@ def kept(begins: str) -> list[Kept]:
     folder, name = os.path.split(begins)
     for path in sorted(Path(folder).glob(f"{name}*.ledger")):
         try:
-            file, pool = SharedFile.peek(str(path)), SharedFile.peek(f"{path.with_suffix('')}.pool")
+            file, pool = SharedFile.peek(str(path)), SharedFile.peek(pool_of(str(path)))
         except (OSError, UserError):
             continue
         if not _unfinished(file):
@@ -302,12 +307,13 @@ def _adopt(base: str, wanted: Wanted) -> tuple[PoolFiles | None, str, list[int],
         return None, "--fresh was asked for", [], 0
     files: list[SharedFile] = []
     try:
-        patience = gpuusers.patience_with(Path(f"{base}.pool"))
-        for end in ("ledger", "pool"):
-            files.append(SharedFile.adopt(f"{base}.{end}", patience, wanted.say))
+        path = pool_of(f"{base}.ledger")
+        patience = gpuusers.patience_with(Path(path))
+        for name in (f"{base}.ledger", path):
+            files.append(SharedFile.adopt(name, patience, wanted.say))
         file, pool = files
         gpuusers.await_deaths(base, patience, wanted.say)
-        why = _unfinished(file) or _fault(pool, file, Ledger(file.map).header, wanted)
+        why = _unfinished(file) or _fault(PoolFiles(pool, file, Ledger(file.map)), wanted)
     except OSError as err:
         why = f"cannot open {err.filename}: {err.strerror}"
     except UserError as err:
@@ -337,21 +343,27 @@ def _unfinished(file: SharedFile) -> str:
     return Ledger.fault(file.map)
 
 
-def _fault(pool: SharedFile, file: SharedFile, header: Header, wanted: Wanted) -> str:
-    """Why this pool is not to be had, in one line; '' if it is."""
+def _fault(files: PoolFiles, wanted: Wanted) -> str:
+    """Why this pool is not to be had, in one line; '' if it is.  Nothing of the pool is touched:
+    it may be a hole."""
+    pool, file, header = files.pool, files.file, files.header
     at = header.pool_bytes
     if header.boot_id != boot_id():
         return "it is of an earlier boot of this machine"
     if pool.length < at + TRAILER_BYTES:
         return f"its file has {pool.length} bytes, fewer than its header says"
-    if pool.map[at : at + UUID_BYTES] != header.pool_uuid:
+    if pool.read(at, UUID_BYTES) != header.pool_uuid:
         return "its ledger is another pool's"
-    written = pool.map[at + UUID_BYTES : at + UUID_BYTES + _IDENTITY.size]
+    written = pool.read(at + UUID_BYTES, _IDENTITY.size)
     # Versions before this one wrote no identity there.
     if any(written) and written != _identity(pool.id, file.id):
         return f"{pool.path} or its ledger is a copy"
     if wanted.extent_bytes not in (None, header.extent_bytes):
         return f"its extents have {header.extent_bytes} bytes, {wanted.extent_bytes} are wanted"
+    if files.huge != wanted.huge:
+        return f"it is in {os.path.dirname(pool.path)}, and --use-hugepages was " + (
+            "asked for" if wanted.huge else "not asked for"
+        )
     return ""
 
 
@@ -375,7 +387,9 @@ def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
     pool_bytes = wanted.size_of(header)
     geometry = Geometry(pool_bytes, header.extent_bytes)
     if pool_bytes != header.pool_bytes:
-        wanted.check((os.fstat(pool.fd).st_blocks + os.fstat(file.fd).st_blocks) * 512)
+        in_shm = (file,) if files.huge else (pool, file)
+        wanted.check(sum(os.fstat(f.fd).st_blocks for f in in_shm) * 512)
+    _promise_again(pool, header.pool_bytes + TRAILER_BYTES, pool_bytes + TRAILER_BYTES)
     resize.fit(pool, file, geometry, TRAILER_BYTES)
     if pool_bytes == header.pool_bytes:
         _identify(pool, file, pool_bytes, wanted.run_dir)
@@ -390,60 +404,27 @@ def _fitted(files: PoolFiles, wanted: Wanted) -> PoolFiles:
     return PoolFiles(pool, file, Ledger(file.map, file.read))
 
 
+def _promise_again(pool: SharedFile, had: int, length: int) -> None:
+    """Have the pages of an old pool promised that it may lack: those by which it grows, or some
+    that one has given back who was killed while he made it smaller.
+
+    Args:
+        had: bytes that were promised, if he was not.
+        length: bytes that are to be.
+
+    Raises:
+        OSError: the pool is not to be had, though it does not grow.
+        UserError: there are too few for it to grow; it stays as it is.
+    """
+    if length <= had:
+        why = pool.promise(length)
+        if why:
+            raise OSError(errno.ENOMEM, why)
+        return
+    pool.lengthen(length)
+    _promise(pool, length, had)
+
+
 def _identity(pool: FileId, file: FileId) -> bytes:
     facts = _IDENTITY.pack(_MAGIC, *pool, *file, 0)
     return facts[:-4] + zlib.crc32(facts[:-4]).to_bytes(4, "little")
-
-
-def remove(stem: str, keep: PoolFiles | None = None, say: Say = bool) -> tuple[int, list[str]]:
-    """Remove the names of this stem's files, but for our pool `keep` and pools that are in use.
-
-    Returns:
-        Bytes of memory that the files had, and the pools that are in use, without their endings.
-    """
-    groups: dict[str, list[Path]] = {}
-    for path in _ours(stem):
-        part = _parts(path, stem)
-        groups.setdefault(part[1] if part else "", []).append(path)
-    removed, in_use = 0, []
-    for number, paths in groups.items():
-        if keep is not None and keep.pool.path == f"{stem}.{number}.pool":
-            own = (keep.pool.path, keep.file.path)
-            removed += sum(_remove(path) for path in paths if str(path) not in own)
-            continue
-        claims = [fd for path in paths if (fd := _claim_to_remove(path, say)) is not None]
-        if all(fd >= 0 for fd in claims):
-            removed += sum(_remove(path) for path in paths)
-        else:
-            in_use.append(f"{stem}.{number}")
-        for fd in claims:
-            if fd >= 0:
-                os.close(fd)
-    return removed, in_use
-
-
-def _claim_to_remove(path: Path, say: Say) -> int | None:
-    """Claim a file: its descriptor; -1 if somebody lives in it; None if only its name can go."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        if path.suffix in (".pool", ".ledger"):
-            claim(fd, gpuusers.patience_with(path.with_suffix(".pool")), say)
-            return fd
-        if take(fd):
-            return fd
-    except (InUse, UserError):
-        pass
-    os.close(fd)
-    return -1
-
-
-def _remove(path: Path) -> int:
-    try:
-        size = path.lstat().st_blocks * 512
-        path.unlink()
-    except (FileNotFoundError, IsADirectoryError):
-        return 0
-    return size

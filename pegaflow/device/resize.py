@@ -117,7 +117,10 @@ def _has_room(pool: SharedFile, file: SharedFile, geometry: Geometry, extent: in
 
 
 def _give_back(pool: SharedFile, geometry: Geometry, extent: int) -> None:
-    punch(pool, extent * geometry.extent_bytes, geometry.extent_bytes)
+    start, size = extent * geometry.extent_bytes, geometry.extent_bytes
+    if pool.huge:
+        pool.reserve(start, size)  # of a page that is not there a hole takes no promise back
+    punch(pool, start, size)
 
 
 def punch(file: SharedFile, start: int, length: int) -> bool:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pegaflow
 from pegaflow.core.errors import UserError
+from pegaflow.device import hugepages
 from pegaflow.service import poolsize, sizes
 from pegaflow.service.config import Origin, Source
 from pegaflow.service.settings import SETTINGS, Settings
@@ -217,7 +218,8 @@ def _said(key: str, value: object) -> str:
 
 def _default_pool(settings: Settings) -> poolsize.PoolSize:
     try:
-        return poolsize.choose(None, poolsize.look(), settings.extent_size)
+        pages = hugepages.best(hugepages.look()) if settings.use_hugepages else None
+        return poolsize.choose(None, poolsize.look(), settings.extent_size, pages)
     except UserError as err:
         return poolsize.PoolSize(0, str(err))
 

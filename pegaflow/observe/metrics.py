@@ -95,6 +95,13 @@ METRICS = (
         lambda v: v.report.pool_bytes if v.report else 0,
     ),
     Shown(
+        "pegaflow_pool_page_bytes",
+        SUPERVISOR,
+        "Size of the memory pages that the pool's file is made of: of huge pages with "
+        "--use-hugepages.",
+        lambda v: v.gauge(SUPERVISOR, "pool_page_bytes"),
+    ),
+    Shown(
         "pegaflow_pool_used_bytes",
         ALLOCATOR,
         "Bytes of pages that hold a block or are granted to a session.",

@@ -6,6 +6,8 @@ below the table is never broken by us: a path in it can be copied and searched f
 an engine says it is, so it is shown as it is and never read as rich's markup.
 """
 
+import mmap
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -53,7 +55,7 @@ def _lines(view: View, report: Report) -> list[str]:
     waiting = view.gauge(SUPERVISOR, "opens_waiting")
     lines = [
         f"pool: {sizes.show(report.pool_bytes)}, {sizes.show(int(used))} in use",
-        f"pool file: {report.pool_path or 'none yet'}",
+        f"pool file: {report.pool_path or 'none yet'}{_pages(view)}",
         f"cache: {view.gauge(INDEX, 'blocks_resident'):.0f} blocks, {rate}",
         f"engines: {engines}" + (f", {waiting:.0f} waiting" if waiting else ""),
         ssd_line(view),
@@ -66,6 +68,12 @@ def _lines(view: View, report: Report) -> list[str]:
             rest = max(0, kind.retry_at_ns - report.at) / 1e9
             lines.append(f"{kind.name} is {kind.state}: it is tried again in {rest:.1f} s")
     return [line for line in lines if line]
+
+
+def _pages(view: View) -> str:
+    """How large they are, if they are not as everybody's."""
+    page_bytes = int(view.gauge(SUPERVISOR, "pool_page_bytes"))
+    return f", in pages of {sizes.show(page_bytes)}" if page_bytes > mmap.PAGESIZE else ""
 
 
 def _restarts(report: Report) -> str:

@@ -185,9 +185,11 @@ def doctor(
     from . import doctor as checks
     from . import poolsize
 
-    asked = config.load({"pool_size": pool_size}, os.environ).pool_size
-    pool_bytes = checks.pool_of(asked, poolsize.look())
-    lines = checks.gpu(gpufacts.read(), pool_bytes, wanted=gpu)
+    settings = config.load({"pool_size": pool_size}, os.environ)
+    facts, huge = gpufacts.read(), settings.use_hugepages
+    places = facts.hugetlb if huge else ()
+    pool_bytes = checks.pool_of(settings.pool_size, poolsize.look(), places)
+    lines = checks.gpu(facts, pool_bytes, wanted=gpu, huge=huge)
     if format is Format.json:
         print(json.dumps([dataclasses.asdict(line) for line in lines]))
     else:

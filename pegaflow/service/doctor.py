@@ -8,10 +8,13 @@ all; or it is a `note`, of what cannot be known from here or costs no more than 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pegaflow.core.errors import UserError
 from pegaflow.device.gpufacts import Device, GpuFacts
+from pegaflow.device.hugepages import HugePages, best
+from pegaflow.device.poolfiles import TRAILER_BYTES
 from pegaflow.wire.units import Bytes, Constant
 
 from .poolsize import SHARE_OF_RAM, Memory
@@ -57,25 +60,33 @@ def absent(facts: GpuFacts) -> bool:
     return not facts.files and not facts.devices and not facts.driver
 
 
-def pool_of(asked_bytes: int | None, memory: Memory) -> int:
-    """How large a pool is meant: as asked, or a share of the memory, whatever /dev/shm holds."""
+def pool_of(asked_bytes: int | None, memory: Memory, places: Sequence[HugePages] = ()) -> int:
+    """How large a pool is meant: as asked, or a share of the memory, whatever /dev/shm holds.
+
+    Args:
+        places: where it may lie, if it is to be of huge pages: of as many as there are, then.
+    """
     if asked_bytes is not None:
         return asked_bytes
+    if places:
+        return max(max(0, place.total - 1) * place.page_bytes for place in places)
     room = memory.cgroup_room_bytes
     most = memory.total_bytes if room is None else min(room, memory.total_bytes)
     return int(most * SHARE_OF_RAM)
 
 
-def gpu(facts: GpuFacts, pool_bytes: int, *, wanted: bool) -> list[Line]:
+def gpu(facts: GpuFacts, pool_bytes: int, *, wanted: bool, huge: bool = False) -> list[Line]:
     """What blocks of GPU memory need; a line each.
 
     Args:
         pool_bytes: how large the pool is to be.
         wanted: whether there is to be a GPU.
+        huge: whether the pool is to be of huge pages (--use-hugepages).
     """
     if absent(facts):
         do = "in a container, if there is to be one: start it with --gpus all (docker)"
-        return [Line(Verdict.LACKS if wanted else Verdict.NOTE, "GPU", NO_GPU, do)]
+        gone = Line(Verdict.LACKS if wanted else Verdict.NOTE, "GPU", NO_GPU, do)
+        return [gone, _reserved(facts, pool_bytes)] if huge else [gone]
     return [
         _driver(facts),
         _cupy(facts),
@@ -84,7 +95,7 @@ def gpu(facts: GpuFacts, pool_bytes: int, *, wanted: bool) -> list[Line]:
         _peers(facts),
         _memlock(facts, pool_bytes),
         _numa(facts),
-        _huge_pages(facts),
+        _reserved(facts, pool_bytes) if huge else _huge_pages(facts, pool_bytes),
         _shm(facts, pool_bytes),
         _pids(facts),
         _trace(facts),
@@ -192,15 +203,33 @@ def _numa(facts: GpuFacts) -> Line:
     return Line(Verdict.OK, "NUMA", found)
 
 
-def _huge_pages(facts: GpuFacts) -> Line:
+def _huge_pages(facts: GpuFacts, pool_bytes: int) -> Line:
     if facts.shm_huge not in ("", "never"):
         return Line(Verdict.OK, "huge pages", f"/dev/shm has huge={facts.shm_huge}")
     found = "/dev/shm has none"
-    if facts.huge_pages:
-        reserved = f"{facts.huge_pages} of {show(facts.huge_page_bytes)} are reserved"
-        found += f", and {reserved} of which a pool gets none"
     do = "registering a pool takes longer: mount -o remount,huge=within_size /dev/shm"
+    for place in facts.hugetlb:
+        if place.total:
+            found += f", {place.total} of {place.size} are reserved ({place.folder})"
+        if place.writable and place.total >= place.pages(pool_bytes + TRAILER_BYTES):
+            do = "registering a pool takes longer: serve --use-hugepages"
     return Line(Verdict.NOTE, "huge pages", found, do)
+
+
+def _reserved(facts: GpuFacts, pool_bytes: int) -> Line:
+    """What a pool of huge pages needs."""
+    try:
+        place = best(facts.hugetlb)
+    except UserError as err:
+        return Line(Verdict.LACKS, "huge pages", str(err))
+    needed = place.pages(pool_bytes + TRAILER_BYTES)
+    found = (
+        f"{place.total} of {place.size} are reserved, {place.available} of them free "
+        f"({place.folder}); the pool needs {needed}"
+    )
+    if place.total < needed:
+        return Line(Verdict.LACKS, "huge pages", found, place.reserving(needed))
+    return Line(Verdict.OK, "huge pages", found)
 
 
 def _shm(facts: GpuFacts, pool_bytes: int) -> Line:

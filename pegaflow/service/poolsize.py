@@ -7,6 +7,9 @@ nobody has to guess why the pool is as it is.  A size that was asked for is take
 or refused; nobody gets much less than they named.  The file beside the pool, which has a record per
 page and the table of what is in memory, takes some 1.1 % of the pool more, and has to fit as well.
 
+In huge pages (device/hugepages.py) a pool has as many of them as are free, if nobody says how many;
+whether it gets them the kernel says when it is made.  Its ledger alone needs room in /dev/shm.
+
 `choose` is pure: it is given a `Memory`; `look` reads one from the system.
 """
 
@@ -22,6 +25,8 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.limits import GIB, MIB
 from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.core.pool.table import file_bytes
+from pegaflow.device import poolfiles
+from pegaflow.device.hugepages import HugePages
 from pegaflow.wire.units import Bytes, Share
 
 from .sizes import show
@@ -73,20 +78,49 @@ class PoolSize:
     reason: str
 
 
-def choose(asked_bytes: int | None, memory: Memory, extent: int) -> PoolSize:
+def choose(
+    asked_bytes: int | None, memory: Memory, extent: int, pages: HugePages | None = None
+) -> PoolSize:
     """The pool's size.
 
     Args:
         asked_bytes: what the user wants; None: what is sensible here.
         memory: of the machine, now.
         extent: bytes; the size is a multiple of it.
+        pages: that the pool is to be made of; None: it lies in /dev/shm.
 
     Raises:
         UserError: there is no room for a sensible pool, or not for the one that is wanted.
     """
+    if pages is not None:
+        return _huge(asked_bytes, memory, extent, pages)
     return (
         _default(memory, extent) if asked_bytes is None else _explicit(asked_bytes, memory, extent)
     )
+
+
+def _huge(asked: int | None, memory: Memory, extent: int, pages: HugePages) -> PoolSize:
+    where = f"huge pages of {pages.size} in {pages.folder}"
+    if asked is None:
+        why = f"{pages.available} {where} are free"
+        room = pages.available * pages.page_bytes - poolfiles.TRAILER_BYTES
+        if room < max(SMALLEST_DEFAULT, extent):
+            least = pages.pages(SMALLEST_DEFAULT + poolfiles.TRAILER_BYTES)
+            do = pages.reserving(pages.total + max(0, least - pages.available))
+            raise UserError(f"no room for a pool: {why}; {do} is the least")
+    else:
+        why, room = f"as asked, in {where}", asked
+    size = room // extent * extent
+    if not size:
+        raise UserError(f"a pool of {show(room)} is smaller than one extent ({show(extent)})")
+    rooms = (memory.shm_free_bytes, memory.available_bytes, memory.cgroup_room_bytes)
+    most = min(room for room in rooms if room is not None)
+    if _ledger(size) > most:
+        raise UserError(
+            f"the ledger of a pool of {show(size)} needs {show(_ledger(size))} in /dev/shm: there "
+            f"is room for {show(most)}"
+        )
+    return PoolSize(size, f"pool of {show(size)}: {why}")
 
 
 def _default(memory: Memory, extent: int) -> PoolSize:

@@ -31,7 +31,7 @@ from pegaflow.client.place import pid_namespace
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
-from pegaflow.device import poolfiles
+from pegaflow.device import hugepages, poolfiles, poolnames
 from pegaflow.device.memory import FileId
 from pegaflow.device.poolfiles import PoolFiles, Wanted
 from pegaflow.device.procs import open_pidfd, start_ticks
@@ -65,6 +65,11 @@ from .settings import Settings
 
 SHM = Path("/dev/shm")
 
+STILL_MAPPED = (
+    "the pool of an earlier life was removed, but its pages are free only when no engine has it "
+    "mapped: those that are served staged do until they notice that their session is gone"
+)
+
 
 def shm_stem(run_dir: Path) -> str:
     """What the names of all files in shared memory of this run directory's service begin with."""
@@ -95,8 +100,9 @@ class _House:
         }
         self._stem = str(SHM / shm_stem(settings.run_dir))
         self.reason = ""  # why the pool is as it is
+        self._removed_bytes = 0  # of pools of earlier lives
         given = poolfiles.incarnation_of(self._stem)
-        above = max(poolfiles.numbers(self._stem), default=0)
+        above = max(poolnames.numbers(self._stem), default=0)
         self.files = self._adopt() or self._make(given, above)
         self.incarnation = max(given, self.files.header.incarnation)  # the last one given away
         self.supervisor = self._next()  # our own
@@ -108,13 +114,15 @@ class _House:
         settings = self.settings
         extent = settings.extent_size
         log = logs.get_logger()
+        huge = hugepages.best(hugepages.look()) if settings.use_hugepages else None
         wanted = Wanted(
             settings.pool_size,
             None if extent == Settings.extent_size else extent,
             settings.fresh,
             str(settings.run_dir),
+            huge=settings.use_hugepages,
             check=lambda there: poolsize.choose(
-                settings.pool_size, poolsize.look().plus(there), extent
+                settings.pool_size, poolsize.look().plus(there), extent, huge
             ),
             say=self._waits,
         )
@@ -127,7 +135,7 @@ class _House:
             log.warning("pool_in_use", why=why, then=then)
         for why in found.refused:
             log.warning("pool_not_adopted", why=why, then=then)
-        poolfiles.remove(self._stem, files, self._waits)
+        self._removed_bytes, _ = poolnames.remove(self._stem, files, self._waits)
         if files is not None:
             pages, bytes_ = files.sealed()
             held = f"{sizes.show(bytes_)} in {pages} pages"
@@ -148,10 +156,22 @@ class _House:
             UserError: there is no room for it.
         """
         extent = self.settings.extent_size
-        chosen = poolsize.choose(self.settings.pool_size, poolsize.look(), extent)
+        pages = hugepages.best(hugepages.look()) if self.settings.use_hugepages else None
+        chosen = poolsize.choose(self.settings.pool_size, poolsize.look(), extent, pages)
         self.reason = chosen.reason
-        geometry, run_dir = Geometry(chosen.size, extent), str(self.settings.run_dir)
-        return poolfiles.make(self._stem, geometry, incarnation, above, run_dir=run_dir)
+        try:
+            return poolfiles.make(
+                self._stem,
+                Geometry(chosen.size, extent),
+                incarnation,
+                above,
+                run_dir=str(self.settings.run_dir),
+                folder="" if pages is None else pages.folder,
+            )
+        except UserError as err:
+            if not (pages and self._removed_bytes):
+                raise
+            raise UserError(f"{err}; {STILL_MAPPED}") from None
 
     def _next(self) -> Incarnation:
         """A number that nobody has had before."""
@@ -172,6 +192,7 @@ class _House:
             extent_bytes=header.extent_bytes,
             pool_file=pool.id,
             ledger_file=ledger.id,
+            page_bytes=pool.page_bytes,
         )
 
     def _draw(self, job: NextIncarnation) -> IncarnationDrawn:
@@ -344,6 +365,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         "serving",
         endpoint=front_desk,
         pool=sizes.show(size),
+        pages=sizes.show(house.files.pool.page_bytes),
         reason=house.reason,
         incarnation=house.supervisor,
     )
@@ -384,8 +406,8 @@ def kept_pools() -> list[poolfiles.Kept]:
 def purge_all() -> tuple[int, list[str]]:
     """Remove every pool of this user in which no service lives; the bytes that this frees, and the
     pools that stay."""
-    stems = {str(Path(pool.path).with_suffix("").with_suffix("")) for pool in kept_pools()}
-    done = [poolfiles.remove(stem) for stem in sorted(stems)]
+    stems = {str(SHM / Path(pool.path).with_suffix("").stem) for pool in kept_pools()}
+    done = [poolnames.remove(stem) for stem in sorted(stems)]
     return sum(freed for freed, _ in done), [name for _, stay in done for name in stay]
 
 
@@ -397,11 +419,11 @@ def purge(run_dir: Path) -> int:
     """
     stem = str(SHM / shm_stem(run_dir))
     if not run_dir.is_dir():
-        if not poolfiles.numbers(stem):
+        if not poolnames.numbers(stem):
             raise UserError(f"there is no run directory {run_dir} and no pool of it; see --list")
         run_dir = rundir.prepare(run_dir)
     with rundir.ServiceLock.acquire(rundir.prepare(run_dir)):
-        freed, in_use = poolfiles.remove(stem)
+        freed, in_use = poolnames.remove(stem)
         if in_use:
             raise UserError(f"another service lives in {', '.join(in_use)}: it stays as it is")
         return freed

@@ -54,8 +54,6 @@ REFUSED = {
     "--ssd-prefetch-queue-depth": "no read is dropped; see --max-prefetch-blocks",
     "--trace-sample-rate": "this version traces no requests; see --log-level debug",
     "--transfer-lock-timeout-secs": _NO_PEERS,
-    "--use-hugepages": "the pool is in /dev/shm, not hugetlbfs: `mount -o remount,huge=within_size "
-    "/dev/shm` gives it huge pages",
 }
 """Flags that cannot be honoured, and why in a few words."""
 

@@ -124,6 +124,13 @@ class Settings:
         told="devices",
         unset="those in use",
     )
+    use_hugepages: bool = said(
+        values.yes_or_no,
+        "Keep the pool in reserved huge pages, in a mounted hugetlbfs.",
+        "",
+        default=False,
+        why="The pages have to be reserved before, and nobody else has use of them then.",
+    )
     numa_affinity: bool = said(
         values.yes_or_no,
         "Spread a new pool over the NUMA nodes that have GPUs (those of --devices).",

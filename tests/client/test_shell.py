@@ -3,18 +3,20 @@
 import gc
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pegaflow.client import Client, place
-from pegaflow.client.effects import DialSession, MapFiles
+from pegaflow.client.effects import CopyIn, DialSession, HangUp, MapFiles
 from pegaflow.client.machine import State
 from pegaflow.client.operations import Kind, Operation
 from pegaflow.client.results import Lease
 from pegaflow.client.shell import _HELD
 from pegaflow.wire.identities import Incarnation, Namespace
+from pegaflow.wire.layout import LayerLayout, Layout
 from pegaflow.wire.links import DRAIN_MAX
 from pegaflow.wire.session import Attached
 from pegaflow.wire.status import Status
@@ -91,6 +93,27 @@ def test_files_that_cannot_be_mapped(client: Client, tmp_path: Path) -> None:
         )
         assert client._machine.state is State.LOST
         assert client.refusal.startswith("cannot map") and "\n" not in client.refusal
+
+
+def test_the_pool_of_a_lost_session_is_not_mapped_any_more(client: Client, tmp_path: Path) -> None:
+    """Its service may have been replaced by one that removes it and needs the memory."""
+    pool = tmp_path / "pool"
+    pool.write_bytes(bytes(8192))
+    client.register(
+        Layout(1, (LayerLayout(0, 0, 4096, 4096),), "uint8", "test"), [bytearray(b"x" * 4096)]
+    )
+
+    def is_mapped() -> bool:
+        return str(pool) in Path("/proc/self/maps").read_text()
+
+    attached = Attached(
+        str(pool), 8192, str(pool), 1, page_size=4096, namespace=Namespace(bytes(16))
+    )
+    client._apply([MapFiles(attached)])
+    client._bounce = None
+    assert is_mapped()
+    client._apply([HangUp(), CopyIn(1, (0,), (0,), time.monotonic_ns() + 10**9)])
+    assert not is_mapped()
 
 
 CALLS: dict[str, Callable[[Client], object]] = {

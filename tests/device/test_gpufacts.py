@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ class Management:
         return 0
 
 
+PAGES_OF = "sys/kernel/mm/hugepages/hugepages"
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host with two GPUs, on which cupy is installed."""
@@ -42,8 +46,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "dev/nvidiactl": "",
         "dev/shm/x": "",
         "proc/driver/nvidia/version": VERSION,
-        "proc/meminfo": "HugePages_Total:  64\nHugePages_Free:   32\nHugepagesize:  2048 kB\n",
-        "proc/self/mounts": "tmpfs /tmp tmpfs rw 0 0\ntmpfs /dev/shm tmpfs rw,huge=advise 0 0\n",
+        "proc/self/mounts": "tmpfs /tmp tmpfs rw 0 0\ntmpfs /dev/shm tmpfs rw,huge=advise 0 0\n"
+        f"none {tmp_path / 'root' / 'dev'} hugetlbfs rw 0 0\n",
+        # In it pages are as large as in any other folder.
+        f"{PAGES_OF}-{os.statvfs(tmp_path).f_bsize >> 10}kB/nr_hugepages": "64",
         "proc/self/ns/pid": "",
         "proc/self/status": "Name:\tx\nCapEff:\t0000000000080000\n",
         "proc/sys/kernel/yama/ptrace_scope": "2\n",
@@ -76,7 +82,8 @@ def test_everything_is_read(root: Path) -> None:
     assert facts.apart == ((0, 1),)
     assert (facts.cupys, facts.cupy_error) == ((("cupy-cuda12x", "14.2.0"),), "")
     assert facts.nvrtc_error != ""  # what stands in for cupy compiles nothing
-    assert (facts.nodes, facts.huge_pages, facts.huge_page_bytes) == (2, 64, 2 << 20)
+    (place,) = facts.hugetlb
+    assert (facts.nodes, place.folder, place.total) == (2, str(root / "dev"), 64)
     assert facts.shm_huge == "advise"
     assert facts.shm_bytes > 0 and facts.own_pids
     assert (facts.trace_scope, facts.may_trace) == (2, True)
@@ -85,7 +92,7 @@ def test_everything_is_read(root: Path) -> None:
 def test_a_host_without_anything_is_read_too(tmp_path: Path) -> None:
     facts = gpufacts.read(tmp_path)
     assert not facts.files and facts.driver == "" and facts.nodes == 1 and not facts.own_pids
-    assert (facts.huge_pages, facts.shm_bytes, facts.trace_scope) == (0, 0, 0)
+    assert (facts.hugetlb, facts.shm_bytes, facts.trace_scope) == ((), 0, 0)
 
 
 def test_a_driver_that_does_not_begin_is_an_error_that_is_said(

@@ -15,7 +15,8 @@ import pytest
 from pegaflow.core import limits
 from pegaflow.core.errors import UserError
 from pegaflow.device import gpuusers, locks
-from pegaflow.device.poolfiles import adopt, remove
+from pegaflow.device.poolfiles import adopt
+from pegaflow.device.poolnames import remove
 from pegaflow.device.procs import dies, start_ticks
 
 from .test_locks import holder

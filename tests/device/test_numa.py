@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,10 +75,16 @@ class Placed:
     """An allocator's device on a host with GPUs beside nodes 1 and 3."""
 
     def __init__(
-        self, patch: pytest.MonkeyPatch, *, numa_affinity: bool = True, why: str = ""
+        self,
+        patch: pytest.MonkeyPatch,
+        *,
+        numa_affinity: bool = True,
+        why: str = "",
+        huge: bool = False,
     ) -> None:
         self.asked: list[tuple[int, int, int]] = []
         self.counted: list[tuple[str, ...]] = []
+        self.grown: list[object] = []  # where memory was preferred, and what was made real then
 
         def prefer(address: int, length: int, node: int) -> str:
             self.asked.append((address, length, node))
@@ -86,13 +94,20 @@ class Placed:
             self.counted.append(names)
             return [1, 3]
 
+        @contextmanager
+        def preferring(node: int) -> Iterator[str]:
+            self.grown.append(node)
+            yield why
+            self.grown.append(-1)
+
         patch.setattr(numa, "prefer", prefer)
+        patch.setattr(numa, "preferring", preferring)
         patch.setattr(numa, "beside_gpus", beside)
         device: Any = AllocatorDevice(SimpleNamespace())  # type: ignore[arg-type]
         device._files = SimpleNamespace(
             welcome=SimpleNamespace(numa=numa_affinity, gpus=("0",)),
             geometry=SimpleNamespace(extent_bytes=100),
-            pool=lambda: SimpleNamespace(address=5000),
+            pool=lambda: SimpleNamespace(address=5000, huge=huge),
             ledger=lambda: None,
         )
         patch.setattr("pegaflow.actors.allocator.device.Extents", lambda *_: self)
@@ -100,6 +115,7 @@ class Placed:
 
     def grow(self, extent: int) -> str:
         """Of Extents: it is there."""
+        self.grown.append(f"extent {extent}")
         return ""
 
     def done(self, extent: int) -> Done:
@@ -120,6 +136,31 @@ def test_a_kernel_that_refuses_is_asked_once_and_said_once(monkeypatch: pytest.M
     first, second = host.done(0), host.done(1)
     assert first.ok and "mbind to node 1: Operation not permitted" in first.note
     assert second == Done(Status.OK) and len(host.asked) == 1
+
+
+def test_huge_pages_are_placed_by_who_makes_them_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Placed(monkeypatch, huge=True)
+    assert [host.done(extent) for extent in range(2)] == [Done(Status.OK)] * 2
+    assert host.grown == [1, "extent 0", -1, 3, "extent 1", -1] and not host.asked
+    refused = Placed(monkeypatch, huge=True, why="Operation not permitted")
+    first, second = refused.done(0), refused.done(1)
+    assert "set_mempolicy to node 1: Operation not permitted" in first.note
+    assert second == Done(Status.OK) and refused.grown == [1, "extent 0", -1, "extent 1"]
+
+
+def policy() -> str:
+    """By which memory of this thread is taken, as the kernel shows it."""
+    return Path("/proc/thread-self/numa_maps").read_text().split()[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
+def test_a_thread_prefers_a_node_for_as_long_and_no_longer() -> None:
+    assert policy() == "default"
+    with numa.preferring(0) as why:
+        assert (why, policy()) in (("", "prefer:0"), ("Operation not permitted", "default"))
+    assert policy() == "default"
+    with numa.preferring(1000) as why:
+        assert why in ("Invalid argument", "Operation not permitted")
 
 
 def test_where_it_is_not_wanted_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.pool import ledger
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.core.pool.ledger import HEADER_BYTES, RECORD_BYTES, Record
-from pegaflow.device import poolfiles, resize
+from pegaflow.device import poolfiles, poolnames, resize
 from pegaflow.device.poolfiles import Found, PoolFiles, Wanted
 from pegaflow.wire.identities import Incarnation, Key, Namespace, PageId, Stamp
 from tests.naming import as_pages
@@ -149,7 +149,7 @@ def test_another_users_pool_is_passed_over(stem: str, monkeypatch: pytest.Monkey
     uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
     assert poolfiles.adopt(stem, AS_IT_IS) == Found(None)
-    assert poolfiles.remove(stem) == (0, [])
+    assert poolnames.remove(stem) == (0, [])
     assert Path(f"{stem}.1.pool").exists()
 
 
@@ -164,7 +164,7 @@ def test_names_that_another_user_has_taken_keep_nobody_out(
     files = made(stem)
     assert files.ledger.read(PageId(0)) == RECORD
     files.share(Incarnation(7))
-    assert poolfiles.remove(stem, files) == (0, [])
+    assert poolnames.remove(stem, files) == (0, [])
     assert len(list(Path(stem).parent.iterdir())) == 6
     found = poolfiles.adopt(stem, AS_IT_IS)
     assert found.files is not None and found.files.pool.path == files.pool.path
@@ -206,7 +206,7 @@ def test_a_pool_of_a_version_that_wrote_no_identity_is_adopted_and_gets_one(stem
 def test_the_newest_pool_counts_and_the_oldest_incarnation_is_never_given_again(stem: str) -> None:
     made(stem).ledger.set_incarnation(Incarnation(40))
     made(stem)
-    assert poolfiles.numbers(stem) == [2, 1]
+    assert poolnames.numbers(stem) == [2, 1]
     assert poolfiles.incarnation_of(stem) == 40
     files = poolfiles.adopt(stem, AS_IT_IS).files
     assert files is not None and files.pool.path == f"{stem}.2.pool"
@@ -220,11 +220,11 @@ def test_a_pool_in_use_is_passed_over_and_stays(stem: str) -> None:
         found = poolfiles.adopt(stem, AS_IT_IS)
         assert found.in_use == (f"{stem}.2.pool is in use by another service (pid {pid})",)
         assert found.files is not None and found.files.pool.path == f"{stem}.1.pool"
-        assert poolfiles.remove(stem, found.files)[1] == [f"{stem}.2"]
+        assert poolnames.remove(stem, found.files)[1] == [f"{stem}.2"]
         assert sorted(p.name for p in Path(stem).parent.iterdir()) == [
             f"pegaflow-0-abc.{name}" for name in ("1.ledger", "1.pool", "2.ledger", "2.pool")
         ]
-    assert poolfiles.remove(stem, found.files)[1] == []
+    assert poolnames.remove(stem, found.files)[1] == []
     assert len(list(Path(stem).parent.iterdir())) == 2
 
 
@@ -232,18 +232,18 @@ def test_a_bounce_file_in_use_stays_and_nobody_is_killed_for_it(stem: str) -> No
     path = Path(f"{stem}.1.session.4.bounce")
     path.touch(0o600)
     with holder(path, service=3) as child:
-        assert poolfiles.remove(stem) == (0, [f"{stem}.1"])
+        assert poolnames.remove(stem) == (0, [f"{stem}.1"])
         assert child.poll() is None and path.exists()
-    assert poolfiles.remove(stem) == (0, []) and not path.exists()
+    assert poolnames.remove(stem) == (0, []) and not path.exists()
 
 
 def test_removed_names_take_no_bytes_from_who_has_them_mapped(stem: str) -> None:
     old = made(stem)
     neighbour = Path(f"{stem}x.1.pool")
     neighbour.touch()
-    assert poolfiles.remove(stem)[0] > 0
+    assert poolnames.remove(stem)[0] > 0
     assert old.ledger.read(PageId(0)) == RECORD
-    assert poolfiles.numbers(stem) == [] and neighbour.exists()
+    assert poolnames.numbers(stem) == [] and neighbour.exists()
 
 
 def test_a_name_that_is_another_files_by_now_is_not_removed(stem: str) -> None:
@@ -259,7 +259,7 @@ def test_a_name_that_is_another_files_by_now_is_not_removed(stem: str) -> None:
 def test_what_is_kept_is_not_removed(stem: str) -> None:
     old = made(stem)
     Path(f"{stem}.1.session.4.0.bounce").touch()
-    poolfiles.remove(stem, old)
+    poolnames.remove(stem, old)
     assert {p.name for p in Path(stem).parent.iterdir()} == {
         "pegaflow-0-abc.1.pool",
         "pegaflow-0-abc.1.ledger",

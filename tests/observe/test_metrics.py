@@ -90,7 +90,7 @@ def samples(shown: Report | None, now: int = AT) -> dict[tuple[str, tuple[str, .
 
 NAMES = """
 pegaflow_build_info pegaflow_ready pegaflow_uptime_seconds pegaflow_snapshot_age_seconds
-pegaflow_pool_capacity_bytes pegaflow_pool_used_bytes pegaflow_pool_bytes
+pegaflow_pool_capacity_bytes pegaflow_pool_page_bytes pegaflow_pool_used_bytes pegaflow_pool_bytes
 pegaflow_pool_alloc_failures_total pegaflow_pool_allocs_total pegaflow_inflight_bytes
 pegaflow_cache_resident_bytes
 pegaflow_cache_resident_blocks pegaflow_cache_block_hits_total pegaflow_cache_block_misses_total

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pegaflow.core.limits import GIB, MIB
 from pegaflow.device import gpufacts
 from pegaflow.device.gpufacts import Device, GpuFacts
+from pegaflow.device.hugepages import HugePages
 from pegaflow.service import doctor
 from pegaflow.service.cli import app
 from pegaflow.service.doctor import Line, Verdict
@@ -28,6 +29,7 @@ WELL = GpuFacts(
     shm_huge="within_size",
     shm_bytes=64 * GIB,
 )
+HUGE = HugePages("/dev/hugepages", 2 * MIB, total=64, free=32, promised=0)
 
 
 def lines(facts: GpuFacts, *, wanted: bool = True) -> list[Line]:
@@ -78,7 +80,8 @@ NOTED: list[tuple[dict[str, Any], str, str]] = [
     ({"nodes": 2, "devices": (FIRST, replace(SECOND, numa_node=1))}, "NUMA", "slower"),
     ({"nodes": 2, "devices": (replace(FIRST, numa_node=-1),)}, "NUMA", "slower"),
     ({"shm_huge": ""}, "huge pages", "huge=within_size"),
-    ({"shm_huge": "never", "huge_pages": 64}, "huge pages", "huge=within_size"),
+    ({"shm_huge": "never", "hugetlb": (HUGE,)}, "huge pages", "huge=within_size"),
+    ({"shm_huge": "", "hugetlb": (replace(HUGE, total=4097),)}, "huge pages", "--use-hugepages"),
     ({"own_pids": True}, "pid namespace", "--pid=host"),
     ({"trace_scope": 2}, "ptrace", "ptrace_scope=1"),
     ({"devices": (replace(FIRST, stays=False),)}, "persistence", "-pm 1"),
@@ -120,11 +123,32 @@ def test_a_host_without_a_gpu_is_one_line() -> None:
     assert line.verdict is Verdict.NOTE
 
 
+@pytest.mark.parametrize(
+    ("places", "verdict", "said"),
+    [
+        ((replace(HUGE, total=4097, free=10),), Verdict.OK, "4097 of 2048 kB are reserved, 10 of"),
+        ((HUGE,), Verdict.LACKS, "the pool needs 4097; "),
+        ((HUGE,), Verdict.LACKS, "nr_hugepages"),
+        ((replace(HUGE, writable=False),), Verdict.LACKS, "no file in /dev/hugepages"),
+        ((), Verdict.LACKS, "no hugetlbfs is mounted"),
+    ],
+)
+@pytest.mark.parametrize("host", [WELL, GpuFacts(files=False, error="no libcuda.so.1")])
+def test_a_pool_that_is_to_be_of_huge_pages(
+    host: GpuFacts, places: tuple[HugePages, ...], verdict: Verdict, said: str
+) -> None:
+    found = doctor.gpu(replace(host, hugetlb=places), POOL, wanted=False, huge=True)
+    (line,) = (line for line in found if line.about == "huge pages")
+    assert line.verdict is verdict and said in str(line)
+
+
 def test_the_pool_is_what_is_asked_for_or_a_quarter_of_what_may_be_taken() -> None:
     memory = Memory(64 * GIB, 60 * GIB, None, 64 * MIB)
     assert doctor.pool_of(GIB, memory) == GIB
     assert doctor.pool_of(None, memory) == 16 * GIB
     assert doctor.pool_of(None, replace(memory, cgroup_room_bytes=8 * GIB)) == 2 * GIB
+    assert doctor.pool_of(None, memory, (HUGE,)) == 63 * 2 * MIB
+    assert doctor.pool_of(GIB, memory, (HUGE,)) == GIB
 
 
 def told(monkeypatch: pytest.MonkeyPatch, facts: GpuFacts, *words: str) -> tuple[int, str]:

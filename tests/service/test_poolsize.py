@@ -14,6 +14,8 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.limits import GIB, MIB
 from pegaflow.core.pool.geometry import MIN_PAGE
 from pegaflow.core.pool.table import file_bytes
+from pegaflow.device import hugepages
+from pegaflow.device.hugepages import HugePages
 from pegaflow.service.poolsize import Memory, choose, look, pin_note
 
 EXTENT = 32 * MIB
@@ -45,6 +47,52 @@ def test_the_tightest_bound_is_the_size_and_the_reason(
     chosen = choose(None, replace(ROOMY, **change), EXTENT)
     assert chosen.size == size
     assert chosen.reason.endswith(reason)
+
+
+HUGE = HugePages("/dev/hugepages", 2 * MIB, total=5000, free=4108, promised=8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "size", "reason"),
+    [
+        (None, 4105, 8 * GIB, "4097 huge pages of 2048 kB in /dev/hugepages are free"),
+        (None, 4104, 8 * GIB - EXTENT, "4096 huge pages of 2048 kB in /dev/hugepages are free"),
+        (30 * GIB + 5, 9, 30 * GIB, "as asked, in huge pages of 2048 kB in /dev/hugepages"),
+    ],
+)
+def test_of_huge_pages_it_has_as_many_as_are_free_or_asked_for(
+    asked: int | None, free: int, size: int, reason: str
+) -> None:
+    """Its trailer needs one, too.  Whether the kernel gives them is seen when the pool is made."""
+    pages = replace(HUGE, free=free)
+    chosen = choose(asked, replace(ROOMY, available_bytes=GIB), EXTENT, pages)
+    assert (chosen.size, chosen.reason.partition(": ")[2]) == (size, reason)
+
+
+@pytest.mark.parametrize(
+    ("asked", "pages", "memory", "why"),
+    [
+        (
+            None,
+            replace(HUGE, free=8),
+            {},
+            "0 huge pages .*; sysctl -w vm.nr_hugepages=5065 is the least",
+        ),
+        (MIB, HUGE, {}, "a pool of 1 MiB is smaller than one extent"),
+        (4 * GIB, HUGE, {"shm_free_bytes": MIB}, r"the ledger .* needs \d.* MiB in /dev/shm"),
+        (4 * GIB, HUGE, {"cgroup_room_bytes": 0}, "there is room for 0 B"),
+    ],
+)
+def test_of_huge_pages_there_cannot_be_such_a_pool(
+    asked: int | None,
+    pages: HugePages,
+    memory: dict[str, int],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hugepages, "default_bytes", lambda: 2 * MIB)
+    with pytest.raises(UserError, match=why):
+        choose(asked, replace(ROOMY, **memory), EXTENT, pages)
 
 
 def test_a_small_shm_says_how_to_enlarge_it() -> None:

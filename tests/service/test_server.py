@@ -49,6 +49,7 @@ def test_a_refusal_is_one_line_and_status_2(
         ("--blockwise-alloc --enable-prometheus", ""),
         ("--disable-numa-affinity --device 1", "--no-numa-affinity --devices 1"),
         ("--device=0,1", "--devices=0,1"),
+        ("--use-hugepages", "--use-hugepages"),
         ("--log-level warn", "--log-level warning"),
         ("--log-level=TRACE", "--log-level=debug"),
         ("--log-level error --spares 3", "--log-level error --spares 3"),

@@ -35,7 +35,7 @@ from pegaflow.wire.jobs import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import ALLOCATOR, CLIENT, GATEWAY, INDEX, SESSION, Address
-from tests.actors.group import OPEN, PLAN, Group
+from tests.actors.group import OPEN, OPENED, PLAN, Group
 from tests.actors.rig import BOSS, CLIENT_8, EXTENT, MS, POOL, Rig, one, pick, said
 
 HTTP = replace(PLAN, http_addr="127.0.0.1:9091")
@@ -166,14 +166,19 @@ def test_sums_fit_a_message() -> None:
 
 
 def test_the_supervisor_reports_itself() -> None:
-    group = Group(replace(PLAN, pid=7))
+    group = Group(replace(PLAN, pid=7), replace(OPENED, page_bytes=4096))
     group.boss.reporting.measured = lambda: {"process_open_fds": 3}
     group.exit(group.now_living(SESSION))
     report = group.report()
     first = report.processes[0]
     assert (report.at, first.address, first.pid) == (group.now, BOSS, 7)
     numbers = {c.name: c.value for c in first.counters}
-    assert numbers == {"session_restarts": 1, "process_open_fds": 3, "opens_waiting": 0}
+    assert numbers == {
+        "session_restarts": 1,
+        "process_open_fds": 3,
+        "opens_waiting": 0,
+        "pool_page_bytes": 4096,
+    }
     sums = group.sums(BOSS.name)
     assert {n: v for n, v in sums.items() if "|" not in n} == {"session_restarts": 1}
 
