@@ -4,6 +4,8 @@
                 ├─ index        which block is where               one; dials the allocator
                 ├─ flusher      blocks to the SSD and back         one, or none; dials allocator
                 │                                                  and index
+                ├─ peer         blocks of other hosts, and      one, or none; dials allocator
+                │               ours for them                   and index
                 ├─ session      moves one engine's blocks          one per engine, and spares;
                 │                                                  dials allocator and index
                 └─ gateway      answers HTTP                       one, or none
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION
+from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, PEER, SESSION
 
 if TYPE_CHECKING:
     from .supervisor.plan import Plan
@@ -57,6 +59,13 @@ ROSTER = (
         holds=True,
         wanted=lambda plan: plan.ssd,
         works_in_drain=True,
+        missed=False,
+    ),
+    ChildSpec(
+        PEER,
+        hears_of=(ALLOCATOR, INDEX),
+        holds=True,
+        wanted=lambda plan: plan.linked,
         missed=False,
     ),
     ChildSpec(SESSION, hears_of=(ALLOCATOR, INDEX), holds=True),

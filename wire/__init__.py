@@ -24,12 +24,17 @@
     flusher    → index        Seal → Sealed, Held, LeasesHeld, Corrupt, WriteAll → Written
     index      → flusher      Fetch → Fetched, Flush, LeasesLost
     flusher    → allocator    Reserve → Reserved, Return, PagesHeld
+    peer       → peer         Meet, Met, Follow, Have, Ping, Pong                     peer.py
+    peer       → peer         Enter → Entered, Borrow → Lent, GiveBack → Returned
+    index      → peer         Holding, Fetch → Fetched
+    peer       → index        Around, Elsewhere, Find → Held, Seal → Sealed
+    peer       → allocator    Reserve → Reserved, Return, PagesHeld
 
 What stands behind an arrow is the answer.  Each conversation file says what its messages mean, in
 which order they are said, and what each side does when the other dies.  message.py declares,
 encodes and checks; envelope.py puts sender, receiver, question and deadline around a message;
 links.py has the numbers that both ends of a link keep to; values.py, identities.py, layout.py,
-gpu.py, status.py and units.py are the nouns; jobs.py, diskjobs.py and gpujobs.py are what an actor
-asks of its own device, and never cross a socket.  Block bytes never travel in a message.  This
-package is pure: no clock, socket, file or thread.
+gpu.py, status.py and units.py are the nouns; jobs.py, diskjobs.py, gpujobs.py and peerjobs.py are
+what an actor asks of its own device, and never cross a socket.  Block bytes never travel in a
+message.  This package is pure: no clock, socket, file or thread.
 """

@@ -159,6 +159,7 @@ class Fetch(Message):
     keys: Keys
     parents: Keys
     engine: Incarnation  # whose they are: those of one are read in order, those of several in turn
+    hosts: U64s = ()  # to a peer process: which hosts may have each, a bit for each slot (peer.py)
 
 
 @message(107)

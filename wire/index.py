@@ -116,6 +116,7 @@ class Find(Message):
 
     namespace: Namespace
     keys: Keys
+    near: bool = False  # do not have other hosts asked: one of them is asking
 
 
 @message(61)
@@ -131,6 +132,7 @@ class Held(Message):
     pages: Numbers[PageId]
     checksums: U64s = ()  # with `verify`: one per page, 0 where it was never computed
     disk: U64s = ()  # places in the run of the blocks that were read from SSD for this lookup
+    peers: U64s = ()  # and of those that came from other hosts
 
 
 @message(62)

@@ -56,9 +56,15 @@ SESSION = "session"
 GATEWAY = "gateway"
 FLUSHER = "flusher"
 CLIENT = "client"
+PEER = "peer"
+REMOTE_PEER = "remote-peer"
+PEER_PLACE = "peer-place"
 
 FRONT_DESK = Address(SUPERVISOR, WHOEVER)
 """Whom a client asks: there it learns of incarnations."""
+
+ANY_PEER = Address(REMOTE_PEER, WHOEVER)
+"""Whoever answers for another host; whom a place is dialled for (peer.py)."""
 
 
 KEY_BYTES_MAX: Bytes = 64

@@ -21,6 +21,7 @@ what it has read meanwhile, then all that is in the log: the parts hear of every
 """
 
 from pegaflow.actors.roles.holder import Holder
+from pegaflow.actors.roles.pages import Pages
 from pegaflow.actors.runtime.contract import Actor
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.segments.plan import FlushPlan
@@ -29,7 +30,6 @@ from pegaflow.wire.values import ALLOCATOR, INDEX, Address
 
 from .directories import Directories, Watch
 from .inventory import Inventory
-from .pages import Pages
 from .reading import Reading
 from .segments import SegmentLog
 from .shutdown import Shutdown

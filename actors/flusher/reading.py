@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pegaflow.actors.roles.pages import NO_PAGES, RESERVE_NS, Grant, Pages
 from pegaflow.actors.runtime.contract import (
     MS,
     Ask,
@@ -41,7 +42,6 @@ from pegaflow.wire.units import Bytes, Count, Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, INDEX, NOBODY, Address, U64s
 
 from .directories import Directories
-from .pages import NO_PAGES, RESERVE_NS, Grant, Pages
 from .segments import SegmentLog
 from .volumes import Volumes
 

@@ -28,13 +28,14 @@ from .leasing import Leasing
 from .lookup import Lookup
 from .lookup_table import LookupTable
 from .memory import Memory
+from .peers.tier import PeersTier
 from .publishing import Publishing
 from .residency import Residency
 from .ssd.tier import SsdTier
 from .statements import Statements
 from .tiers import Pool, Tier, Tiers
 
-TIERS: tuple[Callable[[Pool], Tier], ...] = (SsdTier,)
+TIERS: tuple[Callable[[Pool], Tier], ...] = (SsdTier, PeersTier)
 """The tiers below the pool, the first to be asked first."""
 
 

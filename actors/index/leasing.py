@@ -14,7 +14,7 @@ from pegaflow.core.pool.scan import slot_bytes
 from pegaflow.wire.control import Welcome
 from pegaflow.wire.index import Held, Pinned, Release
 from pegaflow.wire.units import Count
-from pegaflow.wire.values import SESSION, Address
+from pegaflow.wire.values import PEER, SESSION, Address
 
 from .hazards import Hazards
 from .residency import Residency
@@ -39,7 +39,7 @@ class Leasing(Part):
 
     def handlers(self) -> Iterable[On]:
         """Leases come back."""
-        return (on(Release, self._on_release, SESSION),)
+        return (on(Release, self._on_release, SESSION, PEER),)
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """How much may be pinned."""

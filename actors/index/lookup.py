@@ -24,7 +24,7 @@ from pegaflow.core.pool.columns import column
 from pegaflow.wire.identities import NO_LEASE, Key, LeaseId, Namespace
 from pegaflow.wire.index import Find, Held, Touched
 from pegaflow.wire.units import Nanoseconds, Share
-from pegaflow.wire.values import LIST_MAX, SESSION, Address
+from pegaflow.wire.values import LIST_MAX, PEER, SESSION, Address
 
 from .eviction import Eviction
 from .leasing import Leasing
@@ -94,7 +94,7 @@ class Lookup(Part):
 
     def handlers(self) -> Iterable[On]:
         """Questions of sessions, and what they did not need to ask."""
-        return on(Find, self._on_find, SESSION), on(Touched, self._on_touched, SESSION)
+        return on(Find, self._on_find, SESSION, PEER), on(Touched, self._on_touched, SESSION)
 
     def gauges(self) -> dict[str, int]:
         """Lookups that wait for blocks of each tier."""
@@ -128,9 +128,10 @@ class Lookup(Part):
     def _on_find(self, sender: Sender, msg: Find, now: int) -> list[Effect]:
         blocks = sayable(self._residency.blocks.find(msg.namespace, msg.keys))
         self._residency.learn_parents(blocks)
-        self._counts["blocks_asked"] += len(msg.keys)
+        if not msg.near:  # another host counts what its engines ask for
+            self._counts["blocks_asked"] += len(msg.keys)
         if len(blocks) < len(msg.keys):
-            tiers = self._tiers.of(msg.namespace)
+            tiers = self._tiers.of(msg.namespace, msg.near)
             effects = self._wait_for(sender, msg, blocks, tiers, now=now) if tiers else None
             if effects is not None:
                 return effects
@@ -156,13 +157,15 @@ class Lookup(Part):
         room = self._leasing.has_room(sender.address, blocks)
         if not blocks or not room or not self._recovery.may_grant(sender.address):
             return Reply(sender, Held(NO_LEASE, 0, ()))
-        self._counts["blocks_hit"] += len(blocks)
+        if sender.address.name != PEER:
+            self._counts["blocks_hit"] += len(blocks)
         self._tiers.offer(blocks, asked=True)
         held = self._leasing.held(self._leasing.leases.grant(sender.address, blocks, now))
         for tier in self._tiers:
             places = tuple(sorted(c.at for c in came if c.tier is tier and c.at < len(blocks)))
             if places:
-                self._counts[f"blocks_hit_{tier.name}"] += len(places)
+                if sender.address.name != PEER:
+                    self._counts[f"blocks_hit_{tier.name}"] += len(places)
                 held = tier.delivered(held, places)
         return Reply(sender, held)
 
@@ -220,12 +223,13 @@ class Lookup(Part):
         found: list[Block] = []
         here, end = self._residency.blocks, min(len(keys), LIST_MAX // space.shards)
         pages = here.known(namespace, keys[first:end]).tolist()
+        there = [(tier, tier.have(namespace, keys[first:end])) for tier, _ in tiers]
         for at, page in enumerate(pages, first):
             key = keys[at]
             if page >= 0:
                 found.append(here.handles.of(page))
                 continue
-            tier = next((tier for tier, _ in tiers if tier.has(namespace, key)), None)
+            tier = next((tier for tier, has in there if has[at - first]), None)
             if tier is None or key in missing:  # no chain names a key twice
                 break
             if awaited + len(missing) >= min(tier.most_awaited(), share):

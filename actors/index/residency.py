@@ -15,7 +15,7 @@ young as it.
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from pegaflow.core.pool.ledger import Ledger
 from pegaflow.core.pool.records import ROW, bodies_of, page_sizes, shards_of
 from pegaflow.core.series import RESIDENCE
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.identities import PageId, Stamp
+from pegaflow.wire.identities import Namespace, PageId, Stamp
 from pegaflow.wire.units import Bytes, Count
 from pegaflow.wire.values import LIST_MAX
 
@@ -90,6 +90,7 @@ class Residency(Part):
         self.quarantined = 0  # pages that nobody uses as long as the pool lives
         self._growing: dict[_End, _Growth] = {}  # by the last block of each such chain
         self._grown: deque[tuple[_End, _Growth]] = deque()  # to be put in order, in this order
+        self.watch: Watch | None = None  # hears of each block that comes and goes
         self._adopted = False  # what an earlier life has left is here, and in order
 
     @property
@@ -163,6 +164,9 @@ class Residency(Part):
         )
         self.resident_bytes += len(pages) * slot_size(blocks.page_size)
         self.listing.add(blocks.names, blocks.pages)
+        if self.watch is not None:
+            shards = blocks.pages.shape[1]
+            self.watch.came(blocks.namespace, new.payload_bytes, shards, blocks.names)
 
     def evict(self, first: Pages, now: int) -> tuple[Mask, Pages]:
         """End blocks that have no lease, but for those that a hazard names; how young these are
@@ -388,7 +392,19 @@ class Residency(Part):
         self.policy.drop(page_size, first)
         names = self.blocks.drop(first, records, pages)
         self.listing.remove(names, first)
+        if self.watch is not None:
+            self.watch.went(names)
         self.resident_bytes -= len(pages) * slot_size(page_size)
+
+
+class Watch(Protocol):
+    """Who hears of the blocks in memory."""
+
+    def came(self, namespace: Namespace, payload_bytes: int, shards: int, names: U64) -> None:
+        """Blocks of these fingerprints are resident now."""
+
+    def went(self, names: U64) -> None:
+        """Blocks of these fingerprints are not any more."""
 
 
 def sayable(blocks: list[Block]) -> list[Block]:

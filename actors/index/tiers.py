@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, Part
 from pegaflow.actors.runtime.member import Member
+from pegaflow.core.blocks.columns import Mask
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.identities import ClaimId, Incarnation, Key, Namespace
@@ -85,6 +86,7 @@ class Tier(Part, ABC):
     """
 
     counted = False  # the listing is told of each block that it has, and has no more
+    near = True  # it is of this host
 
     def __init__(
         self,
@@ -115,6 +117,10 @@ class Tier(Part, ABC):
     @abstractmethod
     def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether it has this block, as far as we know."""
+
+    def have(self, namespace: Namespace, keys: Sequence[Key]) -> Sequence[bool] | Mask:
+        """The same of many."""
+        return [self.has(namespace, key) for key in keys]
 
     @abstractmethod
     def most_awaited(self) -> int:
@@ -260,9 +266,14 @@ class Tiers:
         """The tier of the process of this name; None: it serves none."""
         return self._by_actor.get(actor)
 
-    def of(self, namespace: Namespace) -> list[tuple[Tier, Space]]:
-        """Those from which blocks of this namespace can be fetched."""
-        return [(t, space) for t in self._tiers if (space := t.space(namespace)) is not None]
+    def of(self, namespace: Namespace, near: bool) -> list[tuple[Tier, Space]]:
+        """Those from which blocks of this namespace can be fetched.
+
+        Args:
+            near: only those of this host.
+        """
+        tiers = [tier for tier in self._tiers if tier.near or not near]
+        return [(t, space) for t in tiers if (space := t.space(namespace)) is not None]
 
     @property
     def mind(self) -> bool:

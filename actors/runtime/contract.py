@@ -96,10 +96,11 @@ class Do:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Open a link to a neighbour."""
+    """Open a link to a neighbour, or to another host."""
 
     address: Address
-    endpoint: str
+    endpoint: str  # path of a socket; or tcp://...
+    key: bytes = b""  # on TCP: the other's public key in Z85; empty: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,7 @@ class Actor:
 
     def __init__(self, address: Address) -> None:
         self.address = address  # this life; constant
+        self.abroad: Address | None = None  # its name between hosts, if it speaks with any
         self.counts: Counter[str] = Counter()  # what happened so far; only grows
         self.parts: tuple[Part, ...] = ()  # in the order in which they hear of everything
         self._timed: tuple[Part, ...] = ()  # those that ever want to be woken,

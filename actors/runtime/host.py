@@ -27,7 +27,15 @@ from pegaflow.wire.jobs import Job, Result
 from pegaflow.wire.message import Message, encode
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Bytes, Count
-from pegaflow.wire.values import CLIENT, FRONT_DESK, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ANY_PEER,
+    CLIENT,
+    FRONT_DESK,
+    PEER_PLACE,
+    REMOTE_PEER,
+    SUPERVISOR,
+    Address,
+)
 
 from .contract import (
     Actor,
@@ -196,8 +204,11 @@ class Host:
 
     def _is_me(self, e: Envelope) -> bool:
         """Whether this life is meant.  Incarnation 0 is whoever is there: a client asks the front
-        desk so, since only there it learns of incarnations."""
+        desk so, since only there it learns of incarnations, and a host another one."""
         own = self.actor.address
+        if e.sender.name == REMOTE_PEER:
+            abroad = self.actor.abroad
+            return abroad is not None and e.receiver in (abroad, ANY_PEER)
         if e.receiver == own:
             return True
         anyone = e.sender.name == CLIENT and e.receiver == FRONT_DESK
@@ -234,20 +245,21 @@ class Host:
         return step
 
     def _apply(self, effects: list[Effect], step: Step, now: int) -> None:
-        own = self.actor.address
         for effect in effects:
             if isinstance(effect, Send):
-                step.envelopes.append(Envelope(own, effect.to, effect.message))
+                step.envelopes.append(Envelope(self._own(effect.to), effect.to, effect.message))
             elif isinstance(effect, Reply):
                 if effect.to.question:
                     self._count(effect, now)
+                    to = effect.to.address
                     step.envelopes.append(
-                        Envelope(own, effect.to.address, effect.message, answer=effect.to.question)
+                        Envelope(self._own(to), to, effect.message, answer=effect.to.question)
                     )
             elif isinstance(effect, Ask):
-                number = self._ask(effect)
+                number, own = self._ask(effect), self._own(effect.to)
+                deadline = effect.deadline if own == self.actor.address else 0
                 step.envelopes.append(
-                    Envelope(own, effect.to, effect.message, number, deadline=effect.deadline)
+                    Envelope(own, effect.to, effect.message, number, deadline=deadline)
                 )
             elif isinstance(effect, Do):
                 self._last += 1
@@ -261,6 +273,13 @@ class Host:
                 self._apply(self.actor.receive(effect.sender, effect.message, now), step, now)
             else:
                 step.stop = effect.reason
+
+    def _own(self, to: Address) -> Address:
+        """Our address in a message to this one."""
+        if to.name not in (REMOTE_PEER, PEER_PLACE):
+            return self.actor.address
+        assert self.actor.abroad is not None, f"who speaks with {to} has a name between hosts"
+        return self.actor.abroad
 
     def _count(self, answer: Reply, now: int) -> None:
         """A client has its answer."""

@@ -1,10 +1,10 @@
 """The shell: one thread, one plain blocking poll loop, and the only sockets of an actor.
 
 Each process binds one ROUTER, where everybody who talks to it dials in with its address as routing
-id (and, if it is told to, a second one on TCP, where only clients are heard: tcp.py), and opens a
-DEALER to each neighbour that it dials itself.  Answers go back the way the question came.  A sender
-must be who its routing id says; everything that is not a well-formed envelope is counted and
-dropped, and the loop lives on.
+id (and, if it is told to, a second one on TCP, where only clients are heard, or only other hosts:
+tcp.py), and opens a DEALER to each neighbour that it dials itself.  Answers go back the way the
+question came.  A sender must be who its routing id says; everything that is not a well-formed
+envelope is counted and dropped, and the loop lives on.
 
 Order in one turn: the inbox before the timers, so that a process that was stopped hears what came
 meanwhile before it decides that somebody was silent.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import zmq
 
@@ -33,7 +33,7 @@ from pegaflow.wire.envelope import HEADER_BYTES_MAX, Envelope, pack, unpack
 from pegaflow.wire.jobs import Result, Unreachable
 from pegaflow.wire.links import DRAIN_MAX, DRAIN_NS, QUEUE_MAX
 from pegaflow.wire.message import BODY_BYTES_MAX, Message, WireError
-from pegaflow.wire.values import CLIENT, Address
+from pegaflow.wire.values import ANY_PEER, CLIENT, PEER_PLACE, REMOTE_PEER, Address
 
 from .contract import Dial, Hangup
 from .door import DOMAIN, Door
@@ -62,6 +62,14 @@ class Turns:
     longest_ns: int = 0  # from one look at the sockets to the next, without the wait for them
 
 
+class _Remote(NamedTuple):
+    """The inbox on TCP."""
+
+    socket: zmq.Socket[bytes]
+    hears: str  # name of those who are heard there
+    tcp: Tcp  # how we are known there
+
+
 class Loop:
     """Runs one host until it stops.
 
@@ -77,7 +85,7 @@ class Loop:
         self.log = get_logger()
         self._poll = zmq.Poller()
         self._inbox: Inbox | None = None
-        self._remote: zmq.Socket[bytes] | None = None  # the inbox on TCP, if there is one
+        self._remote: _Remote | None = None  # the inbox on TCP, if there is one
         self._door = Door(self.context, host.actor.counts)
         self._links: dict[Address, zmq.Socket[bytes]] = {}  # neighbours that we dialled
         self._callers: dict[Readable, Callable[[], None]] = {}  # what to do when it is readable
@@ -113,28 +121,35 @@ class Loop:
         if self._inbox is not None:
             self._inbox.unlink()
 
-    def bind_tcp(self, where: Tcp) -> int:
-        """A second inbox, on TCP and for clients only; the port it got.
+    def bind_tcp(self, where: Tcp, hears: str = CLIENT) -> int:
+        """A second inbox, on TCP and for senders of one name only; the port it got.
 
         Raises:
             UserError: nobody can listen there.
         """
-        self._remote = self._router()
+        self._remote = _Remote(self._router(), hears, where)
         self._door.guard = where.guard(self._door.socket)
-        port = where.bind(self._remote)
-        self._watch_socket(self._remote, None)
+        port = where.bind(self._remote.socket)
+        self._watch_socket(self._remote.socket, None)
         return port
 
-    def dial(self, address: Address, endpoint: str) -> None:
-        """Open a link to a neighbour.
+    def dial(self, address: Address, endpoint: str, key: bytes = b"") -> None:
+        """Open a link to a neighbour, or to another host.
 
         Args:
-            endpoint: path of its inbox.
+            endpoint: path of its inbox; or tcp://...
+            key: on TCP, its public key; empty: there are none.
         """
         assert address not in self._links
         link = self._socket(zmq.DEALER)
-        link.setsockopt(zmq.ROUTING_ID, self.host.actor.address.routing_id)
-        link.connect(f"ipc://{endpoint}")
+        abroad = self.host.actor.abroad
+        if abroad is not None and endpoint.startswith("tcp://"):
+            assert self._remote is not None, "who dials other hosts listens for them"
+            link.setsockopt(zmq.ROUTING_ID, abroad.routing_id)
+            self._remote.tcp.dial(link, endpoint, key)
+        else:
+            link.setsockopt(zmq.ROUTING_ID, self.host.actor.address.routing_id)
+            link.connect(f"ipc://{endpoint}")
         self._links[address] = link
         self._watch_socket(link, address)
 
@@ -156,7 +171,7 @@ class Loop:
         """Do what the actor wants; jobs that are done at once feed it again."""
         for link in step.links:
             if isinstance(link, Dial):
-                self.dial(link.address, link.endpoint)
+                self.dial(link.address, link.endpoint, link.key)
             elif isinstance(link, Hangup):
                 self._hang_up(link.address)
             else:
@@ -230,7 +245,8 @@ class Loop:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._take(frames, peer, socket is self._remote)
+            hears = self._remote.hears if self._remote and socket is self._remote.socket else ""
+            self._take(frames, peer, hears)
             if socket.closed or self._stop is not None:
                 return
             if not cast(int, socket.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than Again
@@ -238,24 +254,27 @@ class Loop:
             if monotonic() >= until:
                 return
 
-    def _take(self, frames: list[bytes], peer: Address | None, remote: bool) -> None:
+    def _take(self, frames: list[bytes], peer: Address | None, remote: str) -> None:
+        """One envelope; `remote`: who is heard at this socket on TCP, by name."""
         try:
             if peer is None:
                 routing_id = frames.pop(0)
                 envelope = unpack(frames)
                 if envelope.sender.routing_id != routing_id:
                     raise WireError("the sender is not who it says")
-                if remote and envelope.sender.name != CLIENT:
-                    raise WireError("only clients come over TCP")
+                if remote and envelope.sender.name != remote:
+                    raise WireError(f"only a {remote} comes over TCP")
             else:
                 envelope = unpack(frames)
-                if envelope.sender != peer:
+                sender = envelope.sender
+                anybody = peer.name == PEER_PLACE and sender.name == REMOTE_PEER
+                if sender != peer and not anybody:
                     raise WireError("the sender is not whom we dialled")
         except WireError as err:
             self.host.actor.counts["frames_bad"] += 1
             self.log.warning("bad_frame", why=str(err), repeats="bad_frame")
             return
-        self.apply(self.host.deliver(envelope, monotonic(), frames, remote))
+        self.apply(self.host.deliver(envelope, monotonic(), frames, bool(remote)))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -266,12 +285,14 @@ class Loop:
         receiver = envelope.receiver
         link = self._links.get(receiver)
         if link is not None:
+            if receiver.name == PEER_PLACE:
+                envelope = Envelope(envelope.sender, ANY_PEER, envelope.message)
             failed = _send(link, pack(envelope))
         else:
             frames = [receiver.routing_id, *pack(envelope)]
             failed = _send(self._inbox.socket if self._inbox is not None else None, frames)
             if failed == zmq.EHOSTUNREACH and self._remote is not None:
-                failed = _send(self._remote, frames)
+                failed = _send(self._remote.socket, frames)
             if failed == zmq.EHOSTUNREACH and receiver.name == CLIENT:
                 if self.host.actor.accepts(Unreachable, self.host.actor.address.name):
                     self._due.append(partial(self.host.inform, Unreachable(receiver)))

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pegaflow.core.directory.plan import PeerPlan
 from pegaflow.core.errors import UserError
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.device.procs import die_with_parent, start_ticks
@@ -36,7 +37,16 @@ from pegaflow.wire.jobs import Done, Result, SetLog
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Count
-from pegaflow.wire.values import ALLOCATOR, FLUSHER, GATEWAY, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    FLUSHER,
+    GATEWAY,
+    INDEX,
+    PEER,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 
 from . import blackbox
 from .contract import Actor
@@ -110,6 +120,27 @@ def _flusher(birth: Birth) -> tuple[Actor, Device]:
     return actor, FlushDevice(member_of(actor), plan)
 
 
+def _peer(birth: Birth) -> tuple[Actor, Device]:
+    import secrets
+    import socket
+
+    from pegaflow.actors.peer.actor import PeerActor
+    from pegaflow.actors.peer.device import PeerDevice
+    from pegaflow.actors.peer.door import door_of
+
+    plan = PeerPlan(**{**birth.plan, "peers": tuple(birth.plan["peers"])})
+    door, places = door_of(plan)
+    actor = PeerActor(
+        birth.address,
+        birth.supervisor,
+        birth.hello,
+        life=Incarnation(secrets.randbits(62) | 1),
+        name=socket.gethostname(),
+        places=places,
+    )
+    return actor, PeerDevice(member_of(actor), door)
+
+
 def _session(birth: Birth) -> tuple[Actor, Device]:
     from pegaflow.actors.session.actor import Session
     from pegaflow.actors.session.device import Reader, SessionDevice
@@ -145,6 +176,7 @@ KINDS = {
     ALLOCATOR: Kind(_allocator),
     INDEX: Kind(_index, many_objects=True),
     FLUSHER: Kind(_flusher, plan=FlushPlan),
+    PEER: Kind(_peer, plan=PeerPlan),
     SESSION: Kind(_session, on_tcp=True),
     GATEWAY: Kind(_gateway),
 }
@@ -196,11 +228,11 @@ def run_child(
         return _set_log(job) if isinstance(job, SetLog) else device.work(number, job)
 
     loop = Loop(host, work)
-    device.attach(loop)
     member.measured = Vitals(loop)
     log = logs.get_logger()
     try:
         loop.bind(endpoint)
+        device.attach(loop)
         if tcp is not None:
             member.hello = dataclasses.replace(member.hello, port=loop.bind_tcp(tcp))
         loop.dial(boss, str(run_dir / "pegaflow.sock"))

@@ -21,6 +21,12 @@ from pegaflow.wire.units import Milliseconds
 HANDSHAKE_MS: Milliseconds = 5000
 """Who has not said who it is by then is disconnected, so that its descriptor comes back."""
 
+RECONNECT_MS: Milliseconds = 100
+"""From one try to reach another host to the next, at first,"""
+
+RECONNECT_MOST_MS: Milliseconds = 1000
+"""and later: one that comes back is met within a ping or two."""
+
 
 class Tcp:
     """Where to listen: an IP address and a port (0: any)."""
@@ -58,6 +64,23 @@ class Tcp:
             raise UserError(f"cannot listen on {host}:{self.port}: {error.strerror}") from error
         got = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return int(got.rstrip("\0").rpartition(":")[2])
+
+    def dial(self, socket: "zmq.Socket[bytes]", endpoint: str, key: bytes) -> None:
+        """Connect this socket to another host, again and again until somebody is there.
+
+        Args:
+            key: the other's public key; whoever has another one is not spoken with.
+        """
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
+        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        if self.keys is not None:
+            socket.curve_secretkey, socket.curve_publickey = self.keys.secret, self.keys.public
+            socket.curve_serverkey = key
+        socket.connect(endpoint)
 
 
 @dataclass(frozen=True, slots=True)

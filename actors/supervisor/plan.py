@@ -19,6 +19,7 @@ class Plan:
     told: Mapping[str, Any] = field(default_factory=dict)  # settings, by fields of Welcome
     devices: tuple[str, ...] = ()  # GPUs that spares are ready for, as wire.gpu.device_name
     ssd: bool = False  # there is an SSD tier
+    linked: bool = False  # other hosts are read from, and read
     drain_timeout_s: Seconds = 0  # at the end, for blocks that are not in the log yet
     pid: int = 0  # the supervisor's own
     pid_namespace: int = 0  # inode of the one that all our pids are of; 0: unknown

@@ -55,7 +55,7 @@ INNER = frozenset(
     """
     actors.allocator.reservations.UNSTATED_MAX
     actors.allocator.returns.SCAN_PAGES actors.flusher.device actors.flusher.inventory
-    actors.flusher.pages actors.flusher.reading actors.flusher.shutdown actors.flusher.tier
+    actors.roles.pages actors.flusher.reading actors.flusher.shutdown actors.flusher.tier
     actors.flusher.volumes.SEGMENTS actors.flusher.write_back
     actors.index.ssd.write_back.LOOK_PAGES actors.roles.recovery actors.runtime.blackbox
     actors.runtime.host actors.runtime.vitals actors.session.device
@@ -64,7 +64,7 @@ INNER = frozenset(
     client.shell connectors.vllm.compat connectors.vllm.layout connectors.vllm.namespace
     core.blocks.adoption core.blocks.backlog core.limits.IOV_MAX
     core.policy.lru core.pool.ledger core.segments.codec device.disk.SCAN_BYTES
-    device.engine.process_vm device.engine.strides device.poolfiles replay
+    device.engine.process_vm device.poolfiles replay
     service.keys.IGNORED_SHOWN
     service.logs.BYTES_SHOWN service.sdnotify.UNSAID_MAX wire.envelope
     wire.flusher.MANIFEST_KEYS wire.layout wire.links.DRAIN_MAX wire.links.DRAIN_NS

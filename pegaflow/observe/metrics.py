@@ -31,6 +31,7 @@ from pegaflow.wire.units import Nanoseconds
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
 
 from .engines import ENGINE_METRICS
+from .peers import PEER_METRICS
 from .processes import ACTOR_METRICS
 from .shown import Shown
 from .ssd import SSD_METRICS, ssd_line
@@ -252,6 +253,7 @@ METRICS = (
         lambda v: v.gauge(INDEX, "quarantined_pages"),
     ),
     *SSD_METRICS,
+    *PEER_METRICS,
     *ACTOR_METRICS,
 )
 

@@ -16,6 +16,7 @@ from pegaflow.service import sizes
 from pegaflow.wire.control import KindState, Report
 from pegaflow.wire.values import ALLOCATOR, INDEX, SESSION, SUPERVISOR
 
+from .peers import peers_line
 from .ssd import ssd_line
 from .view import View
 
@@ -59,6 +60,7 @@ def _lines(view: View, report: Report) -> list[str]:
         f"cache: {view.gauge(INDEX, 'blocks_resident'):.0f} blocks, {rate}",
         f"engines: {engines}" + (f", {waiting:.0f} waiting" if waiting else ""),
         ssd_line(view),
+        peers_line(view),
         *view.remarks(SESSION),
         f"http: {_http(view, report)}",
         _restarts(report),

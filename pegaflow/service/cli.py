@@ -18,7 +18,7 @@ import typer
 
 from pegaflow import version
 from pegaflow.client import presence
-from pegaflow.core.errors import UserError
+from pegaflow.core.errors import CommandLineError, UserError
 from pegaflow.replay.scopes import IdScope
 from pegaflow.wire.message import WireError
 
@@ -201,11 +201,25 @@ def doctor(
 @app.command()
 def keygen(
     folder: Annotated[Path, typer.Argument(help="Where the keys are, or are to be.")],
-    clients: Annotated[list[str] | None, typer.Argument(help="Names of new clients.")] = None,
+    clients: Annotated[
+        list[str] | None, typer.Argument(help="Names of new clients, or of all hosts.")
+    ] = None,
+    *,
+    hosts: Annotated[
+        bool, typer.Option("--hosts", help="Keys with which these hosts know each other.")
+    ] = False,
 ) -> None:
-    """Make the keys for TCP: the server's, once, and those of new clients (default: `client`)."""
+    """Make the keys for TCP: the server's, once, and those of new clients (default: `client`); or
+    with --hosts a folder for each host."""
     from . import keys
 
+    if hosts:
+        if not clients:
+            raise CommandLineError("keygen --hosts needs the names of all hosts")
+        for path in keys.generate_hosts(folder, clients):
+            print(f"{path}: carry it to {path.name}, and name it there in --peer-keys")
+        print("serve with: pegaflow serve --peer-listen HOST:PORT --peers NAME@HOST:PORT ...")
+        return
     for path in keys.generate(folder, clients or ["client"]):
         print(f"{path}: carry it to the client, name it in PEGAFLOW_CURVE or pegaflow.curve")
     print(f"serve with: pegaflow serve --addr HOST:PORT --curve-dir {folder}")

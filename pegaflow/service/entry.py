@@ -25,6 +25,14 @@ def pegaflow_server() -> None:
     server.main()
 
 
+def pegaflow_metaserver() -> None:
+    """`pegaflow-metaserver`, for whoever has the original's start script."""
+    _hold()
+    from . import server
+
+    server.metaserver()
+
+
 def _hold() -> None:
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     from . import signals

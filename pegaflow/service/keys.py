@@ -72,6 +72,35 @@ def generate(folder: Path, names: list[str]) -> list[Path]:
     return written
 
 
+def generate_hosts(folder: Path, names: list[str]) -> list[Path]:
+    """Make a folder for each host: its own pair, and the public key of every other one.
+
+    Returns:
+        These folders, one to be carried to each host.
+
+    Raises:
+        UserError: a name cannot be used or is taken, or the folder cannot be written.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{name!r} cannot name a host: use letters, digits, '.', '_', '-'")
+        if (folder / name).exists():
+            raise UserError(f"{folder / name} is there already: name another folder")
+    pairs = {name: zmq.curve_keypair() for name in names}
+    try:
+        for name, (public, secret) in pairs.items():
+            own = folder / name
+            (own / ALLOWED).mkdir(mode=0o700, parents=True)
+            own.chmod(0o700)
+            _write(own / SERVER, public=public, secret=secret)
+            for other in names:
+                if other != name:
+                    _write(own / ALLOWED / f"{other}.toml", public=pairs[other][0])
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    return [folder / name for name in names]
+
+
 def _write(path: Path, **keys: bytes) -> None:
     text = "".join(f"{name} = '{key.decode()}'\n" for name, key in keys.items())
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -114,6 +143,10 @@ class ServerKeys:
         if self._said != before:
             _warn_of_exposed(self._said)
         return key in self.allowed()
+
+    def key_of(self, name: str) -> bytes | None:
+        """The public key of whoever is let in under this name; None: nobody is."""
+        return _public(self.folder / ALLOWED / f"{name}.toml")[0] if _NAME.fullmatch(name) else None
 
     def allowed(self) -> set[bytes]:
         """Public keys of the clients that are let in, as of now; a broken file lets nobody in."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pegaflow import version
+from pegaflow.actors.peer.door import door_of
 from pegaflow.actors.runtime.host import Host
 from pegaflow.actors.runtime.loop import Loop, monotonic
 from pegaflow.actors.runtime.process import child_command
@@ -29,6 +30,7 @@ from pegaflow.actors.supervisor.actor import Supervisor
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.client.place import pid_namespace
 from pegaflow.core import limits
+from pegaflow.core.directory.plan import PeerPlan
 from pegaflow.core.errors import UserError
 from pegaflow.core.pool.geometry import Geometry
 from pegaflow.device import hugepages, poolfiles, poolnames
@@ -331,6 +333,8 @@ def serve(settings: Settings, read_again: Callable[[], Settings]) -> int:
 
 def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: Asked) -> int:
     tcp = tcp_of(TcpPlan(**settings.told(TcpPlan)))
+    if settings.peer_listen is not None:
+        door_of(PeerPlan(**settings.told(PeerPlan)))
     log = logs.get_logger()
     _raise_nofile()
     if settings.fresh_ssd:
@@ -345,6 +349,7 @@ def _serve(settings: Settings, run_dir: Path, lock: rundir.ServiceLock, asked: A
         http_addr="" if settings.http_addr == values.NO_HTTP else settings.http_addr,
         told=settings.told(Welcome),
         ssd=bool(settings.ssd_cache_path),
+        linked=settings.peer_listen is not None,
         pid=os.getpid(),
         pid_namespace=pid_namespace(),
         ping_ns=house.manager.ping_ns(os.getpid()),

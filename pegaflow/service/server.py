@@ -33,27 +33,28 @@ SPELLED = {"--device": "--devices", "--disable-numa-affinity": "--no-numa-affini
 LOG_LEVELS = {"trace": "debug", "warn": "warning"}
 """The original's log levels that are called otherwise here."""
 
-_NO_PEERS = "this version does not use other hosts' memory; leave it out"
+_NAMED = "hosts are named in --peers and find each other; leave it out"
+_TCP = "blocks of other hosts are read over TCP so far; leave it out"
 _SCRAPE = "there is no OTLP export; let a collector scrape /metrics of --http-addr"
 _HIT_RATE = "hit rates are counted exactly, see /metrics of --http-addr; leave it out"
 
 REFUSED = {
-    "--advertise-addr": _NO_PEERS,
+    "--advertise-addr": "a host is reached where --peers of the others say; leave it out",
     "--enable-lfu-admission": "this version admits every block and evicts the least recently used",
     "--hint-value-size": "pages are cut to each engine's blocks; leave it out",
-    "--metaserver-addr": _NO_PEERS,
-    "--metaserver-queue-depth": _NO_PEERS,
+    "--metaserver-addr": _NAMED,
+    "--metaserver-queue-depth": _NAMED,
     "--metric-hll-bucket-bits": _HIT_RATE,
     "--metric-hll-windows": _HIT_RATE,
     "--metrics-otel-endpoint": _SCRAPE,
     "--metrics-period-secs": _SCRAPE,
-    "--nics": _NO_PEERS,
+    "--nics": _TCP,
     "--pool-shards": "no lock is shared that a second shard would relieve; leave it out",
-    "--qps-per-peer": _NO_PEERS,
+    "--qps-per-peer": _TCP,
     "--ssd-cache-shards": "each --ssd-cache-path is a log of its own, written in parallel",
     "--ssd-prefetch-queue-depth": "no read is dropped; see --max-prefetch-blocks",
     "--trace-sample-rate": "this version traces no requests; see --log-level debug",
-    "--transfer-lock-timeout-secs": _NO_PEERS,
+    "--transfer-lock-timeout-secs": "a loan ends when its reader is silent for 3 s; leave it out",
 }
 """Flags that cannot be honoured, and why in a few words."""
 
@@ -84,6 +85,16 @@ def translate(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Entry point of `pegaflow-server`."""
     cli.run(PROGRAM, _serve)
+
+
+def metaserver() -> None:
+    """Entry point of `pegaflow-metaserver`, which nothing needs any more."""
+    print(
+        "pegaflow-metaserver: there is none; hosts tell each other what they have: start each with "
+        "`pegaflow serve --peer-listen HOST:PORT --peers NAME@HOST:PORT`",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def _serve() -> None:

@@ -52,7 +52,7 @@ class Setting:
     metavar: str
     #: Why the default is what it is; empty where there is nothing to say.
     why: str = ""
-    #: The field of Plan, Welcome, FlushPlan or TcpPlan in which processes are told of it, if any.
+    #: The field of Plan, Welcome, or another plan in which processes are told of it, if any.
     told: str = ""
     #: The setting without which this one means nothing.
     needs: str = ""
@@ -179,6 +179,42 @@ class Settings:
         "",
         default=False,
         told="insecure_tcp",
+    )
+    #: host:port where other hosts are answered, an IP address and a port; None: no peers.
+    peer_listen: str | None = said(
+        values.host_port,
+        "Listen for other hosts on this port, and on the next one for their reads.",
+        "HOST:PORT",
+        default=None,
+        told="peer_listen",
+    )
+    #: Other hosts: NAME@host:port, or host:port where there are no keys.
+    peers: tuple[str, ...] = said(
+        values.places,
+        "Another host to read from: its name among the keys, and where it listens.",
+        "NAME@HOST:PORT",
+        default=(),
+        told="peers",
+        needs="peer_listen",
+        many=True,
+    )
+    #: Folder of the keys of hosts (keys.py).
+    peer_keys: str | None = said(
+        values.path,
+        "This host's keys, as `pegaflow keygen --hosts` made them.",
+        "DIR",
+        default=None,
+        told="peer_keys",
+        needs="peer_listen",
+    )
+    #: Whether other hosts are spoken with without keys.
+    insecure_peers: bool = said(
+        values.yes_or_no,
+        "Speak with other hosts without keys; on loopback only.",
+        "",
+        default=False,
+        told="insecure_peers",
+        needs="peer_listen",
     )
     #: Of the pool: what one engine's leases may keep from eviction, above 0 and at most 1.
     max_pinned: Share = said(

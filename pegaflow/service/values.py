@@ -15,6 +15,7 @@ from pegaflow.core.errors import UserError
 from pegaflow.core.limits import MIB
 from pegaflow.core.segments import plan as flushplan
 from pegaflow.wire.gpu import device_name
+from pegaflow.wire.peer import HOSTS_MAX
 from pegaflow.wire.units import Bytes
 
 from . import sizes
@@ -114,6 +115,24 @@ def host_port(value: object) -> str:
     if ip is None or bracketed != (ip.version == 6) or not _is_port(port):
         raise UserError(f"{value!r} is not an IP address and a port, such as 127.0.0.1:50055")
     return f"[{ip}]:{int(port)}" if bracketed else f"{ip}:{int(port)}"
+
+
+def places(value: object) -> tuple[str, ...]:
+    """Other hosts as a list, or as one text with commas between them: NAME@host:port each, or
+    host:port."""
+    given = value if isinstance(value, list | tuple) else str(value).split(",")
+    found = tuple(str(one).strip() for one in given)
+    for one in found:
+        name, at, where = one.rpartition("@")
+        host, _, port = where.rpartition(":")
+        named = host.startswith("[") == host.endswith("]") and (":" not in host or host[0] == "[")
+        if not (host and named and _is_port(port) and bool(name) == bool(at)):
+            raise UserError(f"{one!r} is not NAME@host:port or host:port")
+    if len({one.rpartition("@")[2] for one in found}) != len(found):
+        raise UserError(f"{value!r} names a place twice")
+    if len(found) > HOSTS_MAX:
+        raise UserError(f"{len(found)} other hosts are too many: at most {HOSTS_MAX}")
+    return found
 
 
 def _is_port(text: str) -> bool:

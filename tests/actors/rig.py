@@ -14,7 +14,15 @@ from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Job, Result
 from pegaflow.wire.message import Message
 from pegaflow.wire.status import Status
-from pegaflow.wire.values import ALLOCATOR, CLIENT, INDEX, SESSION, SUPERVISOR, Address
+from pegaflow.wire.values import (
+    ALLOCATOR,
+    CLIENT,
+    INDEX,
+    REMOTE_PEER,
+    SESSION,
+    SUPERVISOR,
+    Address,
+)
 
 BOSS = Address(SUPERVISOR, Incarnation(1))
 ALLOC = Address(ALLOCATOR, Incarnation(2))
@@ -52,7 +60,7 @@ class Rig:
         return self._look(self.host.start(self.now))
 
     def tell(self, sender: Address, msg: Message) -> list[Envelope]:
-        return self._look(self.host.deliver(Envelope(sender, self.me, msg), self.now))
+        return self._look(self.host.deliver(Envelope(sender, self._me(sender), msg), self.now))
 
     def ask(
         self,
@@ -63,12 +71,13 @@ class Rig:
         remote: bool = False,
     ) -> list[Envelope]:
         self._question += 1
-        frame = Envelope(sender, to or self.me, msg, self._question, deadline=deadline)
+        frame = Envelope(sender, to or self._me(sender), msg, self._question, deadline=deadline)
         return self._look(self.host.deliver(frame, self.now, remote=remote))
 
     def answer(self, question: Envelope, msg: Message) -> list[Envelope]:
         assert question.question
-        frame = Envelope(question.receiver, self.me, msg, answer=question.question)
+        me = self._me(question.receiver)
+        frame = Envelope(question.receiver, me, msg, answer=question.question)
         return self._look(self.host.deliver(frame, self.now))
 
     def inform(self, msg: Message) -> list[Envelope]:
@@ -102,6 +111,11 @@ class Rig:
     def wanted(self, kind: type[M]) -> list[M]:
         """The outstanding jobs of a kind."""
         return [job for _, job in self.jobs if isinstance(job, kind)]
+
+    def _me(self, sender: Address) -> Address:
+        """How this sender knows us."""
+        abroad = self.host.actor.abroad
+        return abroad if sender.name == REMOTE_PEER and abroad is not None else self.me
 
     def _look(self, step: Step) -> list[Envelope]:
         self.jobs += step.jobs

@@ -128,6 +128,8 @@ pegaflow_prefetch_stale_gc_total pegaflow_ssd_lookups_waiting pegaflow_ssd_looku
 pegaflow_ssd_carried_bytes_total pegaflow_ssd_recycled_blocks_total
 pegaflow_ssd_drain_left_blocks_total pegaflow_lookups_total pegaflow_hazard_files
 pegaflow_evictions_turned_back_total
+pegaflow_transfer_lock_timeouts_total pegaflow_rdma_fetch_bytes_total pegaflow_transfer_lock_active
+pegaflow_transfer_served_blocks_total pegaflow_peers pegaflow_rdma_fetch_total
 """.split()
 """What dashboards are built on: only ever added to."""
 

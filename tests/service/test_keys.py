@@ -7,12 +7,15 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
+from pegaflow.actors.peer.door import door_of
 from pegaflow.actors.runtime.tcp import TcpPlan, tcp_of
 from pegaflow.client import Client, curve
+from pegaflow.core.directory.plan import PeerPlan, Place
 from pegaflow.core.errors import UserError
 from pegaflow.service import config, keys
 
@@ -254,3 +257,68 @@ def test_a_mode_that_changes_while_the_service_runs_is_one_line(
     keys.warn(folder)
     said = "".join(capsys.readouterr())
     assert said.count("keys_exposed") == 1 and re.search(line, said)
+
+
+HOSTS = ["anna", "bert", "carl"]
+
+
+def plan(folder: Path, **other: Any) -> PeerPlan:
+    told: dict[str, Any] = {
+        "peer_listen": "0.0.0.0:7000",
+        "peers": ("bert@10.0.0.2:7000",),
+        "peer_keys": str(folder / "anna"),
+        "insecure_peers": False,
+    }
+    return PeerPlan(**{**told, **other})
+
+
+def test_each_host_has_a_folder_that_knows_every_other_one(tmp_path: Path) -> None:
+    folders = keys.generate_hosts(tmp_path, HOSTS)
+    assert folders == [tmp_path / name for name in HOSTS]
+    known = {name: keys.ServerKeys(tmp_path / name) for name in HOSTS}
+    for name, own in known.items():
+        others = [other for other in HOSTS if other != name]
+        assert own.allowed() == {known[other].public for other in others}
+        assert [own.key_of(other) for other in others] == [known[other].public for other in others]
+        assert own.key_of(name) is None and own.key_of("../bert") is None
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+    with pytest.raises(UserError, match="anna is there already"):
+        keys.generate_hosts(tmp_path, ["anna"])
+    with pytest.raises(UserError, match="cannot name a host"):
+        keys.generate_hosts(tmp_path, ["../x"])
+
+
+def test_the_door_for_other_hosts_has_our_keys_and_theirs(tmp_path: Path) -> None:
+    keys.generate_hosts(tmp_path, HOSTS)
+    tcp, places = door_of(plan(tmp_path))
+    assert tcp.keys is not None and (tcp.host, tcp.port) == ("0.0.0.0", 7000)
+    bert = keys.ServerKeys(tmp_path / "bert")
+    assert places == (Place("tcp://10.0.0.2:7000", bert.public),)
+    loose = plan(
+        tmp_path,
+        peer_listen="127.0.0.1:7000",
+        peer_keys=None,
+        peers=("[::1]:7",),
+        insecure_peers=True,
+    )
+    tcp, places = door_of(loose)
+    assert tcp.keys is None and places == (Place("tcp://[::1]:7", b""),)
+    assert places[0].where == "::1"
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"insecure_peers": True}, "exclude each other"),
+        ({"peer_keys": None}, "--peer-listen 0.0.0.0:7000 needs --peer-keys"),
+        ({"peer_keys": None, "insecure_peers": True}, "lets everybody in who reaches 0.0.0.0:7000"),
+        ({"peers": ("10.0.0.2:7000",)}, "say NAME@10.0.0.2:7000"),
+        ({"peers": ("dora@10.0.0.2:7000",)}, "there is no key of dora"),
+    ],
+)
+def test_a_door_that_would_let_strangers_in_is_refused(
+    tmp_path: Path, other: dict[str, Any], why: str
+) -> None:
+    keys.generate_hosts(tmp_path, HOSTS)
+    with pytest.raises(UserError, match=re.escape(why)):
+        door_of(plan(tmp_path, **other))

@@ -119,3 +119,13 @@ def test_it_tells_its_version(
     monkeypatch.setattr(sys, "argv", ["pegaflow-server", "--version"])
     server.main()
     assert capsys.readouterr().out.startswith("pegaflow-server ")
+
+
+def test_whoever_starts_the_metaserver_is_told_what_replaces_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        server.metaserver()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--peer-listen" in line and "--peers" in line

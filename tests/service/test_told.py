@@ -8,11 +8,12 @@ import pytest
 from pegaflow.actors.runtime.tcp import TcpPlan
 from pegaflow.actors.supervisor.plan import Plan
 from pegaflow.actors.supervisor.pool import Pool
+from pegaflow.core.directory.plan import PeerPlan
 from pegaflow.core.segments.plan import Admission, FlushPlan
 from pegaflow.service.settings import SETTINGS, Settings
 from pegaflow.wire.control import Welcome
 
-TOLD = (Plan, Welcome, FlushPlan, TcpPlan)
+TOLD = (Plan, Welcome, FlushPlan, TcpPlan, PeerPlan)
 
 
 def test_what_was_set_is_what_children_are_told() -> None:
@@ -33,8 +34,10 @@ def test_every_name_that_a_setting_has_elsewhere_is_a_field_of_one_class() -> No
     assert fields.count("drain_timeout_s") == 2, "the flusher has it, and the supervisor waits"
 
 
-@pytest.mark.parametrize("cls", [FlushPlan, TcpPlan])
-def test_what_is_all_settings_has_no_default_of_its_own(cls: type[FlushPlan | TcpPlan]) -> None:
+@pytest.mark.parametrize("cls", [FlushPlan, TcpPlan, PeerPlan])
+def test_what_is_all_settings_has_no_default_of_its_own(
+    cls: type[FlushPlan | TcpPlan | PeerPlan],
+) -> None:
     fields = dataclasses.fields(cls)
     assert Settings(Path("/run")).told(cls).keys() == {field.name for field in fields}
     assert all(field.default is dataclasses.MISSING for field in fields)

@@ -19,7 +19,9 @@ from pegaflow.wire.session import Way
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import Address, Keys, U64s
 
-for _conversation in "allocator control diskjobs flusher gpujobs index jobs session".split():
+for (
+    _conversation
+) in "allocator control diskjobs flusher gpujobs index jobs peer peerjobs session".split():
     importlib.import_module(f"pegaflow.wire.{_conversation}")  # it declares its messages
 importlib.import_module("pegaflow.actors.runtime.contract")
 

@@ -11,7 +11,7 @@ Beside it stands what a tier has, for a reader who wonders whether a run goes on
 (core/pool/tierfilter.py).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Listing:
         self._next = PageId(0)  # the blocks of the pages before this one are listed
         self._began = False  # a table is being made, or is there
         self._lacked = 0  # blocks that the last one had no places for, even when it was new
+        self.besides: Callable[[], Iterable[U64]] = tuple  # what other hosts have, for each host
 
     def begin(self) -> str:
         """All resident blocks are known: make a table of them, in steps.
@@ -137,9 +138,21 @@ class Listing:
         self.table.filter.remove(fingerprints(namespace, list(keys)))
 
     def tier_forgot(self) -> None:
-        """The tier that tells us what it has, of which there is one, is not known to have anything
-        any more."""
+        """The tier that tells us what it has, of which there is one beside other hosts, is not
+        known to have anything any more."""
         self.table.filter.clear()
+        for names in self.besides():
+            self.elsewhere_has(names)
+
+    def elsewhere_has(self, names: U64) -> None:
+        """A host has blocks of these fingerprints, and had none of them before."""
+        if len(names):
+            self.table.filter.add(names)
+
+    def elsewhere_lost(self, names: U64) -> None:
+        """A host has these no more, and had all of them."""
+        if len(names):
+            self.table.filter.remove(names)
 
     def check_tier(self, namespace: Namespace, keys: Collection[Key]) -> None:
         """No reader is told that the tier has not these."""

@@ -32,10 +32,8 @@ import numpy.typing as npt
 
 from pegaflow.core.pool.columns import distinct
 from pegaflow.core.pool.fingerprints import U64
+from pegaflow.wire.peer import HOSTS_MAX
 from pegaflow.wire.units import Bytes, Constant, Count, Share
-
-HOSTS_MAX: Count = 64
-"""Hosts: as many as a mask of one word has bits."""
 
 LAST_NAME: Constant = (1 << 64) - 1
 """The largest fingerprint."""

@@ -31,7 +31,7 @@ import numpy as np
 
 from pegaflow.core.pool.columns import distinct
 from pegaflow.core.pool.fingerprints import U64
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant, Count
 
 from .held import LAST_NAME, Held
 
@@ -46,10 +46,10 @@ shorter then for hosts of up to as many blocks, and some ten times as long for o
 ANSWER_BLOCKS: Count = 4 * CHUNK_BLOCKS
 """Fingerprints in the changes of one answer: 256 KiB, behind which nothing else waits for long."""
 
-NO_LIFE = 0
+NO_LIFE: Constant = 0
 """The incarnation of a publisher of which nothing is known."""
 
-WHOLE = LAST_NAME + 1
+WHOLE: Constant = LAST_NAME + 1
 """Where a snapshot goes on that has all."""
 
 

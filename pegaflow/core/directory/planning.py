@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from pegaflow.core.pool.columns import distinct
 from pegaflow.core.pool.fingerprints import U64
-from pegaflow.wire.units import Count
+from pegaflow.wire.units import Constant, Count
 
 SOURCES_MOST: Count = 8
 """Hosts that share one run, beside the own disk: more would make pieces shorter and wait for the
@@ -40,7 +40,7 @@ LENGTHS_MOST: Count = 16
 """Prefixes of which the time is reckoned where the engine says how fast it computes: ends of pieces
 with the same owners, spread over the run."""
 
-SSD = -1
+SSD: Constant = -1
 """The own disk, as a source."""
 
 Mask = npt.NDArray[np.bool_]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pegaflow.wire.units import Bytes, Count
+from pegaflow.wire.units import Bytes, Constant, Count
 
 from . import LinkError
 from .verbs_plan import CHUNK_LEAST_BYTES, PORT_LEAST_BYTES
@@ -32,7 +32,7 @@ NODES_MAX: Count = 64
 TABLE_BYTES_MAX: Bytes = 16 << 20
 """Of another host's keys: 16 NICs with 32 TiB in chunks of 256 MiB."""
 
-VERSION = 1
+VERSION: Constant = 1
 
 _ASK = struct.Struct("!BBI")  # version, ends, number of the ask
 _END = struct.Struct("!16sIIHBBbQ")  # see End

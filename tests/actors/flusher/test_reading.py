@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from pegaflow.actors.flusher import reading
-from pegaflow.actors.flusher.pages import RESERVE_NS
 from pegaflow.actors.flusher.reading import (
     FETCHES_MAX,
     READ_FAULTS,
@@ -14,6 +13,7 @@ from pegaflow.actors.flusher.reading import (
     STALL_NS,
 )
 from pegaflow.actors.flusher.volumes import State
+from pegaflow.actors.roles.pages import RESERVE_NS
 from pegaflow.core.segments.codec import joined
 from pegaflow.wire.allocator import PagesHeld, Reserve, Reserved, Return
 from pegaflow.wire.control import BEAT_NS, Drain, Gone, Neighbour

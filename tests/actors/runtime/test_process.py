@@ -21,11 +21,14 @@ BORN = """
 import sys
 from pathlib import Path
 from pegaflow.actors.runtime.process import KINDS, Birth
+from pegaflow.core.directory.plan import PeerPlan
 from pegaflow.core.segments.plan import FlushPlan
 from pegaflow.service.settings import Settings
 from pegaflow.wire.control import Hello
 from pegaflow.wire.values import Address
-plan = Settings(Path("/run"), ssd_cache_path=("nowhere",)).told(FlushPlan)
+told = {"ssd_cache_path": ("nowhere",), "peer_listen": "127.0.0.1:7", "insecure_peers": True}
+settings = Settings(Path("/run"), **told)
+plan = settings.told(PeerPlan if sys.argv[1] == "peer" else FlushPlan)
 birth = Birth(Address(sys.argv[1], 1), Address("supervisor", 1), Hello(1, 2, "ipc://x"), plan)
 actor, device = KINDS[sys.argv[1]].born(birth)
 print(type(actor).__module__, type(device).__module__)

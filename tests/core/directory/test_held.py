@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.core.directory.held import HOSTS_MAX, LAST_NAME, Held
+from pegaflow.core.directory.held import LAST_NAME, Held
 from pegaflow.core.pool.fingerprints import U64
+from pegaflow.wire.peer import HOSTS_MAX
 
 HOSTS, EACH = 3, 60
 ODD = 0x9E37_79B9_7F4A_7C15

@@ -1,0 +1,1 @@
+"""The peer process: blocks of other hosts, read into our pool, and ours, lent to them."""

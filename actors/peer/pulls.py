@@ -1,0 +1,96 @@
+"""What is fetched: a wish of the index, cut into pulls; and what a host's answer is worth.  See
+wire/peer.py."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pegaflow.actors.roles.pages import NO_PAGES, Grant
+from pegaflow.actors.runtime.contract import Sender
+from pegaflow.wire.flusher import Fetch
+from pegaflow.wire.identities import NO_LEASE, LeaseId
+from pegaflow.wire.peer import HOSTS_MAX, Cut, Lent
+
+from .places import RemoteHost
+
+
+@dataclass(slots=True, eq=False)
+class Wish:
+    """A question of the index."""
+
+    sender: Sender
+    msg: Fetch
+    left: int  # positions without an end
+    failed: list[int] = field(default_factory=list)
+    absent: list[int] = field(default_factory=list)  # those of them that the host has not
+
+
+@dataclass(slots=True, eq=False)
+class Pull:
+    """Blocks that one host is asked for together."""
+
+    fetch: Wish
+    host: RemoteHost
+    positions: list[int]
+    cut: Cut
+    loan: LeaseId = NO_LEASE  # while it is ours
+    grant: Grant = NO_PAGES  # to read into, block-major
+    lent: Lent | None = None
+
+
+def makes_sense(lent: Lent, cut: Cut, asked: int) -> bool:
+    """Whether a host's answer to a Borrow can be read: what it says is of another process."""
+    if not lent.blocks:
+        return True
+    pages = lent.blocks * lent.shards
+    return (
+        lent.number != NO_LEASE
+        and lent.blocks <= asked
+        and (lent.payload_bytes, lent.shards) == (cut.payload_bytes, cut.shards)
+        and len(lent.offsets) == pages
+        and len(lent.sums) in (0, pages)
+    )
+
+
+def whole(sums: tuple[int, ...], lent: Lent) -> list[int]:
+    """Which blocks have come whole, and as they were sealed.
+
+    Args:
+        sums: checksum of each page as it lies here; 0: it was not read.
+    """
+    if len(sums) != lent.blocks * lent.shards:
+        return []
+    told = tuple(lent.sums) or (0,) * len(sums)
+    fine = [here != 0 and said in (0, here) for here, said in zip(sums, told, strict=True)]
+    return [at for at in range(lent.blocks) if all(fine[at * lent.shards : (at + 1) * lent.shards])]
+
+
+def stretches(masks: Iterable[int], slots: frozenset[int]) -> Iterator[tuple[int, list[int]]]:
+    """Who is asked for what: each block of one of the hosts that may have it, in stretches as long
+    as can be, and those of several hosts that have the same in equal parts.
+
+    Args:
+        masks: of each block: the slots of the hosts that may have it.
+        slots: those that can be asked.
+
+    Yields:
+        A slot, and places of blocks.
+    """
+    able = sum(1 << slot for slot in slots)
+    runs: list[tuple[int, list[int]]] = []
+    for at, mask in enumerate(masks):
+        mask &= able
+        if not mask:
+            continue
+        both = runs[-1][0] & mask if runs and runs[-1][1][-1] == at - 1 else 0
+        if both:
+            runs[-1][1].append(at)
+            runs[-1] = both, runs[-1][1]
+        else:
+            runs.append((mask, [at]))
+    for mask, places in runs:
+        owners = [slot for slot in range(HOSTS_MAX) if mask >> slot & 1]
+        part = -(-len(places) // len(owners))
+        for n, slot in enumerate(owners):
+            some = places[n * part : (n + 1) * part]
+            if some:
+                yield slot, some
