@@ -243,6 +243,7 @@ class Found(Message):
     lease: LeaseId
     blocks: int
     disk: U64s = ()  # places in the run of the blocks that were read from SSD for this lookup
+    peers: U64s = ()  # and of those that came from other hosts
 
 
 @message(34)

@@ -113,7 +113,8 @@ class Lookups(Part):
                 miss = Reply(sender, Found(Status.OK, NO_LEASE, 0))
                 return [miss, *self._leases.end_lease(answer.number)]
             blocks = len(answer.pages) // answer.shards
-            return [Reply(sender, Found(Status.OK, answer.number, blocks, answer.disk))]
+            disk, peers = answer.disk, answer.peers
+            return [Reply(sender, Found(Status.OK, answer.number, blocks, disk, peers=peers))]
 
         self._counts["lookups_by_message"] += 1
         self._counts["blocks_asked"] += len(keys)

@@ -116,8 +116,9 @@ class Operations:
                 return [release, *self._end(ticket, Status.UNKNOWN)]
             life, blocks = self._link.session.incarnation, answer.blocks
             lease = Lease(life, answer.lease, blocks) if blocks else None
-            disk = tuple(answer.disk)
-            return self._finish(ticket, LookupDone(ticket, answer.status, lease, blocks, disk=disk))
+            disk, peers = tuple(answer.disk), tuple(answer.peers)
+            done = LookupDone(ticket, answer.status, lease, blocks, disk=disk, peers=peers)
+            return self._finish(ticket, done)
 
         if not self._ready():
             return ticket, self._end(ticket, Status.DISCONNECTED)

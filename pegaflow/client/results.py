@@ -28,6 +28,7 @@ class LookupDone:
     lease: Lease | None
     blocks: int
     disk: tuple[int, ...] = ()  # places in the hit of the blocks that were read from SSD for it
+    peers: tuple[int, ...] = ()  # and of those that came from other hosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def test_what_one_host_has_another_one_loads(hosts: tuple[Host, Host]) -> None:
         saved(filler, 0)
         eventually("all of it is a hit elsewhere", lambda: found(reader, 0) == COUNT)
         assert there.service.counter("rdma_fetched_blocks") == COUNT
+        assert there.service.counter("blocks_hit_rdma") == COUNT
         assert found(reader, 0) == COUNT
         assert there.service.counter("rdma_fetched_blocks") == COUNT, "it is here now"
         eventually("every loan is over", lambda: here.service.counter("peer_loans") == 0)

@@ -36,7 +36,16 @@ from .groups import Entry, Groups, blocks_of, table_of
 from .hints import NO_HINTS, Hints
 from .places import PLACES_ASKED, Places
 from .requests import AHEAD_BLOCKS, Requests
-from .tracked import GroupedRequest, Hashed, LoadOrder, Lookup, SaveOrder, Tracked
+from .tracked import (
+    NOTHING_BROUGHT,
+    Brought,
+    GroupedRequest,
+    Hashed,
+    LoadOrder,
+    Lookup,
+    SaveOrder,
+    Tracked,
+)
 
 Tables = Sequence[Sequence[int]]
 """The engine's blocks of a request, by vLLM's number of the group."""
@@ -117,7 +126,7 @@ class GroupedRequests(Requests):
         in_time: bool,
         now_s: float,
         *,
-        disk: tuple[int, ...] = (),
+        brought: Brought = NOTHING_BROUGHT,
     ) -> Lease | None:
         """An answer came; as of `Requests`, but for what it is an answer to."""
         if (tracked := self._awaiting(ticket)) is None:
@@ -131,7 +140,7 @@ class GroupedRequests(Requests):
             self._prefix(tracked, blocks // self._groups.full_blocks, now_s)
         elif blocks == self._groups.count(tracked.place):
             tracked.lookup, tracked.lease, tracked.answered_s = Lookup.HIT, lease, now_s
-            tracked.disk, tracked.kept = disk, tracked.place
+            tracked.brought, tracked.kept = brought, tracked.place
             self._places.note(self._name(tracked, tracked.place))
             return None
         else:
@@ -226,15 +235,15 @@ class GroupedRequests(Requests):
         tracked.lookup, tracked.lease = Lookup.NONE, None
         return []
 
-    def from_disk(self, request: str) -> int:
-        """Blocks of tokens of which the load had to read something from SSD."""
-        entries = super().from_disk(request)
+    def brought(self, request: str) -> list[int]:
+        """Blocks of tokens of which something came from SSD, and from other hosts."""
+        entries = super().brought(request)
         tracked = self.tracked.get(request)
-        if not entries or tracked is None or tracked.loading is None:
-            return 0
+        if not any(entries) or tracked is None or tracked.loading is None:
+            return entries
         assert isinstance(tracked, GroupedRequest)
         blocks, all_entries = tracked.place - tracked.local, len(tracked.loading.blocks)
-        return -(-entries * blocks // all_entries)
+        return [-(-count * blocks // all_entries) for count in entries]
 
     def _give(self, tracked: GroupedRequest, tables: Tables) -> None:
         tracked.unsure, tracked.begun = False, None

@@ -42,7 +42,7 @@ from pegaflow.wire.values import LIST_MAX
 
 from .hints import NO_HINTS, Hints
 from .steps import Saving
-from .tracked import Hashed, LoadOrder, Lookup, Open, SaveOrder, Tracked
+from .tracked import NOTHING_BROUGHT, Brought, Hashed, LoadOrder, Lookup, Open, SaveOrder, Tracked
 
 KEEP_S: Seconds = 10.0
 """A hit waiting for its request to be scheduled is given back after this long: a queue of waiting
@@ -152,7 +152,7 @@ class Requests:
         in_time: bool,
         now_s: float,
         *,
-        disk: tuple[int, ...] = (),
+        brought: Brought = NOTHING_BROUGHT,
     ) -> Lease | None:
         """An answer came.
 
@@ -160,7 +160,7 @@ class Requests:
             lease: of the hit; None: a miss.
             in_time: whether the answer came from the service; otherwise the time was up, and the
                 request is never asked for again.
-            disk: places in the hit of blocks that were read from SSD.
+            brought: for the hit.
 
         Returns:
             The lease if nobody wants it any more: to be released.
@@ -173,7 +173,7 @@ class Requests:
             return lease
         if lease is not None:
             tracked.lookup, tracked.lease, tracked.answered_s = Lookup.HIT, lease, now_s
-            tracked.disk = disk
+            tracked.brought = brought
         else:
             tracked.lookup = Lookup.MISS if in_time else Lookup.NEVER
         if in_time:
@@ -243,12 +243,12 @@ class Requests:
         tracked.lookup, tracked.lease = Lookup.NONE, None
         return []
 
-    def from_disk(self, request: str) -> int:
-        """Blocks of the request's load that had to be read from SSD."""
+    def brought(self, request: str) -> list[int]:
+        """Blocks of the request's load that came from SSD, and those from other hosts."""
         tracked = self.tracked.get(request)
         if tracked is None or (order := tracked.loading) is None:
-            return 0
-        return order.among(tracked.disk)
+            return [0, 0]
+        return [order.among(places) for places in tracked.brought]
 
     def stepped(
         self, request: str, blocks: Sequence[Any], replace: bool, computed: int, *, scheduled: int

@@ -41,6 +41,17 @@ class LoadOrder:
         return sum(0 <= place - self.first < len(self.blocks) for place in places)
 
 
+class Brought(NamedTuple):
+    """Places in a hit of the blocks that had to be brought into the service's memory."""
+
+    disk: tuple[int, ...] = ()  # from SSD
+    peers: tuple[int, ...] = ()  # from other hosts
+
+
+NOTHING_BROUGHT = Brought()
+"""All was in memory."""
+
+
 class SaveOrder(NamedTuple):
     """Save these blocks of a request under these keys. Travels to every worker.
 
@@ -92,7 +103,7 @@ class Tracked:
     full_until_s: float | None = None  # so long all of it is waited for; None: never asked
     ticket: int = 0  # of the lookup; valid in ASKED
     lease: Lease | None = None  # present exactly in HIT
-    disk: tuple[int, ...] = ()  # places in the last hit of blocks that came from SSD
+    brought: Brought = NOTHING_BROUGHT  # for the last hit
     answered_s: float = 0.0  # valid in HIT
     local: int = 0  # blocks vLLM had itself at the last offer
     limit: int | None = None  # first block never to be loaded again; None: no failure yet

@@ -244,16 +244,18 @@ def withdraw(vllm_config: Any) -> None:
         vllm_config.kv_transfer_config = None
 
 
-def hit_sources(host: int, disk: int) -> dict[Any, int]:
+def hit_sources(tokens: int, disk: int, peers: int) -> dict[Any, int]:
     """Tokens by the tier they came from, in vLLM's words; empty before 0.32.
 
     Args:
-        host: tokens that came from the pool.
-        disk: tokens that came from the SSD.
+        tokens: all of them.
+        disk: those that came from the SSD.
+        peers: those that came from other hosts.
     """
     if _Source is None:
         return {}
-    return {name: n for name, n in ((_Source.HOST, host), (_Source.DISK, disk)) if n}
+    counts = {_Source.HOST: tokens - disk - peers, _Source.DISK: disk, _Source.P2P: peers}
+    return {source: count for source, count in counts.items() if count}
 
 
 def transfer_results(

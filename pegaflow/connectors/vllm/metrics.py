@@ -30,7 +30,7 @@ VALUES_MAX: Count = 4096
 """Values of one histogram kept until somebody takes them: vLLM does after each step, its log line
 every ten seconds."""
 
-SOURCES = ("host", "disk")
+SOURCES = ("host", "disk", "peer")
 """Where hits come from, in vLLM's words (its CacheHitSource)."""
 
 
@@ -199,14 +199,15 @@ class SchedulerTally(Tally):
             self.observe("prefetch_duration_seconds", now_s - asked_s)
             self.observe("prefetch_blocks", blocks)
 
-    def found(self, blocks: int, disk: int) -> None:
+    def found(self, blocks: int, disk: int, peers: int) -> None:
         """A load was ordered.
 
         Args:
             blocks: all of it.
             disk: those of them that had to be read from SSD.
+            peers: those that came from other hosts.
         """
-        for source, number in zip(SOURCES, (blocks - disk, disk), strict=True):
+        for source, number in zip(SOURCES, (blocks - disk - peers, disk, peers), strict=True):
             self.count(f"hit_blocks_{source}", number)
 
     def saving(self, order: int, request: Tracked) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from pegaflow.client import Client, Lease, LookupDone
 from pegaflow.connectors.common.hints import hints
 from pegaflow.connectors.common.steps import Steps
-from pegaflow.connectors.common.tracked import LoadOrder, Lookup, SaveOrder, Tracked
+from pegaflow.connectors.common.tracked import Brought, LoadOrder, Lookup, SaveOrder, Tracked
 from pegaflow.wire.identities import Key
 from pegaflow.wire.status import Status
 from pegaflow.wire.units import Seconds
@@ -216,7 +216,8 @@ class Scheduler:
         if done.status is Status.OK:
             self._early_until_s = FOR_EVER
         in_time = done.status is not Status.EXPIRED
-        unwanted = self._requests.answered(done.ticket, done.lease, in_time, now_s, disk=done.disk)
+        brought = Brought(done.disk, done.peers)
+        unwanted = self._requests.answered(done.ticket, done.lease, in_time, now_s, brought=brought)
         self._release([unwanted] if unwanted else [])
 
     def _is_early(self, status: Status, now_s: float) -> bool:
@@ -270,22 +271,20 @@ class Scheduler:
         if tokens and order is not None:
             self._client.share(order.lease)
             self._loads[name] = order
-            self._tally.found(len(order.blocks), order.among(tracked.disk))
+            self._tally.found(len(order.blocks), *map(order.among, tracked.brought))
             loaded = -(-tokens // self._engine.block_tokens)
             self._events.add(tracked.source, 0, tracked.local + loaded)
 
     def sources(self, name: str, tokens: int) -> dict[Any, int]:
-        """Which tiers the load just ordered comes from.
+        """Which tiers the load just ordered comes from, as `compat.hit_sources` says it.
 
         Args:
             name: the request's id.
             tokens: of the load.
-
-        Returns:
-            vLLM's counts, as `compat.hit_sources`.
         """
-        disk = min(tokens, self._requests.from_disk(name) * self._engine.block_tokens)
-        return compat.hit_sources(tokens - disk, disk)
+        each, (disk, peers) = self._engine.block_tokens, self._requests.brought(name)
+        disk = min(tokens, disk * each)
+        return compat.hit_sources(tokens, disk, min(tokens - disk, peers * each))
 
     def stats(self) -> Stats | None:
         """What was counted since the last step."""

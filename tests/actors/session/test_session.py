@@ -53,11 +53,12 @@ def leased() -> tuple[Rig, Session, int]:
     rig, actor, _ = attached()
     question = one(rig.ask(CLIENT_7, Lookup(KEYS[:4])), Find, IDX)
     found = said(
-        rig.answer(question, Held(LeaseId(5), 1, as_pages(0, 1, 4), (), disk=(1, 2))),
+        rig.answer(question, Held(LeaseId(5), 1, as_pages(0, 1, 4), (), disk=(1, 2), peers=(0,))),
         Found,
         CLIENT_7,
     )
     assert (found.status, found.blocks, found.disk) == (Status.OK, 3, (1, 2))
+    assert tuple(found.peers) == (0,)
     return rig, actor, found.lease
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pegaflow.client import Lease
 from pegaflow.connectors.common.requests import KEEP_S, Requests
-from pegaflow.connectors.common.tracked import Lookup
+from pegaflow.connectors.common.tracked import Brought, Lookup
 from pegaflow.wire.identities import Incarnation, LeaseId
 from tests.connectors.vllm.fakes import BLOCK, Request
 
@@ -296,15 +296,15 @@ def test_what_turned_out_void_is_saved_again() -> None:
     assert again is not None and again.blocks == second.blocks and again.order != second.order
 
 
-def test_blocks_of_a_load_that_came_from_ssd() -> None:
+def test_blocks_of_a_load_that_came_from_ssd_and_from_other_hosts() -> None:
     requests = book()
     requests.add("r", Request("r", 25))
     requests.asked("r", 1, 0.0)
-    assert requests.answered(1, LEASE, True, 0.0, disk=(0, 3, 4, 9)) is None
+    assert requests.answered(1, LEASE, True, 0.0, brought=Brought((0, 3, 4, 9), (1, 2))) is None
     requests.offer("r", 8)
-    assert requests.from_disk("r") == 0, "nothing is loaded yet"
+    assert requests.brought("r") == [0, 0], "nothing is loaded yet"
     requests.allocated("r", [10, 11, 12, 13, 14], 12)
-    assert requests.from_disk("r") == 2 and requests.from_disk("x") == 0
+    assert requests.brought("r") == [2, 1] and requests.brought("x") == [0, 0]
 
 
 def test_a_request_aborted_while_it_waits_for_a_load_of_whomever_is_not_held() -> None:

@@ -185,6 +185,7 @@ class Store:
     given_up: set[Order] = field(default_factory=set)
     committed: set[Order] = field(default_factory=set)
     on_disk: Collection[bytes] = ()  # hashes that a lookup has to read from SSD
+    elsewhere: Collection[bytes] = ()  # hashes that a lookup has to bring from other hosts
     finds: bool = False  # clients look into it by themselves
     private: set[int] = field(default_factory=set)  # leases that nobody else may load from
     holding: bool = False  # answers are kept back
@@ -336,8 +337,11 @@ class FakeClient:
         if held:
             self.store.leases[ticket] = held
         lease = Lease(Incarnation(1), LeaseId(ticket), len(held)) if held else None
-        disk = (i for i, key in enumerate(keys[: len(held)]) if key in self.store.on_disk)
-        return LookupDone(ticket, Status.OK, lease, len(held), disk=tuple(disk))
+        disk, peers = (
+            tuple(i for i, key in enumerate(keys[: len(held)]) if key in there)
+            for there in (self.store.on_disk, self.store.elsewhere)
+        )
+        return LookupDone(ticket, Status.OK, lease, len(held), disk=disk, peers=peers)
 
     def start_load(
         self, lease: Lease, blocks: Sequence[int], *, first: int = 0, timeout: float

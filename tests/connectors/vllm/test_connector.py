@@ -285,7 +285,7 @@ def test_halves_that_disagree_do_not_work_together(pair: Pair, store: Store) -> 
 def test_hits_are_told_apart_by_tier(
     pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiers = SimpleNamespace(HOST="host", DISK="disk")
+    tiers = SimpleNamespace(HOST="host", DISK="disk", P2P="p2p")
     monkeypatch.setattr(pegaflow.connectors.vllm.compat, "_Source", tiers)
     pair.save(store, Request("a", 25), [1, 2, 3, 4, 5, 6, 7])
     sources: Any = pair.scheduler.get_external_cache_hit_sources
@@ -293,9 +293,13 @@ def test_hits_are_told_apart_by_tier(
     store.on_disk = request.block_hashes[4:]
     pair.load(request, [10, 11, 12, 13, 14, 15])
     assert sources(request, 24) == {"host": 16, "disk": 8}
-    store.on_disk = ()
+    store.on_disk, store.elsewhere = (), request.block_hashes[1:3]
+    third = Request("d", 25)
+    pair.load(third, [20, 21, 22, 23, 24, 25])
+    assert sources(third, 24) == {"host": 16, "p2p": 8}
+    store.elsewhere = ()
     other = Request("c", 25)
-    pair.load(other, [20, 21, 22, 23, 24, 25])
+    pair.load(other, [30, 31, 32, 33, 34, 35])
     assert sources(other, 24) == {"host": 24}
     assert sources(None, 24) == {}, "vLLM then calls them external_unspecified"
 
