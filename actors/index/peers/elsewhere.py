@@ -14,7 +14,7 @@ import numpy as np
 
 from pegaflow.actors.index.tiers import Pool
 from pegaflow.core.directory.held import LAST_NAME, Held
-from pegaflow.core.pool.columns import column, distinct
+from pegaflow.core.pool.columns import among, column, distinct
 from pegaflow.core.pool.fingerprints import U64
 from pegaflow.wire.peer import ALL, Elsewhere
 from pegaflow.wire.units import Count
@@ -69,7 +69,7 @@ class Elsewheres:
             self._empty(msg.slot)
         if msg.first <= msg.last:
             before = self._between(msg.slot, msg.first, msg.last)
-            self._remove(msg.slot, before[~np.isin(before, added)])
+            self._remove(msg.slot, before[~among(before, added)])
         self._add(msg.slot, added)
         self._remove(msg.slot, removed)
 

@@ -245,7 +245,7 @@ class Held:
         """Every block is in one of its two buckets, once, and is counted."""
         at = self._slots.nonzero()[0]
         names = self._slots[at]
-        assert len(at) == self._used == len(np.unique(names))
+        assert len(at) == self._used == len(distinct(names))
         homes, seconds = self._both(names)
         assert (((at // _WIDTH) == homes) | ((at // _WIDTH) == seconds)).all()
         assert not self._masks[self._slots == 0].any() and self._masks[at].all()

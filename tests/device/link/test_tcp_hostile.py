@@ -342,7 +342,8 @@ def test_the_deadline_passes_in_the_middle_of_a_piece() -> None:
         assert ours == bytes(POOL)
 
 
-def test_the_link_is_closed_in_the_middle_of_a_piece() -> None:
+def test_the_link_is_closed_in_the_middle_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcpstream, "STALL_S", 100.0)  # nobody else cuts it off
     begun = threading.Semaphore(0)
 
     def serve(sock: socket.socket, number: int) -> None:
