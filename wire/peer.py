@@ -163,6 +163,7 @@ class Have(Message):
     cuts: tuple[Cut, ...]
     added: U64s  # fingerprints
     removed: U64s  # after `added`
+    blocks: int = 0  # that I have in all
 
 
 @message(124)
@@ -267,3 +268,4 @@ class Elsewhere(Message):
     cuts: tuple[Cut, ...]
     added: U64s  # fingerprints
     removed: U64s  # after `added`
+    blocks: int = 0  # of the host, in all

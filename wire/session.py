@@ -16,11 +16,10 @@ Every client of one engine (scheduler, ranks) dials the session that the front d
     client → session   Skip                              this rank will not save that order
     client → session   Commit                            the engine stands by those orders
     client → session   Leave     → Left                  nothing of ours is touched any more
-    client → session   Release
     client → session   Borrow    → Lent                  rows of your hazards, to look up by myself
     client → session   Took                              a lease that I found is yours now
     client → session   Looked                            what I have looked up by myself so far
-    client → session   Ping      → Pong
+    client → session   Ping      → Pong, Release
 
 Joining.  One client of an engine *opens* its generation at the front desk (OpenSession.opens, in
 vLLM the scheduler's); the ranks join it: they are told SessionAt once it is open and wait, or are

@@ -16,7 +16,7 @@ from pegaflow.actors.runtime.tcp import Tcp
 from pegaflow.actors.runtime.workers import Workers
 from pegaflow.device.link import TOKEN_BYTES, Link, LinkError, Outcome, Piece
 from pegaflow.device.link.tcp import TcpOwner, TcpReader
-from pegaflow.device.link.tcpframes import pack_offer, unpack_offer
+from pegaflow.device.link.tcpframes import FrameError, pack_offer, unpack_offer
 from pegaflow.wire.identities import Incarnation
 from pegaflow.wire.jobs import Done, Result
 from pegaflow.wire.message import Message
@@ -109,7 +109,7 @@ class PeerDevice:
         try:
             found = socket.getaddrinfo(job.where, None, type=socket.SOCK_STREAM)
             link = reader.connect(_at(job.offer, str(found[0][4][0])), job.token)
-        except (OSError, LinkError, ValueError) as err:
+        except (OSError, LinkError, FrameError, ValueError) as err:
             return Done(Status.DISCONNECTED, str(err))
         before = self._links.pop(job.host, None)
         self._links[job.host] = link
@@ -131,7 +131,10 @@ class PeerDevice:
             Piece(remote, local, job.payload_bytes)
             for remote, local in zip(job.remote, job.local, strict=True)
         ]
-        link.read(job.loan, pieces, self._ended(number, link), job.deadline)
+        try:
+            link.read(job.loan, pieces, self._ended(number, link), job.deadline)
+        except ValueError:  # a page that no link takes, or is not one of ours
+            return PagesRead((0,) * len(job.local))
         return None
 
     def _ended(self, number: int, link: Link) -> Callable[[Sequence[Outcome]], None]:

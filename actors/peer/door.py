@@ -7,6 +7,10 @@ from pegaflow.actors.runtime.tcp import Tcp
 from pegaflow.core.directory.plan import PeerPlan, Place
 from pegaflow.core.errors import UserError
 from pegaflow.service.keys import ServerKeys
+from pegaflow.wire.units import Constant
+
+PORT_MAX: Constant = (1 << 16) - 2
+"""The port behind it is that of the data streams."""
 
 
 def door_of(plan: PeerPlan) -> tuple[Tcp, tuple[Place, ...]]:
@@ -16,6 +20,8 @@ def door_of(plan: PeerPlan) -> tuple[Tcp, tuple[Place, ...]]:
         UserError: the settings would let strangers in, or the keys cannot be used.
     """
     host, port = plan.listen
+    if port > PORT_MAX:
+        raise UserError(f"--peer-listen {plan.peer_listen}: the port behind it is needed, too")
     if plan.peer_keys is not None and plan.insecure_peers:
         raise UserError("--peer-keys and --insecure-peers exclude each other: leave one out")
     if plan.peer_keys is None:

@@ -16,10 +16,14 @@ from pegaflow.wire.units import Count
 from pegaflow.wire.values import INDEX, REMOTE_PEER, Address
 
 from .places import Places, RemoteHost
+from .pulls import is_cut
 from .telling import Telling
 
 PREFETCH: Count = 2048
 """Blocks that one engine may await of other hosts: as many as of the SSD tier."""
+
+PINGS_FIRST: Count = 4
+"""Pings after a Follow before it is taken for lost: an answer may be that far behind."""
 
 CUTS_MAX: Count = 1024
 """Namespaces of one host: far more than it serves."""
@@ -32,6 +36,7 @@ class _Word:
     number: int  # of our Follow
     seen: int = 0  # parts
     acknowledged: int = 0  # of them: in a ping
+    pings: int = 0  # since then
     cuts: dict[Namespace, Cut] = field(default_factory=dict)
 
 
@@ -86,12 +91,15 @@ class Following(Part):
         """How far its word has come."""
         word = self._words[host.address]
         word.acknowledged = word.seen
+        word.pings += 1
         return replace(ping, number=word.number, seen=word.seen)
 
     def host_ponged(self, host: RemoteHost, pong: Pong, now: int) -> list[Effect]:
         """It has told more than has come, or knows nothing of our Follow: that was lost."""
         word = self._words[host.address]
         if pong.number == word.number and pong.told <= word.seen:
+            return []
+        if pong.number != word.number and word.pings < PINGS_FIRST:
             return []
         self._counts["peer_parts_missed"] += 1
         return self._follow(host)
@@ -119,16 +127,18 @@ class Following(Part):
             self._counts["peer_parts_missed"] += 1
             return self._follow(host)
         word.seen = msg.part
-        for cut in msg.cuts:
+        cuts = tuple(filter(is_cut, msg.cuts))
+        for cut in cuts:
             if len(word.cuts) < CUTS_MAX:
                 word.cuts[cut.namespace] = cut
         news = Elsewhere(
             host.slot,
             first=msg.first,
             last=msg.last,
-            cuts=msg.cuts,
+            cuts=cuts,
             added=msg.added,
             removed=msg.removed,
+            blocks=msg.blocks,
         )
         effects = self._member.tell(INDEX, news)
         if word.seen - word.acknowledged >= AHEAD // 2:

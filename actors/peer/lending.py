@@ -38,6 +38,7 @@ from pegaflow.wire.peer import (
     Borrow,
     Enter,
     Entered,
+    Follow,
     GiveBack,
     Lent,
     Ping,
@@ -83,7 +84,8 @@ class Visitor:
 
     def __init__(self, now: int) -> None:
         self.heard_ns = now
-        self.asked = 0  # questions about it that our index has not answered
+        self.asked = 0  # questions about it that our index has not answered,
+        self.asked_bytes = 0  # and the pages that they are for
         self.loans: dict[LeaseId, Loan] = {}  # those that stand, or are being recalled
 
     @property
@@ -106,10 +108,12 @@ class Lending(Part):
     def handlers(self) -> Iterable[On]:
         """Readers, and the index that lends to us what we lend to them."""
         return (
+            on(Follow, self._on_follow, REMOTE_PEER),
             on(Enter, self._on_enter, REMOTE_PEER),
             on(Borrow, self._on_borrow, REMOTE_PEER),
             on(GiveBack, self._on_give_back, REMOTE_PEER),
             on(Ping, self._on_ping, REMOTE_PEER),
+            on(Held, self._on_held_again, INDEX),
             on(LeasesLost, self._on_leases_lost, INDEX),
         )
 
@@ -184,8 +188,17 @@ class Lending(Part):
 
     # readers
 
+    def _on_held_again(self, sender: Sender, msg: Held, now: int) -> list[Effect]:
+        return self.too_late(msg, now)
+
+    def _on_follow(self, sender: Sender, msg: Follow, now: int) -> list[Effect]:
+        if not self._remembers(self._visitor(sender, now), sender):
+            return []
+        return self._telling.follow(sender.address, msg)
+
     def _on_enter(self, sender: Sender, msg: Enter, now: int) -> list[Effect]:
-        self._visitor(sender, now)
+        if not self._remembers(self._visitor(sender, now), sender):
+            return [Reply(sender, Entered(Status.BUSY))]
 
         def admitted(result: ReaderAdmitted | Done, now: int) -> list[Effect]:
             if isinstance(result, Done):
@@ -198,24 +211,31 @@ class Lending(Part):
         visitor = self._visitor(sender, now)
         cut = self._telling.cuts.get(msg.namespace)
         index = self._member.peer(INDEX)
-        full = len(visitor.loans) + visitor.asked >= LOANS_MAX or visitor.lent_bytes >= LOAN_BYTES
+        block = page_bytes(cut.payload_bytes) * cut.shards if cut is not None else 1
+        room = max(0, LOAN_BYTES - visitor.lent_bytes - visitor.asked_bytes) // block
+        full = len(visitor.loans) + visitor.asked >= LOANS_MAX or not room
         if full or index == NOBODY or self._member.draining or cut is None:
             self._counts["peer_borrows_refused"] += 1
             return [Reply(sender, Lent(Status.BUSY if full else Status.NOT_READY))]
+        keys = tuple(msg.keys[:room])
         visitor.asked += 1
+        visitor.asked_bytes += len(keys) * block
 
         def found(answer: Message, now: int) -> list[Effect]:
             visitor.asked -= 1
-            if not isinstance(answer, Held) or answer.number == NO_LEASE:
+            visitor.asked_bytes -= len(keys) * block
+            if not isinstance(answer, Held):
+                return [Reply(sender, Lent(Status.NOT_READY))]
+            if answer.number == NO_LEASE:
                 return [Reply(sender, Lent(Status.OK))]
             if not self._leases.hear(answer.number):
                 return [Reply(sender, Lent(Status.OK))]
-            if self.visitors.get(sender.address) is not visitor:
+            if not self._remembers(visitor, sender):
                 return self._member.tell(INDEX, Release(answer.number))
             return self._lend(sender, answer, cut.payload_bytes, now)
 
         patience = min(msg.budget_ns, FIND_MOST_NS)
-        find = Find(msg.namespace, msg.keys, near=True)
+        find = Find(msg.namespace, keys, near=True)
         return [Ask(index, find, now + patience, found)]
 
     def _lend(self, sender: Sender, held: Held, payload_bytes: int, now: int) -> list[Effect]:
@@ -283,6 +303,10 @@ class Lending(Part):
             self.visitors[sender.address] = visitor
         visitor.heard_ns = now
         return visitor
+
+    def _remembers(self, visitor: Visitor, sender: Sender) -> bool:
+        """Whether it is one of those that something may be lent to."""
+        return self.visitors.get(sender.address) is visitor
 
     def _leaves(self, address: Address, visitor: Visitor) -> list[Effect]:
         """It is silent: it has nothing of ours any more."""

@@ -85,6 +85,10 @@ class Places(Part):
         assert not self._listeners
         self._listeners = listeners
 
+    def knows(self, sender: Address) -> bool:
+        """No other host is heard before we know our own pool."""
+        return sender.name != REMOTE_PEER or self._next_ns is not None
+
     def handlers(self) -> Iterable[On]:
         """Other hosts."""
         return (

@@ -1,12 +1,14 @@
 """What is fetched: a wish of the index, cut into pulls; and what a host's answer is worth.  See
 wire/peer.py."""
 
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pegaflow.actors.roles.pages import NO_PAGES, Grant
 from pegaflow.actors.runtime.contract import Sender
-from pegaflow.wire.flusher import Fetch
+from pegaflow.core.pool.ledger import MAX_SHARDS, PAYLOAD_BYTES_MAX
+from pegaflow.wire.flusher import FETCH_NS, Fetch
 from pegaflow.wire.identities import NO_LEASE, LeaseId
 from pegaflow.wire.peer import HOSTS_MAX, Cut, Lent
 
@@ -21,7 +23,20 @@ class Wish:
     msg: Fetch
     left: int  # positions without an end
     failed: list[int] = field(default_factory=list)
-    absent: list[int] = field(default_factory=list)  # those of them that the host has not
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """A host, and what it is asked for."""
+
+    turns: OrderedDict[int, deque["Pull"]] = field(default_factory=OrderedDict)  # by engine
+    running: int = 0  # pulls
+    linked: bool = False
+    linking: bool = False  # an offer is asked for, or a link is made
+    again_ns: int = 0  # no link is tried before
+    heard_upto: LeaseId = NO_LEASE  # newest loan that we know of
+    gone: bool = False  # it is not there any more: nothing of it is waited for
+    loans: set[LeaseId] = field(default_factory=set)  # those that we have not given back
 
 
 @dataclass(slots=True, eq=False)
@@ -32,9 +47,19 @@ class Pull:
     host: RemoteHost
     positions: list[int]
     cut: Cut
+    source: Source
     loan: LeaseId = NO_LEASE  # while it is ours
     grant: Grant = NO_PAGES  # to read into, block-major
     lent: Lent | None = None
+
+    def until(self, now: int) -> int:
+        """How long it is worth anything; of a question without a deadline as long as of any."""
+        return self.fetch.sender.deadline or now + FETCH_NS
+
+
+def is_cut(cut: Cut) -> bool:
+    """Whether blocks can be cut so: what is said of them is of another process."""
+    return 0 < cut.payload_bytes <= PAYLOAD_BYTES_MAX and 0 < cut.shards <= MAX_SHARDS
 
 
 def makes_sense(lent: Lent, cut: Cut, asked: int) -> bool:

@@ -12,7 +12,7 @@ needed, and its pulls wait for that.
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from pegaflow.actors.roles.pages import RESERVE_NS, Grant, Pages
 from pegaflow.actors.runtime.contract import (
@@ -21,7 +21,6 @@ from pegaflow.actors.runtime.contract import (
     Do,
     Effect,
     NoAnswer,
-    Note,
     On,
     Part,
     Reply,
@@ -31,18 +30,19 @@ from pegaflow.actors.runtime.contract import (
 )
 from pegaflow.actors.runtime.member import Member
 from pegaflow.core.limits import MIB
+from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.core.pool.geometry import MIN_PAGE, Geometry
 from pegaflow.core.series import labelled
-from pegaflow.wire.control import LogLevel, Welcome
+from pegaflow.wire.control import Welcome
 from pegaflow.wire.flusher import FETCH_NS, Fetch, Fetched
-from pegaflow.wire.identities import NO_LEASE, LeaseId
+from pegaflow.wire.identities import NO_LEASE
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.jobs import Done
 from pegaflow.wire.message import Message
 from pegaflow.wire.peer import (
+    NONE,
     Borrow,
-    Enter,
-    Entered,
+    Elsewhere,
     GiveBack,
     Lent,
     Ping,
@@ -50,11 +50,8 @@ from pegaflow.wire.peer import (
     Returned,
 )
 from pegaflow.wire.peerjobs import (
-    AskOfReader,
-    ConnectHost,
     LeaveHost,
     PagesRead,
-    ReaderAsks,
     ReadPages,
 )
 from pegaflow.wire.status import Status
@@ -63,8 +60,9 @@ from pegaflow.wire.values import INDEX, NOBODY, Address
 
 from .following import Following
 from .lending import page_bytes
+from .linking import ENTER_NS, Linking
 from .places import Places, RemoteHost
-from .pulls import Pull, Wish, makes_sense, stretches, whole
+from .pulls import Pull, Source, Wish, makes_sense, stretches, whole
 
 PULL_BYTES: Bytes = 32 * MIB
 """Bytes of one pull: long enough that its messages cost nothing, short enough that whoever asks
@@ -76,27 +74,8 @@ PULLS: Count = 4
 WISHES_MAX: Count = 4096
 """Fetches without an end: the index has bounded those of each engine."""
 
-ENTER_NS: Nanoseconds = 1000 * MS
-"""Patience with a host that is asked for an offer."""
-
 PUBLISH_NS: Nanoseconds = 1000 * MS
 """Patience with the index."""
-
-AGAIN_NS: Nanoseconds = 1000 * MS
-"""From a link that could not be made to the next try."""
-
-
-@dataclass(slots=True, eq=False)
-class _Source:
-    """A host, and what it is asked for."""
-
-    turns: OrderedDict[int, deque[Pull]] = field(default_factory=OrderedDict)  # by engine
-    running: int = 0  # pulls
-    linked: bool = False
-    linking: bool = False  # an offer is asked for, or a link is made
-    again_ns: int = 0  # no link is tried before
-    heard_upto: LeaseId = NO_LEASE  # newest loan that we know of
-    loans: set[LeaseId] = field(default_factory=set)  # those that we have not given back
 
 
 class Reading(Part):
@@ -114,8 +93,8 @@ class Reading(Part):
         self._member, self._places, self._following = member, places, following
         self._pages, self._counts = pages, counts
         self._geometry = Geometry(0, MIN_PAGE)  # the pool's, from Welcome on
-        self._sources: dict[Address, _Source] = {}  # of the hosts that live
-        self._ask: bytes | None = None  # what we say to an owner; None: not known yet
+        self._sources: dict[Address, Source] = {}  # of the hosts that live
+        self._linking = Linking(counts)
         self.fetches = 0  # without an end
         self._unsealed: list[tuple[Pull, Seal]] = []  # for the next index
 
@@ -127,13 +106,7 @@ class Reading(Part):
         """The pool is known."""
         self._geometry = Geometry(welcome.pool_bytes, welcome.extent_bytes)
 
-        def asks(result: ReaderAsks | Done, now: int) -> list[Effect]:
-            if isinstance(result, Done):
-                return [Note("peers_unreadable", (("why", result.note),), LogLevel.WARNING)]
-            self._ask = result.ask
-            return []
-
-        return [Do(AskOfReader(), asks)]
+        return self._linking.prepare()
 
     def met(self, neighbour: Address, now: int) -> list[Effect]:
         """There is somebody who publishes what has been read."""
@@ -159,17 +132,15 @@ class Reading(Part):
 
     def host_met(self, host: RemoteHost, now: int) -> list[Effect]:
         """Its blocks may be fetched."""
-        self._sources[host.address] = _Source()
+        self._sources[host.address] = Source()
         return []
 
     def host_lost(self, host: RemoteHost, now: int) -> list[Effect]:
         """What waits for it waits in vain; what is being read from it ends by itself."""
         source = self._sources.pop(host.address)
-        effects: list[Effect] = [Do(LeaveHost(host.address.incarnation), lambda done, now: [])]
-        for pulls in source.turns.values():
-            for pull in pulls:
-                effects += self._fail(pull.fetch, pull.positions)
-        return effects
+        source.gone = True
+        leave = Do(LeaveHost(host.address.incarnation), lambda done, now: [])
+        return [leave, *self._fail_waiting(source)]
 
     def ping_of(self, host: RemoteHost, ping: Ping) -> Ping:
         """The loans that we read."""
@@ -193,8 +164,7 @@ class Reading(Part):
         pulls = self._cut(fetch)
         taken = {position for pull in pulls for position in pull.positions}
         for pull in pulls:
-            source = self._sources[pull.host.address]
-            source.turns.setdefault(msg.engine, deque()).append(pull)
+            pull.source.turns.setdefault(msg.engine, deque()).append(pull)
         effects += self._fail(fetch, [at for at in everything if at not in taken])
         for host in {pull.host.address: pull.host for pull in pulls}.values():
             effects += self._go_on(host, now)
@@ -212,7 +182,8 @@ class Reading(Part):
                 continue
             each = max(1, PULL_BYTES // (page_bytes(cut.payload_bytes) * cut.shards))
             for at in range(0, len(positions), each):
-                pulls.append(Pull(fetch, host, positions[at : at + each], cut))
+                some = positions[at : at + each]
+                pulls.append(Pull(fetch, host, some, cut, source=self._sources[host.address]))
         return pulls
 
     def _go_on(self, host: RemoteHost, now: int) -> list[Effect]:
@@ -229,52 +200,33 @@ class Reading(Part):
             pull = pulls.popleft()
             if not pulls:
                 del source.turns[engine]
-            source.running += 1
-            effects += self._borrow(pull, source, now)
+            if now < pull.until(now):
+                source.running += 1
+                effects += self._borrow(pull, now)
+            else:
+                effects += self._fail(pull.fetch, pull.positions)
         return effects
 
-    def _link(self, host: RemoteHost, source: _Source, now: int) -> list[Effect]:
-        """Have a data link to this host; what waits for it fails if there can be none."""
+    def _link(self, host: RemoteHost, source: Source, now: int) -> list[Effect]:
+        """Have a data link to this host; what waits for it fails if there can be none now."""
         if source.linking:
             return []
-        if self._ask is None or now < source.again_ns:
-            return self._unlinked(source, now)
-        source.linking = True
+        if not self._linking.may_try(source, now):
+            return self._fail_waiting(source)
 
-        def entered(answer: Message, now: int) -> list[Effect]:
-            if not isinstance(answer, Entered) or answer.status is not Status.OK:
-                return self._unlinked(source, now)
-            life, where = host.address.incarnation, host.where
-            return [Do(ConnectHost(life, where, answer.offer, answer.token), connected)]
+        def over(now: int) -> list[Effect]:
+            return self._go_on(host, now) if source.linked else self._fail_waiting(source)
 
-        def connected(done: Done, now: int) -> list[Effect]:
-            if not done.ok:
-                facts = (("peer", host.name), ("why", done.note))
-                note = Note("peer_not_linked", facts, LogLevel.WARNING, repeats=host.where)
-                return [note, *self._unlinked(source, now)]
-            source.linking, source.linked = False, True
-            self._counts["peer_links_made"] += 1
-            return self._go_on(host, now)
+        return self._linking.make(host, source, now, over)
 
-        return [Ask(host.address, Enter(self._ask), now + ENTER_NS, entered)]
-
-    def _unlinked(self, source: _Source, now: int) -> list[Effect]:
-        """There is no link: what waits for it is a miss."""
-        source.linked = source.linking = False
-        source.again_ns = max(source.again_ns, now + AGAIN_NS)
+    def _fail_waiting(self, source: Source) -> list[Effect]:
+        """What waits for a host without a link is a miss."""
         turns, source.turns = source.turns, OrderedDict()
-        return [
-            effect
-            for pulls in turns.values()
-            for pull in pulls
-            for effect in self._fail(pull.fetch, pull.positions)
-        ]
+        pulls = [pull for pulls in turns.values() for pull in pulls]
+        return [effect for pull in pulls for effect in self._fail(pull.fetch, pull.positions)]
 
-    def _borrow(self, pull: Pull, source: _Source, now: int) -> list[Effect]:
-        msg = pull.fetch.msg
-        until = pull.fetch.sender.deadline or now + FETCH_NS
-        if now >= until:
-            return self._over(pull, now)
+    def _borrow(self, pull: Pull, now: int) -> list[Effect]:
+        msg, source, until = pull.fetch.msg, pull.source, pull.until(now)
 
         def lent(answer: Message, now: int) -> list[Effect]:
             if isinstance(answer, Lent) and answer.number != NO_LEASE:
@@ -288,8 +240,7 @@ class Reading(Part):
                 return self._over(pull, now)
             missing = pull.positions[answer.blocks :]
             del pull.positions[answer.blocks :]
-            pull.fetch.absent += missing
-            effects = self._fail(pull.fetch, missing)
+            effects = self._fail(pull.fetch, missing) + self._absent(pull, missing[:1])
             if not answer.blocks:
                 return effects + self._over(pull, now)
             pull.lent = answer
@@ -298,6 +249,17 @@ class Reading(Part):
         keys = tuple(msg.keys[at] for at in pull.positions)
         borrow = Borrow(msg.namespace, keys, until - now)
         return [Ask(pull.host.address, borrow, until, lent)]
+
+    def _absent(self, pull: Pull, positions: list[int]) -> list[Effect]:
+        """It has not got the block at which the run ended; of those behind we know nothing."""
+        if pull.source.gone or not positions:
+            return []
+        msg, (first, last) = pull.fetch.msg, NONE
+        names = fingerprints(msg.namespace, [msg.keys[at] for at in positions])
+        lost = Elsewhere(
+            pull.host.slot, first, last, cuts=(), added=(), removed=tuple(names.tolist())
+        )
+        return self._member.tell(INDEX, lost)
 
     def _reserve(self, pull: Pull, lent: Lent, now: int) -> list[Effect]:
         if not self._pages.reachable:
@@ -318,10 +280,10 @@ class Reading(Part):
 
         def read(result: PagesRead | Done, now: int) -> list[Effect]:
             sums = tuple(result.sums) if isinstance(result, PagesRead) else ()
-            source = self._sources.get(pull.host.address)
             effects: list[Effect] = []
-            if source is not None and not (isinstance(result, PagesRead) and not result.broken):
-                effects = self._unlinked(source, now)
+            if not isinstance(result, PagesRead) or result.broken:
+                self._linking.broke(pull.source, now)
+                effects = self._fail_waiting(pull.source)
             good = whole(sums, lent)
             self._counts["rdma_fetch_bytes"] += len(good) * lent.shards * lent.payload_bytes
             return effects + self._give_back(pull, sums, good, now)
@@ -340,7 +302,7 @@ class Reading(Part):
         self, pull: Pull, sums: tuple[int, ...], good: list[int], now: int
     ) -> list[Effect]:
         """Ask whether the loan stood until now: only then the bytes are those of the blocks."""
-        if pull.host.address not in self._sources:
+        if pull.source.gone:
             return self._publish(pull, sums, [], now)
         until = max(pull.fetch.sender.deadline or 0, now + ENTER_NS)
         loan = pull.loan
@@ -412,15 +374,11 @@ class Reading(Part):
             effects.append(Send(pull.host.address, GiveBack(pull.loan)))
             self._forget_loan(pull)
         effects += self._pages.give_back(pull.grant)
-        source = self._sources.get(pull.host.address)
-        if source is not None:
-            source.running -= 1
+        pull.source.running -= 1
         return effects + self._ended(pull.fetch) + self._go_on(pull.host, now)
 
     def _forget_loan(self, pull: Pull) -> None:
-        source = self._sources.get(pull.host.address)
-        if source is not None:
-            source.loans.discard(pull.loan)
+        pull.source.loans.discard(pull.loan)
         pull.loan = NO_LEASE
 
     def _fail(self, fetch: Wish, positions: list[int]) -> list[Effect]:
@@ -438,7 +396,7 @@ class Reading(Part):
         if fetch.left or fetch.sender.question == 0:
             return []
         self._counts[labelled("rdma_fetch", "failure" if fetch.failed else "success")] += 1
-        answer = Fetched(Status.OK, tuple(fetch.failed), tuple(fetch.absent))
+        answer = Fetched(Status.OK, tuple(fetch.failed))
         effects: list[Effect] = [Reply(fetch.sender, answer)]
         fetch.sender = replace(fetch.sender, question=0)
         self.fetches -= 1

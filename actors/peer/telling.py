@@ -22,14 +22,11 @@ from pegaflow.wire.control import Welcome
 from pegaflow.wire.identities import Namespace
 from pegaflow.wire.peer import AHEAD, NONE, PART_BLOCKS, Cut, Follow, Have, Holding, Ping
 from pegaflow.wire.units import Count
-from pegaflow.wire.values import INDEX, NOBODY, REMOTE_PEER, Address
+from pegaflow.wire.values import INDEX, NOBODY, Address
 
 JOURNAL_PARTS: Count = 1024
 """News that is kept: half a gigabyte at the very most, and what twenty seconds of saves need; who
 lags further behind has less to hear if he hears all."""
-
-FOLLOWERS_MAX: Count = 256
-"""Who follows: far more than the hosts of one list."""
 
 
 @dataclass(slots=True)
@@ -50,6 +47,7 @@ class Telling(Part):
         self.cuts: dict[Namespace, Cut] = {}  # of the blocks that we have, or had
         self.index = NOBODY  # whose word is told
         self._heard = 0  # number of its newest part
+        self._lost = False  # a part of it has not come
         self._blocks = 1  # as many as there can be
         self._held = Held(1, 1)  # what we have
         self._coming: Held | None = None  # what a new index says, until that is all
@@ -58,8 +56,8 @@ class Telling(Part):
         self._followers: dict[Address, _Follower] = {}
 
     def handlers(self) -> Iterable[On]:
-        """Our index, and those who follow."""
-        return on(Holding, self._on_holding, INDEX), on(Follow, self._on_follow, REMOTE_PEER)
+        """Our index."""
+        return (on(Holding, self._on_holding, INDEX),)
 
     def up(self, welcome: Welcome, now: int) -> list[Effect]:
         """The pool is known."""
@@ -74,7 +72,13 @@ class Telling(Part):
     @property
     def missed(self) -> bool:
         """Whether the index has to say all again."""
-        return self.index == NOBODY and self._heard > 0
+        return self._lost
+
+    def follow(self, follower: Address, msg: Follow) -> list[Effect]:
+        """Somebody wants to hear all that there is, until he is forgotten."""
+        end = self._first + len(self._journal)
+        self._followers[follower] = _Follower(msg.number, end)
+        return self.go_on(follower)
 
     def pinged(self, follower: Address, ping: Ping) -> tuple[int, int]:
         """A follower has said what it has heard.
@@ -114,13 +118,11 @@ class Telling(Part):
 
     def _on_holding(self, sender: Sender, msg: Holding, now: int) -> list[Effect]:
         if msg.first:
-            self.index, self._heard = sender.address, 0
+            self.index, self._heard, self._lost = sender.address, 0, False
             self._coming = Held(1, self._blocks)
-        if sender.address != self.index:
-            return []
-        if msg.number != self._heard + 1:
-            self._counts["peer_holding_missed"] += 1
-            self.index = NOBODY
+        if sender.address != self.index or msg.number != self._heard + 1:
+            self._counts["peer_holding_missed"] += not self._lost
+            self.index, self._lost = NOBODY, True
             return []
         self._heard = msg.number
         for cut in msg.cuts:
@@ -148,13 +150,6 @@ class Telling(Part):
             self._journal.popleft()
             self._first += 1
 
-    def _on_follow(self, sender: Sender, msg: Follow, now: int) -> list[Effect]:
-        if sender.address not in self._followers and len(self._followers) >= FOLLOWERS_MAX:
-            return []
-        end = self._first + len(self._journal)
-        self._followers[sender.address] = _Follower(msg.number, end)
-        return self.go_on(sender.address)
-
     def _part(self, follower: _Follower) -> Have | None:
         """What a follower hears next, if there is anything."""
         cuts = tuple(list(self.cuts.values())[follower.cuts :])
@@ -181,4 +176,5 @@ class Telling(Part):
             cuts=cuts,
             added=tuple(added.tolist()),
             removed=tuple(removed.tolist()),
+            blocks=len(self._held),
         )

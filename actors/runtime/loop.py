@@ -81,7 +81,7 @@ class Loop:
     def __init__(self, host: Host, work: Sink) -> None:
         self.host = host
         self.work = work
-        self.context = zmq.Context()
+        self.context = zmq.Context(1 if host.actor.abroad is None else 2)
         self.log = get_logger()
         self._poll = zmq.Poller()
         self._inbox: Inbox | None = None
@@ -146,6 +146,7 @@ class Loop:
         if abroad is not None and endpoint.startswith("tcp://"):
             assert self._remote is not None, "who dials other hosts listens for them"
             link.setsockopt(zmq.ROUTING_ID, abroad.routing_id)
+            link.setsockopt(zmq.AFFINITY, 2)  # its thread may wait for a name server
             self._remote.tcp.dial(link, endpoint, key)
         else:
             link.setsockopt(zmq.ROUTING_ID, self.host.actor.address.routing_id)
@@ -263,7 +264,7 @@ class Loop:
                 if envelope.sender.routing_id != routing_id:
                     raise WireError("the sender is not who it says")
                 if remote and envelope.sender.name != remote:
-                    raise WireError(f"only a {remote} comes over TCP")
+                    raise WireError(f"only {remote}s come over TCP")
             else:
                 envelope = unpack(frames)
                 sender = envelope.sender
@@ -302,6 +303,7 @@ class Loop:
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.AFFINITY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, BODY_BYTES_MAX + HEADER_BYTES_MAX)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)

@@ -161,7 +161,7 @@ def test_a_client_without_memory_is_ready_after_a_ping() -> None:
 def test_lookup() -> None:
     c = ready()
     ticket, question = c.lookup()
-    c.answer(question, Found(Status.OK, LeaseId(9), 2, (1,), (0,)))
+    c.answer(question, Found(Status.OK, LeaseId(9), 2, disk=(1,), peers=(0,)))
     lease = Lease(PEER.incarnation, LeaseId(9), 2)
     assert c.done == [LookupDone(ticket, Status.OK, lease, 2, disk=(1,), peers=(0,))]
     ticket, question = c.lookup()

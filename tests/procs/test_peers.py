@@ -82,16 +82,24 @@ def loads_all(engine: Engine, chunk: int) -> bool:
     return found(engine, chunk) == COUNT
 
 
+def tells(host: Host, name: str, value: int) -> bool:
+    """Whether this number is what it should be, as of the last beats."""
+    return host.service.counter(name) == value
+
+
 def test_what_one_host_has_another_one_loads(hosts: tuple[Host, Host]) -> None:
     here, there = hosts
     with Engine(here.service) as filler, Engine(there.service) as reader:
         saved(filler, 0)
         eventually("all of it is a hit elsewhere", lambda: found(reader, 0) == COUNT)
-        assert there.service.counter("rdma_fetched_blocks") == COUNT
-        assert there.service.counter("blocks_hit_rdma") == COUNT
+        for name in ("rdma_fetched_blocks", "blocks_hit_rdma"):
+            eventually(f"{name} is told", partial(tells, there, name, COUNT))
+        eventually("every loan is over", partial(tells, here, "peer_loans", 0))
+        eventually("all of it was lent", partial(tells, here, "peer_blocks_lent", COUNT))
         assert found(reader, 0) == COUNT
-        assert there.service.counter("rdma_fetched_blocks") == COUNT, "it is here now"
-        eventually("every loan is over", lambda: here.service.counter("peer_loans") == 0)
+        saved(filler, 1)
+        eventually("the next is a hit, too", partial(loads_all, reader, 1))
+        eventually("only that was fetched", partial(tells, there, "rdma_fetched_blocks", 2 * COUNT))
 
 
 def test_no_process_that_dies_costs_more_than_misses(hosts: tuple[Host, Host]) -> None:

@@ -166,8 +166,13 @@ def test_pages_that_change_while_they_are_read_are_never_taken_for_what_they_wer
 def test_a_limit_of_locked_memory_is_said_in_a_line(alone: list[str], start: Start) -> None:
     if os.geteuid():
         pytest.skip("not root")
-    for path in Path("/dev/infiniband").iterdir():
-        path.chmod(0o666)
-    owner = start(alone[0], user=NOBODY, memlock=10 * MIB)
+    modes = {path: path.stat().st_mode for path in Path("/dev/infiniband").iterdir()}
+    try:
+        for path in modes:
+            path.chmod(0o666)
+        owner = start(alone[0], user=NOBODY, memlock=10 * MIB)
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
     assert "no more than 8 of 32 MiB of the pool" in owner.first["error"]
     assert "the limit of locked memory is 10240 KiB" in owner.first["error"]

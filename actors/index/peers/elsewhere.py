@@ -8,6 +8,7 @@ A host that is gone is not shown from then on; its blocks are taken out some at 
 may be a million of them, and at once if another host comes to its slot before that is done.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,15 +34,16 @@ class Elsewheres:
         self._pool = pool
         self._held: Held | None = None  # from the first Around on
         self._gone: dict[int, int] = {}  # slots that are being emptied: next fingerprint
+        self._waiting: deque[Elsewhere] = deque()  # until the table has room for the first
 
     def __len__(self) -> int:
         """Different blocks, those of hosts that are being forgotten among them."""
         return len(self._held) if self._held is not None else 0
 
     @property
-    def forgetting(self) -> bool:
+    def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._gone)
+        return bool(self._gone or self._waiting)
 
     def begin(self, hosts: int) -> None:
         """There may be so many hosts."""
@@ -58,35 +60,40 @@ class Elsewheres:
         return owners
 
     def told(self, msg: Elsewhere) -> None:
-        """A host's word; of a slot that there is not it is nobody's."""
+        """A host's word, at once or in its turn; of a slot that there is not it is nobody's."""
         if self._held is None or msg.slot >= self._held.hosts:
             return
+        if self._waiting or not self._take(msg):
+            self._waiting.append(msg)
+
+    def _take(self, msg: Elsewhere) -> bool:
+        """Put it into the picture; False: the table has to grow first."""
+        assert self._held is not None
         added, removed = distinct(column(msg.added)), distinct(column(msg.removed))
         if (msg.first, msg.last) == ALL and not len(added):
             self._gone.setdefault(msg.slot, 0)
-            return
+            return True
         while msg.slot in self._gone:
             self._empty(msg.slot)
         if msg.first <= msg.last:
+            if not self._held.expect(msg.slot, msg.blocks):
+                return False
             before = self._between(msg.slot, msg.first, msg.last)
             self._remove(msg.slot, before[~among(before, added)])
+            if msg.last == LAST_NAME:
+                self._held.expect(msg.slot, 0)
         self._add(msg.slot, added)
         self._remove(msg.slot, removed)
-
-    def forget(self, names: U64, hosts: U64) -> None:
-        """Hosts have turned out not to have these.
-
-        Args:
-            hosts: who has not, of each, a bit for each slot.
-        """
-        for slot in range(self._held.hosts if self._held is not None else 0):
-            some = names[hosts >> np.uint64(slot) & np.uint64(1) != 0]
-            if len(some):
-                self._remove(slot, distinct(some))
+        return True
 
     def step(self) -> None:
-        """Take out some blocks of hosts that are gone."""
-        if self._gone:
+        """Make room for what waits and take it, or take out some blocks of hosts that are gone."""
+        if self._waiting and self._held is not None:
+            if self._held.busy:
+                self._held.step()
+            elif self._take(self._waiting[0]):
+                self._waiting.popleft()
+        elif self._gone:
             self._empty(next(iter(self._gone)))
 
     def every(self) -> Iterator[U64]:
@@ -107,6 +114,7 @@ class Elsewheres:
             listing.elsewhere_lost(names)
         self._held = None
         self._gone.clear()
+        self._waiting.clear()
 
     def _chunks(self, slot: int) -> Iterator[U64]:
         assert self._held is not None

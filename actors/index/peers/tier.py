@@ -3,7 +3,7 @@
 Which host has which block is known by the word of the peer process that lives, as fingerprints
 (core/directory/held.py): a hint, which costs a fetch in vain if it is old.  Blocks are brought by
 Fetch, each of which quotes a number, as from the log of the SSD tier; it says which hosts may have
-each.  What none of them had is forgotten of them.  Nothing is written to other hosts.
+each.  Nothing is written to other hosts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
 from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.wire.control import Welcome
-from pegaflow.wire.flusher import FETCH_NS, Fetch, Fetched
+from pegaflow.wire.flusher import FETCH_NS, Fetch
 from pegaflow.wire.identities import NO_CLAIM, ClaimId, Key, Namespace
 from pegaflow.wire.index import Held
 from pegaflow.wire.message import Message
@@ -67,11 +67,11 @@ class PeersTier(Tier):
         return []
 
     def wake_at(self) -> int | None:
-        """At once while something is being forgotten."""
-        return 0 if self.elsewhere.forgetting else None
+        """At once while something is being taken in, or forgotten."""
+        return 0 if self.elsewhere.busy else None
 
     def wake(self, now: int) -> list[Effect]:
-        """Forget some more."""
+        """Go on with it."""
         self.elsewhere.step()
         return []
 
@@ -112,14 +112,10 @@ class PeersTier(Tier):
         self._fetches = ClaimId(self._fetches + 1)
         number, namespace = self._fetches, wanted.namespace
         self.fetching.update(((namespace, key), number) for key in wanted.keys)
-        names = fingerprints(namespace, wanted.keys)
-        hosts = self.elsewhere.owners_of(names)
+        hosts = self.elsewhere.owners_of(fingerprints(namespace, wanted.keys))
 
         def fetched(answer: Message, now: int) -> list[Effect]:
-            if isinstance(answer, Fetched):
-                absent = [at for at in answer.absent if at < len(names)]
-                self.elsewhere.forget(names[absent], hosts[absent])
-            elif isinstance(answer, NoAnswer) and answer.status is Status.EXPIRED:
+            if isinstance(answer, NoAnswer) and answer.status is Status.EXPIRED:
                 self._counts["rdma_fetches_expired"] += 1
             for key in wanted.keys:
                 del self.fetching[namespace, key]

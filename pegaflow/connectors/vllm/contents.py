@@ -11,6 +11,9 @@ and values in place of two heads, packed for some kernel. So each layer's conten
     all else          the backend's class, and vLLM's name of the order: what a backend does with
                       its pages may depend on it
 
+On a CPU a backend packs keys and values as the processor's own instructions want them (a host with
+AMX groups keys that another one lays out in rows), so there the name has those instructions, too.
+
 Engines whose layers have equal names, and the same axes in the same order within a page, hold the
 same elements at the same bytes. Others are apart, whether or not their bytes would be the same.
 Before 0.30, where an order has no name, nothing is plain. Numbers in other formats (8 bits and
@@ -18,9 +21,12 @@ fewer) never are, for backends scale queries to them, or lay scales beside them,
 own.
 """
 
+import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from . import compat
@@ -46,6 +52,9 @@ FLOATS = frozenset({"torch.float32", "torch.float16", "torch.bfloat16"})
 AXES = "BHNC"
 """vLLM's names of the axes of a layer's tensor, since it has names of their orders."""
 
+INSTRUCTIONS = ("avx2", "avx512", "amx", "asimd", "bf16", "i8mm", "sve", "vx")
+"""What the names of those begin with, in /proc/cpuinfo of x86, ARM and s390x."""
+
 _WRITTEN = {f"{BACKENDS}{name}": what for what, names in PLAIN.items() for name in names.split()}
 
 
@@ -63,8 +72,22 @@ def described(tensors: Sequence[Tensor], vllm_config: Any, order: str) -> list[T
         axes = AXES if order and len(tensor.shape) == len(AXES) else ""
         what = _WRITTEN.get(backend, "") if axes and tensor.dtype in FLOATS else ""
         content = what or f"{backend or f'? {chosen}'} {order or '-'}"
+        if ".cpu" in backend or not backend:
+            content += f" {processor()}"
         found.append(replace(tensor, axes=axes, content=content))
     return found
+
+
+@cache
+def processor() -> str:
+    """The kind of processor, and its instructions of which CPU kernels have variants."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                known = {flag for flag in value.split() if flag.startswith(INSTRUCTIONS)}
+                return f"{platform.machine()} {','.join(sorted(known)) or '-'}"
+    return f"{platform.machine()} ?"
 
 
 def _backend(layers: Any, name: str) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from pegaflow.actors.peer import lending
+from pegaflow.actors.peer.actor import PeerActor
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.identities import NO_LEASE, Incarnation, LeaseId
@@ -14,6 +15,7 @@ from pegaflow.wire.peer import (
     Borrow,
     Enter,
     Entered,
+    Follow,
     GiveBack,
     Lent,
     Ping,
@@ -28,10 +30,10 @@ from pegaflow.wire.peerjobs import (
 )
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
-from tests.actors.rig import BOSS, EXTENT, IDX, PAGE, one, pick, said
+from tests.actors.rig import BOSS, EXTENT, HELLO, IDX, PAGE, Rig, one, pick, said
 from tests.naming import as_leases, as_pages
 
-from .peers import BERT, DONE, KEYS, NS, OTHER, Peer
+from .peers import ANNA, BERT, DONE, KEYS, NS, OTHER, PEER_5, US, Peer
 
 INDEX_9 = Address(INDEX, Incarnation(9))
 BUDGET_NS = 500_000_000
@@ -194,3 +196,36 @@ def test_a_transport_that_refuses_ends_the_lease() -> None:
     peer.rig.answer(asked(peer), Held(LeaseId(7), 1, as_pages(0)))
     assert said(peer.rig.done(LendPages, Status.BAD_REQUEST), Lent, BERT).blocks == 0
     assert said(peer.rig.done(RecallPages, DONE), Release, IDX).number == 7
+
+
+def test_no_host_borrows_more_at_once_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "LOAN_BYTES", 5 * PAGE)
+    peer = owner()
+    assert len(asked(peer).message.keys) == 4  # type: ignore[attr-defined]
+    assert len(asked(peer).message.keys) == 1  # type: ignore[attr-defined]
+    sent = peer.rig.ask(BERT, Borrow(NS, KEYS, BUDGET_NS))
+    assert said(sent, Lent, BERT).status is Status.BUSY
+
+
+def test_who_is_one_too_many_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "VISITORS_MAX", 1)
+    peer = owner()
+    asked(peer)
+    sent = peer.rig.ask(ANNA, Enter(b""))
+    assert said(sent, Entered, ANNA).status is Status.BUSY
+    assert not peer.rig.tell(ANNA, Follow(1))
+    find = one(peer.rig.ask(ANNA, Borrow(NS, KEYS, BUDGET_NS)), Find, IDX)
+    assert pick(peer.rig.answer(find, Held(LeaseId(7), 1, as_pages(0))), Release, IDX)
+
+
+def test_a_lease_that_the_index_says_again_goes_back() -> None:
+    peer = owner()
+    assert said(peer.rig.tell(IDX, Held(LeaseId(7), 1, as_pages(0))), Release, IDX).number == 7
+    assert not peer.rig.tell(IDX, Held(LeaseId(7), 1, as_pages(0)))
+
+
+def test_nobody_is_heard_before_we_know_our_pool() -> None:
+    actor = PeerActor(PEER_5, BOSS, HELLO, life=US.incarnation, name="us", places=())
+    rig = Rig(actor)
+    rig.start()
+    assert not rig.ask(BERT, Enter(b"")) and not rig.jobs

@@ -3,8 +3,10 @@
 import pytest
 
 from pegaflow.actors.peer import reading
+from pegaflow.actors.peer.linking import AGAIN_NS, ENTER_NS
 from pegaflow.actors.peer.pulls import stretches
-from pegaflow.actors.peer.reading import AGAIN_NS, ENTER_NS, PUBLISH_NS, PULLS
+from pegaflow.actors.peer.reading import PUBLISH_NS, PULLS
+from pegaflow.core.pool.fingerprints import fingerprints
 from pegaflow.wire.allocator import PagesHeld, Reserve, Return
 from pegaflow.wire.control import BEAT_NS, Gone, Neighbour
 from pegaflow.wire.envelope import Envelope
@@ -13,8 +15,11 @@ from pegaflow.wire.identities import ClaimId, Incarnation, LeaseId
 from pegaflow.wire.index import Seal, Sealed
 from pegaflow.wire.peer import (
     AWAY_NS,
+    NONE,
     PING_NS,
     Borrow,
+    Cut,
+    Elsewhere,
     Enter,
     Entered,
     GiveBack,
@@ -120,11 +125,13 @@ def test_what_a_host_has_not_is_a_miss_and_said_to_be_absent() -> None:
     sent = lend(peer, fetch(peer, 1, 1, 1), 1)
     assert pick(sent, Reserve)
     peer.grant(sent, 1)
+    (first, last), absent = NONE, tuple(fingerprints(NS, KEYS[1:2]).tolist())
+    assert said(sent, Elsewhere, IDX) == Elsewhere(0, first, last, (), added=(), removed=absent)
     sent = published(peer, give_back(peer, read(peer, 11)))
-    assert said(sent, Fetched, IDX) == Fetched(Status.OK, (1, 2), (1, 2))
+    assert said(sent, Fetched, IDX) == Fetched(Status.OK, (1, 2))
     peer = reader()
     sent = peer.rig.answer(one(fetch(peer, 1), Borrow, ANNA), Lent(Status.OK))
-    assert said(sent, Fetched, IDX) == Fetched(Status.OK, (0,), (0,))
+    assert said(sent, Fetched, IDX) == Fetched(Status.OK, (0,)) and pick(sent, Elsewhere, IDX)
 
 
 def test_a_host_that_is_busy_is_a_miss_but_not_without_the_blocks() -> None:
@@ -280,3 +287,55 @@ def test_a_seal_without_an_answer_is_said_to_the_next_index() -> None:
     seal = one(sent, Seal, INDEX_9)
     sent = peer.rig.answer(seal, Sealed(Status.STALE_CLAIM, ()))
     assert tuple(said(sent, Return, ALLOC).pages) == (0,)
+
+
+def test_a_busy_host_is_linked_again_after_its_pause() -> None:
+    peer = reader()
+    peer.grant(lend(peer, fetch(peer, 1), 1), 1)
+    give_back(peer, read(peer, 0, broken=True))
+    entered = 0
+    for number in range(2, 12):
+        peer.rig.now += AGAIN_NS // 4
+        entered += len(pick(fetch(peer, 1, number=number), Enter, ANNA))
+    assert entered == 1, "each try that is too early does not put it off"
+
+
+def test_many_pulls_whose_time_is_over_end_together() -> None:
+    peer = reader(linked=False)
+    enter = one(fetch(peer, 1), Enter, ANNA)
+    for number in range(2, 600):
+        fetch(peer, 1, number=number)
+    peer.rig.answer(enter, Entered(Status.OK, b"offer", b"token"))
+    peer.rig.now += PATIENCE_NS
+    sent = peer.rig.done(ConnectHost)
+    assert len(pick(sent, Fetched, IDX)) == 599 and not peer.actor.reading.fetches
+
+
+def test_a_link_that_comes_after_its_host_was_lost_is_closed() -> None:
+    peer = reader(linked=False)
+    enter = one(fetch(peer, 1), Enter, ANNA)
+    peer.rig.answer(enter, Entered(Status.OK, b"offer", b"token"))
+    peer.rig.wait(AWAY_NS + 2 * PING_NS)
+    before = len(peer.rig.wanted(LeaveHost))
+    peer.rig.done(ConnectHost)
+    assert len(peer.rig.wanted(LeaveHost)) == before + 1
+
+
+def test_a_host_that_is_met_again_in_the_same_life_begins_with_nothing() -> None:
+    peer = reader()
+    peer.grant(lend(peer, fetch(peer, 1), 1), 1)
+    peer.rig.wait(AWAY_NS + 2 * PING_NS)
+    follow = peer.meet(ANNA)
+    peer.rig.tell(ANNA, have(follow, 1, 2))
+    peer.actor.reading._sources[ANNA].linked = True
+    sent = read(peer, 0, broken=True)
+    assert tuple(said(sent, Fetched, IDX).positions) == (0,)
+    assert pick(fetch(peer, 1, number=2), Borrow, ANNA), "the new link has not broken"
+
+
+def test_a_cut_that_makes_no_sense_is_not_believed() -> None:
+    for cut in (Cut(NS, 0, 1), Cut(NS, PAGE, 0), Cut(NS, (1 << 64) - 1, 1)):
+        peer = Peer()
+        follow = peer.meet(ANNA)
+        peer.rig.tell(ANNA, have(follow, 1, 2, cut=cut))
+        assert tuple(said(fetch(peer, 1), Fetched, IDX).positions) == (0,)

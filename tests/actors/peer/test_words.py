@@ -10,6 +10,7 @@ from pegaflow.wire.peer import (
     AHEAD,
     AWAY_NS,
     NONE,
+    PING_NS,
     Around,
     Elsewhere,
     Follow,
@@ -177,6 +178,10 @@ def test_a_lost_last_part_and_a_lost_follow_are_found_by_pong() -> None:
     peer.rig.tell(ANNA, have(follow, 1, 3))
     assert not pick(peer.rig.tell(ANNA, Pong(follow.number, 1)), Follow)
     again = said(peer.rig.tell(ANNA, Pong(follow.number, 2)), Follow, ANNA)
+    assert not peer.rig.tell(ANNA, Pong(follow.number, 2)), "said before it could know better"
+    for _ in range(4):
+        peer.rig.wait(PING_NS)
+        peer.actor.places.hosts[ANNA].heard_ns = peer.rig.now
     assert said(peer.rig.tell(ANNA, Pong(0, 0)), Follow, ANNA).number > again.number
 
 
@@ -198,3 +203,9 @@ def test_a_new_index_hears_all_of_every_host() -> None:
     sent = peer.rig.tell(BOSS, Neighbour(INDEX_9, "ipc://i", 3))
     assert said(sent, Around, INDEX_9).hosts == 2
     assert said(sent, Follow, ANNA).number > before.number
+
+
+def test_an_index_whose_first_word_was_lost_is_asked_for_all() -> None:
+    peer = Peer()
+    peer.hold(2, 4)
+    assert said(peer.rig.wait(BEAT_NS), Around, IDX).anew

@@ -177,8 +177,7 @@ def worker_output(
 class Store:
     """The service behind all fake clients of a test."""
 
-    # Namespace and hash -> the part of each rank.
-    pages: dict[bytes, list[bytes]] = field(default_factory=dict)
+    pages: dict[bytes, list[bytes]] = field(default_factory=dict)  # by name and hash: rank's parts
     leases: dict[int, list[bytes]] = field(default_factory=dict)
     loaded: dict[int, set[int]] = field(default_factory=dict)  # lease -> ranks that have used it
     orders: dict[Order, dict[int, list[bytes]]] = field(default_factory=dict)  # parts by rank
@@ -337,10 +336,8 @@ class FakeClient:
         if held:
             self.store.leases[ticket] = held
         lease = Lease(Incarnation(1), LeaseId(ticket), len(held)) if held else None
-        disk, peers = (
-            tuple(i for i, key in enumerate(keys[: len(held)]) if key in there)
-            for there in (self.store.on_disk, self.store.elsewhere)
-        )
+        tiers, found = (self.store.on_disk, self.store.elsewhere), keys[: len(held)]
+        disk, peers = [tuple(n for n, key in enumerate(found) if key in tier) for tier in tiers]
         return LookupDone(ticket, Status.OK, lease, len(held), disk=disk, peers=peers)
 
     def start_load(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegaflow.connectors.vllm.contents import BACKENDS, PLAIN, described
+from pegaflow.connectors.vllm import contents
+from pegaflow.connectors.vllm.contents import BACKENDS, PLAIN, described, processor
 from pegaflow.connectors.vllm.layout import Plan, Tensor, plan
 from pegaflow.wire.layout import fingerprint, pieces
 
@@ -138,6 +139,16 @@ def test_numbers_of_few_bits_are_the_backends_affair() -> None:
     assert content(order="", dtype="torch.bfloat16") == f"{BACKENDS}{FLASH} -", "before 0.30"
 
 
+def test_on_a_cpu_the_processors_instructions_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's CPU attention packs keys by them, so two hosts may differ in nothing else."""
+    assert len(processor().split()) == 2
+    found = {content(CPU, dtype="torch.bfloat16")}
+    monkeypatch.setattr(contents, "processor", lambda: "x86_64 amx_bf16,amx_tile,avx2")
+    found.add(content(CPU, dtype="torch.bfloat16"))
+    assert len(found) == 2
+    assert content(dtype="torch.bfloat16") == "keys and values", "on a GPU they do not"
+
+
 def test_where_vllm_does_not_name_a_layers_backend_the_setting_counts() -> None:
     (tensor,) = views("LBHNC", replace(LLAMA, layers=1))
     for layers in ({}, {tensor.layer: object()}, None):
@@ -145,8 +156,8 @@ def test_where_vllm_does_not_name_a_layers_backend_the_setting_counts() -> None:
             compilation_config=SimpleNamespace(static_forward_context=layers),
             attention_config=SimpleNamespace(backend="FLASHINFER"),
         )
-        assert described([tensor], seen, "LBHNC")[0].content == "? FLASHINFER LBHNC"
-    assert described([tensor], SimpleNamespace(), "")[0].content == "?  -"
+        assert described([tensor], seen, "LBHNC")[0].content == f"? FLASHINFER LBHNC {processor()}"
+    assert described([tensor], SimpleNamespace(), "")[0].content == f"?  - {processor()}"
     assert described([tensor], SimpleNamespace(), "")[0].axes == ""
 
 

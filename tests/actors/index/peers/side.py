@@ -46,8 +46,9 @@ class Peers:
         return fetched_seal(quoted, first_page, depths=())
 
     def end(self, rig: Rig, asked: Asked) -> list[Envelope]:
-        everything = tuple(range(len(asked.keys)))
-        return rig.answer(asked.question, Fetched(Status.OK, everything, everything))
+        names, (first, last) = tuple(fingerprints(NS, asked.keys).tolist()), NONE
+        rig.tell(PEER_6, Elsewhere(0, first, last, (), added=(), removed=names))
+        return rig.answer(asked.question, Fetched(Status.OK, tuple(range(len(asked.keys)))))
 
 
 SIDE = Peers()

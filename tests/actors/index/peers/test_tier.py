@@ -102,7 +102,8 @@ def test_what_a_host_turned_out_not_to_have_is_not_asked_of_it_again() -> None:
     has(rig, 0, KEYS[:2])
     has(rig, 1, KEYS[1:2])
     fetch = one(look_up(rig, KEYS[:2]), Fetch, PEER_6)
-    sent = rig.answer(fetch, Fetched(Status.OK, (0, 1), (0,)))
+    had(rig, 0, KEYS[:1])
+    sent = rig.answer(fetch, Fetched(Status.OK, (0, 1)))
     assert said(sent, Held).number == NO_LEASE
     assert not pick(look_up(rig, KEYS[:1]), Fetch)
     assert asked(actor, KEYS[:2]) == [False, True]
@@ -120,7 +121,7 @@ def test_a_host_that_is_lost_is_forgotten_at_once_and_taken_out_by_and_by(
     assert not pick(look_up(rig, KEYS[:1]), Fetch)
     rig.wait(0)
     assert asked(actor, KEYS[:4]) == [False, False, False, True]
-    assert len(tier_of(actor).elsewhere) == 1 and not tier_of(actor).elsewhere.forgetting
+    assert len(tier_of(actor).elsewhere) == 1 and not tier_of(actor).elsewhere.busy
 
 
 def test_a_host_that_comes_to_a_slot_is_not_taken_for_the_one_before() -> None:
@@ -209,3 +210,18 @@ def test_of_a_block_that_comes_and_goes_the_last_is_said() -> None:
     assert (added.tolist(), removed.tolist()) == ([6, 7], [5])
     added, removed = net([])
     assert not len(added) and not len(removed)
+
+
+def test_a_picture_that_comes_in_the_order_of_its_fingerprints_is_taken_whole() -> None:
+    rig, actor = hosts()
+    told = np.sort(np.random.default_rng(3).integers(2, (1 << 64) - 1, 40_000, np.uint64))
+    for at in range(0, len(told), 8192):
+        some = told[at : at + 8192]
+        first = 0 if at == 0 else int(some[0])
+        last = int(told[at + 8192]) - 1 if at + 8192 < len(told) else (1 << 64) - 1
+        names = tuple(some.tolist())
+        piece = Elsewhere(0, first, last, (CUT,), added=names, removed=(), blocks=len(told))
+        rig.tell(PEER_6, piece)
+    rig.wait(HOLD_NS)
+    picture = tier_of(actor).elsewhere
+    assert len(picture) == len(np.unique(told)) and not picture.busy
