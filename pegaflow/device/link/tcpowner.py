@@ -132,7 +132,9 @@ class TcpOwner:
     def recall(self, lease: int, back: Callable[[], None]) -> None:
         """See `Owner.recall`."""
         if self._lending.recall(lease, back):
-            os.eventfd_write(self._wake, 1)
+            with self._lock:
+                if not self._closed:  # else its number may be somebody else's by now
+                    os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """See `Owner.close`."""

@@ -278,6 +278,8 @@ class TcpReader:
         self._pool = pool
         self._tls = tls
         self._links: list[TcpLink] = []
+        self._closed = False
+        self._lock = threading.Lock()  # for both: links are made and closed by several threads
 
     def ask(self) -> bytes:
         """See `Reader.ask`: nothing."""
@@ -294,13 +296,20 @@ class TcpReader:
         except (OSError, FrameError) as error:
             if not streams:
                 raise LinkError(f"no link to the owner: {error}") from None
-        self._links = [link for link in self._links if link.streams]
-        self._links.append(link := TcpLink(self._pool, streams))
-        return link
+        with self._lock:
+            if not self._closed:
+                self._links = [link for link in self._links if link.streams]
+                self._links.append(link := TcpLink(self._pool, streams))
+                return link
+        for stream in streams:
+            stream.close()
+        raise LinkError("no link to the owner: this side has been closed")
 
     def close(self) -> None:
         """See `Reader.close`."""
-        for link in self._links:
+        with self._lock:
+            self._closed, links = True, self._links
+        for link in links:
             link.close()
 
     def _stream(self, offer: Offer, token: bytes, number: int, *, until: float) -> Stream:

@@ -165,6 +165,23 @@ def test_the_owner_closes_and_the_reader_is_told() -> None:
             both.link(b"a" * 32)
 
 
+def test_a_reader_that_is_closed_makes_no_more_links() -> None:
+    with pair(KIB) as both:
+        offer = both.owner.admit(READER, TOKEN, b"")
+        both.reader.close()
+        with pytest.raises(LinkError, match="this side has been closed"):
+            both.reader.connect(offer, TOKEN)
+
+
+def test_what_is_recalled_after_the_end_comes_back_at_once() -> None:
+    with pair(KIB) as both:
+        both.lend()
+        both.owner.close()
+        word = Word()
+        both.owner.recall(LEASE, word)
+        word.wait()
+
+
 def test_nobody_listens() -> None:
     with pair(KIB) as both, pair(KIB) as gone:
         offer = gone.owner.admit(READER, TOKEN, b"")
