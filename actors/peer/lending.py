@@ -212,30 +212,32 @@ class Lending(Part):
         cut = self._telling.cuts.get(msg.namespace)
         index = self._member.peer(INDEX)
         block = page_bytes(cut.payload_bytes) * cut.shards if cut is not None else 1
-        room = max(0, LOAN_BYTES - visitor.lent_bytes - visitor.asked_bytes) // block
-        full = len(visitor.loans) + visitor.asked >= LOANS_MAX or not room
+        wanted = len(msg.keys) * block
+        room = LOAN_BYTES - visitor.lent_bytes - visitor.asked_bytes
+        full = len(visitor.loans) + visitor.asked >= LOANS_MAX or wanted > room
+        full = full or not self._remembers(visitor, sender)
         if full or index == NOBODY or self._member.draining or cut is None:
             self._counts["peer_borrows_refused"] += 1
             return [Reply(sender, Lent(Status.BUSY if full else Status.NOT_READY))]
-        keys = tuple(msg.keys[:room])
         visitor.asked += 1
-        visitor.asked_bytes += len(keys) * block
+        visitor.asked_bytes += wanted
 
         def found(answer: Message, now: int) -> list[Effect]:
             visitor.asked -= 1
-            visitor.asked_bytes -= len(keys) * block
+            visitor.asked_bytes -= wanted
             if not isinstance(answer, Held):
                 return [Reply(sender, Lent(Status.NOT_READY))]
             if answer.number == NO_LEASE:
                 return [Reply(sender, Lent(Status.OK))]
             if not self._leases.hear(answer.number):
-                return [Reply(sender, Lent(Status.OK))]
+                return [Reply(sender, Lent(Status.NOT_READY))]
             if not self._remembers(visitor, sender):
-                return self._member.tell(INDEX, Release(answer.number))
+                release = self._member.tell(INDEX, Release(answer.number))
+                return [Reply(sender, Lent(Status.NOT_READY)), *release]
             return self._lend(sender, answer, cut.payload_bytes, now)
 
         patience = min(msg.budget_ns, FIND_MOST_NS)
-        find = Find(msg.namespace, keys, near=True)
+        find = Find(msg.namespace, msg.keys, near=True)
         return [Ask(index, find, now + patience, found)]
 
     def _lend(self, sender: Sender, held: Held, payload_bytes: int, now: int) -> list[Effect]:

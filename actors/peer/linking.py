@@ -43,7 +43,7 @@ class Linking:
 
     def may_try(self, source: Source, now: int) -> bool:
         """Whether a link to this host may be tried now."""
-        return self._ask is not None and now >= source.again_ns
+        return now >= source.again_ns
 
     def broke(self, source: Source, now: int) -> None:
         """A link has broken, or could not be made."""
@@ -63,6 +63,7 @@ class Linking:
             over: told when there is one, or cannot be (`Source.linked`).
         """
         if self._ask is None:
+            self.broke(source, now)
             return self.prepare() + over(now)
         source.linking = True
         life = host.address.incarnation
@@ -75,8 +76,8 @@ class Linking:
             return [Do(connect, connected)]
 
         def connected(done: Done, now: int) -> list[Effect]:
-            if source.gone:  # and this link has come after it was closed
-                return [Do(LeaveHost(life), lambda done, now: [])]
+            if source.gone:  # and this link, if it is one, has come after it was closed
+                return [Do(LeaveHost(life), lambda done, now: [])] if done.ok else []
             if not done.ok:
                 self.broke(source, now)
                 facts = (("peer", host.name), ("why", done.note))

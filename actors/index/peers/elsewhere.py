@@ -140,6 +140,7 @@ class Elsewheres:
         self._remove(slot, names)
         if last == LAST_NAME:
             del self._gone[slot]
+            self._held.expect(slot, 0)
         else:
             self._gone[slot] = last + 1
 

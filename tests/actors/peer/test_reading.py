@@ -27,7 +27,14 @@ from pegaflow.wire.peer import (
     Ping,
     Returned,
 )
-from pegaflow.wire.peerjobs import ConnectHost, LeaveHost, PagesRead, ReadPages
+from pegaflow.wire.peerjobs import (
+    AskOfReader,
+    ConnectHost,
+    LeaveHost,
+    PagesRead,
+    ReaderAsks,
+    ReadPages,
+)
 from pegaflow.wire.status import Status
 from pegaflow.wire.values import INDEX, Address
 from tests.actors.rig import ALLOC, BOSS, IDX, MS, PAGE, one, pick, said
@@ -339,3 +346,14 @@ def test_a_cut_that_makes_no_sense_is_not_believed() -> None:
         follow = peer.meet(ANNA)
         peer.rig.tell(ANNA, have(follow, 1, 2, cut=cut))
         assert tuple(said(fetch(peer, 1), Fetched, IDX).positions) == (0,)
+
+
+def test_a_transport_that_could_not_be_opened_is_tried_again() -> None:
+    peer = reader(linked=False)
+    peer.actor.reading._linking._ask = None
+    for number in range(1, 4):
+        assert tuple(said(fetch(peer, 1, number=number), Fetched, IDX).positions) == (0,)
+    assert len(peer.rig.wanted(AskOfReader)) == 1, "once in a while"
+    peer.rig.done(AskOfReader, ReaderAsks(b""))
+    peer.rig.now += AGAIN_NS
+    assert pick(fetch(peer, 1, number=9), Enter, ANNA)

@@ -225,3 +225,15 @@ def test_a_picture_that_comes_in_the_order_of_its_fingerprints_is_taken_whole() 
     rig.wait(HOLD_NS)
     picture = tier_of(actor).elsewhere
     assert len(picture) == len(np.unique(told)) and not picture.busy
+
+
+def test_a_host_that_is_lost_while_its_picture_comes_keeps_no_room() -> None:
+    rig, actor = hosts()
+    first = Elsewhere(0, 0, 1 << 40, (CUT,), added=(5,), removed=(), blocks=1 << 20)
+    rig.tell(PEER_6, first)
+    rig.wait(HOLD_NS)
+    start, last = ALL
+    rig.tell(PEER_6, Elsewhere(0, start, last, (), added=(), removed=()))
+    rig.wait(HOLD_NS)
+    held = tier_of(actor).elsewhere._held
+    assert held is not None and not any(held._expected) and not held.busy
