@@ -72,7 +72,7 @@ def described(tensors: Sequence[Tensor], vllm_config: Any, order: str) -> list[T
         axes = AXES if order and len(tensor.shape) == len(AXES) else ""
         what = _WRITTEN.get(backend, "") if axes and tensor.dtype in FLOATS else ""
         content = what or f"{backend or f'? {chosen}'} {order or '-'}"
-        if ".cpu" in backend or not backend:
+        if ".cpu" in backend:
             content += f" {processor()}"
         found.append(replace(tensor, axes=axes, content=content))
     return found

@@ -73,5 +73,6 @@ def test_memory_is_opened_beside_a_context_and_beside_that_of_other_ranks() -> N
         loop.turn()
     assert sorted(loop.done) == [1, 2]
     gpus.go_on.set()
-    loop.turn()
+    while len(loop.done) < 3:  # a turn may find that both were collected by one before
+        loop.turn()
     assert loop.done[2:] == [0]

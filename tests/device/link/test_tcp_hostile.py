@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pegaflow.core.segments.codec import page_sum
-from pegaflow.device.link import Link, LinkError, Piece, tcpowner, tcpstream
+from pegaflow.device.link import Link, LinkError, Piece, tcpbatches, tcpowner, tcpstream
 from pegaflow.device.link.tcpframes import (
     GREETING_BYTES,
     Request,
@@ -366,11 +366,18 @@ def test_a_short_read_does_not_wait_for_all_of_a_long_one(
 ) -> None:
     monkeypatch.setattr("pegaflow.device.link.tcpbatches.BATCH_BYTES", MIB)
     order: list[int] = []
+    take = tcpbatches.Waiting.take
     begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def taken(waiting: tcpbatches.Waiting) -> tcpbatches.Batch:
+        batch = take(waiting)
+        order.append(batch.read.lease)
+        return batch
+
+    monkeypatch.setattr(tcpbatches.Waiting, "take", taken)
 
     def serve(sock: socket.socket, number: int) -> None:
         while request := asked(sock):
-            order.append(request.lease)
             begun.release()
             go_on.wait(20)
             answer(sock, request, b"\1" * MIB if request.lease == 1 else b"\2")
