@@ -50,8 +50,8 @@ Find, `near` so that it is not sent on to other hosts, holds the lease, and says
 pages are.  The reader reserves pages of its own allocator, reads, compares the checksums of what
 has arrived with those of what was sent, and gives back.  Returned(OK) says that the loan stood
 until then, so that what was read are the blocks that were asked for; only after it the reader
-seals, as the flusher does.  Fewer blocks may be lent than were asked; the rest is a miss, and
-forgotten of that host.
+seals, as the flusher does.  Fewer blocks may be lent than were asked; the rest is a miss, and the
+first of it is forgotten of that host.
 
 Whose memory.  The pages that are read are the index's of the owner, under a lease that the owner's
 peer process holds; nobody but that process sends from them, so it may end a loan at any time: it

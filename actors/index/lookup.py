@@ -223,13 +223,13 @@ class Lookup(Part):
         found: list[Block] = []
         here, end = self._residency.blocks, min(len(keys), LIST_MAX // space.shards)
         pages = here.known(namespace, keys[first:end]).tolist()
-        there = [(tier, tier.have(namespace, keys[first:end])) for tier, _ in tiers]
+        there = [(tier, tier.having(namespace, keys[first:end])) for tier, _ in tiers]
         for at, page in enumerate(pages, first):
             key = keys[at]
             if page >= 0:
                 found.append(here.handles.of(page))
                 continue
-            tier = next((tier for tier, has in there if has[at - first]), None)
+            tier = next((tier for tier, has in there if has(at - first)), None)
             if tier is None or key in missing:  # no chain names a key twice
                 break
             if awaited + len(missing) >= min(tier.most_awaited(), share):

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pegaflow.actors.roles.recovery import Recovery
 from pegaflow.actors.runtime.contract import Effect, Part
 from pegaflow.actors.runtime.member import Member
-from pegaflow.core.blocks.columns import Mask
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
 from pegaflow.wire.identities import ClaimId, Incarnation, Key, Namespace
@@ -118,9 +117,10 @@ class Tier(Part, ABC):
     def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether it has this block, as far as we know."""
 
-    def have(self, namespace: Namespace, keys: Sequence[Key]) -> Sequence[bool] | Mask:
-        """The same of many."""
-        return [self.has(namespace, key) for key in keys]
+    def having(self, namespace: Namespace, keys: Sequence[Key]) -> Callable[[int], bool]:
+        """Whether it has the key at a place, for places that only grow: nothing is looked at before
+        it is asked for, or far behind it."""
+        return lambda at: self.has(namespace, keys[at])
 
     @abstractmethod
     def most_awaited(self) -> int:

@@ -107,7 +107,8 @@ class PeerDevice:
     def _connect(self, reader: TcpReader, job: ConnectHost) -> Result:
         """In a thread: wait for the other host."""
         try:
-            found = socket.getaddrinfo(job.where, None, type=socket.SOCK_STREAM)
+            family = socket.AF_INET6 if ":" in job.where else socket.AF_INET  # as it was dialled
+            found = socket.getaddrinfo(job.where, None, family, socket.SOCK_STREAM)
             link = reader.connect(_at(job.offer, str(found[0][4][0])), job.token)
         except (OSError, LinkError, FrameError, ValueError) as err:
             return Done(Status.DISCONNECTED, str(err))

@@ -6,12 +6,11 @@ Fetch, each of which quotes a number, as from the log of the SSD tier; it says w
 each.  Nothing is written to other hosts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from pegaflow.actors.index.tiers import Ended, Pool, Space, Tier, Wanted
 from pegaflow.actors.runtime.contract import Ask, Effect, NoAnswer, On, Part, Sender, on
-from pegaflow.core.blocks.columns import Mask
 from pegaflow.core.blocks.leases import Lease
 from pegaflow.core.blocks.table import Block
 from pegaflow.core.pool.fingerprints import fingerprints
@@ -27,6 +26,10 @@ from pegaflow.wire.values import NOBODY, PEER, Address
 
 from .elsewhere import Elsewheres
 from .holding import HoldingNews
+
+LOOK_KEYS: Count = 256
+"""Keys of a run that are looked up together: most runs end before, and a table that is asked for
+fewer costs as much."""
 
 CUTS_MAX: Count = 4096
 """Namespaces of other hosts whose cut is known: far more than a fleet serves at a time."""
@@ -89,12 +92,19 @@ class PeersTier(Tier):
 
     def has(self, namespace: Namespace, key: Key) -> bool:
         """Whether some host may have it."""
-        return bool(self.have(namespace, (key,))[0])
+        return bool(self.elsewhere.owners_of(fingerprints(namespace, (key,)))[0])
 
-    def have(self, namespace: Namespace, keys: Sequence[Key]) -> Mask:
-        """The same of many."""
-        found: Mask = self.elsewhere.owners_of(fingerprints(namespace, keys)) != 0
-        return found
+    def having(self, namespace: Namespace, keys: Sequence[Key]) -> Callable[[int], bool]:
+        """Looked up some at a time."""
+        known: list[int] = []
+
+        def has(at: int) -> bool:
+            while at >= len(known):
+                some = keys[len(known) : len(known) + LOOK_KEYS]
+                known.extend(self.elsewhere.owners_of(fingerprints(namespace, some)).tolist())
+            return known[at] != 0
+
+        return has
 
     def most_awaited(self) -> int:
         """As many as the peer process says."""

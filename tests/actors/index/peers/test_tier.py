@@ -6,8 +6,8 @@ import pytest
 from pegaflow.actors.index.actor import Index
 from pegaflow.actors.index.peers import elsewhere
 from pegaflow.actors.index.peers.holding import HOLD_NS, net
-from pegaflow.actors.index.peers.tier import PeersTier
-from pegaflow.core.pool.fingerprints import fingerprints
+from pegaflow.actors.index.peers.tier import LOOK_KEYS, PeersTier
+from pegaflow.core.pool.fingerprints import U64, fingerprints
 from pegaflow.wire.control import Gone
 from pegaflow.wire.envelope import Envelope
 from pegaflow.wire.flusher import Fetch, Fetched
@@ -237,3 +237,20 @@ def test_a_host_that_is_lost_while_its_picture_comes_keeps_no_room() -> None:
     rig.wait(HOLD_NS)
     held = tier_of(actor).elsewhere._held
     assert held is not None and not any(held._expected) and not held.busy
+
+
+def test_no_more_of_a_long_run_is_looked_at_than_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, actor = hosts()
+    tier, asked_for = tier_of(actor), []
+    owners_of = tier.elsewhere.owners_of
+
+    def counted(names: U64) -> U64:
+        asked_for.append(len(names))
+        return owners_of(names)
+
+    monkeypatch.setattr(tier.elsewhere, "owners_of", counted)
+    has = tier.having(NS, [Key(n.to_bytes(32, "big")) for n in range(10_000)])
+    assert not has(0) and not has(LOOK_KEYS - 1) and not has(LOOK_KEYS)
+    assert asked_for == [LOOK_KEYS, LOOK_KEYS]
